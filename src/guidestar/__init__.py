@@ -1,0 +1,37 @@
+"""guidestar steers diffusion models: any guidance, any number at once, on any model."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "levels": ("VE", "VP", "Flow", "GRIDS", "Grid", "Level", "Schedule", "Step", "expand", "karras", "leading", "linspace", "log_snr", "trailing", "uniform"),
+    "prediction": ("Prediction",),
+    "draw": ("Draw",),
+    "denoiser": ("Condition", "Denoiser", "Network"),
+    "passes": ("COND", "NEGATIVE", "NULL", "Net", "Pass", "Slot"),
+    "guidance": (
+        *("AND", "METHODS", "NOT", "Contrast", "Direction", "ExpressionError", "Guidance", "Guided", "Plan", "Post", "apg", "cfg", "cfgpp", "clamp"),
+        *("classifier", "clip_x0", "cond", "cosine", "linear", "neg", "parse", "rescale", "threshold", "uncond"),
+    ),
+    "sampling": ("DDIM", "DDPM", "SOLVERS", "DPMpp2M", "Heun", "SDEDPMpp2M", "Solver", "State", "get_solver", "sample", "trajectory"),
+    "model": ("Model", "load"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'guidestar' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

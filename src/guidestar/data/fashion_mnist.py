@@ -1,0 +1,67 @@
+"""Fashion-MNIST: 70,000 real pictures of ten kinds of clothing, 28×28 grey (MIT licence).
+
+References:
+    Fashion-MNIST, https://arxiv.org/abs/1708.07747
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+_FILES = {"train": "train", "test": "t10k"}
+
+
+def read_idx(path: Path) -> Tensor:
+    """Read an IDX file of unsigned bytes, gzipped or not, as a uint8 tensor.
+
+    Raises:
+        ValueError: it is not IDX, not of unsigned bytes, or shorter or longer than its header says.
+    """
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        zero, kind, ndim = struct.unpack(">HBB", raw[:4])
+        shape = struct.unpack(f">{ndim}I", raw[4 : 4 + 4 * ndim])
+    except (OSError, EOFError, struct.error) as error:
+        raise ValueError(f"{path} cannot be read as an IDX file: {error}") from error
+    body = raw[4 + 4 * ndim :]
+    if zero != 0 or kind != 8 or len(body) != math.prod(shape):
+        raise ValueError(f"{path} is not a complete IDX file of unsigned bytes (its header says {shape}, it holds {len(body)} bytes)")
+    return torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(shape)
+
+
+def _find(folder: Path, stem: str) -> Path:
+    for path in (folder / f"{stem}.gz", folder / stem):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"Fashion-MNIST's {stem} is not in {folder}; install it with 'apt-get install dataset-fashion-mnist', "
+        "or name a folder that holds the four IDX files"
+    )
+
+
+def load(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor, Tensor]:
+    """Load images ``[N, 1, 28, 28]`` in [−1, 1] (float32) and labels ``[N]`` (int64).
+
+    Args:
+        split: "train" (60,000) or "test" (10,000).
+        folder: where the IDX files are; by default where Debian's dataset-fashion-mnist puts them.
+
+    Raises:
+        FileNotFoundError: the files are not there; the message says how to get them.
+        ValueError: a file is damaged, or images and labels differ in number.
+    """
+    where = Path(folder) if folder else INSTALLED
+    images = read_idx(_find(where, f"{_FILES[split]}-images-idx3-ubyte"))
+    labels = read_idx(_find(where, f"{_FILES[split]}-labels-idx1-ubyte"))
+    if len(images) != len(labels):
+        raise ValueError(f"{where} holds {len(images)} images but {len(labels)} labels in its {split} split")
+    return images[:, None].float() / 127.5 - 1, labels.long()

@@ -1,0 +1,44 @@
+"""Guidance: terms, posts and the expressions they make."""
+
+from ._core import Context, Contrast, Direction, Guidance, Live, Post, cond, neg, uncond
+from .apg import APG as apg
+from .cfg import CFG as cfg
+from .cfgpp import CFGPP as cfgpp
+from .classifier import Classifier as classifier
+from .compose import AND, NOT
+from .expression import METHODS, ExpressionError, parse
+from .guided import Guided, Plan, StepPlan
+from .posts import Clip as clip_x0
+from .posts import Rescale as rescale
+from .posts import Threshold as threshold
+from .weights import clamp, cosine, linear
+
+__all__ = [
+    "AND",
+    "METHODS",
+    "NOT",
+    "Context",
+    "Contrast",
+    "Direction",
+    "ExpressionError",
+    "Guidance",
+    "Guided",
+    "Live",
+    "Plan",
+    "Post",
+    "StepPlan",
+    "apg",
+    "cfg",
+    "cfgpp",
+    "clamp",
+    "classifier",
+    "clip_x0",
+    "cond",
+    "cosine",
+    "linear",
+    "neg",
+    "parse",
+    "rescale",
+    "threshold",
+    "uncond",
+]

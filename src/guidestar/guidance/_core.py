@@ -1,0 +1,316 @@
+"""Guidance as a sum: ``guided = post( base + Σ weightᵢ(step) · directionᵢ )``.
+
+A `Direction` is a term of that sum, a `Post` acts on its result, a `Guidance` is the whole
+expression, still free of any network. `Guided` (in ``guided.py``) binds it to networks and runs it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..levels import Step, Value
+from ..passes import Evaluated, Pass, Slot
+from ..prediction import Prediction
+from .weights import Scale, Schedule, check_interval, check_scale, weigh
+
+State = dict[str, Tensor]
+"""What a term remembers between steps: tensors ``[B, …]``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a run offers to the terms that are bound to it.
+
+    Args:
+        classifiers: objects with ``log_prob(x, level, target) -> [B]``, by name.
+        target: the requested class of each sample, ``[B]`` or ``[1]``.
+        index: turns a class name into its index.
+        conditional: whether a condition was requested.
+        nets: names of the denoisers.
+    """
+
+    classifiers: Mapping[str, Any] = field(default_factory=dict)
+    target: Tensor | None = None
+    index: Callable[[str | int], int] | None = None
+    conditional: bool = True
+    nets: Sequence[str] = ("main",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """What a term sees: the samples for which its weight is not 0, and nothing of the others.
+
+    Args:
+        x_t: ``[b, *S]``.
+        step: their step.
+        answers: the evaluated passes.
+        local: these samples' rows within ``answers``.
+        rows: which samples of the run they are (None: all).
+        state: the term's memory of these samples.
+        base: the pass that the terms are added to.
+    """
+
+    x_t: Tensor
+    step: Step
+    base: Pass
+    answers: Mapping[Pass, Evaluated]
+    local: Tensor | None
+    rows: Tensor | None
+    state: State
+
+    def __getitem__(self, p: Pass) -> Prediction:
+        return self.answers[p].at(self.local)
+
+    def mine(self, per_sample: Tensor) -> Tensor:
+        """Select these samples from a tensor of the whole run, ``[B, …]`` or ``[1, …]``."""
+        if len(per_sample) == 1 or self.rows is None:
+            return per_sample.expand(len(self.x_t), *per_sample.shape[1:]) if len(per_sample) == 1 else per_sample
+        return per_sample[self.rows.to(per_sample.device)]
+
+    def gradient(self, energy: Callable[[Tensor], Tensor], through: Pass | None) -> Tensor:
+        """Return ``∇_{x_t} Σ energy`` ``[b, *S]``: of ``energy(x_t)``, or of ``energy(x0)`` through a pass."""
+        with torch.enable_grad():
+            if through is None:
+                x = self.x_t.detach().requires_grad_()
+                return torch.autograd.grad(energy(x).sum(), x)[0]
+            answer, prediction = self.answers[through], self[through]
+            leaf = answer.prediction.x_t
+            gradient = torch.autograd.grad(energy(prediction.x0).sum(), leaf, retain_graph=True)[0]
+        where = answer.positions(self.local)
+        return gradient if where is None else gradient[where.to(gradient.device)]
+
+
+Pushed = tuple[Tensor, State]
+Rounds = Generator[tuple[Pass, ...], Mapping[Pass, Prediction], Pushed]
+
+
+class _Sum:
+    """``+`` and ``|`` of the expression language."""
+
+    def __add__(self, other: Direction | Guidance) -> Guidance:
+        return as_guidance(self).plus(as_guidance(other))
+
+    def __or__(self, post: Post) -> Guidance:
+        guidance = as_guidance(self)
+        if not isinstance(post, Post):
+            raise TypeError(f"what follows '|' must be a post (rescale, threshold, …), not {post}")
+        return Guidance(base=guidance.base, terms=guidance.terms, posts=(*guidance.posts, post))
+
+
+@dataclass(frozen=True)
+class Direction(_Sum, ABC):
+    """A term: a push of the clean estimate, times a weight.
+
+    Args:
+        scale: its strength as its paper gives it, one number or one for each sample;
+            ``weight = scale − neutral``.
+        interval: noise ratios ``(lo, hi]`` where it acts; everywhere by default.
+        schedule: how the weight changes along the run: linear, cosine, clamp, or any callable
+            ``(weight, step) -> weight``.
+    """
+
+    scale: Scale
+    _: KW_ONLY
+    interval: tuple[float, float] | None = None
+    schedule: Schedule | None = None
+
+    name: ClassVar[str]
+    neutral: ClassVar[float] = 0.0
+    requires: ClassVar[Slot | None] = None
+    later: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        check_scale(self.name, self.scale)
+        check_interval(self.name, self.interval)
+
+    def weight(self, step: Step, rows: Tensor | None = None) -> Value:
+        """Return the weight at ``step``, for the run's samples ``rows`` (None: all)."""
+        numbers = self.scale if isinstance(self.scale, list | tuple) else [self.scale]
+        shifted = [n - self.neutral for n in numbers]
+        return weigh(shifted if isinstance(self.scale, list | tuple) else shifted[0], self.schedule, self.interval, step, rows)
+
+    @abstractmethod
+    def passes(self, step: Step) -> tuple[Pass, ...]:
+        """Name the passes it needs at ``step``, beside the base."""
+
+    @abstractmethod
+    def push(self, live: Live) -> Pushed | Rounds:
+        """Return the push of x0 ``[b, *S]`` for a weight of 1, and the new state.
+
+        A direction that needs further passes, at places it knows only now, is a generator instead:
+        it yields them, receives their predictions, and returns the same. It says in ``later`` how
+        many there will be.
+        """
+
+    def start(self, x_t: Tensor) -> State:
+        """Return the state before the first step."""
+        return {}
+
+    def bind(self, context: Context) -> Direction:
+        """Return this term with what it takes from the run.
+
+        Raises:
+            ValueError: the run lacks something it needs.
+        """
+        return self
+
+    @property
+    def linked(self) -> bool:
+        """Whether eps follows its push; if not, the prediction is split."""
+        return True
+
+    @property
+    def reads_target(self) -> bool:
+        """Whether it depends on the level that the step leads to."""
+        return False
+
+    @property
+    def differentiates(self) -> Pass | None:
+        """The pass whose network it differentiates."""
+        return None
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether it computes a gradient."""
+        return False
+
+    @property
+    def only_solver(self) -> str | None:
+        """The name of the only solver it works with, if there is one."""
+        return None
+
+    def __str__(self) -> str:
+        return written(self)
+
+
+class Contrast(Direction):
+    """A term of two passes: the push is ``shape(good − bad)``, in x0.
+
+    A linear contrast is the plain difference, which reads the same in every space.
+    """
+
+    @abstractmethod
+    def good(self, step: Step) -> Pass:
+        """Name the pass to move towards."""
+
+    @abstractmethod
+    def bad(self, step: Step) -> Pass:
+        """Name the pass to move away from."""
+
+    def passes(self, step: Step) -> tuple[Pass, ...]:
+        return self.good(step), self.bad(step)
+
+    def push(self, live: Live) -> Pushed:
+        return self.shape(live[self.good(live.step)], live[self.bad(live.step)], live)
+
+    def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
+        """Return the push and the new state; by default the difference as it is."""
+        return good.x0 - bad.x0, live.state
+
+
+@dataclass(frozen=True)
+class Post(ABC):
+    """A step after the sum; it keeps (x0, eps) linked. Posts run from left to right."""
+
+    name: ClassVar[str]
+
+    def passes(self, step: Step) -> tuple[Pass, ...]:
+        """Name the passes it needs at ``step``."""
+        return ()
+
+    @abstractmethod
+    def apply(self, prediction: Prediction, live: Live) -> Prediction:
+        """Return the changed prediction."""
+
+    def __str__(self) -> str:
+        return written(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance(_Sum):
+    """A whole expression: ``[base +] term {+ term} {| post}``, free of any network.
+
+    Args:
+        base: what the terms are added to; by default what a term requires, else the conditional
+            pass (the unconditional one where no condition is given).
+        terms: directions; they commute.
+        posts: they run from left to right, and do not commute.
+    """
+
+    base: Slot | None = None
+    terms: tuple[Direction, ...] = ()
+    posts: tuple[Post, ...] = ()
+
+    def plus(self, other: Guidance) -> Guidance:
+        """Add the terms of ``other``.
+
+        Raises:
+            ValueError: a base that does not come first, or terms after a post.
+        """
+        if other.base is not None:
+            raise ValueError(f"the base {other.base.value!r} must come first in the sum, and only once")
+        if self.posts:
+            raise ValueError("terms must come before '|': posts act on the whole sum")
+        return Guidance(base=self.base, terms=self.terms + other.terms, posts=other.posts)
+
+    def resolve_base(self, conditional: bool) -> Slot:
+        """Return the base: as written, as a term requires, or by default.
+
+        Raises:
+            ValueError: two requirements differ; both terms are named.
+        """
+        needs = {term.requires: term for term in self.terms if term.requires is not None}
+        if len(needs) > 1:
+            raise ValueError(" and ".join(f"{t.name} needs the base '{s.value}'" for s, t in needs.items()) + "; use one of them")
+        for slot, term in needs.items():
+            if self.base not in (None, slot):
+                raise ValueError(f"{term.name} needs the base '{slot.value}', not '{self.base.value}'")  # type: ignore[union-attr]
+            return slot
+        return self.base or (Slot.COND if conditional else Slot.NULL)
+
+    def __str__(self) -> str:
+        base = [self.base.value] if self.base else [] if self.terms else ["cond"]
+        return " | ".join([" + ".join([*base, *map(str, self.terms)]), *map(str, self.posts)])
+
+
+def as_guidance(value: object) -> Guidance:
+    """Make an expression of a direction or an expression."""
+    if isinstance(value, Direction):
+        return Guidance(terms=(value,))
+    if isinstance(value, Guidance):
+        return value
+    if isinstance(value, Post):
+        raise TypeError(f"{value} is a post: write it after '|'")
+    raise TypeError(f"expected a guidance, not {value!r}")
+
+
+cond, uncond, neg = (Guidance(base=slot) for slot in Slot)
+
+
+def written(term: Direction | Post) -> str:
+    """Write a term as the expression that makes it."""
+    parts = []
+    for f in fields(term):
+        value = getattr(term, f.name)
+        if not f.kw_only and (value != f.default or not parts):
+            parts.append(_literal(value))
+        elif f.kw_only and value != f.default:
+            parts.append(f"{f.name}={_literal(value)}")
+    return f"{term.name}({', '.join(parts)})"
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, list | tuple):
+        inner = ", ".join(map(_literal, value))
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, float):
+        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    return repr(value) if isinstance(value, str | int) else str(value)

@@ -1,0 +1,63 @@
+"""Composable diffusion: conjunction and negation of concepts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..denoiser import Condition
+from ..levels import Step
+from ..passes import COND, NULL, Pass, Slot
+from ._core import Contrast
+from .expression import register
+
+
+@register
+@dataclass(frozen=True)
+class AND(Contrast):
+    """Composition: each AND adds ``w (cᵢ − u)`` to u; together ``u + Σ wᵢ(cᵢ − u)``.
+
+    Args:
+        scale: w. Usual: 7.5.
+        concept: a name or prompt, or a `Condition`; the run's own condition by default.
+
+    1 evaluation for each concept, and 1 for the null; base uncond.
+
+    References:
+        Compositional Visual Generation with Composable Diffusion Models, https://arxiv.org/abs/2206.01714
+    """
+
+    concept: str | int | Condition | None = None
+    name = "AND"
+    requires = Slot.NULL
+
+    def good(self, step: Step) -> Pass:
+        return COND if self.concept is None else Pass(cond=self.concept)
+
+    def bad(self, step: Step) -> Pass:
+        return NULL
+
+
+@register
+@dataclass(frozen=True)
+class NOT(Contrast):
+    """Negation: moves away from a concept, adding ``−w (cᵢ − u)`` to u (2206.01714, as `AND`).
+
+    Args:
+        scale: w, positive.
+        concept: a name or prompt, or a `Condition`.
+
+    1 evaluation for each concept, and 1 for the null; base uncond.
+
+    References:
+        Compositional Visual Generation with Composable Diffusion Models, https://arxiv.org/abs/2206.01714
+    """
+
+    concept: str | int | Condition = ""
+    name = "NOT"
+    requires = Slot.NULL
+
+    def good(self, step: Step) -> Pass:
+        return NULL
+
+    def bad(self, step: Step) -> Pass:
+        return Pass(cond=self.concept)

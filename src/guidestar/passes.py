@@ -1,0 +1,253 @@
+"""Network passes: what a step asks of the networks, and one function that answers it.
+
+A pass is hashable, so the same question asked by several guidances is one pass. `evaluate` groups
+passes that can share a batch, runs each only for the rows that need it, and checks nothing on the
+device unless asked to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .denoiser import Condition, Denoiser
+from .levels import Level, expand, inverse_or_zero
+from .prediction import Prediction
+
+
+class Slot(Enum):
+    """The conditions every run has: the requested one, none at all, and the negative (none by default)."""
+
+    COND = "cond"
+    NULL = "uncond"
+    NEGATIVE = "neg"
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Another place to look at: ``x [b, *S]`` for the rows of the term that asks, at its own level."""
+
+    x: Tensor
+    level: Level
+
+
+class Perturbation(Hashable, Protocol):
+    """A change of a network that lasts for one pass."""
+
+    def __call__(self, denoiser: Denoiser) -> AbstractContextManager[None]:
+        """Return a context in which ``denoiser`` is perturbed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One network evaluation.
+
+    Args:
+        cond: a `Slot`, a `Condition` of 1 or B samples, or a name or prompt for the encoder.
+        net: which network.
+        perturb: a change of the network for this pass.
+        point: another x and level than the step's (its token is unique to the asking term).
+        edit: maps the condition to another.
+    """
+
+    cond: Slot | Condition | str | int = Slot.COND
+    net: str = "main"
+    perturb: Perturbation | None = None
+    point: Point | None = None
+    edit: Callable[[Condition], Condition] | None = None
+
+    def __str__(self) -> str:
+        what = self.cond.value if isinstance(self.cond, Slot) else "condition" if isinstance(self.cond, Condition) else repr(self.cond)
+        marks = [self.net if self.net != "main" else "", "perturbed" if self.perturb else "", "elsewhere" if self.point else "", "edited" if self.edit else ""]
+        return " ".join([what, *(m for m in marks if m)])
+
+
+COND, NULL, NEGATIVE = Pass(cond=Slot.COND), Pass(cond=Slot.NULL), Pass(cond=Slot.NEGATIVE)
+
+
+@dataclass(kw_only=True)
+class Net:
+    """A denoiser with the conditions of this run.
+
+    Args:
+        denoiser: the network.
+        cond: the requested condition, of 1 or B samples; none for an unconditional run.
+        null: its "no condition"; none for a network that takes no condition at all.
+        negative: what ``neg`` and cfg's negative mean; the null by default.
+        encode: turns names or prompts into conditions.
+    """
+
+    denoiser: Denoiser
+    cond: Condition | None = None
+    null: Condition | None = None
+    negative: Condition | None = None
+    encode: Callable[[Sequence[str | int]], Condition] | None = None
+    _seen: dict[Hashable, Condition] = field(default_factory=dict, repr=False)
+
+    def condition(self, key: Slot | Condition | str | int, batch: int) -> Condition:
+        """Return the condition a pass means, for ``batch`` samples (encoded once)."""
+        if (key, batch) not in self._seen:
+            self._seen[key, batch] = self._resolve(key).repeat(batch)
+        return self._seen[key, batch]
+
+    def _resolve(self, key: Slot | Condition | str | int) -> Condition:
+        if isinstance(key, Condition):
+            return key
+        if not isinstance(key, Slot):
+            if self.encode is None:
+                raise ValueError(f"the condition {key!r} needs an encoder: give encode=, or a Condition in its place")
+            return self.encode([key])
+        if key is Slot.COND and self.cond is None:
+            raise ValueError("no condition was given, but the guidance asks for the conditional pass; give cond=, or start it with 'uncond'")
+        null = Condition() if self.null is None and self.cond is None else self.null
+        found = self.cond if key is Slot.COND else null if key is Slot.NULL else self.negative or null
+        if found is None:
+            raise ValueError("the guidance asks for the unconditional pass, but the model has no null condition; give null=")
+        return found
+
+    def canonical(self, p: Pass) -> Pass:
+        """Name a pass so that equal passes are equal: no negative is the null."""
+        if p.cond is Slot.NEGATIVE and not self.negative:
+            return Pass(**{**vars(p), "cond": Slot.NULL})
+        return p
+
+
+@dataclass(kw_only=True)
+class Evaluated:
+    """The answer to one pass: a prediction for ``rows`` (local indices, None for all)."""
+
+    rows: Tensor | None
+    prediction: Prediction
+
+    def positions(self, rows: Tensor | None) -> Tensor | None:
+        """Return where ``rows`` lie within this answer's rows (None: it is those rows)."""
+        if rows is None or self.rows is None:
+            return rows
+        return None if rows.equal(self.rows) else torch.searchsorted(self.rows, rows)
+
+    def at(self, rows: Tensor | None) -> Prediction:
+        """Select the prediction at ``rows``."""
+        where = self.positions(rows)
+        return self.prediction if where is None else self.prediction.take(where)
+
+
+def union(rows: Sequence[Tensor | None], batch: int) -> Tensor | None:
+    """Join row selections; None stands for all rows."""
+    if any(r is None for r in rows):
+        return None
+    joined = torch.unique(torch.cat([r for r in rows if r is not None]))
+    return None if len(joined) == batch else joined
+
+
+@dataclass(kw_only=True)
+class Question:
+    """What a round of passes is about: samples at a level, some of a larger batch.
+
+    Args:
+        x_t: ``[b, *S]``.
+        level: of ``x_t``.
+        rows: which samples of the run these are (None: all of them).
+        batch: how many samples the run has.
+        max_rows: the most rows of one network call.
+        check: refuse outputs that are not finite (costs a synchronisation for each pass).
+    """
+
+    x_t: Tensor
+    level: Level
+    rows: Tensor | None
+    batch: int
+    max_rows: int | None = None
+    check: bool = False
+
+
+def evaluate(passes: Mapping[Pass, Tensor | None], q: Question, nets: Mapping[str, Net], through: frozenset[Pass] = frozenset()) -> dict[Pass, Evaluated]:
+    """Run ``passes``, each for its rows, in as few network calls as possible.
+
+    Args:
+        passes: the rows of each pass (local indices, rising; None for all).
+        q: the samples.
+        nets: networks by name.
+        through: passes whose predictions must be differentiable in their ``x_t``.
+    """
+    groups: dict[Hashable, list[Pass]] = {}
+    for p in passes:
+        groups.setdefault((p.net, p.perturb, p in through), []).append(p)
+    answers: dict[Pass, Evaluated] = {}
+    for (name, perturb, differentiable), members in groups.items():  # type: ignore[misc]
+        net = _find(nets, name)
+        with perturb(net.denoiser) if perturb else nullcontext(), torch.enable_grad() if differentiable else nullcontext():
+            answers.update(_run(net, members, passes, q, differentiable))
+    return answers
+
+
+def _find(nets: Mapping[str, Net], name: str) -> Net:
+    if name not in nets:
+        raise ValueError(f"there is no network {name!r}; this model has {', '.join(sorted(nets))}")
+    return nets[name]
+
+
+def _run(net: Net, members: Sequence[Pass], passes: Mapping[Pass, Tensor | None], q: Question, differentiable: bool) -> dict[Pass, Evaluated]:
+    inputs = [_input(p, passes[p], q, differentiable) for p in members]
+    conds = Condition.join([_condition(net, p, passes[p], q) for p in members])
+    sizes = [len(x) for x, _ in inputs]
+    x = torch.cat([x for x, _ in inputs]) if len(inputs) > 1 else inputs[0][0]
+    joined = _call(net.denoiser, x, _join_levels([level for _, level in inputs], sizes), conds, None if differentiable else q.max_rows)
+    answers, start = {}, 0
+    for p, (x_t, level), size in zip(members, inputs, sizes, strict=True):
+        part = slice(start, start + size)
+        start += size
+        log_var = None if joined.log_var is None else joined.log_var[part]
+        prediction = Prediction(x_t=x_t, level=level, x0=joined.x0[part], eps=joined.eps[part], log_var=log_var)
+        if q.check and not bool(prediction.x0.isfinite().all()):
+            raise FloatingPointError(f"the network {p.net!r} returned values that are not finite in its pass {str(p)!r}")
+        answers[p] = Evaluated(rows=passes[p], prediction=prediction)
+    return answers
+
+
+def _input(p: Pass, rows: Tensor | None, q: Question, differentiable: bool) -> tuple[Tensor, Level]:
+    x, level = (p.point.x, p.point.level) if p.point else (q.x_t, q.level)
+    if rows is not None and p.point is None:
+        x, level = x[rows.to(x.device)], level.take(rows)
+    return (x.detach().requires_grad_() if differentiable else x), level
+
+
+def _condition(net: Net, p: Pass, rows: Tensor | None, q: Question) -> Condition:
+    cond = net.condition(p.cond, q.batch)
+    absolute = rows if q.rows is None else q.rows if rows is None else q.rows[rows]
+    cond = cond if absolute is None or not cond else cond.take(absolute)
+    return p.edit(cond) if p.edit else cond
+
+
+def _join_levels(levels: Sequence[Level], sizes: Sequence[int]) -> Level:
+    if not any(isinstance(v, Tensor) for level in levels for v in level) and all(level == levels[0] for level in levels):
+        return levels[0]
+    columns = zip(*([torch.as_tensor(v, dtype=torch.float64).expand(n) for v in level] for level, n in zip(levels, sizes, strict=True)), strict=True)
+    return Level(*(torch.cat(column) for column in columns))
+
+
+def _call(denoiser: Denoiser, x: Tensor, level: Level, cond: Condition, max_rows: int | None) -> Prediction:
+    """Call the network, in chunks of at most ``max_rows``; clean rows need no call."""
+    if max_rows and len(x) > max_rows:
+        chunks = torch.arange(len(x)).split(max_rows)
+        parts = [_call(denoiser, x[c.to(x.device)], level.take(c), cond.take(c), None) for c in chunks]
+        return Prediction.join(parts, x, level)
+    noisy = torch.as_tensor(level.sigma) != 0
+    if noisy.all():
+        return _predict(denoiser, x, level, cond)
+    x0 = x * expand(inverse_or_zero(level.alpha), x)
+    if noisy.any():
+        rows = noisy.nonzero()[:, 0]
+        x0 = x0.index_copy(0, rows.to(x.device), _predict(denoiser, x[rows.to(x.device)], level.take(rows), cond.take(rows)).x0)
+    return Prediction.from_x0(x, level, x0)
+
+
+def _predict(denoiser: Denoiser, x: Tensor, level: Level, cond: Condition) -> Prediction:
+    out = denoiser(x, level, cond)
+    return out if isinstance(out, Prediction) else Prediction.from_x0(x, level, out)

@@ -1,0 +1,25 @@
+"""Solvers, and the loop that runs them."""
+
+from ._core import Solver, State, noise, noised, sample, trajectory
+from .ddim import DDIM, DDPM
+from .dpmpp import DPMpp2M, SDEDPMpp2M
+from .heun import Heun
+
+SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (DDIM, DDPM, DPMpp2M, SDEDPMpp2M, Heun)}
+"""Every solver by name."""
+
+
+def get_solver(solver: Solver | str) -> Solver:
+    """Return the solver of that name, with its defaults.
+
+    Raises:
+        ValueError: there is none; the message lists those that there are.
+    """
+    if isinstance(solver, Solver):
+        return solver
+    if solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; the solvers are {', '.join(SOLVERS)}")
+    return SOLVERS[solver]()
+
+
+__all__ = ["DDIM", "DDPM", "SOLVERS", "DPMpp2M", "Heun", "SDEDPMpp2M", "Solver", "State", "get_solver", "noise", "noised", "sample", "trajectory"]

@@ -1,0 +1,86 @@
+"""DDIM, and the ancestral sampler of DDPM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ..draw import Draw
+from ..levels import Step, expand, inverse_or_zero, sqrt
+from ._core import Predict, Solver, SState, Stepped
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIM(Solver):
+    """``x_s = α_s x0 + √(σ_s² − v) ε + √v z`` with ``v = η² σ_s² σ²_{t|s} / σ_t²``.
+
+    Args:
+        eta: 0 is deterministic (and is Euler's method in (x/α, ρ), and flow Euler in any flow);
+            1 is ancestral sampling.
+
+    References:
+        Denoising Diffusion Implicit Models, equation 12, https://arxiv.org/abs/2010.02502
+    """
+
+    eta: float = 0.0
+    name = "ddim"
+    order = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"ddim: eta must be in [0, 1], not {self.eta}")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
+        prediction, gstate = predict(x_t, step, gstate)
+        variance = self.eta**2 * step.posterior_variance
+        x_s = expand(step.s.alpha, x_t) * prediction.x0 + expand(sqrt(step.s.sigma**2 - variance), x_t) * prediction.eps
+        if self.eta:
+            x_s = x_s + expand(sqrt(variance), x_t) * draw.normal_like("ddim", x_t)
+        return x_s, sstate, gstate
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM(Solver):
+    """Ancestral sampling: the mean of ``q(x_s | x_t, x0)``, and noise of variance Σ.
+
+    ``x_s = α_s x0 + √(σ_s² − σ_s²σ²_{t|s}/σ_t²) ε + √Σ z``.
+
+    Args:
+        variance: Σ is "small" (``σ_s²σ²_{t|s}/σ_t²``, the posterior's), "large" (``σ²_{t|s}``; no
+            noise in the last step), or "learned" (the network's own, between the two in the log).
+
+    References:
+        Denoising Diffusion Probabilistic Models, section 3.2, https://arxiv.org/abs/2006.11239
+        Improved DDPM, equation 15, https://arxiv.org/abs/2102.09672
+    """
+
+    variance: Literal["small", "large", "learned"] = "small"
+    name = "ddpm"
+    order = 1
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("small", "large", "learned"):
+            raise ValueError(f"ddpm: the variance must be small, large or learned, not {self.variance!r}")
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
+        prediction, gstate = predict(x_t, step, gstate)
+        small, large = step.posterior_variance, step.transition_variance
+        mean = expand(step.s.alpha, x_t) * prediction.x0 + expand(sqrt(step.s.sigma**2 - small), x_t) * prediction.eps
+        deviation = expand(sqrt(large if self.variance == "large" else small), x_t)
+        if self.variance == "learned":
+            if prediction.log_var is None:
+                raise ValueError("ddpm(variance='learned') needs a network that predicts its variance (2C channels, learned_variance=True)")
+            ratio = expand(large, x_t) * expand(inverse_or_zero(small), x_t)
+            deviation = deviation * ratio ** ((prediction.log_var + 1) / 4)
+        noisy = expand((step.s.sigma != 0) * 1.0, x_t)
+        return mean + noisy * deviation * draw.normal_like("ddpm", x_t), sstate, gstate
