@@ -18,7 +18,8 @@ _HOMES = {
         *("classifier", "clip_x0", "cond", "cosine", "linear", "neg", "parse", "rescale", "threshold", "uncond"),
     ),
     "sampling": ("DDIM", "DDPM", "SOLVERS", "DPMpp2M", "Heun", "SDEDPMpp2M", "Solver", "State", "get_solver", "sample", "trajectory"),
-    "model": ("Model", "load"),
+    "model": ("Model", "Samples"),
+    "folder": ("available", "load", "save"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

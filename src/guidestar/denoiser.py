@@ -40,7 +40,7 @@ class Condition(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._tensors)
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -88,9 +88,16 @@ class Denoiser(Protocol):
         ...
 
 
-def _from_eps(x: Tensor, out: Tensor, a: Value, s: Value) -> Tensor:
+def _refuse_pure_noise(predicts: str, a: Value) -> None:
     if bool((torch.as_tensor(a) == 0).any()):
-        raise ValueError("a network that predicts eps says nothing about data at pure noise (alpha = 0); start the grid below it, or use a network that predicts v, x0 or velocity")
+        raise ValueError(
+            f"a network that predicts {predicts} says nothing about data at pure noise (alpha = 0); "
+            "start the grid below it, or use a network that predicts v, x0 or velocity"
+        )
+
+
+def _from_eps(x: Tensor, out: Tensor, a: Value, s: Value) -> Tensor:
+    _refuse_pure_noise("eps", a)
     return expand(inverse_or_zero(a), x) * x - expand(divide(s, a), x) * out
 
 
@@ -124,7 +131,8 @@ class Network(nn.Module):
         sigma_data: standard deviation of the data, for edm.
         time: maps ``level.t`` to what the network is told (e.g. ``lambda t: 1000 * t``).
         dtype: what the network computes in; by default that of its parameters. Everything around
-            it stays in the dtype of ``x_t``: this is the only place where the two meet.
+            it stays in the dtype of ``x_t``: this is the only place where the two meet. Times are
+            told in float32 at least: bfloat16 cannot tell step 998 from step 1000.
 
     References:
         EDM preconditioning: equation 7 and table 1 of https://arxiv.org/abs/2206.00364
@@ -144,6 +152,8 @@ class Network(nn.Module):
         super().__init__()
         if predicts not in (*_TO_X0, "edm"):
             raise ValueError(f"predicts must be one of {', '.join((*_TO_X0, 'edm'))}, not {predicts!r}")
+        if learned_variance and predicts == "edm":
+            raise ValueError("an edm network predicts no variance; learned_variance goes with eps, x0, v or velocity")
         self.net, self.predicts, self.learned_variance = net, predicts, learned_variance
         self.sigma_data, self.time = sigma_data, time
         parameters = net.parameters() if isinstance(net, nn.Module) else iter(())
@@ -161,6 +171,7 @@ class Network(nn.Module):
         return Prediction(**{**vars(prediction), "log_var": log_var})
 
     def _edm(self, x_t: Tensor, level: Level, cond: Condition) -> Tensor:
+        _refuse_pure_noise("edm", level.alpha)
         rho, d = level.rho, self.sigma_data
         total = rho**2 + d**2
         x = x_t * expand(inverse_or_zero(level.alpha), x_t)
@@ -169,7 +180,8 @@ class Network(nn.Module):
 
     def _call(self, x: Tensor, t: Value, cond: Condition) -> Tensor:
         dtype = self.dtype or x.dtype
-        times = t.to(x.device, dtype) if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device, dtype=dtype)
+        precise = torch.promote_types(dtype, torch.float32)
+        times = t.to(x.device, precise) if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device, dtype=precise)
         out = self.net(x.to(dtype), times, **{k: v.to(dtype) if v.is_floating_point() else v for k, v in cond.items()})
         if not isinstance(out, Tensor):
             out = out.sample if hasattr(out, "sample") else out[0]
@@ -177,7 +189,7 @@ class Network(nn.Module):
         return out.to(x.dtype)
 
     def _check_channels(self, x: Tensor, out: Tensor) -> None:
-        channels = x.shape[1] * (2 if self.learned_variance else 1)
-        if out.shape[0] != x.shape[0] or out.shape[1] != channels:
-            hint = "; a network of 2C channels needs learned_variance=True" if out.shape[1] == 2 * x.shape[1] else ""
+        batch, channels, *rest = x.shape
+        if out.shape != (batch, channels * (2 if self.learned_variance else 1), *rest):
+            hint = "; a network of 2C channels needs learned_variance=True" if out.shape == (batch, 2 * channels, *rest) else ""
             raise ValueError(f"the network returned {tuple(out.shape)} for an input of {tuple(x.shape)}{hint}")

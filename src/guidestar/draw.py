@@ -47,7 +47,7 @@ class Draw:
 
     def normal(self, tag: str, shape: Sequence[int]) -> Tensor:
         """Draw standard normals ``[B, *shape]``, on the CPU in float32."""
-        return torch.stack([torch.randn(*shape, generator=_generator(s, self.step, tag)) for s in self.seeds])
+        return torch.stack([torch.randn(tuple(shape), generator=_generator(s, self.step, tag)) for s in self.seeds])
 
     def normal_like(self, tag: str, x: Tensor) -> Tensor:
         """Draw standard normals in the shape, dtype and on the device of ``x [B, *S]``."""

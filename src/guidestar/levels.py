@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -223,7 +224,7 @@ class VP(Schedule):
 
     def __post_init__(self) -> None:
         table = [1.0, *self.alphas_cumprod]
-        if len(table) < 3 or table[-1] < 0 or any(a <= b for a, b in zip(table, table[1:], strict=False)):
+        if len(table) < 3 or table[-1] < 0 or any(a <= b for a, b in pairwise(table)):
             raise ValueError("alphas_cumprod must be at least two numbers that fall strictly, within [0, 1)")
 
     @classmethod
@@ -246,7 +247,7 @@ class VP(Schedule):
     def cosine(cls, steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> VP:
         """Build Improved DDPM's schedule: ``alpha_bar = cos²((t + s)/(1 + s) · pi/2)``, betas capped."""
         bar = [math.cos((i / steps + offset) / (1 + offset) * math.pi / 2) ** 2 for i in range(steps + 1)]
-        return cls.from_betas([min(1 - b / a, max_beta) for a, b in zip(bar, bar[1:], strict=False)])
+        return cls.from_betas([min(1 - b / a, max_beta) for a, b in pairwise(bar)])
 
     def zero_terminal_snr(self) -> VP:
         """Return this table shifted and scaled in ``alpha`` so that it ends in pure noise (2305.08891)."""
@@ -254,9 +255,16 @@ class VP(Schedule):
         return VP(tuple((((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2).tolist()))
 
     @cached_property
+    def _alphas(self) -> Tensor:
+        return torch.tensor(self.alphas_cumprod, dtype=torch.float64).sqrt()
+
+    @cached_property
+    def _sigmas(self) -> Tensor:
+        return (1 - torch.tensor(self.alphas_cumprod, dtype=torch.float64)).sqrt()
+
+    @cached_property
     def _angles(self) -> Tensor:
-        bar = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
-        return torch.atan2((1 - bar).sqrt(), bar.sqrt())
+        return torch.atan2(self._sigmas, self._alphas)
 
     @cached_property
     def _times(self) -> Tensor:
@@ -270,18 +278,13 @@ class VP(Schedule):
         return len(self.alphas_cumprod) - 1.0
 
     def __call__(self, t: Value) -> Level:
-        bar = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
-
-        def alpha(t: Tensor) -> Tensor:
+        def pick(t: Tensor, entries: Tensor, between: Callable[[Tensor], Tensor]) -> Tensor:
             # Table entries are returned as they stand: a cosine would lose the smallest of them.
-            exact = bar.sqrt()[t.clamp(0, len(bar) - 1).long()]
-            return torch.where(t == t.round(), exact, _interpolate(t, self._times, self._angles).cos())
+            exact = entries[t.clamp(0, len(entries) - 1).long()]
+            return torch.where(t == t.round(), exact, between(_interpolate(t, self._times, self._angles)))
 
-        def sigma(t: Tensor) -> Tensor:
-            exact = (1 - bar).sqrt()[t.clamp(0, len(bar) - 1).long()]
-            return torch.where(t == t.round(), exact, _interpolate(t, self._times, self._angles).sin())
-
-        return Level(_on_tensors(alpha, t), _on_tensors(sigma, t), t)
+        alpha = _on_tensors(lambda t: pick(t, self._alphas, torch.cos), t)
+        return Level(alpha, _on_tensors(lambda t: pick(t, self._sigmas, torch.sin), t), t)
 
     def at_rho(self, rho: Value) -> Level:
         t = _on_tensors(lambda r: _interpolate(r.atan(), self._angles, self._times), rho)
@@ -304,7 +307,7 @@ class VE(Schedule):
         return Level(t * 0 + 1.0, t, t)
 
     def at_rho(self, rho: Value) -> Level:
-        if not isinstance(rho, Tensor) and math.isinf(rho):
+        if bool(torch.as_tensor(rho).isinf().any()):
             raise ValueError("a variance-exploding schedule has no level of infinite noise ratio")
         clamp = _on_tensors(lambda r: r.clamp(self.t_min, self.t_max), rho)
         return Level(rho * 0 + 1.0, rho, clamp)
@@ -358,10 +361,10 @@ def uniform(schedule: Schedule, steps: int) -> Grid:
 
 def _rho_span(schedule: Schedule, rho_max: float | None, rho_min: float | None) -> tuple[float, float]:
     low, high = schedule.rho_range
-    high = rho_max or (high if math.isfinite(high) else 80.0)
-    low = rho_min or max(low, 0.002)
-    if not 0 < low < high:
-        raise ValueError(f"noise ratios must satisfy 0 < rho_min < rho_max, not {low:g} and {high:g}")
+    high = rho_max if rho_max is not None else high if math.isfinite(high) else 80.0
+    low = rho_min if rho_min is not None else max(low, 0.002)
+    if not 0 < low < high < math.inf:
+        raise ValueError(f"noise ratios must satisfy 0 < rho_min < rho_max < inf, not {low:g} and {high:g}")
     return high, low
 
 
@@ -400,7 +403,10 @@ def _table_length(schedule: Schedule, name: str, steps: int) -> int:
 
 def leading(schedule: Schedule, steps: int, *, offset: int = 0) -> Grid:
     """Take every ``T // steps``-th table entry, from ``offset`` (Diffusers' "leading")."""
-    stride = _table_length(schedule, "leading", steps) // steps
+    length = _table_length(schedule, "leading", steps)
+    stride = length // steps
+    if not 0 <= offset < length - (steps - 1) * stride:
+        raise ValueError(f"{steps} steps from offset {offset} do not fit a table of {length} entries")
     return _grid(schedule, [schedule(float(i * stride + offset)) for i in reversed(range(steps))], True)
 
 

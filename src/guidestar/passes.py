@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class Pass:
 COND, NULL, NEGATIVE = Pass(cond=Slot.COND), Pass(cond=Slot.NULL), Pass(cond=Slot.NEGATIVE)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Net:
     """A denoiser with the conditions of this run.
 
@@ -81,7 +81,7 @@ class Net:
         cond: the requested condition, of 1 or B samples; none for an unconditional run.
         null: its "no condition"; none for a network that takes no condition at all.
         negative: what ``neg`` and cfg's negative mean; the null by default.
-        encode: turns names or prompts into conditions.
+        encode: turns names or prompts into conditions; called once for each.
     """
 
     denoiser: Denoiser
@@ -89,21 +89,24 @@ class Net:
     null: Condition | None = None
     negative: Condition | None = None
     encode: Callable[[Sequence[str | int]], Condition] | None = None
-    _seen: dict[Hashable, Condition] = field(default_factory=dict, repr=False)
+    _encoded: dict[str | int, Condition] = field(default_factory=dict, init=False, repr=False)
 
     def condition(self, key: Slot | Condition | str | int, batch: int) -> Condition:
-        """Return the condition a pass means, for ``batch`` samples (encoded once)."""
-        if (key, batch) not in self._seen:
-            self._seen[key, batch] = self._resolve(key).repeat(batch)
-        return self._seen[key, batch]
+        """Return the condition a pass means, for ``batch`` samples."""
+        return self._resolve(key).repeat(batch)
+
+    def _encode(self, key: str | int) -> Condition:
+        if self.encode is None:
+            raise ValueError(f"the condition {key!r} needs an encoder: give encode=, or a Condition in its place")
+        if key not in self._encoded:
+            # Kept for later runs, which may differentiate: inference tensors could not take part.
+            with torch.inference_mode(False), torch.no_grad():
+                self._encoded[key] = self.encode([key])
+        return self._encoded[key]
 
     def _resolve(self, key: Slot | Condition | str | int) -> Condition:
-        if isinstance(key, Condition):
-            return key
         if not isinstance(key, Slot):
-            if self.encode is None:
-                raise ValueError(f"the condition {key!r} needs an encoder: give encode=, or a Condition in its place")
-            return self.encode([key])
+            return key if isinstance(key, Condition) else self._encode(key)
         if key is Slot.COND and self.cond is None:
             raise ValueError("no condition was given, but the guidance asks for the conditional pass; give cond=, or start it with 'uncond'")
         null = Condition() if self.null is None and self.cond is None else self.null
@@ -115,11 +118,22 @@ class Net:
     def canonical(self, p: Pass) -> Pass:
         """Name a pass so that equal passes are equal: no negative is the null."""
         if p.cond is Slot.NEGATIVE and not self.negative:
-            return Pass(**{**vars(p), "cond": Slot.NULL})
+            return replace(p, cond=Slot.NULL)
         return p
 
 
-@dataclass(kw_only=True)
+def by_name(nets: Denoiser | Mapping[str, Net], own: Mapping[str, Any]) -> Mapping[str, Net]:
+    """Return networks by name, one of them "main"."""
+    if not isinstance(nets, Mapping):
+        return {"main": Net(denoiser=nets, **own)}
+    if own:
+        raise ValueError(f"with networks by name, {', '.join(own)} belongs in each Net")
+    if "main" not in nets:
+        raise ValueError(f"one of the networks must be named 'main', the one that is guided; these are {', '.join(sorted(nets)) or 'none'}")
+    return nets
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluated:
     """The answer to one pass: a prediction for ``rows`` (local indices, None for all)."""
 
@@ -146,7 +160,7 @@ def union(rows: Sequence[Tensor | None], batch: int) -> Tensor | None:
     return None if len(joined) == batch else joined
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Question:
     """What a round of passes is about: samples at a level, some of a larger batch.
 
@@ -157,6 +171,7 @@ class Question:
         batch: how many samples the run has.
         max_rows: the most rows of one network call.
         check: refuse outputs that are not finite (costs a synchronisation for each pass).
+        index: of the step, for the message.
     """
 
     x_t: Tensor
@@ -165,6 +180,11 @@ class Question:
     batch: int
     max_rows: int | None = None
     check: bool = False
+    index: int = 0
+
+    def take(self, rows: Tensor) -> Question:
+        """Select samples of the whole run (``rows``: int64 indices)."""
+        return replace(self, x_t=self.x_t[rows.to(self.x_t.device)], level=self.level.take(rows), rows=rows)
 
 
 def evaluate(passes: Mapping[Pass, Tensor | None], q: Question, nets: Mapping[str, Net], through: frozenset[Pass] = frozenset()) -> dict[Pass, Evaluated]:
@@ -174,7 +194,12 @@ def evaluate(passes: Mapping[Pass, Tensor | None], q: Question, nets: Mapping[st
         passes: the rows of each pass (local indices, rising; None for all).
         q: the samples.
         nets: networks by name.
-        through: passes whose predictions must be differentiable in their ``x_t``.
+        through: passes whose predictions must be differentiable in their ``x_t``; these are never
+            cut into several calls.
+
+    Raises:
+        ValueError: an unknown network, or a condition that the run lacks.
+        FloatingPointError: ``q.check``, and an output is not finite.
     """
     groups: dict[Hashable, list[Pass]] = {}
     for p in passes:
@@ -201,14 +226,17 @@ def _run(net: Net, members: Sequence[Pass], passes: Mapping[Pass, Tensor | None]
     joined = _call(net.denoiser, x, _join_levels([level for _, level in inputs], sizes), conds, None if differentiable else q.max_rows)
     answers, start = {}, 0
     for p, (x_t, level), size in zip(members, inputs, sizes, strict=True):
-        part = slice(start, start + size)
+        prediction = _part(joined, slice(start, start + size), x_t, level)
         start += size
-        log_var = None if joined.log_var is None else joined.log_var[part]
-        prediction = Prediction(x_t=x_t, level=level, x0=joined.x0[part], eps=joined.eps[part], log_var=log_var)
         if q.check and not bool(prediction.x0.isfinite().all()):
-            raise FloatingPointError(f"the network {p.net!r} returned values that are not finite in its pass {str(p)!r}")
+            raise FloatingPointError(f"the network {p.net!r} returned values that are not finite in its pass '{p}' at step {q.index}")
         answers[p] = Evaluated(rows=passes[p], prediction=prediction)
     return answers
+
+
+def _part(joined: Prediction, part: slice, x_t: Tensor, level: Level) -> Prediction:
+    log_var = None if joined.log_var is None else joined.log_var[part]
+    return Prediction(x_t=x_t, level=level, x0=joined.x0[part], eps=joined.eps[part], log_var=log_var)
 
 
 def _input(p: Pass, rows: Tensor | None, q: Question, differentiable: bool) -> tuple[Tensor, Level]:
@@ -233,19 +261,26 @@ def _join_levels(levels: Sequence[Level], sizes: Sequence[int]) -> Level:
 
 
 def _call(denoiser: Denoiser, x: Tensor, level: Level, cond: Condition, max_rows: int | None) -> Prediction:
-    """Call the network, in chunks of at most ``max_rows``; clean rows need no call."""
-    if max_rows and len(x) > max_rows:
-        chunks = torch.arange(len(x)).split(max_rows)
-        parts = [_call(denoiser, x[c.to(x.device)], level.take(c), cond.take(c), None) for c in chunks]
-        return Prediction.join(parts, x, level)
+    """Call the network for the rows that have noise; a clean row is its own estimate."""
     noisy = torch.as_tensor(level.sigma) != 0
     if noisy.all():
+        return _chunked(denoiser, x, level, cond, max_rows)
+    clean = Prediction.from_x0(x, level, x * expand(inverse_or_zero(level.alpha), x))
+    if not noisy.any():
+        return clean
+    rows = noisy.nonzero()[:, 0]
+    on_device = rows.to(x.device)
+    part = _chunked(denoiser, x[on_device], level.take(rows), cond.take(rows), max_rows)
+    log_var = None if part.log_var is None else torch.zeros_like(x).index_copy(0, on_device, part.log_var)
+    return replace(clean, x0=clean.x0.index_copy(0, on_device, part.x0), eps=clean.eps.index_copy(0, on_device, part.eps), log_var=log_var)
+
+
+def _chunked(denoiser: Denoiser, x: Tensor, level: Level, cond: Condition, max_rows: int | None) -> Prediction:
+    """Call the network for at most ``max_rows`` rows at a time."""
+    if not max_rows or len(x) <= max_rows:
         return _predict(denoiser, x, level, cond)
-    x0 = x * expand(inverse_or_zero(level.alpha), x)
-    if noisy.any():
-        rows = noisy.nonzero()[:, 0]
-        x0 = x0.index_copy(0, rows.to(x.device), _predict(denoiser, x[rows.to(x.device)], level.take(rows), cond.take(rows)).x0)
-    return Prediction.from_x0(x, level, x0)
+    chunks = torch.arange(len(x)).split(max_rows)
+    return Prediction.join([_predict(denoiser, x[c.to(x.device)], level.take(c), cond.take(c)) for c in chunks], x, level)
 
 
 def _predict(denoiser: Denoiser, x: Tensor, level: Level, cond: Condition) -> Prediction:

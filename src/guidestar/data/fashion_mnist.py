@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import zlib
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ def read_idx(path: Path) -> Tensor:
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
         zero, kind, ndim = struct.unpack(">HBB", raw[:4])
         shape = struct.unpack(f">{ndim}I", raw[4 : 4 + 4 * ndim])
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, struct.error, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as an IDX file: {error}") from error
     body = raw[4 + 4 * ndim :]
     if zero != 0 or kind != 8 or len(body) != math.prod(shape):
@@ -62,6 +63,8 @@ def load(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor
     where = Path(folder) if folder else INSTALLED
     images = read_idx(_find(where, f"{_FILES[split]}-images-idx3-ubyte"))
     labels = read_idx(_find(where, f"{_FILES[split]}-labels-idx1-ubyte"))
+    if images.shape[1:] != (28, 28) or labels.ndim != 1 or not len(labels) or int(labels.max()) >= len(CLASSES):
+        raise ValueError(f"{where} does not hold Fashion-MNIST: images {tuple(images.shape)} and labels {tuple(labels.shape)}, where [N, 28, 28] and [N] below 10 belong")
     if len(images) != len(labels):
         raise ValueError(f"{where} holds {len(images)} images but {len(labels)} labels in its {split} split")
     return images[:, None].float() / 127.5 - 1, labels.long()

@@ -1,1 +1,29 @@
+"""Measures of samples: are they what was asked for, do they look real, do they differ."""
 
+from ._core import Judge, Judged, Metric, look
+from .accuracy import Accuracy
+from .class_shares import LeastShare, class_shares
+from .diversity import Diversity, DiversityRatio, within_class_distances
+from .frechet import Frechet, gaussian_distance
+from .levels import accuracy_by_level, trusted_rho
+from .sweep import METRICS, Row, sweep
+
+__all__ = [
+    "METRICS",
+    "Accuracy",
+    "Diversity",
+    "DiversityRatio",
+    "Frechet",
+    "Judge",
+    "Judged",
+    "LeastShare",
+    "Metric",
+    "Row",
+    "accuracy_by_level",
+    "class_shares",
+    "gaussian_distance",
+    "look",
+    "sweep",
+    "trusted_rho",
+    "within_class_distances",
+]

@@ -7,7 +7,8 @@ from .cfgpp import CFGPP as cfgpp
 from .classifier import Classifier as classifier
 from .compose import AND, NOT
 from .expression import METHODS, ExpressionError, parse
-from .guided import Guided, Plan, StepPlan
+from .guided import Guided
+from .plan import Plan, StepPlan
 from .posts import Clip as clip_x0
 from .posts import Rescale as rescale
 from .posts import Threshold as threshold

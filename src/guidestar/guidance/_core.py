@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from ..levels import Step, Value
 from ..passes import Evaluated, Pass, Slot
 from ..prediction import Prediction
-from .weights import Scale, Schedule, check_interval, check_scale, weigh
+from ._text import written
+from .weights import Scale, Schedule, checked_interval, checked_scale, checked_schedule, weigh
 
 State = dict[str, Tensor]
 """What a term remembers between steps: tensors ``[B, …]``."""
@@ -126,14 +127,15 @@ class Direction(_Sum, ABC):
     later: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        check_scale(self.name, self.scale)
-        check_interval(self.name, self.interval)
+        checks = {"scale": checked_scale, "interval": checked_interval, "schedule": checked_schedule}
+        for name, check in checks.items():
+            object.__setattr__(self, name, check(self.name, getattr(self, name)))
 
     def weight(self, step: Step, rows: Tensor | None = None) -> Value:
         """Return the weight at ``step``, for the run's samples ``rows`` (None: all)."""
-        numbers = self.scale if isinstance(self.scale, list | tuple) else [self.scale]
-        shifted = [n - self.neutral for n in numbers]
-        return weigh(shifted if isinstance(self.scale, list | tuple) else shifted[0], self.schedule, self.interval, step, rows)
+        scale, neutral = self.scale, self.neutral
+        value = tuple(s - neutral for s in scale) if isinstance(scale, Sequence) else scale - neutral
+        return weigh(value, self.schedule, self.interval, step, rows)
 
     @abstractmethod
     def passes(self, step: Step) -> tuple[Pass, ...]:
@@ -291,26 +293,3 @@ def as_guidance(value: object) -> Guidance:
 
 
 cond, uncond, neg = (Guidance(base=slot) for slot in Slot)
-
-
-def written(term: Direction | Post) -> str:
-    """Write a term as the expression that makes it."""
-    parts = []
-    for f in fields(term):
-        value = getattr(term, f.name)
-        if not f.kw_only and (value != f.default or not parts):
-            parts.append(_literal(value))
-        elif f.kw_only and value != f.default:
-            parts.append(f"{f.name}={_literal(value)}")
-    return f"{term.name}({', '.join(parts)})"
-
-
-def _literal(value: object) -> str:
-    if isinstance(value, list | tuple):
-        inner = ", ".join(map(_literal, value))
-        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
-    if isinstance(value, bool) or value is None:
-        return str(value)
-    if isinstance(value, float):
-        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
-    return repr(value) if isinstance(value, str | int) else str(value)

@@ -15,6 +15,7 @@ from ._core import Context, Contrast, Direction, Live, Pushed, State
 from ._statistics import dot, norm, safe
 from .cfg import needs_condition
 from .expression import register
+from .weights import finite
 
 
 @register
@@ -51,7 +52,11 @@ class APG(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.radius is not None and not self.radius > 0:
+        for name in ("eta", "momentum", "radius"):
+            number = getattr(self, name)
+            if not finite(number) and (name, number) != ("radius", None):
+                raise ValueError(f"apg: {name} must be a finite number, not {number!r}")
+        if self.radius is not None and self.radius <= 0:
             raise ValueError(f"apg: the radius must be positive, not {self.radius}")
 
     def bind(self, context: Context) -> Direction:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,7 +30,8 @@ class Classifier(Direction):
     Args:
         scale: s. 1 is right for the exact classifier; learnt ones want 0.5–1 on the conditional
             base and about 3–10 on ``uncond``.
-        target: class index or name; by default the requested class of each sample.
+        target: class index or name, or a list of one for each sample; by default the requested
+            class of each sample.
         net: which of the model's classifiers.
         log_prob: any differentiable ``log_prob(x, level, target) -> [B]`` in place of ``net``.
         form: "score" or "mean".
@@ -45,7 +46,7 @@ class Classifier(Direction):
         Diffusion Models Beat GANs on Image Synthesis, algorithms 1 and 2, https://arxiv.org/abs/2105.05233
     """
 
-    target: int | str | Tensor | None = None
+    target: int | str | Sequence[int | str] | Tensor | None = None
     net: str = "classifier"
     log_prob: LogProb | None = None
     form: Literal["score", "mean"] = "score"
@@ -55,6 +56,8 @@ class Classifier(Direction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.target, list | Tensor):
+            object.__setattr__(self, "target", tuple(self.target.tolist() if isinstance(self.target, Tensor) else self.target))
         choices = {"form": ("score", "mean"), "variance": ("small", "large", "learned"), "through": (None, "cond", "uncond")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -72,15 +75,21 @@ class Classifier(Direction):
                 interval = (0.0, net.rho_max)
         return replace(self, log_prob=log_prob, interval=interval, target=self._resolve(context))
 
-    def _resolve(self, context: Context) -> Tensor | None:
+    def _resolve(self, context: Context) -> tuple[int, ...] | None:
         target = context.target if self.target is None else self.target
         if target is None and self.log_prob is None:
             raise ValueError("classifier: no class was requested; give cond=, or target= in the expression")
-        if isinstance(target, str):
-            if context.index is None:
-                raise ValueError(f"classifier: the class {target!r} has no index here; give a number")
-            target = context.index(target)
-        return torch.tensor([target]) if isinstance(target, int) else target
+        if target is None:
+            return None
+        classes = target.tolist() if isinstance(target, Tensor) else [target] if isinstance(target, int | str) else target
+        return tuple(self._index(c, context) for c in classes)
+
+    def _index(self, name: int | str, context: Context) -> int:
+        if isinstance(name, int):
+            return name
+        if context.index is None:
+            raise ValueError(f"classifier: the class {name!r} has no index here; give a number")
+        return context.index(name)
 
     @property
     def linked(self) -> bool:
@@ -108,7 +117,7 @@ class Classifier(Direction):
         return (self.differentiates,) if self.differentiates else ()
 
     def push(self, live: Live) -> Pushed:
-        target = None if self.target is None else live.mine(self.target)  # type: ignore[arg-type]
+        target = None if self.target is None else live.mine(torch.tensor(self.target, device=live.x_t.device))
         gradient = live.gradient(lambda x: self.log_prob(x, live.step.t, target), self.differentiates)  # type: ignore[misc, arg-type]
         return self._factor(live, gradient) * gradient, live.state
 

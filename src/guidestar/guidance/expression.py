@@ -11,15 +11,20 @@ from __future__ import annotations
 import ast
 import difflib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
+from typing import Any
 
 from . import weights
+from ._arguments import needed, problem, unnamed
 from ._core import Direction, Guidance, Post, as_guidance, cond, neg, uncond
 
 BASES = {"cond": cond, "uncond": uncond, "neg": neg}
 METHODS: dict[str, type[Direction] | type[Post]] = {}
 """Every method by the name it has in an expression."""
+
+
+_LONGEST = 2000
 
 
 def register(method: type) -> type:
@@ -46,16 +51,21 @@ def parse(text: str) -> Guidance:
         >>> str(parse("cfg(4, interval=(0.2, 3)) + apg(2) | rescale(0.7)"))
         'cfg(4, interval=(0.2, 3)) + apg(2) | rescale(0.7)'
     """
-    if not text.strip():
+    text = text.strip()
+    if not text:
         raise ExpressionError(text, 0, "the expression is empty; write e.g. cfg(3)")
-    if "\n" in text or len(text) > 2000:
-        raise ExpressionError(text.split("\n")[0][:80], 0, "an expression is one line of at most 2000 characters")
+    if len(text.splitlines()) > 1 or len(text) > _LONGEST:
+        raise ExpressionError(text.splitlines()[0][:80], 0, f"an expression is one line of at most {_LONGEST} characters")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        column = (getattr(error, "offset", None) or 1) - 1
-        raise ExpressionError(text.strip(), column, f"this is not an expression ({getattr(error, 'msg', error)})") from None
-    return _Reader(text.strip()).guidance(tree.body)
+        return _Reader(text).guidance(ast.parse(text, mode="eval").body)
+    except ExpressionError:
+        raise
+    except SyntaxError as error:
+        raise ExpressionError(text, error.offset - 1 if error.offset else len(text), f"this is not an expression ({error.msg})") from None
+    except (RecursionError, MemoryError):
+        raise ExpressionError(text, 0, "this is nested too deeply") from None
+    except ValueError as error:
+        raise ExpressionError(text, 0, f"this is not an expression ({error})") from None
 
 
 class _Reader:
@@ -71,7 +81,7 @@ class _Reader:
     def guidance(self, node: ast.expr) -> Guidance:
         return self._attempt(node, lambda: as_guidance(self._sum(node)))
 
-    def _attempt(self, node: ast.AST, make: Callable):
+    def _attempt(self, node: ast.AST, make: Callable[[], Any]) -> Any:
         try:
             return make()
         except ExpressionError:
@@ -79,58 +89,81 @@ class _Reader:
         except (TypeError, ValueError) as error:
             raise self.refuse(node, str(error)) from None
 
-    def _sum(self, node: ast.expr):
+    def _sum(self, node: ast.expr) -> Direction | Guidance | Post:
         operators = {ast.Add: operator.add, ast.BitOr: operator.or_}
         if isinstance(node, ast.BinOp) and type(node.op) in operators:
             left, right = self._sum(node.left), self._sum(node.right)
-            return self._attempt(node.right, lambda: operators[type(node.op)](left, right))
+            whole = self._attempt(node.left, lambda: as_guidance(left))
+            return self._attempt(node.right, lambda: operators[type(node.op)](whole, right))
         if isinstance(node, ast.Name):
-            return self._named(node, node.id, {**BASES, **METHODS})
+            return self._base(node)
         if isinstance(node, ast.Call):
             return self._call(node)
         raise self.refuse(node, "expected a base (cond, uncond, neg) or a method with its scale, like cfg(3)")
 
-    def _named(self, node: ast.AST, name: str, known: dict):
+    def _base(self, node: ast.Name) -> Guidance:
+        if node.id in METHODS:
+            raise self.refuse(node, f"{node.id} needs its {_first(METHODS[node.id])}: write {node.id}(…)")
+        return self._known(node, node.id, {**BASES, **dict.fromkeys(METHODS)})
+
+    def _known(self, node: ast.AST, name: str, known: Mapping[str, Any]) -> Any:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1, 0.5)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise self.refuse(node, f"unknown name {name!r}; {hint}there are {', '.join(sorted(known))}")
-        if name in METHODS and known is not METHODS:
-            raise self.refuse(node, f"{name} needs its scale: write {name}(…)")
         return known[name]
 
-    def _call(self, node: ast.Call):
+    def _call(self, node: ast.Call) -> Any:
         if not isinstance(node.func, ast.Name):
             raise self.refuse(node, "only methods can be called")
-        method = self._named(node.func, node.func.id, METHODS)
-        return self._attempt(node, lambda: self._make(method, node))
+        return self._make(self._known(node.func, node.func.id, METHODS), node.func.id, node)
 
-    def _make(self, method: Callable, node: ast.Call):
-        if any(k.arg is None for k in node.keywords) or any(isinstance(a, ast.Starred) for a in node.args):
-            raise self.refuse(node, "'*' and '**' have no meaning here")
-        values = [self._value(a) for a in node.args]
-        named = {k.arg: self._value(k.value) for k in node.keywords}
-        self._check_names(method, node, named)
-        return method(*values, **named)
+    def _make(self, method: type, name: str, node: ast.Call) -> Any:
+        arguments: dict[str, Any] = {}
+        for key, value in self._arguments(method, name, node):
+            if key in arguments:
+                raise self.refuse(value, f"{name}: {key} is given twice")
+            arguments[key] = self._value(value)
+            if wrong := problem(method, key, arguments[key]):
+                raise self.refuse(value, f"{name}: {wrong}")
+        for key in needed(method):
+            if key not in arguments:
+                raise self.refuse(node, f"{name} needs its {key}: write {name}(…)")
+        return self._attempt(node, lambda: method(**arguments))
 
-    def _check_names(self, method: Callable, node: ast.Call, named: dict) -> None:
-        known = [f.name for f in fields(method)]
+    def _arguments(self, method: type, name: str, node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
+        order, known = unnamed(method), [f.name for f in fields(method)]
+        for i, value in enumerate(node.args):
+            if i >= len(order):
+                raise self.refuse(value, f"{name} takes at most {len(order)} arguments without a name: {', '.join(order)}")
+            yield order[i], value
         for keyword in node.keywords:
+            if keyword.arg is None:
+                raise self.refuse(keyword, "'**' has no meaning here")
             if keyword.arg not in known:
-                raise self.refuse(keyword, f"{node.func.id} has no argument {keyword.arg!r}; it has {', '.join(known)}")  # type: ignore[attr-defined]
+                close = difflib.get_close_matches(keyword.arg, known, 1, 0.5)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise self.refuse(keyword, f"{name} has no argument {keyword.arg!r}; {hint}it has {', '.join(known)}")
+            yield keyword.arg, keyword.value
 
-    def _value(self, node: ast.expr):
+    def _value(self, node: ast.expr, inside: bool = False) -> Any:
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str | bool | None):
+            if isinstance(node.value, int | float) and abs(node.value) >= 2.0**1000:
+                raise self.refuse(node, "this number is too large")
             return node.value
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-            number = self._value(node.operand)
+            number = self._value(node.operand, inside)
             if isinstance(number, int | float) and not isinstance(number, bool):
                 return -number if isinstance(node.op, ast.USub) else number
         if isinstance(node, ast.List | ast.Tuple):
-            items = [self._value(item) for item in node.elts]
+            items = [self._value(item, True) for item in node.elts]
             return items if isinstance(node, ast.List) else tuple(items)
         if isinstance(node, ast.Name):
-            return {"inf": float("inf"), **weights.SCHEDULES}.get(node.id) or self._named(node, node.id, {"inf": 0, **weights.SCHEDULES})
+            return self._known(node, node.id, {**weights.SCHEDULES, **({"inf": float("inf")} if inside else {})})
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "clamp":
-            return self._attempt(node, lambda: self._make(weights.clamp, node))
+            return self._make(weights.clamp, "clamp", node)
         raise self.refuse(node, "expected a number, a string, a list, or a weight schedule (linear, cosine, clamp(…))")
+
+
+def _first(method: type) -> str:
+    return fields(method)[0].name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,59 +12,11 @@ from torch import Tensor
 
 from ..denoiser import Condition, Denoiser
 from ..levels import Grid, Step, Value, expand
-from ..passes import Evaluated, Net, Pass, Question, evaluate, union
+from ..passes import Evaluated, Net, Pass, Question, by_name, evaluate, union
 from ..prediction import Prediction
 from ._core import Context, Direction, Guidance, Live, Post, State, as_guidance
 from .expression import parse
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepPlan:
-    """What one step will ask of the networks.
-
-    Args:
-        index: of the step.
-        rho: its noise ratio (of the first sample, where they differ).
-        passes: each pass, and for how many of the samples.
-        gradients: how many gradients, and for how many of the samples, summed.
-        batch: how many samples there are.
-    """
-
-    index: int
-    rho: float
-    passes: Mapping[Pass, int]
-    gradients: int
-    batch: int
-
-    @property
-    def nfe(self) -> float:
-        """Network evaluations a sample, on average over the batch."""
-        return sum(self.passes.values()) / self.batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Every pass of a run, known before anything runs."""
-
-    steps: tuple[StepPlan, ...]
-
-    @property
-    def nfe(self) -> float:
-        """Network evaluations a sample over the whole run, on average over the batch."""
-        return sum(step.nfe for step in self.steps)
-
-    @property
-    def gradients(self) -> float:
-        """Gradients a sample over the whole run."""
-        return sum(step.gradients / step.batch for step in self.steps)
-
-    def __str__(self) -> str:
-        lines = [f"{'step':>4}  {'rho':>9}  {'NFE':>5}  passes"]
-        for s in self.steps:
-            names = [str(p) if n == s.batch else f"{p} ({n} of {s.batch})" for p, n in s.passes.items()]
-            names += [f"gradient x {s.gradients / s.batch:g}"] if s.gradients else []
-            lines.append(f"{s.index:>4}  {s.rho:>9.4g}  {s.nfe:>5.3g}  {', '.join(names) or 'none'}")
-        return "\n".join([*lines, f"total NFE {self.nfe:g} a sample, gradients {self.gradients:g}"])
+from .plan import Plan, StepPlan
 
 
 @dataclass
@@ -76,7 +28,7 @@ class _Talk:
     weight: Value
     local: Tensor | None
     talk: Any = None
-    delta: Tensor | None = None
+    delta: Any = None
     state: State | None = None
 
 
@@ -93,10 +45,12 @@ class Guided:
         index: turns a class name in the expression into its index.
         max_rows: the most rows of one network call. Samples are taken in groups small enough that
             all their passes fit; exact, because everything is per sample.
-        check: refuse outputs that are not finite, naming pass and step (costs synchronisations).
+        check: refuse outputs that are not finite, naming network, pass and step (costs
+            synchronisations).
 
     Raises:
-        ValueError: the expression does not parse, or asks for what the run lacks.
+        ExpressionError: the expression does not parse.
+        ValueError: it asks for what the run lacks.
 
     Example:
         >>> from guidestar import Guided, VP, uniform
@@ -122,8 +76,8 @@ class Guided:
     ) -> None:
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, not {max_rows}")
-        if not isinstance(nets, Mapping):
-            nets = {"main": Net(denoiser=nets, cond=cond, null=null, negative=negative, encode=encode)}
+        own = {"cond": cond, "null": null, "negative": negative, "encode": encode}
+        nets = by_name(nets, {name: value for name, value in own.items() if value is not None})
         self.guidance = parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
         self.nets, self.max_rows, self.check = nets, max_rows, check
         conditional = nets["main"].cond is not None
@@ -173,15 +127,20 @@ class Guided:
             The guided prediction and the new state; with ``explain``, the pushes as a third.
         """
         with self._mode():
-            state = gstate or {}
+            x_t = x_t.clone() if self.needs_grad and x_t.is_inference() else x_t
+            state = gstate or self._start(x_t)
+            whole = Question(x_t=x_t, level=step.t, rows=None, batch=len(x_t), max_rows=self.max_rows, check=self.check, index=step.index)
             groups = self._groups(len(x_t), step)
             if len(groups) == 1:
-                prediction, state, pushes = self._some(x_t, step, state, None, len(x_t), explain)
+                prediction, state, pushes = self._some(whole, step, state, explain)
             else:
-                parts = [self._some(x_t[g.to(x_t.device)], step.take(g), {k: v[g.to(v.device)] for k, v in state.items()}, g, len(x_t), explain) for g in groups]
-                prediction = Prediction.join([p for p, _, _ in parts], x_t, step.t)
-                state, pushes = ({k: torch.cat([part[i][k] for part in parts]) for k in parts[0][i]} for i in (1, 2))
+                parts = [self._some(whole.take(g), step.take(g), _take(state, g), explain) for g in groups]
+                predictions, states, explained = zip(*parts, strict=True)
+                prediction, state, pushes = Prediction.join(list(predictions), x_t, step.t), _join(states), _join(explained)
         return (prediction, state, pushes) if explain else (prediction, state)
+
+    def _start(self, x_t: Tensor) -> State:
+        return {f"{key}/{name}": value for key, term in enumerate(self.terms) for name, value in term.start(x_t).items()}
 
     def _groups(self, batch: int, step: Step) -> list[Tensor]:
         rows = torch.arange(batch)
@@ -208,46 +167,47 @@ class Guided:
     def _canonical(self, p: Pass) -> Pass:
         return self.nets[p.net].canonical(p) if p.net in self.nets else p
 
-    def _some(self, x_t: Tensor, step: Step, state: State, rows: Tensor | None, batch: int, explain: bool) -> tuple[Prediction, State, State]:
-        question = Question(x_t=x_t, level=step.t, rows=rows, batch=batch, max_rows=self.max_rows, check=self.check)
-        passes, talks = self._asked(step, rows, len(x_t))
+    def _some(self, q: Question, step: Step, state: State, explain: bool) -> tuple[Prediction, State, State]:
+        passes, talks = self._asked(step, q.rows, len(q.x_t))
         through = frozenset(self._canonical(t.term.differentiates) for t in talks if t.term.differentiates)
-        answers = _Answers(evaluate(passes, question, self.nets, through), self._canonical)
+        answers = _Answers(evaluate(passes, q, self.nets, through), self._canonical)
+        whole = Live(x_t=q.x_t, step=step, base=self.base, answers=answers, local=None, rows=q.rows, state=state)
         for talk in talks:
-            self._begin(talk, x_t, step, state, rows, answers)
-        self._converse([t for t in talks if t.talk], question)
-        base = answers[self.base].prediction
-        linked, split, pushes = torch.zeros_like(base.x0), None, {}
-        for t in talks:
-            zeros = torch.zeros_like(base.x0)
-            if t.term.linked:
-                linked = add_rows(linked, t.delta, t.weight, t.local)
-            else:
-                split = add_rows(zeros if split is None else split, t.delta, t.weight, t.local)
-            if explain:
-                pushes[self.names[t.key]] = add_rows(zeros, t.delta, t.weight, t.local)
-        prediction = base.shifted(linked) if any(t.term.linked for t in talks) else base
-        prediction = prediction if split is None else prediction.shifted(split, linked=False)
-        whole = Live(x_t=x_t, step=step, base=self.base, answers=answers, local=None, rows=rows, state={})
+            self._begin(talk, whole)
+        self._converse([t for t in talks if t.talk], q)
+        prediction, pushes = self._add(answers[self.base].prediction, talks, whole)
         for post in self.posts:
             prediction = post.apply(prediction, whole)
-        return prediction, self._remember(state, talks, x_t), pushes
+        return prediction, _remember(state, talks), pushes if explain else {}
 
-    def _begin(self, t: _Talk, x_t: Tensor, step: Step, state: State, rows: Tensor | None, answers: _Answers) -> None:
-        local = t.local
-        mine = {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{t.key}/")} or t.term.start(x_t)
-        if local is not None:
-            on_device = local.to(x_t.device)
-            mine = {k: v[on_device] for k, v in mine.items()}
-            x_t, step = x_t[on_device], step.take(local)
-            rows = local if rows is None else rows[local]
-        answer = t.term.push(Live(x_t=x_t, step=step, base=self.base, answers=answers, local=local, rows=rows, state=mine))
+    def _begin(self, t: _Talk, whole: Live) -> None:
+        mine = {k.partition("/")[2]: v for k, v in whole.state.items() if k.startswith(f"{t.key}/")}
+        live = replace(whole, state=mine)
+        if t.local is not None:
+            rows = t.local if whole.rows is None else whole.rows[t.local]
+            x_t, step = whole.x_t[t.local.to(whole.x_t.device)], whole.step.take(t.local)
+            live = replace(whole, x_t=x_t, step=step, local=t.local, rows=rows, state=_take(mine, t.local))
+        answer = t.term.push(live)
         if isinstance(answer, Generator):
             t.talk = answer
         else:
             t.delta, t.state = answer
 
-    def _converse(self, talks: list[_Talk], question: Question) -> None:
+    def _add(self, base: Prediction, talks: list[_Talk], whole: Live) -> tuple[Prediction, dict[str, Tensor]]:
+        """Add the pushes to the base, which is cut off from the graph if one was differentiated."""
+        log_var = None if base.log_var is None else base.log_var.detach()
+        prediction = Prediction(x_t=whole.x_t, level=base.level, x0=base.x0.detach(), eps=base.eps.detach(), log_var=log_var)
+        zeros = torch.zeros_like(base.x0)
+        totals, pushes = {True: zeros, False: zeros}, dict.fromkeys(self.names, zeros)
+        for t in talks:
+            push = add_rows(zeros, t.delta, t.weight, t.local)
+            totals[t.term.linked] = totals[t.term.linked] + push
+            pushes[self.names[t.key]] = pushes[self.names[t.key]] + push
+        for linked, total in totals.items():
+            prediction = prediction if total is zeros else prediction.shifted(total, linked=linked)
+        return prediction, pushes
+
+    def _converse(self, talks: list[_Talk], q: Question) -> None:
         """Run further rounds in lockstep: each round's passes of all terms are evaluated together."""
         replies: dict[int, Any] = {}
         while talks:
@@ -262,19 +222,8 @@ class Guided:
             for t in talks:
                 for p in asked[t.key]:
                     wanted.setdefault(self._canonical(p), []).append(t.local)
-            size = len(question.x_t)
-            answers = evaluate({p: union(r, size) for p, r in wanted.items()}, question, self.nets) if wanted else {}
+            answers = evaluate({p: union(r, len(q.x_t)) for p, r in wanted.items()}, q, self.nets) if wanted else {}
             replies = {t.key: {p: answers[self._canonical(p)].at(t.local) for p in asked[t.key]} for t in talks}
-
-    def _remember(self, state: State, talks: list[_Talk], x_t: Tensor) -> State:
-        new = dict(state)
-        for t in talks:
-            for name, value in (t.state or {}).items():
-                key = f"{t.key}/{name}"
-                if t.local is not None:
-                    value = state.get(key, t.term.start(x_t)[name]).index_copy(0, t.local.to(value.device), value)
-                new[key] = value
-        return new
 
     def plan(self, grid: Grid, *, batch: int = 1, evaluations: Callable[[Step], Sequence[Step]] = lambda step: [step]) -> Plan:
         """Tell which passes a run over ``grid`` will evaluate, without running anything.
@@ -314,6 +263,24 @@ class _Answers(Mapping[Pass, Evaluated]):
         return len(self._answers)
 
 
+def _take(state: State, rows: Tensor) -> State:
+    return {name: value[rows.to(value.device)] for name, value in state.items()}
+
+
+def _join(parts: Sequence[State]) -> State:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _remember(state: State, talks: list[_Talk]) -> State:
+    """Put what the terms remember back in its place; rows of weight 0 keep what they had."""
+    new = dict(state)
+    for t in talks:
+        for name, value in (t.state or {}).items():
+            key = f"{t.key}/{name}"
+            new[key] = value if t.local is None else state[key].index_copy(0, t.local.to(value.device), value)
+    return new
+
+
 def _live(weight: Value, size: int, name: str) -> tuple[Value, Tensor | None, bool]:
     """Return the weights of the samples whose weight is not 0, which they are, and whether there are any."""
     if not isinstance(weight, Tensor):
@@ -331,4 +298,3 @@ def add_rows(total: Tensor, delta: Tensor, weight: Value, rows: Tensor | None) -
     """Return ``total`` plus ``weight · delta`` at ``rows`` (None: everywhere)."""
     weighted = expand(weight, delta) * delta
     return total + weighted if rows is None else total.index_add(0, rows.to(total.device), weighted)
-

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from ..levels import Step
 from ..passes import COND, Pass
 from ..prediction import Prediction, Space
 from ._core import Live, Post
 from ._statistics import quantile, safe, std
 from .expression import register
+from .weights import finite
 
 
 @register
@@ -24,7 +27,7 @@ class Rescale(Post):
         space: where the deviations are taken: v, as in the paper's network, or what a pipeline's
             network predicts (eps), to match it.
 
-    Asks for the conditional pass.
+    Asks for the conditional pass. A constant prediction, which has no contrast, stays as it is.
 
     References:
         Common Diffusion Noise Schedules and Sample Steps are Flawed, section 3.4, https://arxiv.org/abs/2305.08891
@@ -35,7 +38,7 @@ class Rescale(Post):
     name = "rescale"
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, str) or not 0 <= self.scale <= 1:
+        if not finite(self.scale) or not 0 <= self.scale <= 1:
             raise ValueError(f"rescale: the scale must be in [0, 1], not {self.scale!r}")
         if self.space not in ("v", "eps", "x0", "velocity"):
             raise ValueError(f"rescale: the space must be v, eps, x0 or velocity, not {self.space!r}")
@@ -47,7 +50,8 @@ class Rescale(Post):
         if not self.scale:
             return prediction
         guided = prediction.view(self.space)
-        ratio = std(live[COND].view(self.space)) / safe(std(guided))
+        now, wanted = std(guided), std(live[COND].view(self.space))
+        ratio = torch.where(now == 0, 1.0, wanted / safe(now))
         delta = self.scale * (guided * ratio - guided)
         return prediction.shifted(prediction.to_x0(delta, self.space))
 
@@ -68,7 +72,7 @@ class Threshold(Post):
     name = "threshold"
 
     def __post_init__(self) -> None:
-        if isinstance(self.percentile, str) or not 0 < self.percentile <= 1:
+        if not finite(self.percentile) or not 0 < self.percentile <= 1:
             raise ValueError(f"threshold: the percentile must be in (0, 1], not {self.percentile!r}")
 
     def apply(self, prediction: Prediction, live: Live) -> Prediction:
@@ -92,7 +96,7 @@ class Clip(Post):
     name = "clip_x0"
 
     def __post_init__(self) -> None:
-        if isinstance(self.limit, str) or not self.limit > 0:
+        if not finite(self.limit) or self.limit <= 0:
             raise ValueError(f"clip_x0: the limit must be positive, not {self.limit!r}")
 
     def apply(self, prediction: Prediction, live: Live) -> Prediction:

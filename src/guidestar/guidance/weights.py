@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..levels import Step, Value
+from ._text import literal
 
-Scale = float | int | list | tuple
+Scale = float | Sequence[float]
 """One number, or a list of one number for each sample."""
 
 
@@ -48,32 +50,56 @@ class Clamp:
     floor: float
     schedule: Callable[[Value, Step], Value] = Linear()
 
+    def __post_init__(self) -> None:
+        if not finite(self.floor):
+            raise ValueError(f"clamp: the floor must be a finite number, not {self.floor!r}")
+        checked_schedule("clamp", self.schedule)
+
     def __call__(self, w: Value, step: Step) -> Value:
         value = self.schedule(w, step)
         return value.clamp_min(self.floor) if isinstance(value, Tensor) else max(self.floor, value)
 
     def __str__(self) -> str:
-        return f"clamp({self.floor:g}, {self.schedule})"
+        return f"clamp({literal(self.floor)}, {literal(self.schedule)})"
 
 
 linear, cosine, clamp = Linear(), Cosine(), Clamp
-SCHEDULES: dict[str, object] = {"linear": linear, "cosine": cosine, "clamp": clamp}
-"""What ``schedule=`` may name in an expression."""
+SCHEDULES: dict[str, object] = {"linear": linear, "cosine": cosine}
+"""What ``schedule=`` may name in an expression, beside ``clamp(…)``."""
 
 Schedule = Callable[[Value, Step], Value]
 
 
-def check_scale(name: str, scale: Scale) -> None:
-    """Refuse anything but finite numbers."""
+def finite(number: object) -> bool:
+    """Tell whether this is a number, and finite as a float."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return False
+    return abs(number) < 2**1000 and math.isfinite(number)
+
+
+def checked_scale(name: str, scale: Any) -> Scale:
+    """Return one finite number, or a tuple of them; refuse anything else."""
     numbers = scale if isinstance(scale, list | tuple) else [scale]
-    if not numbers or any(isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in numbers):
+    if not numbers or not all(map(finite, numbers)):
         raise ValueError(f"{name}: the scale must be a finite number, or a list of one for each sample, not {scale!r}")
+    return tuple(numbers) if isinstance(scale, list | tuple) else scale
 
 
-def check_interval(name: str, interval: tuple[float, float] | None) -> None:
-    """Refuse anything but ``0 <= lo < hi``."""
-    if interval is not None and (len(interval) != 2 or not 0 <= interval[0] < interval[1]):
-        raise ValueError(f"{name}: the interval (lo, hi] of noise ratios must satisfy 0 <= lo < hi, not {interval!r}")
+def checked_interval(name: str, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return the pair ``0 <= lo < hi`` (which may be infinite); refuse anything else."""
+    if interval is None:
+        return None
+    numbers = interval if isinstance(interval, list | tuple) and len(interval) == 2 else ()
+    if not all(n == math.inf or finite(n) for n in numbers) or not (numbers and 0 <= numbers[0] < numbers[1]):
+        raise ValueError(f"{name}: the interval (lo, hi] of noise ratios must be two numbers with 0 <= lo < hi, not {interval!r}")
+    return numbers[0], numbers[1]
+
+
+def checked_schedule(name: str, schedule: Schedule | None) -> Schedule | None:
+    """Return what maps ``(weight, step)`` to a weight; refuse anything else."""
+    if schedule is not None and (isinstance(schedule, type) or not callable(schedule)):
+        raise ValueError(f"{name}: the schedule must be linear, cosine, clamp(…) or a function of (weight, step), not {schedule!r}")
+    return schedule
 
 
 def weigh(value: Scale, schedule: Schedule | None, interval: tuple[float, float] | None, step: Step, rows: Tensor | None) -> Value:
@@ -86,16 +112,16 @@ def weigh(value: Scale, schedule: Schedule | None, interval: tuple[float, float]
         step: of the samples at hand.
         rows: which samples of the run these are (None: all).
     """
-    weight: Value = float(value) if not isinstance(value, list | tuple) else _per_sample(value, rows)
+    weight: Value = _per_sample(value, rows) if isinstance(value, Sequence) else float(value)
     weight = schedule(weight, step) if schedule else weight
     if interval is None:
         return weight
     rho, (low, high) = step.t.rho, interval
     if isinstance(rho, Tensor):
         return torch.where((rho > low) & (rho <= high), torch.as_tensor(weight, dtype=torch.float64), 0.0)
-    return weight if low < rho <= high else weight * 0.0
+    return weight if low < rho <= high else 0.0
 
 
-def _per_sample(values: list | tuple, rows: Tensor | None) -> Tensor:
+def _per_sample(values: Sequence[float], rows: Tensor | None) -> Tensor:
     tensor = torch.tensor(values, dtype=torch.float64)
     return tensor if rows is None else tensor[rows]

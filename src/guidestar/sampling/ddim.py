@@ -80,7 +80,8 @@ class DDPM(Solver):
         if self.variance == "learned":
             if prediction.log_var is None:
                 raise ValueError("ddpm(variance='learned') needs a network that predicts its variance (2C channels, learned_variance=True)")
-            ratio = expand(large, x_t) * expand(inverse_or_zero(small), x_t)
+            # 1 where the posterior has no variance: a network's share below −1 must not make it infinite.
+            ratio = expand(large * inverse_or_zero(small) + (small == 0), x_t)
             deviation = deviation * ratio ** ((prediction.log_var + 1) / 4)
         noisy = expand((step.s.sigma != 0) * 1.0, x_t)
         return mean + noisy * deviation * draw.normal_like("ddpm", x_t), sstate, gstate

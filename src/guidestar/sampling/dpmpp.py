@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from ..levels import Level, Step, Value, divide, exp, expand, inverse_or_zero, s
 from ._core import Predict, Solver, SState, Stepped
 
 
-def _curvature(x_t: Tensor, clean: Tensor, level: Level, h: Value, sstate: SState) -> Tensor | float:
+def _curvature(x_t: Tensor, clean: Tensor, h: Value, sstate: SState) -> Tensor | float:
     """Return ``(D̄_t − D̄_prev)/(2r)``, ``r = h_prev/h``; 0 where there is no finite history."""
     if not sstate:
         return 0.0
@@ -23,8 +24,11 @@ def _curvature(x_t: Tensor, clean: Tensor, level: Level, h: Value, sstate: SStat
 
 
 def _half_step(step: Step) -> Value:
-    """Return h, half the gain in log-SNR; infinite towards data or from pure noise."""
-    return (step.s.log_snr - step.t.log_snr) / 2
+    """Return h, half the gain in log-SNR; infinite towards data or from pure noise, 0 where a sample rests at either."""
+    h = (step.s.log_snr - step.t.log_snr) / 2
+    if isinstance(h, Tensor):
+        return torch.where(h.isnan(), 0.0, h)
+    return 0.0 if math.isnan(h) else h
 
 
 def _clean(x_t: Tensor, eps: Tensor, level: Level, x0: Tensor) -> Tensor:
@@ -51,7 +55,7 @@ class DPMpp2M(Solver):
         h, s = _half_step(step), step.s
         clean = _clean(x_t, prediction.eps, step.t, prediction.x0)
         x_s = expand(s.alpha, x_t) * prediction.x0 + expand(s.sigma, x_t) * prediction.eps
-        x_s = x_s + expand(s.alpha * (1 - exp(-h)), x_t) * _curvature(x_t, clean, step.t, h, sstate)
+        x_s = x_s + expand(s.alpha * (1 - exp(-h)), x_t) * _curvature(x_t, clean, h, sstate)
         return x_s, {"clean": clean, "h": h}, gstate
 
 
@@ -76,6 +80,6 @@ class SDEDPMpp2M(Solver):
         clean = _clean(x_t, prediction.eps, step.t, prediction.x0)
         gain = 1 - exp(-2 * h)
         x_s = expand(s.alpha, x_t) * prediction.x0 + expand(s.sigma * exp(-h), x_t) * prediction.eps
-        x_s = x_s + expand(s.alpha * gain, x_t) * _curvature(x_t, clean, step.t, h, sstate)
+        x_s = x_s + expand(s.alpha * gain, x_t) * _curvature(x_t, clean, h, sstate)
         x_s = x_s + expand(s.sigma * sqrt(gain), x_t) * draw.normal_like("sde", x_t)
         return x_s, {"clean": clean, "h": h}, gstate

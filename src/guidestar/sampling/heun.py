@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..draw import Draw
-from ..levels import Level, Step, Value, expand, inverse_or_zero, sqrt
+from ..levels import Grid, Level, Step, Value, expand, inverse_or_zero, sqrt
 from ..prediction import Prediction
 from ._core import Predict, Solver, SState, Stepped
 
@@ -62,6 +62,11 @@ class Heun(Solver):
     def stochastic(self) -> bool:
         return self.churn > 0
 
+    def check(self, predict: Predict, grid: Grid) -> None:
+        super().check(predict, grid)
+        if self.form == "edm" and any(bool((torch.as_tensor(level.alpha) == 0).any()) for level in grid):
+            raise ValueError("heun in its edm form divides by alpha and cannot start at pure noise (alpha = 0); use Heun(form='flow') or a grid that starts below it")
+
     def evaluations(self, step: Step) -> Sequence[Step]:
         start = self._raised(step)
         return [start] if _all_clean(step.s) else [start, self._second(step)]
@@ -91,20 +96,29 @@ class Heun(Solver):
     def _gamma(self, step: Step) -> Value:
         low, high = self.churn_interval
         gamma = min(self.churn / step.grid.steps, math.sqrt(2) - 1)
-        inside = (step.t.rho >= low) & (step.t.rho <= high) if isinstance(step.t.rho, Tensor) else low <= step.t.rho <= high
-        return inside * gamma
+        rho = step.t.rho
+        if isinstance(rho, Tensor):
+            return ((rho >= low) & (rho <= high) & rho.isfinite()).double() * gamma
+        return gamma if low <= rho <= high and rho < math.inf else 0.0
 
     def _raised(self, step: Step) -> Step:
-        return step._replace(t=step.grid.schedule.at_rho(step.t.rho * (1 + self._gamma(step)))) if self.churn else step
+        """Return the step from where churn lifts it; a level that is not lifted stays as it is, to the bit."""
+        gamma = self._gamma(step)
+        if not isinstance(gamma, Tensor) and gamma == 0:
+            return step
+        raised = step.grid.schedule.at_rho(step.t.rho * (1 + gamma))
+        return step._replace(t=raised.where(gamma > 0, step.t) if isinstance(gamma, Tensor) else raised)
 
     def _churned(self, x_t: Tensor, step: Step, draw: Draw) -> tuple[Tensor, Step]:
         """Add noise: in ``y = x/α``, ``y ← y + S_noise √(ρ̂² − ρ²) z``."""
         if not self.churn:
             return x_t, step
         raised = self._raised(step)
-        added = sqrt(raised.t.rho**2 - step.t.rho**2) * self.churn_noise
-        y = x_t * expand(inverse_or_zero(step.t.alpha), x_t) + expand(added, x_t) * draw.normal_like("churn", x_t)
-        return expand(raised.t.alpha, x_t) * y, raised
+        # α̂/α, and 1 at pure noise, which is not lifted.
+        pure = (step.t.alpha == 0) * 1.0
+        ratio = raised.t.alpha / (step.t.alpha + pure) + pure
+        added = sqrt(raised.t.sigma**2 - (ratio * step.t.sigma) ** 2) * self.churn_noise
+        return expand(ratio, x_t) * x_t + expand(added, x_t) * draw.normal_like("churn", x_t), raised
 
 
 def _all_clean(level: Level) -> bool:

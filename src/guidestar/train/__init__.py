@@ -1,1 +1,1 @@
-
+"""Training: objectives, the loop, and recipes that say everything about a training."""

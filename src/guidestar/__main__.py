@@ -1,0 +1,5 @@
+"""``python -m guidestar``."""
+
+from .cli import main
+
+main()

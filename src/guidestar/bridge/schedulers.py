@@ -1,0 +1,151 @@
+"""Read what a Diffusers scheduler says of the training: the schedule, and what the network predicts.
+
+How a scheduler steps (its spacing, order, clipping) is a matter of sampling, and not read.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Output
+from ..levels import VE, VP, Flow, Schedule
+from .weights import one_line, read_json
+
+_TABLES = (
+    *("DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler"),
+    *("DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler"),
+    *("EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+    *("KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "UniPCMultistepScheduler"),
+)
+_EDM = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
+_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+
+_PREDICTS: dict[str, Output] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "velocity"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """The noising process a network was trained on, as its scheduler tells.
+
+    Args:
+        schedule: alpha and sigma by time.
+        predicts: what the network's output means (`guidestar.Network`).
+        time_scale: what the schedule's time is multiplied by before the network is told it
+            (1000 for a flow, whose time is in [0, 1]; an EDM network is told ln(rho)/4 instead).
+        sigma_data: standard deviation of the data, for EDM preconditioning.
+    """
+
+    schedule: Schedule
+    predicts: Output
+    time_scale: float = 1.0
+    sigma_data: float = 0.5
+
+
+def read_scheduler(folder: str | Path) -> Process:
+    """Read ``scheduler/scheduler_config.json`` (or ``scheduler_config.json``) of a Diffusers folder.
+
+    Beta tables (DDPM, DDIM, PNDM, Euler, Heun, LMS, DPM-Solver, UniPC, …) become `VP`, computed in
+    float64 (Diffusers' own tables are float32), with ``use_flow_sigmas`` `Flow`; EDM schedulers
+    become `VE` and predict "edm"; flow-matching ones become `Flow` and predict "velocity". Keys
+    that the file leaves out have the defaults of its scheduler class.
+
+    Raises:
+        ValueError: no such file, an unknown scheduler class, or a setting that is not supported;
+            the file is named.
+    """
+    file = scheduler_file(folder)
+    if file is None:
+        raise ValueError(f"{folder}: there is no scheduler/scheduler_config.json")
+    written = read_json(file)
+    name = written.get("_class_name")
+    build = next((build for names, build in _BUILDERS if name in names), None)
+    if build is None:
+        known = ", ".join(sorted(n for names, _ in _BUILDERS for n in names))
+        raise ValueError(f"{file}: the scheduler {name!r} is not supported; these are: {known}")
+    try:
+        return build({**_defaults(str(name)), **written})
+    except KeyError as error:
+        raise ValueError(f"{file}: there is no {error}") from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{file}: {one_line(error)}") from error
+
+
+def scheduler_file(folder: str | Path) -> Path | None:
+    """Find the scheduler's settings of a Diffusers folder; None where it has none."""
+    candidates = (Path(folder) / "scheduler" / "scheduler_config.json", Path(folder) / "scheduler_config.json")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _predicts(config: Mapping[str, Any]) -> Output:
+    kind = config["prediction_type"]
+    if kind not in _PREDICTS:
+        raise ValueError(f"the prediction_type {kind!r} is not supported; these are: {', '.join(_PREDICTS)}")
+    return _PREDICTS[kind]
+
+
+def _table(config: Mapping[str, Any]) -> Process:
+    predicts = _predicts(config)
+    if config.get("use_flow_sigmas"):
+        return Process(schedule=Flow(shift=float(config["flow_shift"])), predicts=predicts, time_scale=float(config["num_train_timesteps"]))
+    if predicts == "velocity":
+        raise ValueError("a flow_prediction needs use_flow_sigmas, but the schedule is a table of betas")
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(f"the timestep_type {config['timestep_type']!r} is not supported, only 'discrete'")
+    schedule = VP.from_betas(_betas(config))
+    return Process(schedule=schedule.zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule, predicts=predicts)
+
+
+def _betas(config: Mapping[str, Any]) -> Tensor:
+    if config.get("trained_betas") is not None:
+        return torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+    kind, steps, start, end = (config[k] for k in ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end"))
+    if kind not in _BETAS:
+        raise ValueError(f"the beta_schedule {kind!r} is not supported; these are: {', '.join(_BETAS)}")
+    return _BETAS[kind](steps, start, end)
+
+
+def _linspace(start: float, end: float, steps: int) -> Tensor:
+    return torch.linspace(start, end, steps, dtype=torch.float64)
+
+
+def _cosine(steps: int, start: float, end: float) -> Tensor:
+    bar = torch.tensor([1.0, *VP.cosine(steps).alphas_cumprod], dtype=torch.float64)
+    return 1 - bar[1:] / bar[:-1]
+
+
+_BETAS: dict[str, Callable[[int, float, float], Tensor]] = {
+    "linear": lambda steps, start, end: _linspace(start, end, steps),
+    "scaled_linear": lambda steps, start, end: _linspace(start**0.5, end**0.5, steps) ** 2,
+    "squaredcos_cap_v2": _cosine,
+    "sigmoid": lambda steps, start, end: _linspace(-6, 6, steps).sigmoid() * (end - start) + start,
+}
+
+
+def _edm(config: Mapping[str, Any]) -> Process:
+    if config["prediction_type"] != "epsilon":
+        raise ValueError(f"the prediction_type {config['prediction_type']!r} of an EDM scheduler is not supported, only 'epsilon'")
+    schedule = VE(t_min=float(config["sigma_min"]), t_max=float(config["sigma_max"]))
+    return Process(schedule=schedule, predicts="edm", sigma_data=float(config["sigma_data"]))
+
+
+def _flow(config: Mapping[str, Any]) -> Process:
+    if config.get("invert_sigmas"):
+        raise ValueError("invert_sigmas (time that runs from noise to data) is not supported")
+    return Process(schedule=Flow(shift=float(config["shift"])), predicts="velocity", time_scale=float(config["num_train_timesteps"]))
+
+
+_BUILDERS: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Process]], ...] = ((_TABLES, _table), (_EDM, _edm), (_FLOW, _flow))

@@ -1,0 +1,179 @@
+"""Read networks from folders as Diffusers writes them: config.json and safetensors, never a pickle."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+_STEM = "diffusion_pytorch_model"
+_WEIGHTS = (f"{_STEM}.safetensors", f"{_STEM}.safetensors.index.json", f"{_STEM}.fp16.safetensors", f"{_STEM}.safetensors.index.fp16.json")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: the file is missing, unreadable, or holds something else; it is named.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{file}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: should hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def network_folder(folder: str | Path) -> Path:
+    """Find the denoising network of a Diffusers folder: unet/, transformer/, or the folder itself.
+
+    Raises:
+        ValueError: there is none, or no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder")
+    found = next((f for f in (folder / "unet", folder / "transformer", folder) if (f / "config.json").is_file()), None)
+    if found is None:
+        raise ValueError(f"{folder}: holds no denoising network; expected unet/config.json, transformer/config.json or config.json")
+    return found
+
+
+def read_network(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> ModelMixin:
+    """Read the denoising network of a Diffusers folder: unet/, transformer/, or the folder itself.
+
+    Args:
+        folder: as Diffusers' ``save_pretrained`` writes it, of a pipeline or of the network alone.
+        dtype: of its parameters, whatever the file holds.
+
+    Returns:
+        The network in evaluation mode, its parameters not asking for gradients.
+
+    Raises:
+        ValueError: as `read_module`, or the class is not a denoising network.
+    """
+    return read_module(network_folder(folder), dtype=dtype)
+
+
+def read_module(folder: str | Path, *, known: Mapping[str, type[ModelMixin]] | None = None, dtype: torch.dtype = torch.float32) -> ModelMixin:
+    """Build the class that ``config.json`` names, and fill it with the folder's safetensors.
+
+    Args:
+        folder: holds config.json and diffusion_pytorch_model[.fp16].safetensors, or its shards.
+        known: classes by name that are not Diffusers' own.
+        dtype: of the parameters, whatever the file holds.
+
+    Returns:
+        The module in evaluation mode, its parameters not asking for gradients.
+
+    Raises:
+        ValueError: one line that names the file: an unknown class, settings it refuses, a corrupt
+            file, pickled weights only, or the first tensor that is missing, unexpected or misshapen.
+    """
+    folder = Path(folder)
+    config_file = folder / "config.json"
+    config = read_json(config_file)
+    module = _build(config_file, config, known or {})
+    file = weights_file(folder, _WEIGHTS)
+    tensors = _read_tensors(file)
+    # Checkpoints from before Diffusers 0.15 name their attention's projections otherwise.
+    module._fix_state_dict_keys_on_load(tensors)
+    fill(module, file, tensors, dtype)
+    return module
+
+
+def _build(file: Path, config: Mapping[str, Any], known: Mapping[str, type[ModelMixin]]) -> ModelMixin:
+    cls = _find(file, config.get("_class_name"), known)
+    try:
+        return cls.from_config(dict(config))  # type: ignore[attr-defined]
+    except Exception as error:
+        # Whatever a constructor trips over, it is the settings that are wrong.
+        raise ValueError(f"{file}: {cls.__name__} refuses these settings ({one_line(error)})") from error
+
+
+def _find(file: Path, name: Any, known: Mapping[str, type[ModelMixin]]) -> type[ModelMixin]:
+    import diffusers
+
+    found = (known.get(name) or getattr(diffusers, name, None)) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
+        raise ValueError(f"{file}: {name!r} (_class_name) is not a network of this Diffusers version ({diffusers.__version__})")
+    return found
+
+
+def weights_file(folder: Path, names: tuple[str, ...]) -> Path:
+    """Find the first of ``names`` in ``folder``.
+
+    Raises:
+        ValueError: there is none; pickled weights, which could run any code, are never read.
+    """
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is not None:
+        return found
+    pickles = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES)
+    if pickles:
+        raise ValueError(f"{folder / pickles[0]}: pickled weights can run any code and are not read; save them again with save_pretrained(…, safe_serialization=True)")
+    raise ValueError(f"{folder}: holds no weights; expected {names[0]}")
+
+
+def fill(module: nn.Module, file: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Give ``module`` its tensors and ``dtype``, for evaluation without gradients of its parameters.
+
+    Raises:
+        ValueError: the first tensor that is missing, unexpected or misshapen; ``file`` is named.
+    """
+    _check(file, tensors, module.state_dict())
+    module.load_state_dict(tensors)
+    nn.Module.to(module, dtype).eval().requires_grad_(False)
+
+
+def _read_tensors(file: Path) -> OrderedDict[str, Tensor]:
+    if file.suffix != ".json":
+        return OrderedDict(read_safetensors(file))
+    shards = read_json(file).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
+        raise ValueError(f"{file}: weight_map should map the name of each tensor to a file beside it")
+    return OrderedDict((name, tensor) for shard in sorted(set(shards.values())) for name, tensor in read_safetensors(file.parent / shard).items())
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Read every tensor of a file.
+
+    Raises:
+        ValueError: the file is missing, truncated or corrupt; it is named.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file}: there is no such file")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{file}: truncated or corrupt, not readable as safetensors ({one_line(error)})") from error
+
+
+def _check(file: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    for name, like in wanted.items():
+        if name not in tensors:
+            raise ValueError(f"{file}: the tensor {name!r} is missing")
+        if tensors[name].shape != like.shape:
+            raise ValueError(f"{file}: the tensor {name!r} has the shape {tuple(tensors[name].shape)}, but config.json asks for {tuple(like.shape)}")
+        if tensors[name].is_floating_point() != like.is_floating_point():
+            raise ValueError(f"{file}: the tensor {name!r} holds {tensors[name].dtype}, but the network asks for {like.dtype}")
+    unexpected = next((name for name in tensors if name not in wanted), None)
+    if unexpected is not None:
+        raise ValueError(f"{file}: the tensor {unexpected!r} is unexpected; the network has none of that name")
+
+
+def one_line(error: Exception) -> str:
+    """Say what went wrong in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,215 @@
+"""The command line; every command is a call of the library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(name="guidestar", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+# Typer carries its own click, or uses the installed one: take the class from where it is public.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+Guidance = Annotated[Optional[str], typer.Option("--guidance", help="Expression, e.g. 'cfg(3) + classifier(1)'; the model's own by default.")]  # noqa: UP045
+Steps = Annotated[Optional[int], typer.Option("--steps", help="Solver steps.")]  # noqa: UP045
+SolverName = Annotated[Optional[str], typer.Option("--solver", help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun.")]  # noqa: UP045
+GridName = Annotated[Optional[str], typer.Option("--levels", help="How levels are spaced: uniform, log_snr, karras, leading, linspace or trailing.")]  # noqa: UP045
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Any]:
+    """Show a progress bar on stderr while it works; yields ``watch(done, total)``."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@app.command()
+def demo(
+    out: Out = Path("out/demo"),
+    model: Annotated[str, typer.Option(help="A class model with a judge.")] = "fashion-mnist",
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Samples of each class.")] = 4,
+) -> None:
+    """Steer one model in every way from the same seeds: pictures, and figures of an independent judge."""
+    from .demo import demo as run
+    from .folder import load
+
+    with _progress("sampling") as tell:
+        rows = run(load(model), out, seeds=seeds, show=min(2, seeds), tell=tell)
+    _table(("steered", "guidance", "judge", "NFE", "seconds"), [(r.how, r.expression, f"{r.accuracy:.1%}", f"{r.nfe:g}", f"{r.seconds:.1f}") for r in rows])
+    typer.echo(f"{out / 'demo.png'}  {out / 'steps.png'}  {out / 'demo.json'}")
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command()
+def sample(
+    model: Annotated[Optional[str], typer.Argument(help="A shipped model or a folder.")] = None,  # noqa: UP045
+    cond: Annotated[Optional[list[str]], typer.Option("--cond", help="Class name or index (or prompt); several times for several; 'all' for every class.")] = None,  # noqa: UP045
+    num: Annotated[int, typer.Option(min=1, max=100_000, help="Samples of each condition.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first sample; the others follow.")] = 0,
+    guidance: Guidance = None,
+    negative: Annotated[Optional[str], typer.Option(help="What cfg moves away from; '' is the null.")] = None,  # noqa: UP045
+    steps: Steps = None,
+    solver: SolverName = None,
+    levels: GridName = None,
+    max_rows: Annotated[Optional[int], typer.Option(min=1, help="Most rows of one network call.")] = None,  # noqa: UP045
+    grid: Annotated[bool, typer.Option("--grid", help="Also write a contact sheet.")] = False,
+    like: Annotated[Optional[Path], typer.Option(help="Repeat the run of this PNG, bit for bit.")] = None,  # noqa: UP045
+    out: Out = Path("out/samples"),
+) -> None:
+    """Sample images: PNG files that carry the whole run."""
+    from .folder import load
+    from .files import make_folder
+    from .pictures import read_settings, save_png
+
+    settings = read_settings(like) if like else None
+    chosen = load(_model_name(model, settings))
+    make_folder(out)
+    with _progress("sampling") as watch:
+        if settings is not None:
+            samples = chosen.again(settings, watch)
+        else:
+            names = _conditions(chosen, cond, num)
+            seeds = range(seed, seed + (len(names) if names else num))
+            samples = chosen.sample(names, guidance=guidance, seeds=seeds, negative=negative, steps=steps, solver=solver, grid=levels, max_rows=max_rows, watch=watch)
+    paths = samples.save(out)
+    if grid:
+        save_png(samples.contact_sheet(), out / "grid.png")
+    typer.echo(f"{len(paths)} images in {out}: {samples.settings.guidance}, NFE {samples.nfe:g}")
+
+
+def _model_name(model: str | None, settings: dict[str, Any] | None) -> str:
+    name = model or (settings or {}).get("model")
+    if not name:
+        raise ValueError("name a model (see 'guidestar models'), or give a picture with --like")
+    return name
+
+
+def _conditions(model: Any, cond: list[str] | None, num: int) -> list[str] | None:
+    if not cond:
+        return None
+    names = [n for c in cond for n in (model.classes if c == "all" and model.classes else [c])]
+    return [n for n in names for _ in range(num)]
+
+
+@app.command()
+def models() -> None:
+    """List the models that ship."""
+    from .folder import available
+
+    for name, summary in available().items():
+        typer.echo(f"{name}  {summary}")
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="A shipped model or a folder.")],
+    guidance: Guidance = None,
+    steps: Steps = None,
+    solver: SolverName = None,
+    levels: GridName = None,
+) -> None:
+    """Print the network passes of every step, before anything runs."""
+    from .folder import load
+
+    typer.echo(str(load(model).plan(guidance, steps=steps, solver=solver, grid=levels)))
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/fashion-mnist.toml.")],
+    out: Out = Path("out/train"),
+    data: Annotated[Optional[Path], typer.Option(help="Folder of the data, in place of the recipe's.")] = None,  # noqa: UP045
+    only: Annotated[Optional[list[str]], typer.Option("--only", help="Train this part alone (model, weak, classifier, judge); several times for several.")] = None,  # noqa: UP045
+) -> None:
+    """Train a recipe, going on where it was stopped, and write the model's folder."""
+    from .files import make_folder
+    from .train import recipe as recipes
+    from .train.assemble import assemble
+    from .train.report import progress_report
+
+    spec = recipes.read(recipe)
+    if data:
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update={"folder": str(data)})})
+    make_folder(out)
+    with progress_report() as report:
+        recipes.train(spec, out, report, only=only)
+    if only:
+        typer.echo(f"trained {', '.join(only)} in {out}; run it without --only for the whole model")
+        return
+    assemble(spec, out)
+    typer.echo(f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name} --cond all --grid")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A class model with a judge.")],
+    guidance: Annotated[list[str], typer.Option("--guidance", help="Expression; several times for several.")],
+    seeds: Annotated[str, typer.Option(help="First and last seed, e.g. 0-999; classes in turn.")] = "0-999",
+    steps: Steps = None,
+    solver: SolverName = None,
+    levels: GridName = None,
+    data: Annotated[Optional[Path], typer.Option(help="Folder of the reference images.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="Also write the rows to this JSON file.")] = None,  # noqa: UP045
+) -> None:
+    """Measure guidances: judge accuracy, Fréchet distance, diversity, NFE and seconds."""
+    import json
+
+    from .folder import load
+    from .measure import measure
+    from .pictures import write_text
+
+    with _progress("measuring") as watch:
+        rows = list(measure(load(model), guidance, seeds=_span(seeds), steps=steps, solver=solver, grid=levels, data=data, watch=watch))
+    head = ("guidance", "accuracy", "Fréchet", "diversity", "shares", "NFE", "seconds")
+    cells = [(r["guidance"], f"{r['accuracy']:.2%}", f"{r['frechet']:.3f}", f"{r['diversity']:.3f}", f"{min(r['shares']):.1%}-{max(r['shares']):.1%}", f"{r['nfe']:g}", f"{r['seconds']:.1f}") for r in rows]
+    _table(head, cells)
+    if out:
+        write_text(json.dumps(rows, indent=2) + "\n", out)
+
+
+def _span(text: str) -> range:
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise ValueError(f"seeds are a span like 0-999, not {text!r}")
+    return range(int(first), int(last) + 1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every error is one clear message, and an exit code of 2 for usage, else 1."""
+    code = 0
+    try:
+        code = app(args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False, prog_name="guidestar")
+    except _UsageError as error:
+        _fail(error.format_message(), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("stopped", 130)
+    except ValueError as error:
+        _fail(str(error), 2)
+    except (OSError, RuntimeError, ArithmeticError) as error:
+        _fail(str(error), 1)
+    sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"guidestar: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Does a sample show what was asked for?"""
+
+from __future__ import annotations
+
+from ._core import Judged, Metric
+
+
+class Accuracy(Metric):
+    """Share of the samples in which the judge sees the wanted class: ``mean(argmax logits = wanted)``, in [0, 1].
+
+    References:
+        Classification Accuracy Score for Conditional Generative Models (the converse measure:
+        train on samples, test on data), https://arxiv.org/abs/1905.10887
+    """
+
+    def __init__(self) -> None:
+        self.right = self.count = 0
+
+    def update(self, samples: Judged) -> None:
+        self.right += int((samples.seen == samples.wanted).sum())
+        self.count += len(samples.wanted)
+
+    def compute(self) -> float:
+        if not self.count:
+            raise ValueError("accuracy needs at least one sample")
+        return self.right / self.count

@@ -1,0 +1,57 @@
+"""What a run will ask of the networks, known before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..passes import Pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """What one step will ask of the networks.
+
+    Args:
+        index: of the step.
+        rho: its noise ratio (of the first sample, where they differ).
+        passes: each pass, and for how many of the samples.
+        gradients: how many gradients, and for how many of the samples, summed.
+        batch: how many samples there are.
+    """
+
+    index: int
+    rho: float
+    passes: Mapping[Pass, int]
+    gradients: int
+    batch: int
+
+    @property
+    def nfe(self) -> float:
+        """Network evaluations a sample, on average over the batch."""
+        return sum(self.passes.values()) / self.batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every pass of a run, known before anything runs."""
+
+    steps: tuple[StepPlan, ...]
+
+    @property
+    def nfe(self) -> float:
+        """Network evaluations a sample over the whole run, on average over the batch."""
+        return sum(step.nfe for step in self.steps)
+
+    @property
+    def gradients(self) -> float:
+        """Gradients a sample over the whole run."""
+        return sum(step.gradients / step.batch for step in self.steps)
+
+    def __str__(self) -> str:
+        lines = [f"{'step':>4}  {'rho':>9}  {'NFE':>5}  passes"]
+        for s in self.steps:
+            names = [str(p) if n == s.batch else f"{p} ({n} of {s.batch})" for p, n in s.passes.items()]
+            names += [f"gradient x {s.gradients / s.batch:g}"] if s.gradients else []
+            lines.append(f"{s.index:>4}  {s.rho:>9.4g}  {s.nfe:>5.3g}  {', '.join(names) or 'none'}")
+        return "\n".join([*lines, f"total NFE {self.nfe:g} a sample, gradients {self.gradients:g}"])

@@ -1,0 +1,87 @@
+"""Measure guidances of a class model with its own judge, against real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data import fashion_mnist
+from .evaluate import Accuracy, DiversityRatio, Frechet, Judged, class_shares, look
+from .model import Model, Samples
+
+REAL = "real"
+"""The name under which training images are measured: the floor of every distance."""
+
+
+def references(model: Model, data: Path | None = None, floor: int = 1000) -> tuple[Judged, Judged]:
+    """Return the test images, and ``floor`` class-balanced training images, as the judge sees them."""
+    test, train = fashion_mnist.load("test", data), fashion_mnist.load("train", data)
+    rows = torch.cat([(train[1] == k).nonzero()[: floor // 10, 0] for k in range(10)])
+    return look(model.judge, *test), look(model.judge, train[0][rows], train[1][rows])
+
+
+def measure(
+    model: Model,
+    guidances: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    solver: str | None = None,
+    grid: str | None = None,
+    data: Path | None = None,
+    batch: int = 50,
+    watch: Callable[[int, int], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield one row of figures for real images, then one for each guidance.
+
+    Each row holds the judge's accuracy, the Fréchet distance of its features to the test images,
+    within-class diversity relative to the test images, the share of each class the judge sees,
+    NFE a sample and seconds. Sample k is of class ``k mod K``.
+
+    Args:
+        model: a class model with a judge.
+        guidances: expressions.
+        seeds: one a sample.
+        steps, solver, grid: as in `Model.sample`.
+        data: folder of the real images.
+        batch: samples at a time.
+        watch: called with the samples done and in all.
+    """
+    if model.judge is None or not model.classes:
+        raise ValueError(f"the model {model.name!r} has no judge to measure with")
+    guided = [model.expression(g) for g in guidances]  # refuse typos before the first sample
+    reference, floor = references(model, data)
+    yield {"guidance": REAL, "nfe": 0.0, "seconds": 0.0, **scores(floor, reference, len(model.classes))}
+    wanted = torch.tensor([i % len(model.classes) for i in range(len(seeds))])
+    for done, guidance in enumerate(guided):
+        tell = (lambda n, done=done: watch(done * len(seeds) + n, len(guided) * len(seeds))) if watch else None
+        images, nfe, seconds = _draw(model, guidance, list(seeds), wanted, batch, tell, steps=steps, solver=solver, grid=grid)
+        yield {"guidance": str(guidance), "nfe": nfe, "seconds": round(seconds, 2), **scores(look(model.judge, images, wanted), reference, len(model.classes))}
+
+
+def scores(judged: Judged, reference: Judged, classes: int) -> dict[str, Any]:
+    """Return all figures of one set of images."""
+    metrics = {"accuracy": Accuracy(), "frechet": Frechet(reference), "diversity": DiversityRatio(reference)}
+    for metric in metrics.values():
+        metric.update(judged)
+    shares = class_shares(judged.seen, classes).tolist()
+    return {**{name: round(m.compute(), 4) for name, m in metrics.items()}, "shares": [round(s, 4) for s in shares]}
+
+
+def _draw(model: Model, guidance: Any, seeds: list[int], wanted: Tensor, batch: int, tell: Callable[[int], None] | None, **how: Any) -> tuple[Tensor, float, float]:
+    import time
+
+    images, nfe, seconds = [], 0.0, 0.0
+    for rows in torch.arange(len(seeds)).split(batch):
+        start = time.perf_counter()
+        samples: Samples = model.sample([model.classes[k] for k in wanted[rows].tolist()], guidance=guidance, seeds=[seeds[i] for i in rows], **how)
+        seconds += time.perf_counter() - start
+        images.append(samples.images)
+        nfe += samples.nfe * len(rows) / len(seeds)
+        if tell:
+            tell(int(rows[-1]) + 1)
+    return torch.cat(images), nfe, seconds

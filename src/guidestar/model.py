@@ -1,0 +1,350 @@
+"""A trained model with everything needed to use it, and the samples it gives."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import __version__
+from .denoiser import Denoiser
+from .draw import Draw
+from .guidance import Guidance, Guided, Plan, parse
+from .guidance._core import Direction, as_guidance
+from .levels import GRIDS, Grid, Schedule
+from .passes import Net
+from .files import make_folder
+from .pictures import save_png, sheet, to_pil
+from .sampling import Solver, State, get_solver, noise, noised, trajectory
+
+Names = str | int | Sequence[str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that determines a run; pictures carry it, and ``Model.again`` repeats it.
+
+    Args:
+        model: name or folder.
+        cond: condition of each sample (none for an unconditional run).
+        negative: what the guidance moves away from (None: the null).
+        guidance: the expression.
+        seeds: one a sample.
+        steps, solver, grid: how the run goes.
+        max_rows: the most rows of one network call.
+        threads, dtype, device, versions: where it ran; the same ones give the same bits.
+    """
+
+    model: str
+    cond: tuple[str | int, ...] | None
+    negative: str | int | None
+    guidance: str
+    seeds: tuple[int, ...]
+    steps: int
+    solver: str
+    grid: str
+    max_rows: int | None = None
+    threads: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What a run gave.
+
+    Args:
+        x: samples as the network has them, ``[B, *S]``.
+        images: decoded, ``[B, C, H, W]`` in [−1, 1] for image models.
+        settings: the run.
+        nfe: network evaluations of a sample (a mean where samples differ).
+    """
+
+    x: Tensor
+    images: Tensor
+    settings: Settings
+    nfe: float
+
+    def pil(self) -> list[Any]:
+        """Return the images as pictures (Pillow)."""
+        return to_pil(self.images)
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write one PNG a sample, each carrying the whole run; return their paths.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        where, paths = make_folder(Path(folder)), []
+        for i, image in enumerate(self.pil()):
+            name = f"{i:04d}-{self.label(i)}-seed{self.settings.seeds[i]}.png".replace(" ", "-").replace("/", "-")
+            save_png(image, where / name, {**asdict(self.settings), "index": i})
+            paths.append(where / name)
+        return paths
+
+    def label(self, index: int) -> str:
+        """Name the condition of a sample."""
+        return str(self.settings.cond[index]) if self.settings.cond else "uncond"
+
+    def contact_sheet(self, columns: int = 8) -> Any:
+        """Lay all samples out on one picture."""
+        from .pictures import Row
+
+        pictures = self.pil()
+        return sheet([Row(label="", images=pictures[i : i + columns]) for i in range(0, len(pictures), columns)], scale=3)
+
+
+Watch = Callable[[int, int], None]
+
+
+@dataclass(kw_only=True)
+class Model:
+    """A denoiser with its schedule, condition encoder, decoder, further networks and card.
+
+    Args:
+        name: what it is called.
+        denoiser: the network that is guided.
+        schedule: its noise levels.
+        shape: of one sample.
+        encoder: turns names into conditions: ``encode(names)``, ``null(batch)``, ``index(name)``,
+            ``classes``; None for an unconditional model.
+        decode: turns samples into images; by default they are images already.
+        nets: further denoisers by name, each with its encoder (``weak``: for autoguidance).
+        classifiers: what ``classifier(…, net=name)`` may name.
+        judge: a classifier that guides nothing and only measures.
+        defaults: ``guidance``, ``steps``, ``solver`` and ``grid`` as its card recommends.
+        card: what else is known of it.
+    """
+
+    name: str
+    denoiser: Denoiser
+    schedule: Schedule
+    shape: tuple[int, ...]
+    encoder: Any = None
+    decode: Callable[[Tensor], Tensor] = lambda x: x.clamp(-1, 1)
+    nets: dict[str, tuple[Denoiser, Any]] = field(default_factory=dict)
+    classifiers: dict[str, Any] = field(default_factory=dict)
+    judge: Any = None
+    defaults: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, if it has any."""
+        return tuple(getattr(self.encoder, "classes", ()))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the main network is."""
+        parameters = self.denoiser.parameters() if isinstance(self.denoiser, nn.Module) else iter(())
+        return next((p.device for p in parameters), torch.device("cpu"))
+
+    def to(self, device: torch.device | str) -> Model:
+        """Move every network to ``device``."""
+        parts = [self.denoiser, self.encoder, self.judge, *self.classifiers.values(), *(m for pair in self.nets.values() for m in pair)]
+        for part in parts:
+            if isinstance(part, nn.Module):
+                part.to(device)
+        return self
+
+    def grid(self, steps: int | None = None, grid: str | Grid | None = None) -> Grid:
+        """Make a grid of levels; both default to the card's.
+
+        Raises:
+            ValueError: unknown grid, or steps out of range.
+        """
+        if isinstance(grid, Grid):
+            return grid
+        grid, steps = grid or self.defaults.get("grid", "log_snr"), steps if steps is not None else self.defaults.get("steps", 20)
+        if grid not in GRIDS:
+            raise ValueError(f"unknown grid {grid!r}; the grids are {', '.join(GRIDS)}")
+        if not 1 <= steps <= 10_000:
+            raise ValueError(f"steps must be from 1 to 10000, not {steps}")
+        return GRIDS[grid](self.schedule, steps)
+
+    def expression(self, guidance: str | Guidance | Direction | None) -> Guidance:
+        """Read an expression; the card's by default."""
+        guidance = guidance if guidance is not None else self.defaults.get("guidance", "cond")
+        return parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
+
+    def names(self, cond: Names | None, count: int) -> tuple[str | int, ...] | None:
+        """Return the condition of each of ``count`` samples.
+
+        Raises:
+            ValueError: an unknown name, or neither one nor ``count`` of them.
+        """
+        if cond is None:
+            return None
+        if self.encoder is None:
+            raise ValueError(f"the model {self.name!r} is unconditional; leave cond out")
+        names = [cond] if isinstance(cond, str | int) else list(cond)
+        if len(names) not in (1, count):
+            raise ValueError(f"{len(names)} conditions were given for {count} samples; give 1, or one for each")
+        names = [self.classes[self.encoder.index(n)] if self.classes and n != "" else n for n in names]
+        return tuple(names if len(names) == count else names * count)
+
+    def guided(
+        self,
+        guidance: str | Guidance | Direction | None = None,
+        *,
+        cond: Sequence[str | int] | None = None,
+        negative: str | int | None = None,
+        max_rows: int | None = None,
+        check: bool = False,
+    ) -> Guided:
+        """Bind a guidance to this model's networks, for samples of the conditions ``cond``."""
+        everyone = {"main": (self.denoiser, self.encoder), **self.nets}
+        nets = {name: self._net(denoiser, encoder, cond, negative) for name, (denoiser, encoder) in everyone.items()}
+        index = getattr(self.encoder, "index", None)
+        target = torch.tensor([index(n) for n in cond]) if cond is not None and index is not None and "" not in cond else None
+        return Guided(self.expression(guidance), nets, classifiers=self.classifiers, target=target, index=index, max_rows=max_rows, check=check)
+
+    def _net(self, denoiser: Denoiser, encoder: Any, cond: Sequence[str | int] | None, negative: str | int | None) -> Net:
+        if encoder is None:
+            return Net(denoiser=denoiser)
+        encode = torch.no_grad()(encoder.encode)
+        with torch.no_grad():
+            null = encoder.null(1)
+        return Net(
+            denoiser=denoiser,
+            cond=None if cond is None else encode(list(cond)),
+            null=null,
+            negative=None if negative in (None, "") else encode([negative]),
+            encode=encode,
+        )
+
+    def plan(self, guidance: str | Guidance | Direction | None = None, *, cond: Names | None = 0, steps: int | None = None, solver: str | Solver | None = None, grid: str | None = None) -> Plan:
+        """Tell which passes a run would evaluate, without running anything."""
+        names = self.names(cond if self.encoder is not None else None, 1)
+        guided, solver = self.guided(guidance, cond=names), self._solver(solver)
+        levels = self.grid(steps, grid)
+        solver.check(guided, levels)
+        return guided.plan(levels, evaluations=solver.evaluations)
+
+    def _solver(self, solver: str | Solver | None) -> Solver:
+        return get_solver(solver if solver is not None else self.defaults.get("solver", "dpmpp-2m"))
+
+    def trajectory(
+        self,
+        cond: Names | None = None,
+        *,
+        guidance: str | Guidance | Direction | None = None,
+        seeds: Sequence[int] = (0,),
+        negative: str | int | None = None,
+        steps: int | None = None,
+        solver: str | Solver | None = None,
+        grid: str | Grid | None = None,
+        start: Tensor | None = None,
+        start_rho: float | None = None,
+        max_rows: int | None = None,
+        explain: bool = False,
+        check: bool = False,
+    ) -> Iterator[State]:
+        """Yield the state after each step (previews, progress, cancelling); arguments as in `sample`."""
+        seeds = _checked_seeds(seeds)
+        guided = self.guided(guidance, cond=self.names(cond, len(seeds)), negative=negative, max_rows=max_rows, check=check)
+        levels, draw = self.grid(steps, grid), Draw(list(seeds))
+        if start_rho is not None:
+            levels = levels.from_rho(start_rho)
+        if start is None:
+            x = noise(self.shape, levels[0], draw, device=self.device)
+        else:
+            x = noised(_checked_start(start, len(seeds), self.shape).to(self.device), levels[0], draw)
+        return trajectory(guided, x, grid=levels, solver=self._solver(solver), draw=draw, explain=explain)
+
+    def sample(
+        self,
+        cond: Names | None = None,
+        *,
+        guidance: str | Guidance | Direction | None = None,
+        seeds: Sequence[int] = (0,),
+        negative: str | int | None = None,
+        steps: int | None = None,
+        solver: str | Solver | None = None,
+        grid: str | Grid | None = None,
+        start: Tensor | None = None,
+        start_rho: float | None = None,
+        max_rows: int | None = None,
+        watch: Watch | None = None,
+    ) -> Samples:
+        """Sample one image a seed.
+
+        Args:
+            cond: class names or indices (or prompts): one, or one a seed; None for none at all.
+            guidance: an expression, as text or made in Python; the card's by default.
+            seeds: one integer a sample; sample k depends on its own seed alone.
+            negative: what cfg moves away from, in place of the null.
+            steps, solver, grid: by default the card's.
+            start: data ``[B, *S]`` to start from (SDEdit), noised to the first level of noise ratio
+                at most ``start_rho``.
+            max_rows: the most rows of one network call (bounds memory).
+            watch: called after each step with the steps done and the steps in all.
+
+        Raises:
+            ValueError: unknown names, an expression that does not parse, numbers out of range.
+            FloatingPointError: a network returned values that are not finite (which, and where).
+        """
+        run = {
+            "cond": cond, "guidance": guidance, "seeds": seeds, "negative": negative, "steps": steps, "solver": solver,
+            "grid": grid, "start": start, "start_rho": start_rho, "max_rows": max_rows,
+        }  # fmt: skip
+        state = None
+        for state in self.trajectory(**run):
+            if watch:
+                watch(state.step.index + 1, state.step.grid.steps)
+        assert state is not None  # a grid has at least one step
+        if not bool(state.x.isfinite().all()):
+            self._explain_not_finite(run)
+        solver = self._solver(solver)
+        names = self.names(cond, len(seeds))
+        plan = self.guided(guidance, cond=names, negative=negative).plan(state.step.grid, batch=len(seeds), evaluations=solver.evaluations)
+        settings = self._settings(names, run, solver, state.step.grid)
+        return Samples(x=state.x, images=self.decode(state.x), settings=settings, nfe=plan.nfe)
+
+    def _explain_not_finite(self, run: dict[str, Any]) -> None:
+        """Run again, looking at every output, to say where it went wrong."""
+        for _ in self.trajectory(**run, check=True):
+            pass
+        raise FloatingPointError("the samples are not finite, though every network output was; lower the scale of the guidance")
+
+    def _settings(self, names: tuple[str | int, ...] | None, run: dict[str, Any], solver: Solver, levels: Grid) -> Settings:
+        return Settings(
+            model=self.name,
+            cond=names,
+            negative=run["negative"],
+            guidance=str(self.expression(run["guidance"])),
+            seeds=tuple(run["seeds"]),
+            steps=levels.steps,
+            solver=solver.name,
+            grid=run["grid"] if isinstance(run["grid"], str) else self.defaults.get("grid", "log_snr"),
+            max_rows=run["max_rows"],
+            threads=torch.get_num_threads(),
+            device=str(self.device),
+            versions={"guidestar": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        )
+
+    def again(self, settings: Mapping[str, Any], watch: Watch | None = None) -> Samples:
+        """Repeat the run that a picture carries."""
+        keys = ("cond", "guidance", "seeds", "negative", "steps", "solver", "grid", "max_rows")
+        missing = [k for k in keys if k not in settings]
+        if missing:
+            raise ValueError(f"the settings lack {', '.join(missing)}; they were written by another version of guidestar")
+        return self.sample(**{k: settings[k] for k in keys}, watch=watch)
+
+
+def _checked_seeds(seeds: Sequence[int]) -> list[int]:
+    if len(seeds) < 1:
+        raise ValueError("at least one seed is needed")
+    return [int(s) for s in seeds]
+
+
+def _checked_start(start: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
+    if tuple(start.shape) != (count, *shape):
+        raise ValueError(f"start must have the shape {(count, *shape)}, one for each seed, not {tuple(start.shape)}")
+    return start

@@ -1,0 +1,108 @@
+"""A small world for the tests of passes and guidance, written in plain torch.
+
+`toy` is a denoiser whose answer depends on x, the level and the condition, is smooth, not linear,
+different for each position, and unchanged when (x, alpha, sigma) are all divided by the same number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidestar import VE, VP, Flow, Level, Net, Step, uniform
+from guidestar.denoiser import Condition
+
+SCHEDULES = {"vp": VP.linear(), "ve": VE(), "flow": Flow()}
+COND, UNCOND, NEGATIVE = 1.0, 0.0, -0.7
+WORDS = {"": 0.0, "cat": 0.4, "dog": -0.9, "blurry": 1.7}
+
+
+def col(value: Any, x: Tensor) -> Tensor:
+    """Shape a number, or one number a sample, like x."""
+    value = torch.as_tensor(value, dtype=x.dtype)
+    return value.reshape(-1, *[1] * (x.ndim - 1)) if value.ndim else value
+
+
+def toy(x: Tensor, level: Level, c: Any) -> Tensor:
+    a, s, c = col(level.alpha, x), col(level.sigma, x), col(c, x)
+    pattern = torch.linspace(-1, 1, x[0].numel(), dtype=x.dtype).reshape(x.shape[1:])
+    h = x * (a * a + s * s).rsqrt() * (1 + 0.3 * c) + c * pattern + 0.2 * a * (a * a + s * s).rsqrt()
+    return 1.5 * h / (1 + h.abs())
+
+
+def log_prob(x: Tensor, level: Level, target: Tensor) -> Tensor:
+    """``−(2 + y) Σ (x/n − y/10)²/2``, whose gradient is ``−(2 + y)(x/n − y/10)/n``."""
+    n, y = (col(level.alpha, x) ** 2 + col(level.sigma, x) ** 2).sqrt(), col(target, x)
+    return (-(2 + y) * (x / n - y / 10) ** 2 / 2).flatten(1).sum(1)
+
+
+def log_prob_gradient(x: Tensor, level: Level, target: Tensor) -> Tensor:
+    n, y = (col(level.alpha, x) ** 2 + col(level.sigma, x) ** 2).sqrt(), col(target, x)
+    return -(2 + y) * (x / n - y / 10) / n
+
+
+@dataclass
+class Spy:
+    """The toy denoiser; it remembers the conditions and inputs of each call."""
+
+    answer: Any = toy
+    calls: list[list[float]] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+    levels: list[Level] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, level: Level, cond: Condition) -> Any:
+        c = cond["c"] if cond else torch.zeros(len(x))
+        assert len(c) == len(x)
+        assert all(not isinstance(v, Tensor) or len(v) == len(x) for v in level)
+        self.calls.append([round(v, 3) for v in c.tolist()])
+        self.inputs.append(x)
+        self.levels.append(level)
+        return self.answer(x, level, c)
+
+    @property
+    def rows(self) -> int:
+        return sum(map(len, self.calls))
+
+
+@dataclass
+class Judge:
+    """A classifier as a model carries one."""
+
+    rho_max: float | None = None
+    answer: Any = log_prob
+
+    def log_prob(self, x: Tensor, level: Level, target: Tensor) -> Tensor:
+        return self.answer(x, level, target)
+
+
+def condition(*c: float) -> Condition:
+    return Condition(c=torch.tensor(c, dtype=torch.float64))
+
+
+def encode(names: list[str | int]) -> Condition:
+    return condition(*(WORDS[n] if isinstance(n, str) else n / 10 for n in names))
+
+
+def net(denoiser: Any, cond: Condition | None = None, **more: Any) -> Net:
+    more = {"negative": condition(NEGATIVE), "encode": encode, **more}
+    return Net(denoiser=denoiser, cond=cond or condition(COND), null=condition(UNCOND), **more)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def mixed_step(name: str, rho_t: list[float], rho_s: list[float], index: int = 3) -> Step:
+    schedule = SCHEDULES[name]
+    t, s = (schedule.at_rho(torch.tensor(r, dtype=torch.float64)) for r in (rho_t, rho_s))
+    return Step(t, s, index, uniform(schedule, 10))
+
+
+def steps(name: str) -> list[Step]:
+    """Two successive steps: of a VP, VE or flow schedule, or of three samples at levels of their own."""
+    if name == "mixed":
+        return [mixed_step("flow", [9.0, 1.3, 0.2], [5.0, 0.7, 0.1], 3), mixed_step("flow", [5.0, 0.7, 0.1], [2.0, 0.3, 0.05], 4)]
+    return [uniform(SCHEDULES[name], 10).step(i) for i in (4, 5)]

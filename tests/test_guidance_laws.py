@@ -1,0 +1,343 @@
+"""Laws that every method obeys: the tests walk METHODS, so a newcomer is tested before its author writes a line.
+
+A term is made as ``method(scale)`` and a post as ``method()``; only one that cannot be made so needs
+a line in ``MAKE``, and only one that a law cannot hold for needs a line in ``EXCEPT``, with the reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields, replace
+from typing import Any
+
+import pytest
+import torch
+from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, Judge, Spy, col, condition, encode, log_prob, mixed_step, noise, steps, toy
+from torch import Tensor
+
+import guidestar
+from guidestar import METHODS, Condition, Guided, Level, Net, Post, Step, clamp, cosine, linear, parse, uniform
+from guidestar.guidance import Contrast, Direction
+from guidestar.guidance._core import as_guidance
+
+MAKE: dict[str, Callable[..., Any]] = {}
+"""How to make a method that needs more than its scale: name -> (scale, **more) -> term."""
+
+EXCEPT: dict[str, set[str]] = {}
+"""Laws that a method does not obey, by name of the test."""
+
+DIRECTIONS = sorted(name for name, method in METHODS.items() if issubclass(method, Direction))
+POSTS = sorted(name for name, method in METHODS.items() if issubclass(method, Post))
+EVERY = DIRECTIONS + POSTS
+SHAPES = {"vector": (24,), "sequence": (4, 6), "image": (2, 3, 4), "video": (2, 3, 2, 2)}
+PLACES = ("vp", "ve", "flow", "mixed")
+TARGET = torch.tensor([3, 0, 7])
+
+
+def term(name: str, scale: Any = 2.0, **more: Any) -> Direction:
+    return MAKE.get(name, METHODS[name])(scale, **more)
+
+
+def every(name: str, scale: Any = 2.0, **more: Any) -> Any:
+    """Make a term, or a cfg with a post."""
+    return term(name, scale, **more) if name in DIRECTIONS else METHODS["cfg"](scale, **more) | MAKE.get(name, METHODS[name])()
+
+
+def neutral(name: str) -> float:
+    return METHODS[name].neutral if name in DIRECTIONS else METHODS["cfg"].neutral
+
+
+def guided(guidance: Any, *, answer: Any = toy, judge: Any = log_prob, cond: Condition | None = None, target: Tensor | None = TARGET, spy: Spy | None = None, **more: Any) -> Guided:
+    """Bind to a world that has everything: two networks, a classifier, an encoder of any name."""
+    spy = spy or Spy(answer)
+    one = {"null": condition(UNCOND), "encode": encode}
+    nets = {
+        "main": Net(denoiser=spy, cond=cond or condition(COND), negative=condition(NEGATIVE), **one),
+        "weak": Net(denoiser=lambda x, level, cond: spy(0.9 * x, level, cond), cond=cond or condition(COND), negative=condition(NEGATIVE), **one),
+    }
+    return Guided(guidance, nets, classifiers={"classifier": Judge(answer=judge)}, target=target, **more)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def obeys(name: str) -> None:
+    law = inspect.stack()[1].function
+    if law in EXCEPT.get(name, ()):
+        pytest.skip(f"{name} is excepted from {law}")
+
+
+def test_every_exported_method_is_in_the_language():
+    exported = [getattr(guidestar.guidance, n) for n in guidestar.guidance.__all__]
+    concrete = {m for m in exported if isinstance(m, type) and issubclass(m, Direction | Post) and not inspect.isabstract(m)}
+    assert concrete == set(METHODS.values())
+    assert all(METHODS[m.name] is m and getattr(guidestar, m.name) is m for m in concrete)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_method_says_what_it_is(name):
+    text = METHODS[name].__doc__
+    assert text and text[0].isupper() and "https://" in text and "References:" in text
+    assert all(f"{f.name}:" in text or f.name in text.split("Args:")[1] for f in fields(METHODS[name]) if f.name not in ("interval", "schedule"))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_weight_zero_is_the_base_in_one_pass(name, place):
+    spy, x, step = Spy(), noise(3, 4), steps(place)[0]
+    run = guided(term(name, neutral(name)), spy=spy)
+    out, _ = run(x, step)
+    base = {"cond": COND, "uncond": UNCOND, "neg": NEGATIVE}[run.base.cond.value]
+    assert spy.calls == [[base] * 3]
+    assert torch.equal(out.x0, toy(x, step.t, base))
+    asleep = guided(term(name, 5.0, interval=(1e6, float("inf"))), spy=(other := Spy()))
+    assert torch.equal(asleep(x, step)[0].x0, out.x0) and other.rows == 3
+
+
+def flat_world(x: Tensor, level: Level, c: Any) -> Tensor:
+    return toy(x, level, 0.0) / 2
+
+
+def indifferent(x: Tensor, level: Level, target: Tensor) -> Tensor:
+    return (0 * x).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", EVERY)
+def test_equal_passes_do_not_push(name, place):
+    obeys(name)
+    x, state = noise(3, 4), None
+    for step in steps(place):
+        run = guided(every(name, 7.0), answer=flat_world, judge=indifferent)
+        run.nets["weak"] = run.nets["main"]
+        out, state = run(x, step, state)
+        close(out.x0, flat_world(x, step.t, 0.0), 1e-12)
+        close(out.eps, (x - col(step.t.alpha, x) * out.x0) / col(step.t.sigma, x), 1e-9)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+@pytest.mark.parametrize("contrast", [False, True])
+def test_zero_norms_and_constant_tensors_stay_finite(name, value, contrast):
+    def constant(x: Tensor, level: Level, c: Any) -> Tensor:
+        return torch.full_like(x, value) + (col(c, x) if contrast else 0.0)
+
+    for place in SCHEDULES:
+        grid = uniform(SCHEDULES[place], 4)
+        for x in (torch.zeros(3, 2, 4), torch.ones(3, 2, 4)):
+            state = None
+            for index in (0, 1, 3):
+                out, state = guided(every(name, 9.0), answer=constant, judge=indifferent)(x, grid.step(index), state)
+                assert out.x0.isfinite().all() and out.eps.isfinite().all()
+                assert all(v.isfinite().all() for v in state.values())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_one_number_a_sample_stays_finite(name):
+    x, state = noise(3, 1), None
+    for step in steps("flow"):
+        out, state = guided(every(name, 4.0))(x, step, state)
+        assert out.x0.isfinite().all() and out.eps.isfinite().all()
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", EVERY)
+def test_a_batch_equals_its_samples_one_by_one(name, place):
+    x, own = noise(3, 2, 5), [0.9, -0.4, 0.3]
+    together = state = None
+    singles: list[Any] = [None] * 3
+    for index, step in enumerate(steps(place)):
+        here = x * (1 + index)
+        together, state = guided(every(name, 4.0), cond=condition(*own))(here, step, state)
+        for i in range(3):
+            one = step.take(torch.tensor([i]))
+            run = guided(every(name, 4.0), cond=condition(own[i]), target=TARGET[i : i + 1])
+            out, singles[i] = run(here[i : i + 1], one, singles[i])
+            close(out.x0, together.x0[i : i + 1])
+            close(out.eps, together.eps[i : i + 1], 1e-9)
+            assert singles[i].keys() == state.keys()
+            for key, value in state.items():
+                close(singles[i][key], value[i : i + 1])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_is_planned_is_what_is_evaluated(name):
+    for scale, options in ((3.0, {}), ([3.0, neutral(name), 2.0], {}), (3.0, {"interval": (0.2, 1.1)}), (3.0, {"schedule": linear})):
+        grid, x = uniform(SCHEDULES["vp"], 6), noise(3, 4)
+        guidance, state = every(name, scale, **options), None
+        plan = guided(guidance).plan(grid, batch=3)
+        for index in range(grid.steps):
+            spy = Spy()
+            _, state = guided(guidance, spy=spy)(x, grid.step(index), state)
+            assert sum(plan.steps[index].passes.values()) == spy.rows, (name, index, str(plan))
+        assert plan.nfe == pytest.approx(sum(s.nfe for s in plan.steps))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_linear_contrasts_agree_in_every_space(name, place):
+    made, step = term(name, 3.0), steps(place)[0]
+    if not isinstance(made, Contrast) or not made.linked or not (made.shape.__func__ is Contrast.shape or name == "cfg"):
+        pytest.skip(f"{name} is no linear contrast")
+    x = noise(3, 4)
+    a, s = col(step.t.alpha, x), col(step.t.sigma, x)
+    run = guided(made)
+    d = {p: run.nets["main"].condition(p.cond, 3)["c"] for p in (run.base, made.good(step), made.bad(step))}
+    out, _ = run(x, step)
+    views = {
+        "x0": lambda d, eps: d,
+        "eps": lambda d, eps: eps,
+        "score": lambda d, eps: -eps / s,
+        "velocity": lambda d, eps: eps - d,
+        "v": lambda d, eps: a * eps - s * d,
+    }
+    for space, view in views.items():
+        base, good, bad = (view(e, (x - a * e) / s) for e in (toy(x, step.t, c) for c in (d[run.base], d[made.good(step)], d[made.bad(step)])))
+        close(out.view(space), base + (3.0 - made.neutral) * (good - bad), 1e-8)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("k", [0.01, 7.0])
+def test_rescaling_x_alpha_and_sigma_leaves_d(name, place, k):
+    obeys(name)
+    if name in DIRECTIONS and not term(name).linked:
+        pytest.skip("split")
+    x, state, other = noise(3, 4), None, None
+    for step in steps(place):
+        divided = step._replace(t=Level(step.t.alpha / k, step.t.sigma / k, step.t.t), s=Level(step.s.alpha / k, step.s.sigma / k, step.s.t))
+        out, state = guided(every(name, 4.0))(x, step, state)
+        same, other = guided(every(name, 4.0))(x / k, divided, other)
+        close(same.x0, out.x0, 1e-9)
+        close(same.eps, out.eps, 1e-8)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_dtype_is_kept(name, dtype):
+    for place in ("flow", "mixed"):
+        state = exact = None
+        for step in steps(place):
+            x = noise(3, 4, dtype=dtype)
+            out, state = guided(every(name, [3.0, 2.0, neutral(name)]))(x, step, state)
+            truth, exact = guided(every(name, [3.0, 2.0, neutral(name)]))(x.double(), step, exact)
+            assert out.x0.dtype == out.eps.dtype == dtype
+            assert all(v.dtype == dtype for v in state.values())
+            tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.25}[dtype]
+            torch.testing.assert_close(out.x0.double(), truth.x0, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_samples_of_any_shape(name):
+    obeys(name)
+    results = {}
+    for kind, shape in SHAPES.items():
+        assert torch.tensor(shape).prod() == 24
+        state = None
+        for i, step in enumerate(steps("mixed")):
+            out, state = guided(every(name, 4.0))(noise(3, 24, seed=i).reshape(3, *shape), step, state)
+            assert out.x0.shape == out.eps.shape == (3, *shape)
+        results[kind] = out.x0.reshape(3, 24)
+    for result in results.values():
+        close(result, results["vector"])
+
+
+def spellings(name: str) -> list[Any]:
+    """Make a term in every way that the arguments all terms share allow."""
+    shared = [{}, {"interval": (0.25, float("inf"))}, {"schedule": linear}, {"schedule": clamp(0.123456789, cosine), "interval": (0, 5.5)}]
+    scales = [3, 0, -2.5, 1e-7, 1e20, 0.1 + 0.2, [1, 2.5, -4], (7,)]
+    return [every(name, s, **more) for s in scales for more in shared]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_method_round_trips_through_its_text(name):
+    for made in spellings(name):
+        guidance = as_guidance(made)
+        assert parse(str(guidance)) == guidance, str(guidance)
+        assert str(parse(str(guidance))) == str(guidance) and hash(parse(str(guidance))) == hash(guidance)
+        assert guided(str(guidance)).guidance == guidance
+
+
+SIMPLE = {float: 0.625, int: 2, str: "a \"b\" 'c', é\\n", bool: True}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_argument_round_trips_through_its_text(name):
+    method = METHODS[name]
+    first, *others = fields(method)
+    for f in others:
+        for value in SIMPLE.values():
+            if f.name in ("interval", "schedule") or type(value).__name__ not in str(f.type).replace("|", " ").split():
+                continue
+            needed = {} if first.default is not MISSING else {first.name: 2.0}
+            made = method(**needed, **{f.name: value})
+            guidance = as_guidance(made) if isinstance(made, Direction) else term("cfg") | made
+            assert parse(str(guidance)) == guidance
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_a_scale_for_each_sample(name, place):
+    scales, x, state, others = [2.0, neutral(name), -1.5], noise(3, 2, 4), None, [None] * 3
+    for step in steps(place):
+        out, state = guided(term(name, scales))(x, step, state)
+        for i, scale in enumerate(scales):
+            one, others[i] = guided(term(name, scale))(x, step, others[i])
+            close(out.x0[i], one.x0[i])
+            close(out.eps[i], one.eps[i], 1e-9)
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("name", EVERY)
+def test_chunks_are_exact(name, max_rows):
+    x, state, other, spy = noise(3, 2, 4), None, None, Spy()
+    for step in steps("mixed"):
+        for scale in (3.0, [3.0, neutral(name), 2.0]):
+            out, state, pushes = guided(every(name, scale), cond=condition(0.2, 0.4, 0.6))(x, step, state, explain=True)
+            part, other, shares = guided(every(name, scale), cond=condition(0.2, 0.4, 0.6), spy=spy, max_rows=max_rows)(x, step, other, explain=True)
+            close(part.x0, out.x0)
+            close(part.eps, out.eps, 1e-9)
+            assert state.keys() == other.keys() and pushes.keys() == shares.keys()
+            for a, b in ((state, other), (pushes, shares)):
+                for key, value in a.items():
+                    close(value, b[key])
+    assert max(map(len, spy.calls)) <= max_rows
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_that_comes_back_is_part_of_a_graph(name):
+    x = noise(3, 4)
+    out, state = guided(every(name))(x, steps("flow")[0])
+    assert not any(t.requires_grad for t in (x, out.x_t, out.x0, out.eps, *state.values()))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_instance_is_frozen_and_knows_its_kind(name):
+    made = term(name) if name in DIRECTIONS else METHODS[name]()
+    with pytest.raises(AttributeError):
+        made.scale = 3.0
+    assert replace(made) == made and str(made).startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_terms_commute_and_double(name):
+    x, step, made = noise(3, 4), steps("mixed")[0], term(name, 2.0)
+    other = METHODS["cfg"](3.0)
+    base, once, also, twice = (guided(g)(x, step)[0].x0 for g in (made + METHODS["cfg"](1.0), made + other, other + made, made + other + made + other))
+    close(once, also)
+    assert guided(made + other).base == guided(other + made).base
+    start = guided(made.requires.value if made.requires else "cond")(x, step)[0].x0
+    close(twice - start, 2 * (once - start))
+    assert (base - once).abs().max() > 1e-3
+
+
+def test_a_step_of_mixed_levels_equals_steps_of_one_level():
+    rho_t, rho_s = [9.0, 1.3, 0.2], [5.0, 0.7, 0.1]
+    x, step = noise(3, 4), mixed_step("flow", rho_t, rho_s)
+    for name in EVERY:
+        out, _ = guided(every(name, 4.0, interval=(0.5, 2.0)))(x, step)
+        for i, (t, s) in enumerate(zip(rho_t, rho_s, strict=True)):
+            one = Step(SCHEDULES["flow"].at_rho(t), SCHEDULES["flow"].at_rho(s), step.index, step.grid)
+            close(guided(every(name, 4.0, interval=(0.5, 2.0)))(x, one)[0].x0[i], out.x0[i])

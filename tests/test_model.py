@@ -1,0 +1,101 @@
+"""The shipped model: loads here and with Diffusers' own classes, samples what was asked for, reproducibly."""
+
+import guidestar as gs
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from guidestar.folder import SHIPPED
+
+FOLDER = SHIPPED / "fashion-mnist"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return gs.load("fashion-mnist")
+
+
+def judged(model, samples):
+    wanted = torch.tensor([model.classes.index(c) for c in samples.settings.cond])
+    return float((model.judge(samples.images).argmax(1) == wanted).double().mean())
+
+
+def test_samples_what_was_asked_for(model):
+    names = [c for c in model.classes for _ in range(3)]
+    samples = model.sample(names, guidance=gs.cfg(3) + gs.classifier(1), seeds=range(30), steps=12)
+    assert samples.images.shape == (30, 1, 28, 28) and samples.images.abs().max() <= 1
+    assert judged(model, samples) >= 0.85
+    assert samples.nfe == 24
+
+
+def test_classifier_alone_steers_the_unconditional_model(model):
+    names = [c for c in model.classes for _ in range(2)]
+    steered = model.sample(names, guidance="uncond + classifier(10)", seeds=range(20), steps=12)
+    free = model.sample(names, guidance="uncond", seeds=range(20), steps=12)
+    assert judged(model, steered) >= 0.7 > 0.35 > judged(model, free)
+
+
+def test_folder_loads_with_diffusers_own_classes_and_gives_the_same_images(model):
+    unet = UNet2DModel.from_pretrained(FOLDER, subfolder="unet", torch_dtype=torch.float32)
+    trained = DDPMScheduler.from_pretrained(FOLDER, subfolder="scheduler")
+    scheduler = DDIMScheduler.from_config(trained.config, timestep_spacing="leading", clip_sample=False)
+    scheduler.set_timesteps(5)
+    emb = torch.cat([model.encoder.null(2)["class_labels"], model.encoder.encode(["bag", 3])["class_labels"]])
+    x = gs.Draw([0, 1]).at(-1).normal("start", model.shape) * model.grid(5, "leading")[0].sigma
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            u, c = unet(torch.cat([x, x]), t, class_labels=emb).sample.chunk(2)
+            x = scheduler.step(u + 2.5 * (c - u), t, x).prev_sample
+    ours = model.sample(["bag", "dress"], guidance="cfg(2.5)", seeds=[0, 1], solver="ddim", grid="leading", steps=5)
+    torch.testing.assert_close(ours.x, x, atol=1e-4, rtol=0)
+
+
+def test_seeds_alone_decide(model):
+    all_at_once = model.sample("coat", seeds=[4, 9, 2], steps=4, guidance="cfg(2)").x
+    for i, seed in enumerate([4, 9, 2]):
+        torch.testing.assert_close(model.sample("coat", seeds=[seed], steps=4, guidance="cfg(2)").x[0], all_at_once[i], atol=2e-4, rtol=0)
+    assert model.sample("coat", seeds=[4, 9, 2], steps=4, guidance="cfg(2)").x.equal(all_at_once)
+    torch.testing.assert_close(model.sample("coat", seeds=[4, 9, 2], steps=4, guidance="cfg(2)", max_rows=2).x, all_at_once, atol=2e-4, rtol=0)
+
+
+def test_negative_is_the_null_when_empty(model):
+    a, b = (model.sample("coat", seeds=[1], steps=4, guidance="cfg(4)", negative=n).x for n in (None, ""))
+    c = model.sample("coat", seeds=[1], steps=4, guidance="cfg(4)", negative="shirt").x
+    d = model.sample("coat", seeds=[1], steps=4, guidance="cfg(4, negative='shirt')").x
+    assert a.equal(b) and c.equal(d) and not a.equal(c)
+
+
+def test_starts_from_an_image(model):
+    image = model.sample("bag", seeds=[0], steps=10).x
+    near = model.sample("bag", seeds=[3], start=image, start_rho=0.3, steps=20).x
+    far = model.sample("bag", seeds=[3], start=image, start_rho=20.0, steps=20).x
+    assert (near - image).square().mean() < 0.2 * (far - image).square().mean()
+
+
+def test_save_and_load_again(model, tmp_path):
+    gs.save(model, tmp_path / "copy")
+    again = gs.load(tmp_path / "copy")
+    for name, tensor in model.denoiser.state_dict().items():
+        assert again.denoiser.state_dict()[name].equal(tensor), name
+    a, b = (m.sample("bag", seeds=[1], steps=3, guidance="cfg(2) + classifier(1)").x for m in (model, again))
+    assert a.equal(b)
+
+
+def test_weak_model_ships(model):
+    assert set(model.nets) == {"weak"}
+    denoiser, encoder = model.nets["weak"]
+    x = gs.Draw([0]).normal("x", model.shape)
+    level = model.schedule.at_rho(1.0)
+    weak = denoiser(x, level, encoder.encode(["bag"]))
+    assert weak.shape == x.shape and not weak.equal(model.denoiser(x, level, model.encoder.encode(["bag"])))
+
+
+def test_plan_knows_what_runs(model):
+    plan = model.plan("cfg(3) + cfg(2, negative='coat') + apg(2)", cond="bag", steps=4)
+    assert plan.nfe == 12
+    assert model.plan("uncond", steps=7).nfe == 7
+    assert model.plan("cfg(2)", steps=7, solver="heun").nfe == 26
+
+
+def test_weights_together_are_small():
+    assert sum(p.stat().st_size for p in SHIPPED.rglob("*.safetensors")) < 8e6
+    assert (FOLDER / "weak" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 1e6

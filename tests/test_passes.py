@@ -1,0 +1,383 @@
+"""Passes: asked once, grouped, batched, chunked and skipped row by row, and always the naive answer."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, encode, log_prob_gradient, mixed_step, net, noise, steps, toy
+
+from guidestar import Guided, Level, Net, Pass, Prediction, Slot, cfg, parse, uniform
+from guidestar.guidance import Contrast, Direction, classifier
+from guidestar.passes import COND as C
+from guidestar.passes import NEGATIVE as N
+from guidestar.passes import NULL as U
+from guidestar.passes import Point, Question, by_name, evaluate, union
+
+B = 3
+STEP = steps("flow")[0]
+
+
+def ask(passes, spy, x=None, *, step=STEP, max_rows=None, through=frozenset(), nets=None, check=False):
+    x = noise(B, 4) if x is None else x
+    q = Question(x_t=x, level=step.t, rows=None, batch=len(x), max_rows=max_rows, check=check, index=step.index)
+    return evaluate(passes, q, nets or {"main": net(spy)}, through)
+
+
+def test_all_passes_of_a_network_are_one_call():
+    spy, x = Spy(), noise(B, 4)
+    answers = ask({C: None, U: None, Pass(cond="cat"): None}, spy, x)
+    assert spy.calls == [[COND] * 3 + [UNCOND] * 3 + [WORDS["cat"]] * 3]
+    for p, c in ((C, COND), (U, UNCOND), (Pass(cond="cat"), WORDS["cat"])):
+        torch.testing.assert_close(answers[p].prediction.x0, toy(x, STEP.t, c))
+        torch.testing.assert_close(answers[p].prediction.eps, (x - STEP.t.alpha * toy(x, STEP.t, c)) / STEP.t.sigma)
+
+
+def test_equal_passes_are_one_pass():
+    assert Pass(cond="cat") == Pass(cond="cat") and len({C, Pass(), Pass(cond=Slot.COND)}) == 1
+    spy = Spy()
+    Guided("cfg(3) + apg(2) + AND(2) | rescale(0.7)", {"main": net(spy, negative=None)})(noise(B, 4), STEP)
+    assert spy.calls == [[UNCOND] * 3 + [COND] * 3]
+
+
+def test_each_network_is_called_once():
+    spy, weak = Spy(), Spy()
+    ask({C: None, U: None, Pass(net="weak"): None}, spy, nets={"main": net(spy), "weak": net(weak)})
+    assert [len(c) for c in spy.calls] == [6] and [len(c) for c in weak.calls] == [3]
+
+
+def test_negative_is_the_null_unless_one_is_given():
+    spy = Spy()
+    Guided("neg + cfg(3)", {"main": net(spy, negative=None)})(noise(B, 4), STEP)
+    assert spy.calls == [[UNCOND] * 3 + [COND] * 3]
+    spy = Spy()
+    Guided("uncond + cfg(3)", {"main": net(spy)})(noise(B, 4), STEP)
+    assert spy.calls == [[UNCOND] * 3 + [COND] * 3 + [NEGATIVE] * 3]
+
+
+def test_rows_of_weight_zero_do_not_ride():
+    spy = Spy()
+    guided = Guided("cfg([1, 4, 2])", {"main": net(spy)})
+    x = noise(B, 4)
+    out, _ = guided(x, STEP)
+    assert spy.calls == [[COND] * 3 + [NEGATIVE] * 2]
+    torch.testing.assert_close(spy.inputs[0][3:], x[1:])
+    c, n = toy(x, STEP.t, COND), toy(x, STEP.t, NEGATIVE)
+    torch.testing.assert_close(out.x0, c + col(torch.tensor([0.0, 3, 1]), x) * (c - n))
+    assert torch.equal(out.x0[0], Guided("cond", {"main": net(Spy())})(x, STEP)[0].x0[0])
+
+
+def test_rows_of_several_terms_are_joined():
+    spy = Spy()
+    Guided("cfg([1, 4, 1]) + cfg([1, 1, 2], channels=1)", {"main": net(spy)})(noise(B, 4), STEP)
+    assert spy.calls == [[COND] * 3 + [NEGATIVE] * 2]
+    assert union([torch.tensor([0, 2]), torch.tensor([1, 2])], 4).tolist() == [0, 1, 2]
+    assert union([torch.tensor([0]), torch.tensor([1])], 2) is None and union([torch.tensor([0]), None], 2) is None
+
+
+def test_conditions_follow_their_rows():
+    spy, x = Spy(), noise(B, 4)
+    own = condition(0.1, 0.2, 0.3)
+    Guided(cfg([1, 3, 3]), {"main": net(spy, own, negative=condition(0.7, 0.8, 0.9))}, max_rows=2)(x, STEP)
+    assert sorted(sum(spy.calls, [])) == [0.1, 0.2, 0.3, 0.8, 0.9]
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 4, 5, 7, 100])
+def test_chunks_are_small_enough_and_exact(max_rows):
+    text = "cfg(3) + apg([2, 1, 3, 1, 2], negative='dog') | rescale(0.5)"
+    x, step = noise(5, 4), mixed_step("flow", [9.0, 3.0, 1.0, 0.5, 0.1], [5.0, 1.0, 0.5, 0.1, 0.05])
+    spy = Spy()
+    whole, chunked = (Guided(text, {"main": net(d)}, max_rows=m) for d, m in ((Spy(), None), (spy, max_rows)))
+    state = other = None
+    for _ in range(2):
+        out, state, pushes = whole(x, step, state, explain=True)
+        part, other, shares = chunked(x, step, other, explain=True)
+        for a, b in ((out.x0, part.x0), (out.eps, part.eps), *((state[k], other[k]) for k in state), *((pushes[k], shares[k]) for k in pushes)):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        assert state.keys() == other.keys() and state and pushes.keys() == shares.keys()
+    assert max(map(len, spy.calls)) <= max_rows
+    assert spy.rows == 2 * (5 + 5 + 3)
+
+
+def test_a_chunk_in_which_a_term_sleeps_keeps_its_memory():
+    guided = Guided("apg([1, 1, 3, 3])", {"main": net(Spy())}, max_rows=2)
+    _, state, pushes = guided(noise(4, 4), STEP, explain=True)
+    (average,), (push,) = state.values(), pushes.values()
+    assert average.shape == push.shape == (4, 4)
+    assert not average[:2].any() and average[2:].all() and not push[:2].any() and push[2:].all()
+
+
+@pytest.mark.parametrize("max_rows", [None, 1, 2, 4])
+def test_dedup_batch_and_chunks_equal_the_naive_sum(max_rows):
+    x, step = noise(B, 2, 3), steps("mixed")[0]
+    out, _ = Guided("uncond + cfg([3, 1, 2]) + AND(2, 'cat') + NOT([0, 0.5, 0], 'dog')", {"main": net(Spy())}, max_rows=max_rows)(x, step)
+    c, u, n, cat, dog = (toy(x, step.t, v) for v in (COND, UNCOND, NEGATIVE, WORDS["cat"], WORDS["dog"]))
+    expected = u + col(torch.tensor([2.0, 0, 1]), x) * (c - n) + 2 * (cat - u) + col(torch.tensor([0, 0.5, 0]), x) * (u - dog)
+    torch.testing.assert_close(out.x0, expected, rtol=1e-12, atol=1e-12)
+    a, s = col(step.t.alpha, x), col(step.t.sigma, x)
+    torch.testing.assert_close(out.eps, (x - a * expected) / s, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("max_rows", [None, 1])
+def test_clean_rows_need_no_call(max_rows):
+    spy, x = Spy(), noise(B, 4)
+    level = Level(torch.tensor([0.5, 1.0, 0.8]).double(), torch.tensor([0.5, 0.0, 0.2]).double(), torch.tensor([0.5, 0.0, 0.2]).double())
+    prediction = ask({C: None}, spy, x, step=STEP._replace(t=level), max_rows=max_rows)[C].prediction
+    assert spy.rows == 2
+    expected = toy(x, level, COND)
+    expected[1] = x[1]
+    torch.testing.assert_close(prediction.x0, expected)
+    assert not prediction.eps[1].any() and prediction.eps[0].any()
+    spy = Spy()
+    prediction = ask({C: None, U: None}, spy, 2 * x, step=STEP._replace(t=Level(2.0, 0.0, 0.0)))[U].prediction
+    torch.testing.assert_close(prediction.x0, x)
+    assert not spy.calls
+
+
+def test_learned_variance_keeps_its_rows_beside_clean_ones():
+    def learned(x, level, c):
+        return Prediction(x_t=x, level=level, x0=toy(x, level, c), eps=x, log_var=2 * x)
+
+    x = noise(B, 4)
+    level = Level(torch.tensor([0.5, 1.0, 0.8]).double(), torch.tensor([0.5, 0.0, 0.2]).double(), torch.zeros(3).double())
+    for max_rows in (None, 1):
+        prediction = ask({C: None}, Spy(learned), x, step=STEP._replace(t=level), max_rows=max_rows)[C].prediction
+        torch.testing.assert_close(prediction.log_var, 2 * x * torch.tensor([[1.0], [0], [1]]).double())
+
+
+def test_points_have_their_own_x_and_level():
+    spy, x, y = Spy(), noise(B, 4), noise(2, 4, seed=1)
+    level = Level(torch.tensor([0.1, 0.9]).double(), torch.tensor([0.9, 0.1]).double(), torch.tensor([0.9, 0.1]).double())
+    there = Pass(cond=Slot.NULL, point=Point(x=y, level=level))
+    answers = ask({C: None, there: torch.tensor([0, 2])}, spy, x)
+    assert [len(c) for c in spy.calls] == [5]
+    torch.testing.assert_close(answers[C].prediction.x0, toy(x, STEP.t, COND))
+    torch.testing.assert_close(answers[there].prediction.x0, toy(y, level, UNCOND))
+    torch.testing.assert_close(answers[there].at(torch.tensor([2])).x0, toy(y, level, UNCOND)[1:])
+
+
+@dataclass(frozen=True)
+class Look(Direction):
+    """Asks the null pass, then the null pass at αu, then a prompt: ``prompt + elsewhere − u``."""
+
+    name = "look"
+    later = 2
+
+    def passes(self, step):
+        return (U,)
+
+    def push(self, live):
+        u = live[U]
+        there = Pass(cond=Slot.NULL, point=Point(x=col(live.step.t.alpha, u.x0) * u.x0, level=live.step.t))
+        second = yield (there,)
+        third = yield (Pass(cond="cat"),)
+        return third[Pass(cond="cat")].x0 + second[there].x0 - u.x0, live.state
+
+
+def look(x, level):
+    u = toy(x, level, UNCOND)
+    return toy(x, level, WORDS["cat"]) + toy(col(level.alpha, x) * u, level, UNCOND) - u
+
+
+def test_rounds_run_in_lockstep():
+    for max_rows in (None, 1, 2):
+        for step in (STEP, steps("mixed")[0]):
+            spy, x = Spy(), noise(B, 4)
+            out, _ = Guided(Look(2) + Look([0, 1, 3]) + cfg(2), {"main": net(spy)}, max_rows=max_rows)(x, step)
+            c = toy(x, step.t, COND)
+            expected = c + c - toy(x, step.t, NEGATIVE) + col(torch.tensor([2.0, 3, 5]), x) * look(x, step.t)
+            torch.testing.assert_close(out.x0, expected, rtol=1e-11, atol=1e-11)
+            if max_rows is None:
+                assert [len(c) for c in spy.calls] == [9, 5, 3]
+            assert max(map(len, spy.calls)) <= (max_rows or 9)
+
+
+def test_later_rounds_are_planned():
+    plan = Guided(Look([0, 1, 3]), {"main": net(Spy())}).plan(uniform(SCHEDULES["flow"], 2), batch=3)
+    assert sum(plan.steps[0].passes.values()) == 3 + 2 + 2 + 2
+
+
+class Shift:
+    """A perturbation that adds to every answer, and remembers whether it is on."""
+
+    def __init__(self, by: float) -> None:
+        self.by, self.on = by, False
+
+    @contextmanager
+    def __call__(self, denoiser):
+        self.on, before = True, denoiser.answer
+        denoiser.answer = lambda x, level, c: before(x, level, c) + self.by
+        try:
+            yield
+        finally:
+            self.on, denoiser.answer = False, before
+
+
+@dataclass(frozen=True)
+class Perturbed(Contrast):
+    """``c − c_perturbed``, and a pass with a changed condition."""
+
+    by: Shift = Shift(0.5)
+    name = "perturbed"
+
+    def good(self, step):
+        return C
+
+    def bad(self, step):
+        return Pass(perturb=self.by)
+
+
+def test_a_perturbed_pass_is_a_call_of_its_own_and_leaves_no_trace():
+    spy, x = Spy(), noise(B, 4)
+    out, _ = Guided(Perturbed(2) + Perturbed([1, 0, 0]) + cfg(3), {"main": net(spy)})(x, STEP)
+    assert [len(c) for c in spy.calls] == [6, 3] and not Perturbed.by.on
+    c = toy(x, STEP.t, COND)
+    torch.testing.assert_close(out.x0, c - 0.5 * col(torch.tensor([3.0, 2, 2]), x) + 2 * (c - toy(x, STEP.t, NEGATIVE)))
+
+
+def test_a_perturbation_ends_with_an_exception():
+    def broken(x, level, c):
+        raise KeyError("broken")
+
+    shift, spy = Shift(1.0), Spy(broken)
+    with pytest.raises(KeyError, match="broken"):
+        ask({Pass(perturb=shift): None}, spy)
+    assert not shift.on and spy.answer is broken
+
+
+def test_an_edited_condition_serves_its_rows():
+    def double(c):
+        return condition(*(2 * c["c"]).tolist())
+
+    spy = Spy()
+    ask({C: None, Pass(edit=double): torch.tensor([0, 2])}, spy, nets={"main": net(spy, condition(0.1, 0.2, 0.3))})
+    assert spy.calls == [[0.1, 0.2, 0.3, 0.2, 0.6]]
+
+
+def test_a_differentiated_pass_is_shared_with_the_plain_one():
+    spy, x, y = Spy(), noise(B, 4), torch.tensor([4, 0, 2])
+    guided = Guided(cfg(3) + classifier([2, 0, 1], through="cond"), {"main": net(spy)}, classifiers={"classifier": Judge()}, target=y)
+    out, _ = guided(x, STEP)
+    assert sorted(map(len, spy.calls)) == [3, 3]
+    assert not (out.x0.requires_grad or out.eps.requires_grad or out.x_t.requires_grad)
+    leaf = x.clone().requires_grad_()
+    clean = toy(leaf, STEP.t, COND)
+    chain = torch.autograd.grad(clean, leaf, log_prob_gradient(clean.detach(), STEP.t, y))[0]
+    scale = col(torch.tensor([2.0, 0, 1]), x) * STEP.t.sigma**2 / STEP.t.alpha
+    torch.testing.assert_close(out.x0, clean.detach() + 2 * (clean.detach() - toy(x, STEP.t, NEGATIVE)) + scale * chain)
+    for max_rows in (1, 2, 4):
+        part, _ = Guided(guided.guidance, guided.nets, classifiers={"classifier": Judge()}, target=y, max_rows=max_rows)(x, STEP)
+        torch.testing.assert_close(part.x0, out.x0, rtol=1e-12, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class Split(Direction):
+    """Moves x0 alone, by a gradient through the conditional pass."""
+
+    name = "split"
+    linked = False
+    differentiates = C
+    needs_grad = True
+
+    def passes(self, step):
+        return (C,)
+
+    def push(self, live):
+        return live.gradient(lambda x0: x0.flatten(1).sum(1), C), live.state
+
+
+def test_a_split_gradient_leaves_no_graph_behind():
+    def learned(x, level, c):
+        return replace(Prediction.from_x0(x, level, toy(x, level, c)), log_var=3 * x)
+
+    out, _ = Guided(Split(1), {"main": net(Spy(learned))})(noise(B, 4), STEP)
+    assert not any(t.requires_grad for t in (out.x0, out.eps, out.x_t, out.log_var))
+    x = noise(B, 4)
+    torch.testing.assert_close(out.eps, (x - STEP.t.alpha * toy(x, STEP.t, COND)) / STEP.t.sigma)
+
+
+def test_prompts_are_encoded_once():
+    asked = []
+
+    def count(names):
+        asked.extend(names)
+        return encode(names)
+
+    guided = Guided("AND(2, 'cat') + NOT(1, 'dog') + NOT([1, 0], 'cat')", {"main": net(Spy(), encode=count)}, max_rows=2)
+    for _ in range(2):
+        guided(noise(2, 4), STEP)
+    assert asked == ["cat", "dog"]
+
+
+def test_a_prompt_encoded_without_gradients_serves_a_run_with_them():
+    nets = {"main": net(Spy())}
+    assert nets["main"].condition("cat", 1)["c"].is_inference() is False
+    x, step = noise(1, 4), STEP
+    with torch.inference_mode():
+        Guided("AND(2, 'cat')", nets)(x, step)
+    run = Guided("AND(2, 'cat') + classifier(1, through='uncond')", nets, classifiers={"classifier": Judge()}, target=torch.tensor([1]))
+    assert run(x, step)[0].x0.isfinite().all()
+    with torch.inference_mode():
+        made_there = noise(1, 4)
+        with pytest.raises(RuntimeError, match="inference_mode"):
+            run(x, step)
+    torch.testing.assert_close(run(made_there, step)[0].x0, run(x, step)[0].x0)
+
+
+def test_a_pass_asked_of_a_run_that_lacks_it_is_refused_by_name():
+    x = noise(1, 4)
+    bare = Net(denoiser=Spy(), cond=condition(1.0))
+    for passes, nets, said in (
+        ({Pass(net="weak"): None}, {"main": bare, "big": bare}, r"no network 'weak'; this model has big, main"),
+        ({Pass(cond="cat"): None}, {"main": bare}, "'cat' needs an encoder"),
+        ({U: None}, {"main": bare}, "no null condition; give null="),
+        ({N: None}, {"main": bare}, "no null condition; give null="),
+        ({C: None}, {"main": Net(denoiser=Spy())}, "no condition was given"),
+        ({C: None}, {"main": Net(denoiser=Spy(), cond=condition(1.0, 2.0))}, "2 samples cannot serve 1"),
+        ({C: None, Pass(cond=condition(2.0, 3.0)): None}, {"main": bare}, "2 samples cannot serve 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ask(passes, None, x, nets=nets)
+    with pytest.raises(ValueError, match="named 'main'.*weak"):
+        Guided("cond", {"weak": bare})
+    with pytest.raises(ValueError, match=r"cond, null belongs in each Net"):
+        Guided("cond", {"main": bare}, cond=condition(1.0), null=condition(0.0))
+    with pytest.raises(ValueError, match="max_rows must be at least 1, not 0"):
+        Guided("cond", {"main": bare}, max_rows=0)
+    with pytest.raises(ValueError, match="cfg has 2 scales for 3 samples"):
+        Guided("cfg([1, 2])", {"main": net(Spy())})(noise(3, 4), STEP)
+    assert by_name(toy, {})["main"].denoiser is toy
+
+
+def test_an_unconditional_network_is_asked_without_condition():
+    spy, x = Spy(), noise(2, 4)
+    out, _ = Guided("uncond | clip_x0(10)", spy)(x, STEP)
+    torch.testing.assert_close(out.x0, toy(x, STEP.t, 0.0))
+    assert Guided("classifier(1)", spy, classifiers={"classifier": Judge()}, target=torch.tensor([1])).base == U
+
+
+def test_values_that_are_not_finite_are_refused_by_network_pass_and_step():
+    def broken(x, level, c):
+        return toy(x, level, c) / (c != NEGATIVE)[:, None]
+
+    guided = Guided("cfg(3)", {"main": net(Spy(broken))}, check=True)
+    with pytest.raises(FloatingPointError, match=r"network 'main'.*not finite in its pass 'neg' at step 4"):
+        guided(noise(B, 4), STEP)
+    weak = {"main": net(Spy()), "weak": net(Spy(broken))}
+    with pytest.raises(FloatingPointError, match=r"network 'weak'.*pass 'neg weak' at step 0"):
+        ask({Pass(cond=Slot.NEGATIVE, net="weak"): None}, None, step=uniform(SCHEDULES["flow"], 2).step(0), nets=weak, check=True)
+    assert not Guided("cfg(3)", {"main": net(Spy(broken))})(noise(B, 4), STEP)[0].x0.isfinite().any()
+
+
+def test_passes_print_what_they_are():
+    names = [C, U, N, Pass(cond="cat"), Pass(cond=condition(1.0)), Pass(net="weak", perturb=Shift(1.0), edit=encode, point=Point(x=noise(1), level=STEP.t))]
+    assert list(map(str, names)) == ["cond", "uncond", "neg", "'cat'", "condition", "cond weak perturbed elsewhere edited"]
+
+
+def test_a_plan_prints_as_a_table():
+    text = str(Guided(parse("cfg([1, 3], interval=(0.3, 3))"), {"main": net(Spy(), negative=None)}).plan(uniform(SCHEDULES["flow"], 3), batch=2))
+    assert text.splitlines()[0].split() == ["step", "rho", "NFE", "passes"]
+    assert text.splitlines()[2].split(maxsplit=3) == ["1", "2", "1.5", "cond, uncond (1 of 2)"]
+    assert text.splitlines()[-1] == "total NFE 4 a sample, gradients 0"
