@@ -1,4 +1,5 @@
-# make demo: set up and run the main job.   make test: set up and run the tests.
+# make demo: set up and run the main job.       make test: set up and run the tests.
+# make lint, make bench, make figures: what their names say (figures: the pictures of the documents).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -21,7 +22,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/against_diffusers.py
 
 figures: $(VENV)/.dev
+	$(PIP) --editable '.[docs]'
 	$(BIN)/python docs/make_figures.py
+	$(BIN)/guidestar demo --out out/demo && cp out/demo/*.png docs/figures/
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

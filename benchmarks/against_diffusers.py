@@ -16,6 +16,7 @@ import time
 
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
+
 from guidestar import Draw, load
 from guidestar.denoiser import Network
 from guidestar.folder import SHIPPED
@@ -23,14 +24,21 @@ from guidestar.folder import SHIPPED
 BATCH, STEPS, SCALE = 16, 25, 3.0
 
 
-def diffusers_loop(unet, scheduler, cond, null, x):
+def diffusers_parts(model):
+    """Load the model's folder with Diffusers' own classes."""
+    unet = UNet2DModel.from_pretrained(SHIPPED / model.name, subfolder="unet", torch_dtype=torch.float32).eval()
+    scheduler = DDIMScheduler.from_pretrained(SHIPPED / model.name, subfolder="scheduler", timestep_spacing="leading")
+    return unet, scheduler
+
+
+def diffusers_loop(unet, scheduler, cond, null, x, *, steps=STEPS, scale=SCALE):
     """Classifier-free guidance as one writes it with Diffusers: one concatenated batch, no_grad."""
     emb = torch.cat([null, cond])
-    scheduler.set_timesteps(STEPS)
+    scheduler.set_timesteps(steps)
     with torch.no_grad():
         for t in scheduler.timesteps:
             u, c = unet(torch.cat([x, x]), t, class_labels=emb).sample.chunk(2)
-            x = scheduler.step(u + SCALE * (c - u), t, x, eta=0.0).prev_sample
+            x = scheduler.step(u + scale * (c - u), t, x, eta=0.0).prev_sample
     return x
 
 
@@ -62,9 +70,7 @@ class Counting(torch.nn.Module):
 
 
 def against_diffusers(model, rounds):
-    unet = UNet2DModel.from_pretrained(SHIPPED / "fashion-mnist", subfolder="unet", torch_dtype=torch.float32)
-    config = {k: v for k, v in model.card["schedule"].items()}
-    scheduler = DDIMScheduler(**config, prediction_type="v_prediction", clip_sample=False, timestep_spacing="leading")
+    unet, scheduler = diffusers_parts(model)
     names = [model.classes[i % 10] for i in range(BATCH)]
     cond, null = model.encoder.encode(names)["class_labels"], model.encoder.null(BATCH)["class_labels"]
     grid = model.grid(STEPS, "leading")

@@ -48,7 +48,7 @@ def targets(file: Path, node: ast.Import | ast.ImportFrom) -> list[tuple[str, ..
         return [tuple(alias.name.split(".")) for alias in node.names]
     inside = tuple(node.module.split(".")) if node.module else ()
     if not node.level:
-        return [inside + (alias.name,) for alias in node.names] if inside[0] == "guidestar" else [inside]
+        return [(*inside, alias.name) for alias in node.names] if inside[0] == "guidestar" else [inside]
     package = module(file) if file.name == "__init__.py" else module(file)[:-1]
     home = ("guidestar", *package[: len(package) - node.level + 1], *inside)
     return [(*home, alias.name) for alias in node.names]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from guidestar import cli
-from guidestar.folder import SHIPPED
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from guidestar import cli
+from guidestar.folder import SHIPPED
 
 MODEL = SHIPPED / "fashion-mnist"
 
@@ -44,7 +45,8 @@ def test_demo_makes_pictures_and_figures(capsys, tmp_path):
     assert {r["how"] for r in about["rows"]} == {"unguided", "by the classifier", "by its condition", "by both"}
     by = {r["expression"]: r for r in about["rows"]}
     assert by["uncond"]["nfe"] == 20 and by["cfg(4)"]["nfe"] == 40 and by["cfg(1)"]["nfe"] == 20
-    assert by["cfg(4)"]["accuracy"] >= 0.8 > 0.5 > by["uncond"]["accuracy"]
+    assert by["cfg(4)"]["accuracy"] >= 0.8
+    assert by["uncond"]["accuracy"] <= 0.5
     for name in ("demo.png", "steps.png"):
         assert min(Image.open(tmp_path / name).size) > 300
     assert not list(tmp_path.glob("*.writing"))
@@ -75,7 +77,7 @@ def test_models_and_plan(capsys):
     assert "fashion-mnist" in run(capsys, "models")[1]
     code, out, _ = run(capsys, "plan", "fashion-mnist", "--guidance", "cfg(3, interval=(0.5, 2))", "--steps", 10)
     assert code == 0
-    steps = [line for line in out.splitlines()[1:-1]]
+    steps = out.splitlines()[1:-1]
     rhos = [float(line.split()[1]) for line in steps]
     assert [float(line.split()[2]) for line in steps] == [2 if 0.5 < rho <= 2 else 1 for rho in rhos]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from _toys import Spy, net, noise, steps
 
 import guidestar
+from _toys import Spy, net, noise, steps
 from guidestar import AND, NOT, ExpressionError, Guided, Slot, apg, cfg, cfgpp, clamp, classifier, clip_x0, cond, cosine, linear, neg, parse, rescale, threshold, uncond
 from guidestar.guidance import Guidance
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, Judge, Spy, col, condition, encode, log_prob, mixed_step, noise, steps, toy
 from torch import Tensor
 
 import guidestar
+from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, Judge, Spy, col, condition, encode, log_prob, mixed_step, noise, steps, toy
 from guidestar import METHODS, Condition, Guided, Level, Net, Post, Step, clamp, cosine, linear, parse, uniform
 from guidestar.guidance import Contrast, Direction
 from guidestar.guidance._core import as_guidance

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, encode, log_prob, log_prob_gradient, mixed_step, net, noise, steps, toy
 from torch import Tensor
 
+from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, encode, log_prob, log_prob_gradient, mixed_step, net, noise, steps, toy
 from guidestar import AND, DDIM, DDPM, NOT, Contrast, Guided, Heun, Net, Prediction, Step, cfg, classifier, cond, parse, sample, uncond, uniform
 
 PLACES = ("vp", "ve", "flow", "mixed")

@@ -1,9 +1,10 @@
 """The shipped model: loads here and with Diffusers' own classes, samples what was asked for, reproducibly."""
 
-import guidestar as gs
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+import guidestar as gs
 from guidestar.folder import SHIPPED
 
 FOLDER = SHIPPED / "fashion-mnist"
@@ -31,7 +32,8 @@ def test_classifier_alone_steers_the_unconditional_model(model):
     names = [c for c in model.classes for _ in range(2)]
     steered = model.sample(names, guidance="uncond + classifier(10)", seeds=range(20), steps=12)
     free = model.sample(names, guidance="uncond", seeds=range(20), steps=12)
-    assert judged(model, steered) >= 0.7 > 0.35 > judged(model, free)
+    assert judged(model, steered) >= 0.7
+    assert judged(model, free) <= 0.35
 
 
 def test_folder_loads_with_diffusers_own_classes_and_gives_the_same_images(model):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, encode, log_prob_gradient, mixed_step, net, noise, steps, toy
 
+from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, encode, log_prob_gradient, mixed_step, net, noise, steps, toy
 from guidestar import Guided, Level, Net, Pass, Prediction, Slot, cfg, parse, uniform
 from guidestar.guidance import Contrast, Direction, classifier
 from guidestar.passes import COND as C

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -18,7 +17,8 @@ _HOMES = {
         *("classifier", "clip_x0", "cond", "cosine", "linear", "neg", "parse", "rescale", "threshold", "uncond"),
     ),
     "sampling": ("DDIM", "DDPM", "SOLVERS", "DPMpp2M", "Heun", "SDEDPMpp2M", "Solver", "State", "get_solver", "sample", "trajectory"),
-    "model": ("Model", "Samples"),
+    "model": ("Model",),
+    "samples": ("Samples", "Settings"),
     "folder": ("available", "load", "save"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -73,8 +73,8 @@ def sample(
     out: Out = Path("out/samples"),
 ) -> None:
     """Sample images: PNG files that carry the whole run."""
-    from .folder import load
     from .files import make_folder
+    from .folder import load
     from .pictures import read_settings, save_png
 
     settings = read_settings(like) if like else None
@@ -177,10 +177,14 @@ def evaluate(
     with _progress("measuring") as watch:
         rows = list(measure(load(model), guidance, seeds=_span(seeds), steps=steps, solver=solver, grid=levels, data=data, watch=watch))
     head = ("guidance", "accuracy", "Fréchet", "diversity", "shares", "NFE", "seconds")
-    cells = [(r["guidance"], f"{r['accuracy']:.2%}", f"{r['frechet']:.3f}", f"{r['diversity']:.3f}", f"{min(r['shares']):.1%}-{max(r['shares']):.1%}", f"{r['nfe']:g}", f"{r['seconds']:.1f}") for r in rows]
-    _table(head, cells)
+    _table(head, [_cells(row) for row in rows])
     if out:
         write_text(json.dumps(rows, indent=2) + "\n", out)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    shares = f"{min(row['shares']):.1%}-{max(row['shares']):.1%}"
+    return (row["guidance"], f"{row['accuracy']:.2%}", f"{row['frechet']:.3f}", f"{row['diversity']:.3f}", shares, f"{row['nfe']:g}", f"{row['seconds']:.1f}")
 
 
 def _span(text: str) -> range:

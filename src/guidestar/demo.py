@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .model import Model
 from .files import make_folder
+from .model import Model
 from .pictures import Row, save_png, sheet, to_pil, write_text
 
 ROWS = (

@@ -18,8 +18,8 @@ import torch
 from .bridge.diffusers import read as read_parts
 from .bridge.schedulers import read_scheduler
 from .bridge.weights import read_json, read_module
-from .model import Model
 from .files import make_folder, whole_or_not
+from .model import Model
 from .pictures import write_text
 
 SHIPPED = Path(__file__).parent / "weights"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,88 +17,10 @@ from .guidance import Guidance, Guided, Plan, parse
 from .guidance._core import Direction, as_guidance
 from .levels import GRIDS, Grid, Schedule
 from .passes import Net
-from .files import make_folder
-from .pictures import save_png, sheet, to_pil
+from .samples import Samples, Settings
 from .sampling import Solver, State, get_solver, noise, noised, trajectory
 
 Names = str | int | Sequence[str | int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything that determines a run; pictures carry it, and ``Model.again`` repeats it.
-
-    Args:
-        model: name or folder.
-        cond: condition of each sample (none for an unconditional run).
-        negative: what the guidance moves away from (None: the null).
-        guidance: the expression.
-        seeds: one a sample.
-        steps, solver, grid: how the run goes.
-        max_rows: the most rows of one network call.
-        threads, dtype, device, versions: where it ran; the same ones give the same bits.
-    """
-
-    model: str
-    cond: tuple[str | int, ...] | None
-    negative: str | int | None
-    guidance: str
-    seeds: tuple[int, ...]
-    steps: int
-    solver: str
-    grid: str
-    max_rows: int | None = None
-    threads: int = 0
-    dtype: str = "float32"
-    device: str = "cpu"
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """What a run gave.
-
-    Args:
-        x: samples as the network has them, ``[B, *S]``.
-        images: decoded, ``[B, C, H, W]`` in [−1, 1] for image models.
-        settings: the run.
-        nfe: network evaluations of a sample (a mean where samples differ).
-    """
-
-    x: Tensor
-    images: Tensor
-    settings: Settings
-    nfe: float
-
-    def pil(self) -> list[Any]:
-        """Return the images as pictures (Pillow)."""
-        return to_pil(self.images)
-
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write one PNG a sample, each carrying the whole run; return their paths.
-
-        Raises:
-            OSError: the folder cannot be written to.
-        """
-        where, paths = make_folder(Path(folder)), []
-        for i, image in enumerate(self.pil()):
-            name = f"{i:04d}-{self.label(i)}-seed{self.settings.seeds[i]}.png".replace(" ", "-").replace("/", "-")
-            save_png(image, where / name, {**asdict(self.settings), "index": i})
-            paths.append(where / name)
-        return paths
-
-    def label(self, index: int) -> str:
-        """Name the condition of a sample."""
-        return str(self.settings.cond[index]) if self.settings.cond else "uncond"
-
-    def contact_sheet(self, columns: int = 8) -> Any:
-        """Lay all samples out on one picture."""
-        from .pictures import Row
-
-        pictures = self.pil()
-        return sheet([Row(label="", images=pictures[i : i + columns]) for i in range(0, len(pictures), columns)], scale=3)
-
-
 Watch = Callable[[int, int], None]
 
 
@@ -219,7 +140,15 @@ class Model:
             encode=encode,
         )
 
-    def plan(self, guidance: str | Guidance | Direction | None = None, *, cond: Names | None = 0, steps: int | None = None, solver: str | Solver | None = None, grid: str | None = None) -> Plan:
+    def plan(
+        self,
+        guidance: str | Guidance | Direction | None = None,
+        *,
+        cond: Names | None = 0,
+        steps: int | None = None,
+        solver: str | Solver | None = None,
+        grid: str | None = None,
+    ) -> Plan:
         """Tell which passes a run would evaluate, without running anything."""
         names = self.names(cond if self.encoder is not None else None, 1)
         guided, solver = self.guided(guidance, cond=names), self._solver(solver)
@@ -252,11 +181,13 @@ class Model:
         levels, draw = self.grid(steps, grid), Draw(list(seeds))
         if start_rho is not None:
             levels = levels.from_rho(start_rho)
-        if start is None:
-            x = noise(self.shape, levels[0], draw, device=self.device)
-        else:
-            x = noised(_checked_start(start, len(seeds), self.shape).to(self.device), levels[0], draw)
+        x = self._start(start, levels, draw)
         return trajectory(guided, x, grid=levels, solver=self._solver(solver), draw=draw, explain=explain)
+
+    def _start(self, start: Tensor | None, levels: Grid, draw: Draw) -> Tensor:
+        if start is None:
+            return noise(self.shape, levels[0], draw, device=self.device)
+        return noised(_checked_start(start, len(draw.seeds), self.shape).to(self.device), levels[0], draw)
 
     def sample(
         self,

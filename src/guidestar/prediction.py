@@ -54,7 +54,7 @@ class Prediction:
     log_var: Tensor | None = None
 
     @classmethod
-    def from_x0(cls, x_t: Float[Tensor, "b *s"], level: Level, x0: Float[Tensor, "b *s"]) -> Prediction:
+    def from_x0(cls, x_t: Float[Tensor, " b *s"], level: Level, x0: Float[Tensor, " b *s"]) -> Prediction:
         """Complete a clean estimate: ``eps = (x_t − alpha x0)/sigma``, 0 where sigma is 0."""
         eps = (x_t - expand(level.alpha, x_t) * x0) * expand(inverse_or_zero(level.sigma), x_t)
         return cls(x_t=x_t, level=level, x0=x0, eps=eps)

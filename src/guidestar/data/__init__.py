@@ -1,1 +1,1 @@
-
+"""Data: exact mixtures, and real images."""

@@ -1,1 +1,1 @@
-
+"""Network families, and what a model needs to know about them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -67,7 +68,7 @@ class Classifier(ModelMixin, ConfigMixin):
         self.stem = nn.Conv2d(channels, widths[0], 3, 1, 1)
         self.frequencies = Timesteps(widths[0], True, 0)
         self.time = TimestepEmbedding(widths[0], time) if noise_aware else None
-        pairs = [(widths[0], widths[0], 1)] + [(a, b, 2) for a, b in zip(widths, widths[1:], strict=False)]
+        pairs = [(widths[0], widths[0], 1)] + [(a, b, 2) for a, b in pairwise(widths)]
         blocks = [_Block(a if j == 0 else b, b, time, stride if j == 0 else 1, groups) for a, b, stride in pairs for j in range(layers)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.GroupNorm(groups, widths[-1])

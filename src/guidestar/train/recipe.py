@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor, nn
 
 from ..data import fashion_mnist
-from ..files import make_folder, whole_or_not
 from ..denoiser import Network
+from ..files import make_folder, whole_or_not
 from ..levels import VP
 from ..models.class_unet import ClassEncoder, unet
 from ..models.classifier import Classifier

@@ -1,0 +1,57 @@
+"""Time to equal quality: the card's recommended setting against Diffusers' DDIM-25 with plain guidance.
+
+    python benchmarks/equal_quality.py --scale 1.5
+
+The same 1,000 seeds, classes in turn, in batches drawn alternately by Diffusers' own parts and by
+guidestar, on the same weights in one process. Prints both Fréchet distances to the test images (in
+the judge's features) and the ratio of the times. `--scale` is the scale at which DDIM-25's distance
+is lowest, found on other seeds:
+
+    guidestar evaluate fashion-mnist --solver ddim --levels leading --steps 25 --seeds 10000-10499 \\
+        --guidance "cfg(1.25)" --guidance "cfg(1.5)" --guidance "cfg(2)" --guidance "cfg(3)"
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from against_diffusers import diffusers_loop, diffusers_parts, timed
+
+from guidestar import Draw, load
+from guidestar.evaluate import look
+from guidestar.measure import references, scores
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scale", type=float, required=True, help="of Diffusers' classifier-free guidance")
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=50)
+    arguments = parser.parse_args()
+    model = load("fashion-mnist")
+    unet, scheduler = diffusers_parts(model)
+    sigma, totals, images = float(model.grid(25, "leading")[0].sigma), [0.0, 0.0], ([], [])
+    wanted = torch.arange(arguments.samples) % len(model.classes)
+    for rows in torch.arange(arguments.samples).split(arguments.batch):
+        names, seeds = [model.classes[k] for k in wanted[rows].tolist()], rows.tolist()
+        cond, null = model.encoder.encode(names)["class_labels"], model.encoder.null(len(rows))["class_labels"]
+        x = Draw(seeds).at(-1).normal("start", model.shape) * sigma
+        runs = (
+            lambda: diffusers_loop(unet, scheduler, cond, null, x, steps=25, scale=arguments.scale).clamp(-1, 1),  # noqa: B023
+            lambda: model.sample(names, seeds=seeds).images,  # noqa: B023
+        )
+        for i, run in enumerate(runs):
+            seconds, out = timed(run)
+            totals[i] += seconds
+            images[i].append(out)
+    reference, floor = references(model)
+    print(f"1,000 training images: Fréchet {scores(floor, reference, 10)['frechet']:.3f}")
+    for name, out, seconds in zip(("Diffusers DDIM-25", "recommended: " + model.defaults["guidance"]), images, totals, strict=True):
+        row = scores(look(model.judge, torch.cat(out), wanted), reference, len(model.classes))
+        print(f"{name}: Fréchet {row['frechet']:.3f}, accuracy {row['accuracy']:.2%}, diversity {row['diversity']:.3f}, {seconds:.1f} s")
+    print(f"ratio of the times: {totals[1] / totals[0]:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What a run gave, and everything that determined it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .files import make_folder
+from .pictures import Row, save_png, sheet, to_pil
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that determines a run; pictures carry it, and ``Model.again`` repeats it.
+
+    Args:
+        model: name or folder.
+        cond: condition of each sample (none for an unconditional run).
+        negative: what the guidance moves away from (None: the null).
+        guidance: the expression.
+        seeds: one a sample.
+        steps, solver, grid: how the run goes.
+        max_rows: the most rows of one network call.
+        threads, dtype, device, versions: where it ran; the same ones give the same bits.
+    """
+
+    model: str
+    cond: tuple[str | int, ...] | None
+    negative: str | int | None
+    guidance: str
+    seeds: tuple[int, ...]
+    steps: int
+    solver: str
+    grid: str
+    max_rows: int | None = None
+    threads: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What a run gave.
+
+    Args:
+        x: samples as the network has them, ``[B, *S]``.
+        images: decoded, ``[B, C, H, W]`` in [−1, 1] for image models.
+        settings: the run.
+        nfe: network evaluations of a sample (a mean where samples differ).
+    """
+
+    x: Tensor
+    images: Tensor
+    settings: Settings
+    nfe: float
+
+    def pil(self) -> list[Any]:
+        """Return the images as pictures (Pillow)."""
+        return to_pil(self.images)
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write one PNG a sample, each carrying the whole run; return their paths.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        where, paths = make_folder(Path(folder)), []
+        for i, image in enumerate(self.pil()):
+            name = f"{i:04d}-{self.label(i)}-seed{self.settings.seeds[i]}.png".replace(" ", "-").replace("/", "-")
+            save_png(image, where / name, {**asdict(self.settings), "index": i})
+            paths.append(where / name)
+        return paths
+
+    def label(self, index: int) -> str:
+        """Name the condition of a sample."""
+        return str(self.settings.cond[index]) if self.settings.cond else "uncond"
+
+    def contact_sheet(self, columns: int = 8) -> Any:
+        """Lay all samples out on one picture."""
+        pictures = self.pil()
+        return sheet([Row(label="", images=pictures[i : i + columns]) for i in range(0, len(pictures), columns)], scale=3)
