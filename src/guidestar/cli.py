@@ -83,6 +83,7 @@ def sample(
     with _progress("sampling") as watch:
         if settings is not None:
             samples = chosen.again(settings, watch)
+            _warn_of_differences(settings, samples.settings)
         else:
             names = _conditions(chosen, cond, num)
             seeds = range(seed, seed + (len(names) if names else num))
@@ -91,6 +92,12 @@ def sample(
     if grid:
         save_png(samples.contact_sheet(), out / "grid.png")
     typer.echo(f"{len(paths)} images in {out}: {samples.settings.guidance}, NFE {samples.nfe:g}")
+
+
+def _warn_of_differences(then: dict[str, Any], now: Any) -> None:
+    names = [n for n in ("threads", "device", "versions") if n in then and then[n] != getattr(now, n)]
+    if names:
+        typer.echo(f"guidestar: note: {', '.join(names)} differ from the first run's, so the last bits may too", err=True)
 
 
 def _model_name(model: str | None, settings: dict[str, Any] | None) -> str:

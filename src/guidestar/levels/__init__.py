@@ -1,0 +1,29 @@
+"""Noise levels, the schedules they come from, and the grids a run visits."""
+
+from ._core import Grid, Level, Schedule, Step, Value, divide, exp, expand, inverse_or_zero, log, sqrt
+from .grids import GRIDS, karras, leading, linspace, log_snr, trailing, uniform
+from .schedules import VE, VP, Flow
+
+__all__ = [
+    "GRIDS",
+    "VE",
+    "VP",
+    "Flow",
+    "Grid",
+    "Level",
+    "Schedule",
+    "Step",
+    "Value",
+    "divide",
+    "exp",
+    "expand",
+    "inverse_or_zero",
+    "karras",
+    "leading",
+    "linspace",
+    "log",
+    "log_snr",
+    "sqrt",
+    "trailing",
+    "uniform",
+]
