@@ -20,6 +20,7 @@ from .bridge.schedulers import read_scheduler
 from .bridge.weights import read_json, read_module
 from .files import make_folder, whole_or_not
 from .model import Model
+from .models.lean import lean
 from .pictures import write_text
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -52,9 +53,12 @@ def load(name: str | Path, *, device: torch.device | str = "cpu") -> Model:
         raise ValueError(f"unknown model {str(name)!r}; there is {', '.join(available())}, and any folder with a network and a scheduler")
     try:
         ours = (folder / "guidestar.json").is_file()
-        return (_read_ours(folder, str(name)) if ours else _read_foreign(folder, str(name))).to(device)
+        model = _read_ours(folder, str(name)) if ours else _read_foreign(folder, str(name))
     except ValueError as error:
         raise WeightsError(str(error)) from error
+    for denoiser in (model.denoiser, *(d for d, _ in model.nets.values())):
+        lean(denoiser)  # type: ignore[type-var]
+    return model.to(device)
 
 
 def _read_foreign(folder: Path, name: str) -> Model:

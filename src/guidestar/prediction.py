@@ -73,18 +73,18 @@ class Prediction:
             return expand(self.level.alpha, self.eps) * self.eps - expand(self.level.sigma, self.x0) * self.x0
         raise ValueError(f"unknown space {space!r}; the spaces are {', '.join(SPACES)}")
 
-    def shifted(self, delta: Tensor, *, linked: bool = True) -> Prediction:
+    def shifted(self, delta: Float[Tensor, " b *s"], *, linked: bool = True) -> Prediction:
         """Add ``delta`` to x0; eps follows if ``linked``, else it stays (a split prediction)."""
         if not linked:
             return replace(self, x0=self.x0 + delta)
         eps = self.eps + expand(slope(self.level, "eps"), delta) * delta
         return replace(self, x0=self.x0 + delta, eps=eps)
 
-    def with_x0(self, x0: Tensor) -> Prediction:
+    def with_x0(self, x0: Float[Tensor, " b *s"]) -> Prediction:
         """Return a linked prediction with another clean estimate."""
         return self.shifted(x0 - self.x0)
 
-    def to_x0(self, delta: Tensor, space: Space) -> Tensor:
+    def to_x0(self, delta: Float[Tensor, " b *s"], space: Space) -> Float[Tensor, " b *s"]:
         """Carry a difference from ``space`` to x0 (0 where that space cannot tell, at its ends)."""
         return expand(inverse_or_zero(slope(self.level, space)), delta) * delta
 

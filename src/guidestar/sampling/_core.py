@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..draw import Draw
@@ -107,7 +108,7 @@ class _Recorder:
         return prediction, gstate
 
 
-def trajectory(predict: Predict, x: Tensor, *, grid: Grid, solver: Solver, draw: Draw, explain: bool = False) -> Iterator[State]:
+def trajectory(predict: Predict, x: Float[Tensor, " b *s"], *, grid: Grid, solver: Solver, draw: Draw, explain: bool = False) -> Iterator[State]:
     """Yield the state after each step; stop iterating to cancel.
 
     Args:
@@ -132,13 +133,13 @@ def trajectory(predict: Predict, x: Tensor, *, grid: Grid, solver: Solver, draw:
         yield State(x=x, step=step, prediction=watched.prediction, pushes=watched.pushes)  # type: ignore[arg-type]
 
 
-def noise(shape: Sequence[int], level: Level, draw: Draw, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+def noise(shape: Sequence[int], level: Level, draw: Draw, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Float[Tensor, " b *s"]:
     """Draw where a run starts: ``σ ε``, ``[B, *shape]``."""
     eps = draw.at(-1).normal("start", shape).to(device, dtype)
     return expand(level.sigma, eps) * eps
 
 
-def noised(x0: Tensor, level: Level, draw: Draw) -> Tensor:
+def noised(x0: Float[Tensor, " b *s"], level: Level, draw: Draw) -> Float[Tensor, " b *s"]:
     """Noise data ``[B, *S]`` to ``level``: ``α x0 + σ ε`` (SDEdit's start, https://arxiv.org/abs/2108.01073)."""
     return expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * draw.at(-1).normal_like("start", x0)
 
@@ -150,10 +151,10 @@ def sample(
     solver: Solver | str = "dpmpp-2m",
     seeds: Sequence[int],
     shape: Sequence[int] | None = None,
-    start: Tensor | None = None,
+    start: Float[Tensor, " b *s"] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Tensor:
+) -> Float[Tensor, " b *s"]:
     """Sample ``[B, *shape]``: one sample a seed, each depending on its own seed alone.
 
     Args:

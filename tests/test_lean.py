@@ -1,0 +1,54 @@
+"""A lean network is the original one, with and without gradients."""
+
+import copy
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
+from guidestar.models.lean import lean
+
+
+def network(**more):
+    torch.manual_seed(0)
+    widths = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1, "attention_head_dim": 8}
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    return UNet2DModel(sample_size=8, in_channels=1, out_channels=1, class_embed_type="identity", **{**widths, **blocks, **more}).double().eval()
+
+
+def inputs():
+    return torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.tensor([3.0, 500.0, 998.0]), {"class_labels": torch.randn(3, 32, dtype=torch.float64)}
+
+
+def test_gives_the_same_numbers_and_leaves_its_input_alone():
+    net = network()
+    x, t, more = inputs()
+    fast, kept = lean(copy.deepcopy(net)), x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x, t, **more).sample, net(x, t, **more).sample, atol=1e-13, rtol=0)
+    assert x.equal(kept)
+
+
+def test_the_short_way_is_taken_only_without_gradients(monkeypatch):
+    calls = []
+    original = ResnetBlock2D.forward
+    monkeypatch.setattr(ResnetBlock2D, "forward", lambda self, *a, **k: calls.append(1) or original(self, *a, **k))
+    fast, (x, t, more) = lean(network()), inputs()
+    with torch.no_grad():
+        fast(x, t, **more)
+    assert not calls
+    fast(x, t, **more)
+    assert calls
+
+
+def test_gradients_are_those_of_the_original():
+    net, (x, t, more) = network(), inputs()
+    grads = []
+    for n in (net, lean(copy.deepcopy(net))):
+        leaf = x.clone().requires_grad_()
+        grads.append(torch.autograd.grad(n(leaf, t, **more).sample.square().sum(), leaf)[0])
+    assert grads[0].equal(grads[1])
+
+
+def test_other_blocks_stay_as_they_are():
+    net = lean(network(resnet_time_scale_shift="scale_shift"))
+    assert all("forward" not in vars(m) for m in net.modules() if isinstance(m, ResnetBlock2D))
