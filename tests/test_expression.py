@@ -198,7 +198,7 @@ def test_odd_texts_parse_or_are_refused_clearly(text):
     try:
         assert parse(str(parse(text))) == parse(text)
     except ExpressionError as refused:
-        first, shown, pointer = str(refused).split("\n")
+        first, _, pointer = str(refused).split("\n")
         assert first.startswith("guidance: ") and 15 < len(first) < 2500 and pointer.strip() == "^"
 
 

@@ -48,7 +48,9 @@ def neutral(name: str) -> float:
     return METHODS[name].neutral if name in DIRECTIONS else METHODS["cfg"].neutral
 
 
-def guided(guidance: Any, *, answer: Any = toy, judge: Any = log_prob, cond: Condition | None = None, target: Tensor | None = TARGET, spy: Spy | None = None, **more: Any) -> Guided:
+def guided(
+    guidance: Any, *, answer: Any = toy, judge: Any = log_prob, cond: Condition | None = None, target: Tensor | None = TARGET, spy: Spy | None = None, **more: Any
+) -> Guided:
     """Bind to a world that has everything: two networks, a classifier, an encoder of any name."""
     spy = spy or Spy(answer)
     one = {"null": condition(UNCOND), "encode": encode}

@@ -5,6 +5,7 @@ import copy
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
+
 from guidestar.models.lean import lean
 
 

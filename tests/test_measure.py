@@ -1,8 +1,9 @@
 """Measuring the shipped model against real images, and the card that the figures are written to."""
 
-import guidestar as gs
 import pytest
 import torch
+
+import guidestar as gs
 from guidestar.card import card_text
 from guidestar.data import fashion_mnist
 from guidestar.measure import REAL, measure

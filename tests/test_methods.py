@@ -278,13 +278,13 @@ def test_rescale_leaves_a_constant_prediction():
 def test_threshold(scene, p):
     d = scene.n + 6 * (scene.c - scene.n)
     rows = []
-    for sample in d:
-        values = sample.abs().flatten().sort().values
+    for one in d:
+        values = one.abs().flatten().sort().values
         place = p * (len(values) - 1)
         low = int(place)
         high = min(low + 1, len(values) - 1)
         q = max(1.0, float(values[low] + (place - low) * (values[high] - values[low])))
-        rows.append(sample.clamp(-q, q) / q)
+        rows.append(one.clamp(-q, q) / q)
     assert any(r.abs().max() < s.abs().max() for r, s in zip(rows, d, strict=True))
     scene.check(f"cfg(6) | threshold({p})", torch.stack(rows))
 

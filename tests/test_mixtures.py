@@ -242,9 +242,7 @@ def step_at(schedule: gs.Schedule, level: gs.Level) -> gs.Step:
 
 ALPHA_001 = {"vp": math.sqrt(1e6 - 1), "ve": 80.0, "flow": 999.0}
 STEPS = {
-    f"{name} rho {rho:g}": step_at(schedule, schedule.at_rho(rho))
-    for name, schedule in {"vp": VP, "ve": VE, "flow": FLOW}.items()
-    for rho in (ALPHA_001[name], 3.0, 0.3, 0.003)
+    f"{name} rho {rho:g}": step_at(schedule, schedule.at_rho(rho)) for name, schedule in {"vp": VP, "ve": VE, "flow": FLOW}.items() for rho in (ALPHA_001[name], 3.0, 0.3, 0.003)
 }
 _RHOS = torch.tensor([999.0, 80.0, 9.0, 2.0, 0.7, 0.1, 0.01], dtype=F64)
 STEPS |= {f"{name} mixed": step_at(schedule, schedule.at_rho(_RHOS)) for name, schedule in {"vp": VP, "ve": VE, "flow": FLOW}.items()}

@@ -81,7 +81,7 @@ def test_conditions_follow_their_rows():
     spy, x = Spy(), noise(B, 4)
     own = condition(0.1, 0.2, 0.3)
     Guided(cfg([1, 3, 3]), {"main": net(spy, own, negative=condition(0.7, 0.8, 0.9))}, max_rows=2)(x, STEP)
-    assert sorted(sum(spy.calls, [])) == [0.1, 0.2, 0.3, 0.8, 0.9]
+    assert sorted(value for call in spy.calls for value in call) == [0.1, 0.2, 0.3, 0.8, 0.9]
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 3, 4, 5, 7, 100])
@@ -219,7 +219,7 @@ class Shift:
 class Perturbed(Contrast):
     """``c − c_perturbed``, and a pass with a changed condition."""
 
-    by: Shift = Shift(0.5)
+    by: Shift = Shift(0.5)  # noqa: RUF009 - frozen
     name = "perturbed"
 
     def good(self, step):
@@ -340,7 +340,7 @@ def test_a_pass_asked_of_a_run_that_lacks_it_is_refused_by_name():
     ):
         with pytest.raises(ValueError, match=said):
             ask(passes, None, x, nets=nets)
-    with pytest.raises(ValueError, match="named 'main'.*weak"):
+    with pytest.raises(ValueError, match=r"named 'main'.*weak"):
         Guided("cond", {"weak": bare})
     with pytest.raises(ValueError, match=r"cond, null belongs in each Net"):
         Guided("cond", {"main": bare}, cond=condition(1.0), null=condition(0.0))

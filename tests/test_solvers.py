@@ -453,8 +453,7 @@ def test_heun_flow_form_is_finite_at_both_ends(churn):
 def test_churn_outside_its_interval_changes_nothing():
     for grid in (GRIDS["vp"], stacked([GRIDS["vp"]] * 2)):
         plain, outside = (
-            sample(predictor(), grid=grid, solver=solver, seeds=[1, 2], shape=(2,), dtype=torch.float64)
-            for solver in (Heun(), Heun(churn=5.0, churn_interval=(1e6, 1e7)))
+            sample(predictor(), grid=grid, solver=solver, seeds=[1, 2], shape=(2,), dtype=torch.float64) for solver in (Heun(), Heun(churn=5.0, churn_interval=(1e6, 1e7)))
         )
         assert torch.equal(plain, outside)
 

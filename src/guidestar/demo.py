@@ -94,7 +94,8 @@ def draw_steps(model: Model, *, names: Sequence[str] = ("dress", "ankle boot"), 
         rows.append(Row(label="guided estimate of x0", images=to_pil(torch.stack([s.prediction.x0[k] for s in chosen]))))
         for term in chosen[0].pushes or {}:
             pushes = torch.stack([(s.pushes or {})[term][k] if term in (s.pushes or {}) else torch.zeros(model.shape) for s in chosen])
-            rows.append(Row(label=f"push of {term}", images=to_pil(pushes / pushes.abs().max().clamp_min(1e-8))))
-    labels = [f"ρ = {float(torch.as_tensor(s.step.t.rho)):.2g}" for s in chosen]
-    title = f"{STEPS_EXPRESSION}, step by step: grey is no push, white adds light, black takes it"
+            largest = pushes.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-8)
+            rows.append(Row(label=f"push of {term}", images=to_pil(pushes / largest)))
+    labels = [f"rho {float(torch.as_tensor(s.step.t.rho)):.2g}" for s in chosen]
+    title = f"{STEPS_EXPRESSION}, from noise to image: grey is no push, white adds light, black takes it (each push at its own largest)"
     return sheet(rows, columns=labels, title=title, scale=3)

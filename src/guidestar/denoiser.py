@@ -91,8 +91,7 @@ class Denoiser(Protocol):
 def _refuse_pure_noise(predicts: str, a: Value) -> None:
     if bool((torch.as_tensor(a) == 0).any()):
         raise ValueError(
-            f"a network that predicts {predicts} says nothing about data at pure noise (alpha = 0); "
-            "start the grid below it, or use a network that predicts v, x0 or velocity"
+            f"a network that predicts {predicts} says nothing about data at pure noise (alpha = 0); start the grid below it, or use a network that predicts v, x0 or velocity"
         )
 
 

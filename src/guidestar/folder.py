@@ -1,10 +1,10 @@
 """A model as a folder, in Diffusers' layout, so that Diffusers' own classes read it too.
 
-    guidestar.json          what it is, how it is best used, what it measured
-    README.md               its card
-    unet/                   UNet2DModel            scheduler/   DDPMScheduler
-    condition/              ClassEncoder           weak/…       further networks, each with its encoder
-    classifier/, judge/     Classifier
+guidestar.json          what it is, how it is best used, what it measured
+README.md               its card
+unet/                   UNet2DModel            scheduler/   DDPMScheduler
+condition/              ClassEncoder           weak/…       further networks, each with its encoder
+classifier/, judge/     Classifier
 """
 
 from __future__ import annotations

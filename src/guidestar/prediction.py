@@ -92,9 +92,7 @@ class Prediction:
         """Select samples (``rows``: int64 indices)."""
         on_device = rows.to(self.x_t.device)
         log_var = None if self.log_var is None else self.log_var[on_device]
-        return Prediction(
-            x_t=self.x_t[on_device], level=self.level.take(rows), x0=self.x0[on_device], eps=self.eps[on_device], log_var=log_var
-        )
+        return Prediction(x_t=self.x_t[on_device], level=self.level.take(rows), x0=self.x0[on_device], eps=self.eps[on_device], log_var=log_var)
 
     @staticmethod
     def join(parts: list[Prediction], x_t: Tensor, level: Level) -> Prediction:

@@ -43,10 +43,7 @@ def _find(folder: Path, stem: str) -> Path:
     for path in (folder / f"{stem}.gz", folder / stem):
         if path.is_file():
             return path
-    raise FileNotFoundError(
-        f"Fashion-MNIST's {stem} is not in {folder}; install it with 'apt-get install dataset-fashion-mnist', "
-        "or name a folder that holds the four IDX files"
-    )
+    raise FileNotFoundError(f"Fashion-MNIST's {stem} is not in {folder}; install it with 'apt-get install dataset-fashion-mnist', or name a folder that holds the four IDX files")
 
 
 def load(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor, Tensor]:
