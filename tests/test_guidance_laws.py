@@ -294,11 +294,13 @@ def test_a_scale_for_each_sample(name, place):
 @pytest.mark.parametrize("max_rows", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("name", EVERY)
 def test_chunks_are_exact(name, max_rows):
-    x, state, other, spy = noise(3, 2, 4), None, None, Spy()
-    for step in steps("mixed"):
-        for scale in (3.0, [3.0, neutral(name), 2.0]):
-            out, state, pushes = guided(every(name, scale), cond=condition(0.2, 0.4, 0.6))(x, step, state, explain=True)
-            part, other, shares = guided(every(name, scale), cond=condition(0.2, 0.4, 0.6), spy=spy, max_rows=max_rows)(x, step, other, explain=True)
+    x, state, other, spy = noise(4, 2, 4), None, None, Spy()
+    world = {"cond": condition(0.2, 0.4, 0.6, 0.8), "target": torch.tensor([3, 0, 7, 5])}
+    levels = [mixed_step("flow", [9.0, 1.3, 0.2, 0.4], [5.0, 0.7, 0.1, 0.3]), mixed_step("flow", [5.0, 0.7, 0.1, 0.3], [2.0, 0.3, 0.05, 0.2])]
+    for step in levels:
+        for scale in (3.0, [3.0, neutral(name), neutral(name), 2.0]):
+            out, state, pushes = guided(every(name, scale), **world)(x, step, state, explain=True)
+            part, other, shares = guided(every(name, scale), spy=spy, max_rows=max_rows, **world)(x, step, other, explain=True)
             close(part.x0, out.x0)
             close(part.eps, out.eps, 1e-9)
             assert state.keys() == other.keys() and pushes.keys() == shares.keys()

@@ -82,6 +82,21 @@ def test_conditions_follow_their_rows():
     own = condition(0.1, 0.2, 0.3)
     Guided(cfg([1, 3, 3]), {"main": net(spy, own, negative=condition(0.7, 0.8, 0.9))}, max_rows=2)(x, STEP)
     assert sorted(value for call in spy.calls for value in call) == [0.1, 0.2, 0.3, 0.8, 0.9]
+    spy, x, four = Spy(), noise(4, 4), condition(0.1, 0.2, 0.3, 0.4)
+    run = {"classifiers": {"classifier": Judge()}, "target": torch.tensor([5, 6, 7, 8])}
+    out, _ = Guided(cfg([1, 3, 1, 2]) + classifier([0, 0, 0, 2]), {"main": net(spy, four, negative=condition(0.6, 0.7, 0.8, 0.9))}, max_rows=4, **run)(x, STEP)
+    assert spy.calls == [[0.1, 0.2, 0.7], [0.3, 0.4, 0.9]]
+    c, n = toy(x, STEP.t, four["c"]), toy(x, STEP.t, torch.tensor([0.6, 0.7, 0.8, 0.9], dtype=torch.float64))
+    expected = c + col(torch.tensor([0, 2, 0, 1]), x) * (c - n)
+    expected[3] += 2 * STEP.t.sigma**2 / STEP.t.alpha * log_prob_gradient(x, STEP.t, run["target"])[3]
+    torch.testing.assert_close(out.x0, expected)
+
+
+def test_a_post_asks_for_every_row():
+    spy, x = Spy(), noise(B, 4)
+    out, _ = Guided("uncond + cfg([1, 3, 1]) | rescale(1, space='x0')", {"main": net(spy)})(x, STEP)
+    assert spy.calls == [[UNCOND] * 3 + [COND] * 3 + [NEGATIVE]]
+    torch.testing.assert_close(out.x0.std(1), toy(x, STEP.t, COND).std(1))
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 3, 4, 5, 7, 100])
@@ -313,10 +328,10 @@ def test_prompts_are_encoded_once():
 
 def test_a_prompt_encoded_without_gradients_serves_a_run_with_them():
     nets = {"main": net(Spy())}
-    assert nets["main"].condition("cat", 1)["c"].is_inference() is False
     x, step = noise(1, 4), STEP
     with torch.inference_mode():
         Guided("AND(2, 'cat')", nets)(x, step)
+    assert not nets["main"].condition("cat", 1)["c"].is_inference()
     run = Guided("AND(2, 'cat') + classifier(1, through='uncond')", nets, classifiers={"classifier": Judge()}, target=torch.tensor([1]))
     assert run(x, step)[0].x0.isfinite().all()
     with torch.inference_mode():
