@@ -2,4 +2,4 @@
 
 from jaxtyping import install_import_hook
 
-_HOOK = install_import_hook(["guidestar.prediction", "guidestar.sampling._core"], "beartype.beartype")
+_HOOK = install_import_hook("guidestar.prediction", "beartype.beartype")

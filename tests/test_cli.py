@@ -35,7 +35,8 @@ def refused(capsys, code, *arguments, says=()):
 
 
 def pixels(path):
-    return torch.tensor(list(Image.open(path).get_flattened_data()))
+    with Image.open(path) as picture:
+        return torch.tensor(list(picture.get_flattened_data()))
 
 
 def test_demo_makes_pictures_and_figures(capsys, tmp_path):
@@ -48,7 +49,8 @@ def test_demo_makes_pictures_and_figures(capsys, tmp_path):
     assert by["cfg(4)"]["accuracy"] >= 0.8
     assert by["uncond"]["accuracy"] <= 0.5
     for name in ("demo.png", "steps.png"):
-        assert min(Image.open(tmp_path / name).size) > 300
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 300
     assert not list(tmp_path.glob("*.writing"))
 
 

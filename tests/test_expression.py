@@ -131,7 +131,7 @@ REFUSED = [
     ("cfg('3')", 4, "cfg: scale must be a number or a list, not '3'"),
     ("cfg(True)", 4, "scale must be a number"),
     ("cfg(None)", 4, "scale must be a number"),
-    ("cfg(inf)", 4, "unknown name 'inf'"),
+    ("cfg(inf)", 4, "numbers must be finite"),
     ("cfg(nan)", 4, "unknown name 'nan'"),
     ("cfg(1e999)", 4, "this number is too large"),
     ("cfg(-1" + "0" * 400 + ")", 5, "this number is too large"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def judged(model: Model, images: Tensor, cond: Sequence[str | int]) -> float:
     return float((model.judge(images).argmax(1) == wanted).double().mean())
 
 
-def draw_steps(model: Model, *, names: Sequence[str] = ("dress", "ankle boot"), columns: int = 10) -> object:
+def draw_steps(model: Model, *, names: Sequence[str] = ("dress", "ankle boot"), columns: int = 10) -> Any:
     """Draw a run from inside: x_t, the guided clean estimate, and each term's push, along the steps."""
     names = [n for n in names if n in model.classes] or list(model.classes[:2])
     states = list(model.trajectory(names, guidance=STEPS_EXPRESSION, seeds=[3] * len(names), explain=True))

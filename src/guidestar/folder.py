@@ -130,9 +130,9 @@ def write_module(module: Any, folder: Path, dtype: torch.dtype = torch.float16) 
 
 
 def _write_scheduler(model: Model, folder: Path) -> None:
-    from diffusers import DDPMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    kinds = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+    kinds: dict[str, Any] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
     predicts = model.denoiser.predicts  # type: ignore[attr-defined]
     config = model.card["schedule"]
     DDPMScheduler(**config, prediction_type=kinds[predicts], clip_sample=False).save_config(folder)

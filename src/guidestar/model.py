@@ -82,12 +82,13 @@ class Model:
         """
         if isinstance(grid, Grid):
             return grid
-        grid, steps = grid or self.defaults.get("grid", "log_snr"), steps if steps is not None else self.defaults.get("steps", 20)
-        if grid not in GRIDS:
-            raise ValueError(f"unknown grid {grid!r}; the grids are {', '.join(GRIDS)}")
-        if not 1 <= steps <= 10_000:
-            raise ValueError(f"steps must be from 1 to 10000, not {steps}")
-        return GRIDS[grid](self.schedule, steps)
+        name: str = grid or self.defaults.get("grid", "log_snr")
+        count: int = steps if steps is not None else self.defaults.get("steps", 20)
+        if name not in GRIDS:
+            raise ValueError(f"unknown grid {name!r}; the grids are {', '.join(GRIDS)}")
+        if not 1 <= count <= 10_000:
+            raise ValueError(f"steps must be from 1 to 10000, not {count}")
+        return GRIDS[name](self.schedule, count)
 
     def expression(self, guidance: str | Guidance | Direction | None) -> Guidance:
         """Read an expression; the card's by default."""

@@ -149,7 +149,7 @@ class _Reader:
     def _value(self, node: ast.expr, inside: bool = False) -> Any:
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str | bool | None):
             if isinstance(node.value, int | float) and abs(node.value) >= 2.0**1000:
-                raise self.refuse(node, "this number is too large")
+                raise self.refuse(node, "this number is too large; numbers must be finite")
             return node.value
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
             number = self._value(node.operand, inside)
@@ -159,6 +159,8 @@ class _Reader:
             items = [self._value(item, True) for item in node.elts]
             return items if isinstance(node, ast.List) else tuple(items)
         if isinstance(node, ast.Name):
+            if node.id == "inf" and not inside:
+                raise self.refuse(node, "numbers must be finite; inf has a meaning in an interval only")
             return self._known(node, node.id, {**weights.SCHEDULES, **({"inf": float("inf")} if inside else {})})
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "clamp":
             return self._make(weights.clamp, "clamp", node)
