@@ -182,3 +182,32 @@ def test_help_is_quick_and_loads_no_torch():
 def test_module_runs():
     done = subprocess.run([sys.executable, "-m", "guidestar", "models"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     assert done.returncode == 0 and "fashion-mnist" in done.stdout
+
+
+def test_recipes_name_a_misspelt_key(capsys, tmp_path):
+    text = (Path(__file__).parent.parent / "recipes" / "fashion-mnist.toml").read_text()
+    (tmp_path / "typo.toml").write_text(text.replace("condition_dropout", "condition_droput"))
+    refused(capsys, 2, "train", tmp_path / "typo.toml", "--out", tmp_path / "out", says=["condition_droput"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_condition_nothing_guides(capsys, tmp_path):
+    code, out, _ = run(capsys, "sample", "fashion-mnist", "--steps", 2, "--out", tmp_path)
+    assert code == 0 and "uncond, NFE 2" in out
+
+
+def test_like_takes_no_options_of_a_new_run(capsys, tmp_path):
+    refused(capsys, 2, "sample", "--like", tmp_path / "x.png", "--steps", 3, says=["--like"])
+
+
+@pytest.mark.parametrize("target", ["99", "-1", "''", "[1, 2]"])
+def test_targets_that_do_not_fit(capsys, tmp_path, target):
+    guidance = f"classifier(3, target={target})"
+    refused(
+        capsys, 2, "sample", "fashion-mnist", "--cond", "all", "--steps", 2, "--guidance", guidance, "--out", tmp_path / "out", says=["give one" if "[" in target else "no class"]
+    )
+
+
+def test_demo_without_a_judge(capsys, copied, tmp_path):
+    shutil.rmtree(copied / "judge")
+    refused(capsys, 2, "demo", "--model", copied, "--out", tmp_path / "out", says=["judge"])

@@ -423,6 +423,13 @@ def test_a_classifier_guides_only_where_it_is_trusted():
         torch.testing.assert_close(guided(scene.x, step)[0].x0, scene.c + 3 * col(torch.tensor(rows), scene.x) * push)
 
 
+def test_a_classifier_that_knows_nothing_is_refused():
+    run = {"classifiers": {"classifier": Judge(rho_max=0.0)}, "target": TARGET}
+    with pytest.raises(ValueError, match="know nothing"):
+        Guided("classifier(3)", {"main": net(Spy())}, **run)
+    assert Guided("classifier(3, interval=(0, 1))", {"main": net(Spy())}, **run).terms[0].interval == (0, 1)
+
+
 def test_a_sum_of_several(scene):
     gradient = scene.s**2 / scene.a * log_prob_gradient(scene.x, scene.step.t, TARGET)
     blurry, contrast = scene.d(WORDS["blurry"]), scene.c - scene.n

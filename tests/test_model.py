@@ -101,3 +101,33 @@ def test_plan_knows_what_runs(model):
 def test_weights_together_are_small():
     assert sum(p.stat().st_size for p in SHIPPED.rglob("*.safetensors")) < 8e6
     assert (FOLDER / "weak" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 1e6
+
+
+def test_loads_any_diffusers_folder(tmp_path):
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    net = UNet2DModel(sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, attention_head_dim=8, **blocks).eval()
+    net.save_pretrained(tmp_path / "unet")
+    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    model = gs.load(tmp_path)
+    ours = model.sample(seeds=[0, 1], solver="ddim", grid="leading", steps=6)
+    x = gs.Draw([0, 1]).at(-1).normal("start", (3, 8, 8)) * model.grid(6, "leading")[0].sigma
+    scheduler.set_timesteps(6)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(x, t).sample, t, x).prev_sample
+    torch.testing.assert_close(ours.x, x, atol=1e-4, rtol=1e-4)
+    assert ours.images.shape == (2, 3, 8, 8) and ours.nfe == 6
+    with pytest.raises(ValueError, match="unconditional"):
+        model.sample("cat", seeds=[0])
+
+
+def test_a_run_that_cannot_be_repeated_says_so(model):
+    image = model.sample("bag", seeds=[0], steps=2).x
+    near = model.sample("bag", seeds=[3], start=image, start_rho=1.0, steps=6)
+    with pytest.raises(ValueError, match="started from an image"):
+        model.again(vars(near.settings))
+    churned = model.sample("bag", seeds=torch.arange(2), solver=gs.Heun(churn=5), steps=2)
+    with pytest.raises(ValueError, match="unknown solver"):
+        model.again(vars(churned.settings))

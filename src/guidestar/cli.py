@@ -77,8 +77,12 @@ def sample(
     from .folder import load
     from .pictures import read_settings, save_png
 
+    if like and any(v is not None for v in (cond, guidance, negative, steps, solver, levels, max_rows)):
+        raise ValueError("--like repeats a run as it was; leave the options of a new run out")
     settings = read_settings(like) if like else None
     chosen = load(_model_name(model, settings))
+    if len(chosen.shape) != 3 or chosen.shape[0] not in (1, 3):
+        raise ValueError(f"the samples of {chosen.name!r} are {list(chosen.shape)}, not pictures; sample it in Python, where .x holds them")
     make_folder(out)
     with _progress("sampling") as watch:
         if settings is not None:
@@ -102,7 +106,7 @@ def _warn_of_differences(then: dict[str, Any], now: Any) -> None:
 
 def _model_name(model: str | None, settings: dict[str, Any] | None) -> str:
     name = model or (settings or {}).get("model")
-    if not name:
+    if not name or not isinstance(name, str):
         raise ValueError("name a model (see 'guidestar models'), or give a picture with --like")
     return name
 
@@ -177,10 +181,13 @@ def evaluate(
     """Measure guidances: judge accuracy, Fréchet distance, diversity, NFE and seconds."""
     import json
 
+    from .files import make_folder
     from .folder import load
     from .measure import measure
     from .pictures import write_text
 
+    if out:
+        make_folder(out.parent)
     with _progress("measuring") as watch:
         rows = list(measure(load(model), guidance, seeds=_span(seeds), steps=steps, solver=solver, grid=levels, data=data, watch=watch))
     head = ("guidance", "accuracy", "Fréchet", "diversity", "shares", "NFE", "seconds")
@@ -212,6 +219,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("stopped", 130)
     except ValueError as error:
         _fail(str(error), 2)
+    except ImportError as error:
+        _fail(f"{error.name or error} is missing; install it with: pip install 'guidestar[all]'", 1)
     except (OSError, RuntimeError, ArithmeticError) as error:
         _fail(str(error), 1)
     sys.exit(code or 0)

@@ -27,6 +27,7 @@ ROWS = (
     ("by both", "cfg(4) + classifier(1)"),
 )
 STEPS_EXPRESSION = "cfg(3) + classifier(2)"
+STEPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +54,15 @@ def demo(model: Model, out: Path | str, *, seeds: int = 4, show: int = 2, tell: 
         show: how many of them are shown.
         tell: called with the solver steps done and in all.
     """
+    if model.judge is None or not model.classes or "classifier" not in model.classifiers:
+        raise ValueError(f"the demonstration needs a class model with a classifier and a judge; {model.name!r} lacks one of them")
     folder = make_folder(Path(out))
     cond = [name for name in model.classes for _ in range(seeds)]
-    steps = model.grid().steps
-    total, rows, results = (len(ROWS) + 1) * steps, [], []
+    total, rows, results = (len(ROWS) + 1) * STEPS, [], []
     for k, (how, expression) in enumerate(ROWS):
-        watch = (lambda done, _, k=k: tell(k * steps + done, total)) if tell else None
+        watch = (lambda done, _, k=k: tell(k * STEPS + done, total)) if tell else None
         start = time.perf_counter()
-        run = model.sample(cond, guidance=expression, seeds=list(range(seeds)) * len(model.classes), watch=watch)
+        run = model.sample(cond, guidance=expression, seeds=list(range(seeds)) * len(model.classes), steps=STEPS, max_rows=256, watch=watch)
         seconds = time.perf_counter() - start
         hit = judged(model, run.images, cond)
         results.append(Result(how=how, expression=expression, accuracy=hit, nfe=run.nfe, seconds=round(seconds, 2)))
@@ -86,7 +88,7 @@ def judged(model: Model, images: Tensor, cond: Sequence[str | int]) -> float:
 def draw_steps(model: Model, *, names: Sequence[str] = ("dress", "ankle boot"), columns: int = 10) -> Any:
     """Draw a run from inside: x_t, the guided clean estimate, and each term's push, along the steps."""
     names = [n for n in names if n in model.classes] or list(model.classes[:2])
-    states = list(model.trajectory(names, guidance=STEPS_EXPRESSION, seeds=[3] * len(names), explain=True))
+    states = list(model.trajectory(names, guidance=STEPS_EXPRESSION, seeds=[3] * len(names), steps=STEPS, explain=True))
     chosen = [states[round(i * (len(states) - 1) / (columns - 1))] for i in range(columns)]
     rows = []
     for k, name in enumerate(names):

@@ -66,7 +66,7 @@ def _read_foreign(folder: Path, name: str) -> Model:
     if parts.shape is None:
         raise ValueError(f"{folder}: its network leaves the size of a sample open (no sample_size in config.json)")
     conditional = parts.encoder is not None and parts.encoder.null(1) is not None
-    defaults = {"guidance": "cfg(3)" if conditional else "cond"}
+    defaults = {"guidance": "cfg(3)"} if conditional else {}
     return Model(name=name, denoiser=parts.denoiser, schedule=parts.schedule, shape=parts.shape, encoder=parts.encoder, defaults=defaults)
 
 

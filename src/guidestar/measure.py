@@ -53,7 +53,11 @@ def measure(
     """
     if model.judge is None or not model.classes:
         raise ValueError(f"the model {model.name!r} has no judge to measure with")
-    guided = [model.expression(g) for g in guidances]  # refuse typos before the first sample
+    if model.classes != fashion_mnist.CLASSES:
+        raise ValueError(f"the model {model.name!r} is not of Fashion-MNIST's classes, the only real images known here")
+    guided = [model.expression(g) for g in guidances]
+    for guidance in guided:  # refuse what cannot run before the first sample
+        model.plan(guidance, cond=[0] * min(batch, len(seeds)), steps=steps, solver=solver, grid=grid)
     reference, floor = references(model, data)
     yield {"guidance": REAL, "nfe": 0.0, "seconds": 0.0, **scores(floor, reference, len(model.classes))}
     wanted = torch.tensor([i % len(model.classes) for i in range(len(seeds))])

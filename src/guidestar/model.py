@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
-from .denoiser import Denoiser
+from .denoiser import Condition, Denoiser
 from .draw import Draw
 from .guidance import Guidance, Guided, Plan, parse
 from .guidance._core import Direction, as_guidance
@@ -90,9 +90,10 @@ class Model:
             raise ValueError(f"steps must be from 1 to 10000, not {count}")
         return GRIDS[name](self.schedule, count)
 
-    def expression(self, guidance: str | Guidance | Direction | None) -> Guidance:
-        """Read an expression; the card's by default."""
-        guidance = guidance if guidance is not None else self.defaults.get("guidance", "cond")
+    def expression(self, guidance: str | Guidance | Direction | None, *, conditional: bool = True) -> Guidance:
+        """Read an expression; by default the card's, and no guidance at all where there is no condition."""
+        if guidance is None:
+            guidance = self.defaults.get("guidance", "cond") if conditional and self.encoder is not None else "uncond"
         return parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
 
     def names(self, cond: Names | None, count: int) -> tuple[str | int, ...] | None:
@@ -108,8 +109,15 @@ class Model:
         names = [cond] if isinstance(cond, str | int) else list(cond)
         if len(names) not in (1, count):
             raise ValueError(f"{len(names)} conditions were given for {count} samples; give 1, or one for each")
-        names = [self.classes[self.encoder.index(n)] if self.classes and n != "" else n for n in names]
+        names = [self._canonical(n) for n in names]
         return tuple(names if len(names) == count else names * count)
+
+    def _canonical(self, name: str | int) -> str | int:
+        """Name a class by its name, or by its index where two share a name."""
+        if not self.classes or name == "":
+            return name
+        index = self.encoder.index(name)
+        return self.classes[index] if self.encoder.index(self.classes[index]) == index else index
 
     def guided(
         self,
@@ -125,18 +133,24 @@ class Model:
         nets = {name: self._net(denoiser, encoder, cond, negative) for name, (denoiser, encoder) in everyone.items()}
         index = getattr(self.encoder, "index", None)
         target = torch.tensor([index(n) for n in cond]) if cond is not None and index is not None and "" not in cond else None
-        return Guided(self.expression(guidance), nets, classifiers=self.classifiers, target=target, index=index, max_rows=max_rows, check=check)
+        expression = self.expression(guidance, conditional=cond is not None)
+        return Guided(expression, nets, classifiers=self.classifiers, target=target, index=index, max_rows=max_rows, check=check)
 
     def _net(self, denoiser: Denoiser, encoder: Any, cond: Sequence[str | int] | None, negative: str | int | None) -> Net:
         if encoder is None:
+            if negative not in (None, ""):
+                raise ValueError(f"the model {self.name!r} takes no condition, so no negative either; leave it out")
             return Net(denoiser=denoiser)
-        encode = torch.no_grad()(encoder.encode)
-        with torch.no_grad():
-            null = encoder.null(1)
+
+        @torch.no_grad()
+        def encode(names: Sequence[str | int]) -> Condition:
+            return encoder.encode(names).to(self.device)
+
+        null = encoder.null(1)
         return Net(
             denoiser=denoiser,
             cond=None if cond is None else encode(list(cond)),
-            null=null,
+            null=None if null is None else null.to(self.device),
             negative=None if negative in (None, "") else encode([negative]),
             encode=encode,
         )
@@ -151,11 +165,12 @@ class Model:
         grid: str | None = None,
     ) -> Plan:
         """Tell which passes a run would evaluate, without running anything."""
-        names = self.names(cond if self.encoder is not None else None, 1)
+        count = 1 if cond is None or isinstance(cond, str | int) else len(cond)
+        names = self.names(cond if self.encoder is not None else None, count)
         guided, solver = self.guided(guidance, cond=names), self._solver(solver)
         levels = self.grid(steps, grid)
         solver.check(guided, levels)
-        return guided.plan(levels, evaluations=solver.evaluations)
+        return guided.plan(levels, batch=count, evaluations=solver.evaluations)
 
     def _solver(self, solver: str | Solver | None) -> Solver:
         return get_solver(solver if solver is not None else self.defaults.get("solver", "dpmpp-2m"))
@@ -236,7 +251,7 @@ class Model:
         solver = self._solver(solver)
         names = self.names(cond, len(seeds))
         plan = self.guided(guidance, cond=names, negative=negative).plan(state.step.grid, batch=len(seeds), evaluations=solver.evaluations)
-        settings = self._settings(names, run, solver, state.step.grid)
+        settings = self._settings(names, run, solver, state)
         return Samples(x=state.x, images=self.decode(state.x), settings=settings, nfe=plan.nfe)
 
     def _explain_not_finite(self, run: dict[str, Any]) -> None:
@@ -245,29 +260,41 @@ class Model:
             pass
         raise FloatingPointError("the samples are not finite, though every network output was; lower the scale of the guidance")
 
-    def _settings(self, names: tuple[str | int, ...] | None, run: dict[str, Any], solver: Solver, levels: Grid) -> Settings:
+    def _settings(self, names: tuple[str | int, ...] | None, run: dict[str, Any], solver: Solver, state: State) -> Settings:
+        plain = solver == type(solver)()
         return Settings(
             model=self.name,
             cond=names,
             negative=run["negative"],
-            guidance=str(self.expression(run["guidance"])),
-            seeds=tuple(run["seeds"]),
-            steps=levels.steps,
-            solver=solver.name,
-            grid=run["grid"] if isinstance(run["grid"], str) else self.defaults.get("grid", "log_snr"),
+            guidance=str(self.expression(run["guidance"], conditional=names is not None)),
+            seeds=tuple(_checked_seeds(run["seeds"])),
+            steps=state.step.grid.steps,
+            solver=solver.name if plain else repr(solver),
+            grid="custom" if isinstance(run["grid"], Grid) else run["grid"] or self.defaults.get("grid", "log_snr"),
+            started=run["start"] is not None,
             max_rows=run["max_rows"],
             threads=torch.get_num_threads(),
+            dtype=str(state.x.dtype).removeprefix("torch."),
             device=str(self.device),
             versions={"guidestar": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )
 
     def again(self, settings: Mapping[str, Any], watch: Watch | None = None) -> Samples:
-        """Repeat the run that a picture carries."""
+        """Repeat the run that a picture carries.
+
+        Raises:
+            ValueError: the settings are not a run's, or it started from an image, which they lack.
+        """
         keys = ("cond", "guidance", "seeds", "negative", "steps", "solver", "grid", "max_rows")
         missing = [k for k in keys if k not in settings]
         if missing:
             raise ValueError(f"the settings lack {', '.join(missing)}; they were written by another version of guidestar")
-        return self.sample(**{k: settings[k] for k in keys}, watch=watch)
+        if settings.get("started"):
+            raise ValueError("this run started from an image, which its settings do not carry; sample with start= again")
+        try:
+            return self.sample(**{k: settings[k] for k in keys}, watch=watch)
+        except TypeError as error:
+            raise ValueError(f"the settings cannot be read: {error}") from error
 
 
 def _checked_seeds(seeds: Sequence[int]) -> list[int]:

@@ -37,7 +37,7 @@ def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = N
 def write_text(text: str, path: Path) -> None:
     """Write a text file whole or not at all."""
     with whole_or_not(path) as beside:
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             text = image.info.get(KEY)
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     if text is None:
         raise ValueError(f"{path} carries no guidestar settings; give a PNG that 'guidestar sample' wrote")

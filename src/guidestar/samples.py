@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ class Settings:
         guidance: the expression.
         seeds: one a sample.
         steps, solver, grid: how the run goes.
+        started: whether it started from an image (which is not kept, so it cannot be repeated).
         max_rows: the most rows of one network call.
         threads, dtype, device, versions: where it ran; the same ones give the same bits.
     """
@@ -36,6 +38,7 @@ class Settings:
     steps: int
     solver: str
     grid: str
+    started: bool = False
     max_rows: int | None = None
     threads: int = 0
     dtype: str = "float32"
@@ -71,7 +74,8 @@ class Samples:
         """
         where, paths = make_folder(Path(folder)), []
         for i, image in enumerate(self.pil()):
-            name = f"{i:04d}-{self.label(i)}-seed{self.settings.seeds[i]}.png".replace(" ", "-").replace("/", "-")
+            label = re.sub(r"[^\w.-]+", "-", self.label(i))[:60]
+            name = f"{i:04d}-{label}-seed{self.settings.seeds[i]}.png"
             save_png(image, where / name, {**asdict(self.settings), "index": i})
             paths.append(where / name)
         return paths

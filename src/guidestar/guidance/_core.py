@@ -70,6 +70,9 @@ class Live:
 
     def mine(self, per_sample: Tensor) -> Tensor:
         """Select these samples from a tensor of the whole run, ``[B, …]`` or ``[1, …]``."""
+        samples = len(self.x_t) if self.rows is None else int(self.rows.max()) + 1
+        if len(per_sample) != 1 and (len(per_sample) < samples or (self.rows is None and len(per_sample) > samples)):
+            raise ValueError(f"{len(per_sample)} values were given for {samples} samples; give one, or one for each")
         if len(per_sample) == 1 or self.rows is None:
             return per_sample.expand(len(self.x_t), *per_sample.shape[1:]) if len(per_sample) == 1 else per_sample
         return per_sample[self.rows.to(per_sample.device)]

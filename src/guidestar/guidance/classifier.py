@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -70,10 +70,19 @@ class Classifier(Direction):
                 known = ", ".join(sorted(context.classifiers)) or "none"
                 raise ValueError(f"classifier: there is no classifier {self.net!r} (there is {known}); give log_prob=, or a model that carries one")
             net = context.classifiers[self.net]
-            log_prob = net.log_prob
-            if interval is None and self.through is None and getattr(net, "rho_max", None):
-                interval = (0.0, net.rho_max)
-        return replace(self, log_prob=log_prob, interval=interval, target=self._resolve(context))
+            log_prob, interval = net.log_prob, self._trusted(net)
+        target = self._resolve(context)
+        _check_targets(target, context.classifiers.get(self.net) if self.log_prob is None else None)
+        return replace(self, log_prob=log_prob, interval=interval, target=target)
+
+    def _trusted(self, net: Any) -> tuple[float, float] | None:
+        """Return where to use ``net``: as written, else up to the noise ratio to which it is trusted."""
+        rho_max = getattr(net, "rho_max", None)
+        if self.interval is not None or self.through is not None or rho_max is None:
+            return self.interval
+        if not rho_max > 0:
+            raise ValueError(f"classifier: {self.net!r} was found to know nothing at any noise ratio; give interval= to use it all the same")
+        return 0.0, rho_max
 
     def _resolve(self, context: Context) -> tuple[int, ...] | None:
         target = context.target if self.target is None else self.target
@@ -117,8 +126,9 @@ class Classifier(Direction):
         return (self.differentiates,) if self.differentiates else ()
 
     def push(self, live: Live) -> Pushed:
-        target = None if self.target is None else live.mine(torch.tensor(self.target, device=live.x_t.device))
-        gradient = live.gradient(lambda x: self.log_prob(x, live.step.t, target), self.differentiates)  # type: ignore[misc, arg-type]
+        target = None if self.target is None else live.mine(torch.tensor(self.target)).to(live.x_t.device, non_blocking=True)
+        level = live.step.grid.schedule.clean if self.through else live.step.t
+        gradient = live.gradient(lambda x: self.log_prob(x, level, target), self.differentiates)  # type: ignore[misc, arg-type]
         return self._factor(live, gradient) * gradient, live.state
 
     def _factor(self, live: Live, like: Tensor) -> Tensor | float:
@@ -134,3 +144,11 @@ class Classifier(Direction):
             raise ValueError("classifier(variance='learned') needs a network that predicts its variance (2C channels, learned_variance=True)")
         variance = expand(small, like) * (expand(large, like) * expand(inverse_or_zero(small), like)) ** ((share + 1) / 2)
         return variance * expand(inverse_or_zero(s.alpha), like)
+
+
+def _check_targets(target: tuple[int, ...] | None, net: Any) -> None:
+    """Refuse classes that a classifier which names its own does not have."""
+    count = len(dict(getattr(net, "config", {})).get("classes", ()))
+    for k in target or ():
+        if count and not 0 <= k < count:
+            raise ValueError(f"classifier: there is no class {k} to steer to; the classifier knows 0 to {count - 1}")

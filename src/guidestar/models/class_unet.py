@@ -53,8 +53,9 @@ class ClassEncoder(ModelMixin, ConfigMixin):
         """
         if name == "":
             return self.null_index
-        if isinstance(name, str) and name.lower() in self.classes:
-            return self.classes.index(name.lower())
+        lowered = [c.lower() for c in self.classes]
+        if isinstance(name, str) and name.lower() in lowered:
+            return lowered.index(name.lower())
         if str(name).isdecimal() and int(name) < len(self.classes):
             return int(name)
         listed = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes))

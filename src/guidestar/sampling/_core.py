@@ -1,7 +1,7 @@
 """Sampling: walk a grid of levels with a solver, one step at a time.
 
 A solver takes any ``predict(x_t, step, gstate) -> (Prediction, gstate)``: a `Guided`, or a function
-of the user's own. Nothing here knows about guidance, and nothing in the loop waits for a device.
+of the user's own. Nothing here knows about guidance, and nothing here reads back from a device.
 """
 
 from __future__ import annotations

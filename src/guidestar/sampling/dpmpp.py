@@ -34,7 +34,9 @@ def _half_step(step: Step) -> Value:
 def _clean(x_t: Tensor, eps: Tensor, level: Level, x0: Tensor) -> Tensor:
     """Return ``D̄ = (x_t − σε)/α``: what the history is made of (x0 itself unless the prediction is split)."""
     estimate = (x_t - expand(level.sigma, x_t) * eps) * expand(inverse_or_zero(level.alpha), x_t)
-    return torch.where(torch.as_tensor(expand((level.alpha != 0) * 1.0, x_t), device=x_t.device) > 0, estimate, x0)
+    if not isinstance(level.alpha, Tensor):
+        return estimate if level.alpha else x0
+    return torch.where(expand((level.alpha != 0) * 1.0, x_t) > 0, estimate, x0)
 
 
 @dataclass(frozen=True, kw_only=True)

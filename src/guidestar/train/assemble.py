@@ -65,7 +65,7 @@ def assemble(recipe: Recipe, out: Path, *, folder: str | None = None) -> Model:
         nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder)} if "weak" in trained else {},
         classifiers={"classifier": trained["classifier"]} if "classifier" in trained else {},
         judge=trained.get("judge"),
-        defaults={"guidance": "cfg(3)", "steps": 20, "solver": "dpmpp-2m", "grid": "log_snr"},
+        defaults={"guidance": "cfg(2, interval=(0.3, 3))", "steps": 10, "solver": "dpmpp-2m", "grid": "log_snr"},
         card=card,
     )
     save(model, out / recipe.name)
