@@ -358,7 +358,7 @@ def test_classifier_through_the_network_of_a_gaussian(place, through):
         return m + a * v * (x - a * m) / (a * a * v + s * s)
 
     d = m + scene.a * v * (scene.x - scene.a * m) / (scene.a**2 * v + scene.s**2)
-    gradient = scene.a * v / (scene.a**2 * v + scene.s**2) * log_prob_gradient(d, scene.step.t, TARGET)
+    gradient = scene.a * v / (scene.a**2 * v + scene.s**2) * log_prob_gradient(d, scene.step.grid.schedule.clean, TARGET)
     base = gaussian(scene.x, scene.step.t, torch.tensor(1.0, dtype=torch.float64))
     guided = Guided(f"classifier(3, through='{through}')", {"main": net(Spy(gaussian))}, classifiers={"classifier": Judge()}, target=TARGET)
     torch.testing.assert_close(guided(scene.x, scene.step)[0].x0, base + 3 * scene.s**2 / scene.a * gradient, rtol=1e-10, atol=1e-10)
@@ -366,7 +366,7 @@ def test_classifier_through_the_network_of_a_gaussian(place, through):
 
 def test_classifier_through_the_network_by_finite_differences(scene):
     def energy(x: Tensor) -> Tensor:
-        return log_prob(toy(x, scene.step.t, COND), scene.step.t, TARGET)
+        return log_prob(toy(x, scene.step.t, COND), scene.step.grid.schedule.clean, TARGET)
 
     gradient, h = torch.zeros_like(scene.x), 1e-6
     for i in range(scene.x[0].numel()):

@@ -279,7 +279,7 @@ def test_a_differentiated_pass_is_shared_with_the_plain_one():
     assert not (out.x0.requires_grad or out.eps.requires_grad or out.x_t.requires_grad)
     leaf = x.clone().requires_grad_()
     clean = toy(leaf, STEP.t, COND)
-    chain = torch.autograd.grad(clean, leaf, log_prob_gradient(clean.detach(), STEP.t, y))[0]
+    chain = torch.autograd.grad(clean, leaf, log_prob_gradient(clean.detach(), STEP.grid.schedule.clean, y))[0]
     scale = col(torch.tensor([2.0, 0, 1]), x) * STEP.t.sigma**2 / STEP.t.alpha
     torch.testing.assert_close(out.x0, clean.detach() + 2 * (clean.detach() - toy(x, STEP.t, NEGATIVE)) + scale * chain)
     for max_rows in (1, 2, 4):

@@ -272,7 +272,7 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch, owner, name, 
 
 def test_what_an_earlier_failure_left_is_not_taken_for_a_checkpoint(tmp_path):
     path = tmp_path / "tiny.pt"
-    path.with_suffix(".writing").write_bytes(b"half")
+    path.with_name("tiny.pt.writing").write_bytes(b"half")
     trainer = tiny()
     list(fit(trainer, path))
     assert_same(all_of(trainer), unbroken()[0])

@@ -37,7 +37,8 @@ class Classifier(Direction):
         form: "score" or "mean".
         variance: of the mean form: "small" (posterior), "large", or "learned".
         through: None to classify x_t (a noise-aware classifier); "cond" or "uncond" to classify
-            the clean estimate of that pass, differentiating through the network.
+            the clean estimate of that pass (as data: at the clean level), differentiating through the
+            network.
 
     1 evaluation and 1 gradient of the classifier a step. Where a classifier says up to which noise
     ratio it is to be trusted (``rho_max``), that is the default interval. The push is 0 at alpha = 0.
