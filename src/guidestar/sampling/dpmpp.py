@@ -36,7 +36,7 @@ def _clean(x_t: Tensor, eps: Tensor, level: Level, x0: Tensor) -> Tensor:
     estimate = (x_t - expand(level.sigma, x_t) * eps) * expand(inverse_or_zero(level.alpha), x_t)
     if not isinstance(level.alpha, Tensor):
         return estimate if level.alpha else x0
-    return torch.where(expand((level.alpha != 0) * 1.0, x_t) > 0, estimate, x0)
+    return torch.where(torch.as_tensor(expand((level.alpha != 0) * 1.0, x_t)) > 0, estimate, x0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ class Heun(Solver):
         heun = expand(n_s, x) * (y + gap * (d + self._slope(second)) / 2)
         if not isinstance(step.s.sigma, Tensor):
             return heun, sstate, kept
-        clean = expand((step.s.sigma == 0) * 1.0, x) > 0
+        clean = torch.as_tensor(expand((step.s.sigma == 0) * 1.0, x)) > 0
         return torch.where(clean, euler, heun), sstate, kept
 
     def _coordinates(self, level: Level) -> tuple[Value, Value]:
