@@ -2,7 +2,7 @@
 
 Between its convolutions a residual block of Diffusers allocates a tensor for every activation,
 addition and scaling. Without gradients these can happen in place: the same numbers up to the last
-bits, about 5 % less time on the shipped U-Net (``make bench``).
+bits, with fewer allocations.
 """
 
 from __future__ import annotations
