@@ -13,7 +13,7 @@ from guidestar import VE, VP, Condition, Draw, Flow, Grid, Guided, leading, samp
 from guidestar.bridge.diffusers import Process, denoiser, read, read_network, read_scheduler
 from guidestar.bridge.schedulers import _EDM, _FLOW, _TABLES
 from guidestar.levels import Level
-from guidestar.models.class_unet import ClassEncoder
+from guidestar.models.conditions import ClassEncoder
 from guidestar.prediction import Prediction
 
 # Diffusers 0.42's own Euler and Heun schedulers, with numpy 2.

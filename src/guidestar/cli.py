@@ -21,6 +21,9 @@ Steps = Annotated[Optional[int], typer.Option("--steps", help="Solver steps.")] 
 SolverName = Annotated[Optional[str], typer.Option("--solver", help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun.")]  # noqa: UP045
 GridName = Annotated[Optional[str], typer.Option("--levels", help="How levels are spaced: uniform, log_snr, karras, leading, linspace or trailing.")]  # noqa: UP045
 
+Average = Annotated[Optional[str], typer.Option("--average", help="Which average of the weights, where the training kept several, e.g. power-0.1.")]  # noqa: UP045
+Trust = Annotated[bool, typer.Option("--trust", help="Run the code that the model's folder names for its network.")]
+
 
 @contextmanager
 def _progress(label: str) -> Iterator[Any]:
@@ -70,19 +73,20 @@ def sample(
     max_rows: Annotated[Optional[int], typer.Option(min=1, help="Most rows of one network call.")] = None,  # noqa: UP045
     grid: Annotated[bool, typer.Option("--grid", help="Also write a contact sheet.")] = False,
     like: Annotated[Optional[Path], typer.Option(help="Repeat the run of this PNG, bit for bit.")] = None,  # noqa: UP045
+    average: Average = None,
+    trust: Trust = False,
     out: Out = Path("out/samples"),
 ) -> None:
-    """Sample images: PNG files that carry the whole run."""
+    """Sample images, as PNG files that carry the whole run; sequences and vectors as samples.safetensors and curves.png."""
+    from . import processes
     from .files import make_folder
     from .folder import load
-    from .pictures import read_settings, save_png
+    from .pictures import read_settings
 
     if like and any(v is not None for v in (cond, guidance, negative, steps, solver, levels, max_rows)):
         raise ValueError("--like repeats a run as it was; leave the options of a new run out")
     settings = read_settings(like) if like else None
-    chosen = load(_model_name(model, settings))
-    if len(chosen.shape) != 3 or chosen.shape[0] not in (1, 3):
-        raise ValueError(f"the samples of {chosen.name!r} are {list(chosen.shape)}, not pictures; sample it in Python, where .x holds them")
+    chosen = load(_model_name(model, settings), average=average, trust=trust)
     make_folder(out)
     with _progress("sampling") as watch:
         if settings is not None:
@@ -90,12 +94,36 @@ def sample(
             _warn_of_differences(settings, samples.settings)
         else:
             names = _conditions(chosen, cond, num)
-            seeds = range(seed, seed + (len(names) if names else num))
-            samples = chosen.sample(names, guidance=guidance, seeds=seeds, negative=negative, steps=steps, solver=solver, grid=levels, max_rows=max_rows, watch=watch)
-    paths = samples.save(out)
-    if grid:
-        save_png(samples.contact_sheet(), out / "grid.png")
-    typer.echo(f"{len(paths)} images in {out}: {samples.settings.guidance}, NFE {samples.nfe:g}")
+            rows = processes.mine(len(names) if names else num)
+            if not rows:
+                raise ValueError("there are more processes than samples; launch fewer")
+            given = {"guidance": guidance, "negative": negative, "steps": steps, "solver": solver, "grid": levels, "max_rows": max_rows, "watch": watch}
+            samples = chosen.sample([names[i] for i in rows] if names else None, seeds=[seed + i for i in rows], **given)  # type: ignore[arg-type]
+    _write(samples, rows if settings is None else None, out, grid)
+
+
+def _write(samples: Any, rows: list[int] | None, out: Path, grid: bool) -> None:
+    """Write samples (numbered by ``rows``), and from the main process what shows all of them."""
+    from . import processes
+    from .pictures import Row, save_png, sheet, to_drawings, write_tensors
+
+    rows = list(range(len(samples.x))) if rows is None else rows
+    pictures = samples.images.ndim == 4 and samples.images.shape[1] in (1, 3)
+    if pictures:
+        samples.save(out, rows)
+    everyone = processes.gather(list(zip(rows, samples.images, strict=True)))
+    if not processes.is_main():
+        return
+    import torch
+
+    x = torch.stack([x for _, x in everyone])
+    if not pictures:
+        write_tensors({"x": x}, samples.settings, out / "samples.safetensors")
+    if grid or not pictures:
+        drawings = to_drawings(x)
+        save_png(sheet([Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)], scale=3 if pictures else 1), out / ("grid.png" if pictures else "curves.png"))
+    what = f"{len(x)} images in {out}" if pictures else f"{len(x)} samples of {list(x.shape[1:])} in {out / 'samples.safetensors'}"
+    typer.echo(f"{what}: {samples.settings.guidance}, NFE {samples.nfe:g}")
 
 
 def _warn_of_differences(then: dict[str, Any], now: Any) -> None:
@@ -141,30 +169,100 @@ def plan(
     typer.echo(str(load(model).plan(guidance, steps=steps, solver=solver, grid=levels)))
 
 
+datasets = typer.Typer(help="Make data sets to try things on.", no_args_is_help=True)
+app.add_typer(datasets, name="data")
+
+
+@datasets.callback()
+def _datasets() -> None:
+    """Make data sets to try things on."""
+
+
+@datasets.command("fashion-mnist")
+def fashion_folders(
+    out: Annotated[Path, typer.Option("--out", help="A new folder, for one sub-folder of PNG files a class.")],
+    each: Annotated[int, typer.Option(min=1, max=6000, help="Pictures of each class.")] = 600,
+    data: Annotated[Optional[Path], typer.Option(help="Folder of the four IDX files.")] = None,  # noqa: UP045
+) -> None:
+    """Write Fashion-MNIST as a folder of pictures, one sub-folder a class."""
+    from .data.fashion_mnist import write_folders
+
+    typer.echo(f"{write_folders(out, each=each, folder=data)} pictures in {out}; try: guidestar recipe {out}")
+
+
+@app.command()
+def recipe(
+    data: Annotated[Path, typer.Argument(help="Folder of images, parquet or webdataset files, or a .safetensors or .npy file.")],
+    out: Annotated[Path, typer.Option("--out", help="The recipe to write.")] = Path("recipe.toml"),
+    size: Annotated[Optional[int], typer.Option(min=8, help="Pixels of a side; by default what suits the images, at most 64.")] = None,  # noqa: UP045
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of the model.")] = 2000,
+) -> None:
+    """Write a recipe that suits your data, to read, change and train."""
+    from .pictures import write_text
+    from .train.propose import propose
+
+    if out.exists():
+        raise ValueError(f"{out} exists; give another --out, or remove it")
+    text, said = propose(data, name=out.stem, size=size, steps=steps)
+    write_text(text, out)
+    typer.echo(f"{said}\n{out}; try: guidestar train {out} --dry-run")
+
+
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/fashion-mnist.toml.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/fashion-mnist.toml, or one that 'guidestar recipe' wrote.")],
     out: Out = Path("out/train"),
-    data: Annotated[Optional[Path], typer.Option(help="Folder of the data, in place of the recipe's.")] = None,  # noqa: UP045
+    data: Annotated[Optional[Path], typer.Option(help="Path of the data, in place of the recipe's.")] = None,  # noqa: UP045
     only: Annotated[Optional[list[str]], typer.Option("--only", help="Train this part alone (model, weak, classifier, judge); several times for several.")] = None,  # noqa: UP045
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be trained, draw one batch, and train nothing.")] = False,
 ) -> None:
     """Train a recipe, going on where it was stopped, and write the model's folder."""
     from .files import make_folder
     from .train import recipe as recipes
-    from .train.assemble import assemble
-    from .train.report import progress_report
 
     spec = recipes.read(recipe)
     if data:
-        spec = spec.model_copy(update={"data": spec.data.model_copy(update={"folder": str(data)})})
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(data)})})
     make_folder(out)
-    with progress_report() as report:
-        recipes.train(spec, out, report, only=only)
+    if dry_run:
+        _dry_run(spec, out, only)
+    else:
+        _train(spec, recipe, out, only)
+
+
+def _dry_run(spec: Any, out: Path, only: list[str] | None) -> None:
+    from .pictures import Row, save_png, sheet, to_drawings
+    from .train.run import dry_run
+
+    lines, batch = dry_run(spec, only, _warn)
+    drawings = to_drawings(batch[:64])
+    save_png(sheet([Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings) // 8 * 8 or 1, 8)]), out / "batch.png")
+    typer.echo("\n".join([*lines, f"the first samples are drawn in {out / 'batch.png'}"]))
+
+
+def _train(spec: Any, file: Path, out: Path, only: list[str] | None) -> None:
+    from accelerate import PartialState
+
+    from .train._safely import Stop, asked_by_signals
+    from .train.assemble import assemble
+    from .train.report import progress_report
+    from .train.run import train
+
+    with asked_by_signals(Stop()) as stop, progress_report() as report:
+        finished = train(spec, out, report, only=only, stop=stop, say=_warn)
+    if not finished:
+        _fail(f"stopped; what was trained is saved in {out}, and the same command goes on from there", 130)
+    if not PartialState().is_main_process:
+        return
     if only:
         typer.echo(f"trained {', '.join(only)} in {out}; run it without --only for the whole model")
         return
-    assemble(spec, out)
-    typer.echo(f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name} --cond all --grid")
+    model = assemble(spec, out, command=f"guidestar train {file}")
+    typer.echo(f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name}{' --cond all' if model.classes else ''} --grid")
+
+
+def _warn(line: str) -> None:
+    typer.echo(f"guidestar: note: {line}", err=True)
 
 
 @app.command()
@@ -177,6 +275,8 @@ def evaluate(
     levels: GridName = None,
     data: Annotated[Optional[Path], typer.Option(help="Folder of the reference images.")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option(help="Also write the rows to this JSON file.")] = None,  # noqa: UP045
+    average: Average = None,
+    trust: Trust = False,
 ) -> None:
     """Measure guidances: judge accuracy, Fréchet distance, diversity, NFE and seconds."""
     import json
@@ -185,11 +285,14 @@ def evaluate(
     from .folder import load
     from .measure import measure
     from .pictures import write_text
+    from .processes import is_main
 
     if out:
         make_folder(out.parent)
     with _progress("measuring") as watch:
-        rows = list(measure(load(model), guidance, seeds=_span(seeds), steps=steps, solver=solver, grid=levels, data=data, watch=watch))
+        rows = list(measure(load(model, average=average, trust=trust), guidance, seeds=_span(seeds), steps=steps, solver=solver, grid=levels, data=data, watch=watch))
+    if not is_main():
+        return
     head = ("guidance", "accuracy", "Fréchet", "diversity", "shares", "NFE", "seconds")
     _table(head, [_cells(row) for row in rows])
     if out:

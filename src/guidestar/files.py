@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,14 +23,39 @@ def whole_or_not(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
+        _flush(beside)
         os.replace(beside, path)
+        _flush(path.parent)  # the new name itself
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def keep_former(path: Path, keep: int) -> None:
+    """Keep ``keep − 1`` former versions of ``path`` as name.1.suffix (the last), name.2.suffix, …; ``path`` stays in place."""
+    if keep < 2 or not path.exists():
+        return
+    names = [path.with_name(f"{path.stem}.{i}{path.suffix}") for i in range(1, keep)]
+    for newer, older in reversed(list(zip(names, names[1:], strict=False))):
+        if newer.exists():
+            os.replace(newer, older)
+    spare = path.with_name(f"{path.name}.keeping")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(path, spare)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, spare)
+    os.replace(spare, names[0])
 
 
 def make_folder(folder: Path) -> Path:

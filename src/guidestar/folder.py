@@ -2,19 +2,26 @@
 
 guidestar.json          what it is, how it is best used, what it measured
 README.md               its card
-unet/                   UNet2DModel            scheduler/   DDPMScheduler
-condition/              ClassEncoder           weak/…       further networks, each with its encoder
-classifier/, judge/     Classifier
+unet/ or transformer/   the network            scheduler/   the noise, and what the network predicts
+condition/              its conditions         weak/, …     further networks, each with its conditions
+text_encoder/, tokenizer/                      CLIP's, where a caption is the only condition
+classifier/, judge/     classifiers            averages/    the network with other averages of its weights
+vae/                    AutoencoderKL, of a model of latents
+
+A network of the user's own ("module:callable") is in network/, and is only built where that is asked for.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from .bridge.diffusers import Adapter
 from .bridge.diffusers import read as read_parts
 from .bridge.schedulers import read_scheduler
 from .bridge.weights import read_json, read_module
@@ -37,12 +44,14 @@ def available() -> dict[str, str]:
     return {p.parent.name: str(read_json(p).get("summary", "")) for p in sorted(SHIPPED.glob("*/guidestar.json"))}
 
 
-def load(name: str | Path, *, device: torch.device | str = "cpu") -> Model:
+def load(name: str | Path, *, device: torch.device | str = "cpu", average: str | None = None, trust: bool = False) -> Model:
     """Load a model that ships with guidestar, or any Diffusers folder with a network and a scheduler.
 
     Args:
         name: "fashion-mnist", or a path.
         device: where its networks go.
+        average: which average of its weights, where its training kept several; by default the first.
+        trust: import and call the user's own code that a folder names; without it, such a folder is refused.
 
     Raises:
         ValueError: there is no such model.
@@ -53,7 +62,9 @@ def load(name: str | Path, *, device: torch.device | str = "cpu") -> Model:
         raise ValueError(f"unknown model {str(name)!r}; there is {', '.join(available())}, and any folder with a network and a scheduler")
     try:
         ours = (folder / "guidestar.json").is_file()
-        model = _read_ours(folder, str(name)) if ours else _read_foreign(folder, str(name))
+        if average is not None and not ours:
+            raise ValueError(f"{folder} holds no averages but the one")
+        model = _read_ours(folder, str(name), average, trust) if ours else _read_foreign(folder, str(name))
     except ValueError as error:
         raise WeightsError(str(error)) from error
     for denoiser in (model.denoiser, *(d for d, _ in model.nets.values())):
@@ -70,27 +81,78 @@ def _read_foreign(folder: Path, name: str) -> Model:
     return Model(name=name, denoiser=parts.denoiser, schedule=parts.schedule, shape=parts.shape, encoder=parts.encoder, defaults=defaults)
 
 
-def _read_ours(folder: Path, name: str) -> Model:
-    from .models.classifier import Classifier
-
+def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Model:
     about = read_json(folder / "guidestar.json")
     if about.get("format") != FORMAT:
         raise ValueError(f"{folder} is of the format {about.get('format')!r}; this version of guidestar reads {FORMAT}")
     process = read_scheduler(folder)
-    main, classifier = read_parts(folder), {"Classifier": Classifier}
-    weaker = {n: read_parts(folder / n, process=process) for n in about.get("nets", [])}
+    main = read_parts(_of_average(folder, about, average), process=process, known=_networks(), trust=trust)
+    further = {n: read_parts(folder / n, process=process, known=_networks(), trust=trust) for n in about.get("nets", [])}
     return Model(
         name=name,
         denoiser=main.denoiser,
         schedule=main.schedule,
-        shape=main.shape or (),
+        shape=tuple(about.get("shape") or main.shape or ()),
         encoder=main.encoder,
-        nets={n: (p.denoiser, p.encoder) for n, p in weaker.items()},
-        classifiers={n: read_module(folder / n, known=classifier) for n in about.get("classifiers", [])},
-        judge=read_module(folder / "judge", known=classifier) if (folder / "judge").is_dir() else None,
+        decode=_decoder(folder, about),
+        nets={n: (p.denoiser, p.encoder) for n, p in further.items()},
+        classifiers={n: read_module(folder / n, known=_classifiers()) for n in about.get("classifiers", [])},
+        judge=read_module(folder / "judge", known=_classifiers()) if (folder / "judge").is_dir() else None,
         defaults=about.get("defaults", {}),
         card=about,
     )
+
+
+def _of_average(folder: Path, about: Mapping[str, Any], average: str | None) -> Path:
+    known = [str(n) for n in about.get("averages", ())]
+    if average is None or average == next(iter(known), None):
+        return folder
+    if average not in known:
+        raise ValueError(f"{folder} has no average {average!r}; it has {', '.join(known) or 'only one'}")
+    return folder / "averages" / average
+
+
+def _networks() -> dict[str, Any]:
+    try:
+        from .models.sequence import SequenceTransformer
+    except ImportError:
+        SequenceTransformer = None
+
+    return {"SequenceTransformer": SequenceTransformer}
+
+
+def _classifiers() -> dict[str, Any]:
+    from .models.classifier import Classifier
+    try:
+        from .models.sequence_classifier import SequenceClassifier
+    except ImportError:
+        SequenceClassifier = Classifier
+
+    return {"Classifier": Classifier, "SequenceClassifier": SequenceClassifier}
+
+
+def _decoder(folder: Path, about: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Return what turns the model's samples into data: pixels, values in their own units, or decoded latents."""
+    if (folder / "vae" / "config.json").is_file():
+        return Decoder(read_module(folder / "vae"))
+    if "scale" in about:
+        mean, std = (torch.tensor(about["scale"][k]) for k in ("mean", "std"))
+        return lambda x: x * std.to(x) + mean.to(x)
+    return (lambda x: x.clamp(-1, 1)) if len(about.get("shape", (1, 1, 1))) == 3 else (lambda x: x)
+
+
+class Decoder:
+    """Turn latents into images by a VAE: ``decode(x / scaling + shift)``, clipped to [−1, 1]."""
+
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Decode latents ``[B, C, h, w]``."""
+        config, vae = self.vae.config, self.vae.to(x.device)
+        latents = x.to(vae.dtype) / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        return vae.decode(latents).sample.clamp(-1, 1).to(x.dtype)
 
 
 def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16) -> None:
@@ -108,31 +170,68 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
     for name, net in {**model.classifiers, **({"judge": model.judge} if model.judge is not None else {})}.items():
         write_module(net, root / name, dtype)
     _write_scheduler(model, root / "scheduler")
-    about = {**model.card, "format": FORMAT, "nets": list(model.nets), "classifiers": list(model.classifiers), "defaults": model.defaults}
+    if isinstance(model.decode, Decoder):
+        write_module(model.decode.vae, root / "vae", dtype)
+    about = {**model.card, "format": FORMAT, "shape": list(model.shape), "nets": list(model.nets), "classifiers": list(model.classifiers), "defaults": model.defaults}
     write_text(json.dumps(about, indent=2) + "\n", root / "guidestar.json")
+
+
+def write_average(module: Any, folder: Path, name: str, dtype: torch.dtype = torch.float16) -> None:
+    """Add another average of the main network's weights (a `ConditionalModel`) to a folder, under ``name``."""
+    _write_pair(module.denoiser, module.encoder.alone(), folder / "averages" / name, dtype)
 
 
 def _write_pair(denoiser: Any, encoder: Any, folder: Path, dtype: torch.dtype) -> None:
     # What is read from a folder is called through an adapter; the network itself is within.
-    write_module(getattr(denoiser.net, "net", denoiser.net), folder / "unet", dtype)
-    write_module(encoder, folder / "condition", dtype)
+    net = denoiser.net.net if isinstance(denoiser.net, Adapter) else denoiser.net
+    own = getattr(net, "made_by", None)
+    write_module(net, folder / ("network" if own else "unet" if type(net).__name__.startswith("UNet") else "transformer"), dtype, own)
+    if hasattr(encoder, "tokenizer"):
+        _write_text(encoder, folder)
+    elif encoder is not None:
+        write_condition(encoder, folder / "condition", dtype)
 
 
-def write_module(module: Any, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write a module's config, and its weights in ``dtype``: beside, then renamed."""
+def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write a condition encoder, or several."""
+    if hasattr(encoder, "tokenizer"):
+        _write_text(encoder, make_folder(folder))
+        write_text(json.dumps({"_class_name": "TextEncoder"}) + "\n", folder / "config.json")
+    elif hasattr(encoder, "parts"):
+        for name, part in encoder.parts.items():
+            write_condition(part, folder / name, dtype)
+        write_text(json.dumps({"_class_name": "Conditions", "names": list(encoder.parts)}) + "\n", folder / "config.json")
+    else:
+        write_module(encoder, folder, dtype)
+
+
+def _write_text(encoder: Any, folder: Path) -> None:
+    encoder.text.save_pretrained(folder / "text_encoder")
+    encoder.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def write_module(module: Any, folder: Path, dtype: torch.dtype = torch.float16, made_by: Mapping[str, Any] | None = None) -> None:
+    """Write a module's config (or what made it), and its weights in ``dtype``: beside, then renamed."""
     from safetensors.torch import save as serialised
 
     make_folder(folder)
     tensors = {k: (v.to(dtype) if v.is_floating_point() else v).cpu().contiguous() for k, v in module.state_dict().items()}
     with whole_or_not(folder / WEIGHTS) as beside:
         beside.write_bytes(serialised(tensors, {"format": "pt"}))
-    module.save_config(folder)
+    if made_by is None:
+        module.save_config(folder)
+    else:
+        write_text(json.dumps(made_by, indent=2) + "\n", folder / "config.json")
 
 
 def _write_scheduler(model: Model, folder: Path) -> None:
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    import diffusers
 
+    config = dict(model.card.get("scheduler") or _of_betas(model))
+    getattr(diffusers, config.pop("_class_name"))(**config).save_config(folder)
+
+
+def _of_betas(model: Model) -> dict[str, Any]:
     kinds: dict[str, Any] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
     predicts = model.denoiser.predicts  # type: ignore[attr-defined]
-    config = model.card["schedule"]
-    DDPMScheduler(**config, prediction_type=kinds[predicts], clip_sample=False).save_config(folder)
+    return {"_class_name": "DDPMScheduler", **model.card["schedule"], "prediction_type": kinds[predicts], "clip_sample": False}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import processes
 from .data import fashion_mnist
 from .evaluate import Accuracy, DiversityRatio, Frechet, Judged, class_shares, look
 from .model import Model, Samples
@@ -18,10 +19,34 @@ REAL = "real"
 
 
 def references(model: Model, data: Path | None = None, floor: int = 1000) -> tuple[Judged, Judged]:
-    """Return the test images, and ``floor`` class-balanced training images, as the judge sees them."""
-    test, train = fashion_mnist.load("test", data), fashion_mnist.load("train", data)
-    rows = torch.cat([(train[1] == k).nonzero()[: floor // 10, 0] for k in range(10)])
+    """Return the held-out samples, and up to ``floor`` class-balanced training samples, as the judge sees them.
+
+    Raises:
+        ValueError: the model does not say what it was trained on, or nothing was held out.
+    """
+    test, train = _real(model, data)
+    classes = len(model.judge.config["classes"])
+    rows = torch.cat([(train[1] == k).nonzero()[: floor // classes, 0] for k in range(classes)])
     return look(model.judge, *test), look(model.judge, train[0][rows], train[1][rows])
+
+
+def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Load the held-out and the training samples of a model."""
+    if model.classes == fashion_mnist.CLASSES:
+        return fashion_mnist.load("test", data), fashion_mnist.load("train", data)
+    from .train.assemble import gathered
+    from .train.build import sources
+    from .train.recipe import Recipe
+
+    if "recipe" not in model.card:
+        raise ValueError(f"the model {model.name!r} does not say what it was trained on, so there is nothing to compare with")
+    recipe = Recipe.model_validate(model.card["recipe"])
+    if data:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": str(data)})})
+    source, aside = sources(recipe)
+    if aside is None or recipe.judge is None:
+        raise ValueError(f"the recipe of {model.name!r} held nothing out; set data.holdout or data.test, and train again")
+    return gathered(aside, recipe.judge), gathered(source, recipe.judge, 20_000)
 
 
 def measure(
@@ -53,8 +78,6 @@ def measure(
     """
     if model.judge is None or not model.classes:
         raise ValueError(f"the model {model.name!r} has no judge to measure with")
-    if model.classes != fashion_mnist.CLASSES:
-        raise ValueError(f"the model {model.name!r} is not of Fashion-MNIST's classes, the only real images known here")
     guided = [model.expression(g) for g in guidances]
     for guidance in guided:  # refuse what cannot run before the first sample
         model.plan(guidance, cond=[0] * min(batch, len(seeds)), steps=steps, solver=solver, grid=grid)
@@ -77,15 +100,18 @@ def scores(judged: Judged, reference: Judged, classes: int) -> dict[str, Any]:
 
 
 def _draw(model: Model, guidance: Any, seeds: list[int], wanted: Tensor, batch: int, tell: Callable[[int], None] | None, **how: Any) -> tuple[Tensor, float, float]:
+    """Draw all samples, shared out between processes; return them, NFE a sample and this process's seconds."""
     import time
 
-    images, nfe, seconds = [], 0.0, 0.0
-    for rows in torch.arange(len(seeds)).split(batch):
+    rows, drawn, nfe, seconds = processes.mine(len(seeds)), [], 0.0, 0.0
+    for part in torch.tensor(rows).split(batch):
         start = time.perf_counter()
-        samples: Samples = model.sample([model.classes[k] for k in wanted[rows].tolist()], guidance=guidance, seeds=[seeds[i] for i in rows], **how)
+        samples: Samples = model.sample([model.classes[k] for k in wanted[part].tolist()], guidance=guidance, seeds=[seeds[i] for i in part], **how)
         seconds += time.perf_counter() - start
-        images.append(samples.images)
-        nfe += samples.nfe * len(rows) / len(seeds)
+        # The judge learned from what the network works on: pixels, but latents or standardised values too.
+        seen = samples.images if "scale" not in model.card and not model.latent else samples.x
+        drawn += zip(part.tolist(), seen, strict=True)
+        nfe += samples.nfe * len(part) / len(rows)
         if tell:
-            tell(int(rows[-1]) + 1)
-    return torch.cat(images), nfe, seconds
+            tell(int(part[-1]) + 1)
+    return torch.stack([x for _, x in processes.gather(drawn)]), nfe, seconds

@@ -61,6 +61,11 @@ class Model:
         return tuple(getattr(self.encoder, "classes", ()))
 
     @property
+    def latent(self) -> bool:
+        """Whether it works on latents, which `decode` turns into images."""
+        return hasattr(self.decode, "vae")
+
+    @property
     def device(self) -> torch.device:
         """Where the main network is."""
         parameters = self.denoiser.parameters() if isinstance(self.denoiser, nn.Module) else iter(())

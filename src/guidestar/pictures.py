@@ -25,6 +25,29 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(p[:, :, 0] if p.shape[-1] == 1 else p) for p in pixels]
 
 
+def to_drawings(x: Tensor, size: int = 96) -> list[Image.Image]:
+    """Turn samples into something to look at: images as they are, sequences ``[T, C]`` and vectors as curves."""
+    if x.ndim == 4 and x.shape[1] in (1, 3):
+        return to_pil(x)
+    curves = x.detach().float().cpu()
+    curves = curves[:, :, None] if curves.ndim == 2 else curves.flatten(2) if curves.ndim == 3 else curves.flatten(1)[:, :, None]
+    low, high = float(curves.min()), float(curves.max())
+    return [_curves((c - low) / max(high - low, 1e-9), size) for c in curves]
+
+
+_INKS = ("#1b6ca8", "#c0392b", "#2e8b57", "#8e44ad", "#d68910", "#34495e")
+
+
+def _curves(y: Tensor, size: int) -> Image.Image:
+    """Draw the columns of ``y [T, C]`` in [0, 1] as curves."""
+    canvas = Image.new("RGB", (size, size), "#f4f4f4")
+    draw = ImageDraw.Draw(canvas)
+    across = [i * (size - 1) / max(1, len(y) - 1) for i in range(len(y))]
+    for i, column in enumerate(y.T.tolist()):
+        draw.line([(a, (1 - v) * (size - 1)) for a, v in zip(across, column, strict=True)], fill=_INKS[i % len(_INKS)])
+    return canvas
+
+
 def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = None) -> None:
     """Write a PNG whole or not at all, with ``settings`` inside."""
     info = PngImagePlugin.PngInfo()
@@ -38,6 +61,16 @@ def write_text(text: str, path: Path) -> None:
     """Write a text file whole or not at all."""
     with whole_or_not(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def write_tensors(tensors: dict[str, Tensor], settings: Any, path: Path) -> None:
+    """Write tensors as safetensors, whole or not at all, with a run's settings in the metadata."""
+    from dataclasses import asdict
+
+    from safetensors.torch import save
+
+    with whole_or_not(path) as beside:
+        beside.write_bytes(save({k: t.cpu().contiguous() for k, t in tensors.items()}, {KEY: json.dumps(asdict(settings))}))
 
 
 def read_settings(path: Path) -> dict[str, Any]:

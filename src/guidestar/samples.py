@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,12 @@ class Samples:
         """Return the images as pictures (Pillow)."""
         return to_pil(self.images)
 
-    def save(self, folder: Path | str) -> list[Path]:
+    def save(self, folder: Path | str, numbers: Sequence[int] | None = None) -> list[Path]:
         """Write one PNG a sample, each carrying the whole run; return their paths.
+
+        Args:
+            folder: made if it is missing.
+            numbers: what the files are numbered by; 0, 1, … by default.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -75,7 +79,7 @@ class Samples:
         where, paths = make_folder(Path(folder)), []
         for i, image in enumerate(self.pil()):
             label = re.sub(r"[^\w.-]+", "-", self.label(i))[:60]
-            name = f"{i:04d}-{label}-seed{self.settings.seeds[i]}.png"
+            name = f"{i if numbers is None else numbers[i]:04d}-{label}-seed{self.settings.seeds[i]}.png"
             save_png(image, where / name, {**asdict(self.settings), "index": i})
             paths.append(where / name)
         return paths

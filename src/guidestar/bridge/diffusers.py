@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,14 @@ class Parts:
     folder: Path
 
 
-def read(folder: str | Path, *, process: Process | None = None, dtype: torch.dtype = torch.float32) -> Parts:
+def read(
+    folder: str | Path,
+    *,
+    process: Process | None = None,
+    dtype: torch.dtype = torch.float32,
+    known: Mapping[str, type[ModelMixin]] | None = None,
+    trust: bool = False,
+) -> Parts:
     """Read a Diffusers folder: the network, the scheduler, and what makes the network's conditions.
 
     Args:
@@ -52,6 +59,8 @@ def read(folder: str | Path, *, process: Process | None = None, dtype: torch.dty
         process: how the network was trained, in place of what the scheduler says; needed where
             there is no scheduler.
         dtype: of the network's parameters.
+        known: classes of networks by name that are not Diffusers' own.
+        trust: import and call the code that a network of the user's own names (network/config.json).
 
     Raises:
         ValueError: one line that names the file at fault.
@@ -60,7 +69,7 @@ def read(folder: str | Path, *, process: Process | None = None, dtype: torch.dty
     if process is None and scheduler_file(folder) is None:
         raise ValueError(f"{folder}: there is no scheduler/scheduler_config.json to say how the network was trained; add it, or give process=")
     process = process or read_scheduler(folder)
-    network = read_module(home, dtype=dtype)
+    network = read_module(home, dtype=dtype, known=known, trust=trust)
     try:
         made, shape = denoiser(network, process), _shape(network)
     except ValueError as error:
@@ -79,11 +88,13 @@ def denoiser(network: nn.Module, process: Process) -> Network:
     Raises:
         ValueError: the network is not told the time, or returns neither C nor 2C channels.
     """
+    if hasattr(network, "made_by"):
+        return Network(network, predicts=process.predicts, sigma_data=process.sigma_data, time=lambda t: t * process.time_scale)
     if "timestep" not in inspect.signature(network.forward).parameters:
         raise ValueError(f"{type(network).__name__} is not a denoising network: it is not told the timestep")
     scale = process.time_scale
     return Network(
-        _Call(network),
+        Adapter(network),
         predicts=process.predicts,
         learned_variance=_learned_variance(network),
         sigma_data=process.sigma_data,
@@ -91,7 +102,7 @@ def denoiser(network: nn.Module, process: Process) -> Network:
     )
 
 
-class _Call(nn.Module):
+class Adapter(nn.Module):
     """Call a network with the timestep by name: some families take other arguments before it."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -120,6 +131,8 @@ def _learned_variance(network: nn.Module) -> bool:
 
 
 def _shape(network: ModelMixin) -> tuple[int, int, int] | None:
+    if not hasattr(network, "config"):
+        return None
     channels, size = _channels(network)[0], dict(network.config).get("sample_size")
     if channels is None or size is None or "2D" not in type(network).__name__:
         return None

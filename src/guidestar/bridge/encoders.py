@@ -84,15 +84,30 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.text, self.tokenizer = text, tokenizer
 
+    def rows(self, values: Sequence[str]) -> Tensor:
+        """Return the tokens of captions and their mask, ``[B, 2, 77]``, int64."""
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(list(values), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return torch.stack([tokens.input_ids, tokens.attention_mask], dim=1)
+
+    def null_row(self) -> Tensor:
+        """Return the tokens of ""."""
+        return self.rows([""])[0]
+
+    def parse(self, name: str | int) -> str:
+        """Take a caption as it is."""
+        return str(name)
+
     @torch.no_grad()
+    def forward(self, rows: Tensor) -> Condition:
+        """Encode tokens ``[B, 2, 77]``; the text encoder itself is never trained."""
+        # As Stable Diffusion's pipeline: the padding is attended to unless the encoder's settings say otherwise.
+        mask = rows[:, 1] if getattr(self.text.config, "use_attention_mask", False) else None
+        return Condition(encoder_hidden_states=self.text(rows[:, 0], attention_mask=mask)[0])
+
     def encode(self, names: Sequence[str | int]) -> Condition:
         """Encode prompts, one for each sample."""
-        device = next(self.text.parameters()).device
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer([str(n) for n in names], padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(device)
-        # As Stable Diffusion's pipeline: the padding is attended to unless the encoder's settings say otherwise.
-        mask = tokens.attention_mask if getattr(self.text.config, "use_attention_mask", False) else None
-        return Condition(encoder_hidden_states=self.text(tokens.input_ids, attention_mask=mask)[0])
+        return self(self.rows([self.parse(n) for n in names]).to(next(self.text.parameters()).device))
 
     def null(self, batch: int) -> Condition:
         """Return the encoding of "" for ``batch`` samples."""
@@ -102,7 +117,7 @@ class TextEncoder(nn.Module):
 def read_encoder(folder: str | Path, network: ModelMixin, *, dtype: torch.dtype = torch.float32) -> Encoder | None:
     """Read how the conditions of ``network`` are made; None where it takes none, or only the caller knows.
 
-    - A "condition" sub-folder: guidestar's own `ClassEncoder`.
+    - A "condition" sub-folder: one of guidestar's own, or several (`models.conditions`).
     - DiT: class indices, the null after the last class. UNet2DModel with ``num_class_embeds``:
       class indices, and no null, unless names are given (``id2label`` in model_index.json or in
       the network's config) for all rows but the last: that is the null then.
@@ -113,17 +128,31 @@ def read_encoder(folder: str | Path, network: ModelMixin, *, dtype: torch.dtype 
     """
     folder = Path(folder)
     if (folder / "condition" / "config.json").is_file():
-        from ..models.class_unet import ClassEncoder
-
-        return read_module(folder / "condition", known={"ClassEncoder": ClassEncoder}, dtype=dtype)  # type: ignore[return-value]
+        return read_condition(folder / "condition", dtype=dtype)
     if isinstance(network, DiTTransformer2DModel):
         count = network.config["num_embeds_ada_norm"]
         return ClassLabels(classes=_names(folder, network, count) or _numbered(count), null_index=count)
     if isinstance(network, UNet2DModel) and network.config["num_class_embeds"] is not None and network.config["class_embed_type"] is None:
         return _unet_labels(folder, network, network.config["num_class_embeds"])
     if isinstance(network, UNet2DConditionModel) and _is_plain_clip(folder):
-        return _read_text(folder, dtype)
+        return read_text(folder, dtype)
     return None
+
+
+def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """Read a condition encoder as guidestar writes it (see `folder.write_condition`).
+
+    Raises:
+        ValueError: a file is missing or corrupt; it is named.
+    """
+    from ..models.conditions import ClassEncoder, Conditions, LabelEncoder, VectorEncoder
+
+    about = read_json(folder / "config.json")
+    if about.get("_class_name") == "Conditions":
+        return Conditions({name: read_condition(folder / name, dtype=dtype) for name in about.get("names", ())})
+    if about.get("_class_name") == "TextEncoder":
+        return read_text(folder, dtype)
+    return read_module(folder, known={c.__name__: c for c in (ClassEncoder, LabelEncoder, VectorEncoder)}, dtype=dtype)
 
 
 def _unet_labels(folder: Path, network: ModelMixin, rows: int) -> ClassLabels:
@@ -153,7 +182,12 @@ def _is_plain_clip(folder: Path) -> bool:
     return "CLIPTextModel" in (read_json(settings).get("architectures") or ())
 
 
-def _read_text(folder: Path, dtype: torch.dtype) -> TextEncoder:
+def read_text(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
+    """Read CLIP's text encoder and tokenizer from ``text_encoder/`` and ``tokenizer/``.
+
+    Raises:
+        ValueError: a file is missing or corrupt; it is named.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     settings = folder / "text_encoder" / "config.json"

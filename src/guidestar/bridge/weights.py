@@ -45,7 +45,7 @@ def network_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder")
-    found = next((f for f in (folder / "unet", folder / "transformer", folder) if (f / "config.json").is_file()), None)
+    found = next((f for f in (folder / "unet", folder / "transformer", folder / "network", folder) if (f / "config.json").is_file()), None)
     if found is None:
         raise ValueError(f"{folder}: holds no denoising network; expected unet/config.json, transformer/config.json or config.json")
     return found
@@ -67,13 +67,14 @@ def read_network(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> M
     return read_module(network_folder(folder), dtype=dtype)
 
 
-def read_module(folder: str | Path, *, known: Mapping[str, type[ModelMixin]] | None = None, dtype: torch.dtype = torch.float32) -> ModelMixin:
+def read_module(folder: str | Path, *, known: Mapping[str, type[ModelMixin]] | None = None, dtype: torch.dtype = torch.float32, trust: bool = False) -> Any:
     """Build the class that ``config.json`` names, and fill it with the folder's safetensors.
 
     Args:
         folder: holds config.json and diffusion_pytorch_model[.fp16].safetensors, or its shards.
         known: classes by name that are not Diffusers' own.
         dtype: of the parameters, whatever the file holds.
+        trust: import and call the code that ``config.json`` names as "module:callable".
 
     Returns:
         The module in evaluation mode, its parameters not asking for gradients.
@@ -85,11 +86,12 @@ def read_module(folder: str | Path, *, known: Mapping[str, type[ModelMixin]] | N
     folder = Path(folder)
     config_file = folder / "config.json"
     config = read_json(config_file)
-    module = _build(config_file, config, known or {})
+    module: Any = _build_own(config_file, config, trust) if "callable" in config else _build(config_file, config, known or {})
     file = weights_file(folder, _WEIGHTS)
     tensors = _read_tensors(file)
-    # Checkpoints from before Diffusers 0.15 name their attention's projections otherwise.
-    module._fix_state_dict_keys_on_load(tensors)
+    if "callable" not in config:
+        # Checkpoints from before Diffusers 0.15 name their attention's projections otherwise.
+        module._fix_state_dict_keys_on_load(tensors)
     fill(module, file, tensors, dtype)
     return module
 
@@ -101,6 +103,14 @@ def _build(file: Path, config: Mapping[str, Any], known: Mapping[str, type[Model
     except Exception as error:
         # Whatever a constructor trips over, it is the settings that are wrong.
         raise ValueError(f"{file}: {cls.__name__} refuses these settings ({one_line(error)})") from error
+
+
+def _build_own(file: Path, config: Mapping[str, Any], trust: bool) -> nn.Module:
+    from ..models.networks import from_callable
+
+    if not trust:
+        raise ValueError(f"{file}: the network is made by the code {config['callable']!r}, which is only run where you trust it: load(…, trust=True), --trust")
+    return from_callable(str(config["callable"]), dict(config.get("config", {})))
 
 
 def _find(file: Path, name: Any, known: Mapping[str, type[ModelMixin]]) -> type[ModelMixin]:

@@ -65,3 +65,28 @@ def load(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor
     if len(images) != len(labels):
         raise ValueError(f"{where} holds {len(images)} images but {len(labels)} labels in its {split} split")
     return images[:, None].float() / 127.5 - 1, labels.long()
+
+
+def write_folders(out: Path, *, each: int = 600, split: str = "train", folder: Path | str | None = None) -> int:
+    """Write pictures as PNG files in a folder for each class, and return how many.
+
+    Args:
+        out: holds ``t-shirt/00000.png``, … afterwards; it must be new or empty.
+        each: pictures of each class, the first ones of the split.
+        split, folder: as in `load`.
+
+    Raises:
+        FileExistsError: ``out`` holds something already.
+    """
+    from PIL import Image
+
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty; give a new folder")
+    x, y = load(split, folder)
+    pixels, count = ((x[:, 0] + 1) * 127.5).round().byte().numpy(), 0
+    for k, name in enumerate(CLASSES):
+        (out / name).mkdir(parents=True)
+        for row in (y == k).nonzero()[:each, 0].tolist():
+            Image.fromarray(pixels[row]).save(out / name / f"{row:05d}.png")
+            count += 1
+    return count

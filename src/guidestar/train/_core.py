@@ -1,23 +1,26 @@
-"""The training loop: objectives, averaged weights, checkpoints, and `fit`."""
+"""The training loop: objectives, the trainer and its checkpoints, and `fit`."""
 
 from __future__ import annotations
 
-import copy
 import math
 import pickle
 import time
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..data._core import Source, Targets
 from ..draw import Draw
-from ..files import whole_or_not
-from ._safely import held_back
+from ..files import keep_former, whole_or_not
+from ._safely import Stop, held_back
+from .ema import EMA, Power, Profile, Standard
 
 
 class Objective(ABC):
@@ -28,23 +31,16 @@ class Objective(ABC):
         """Return the loss ``[B]`` of ``net`` on clean data ``x0 [B, *S]`` and its target or condition."""
 
 
-class EMA:
-    """Exponentially averaged weights: ``a ← d a + (1 − d) w``, ``d = min(decay, (1 + n)/(10 + n))``."""
+class Lossy(nn.Module):
+    """A network with its objective: what several processes must call as one module, to share its gradients."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+    def __init__(self, module: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.module, self.objective = module, objective
 
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Move the average towards the weights of ``module``."""
-        self.updates += 1
-        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages: list[Tensor] = list(self.module.parameters())
-        weights: list[Tensor] = list(module.parameters())
-        torch._foreach_lerp_(averages, weights, share)  # pyright: ignore[reportPrivateImportUsage]
-        for average, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
-            average.copy_(buffer)
+    def forward(self, x0: Tensor, target: Any, draw: Draw) -> Tensor:
+        """Return the loss ``[B]``."""
+        return self.objective(self.module, x0, target, draw)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,36 +49,56 @@ class Settings:
 
     Args:
         steps: optimiser steps.
-        batch: samples a step.
+        batch: samples a step, of all processes together.
+        accumulate: in how many parts a process takes its share of a batch (bounds memory).
         rate: learning rate after the warm-up; it falls to 0 by a cosine.
         warmup: steps of linear warm-up.
         clip: largest gradient norm.
         decay: of the averaged weights.
+        power: relative widths of further averages by EDM2's power functions, e.g. (0.05, 0.1).
         weight_decay: AdamW's.
-        precision: "float32", or "bfloat16" for autocast.
+        precision: "float32", "bfloat16" for autocast, or "float64".
+        compile: compile the network (slow to start, faster on a GPU).
         seed: of data order, noise and dropout.
     """
 
     steps: int
     batch: int = 64
+    accumulate: int = 1
     rate: float = 1e-3
     warmup: int = 200
     clip: float = 1.0
     decay: float = 0.999
+    power: tuple[float, ...] = ()
     weight_decay: float = 0.0
     precision: str = "float32"
+    compile: bool = False
     seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a training stands after a step: how far, its loss, the seconds and samples it took so far, its averaged weights."""
+    """Where a training stands after a step.
+
+    Args:
+        step: steps done.
+        loss: mean over the batch, before the step.
+        norm: of the gradient, before it was clipped.
+        rate: learning rate of the step.
+        seconds, samples: spent and seen so far.
+    """
 
     step: int
     loss: float
+    norm: float
+    rate: float
     seconds: float
     samples: int
-    ema: nn.Module
+
+
+def profiles(settings: Settings) -> list[Profile]:
+    """Return the averages that a training keeps; the first is used unless another is named."""
+    return [Standard(decay=settings.decay), *(Power.of_width(w) for w in settings.power)]
 
 
 def order(position: int, count: int, size: int, seed: int) -> Tensor:
@@ -104,27 +120,58 @@ class NotFinite(RuntimeError):
 class Trainer:
     """Everything of a training that a checkpoint holds, and its one step.
 
+    Batch k is the same samples with the same noise for any number of processes, and every loss
+    counts ``1/batch``.
+
     Args:
-        module: the network (float32); its averaged copy is ``ema.module``.
+        module: the network.
         objective: the loss of each sample.
-        data: clean samples ``[N, *S]`` and targets ``[N]``.
+        data: clean samples and what is known of each.
         settings: how long and how fast.
         made_from: what else shaped the training (the network, the objective), as plain numbers and
             words by name: a checkpoint that was made from anything else is refused.
+        prepare: turns what is known of a batch into the objective's target.
+        accelerator: where and by how many processes; by default as ``accelerate launch`` says.
     """
 
     def __init__(
         self,
         module: nn.Module,
         objective: Objective,
-        data: tuple[Tensor, Tensor],
+        data: Source,
         settings: Settings,
         made_from: Mapping[str, Any] | None = None,
+        *,
+        prepare: Callable[[Targets], Any] = lambda targets: targets,
+        accelerator: Any = None,
     ) -> None:
-        self.module, self.objective, self.data, self.settings = module, objective, data, settings
-        self.made_from = dict(made_from or {})
-        self.ema, self.done, self.seconds = EMA(module, settings.decay), 0, 0.0
-        self.optimiser = torch.optim.AdamW(module.parameters(), settings.rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay, foreach=True)
+        from accelerate import Accelerator
+
+        self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+        self.module, self.data, self.settings, self.prepare = module, data, settings, prepare
+        self.made_from, self.done, self.seconds, self.norm, self.loss = dict(made_from or {}), 0, 0.0, 0.0, 0.0
+        self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
+        module.to(self.dtype)
+        if torch.cuda.is_available() or settings.precision == "float32":  # on the CPU bfloat16 convolutions are faster as they are
+            module.to(memory_format=torch.channels_last)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(trained, settings.rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True)
+        if settings.batch < self._world * settings.accumulate:
+            raise ValueError(f"a batch of {settings.batch} is too small for {self._world} processes that take {settings.accumulate} parts each")
+        lossy = Lossy(module, objective)
+        if settings.compile:
+            module.compile()
+        self._lossy, self.optimiser = self.accelerator.prepare(lossy, self.optimiser)
+        self.averages = {p.name: EMA(module, p) for p in profiles(settings)}
+
+    @property
+    def _world(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def ema(self) -> EMA:
+        """The averaged weights that are used unless others are named."""
+        return next(iter(self.averages.values()))
 
     def rate(self) -> float:
         """Return this step's learning rate: linear warm-up, then a cosine to 0."""
@@ -132,49 +179,76 @@ class Trainer:
         ahead = (self.done - s.warmup) / max(1, s.steps - s.warmup)
         return s.rate * min((self.done + 1) / max(1, s.warmup), 0.5 + 0.5 * math.cos(math.pi * max(0.0, ahead)))
 
-    def step(self) -> float:
-        """Train on one batch and return its mean loss."""
-        s, (x, y) = self.settings, self.data
-        rows = order(self.done * s.batch, s.batch, len(x), s.seed)
-        draw = Draw([s.seed * 1_000_003 + i for i in rows.tolist()], self.done)
-        device = next(self.module.parameters()).device
+    def _parts(self) -> Iterator[tuple[Tensor, Any, Draw]]:
+        """Give out this process's share of the batch, in ``accumulate`` parts."""
+        s, first, rank = self.settings, self.done * self.settings.batch, self.accelerator.process_index
+        rows = torch.arange(first, first + s.batch) if self.data.size is None else order(first, s.batch, self.data.size, s.seed)
+        for share in torch.arange(rank, s.batch, self._world).tensor_split(s.accumulate):
+            draw = Draw([s.seed * 1_000_003 + first + i for i in share.tolist()], self.done)
+            x, targets = self.data.batch(rows[share].tolist(), draw)
+            yield x.to(self.accelerator.device, self.dtype), _moved(self.prepare(targets), self.accelerator.device), draw
+
+    def step(self, stop: Stop | None = None) -> float:
+        """Train on one batch and return its mean loss.
+
+        Raises:
+            NotFinite: the loss or the gradient is not; nothing was changed.
+        """
+        s, a = self.settings, self.accelerator
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
-        torch.manual_seed(s.seed * 1_000_003 + self.done)  # for dropout layers alone
-        with torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bfloat16"):
-            loss = self.objective(self.module, x[rows].to(device), y[rows].to(device), draw).mean()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NotFinite(f"the loss became {value} at step {self.done}")
-        loss.backward()
-        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), s.clip))
-        if not math.isfinite(norm):  # one such step would spoil every weight, and the next checkpoint with them
-            raise NotFinite(f"the gradient's norm became {norm} at step {self.done}")
+        torch.manual_seed((s.seed * 1_000_003 + self.done) * 1024 + a.process_index)  # for dropout layers alone
+        total = torch.zeros((), device=a.device, dtype=torch.float64)
+        for i, (x, target, draw) in enumerate(self._parts()):
+            with a.no_sync(self._lossy) if i < s.accumulate - 1 else nullcontext(), torch.autocast(a.device.type, torch.bfloat16, enabled=s.precision == "bfloat16"):
+                losses = self._lossy(x, target, draw)
+                a.backward(losses.sum() * (self._world / s.batch))
+            total += losses.detach().sum()
+        norm = a.clip_grad_norm_(self._lossy.parameters(), s.clip)
+        asked = torch.full_like(total, float(stop is not None and stop.asked))
+        loss, asked, self.norm = torch.stack([*a.reduce(torch.stack([total / s.batch, asked])), norm.double()]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(self.norm)):  # one such step would spoil every weight, and the next checkpoint with them
+            self.optimiser.zero_grad(set_to_none=True)
+            what = f"the gradient's norm became {self.norm:g}" if math.isfinite(loss) else f"the loss became {loss:g}"
+            raise NotFinite(f"{what} at step {self.done}")
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.ema.update(self.module)
+        for average in self.averages.values():
+            average.update(self.module)
         self.done += 1
-        return value
+        # A running mean of the last steps or so, for those who look at the end alone.
+        self.loss += (loss - self.loss) * max(0.01, 1 / self.done)
+        if stop is not None:
+            stop.agreed = asked > 0
+        return loss
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint, whole or not at all.
+    def save(self, path: Path, *, keep: int = 1) -> None:
+        """Write a checkpoint, whole or not at all; ``keep − 1`` former ones stay beside it.
 
         Raises:
             OSError: it cannot be written; the former checkpoint is intact.
         """
+        if not self.accelerator.is_main_process:
+            return
         state = {
             "module": self.module.state_dict(),
-            "ema": self.ema.module.state_dict(),
-            "updates": self.ema.updates,
+            "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "optimiser": self.optimiser.state_dict(),
             "done": self.done,
             "seconds": self.seconds,
-            "settings": vars(self.settings),
+            "loss": self.loss,
+            "settings": asdict(self.settings),
             "made_from": self.made_from,
-            "threads": torch.get_num_threads(),
+            "where": self._where(),
         }
-        with whole_or_not(path) as beside, beside.open("wb") as file:
-            torch.save(state, file)
+        with whole_or_not(path) as beside:
+            with beside.open("wb") as file:
+                torch.save(state, file)
+            keep_former(path, keep)
+
+    def _where(self) -> dict[str, Any]:
+        """Say on what the last bits depend."""
+        return {"threads": torch.get_num_threads(), "processes": self._world, "device": self.accelerator.device.type, "torch": str(torch.__version__)}
 
     def load(self, path: Path) -> None:
         """Take up a checkpoint.
@@ -182,26 +256,43 @@ class Trainer:
         Raises:
             ValueError: it is damaged, or was written under other settings (named).
         """
-        state = _read(path)
-        changed = _changed(state["settings"], vars(self.settings)) + _changed(state.get("made_from", self.made_from), self.made_from)
+        state = read_checkpoint(path)
+        changed = _changed(state["settings"], asdict(self.settings)) + _changed(state["made_from"], self.made_from)
         if changed:
             raise ValueError(f"{path} was trained with other settings ({', '.join(changed)}); give another --out, or the recipe it was started with")
+        elsewhere = _changed(state["where"], self._where())
+        if elsewhere:
+            warnings.warn(f"{path} was written with other {', '.join(elsewhere)}; the training goes on, but not to the last bit as it would have there", stacklevel=2)
         try:
             self.module.load_state_dict(state["module"])
-            self.ema.module.load_state_dict(state["ema"])
+            for name, average in self.averages.items():
+                average.load_state_dict(state["averages"][name])
             self.optimiser.load_state_dict(state["optimiser"])
-        except RuntimeError as error:
+        except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(f"{path} holds the weights of another network; give another --out, or the recipe it was started with") from error
-        self.ema.updates, self.done, self.seconds = state["updates"], state["done"], state["seconds"]
+        self.done, self.seconds, self.loss = state["done"], state["seconds"], state["loss"]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _moved(target: Any, device: torch.device) -> Any:
+    if isinstance(target, Mapping):
+        return {name: _moved(t, device) for name, t in target.items()}
+    return target.to(device) if isinstance(target, Tensor) else target
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without unpickling code.
+
+    Raises:
+        ValueError: it is none, or damaged; former ones beside it are named.
+    """
+    formers = sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))
+    hint = f"copy {formers[0].name} over it to go on from there, or remove it to start again" if formers else "remove it to start again"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a checkpoint, or a damaged one; remove it to start again") from error
-    if not isinstance(state, dict) or not {"module", "ema", "updates", "optimiser", "done", "seconds", "settings"} <= state.keys():
-        raise ValueError(f"{path} is not a checkpoint of a training; remove it to start again")
+        raise ValueError(f"{path} is not a checkpoint, or a damaged one; {hint}") from error
+    if not isinstance(state, dict) or not {"module", "averages", "optimiser", "done", "seconds", "loss", "settings", "made_from", "where"} <= state.keys():
+        raise ValueError(f"{path} is not a checkpoint of a training (by this version of guidestar); {hint}")
     return state
 
 
@@ -216,7 +307,9 @@ def fit(
     checkpoint: Path | None = None,
     *,
     every: float = 60.0,
-    after: Callable[[Trainer], None] = lambda trainer: None,
+    keep: int = 1,
+    after: Sequence[Callable[[Trainer], None]] = (),
+    stop: Stop | None = None,
 ) -> Generator[Progress, None, None]:
     """Train to the end, yielding after each step; closing the generator stops and saves.
 
@@ -227,25 +320,30 @@ def fit(
         trainer: what to train; taken up from ``checkpoint`` where that exists.
         checkpoint: file to write, every ``every`` seconds and at the end.
         every: seconds between checkpoints.
-        after: called after each step, as part of it: where it fails the step is done again (so a
+        keep: how many checkpoints to keep, the former ones beside the last.
+        after: called after each step, as part of it: where one fails the step is done again (so a
             snapshot is never skipped).
+        stop: where any process was asked to stop, all stop after the same step, and the training is saved.
     """
     if checkpoint and checkpoint.exists():
         trainer.load(checkpoint)
     trainer.module.train()
     saved_at, saved_step, whole = time.monotonic(), trainer.done, True
     try:
-        while trainer.done < trainer.settings.steps:
+        while trainer.done < trainer.settings.steps and not (stop and stop.agreed):
             with held_back():
-                start, whole = time.monotonic(), False
-                loss = trainer.step()
+                start, whole, rate = time.monotonic(), False, trainer.rate()
+                loss = trainer.step(stop)
                 trainer.seconds += time.monotonic() - start
-                after(trainer)
+                for hook in after:
+                    hook(trainer)
                 whole = True
-            yield Progress(step=trainer.done, loss=loss, seconds=trainer.seconds, samples=trainer.done * trainer.settings.batch, ema=trainer.ema.module)
+            yield Progress(
+                step=trainer.done, loss=loss, norm=trainer.norm, rate=rate, seconds=trainer.seconds, samples=trainer.done * trainer.settings.batch
+            )
             if checkpoint and time.monotonic() - saved_at > every:
-                trainer.save(checkpoint)
+                trainer.save(checkpoint, keep=keep)
                 saved_at, saved_step = time.monotonic(), trainer.done
     finally:
         if checkpoint and whole and trainer.done > saved_step:
-            trainer.save(checkpoint)
+            trainer.save(checkpoint, keep=keep)

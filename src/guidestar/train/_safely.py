@@ -1,4 +1,4 @@
-"""Interrupts that wait for the end of a step."""
+"""Signals that wait for the end of a step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,40 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+
+class Stop:
+    """Whether somebody asked a training to stop.
+
+    Attributes:
+        asked: this process heard of it.
+        agreed: all processes know, since the last step: now they stop together.
+    """
+
+    asked: bool = False
+    agreed: bool = False
+
+
+@contextmanager
+def asked_by_signals(stop: Stop) -> Iterator[Stop]:
+    """Let Ctrl-C and SIGTERM ask ``stop``; a second one comes through at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    formers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def hear(number: int, frame: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    for number in formers:
+        signal.signal(number, hear)
+    try:
+        yield stop
+    finally:
+        for number, former in formers.items():
+            signal.signal(number, former)
 
 
 @contextmanager

@@ -7,70 +7,159 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..card import write_card
-from ..data import fashion_mnist
-from ..evaluate.levels import accuracy_by_level, trusted_rho
-from ..folder import save
+from ..data._core import Source
+from ..draw import Draw
+from ..evaluate import calibration
+from ..evaluate.levels import trusted_rho
+from ..bridge.weights import read_module
+from ..folder import Decoder, save, write_average
 from ..model import Model
-from .recipe import Recipe, build, checkpoint
+from ._core import profiles, read_checkpoint
+from .build import build, judged, process, scheduler_config, sources
+from .ema import EMA
+from .recipe import ClassifierPart, Recipe
+from .run import checkpoint, settings, snapshot_file, snapshot_steps
 
 RHOS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0)
 """Noise ratios at which a noise-aware classifier is examined."""
+MOST = 2000
+"""Held-out samples at which it is examined."""
 
 
-def averaged(recipe: Recipe, part: str, out: Path) -> Any:
-    """Return a part with its averaged weights, from its checkpoint, frozen."""
-    module, _ = build(recipe, part)
-    module.load_state_dict(torch.load(checkpoint(out, part), weights_only=True, map_location="cpu")["ema"])
+def averaged(recipe: Recipe, part: str, out: Path, source: Source, average: str | None = None) -> Any:
+    """Return a part with its averaged weights (the first average, or the one named), from its checkpoint, frozen."""
+    module, state = build(recipe, part, source).module, read_checkpoint(checkpoint(out, part))
+    module.load_state_dict(state["module"])
+    name = average or next(iter(state["averages"]))
+    ema = EMA(module, next(p for p in profiles(settings(recipe, part)) if p.name == name))
+    ema.load_state_dict(state["averages"][name])
+    module.load_state_dict(ema.weights(), strict=False)
     return module.requires_grad_(False).eval()
 
 
-def seconds(recipe: Recipe, out: Path) -> dict[str, int]:
-    """Return how long each part trained."""
-    return {part: round(torch.load(checkpoint(out, part), weights_only=True, map_location="cpu")["seconds"]) for part in recipe.parts()}
-
-
-def assemble(recipe: Recipe, out: Path, *, folder: str | None = None) -> Model:
+def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> Model:
     """Make a model of the trained parts under ``out`` and write it to ``out / recipe.name``.
 
-    The noise-aware classifier is examined on the test images: up to which noise ratio its accuracy
-    is at least 1.2 times chance becomes its default interval.
+    A noise-aware classifier is examined on held-out data: a temperature is fitted at each level, and
+    up to which noise ratio its accuracy is at least 1.2 times chance becomes its default interval.
     """
-    trained = {part: averaged(recipe, part, out) for part in recipe.parts()}
-    test, main = fashion_mnist.load("test", folder or recipe.data.folder), trained["model"]
-    card: dict[str, Any] = {
-        "summary": "Fashion-MNIST, class-conditional, 28×28 grey, v-prediction on a linear VP schedule",
-        "licence": "Apache-2.0",
-        "data": "Fashion-MNIST (60,000 training and 10,000 test images of clothing; Zalando SE, MIT licence)",
-        "schedule": recipe.schedule.model_dump(),
-        "command": f"guidestar train recipes/{recipe.name}.toml",
-        "machine": machine(),
-        "parameters": {part: sum(p.numel() for p in net.parameters()) for part, net in trained.items()},
-        "seconds": seconds(recipe, out),
-        "recipe": recipe.model_dump(),
-    }
-    if "classifier" in trained:
-        card["classifier_accuracy"] = _examine(trained["classifier"], recipe, test)
-        card["classifier_rho_max"] = trained["classifier"].rho_max
-    if "judge" in trained:
-        card["judge_accuracy"] = accuracy(trained["judge"], *test)
-    model = Model(
+    source, aside = sources(recipe)
+    trained = {part: averaged(recipe, part, out, source) for part in recipe.parts()}
+    about = _about(recipe, out, trained, source, aside, command)
+    model = _model(recipe, trained, source, about)
+    model.nets |= _snapshots(recipe, out, source)
+    save(model, out / recipe.name)
+    for name in [p.name for p in profiles(settings(recipe, "model"))][1:]:
+        write_average(averaged(recipe, "model", out, source, name), out / recipe.name, name)
+    write_card(model.name, {**model.card, "defaults": model.defaults}, out / recipe.name)
+    return model
+
+
+def _model(recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[str, Any]) -> Model:
+    main, e = trained["model"], recipe.export
+    encoder = main.encoder.alone()
+    return Model(
         name=recipe.name,
         denoiser=main.denoiser,
-        schedule=recipe.schedule.schedule(),
-        shape=tuple(test[0].shape[1:]),
-        encoder=main.encoder,
-        nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder)} if "weak" in trained else {},
+        schedule=process(recipe).schedule,
+        shape=tuple(source.shape),
+        encoder=encoder,
+        decode=Decoder(read_module(recipe.data.vae)) if recipe.data.vae else lambda x: x,
+        nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder.alone())} if "weak" in trained else {},
         classifiers={"classifier": trained["classifier"]} if "classifier" in trained else {},
         judge=trained.get("judge"),
-        defaults={"guidance": "cfg(2, interval=(0.3, 3))", "steps": 10, "solver": "dpmpp-2m", "grid": "log_snr"},
-        card=card,
+        defaults={"guidance": e.guidance if encoder is not None else "uncond", "steps": e.steps, "solver": e.solver, "grid": e.grid},
+        card=about,
     )
-    save(model, out / recipe.name)
-    write_card(model.name, {**card, "defaults": model.defaults}, out / recipe.name)
-    return model
+
+
+def _snapshots(recipe: Recipe, out: Path, source: Source) -> dict[str, Any]:
+    """Return the kept early weights as further networks, for autoguidance: ``step-300``, …."""
+    from safetensors.torch import load_file
+
+    nets = {}
+    for step in snapshot_steps(recipe, "model") if recipe.export.snapshots else ():
+        module: Any = build(recipe, "model", source).module
+        module.load_state_dict(load_file(snapshot_file(out, "model", step)), strict=False)
+        module.requires_grad_(False).eval()
+        nets[f"step-{step}"] = (module.denoiser, module.encoder.alone())
+    return nets
+
+
+def _about(recipe: Recipe, out: Path, trained: dict[str, Any], source: Source, aside: Source | None, command: str) -> dict[str, Any]:
+    checkpoints = {part: read_checkpoint(checkpoint(out, part)) for part in trained}
+    about: dict[str, Any] = {
+        "summary": recipe.summary or _summary(recipe, source),
+        "licence": recipe.licence or "unknown",
+        "data": _data(recipe, source),
+        "scheduler": scheduler_config(recipe),
+        "shape": list(source.shape),
+        "averages": [p.name for p in profiles(settings(recipe, "model"))],
+        "command": command,
+        "machine": machine(),
+        "parameters": {part: sum(p.numel() for p in net.parameters()) for part, net in trained.items()},
+        "seconds": {part: round(c["seconds"]) for part, c in checkpoints.items()},
+        "loss": {part: round(c["loss"], 5) for part, c in checkpoints.items()},
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+    }
+    scale = getattr(source, "scale", None)
+    if scale is not None:
+        about["scale"] = {"mean": scale.mean.tolist(), "std": scale.std.tolist()}
+    return about | _examined(recipe, trained, source, aside)
+
+
+def _summary(recipe: Recipe, source: Source) -> str:
+    told = ", ".join(recipe.conditions) if recipe.conditions is not None else ", ".join(source.columns)
+    return f"samples of {list(source.shape)}, {f'conditional on {told}' if told else 'unconditional'}, {recipe.predicts()}-prediction ({recipe.schedule.kind})"
+
+
+def _data(recipe: Recipe, source: Source) -> str:
+    if recipe.data.kind == "fashion-mnist":
+        return "Fashion-MNIST (60,000 training and 10,000 test images of clothing; Zalando SE, MIT licence)"
+    return f"{recipe.data.path} ({recipe.data.kind}, {'a stream' if source.size is None else f'{source.size:,} training samples'})"
+
+
+def _examined(recipe: Recipe, trained: dict[str, Any], source: Source, aside: Source | None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if aside is None:
+        return found
+    if "classifier" in trained and recipe.classifier is not None:
+        x, y = gathered(aside, recipe.classifier, MOST)
+        found |= examine(trained["classifier"], recipe, x, y) if y.dtype == torch.int64 else {}
+    if "judge" in trained and recipe.judge is not None:
+        found["judge_accuracy"] = accuracy(trained["judge"], *gathered(aside, recipe.judge))
+    return found
+
+
+def gathered(source: Source, spec: ClassifierPart, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return up to ``most`` samples ``[N, *S]``, evenly spread, and what a classifier is to tell of each."""
+    count = min(source.size or 0, most or source.size or 0)
+    rows = torch.linspace(0, (source.size or 1) - 1, count).round().long().tolist()
+    x, targets = source.batch(rows, Draw(rows))
+    return x, torch.as_tensor(targets[judged(spec, source.columns)[0]])
+
+
+def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Calibrate a noise-aware classifier, find up to where it is worth guiding by, and report both by level."""
+    schedule = process(recipe).schedule
+    low, high = schedule.rho_range
+    rhos = [r for r in RHOS if low <= r <= high]
+    before = calibration.by_level(classifier, (x, y), schedule, rhos)
+    if recipe.classifier is not None and recipe.classifier.calibrate:
+        fitted = calibration.fit_temperatures(classifier, (x, y), schedule, rhos)
+        classifier.calibrate(tuple((rho, round(t, 4)) for rho, t in fitted.items()))
+    after = calibration.by_level(classifier, (x, y), schedule, rhos)
+    trusted = trusted_rho({rho: row.accuracy for rho, row in after.items()}, 1 / len(classifier.config["classes"]))
+    classifier.rho_max = trusted  # None: no limit was found
+    classifier.register_to_config(rho_max=trusted)
+    return {
+        "classifier_accuracy": {f"{rho:g}": round(row.accuracy, 4) for rho, row in after.items()},
+        "classifier_ece": {f"{rho:g}": [round(before[rho].ece, 4), round(row.ece, 4)] for rho, row in after.items()},
+        "classifier_rho_max": trusted,
+    }
 
 
 def machine() -> str:
@@ -79,16 +168,8 @@ def machine() -> str:
     return f"{device}, torch {torch.__version__}"
 
 
-def _examine(classifier: Any, recipe: Recipe, test: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
-    found = accuracy_by_level(classifier, (test[0][:2000], test[1][:2000]), recipe.schedule.schedule(), RHOS)
-    trusted = trusted_rho(found, 1 / len(classifier.config["classes"]))
-    classifier.rho_max = trusted  # None: no limit was found
-    classifier.register_to_config(rho_max=trusted)
-    return {f"{rho:g}": round(value, 4) for rho, value in found.items()}
-
-
 @torch.inference_mode()
-def accuracy(judge: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the share of clean images that ``judge`` classifies rightly."""
-    hits = [judge(x).argmax(1) == y for x, y in zip(images.split(500), labels.split(500), strict=True)]
+def accuracy(judge: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the share of clean samples that ``judge`` classifies rightly."""
+    hits = [judge(a).argmax(1) == b for a, b in zip(x.split(500), y.split(500), strict=True)]
     return float(torch.cat(hits).double().mean())

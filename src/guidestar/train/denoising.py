@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,45 +10,28 @@ from torch import Tensor
 
 from ..denoiser import Condition
 from ..draw import Draw
-from ..levels import Level, Schedule, Value, expand
-from ..prediction import Prediction, Space, slope
+from ..levels import Level, Schedule, Value, expand, sqrt
+from ..prediction import Prediction
 from ._core import Objective
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogitNormal:
-    """Draw levels whose ``sigma / (alpha + sigma)`` is logit-normal, that is ``log rho ~ N(mean, std²)``.
-
-    References:
-        Scaling Rectified Flow Transformers, equation 19, https://arxiv.org/abs/2403.03206
-    """
-
-    mean: float = 0.0
-    std: float = 1.0
-
-    def __call__(self, schedule: Schedule, draw: Draw) -> Level:
-        """Draw one level a sample, within the schedule's range."""
-        low, high = schedule.rho_range
-        rho = (self.mean + self.std * draw.gaussian("level")).exp()
-        return schedule.at_rho(rho.clamp(low, high))
+from .times import LogitNormal
+from .weighting import Uniform
 
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising(Objective):
-    """Mean squared error of the prediction in ``space``: ``‖f(D) − f(x0)‖²`` averaged over dimensions.
+    """Weighted squared error of the clean estimate: ``w(level)·‖D − x0‖²``, averaged over dimensions.
 
-    With ``Δ_space = k(level)·Δx0`` (see `prediction.slope`) that is ``k²‖D − x0‖²``; its minimiser
-    is ``D = E[x0 | x_t, cond]`` in every space.
+    Its minimiser is ``D = E[x0 | x_t, cond]`` whatever the weighting.
 
     Args:
         schedule: where levels come from.
         levels: draws one level a sample.
-        space: in which space errors count: v, eps, x0, velocity.
+        weighting: w; by default errors of v count equally.
     """
 
     schedule: Schedule
     levels: Callable[[Schedule, Draw], Level]
-    space: Space = "v"
+    weighting: Callable[[Level], Value] = Uniform(space="v")
 
     def __call__(self, net, x0: Tensor, target: Condition, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the denoiser ``net`` on ``x0 [B, *S]`` under the condition ``target``."""
@@ -57,28 +40,45 @@ class Denoising(Objective):
         x_t = expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * noise
         out = net(x_t, level, target)
         denoised = out.x0 if isinstance(out, Prediction) else out
-        weight: Value = slope(level, self.space)
-        return (expand(weight, x0) * (denoised - x0)).square().flatten(1).mean(1)
+        # The root is taken before squaring: at high noise a weight may be tiny where the error is large.
+        return (expand(sqrt(self.weighting(level)), x0) * (denoised - x0)).square().flatten(1).mean(1)
 
 
-def dropped(labels: Tensor, null_index: int, p: float, draw: Draw) -> Tensor:
-    """Replace each label by the null with probability ``p``, drawn per sample and step.
+def dropped(rows: Mapping[str, Tensor], nulls: Callable[[str], Tensor], rates: Mapping[str, float], joint: float, draw: Draw) -> dict[str, Tensor]:
+    """Put the null in the place of each condition with its own probability, and of all together with ``joint``.
+
+    Drawn per sample and step: ``"drop <name>"`` and ``"drop all"``, uniform in [0, 1).
 
     References:
         Classifier-Free Diffusion Guidance, algorithm 1, https://arxiv.org/abs/2207.12598
+        InstructPix2Pix, section 3.2.1, https://arxiv.org/abs/2211.09800
     """
-    drop = (draw.uniform("drop") < p).to(labels.device)
-    return torch.where(drop, torch.full_like(labels, null_index), labels)
+    everything = draw.uniform("drop all") < joint
+    kept = {}
+    for name, values in rows.items():
+        drop = (everything | (draw.uniform(f"drop {name}") < rates.get(name, 0.0))).to(values.device)
+        kept[name] = torch.where(drop.view(-1, *[1] * (values.ndim - 1)), nulls(name).to(values), values)
+    return kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassConditional(Objective):
-    """`Denoising` of a class-conditional model (a ``ConditionalModel``), its labels dropped at rate ``p``."""
+class Conditional(Objective):
+    """`Denoising` of a conditional model (a ``ConditionalModel``), its conditions dropped now and then.
+
+    Args:
+        denoising: the loss.
+        dropout: how often each condition is left out, by name.
+        joint: how often all of them are.
+    """
 
     denoising: Denoising
-    p: float = 0.1
+    dropout: Mapping[str, float]
+    joint: float = 0.0
 
-    def __call__(self, net, x0: Tensor, target: Tensor, draw: Draw) -> Tensor:
-        """Return the loss ``[B]``; ``net`` has an ``encoder`` and a ``denoiser``, ``target`` are labels ``[B]``."""
-        labels = dropped(target, net.encoder.null_index, self.p, draw)
-        return self.denoising(net.denoiser, x0, net.encoder(labels), draw)
+    def __call__(self, net, x0: Tensor, target: Mapping[str, Tensor], draw: Draw) -> Tensor:
+        """Return the loss ``[B]``; ``net`` has an ``encoder`` and a ``denoiser``, ``target`` are its encoder's rows."""
+        rows = dropped(target, net.encoder.null_rows, self.dropout, self.joint, draw)
+        return self.denoising(net.denoiser, x0, net.encoder(rows), draw)
+
+
+__all__ = ["Conditional", "Denoising", "LogitNormal", "dropped"]

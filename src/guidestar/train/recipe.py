@@ -1,51 +1,32 @@
 """Training recipes: TOML files that say everything about a training, and nothing misspelt.
 
 A recipe trains up to four parts, each with its own checkpoint, so that a run that was stopped goes
-on where it was: the ``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` that
-guides, and a clean ``judge`` that guides nothing and only measures.
+on where it was: the ``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` (or
+regressor) that guides, and a clean ``judge`` that guides nothing and only measures.
 """
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor, nn
-
-from ..data import fashion_mnist
-from ..denoiser import Network
-from ..files import make_folder, whole_or_not
-from ..levels import VP
-from ..models.class_unet import ClassEncoder, unet
-from ..models.classifier import Classifier
-from ..models.conditional import ConditionalModel
-from ._core import Objective, Progress, Settings, Trainer, fit
-from .classification import Classification, NoisyClassification
-from .denoising import ClassConditional, Denoising, LogitNormal
-from .report import Report
 
 PARTS = ("model", "weak", "classifier", "judge")
-SIZE = 28  # pixels of a side
 
 # TOML has lists only, so these alone may be converted; every other value must be of its own type.
 Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, strict=False)]
 Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)]
+Words = Annotated[tuple[str, ...], Field(strict=False)]
+Whole = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def _check_groups(part: UNetPart | ClassifierPart) -> None:
-    odd = [w for w in part.widths if w % part.groups]
-    if odd:
-        raise ValueError(f"widths must be multiples of groups ({part.groups}), not {odd[0]}")
 
 
 class Training(_Strict):
@@ -53,97 +34,266 @@ class Training(_Strict):
 
     steps: int = Field(gt=0)
     batch: int = Field(default=64, gt=0)
+    accumulate: int = Field(default=1, gt=0)
     rate: float = Field(default=1e-3, gt=0)
     warmup: int = Field(default=200, ge=0)
     clip: float = Field(default=1.0, gt=0)
     decay: float = Field(default=0.999, ge=0, lt=1)
+    power: Shares = ()
     weight_decay: float = Field(default=0.0, ge=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Training:
+        if any(w > 0.25 for w in self.power):
+            raise ValueError(f"power holds relative widths of averages, at most 0.25, not {max(self.power):g}")
+        return self
 
 
-class UNetPart(_Strict):
-    """A class-conditional U-Net that predicts v."""
-
-    widths: Widths
+class _Net(_Strict):
+    widths: Widths | None = None
     layers: int = Field(default=1, gt=0)
     groups: int = Field(default=8, gt=0)
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> _Net:
+        odd = [w for w in self.widths or () if w % self.groups]
+        if odd:
+            raise ValueError(f"widths must be multiples of groups ({self.groups}), not {odd[0]}")
+        return self
+
+
+class NetworkPart(_Net):
+    """A denoising network.
+
+    Args:
+        network: "unet" (by ``widths``, ``layers``, ``groups``, ``head``), "sequence" (``width``,
+            ``layers``, ``heads``, ``patch``), a class of Diffusers ("UNet2DModel",
+            "DiTTransformer2DModel", …) or your own "module:callable", each with ``config``.
+        condition_dropout: of every condition that says nothing else.
+        snapshots: shares of the steps after which the averaged weights are kept.
+    """
+
+    network: str = "unet"
     head: int = Field(default=32, gt=0)
-    condition_dropout: float = Field(default=0.1, ge=0, lt=1)
+    width: int = Field(default=128, gt=0)
+    heads: int = Field(default=4, gt=0)
+    patch: int = Field(default=1, gt=0)
+    config: dict[str, Any] = Field(default_factory=dict, strict=False)
+    condition_dropout: Rate = 0.1
     snapshots: Shares = ()
     train: Training
 
     @model_validator(mode="after")
-    def _check(self) -> UNetPart:
-        _check_groups(self)
-        if SIZE % 2 ** (len(self.widths) - 1):
-            raise ValueError(f"{len(self.widths)} widths halve the image {len(self.widths) - 1} times, which {SIZE} pixels do not allow")
-        if self.head > self.widths[-1]:
+    def _check(self) -> NetworkPart:
+        if self.network == "unet" and self.widths is None:
+            raise ValueError("a unet needs widths, e.g. [32, 64, 96]")
+        if self.network == "unet" and self.widths and self.head > self.widths[-1]:
             raise ValueError(f"head must be at most the last width ({self.widths[-1]}), not {self.head}")
+        if self.config and self.network in ("unet", "sequence"):
+            raise ValueError(f"config goes with a class of Diffusers or your own; {self.network!r} is set by keys of its own")
         return self
 
 
-class ClassifierPart(_Strict):
-    """A classifier, noise-aware or clean."""
+class ClassifierPart(_Net):
+    """A classifier or regressor, noise-aware or clean.
 
+    Args:
+        column: what it tells; by default the first of the conditions that is a class, or a vector.
+        shift: a clean one's images are moved by up to so many pixels.
+        calibrate: fit a temperature by noise level on held-out data.
+    """
+
+    column: str | None = None
     widths: Widths
-    layers: int = Field(default=1, gt=0)
-    groups: int = Field(default=8, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     shift: int = Field(default=0, ge=0)
+    calibrate: bool = True
     train: Training
-
-    @model_validator(mode="after")
-    def _check(self) -> ClassifierPart:
-        _check_groups(self)
-        return self
 
 
 class Data(_Strict):
-    """Where the training data are."""
+    """Where the training data are (see the data room, and docs/train.md).
 
-    kind: Literal["fashion-mnist"] = "fashion-mnist"
-    folder: str | None = None
+    Args:
+        kind: "images" (a folder), "parquet", "shards" (webdataset), "tensors", "fashion-mnist".
+        path: the folder or file.
+        columns: what each column is: "class", "vector" or "text".
+        classes: names of the classes, where the data do not name them.
+        size, channels, crop, flip: of images.
+        max_bad: how many unreadable images to skip before giving up.
+        cache: folder of decoded images or latents, for data larger than memory.
+        vae: a Diffusers AutoencoderKL, by path; the model then works on its latents.
+        standardise: tensors are brought to zero mean and unit variance by channel.
+        holdout: share of the samples kept aside, to measure on.
+        test: folder or file of other data to measure on, in place of ``holdout``.
+        shuffle: size of the buffer in which shards are mixed.
+    """
+
+    kind: Literal["images", "parquet", "shards", "tensors", "fashion-mnist"] = "images"
+    path: str | None = None
+    columns: dict[str, Literal["class", "vector", "text"]] | None = None
+    classes: Words = ()
+    size: int = Field(default=32, gt=0)
+    channels: Literal[1, 3] | None = None
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    max_bad: int = Field(default=0, ge=0)
+    cache: str | None = None
+    vae: str | None = None
+    standardise: bool = False
+    holdout: float = Field(default=0.1, ge=0, lt=1)
+    test: str | None = None
+    shuffle: int = Field(default=10_000, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        if self.path is None and self.kind != "fashion-mnist":
+            raise ValueError("say where the data are: path = \"…\"")
+        if self.vae and self.flip:
+            raise ValueError("latents are encoded once, so they cannot be flipped anew each time; leave flip or vae out")
+        return self
 
 
-class BetaTable(_Strict):
-    """The VP schedule, as Diffusers' DDPMScheduler names it."""
+class ConditionSpec(_Strict):
+    """A condition: a column of the data that the network is told.
 
-    beta_schedule: Literal["linear", "scaled_linear"] = "linear"
+    Args:
+        dropout: how often it is left out in training, for itself.
+        encoder: of text: a folder with CLIP's text_encoder/ and tokenizer/.
+    """
+
+    dropout: Rate | None = None
+    encoder: str | None = None
+
+
+class Noise(_Strict):
+    """The noise schedule.
+
+    Args:
+        kind: "vp" (a table of betas, as Diffusers' DDPMScheduler names it), "flow" or "edm".
+        zero_terminal_snr: the table ends in pure noise.
+        shift: of a flow's time, when sampling.
+        sigma_min, sigma_max, sigma_data: of edm.
+    """
+
+    kind: Literal["vp", "flow", "edm"] = "vp"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
     num_train_timesteps: int = Field(default=1000, gt=1)
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
+    zero_terminal_snr: bool = False
+    shift: float = Field(default=1.0, gt=0)
+    sigma_min: float = Field(default=0.002, gt=0)
+    sigma_max: float = Field(default=80.0, gt=0)
+    sigma_data: float = Field(default=0.5, gt=0)
 
     @model_validator(mode="after")
-    def _check(self) -> BetaTable:
+    def _check(self) -> Noise:
         if self.beta_start > self.beta_end:
             raise ValueError(f"beta_start must be at most beta_end, not {self.beta_start:g} and {self.beta_end:g}")
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min must be below sigma_max, not {self.sigma_min:g} and {self.sigma_max:g}")
         return self
-
-    def schedule(self) -> VP:
-        """Build the schedule."""
-        make = VP.linear if self.beta_schedule == "linear" else VP.scaled_linear
-        return make(self.num_train_timesteps, self.beta_start, self.beta_end)
 
 
 class Levels(_Strict):
-    """Which noise levels are trained: ``log rho ~ N(mean, std²)``."""
+    """Which noise levels are trained.
 
+    Args:
+        kind: "logit-normal" (``log rho ~ N(mean, std²)``; EDM's log-normal is mean −1.2, std 1.2), or
+            "uniform" in the schedule's time.
+    """
+
+    kind: Literal["logit-normal", "uniform"] = "logit-normal"
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
+
+
+class Target(_Strict):
+    """What the network predicts, and how errors are weighted.
+
+    Args:
+        predicts: "v", "eps", "x0", "velocity" or "edm"; by default v for vp, velocity for a flow, edm for edm.
+        weighting: "uniform" (in the space of what is predicted), "min-snr", "snr+1", "edm", "sigmoid".
+        gamma: of min-snr.
+        bias: of sigmoid.
+    """
+
+    predicts: Literal["v", "eps", "x0", "velocity", "edm"] | None = None
+    weighting: Literal["uniform", "min-snr", "snr+1", "edm", "sigmoid"] | None = None
+    gamma: float = Field(default=5.0, gt=0)
+    bias: float = 0.0
+
+
+class Preview(_Strict):
+    """Pictures of guided samples during the training.
+
+    Args:
+        every: steps between them (0: none).
+        guidance: expressions, one row each.
+        seeds: samples in a row, of seeds 0, 1, …
+        steps: of the solver.
+    """
+
+    every: int = Field(default=0, ge=0)
+    guidance: Words = ("cfg(1)", "cfg(2)", "cfg(4)")
+    seeds: int = Field(default=8, gt=0)
+    steps: int = Field(default=20, gt=0)
+
+
+class Export(_Strict):
+    """What the finished model recommends and holds.
+
+    Args:
+        guidance, steps, solver, grid: defaults of sampling.
+        snapshots: export kept snapshots too, as networks for autoguidance.
+    """
+
+    guidance: str = "cfg(2)"
+    steps: int = Field(default=20, gt=0)
+    solver: str = "dpmpp-2m"
+    grid: str = "log_snr"
+    snapshots: bool = True
 
 
 class Recipe(_Strict):
     """A whole training."""
 
-    name: str
+    name: str = Field(pattern=r"^[\w.-]+$")
+    summary: str = ""
+    licence: str = ""
     seed: int = 0
-    data: Data = Data()
-    schedule: BetaTable = BetaTable()
+    joint_dropout: Rate = 0.0
+    checkpoint_seconds: float = Field(default=60.0, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
+    data: Data
+    conditions: dict[str, ConditionSpec] | None = None
+    schedule: Noise = Noise()
+    objective: Target = Target()
     levels: Levels = Levels()
-    model: UNetPart
-    weak: UNetPart | None = None
+    model: NetworkPart
+    weak: NetworkPart | None = None
     classifier: ClassifierPart | None = None
     judge: ClassifierPart | None = None
+    preview: Preview = Preview()
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        kind, predicts = self.schedule.kind, self.predicts()
+        if (kind == "edm") != (predicts == "edm"):
+            raise ValueError("objective.predicts: 'edm' goes with schedule.kind 'edm', and with no other")
+        if kind == "vp" and predicts == "velocity":
+            raise ValueError("objective.predicts: a velocity goes with schedule.kind 'flow'; of vp it would be read back as another")
+        if self.schedule.zero_terminal_snr and predicts == "eps":
+            raise ValueError("objective.predicts: eps says nothing about data at pure noise; with zero_terminal_snr predict v or x0")
+        return self
+
+    def predicts(self) -> str:
+        """Return what the network predicts."""
+        return self.objective.predicts or {"vp": "v", "flow": "velocity", "edm": "edm"}[self.schedule.kind]
 
     def parts(self, only: Sequence[str] | None = None) -> list[str]:
         """Name the parts to train, in order: all, or those of them in ``only``.
@@ -154,7 +304,7 @@ class Recipe(_Strict):
         parts = [p for p in PARTS if getattr(self, p) is not None]
         strange = [name for name in only or () if name not in parts]
         if strange:
-            raise ValueError(f"the recipe {self.name!r} has no part {strange[0]!r}{_suggestion(strange[0], parts)}; its parts are {', '.join(parts)}")
+            raise ValueError(f"the recipe {self.name!r} has no part {strange[0]!r}{suggestion(strange[0], parts)}; its parts are {', '.join(parts)}")
         return [p for p in parts if only is None or p in only]
 
 
@@ -178,106 +328,27 @@ def read(path: Path | str) -> Recipe:
 def _explain(error: Any) -> str:
     where = ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_suggestion(str(error['loc'][-1]), _keys(error['loc'][:-1]))}"
+        return f"unknown key {where!r}{suggestion(str(error['loc'][-1]), _keys(error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"missing key {where!r}"
     message = error["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
-    return f"{where}: {message[0].lower()}{message[1:]}{shown}"
+    return (f"{where}: " if where else "") + f"{message[0].lower()}{message[1:]}{shown}"
 
 
 def _keys(loc: Sequence[str | int]) -> list[str]:
     """List the keys that a table of the recipe may have."""
     table: type[BaseModel] = Recipe
     for name in loc:
+        if name not in table.model_fields:  # a name of the user's own, of a condition
+            continue
         kind = table.model_fields[str(name)].annotation
-        table = next(t for t in (kind, *get_args(kind)) if isinstance(t, type) and issubclass(t, BaseModel))
+        kinds = [kind, *get_args(kind), *(t for k in get_args(kind) for t in get_args(k))]
+        table = next(t for t in kinds if isinstance(t, type) and issubclass(t, BaseModel))
     return list(table.model_fields)
 
 
-def _suggestion(name: str, known: Sequence[str]) -> str:
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """Offer the nearest of the known names, if one is near."""
     close = difflib.get_close_matches(name, known, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def build(recipe: Recipe, part: str) -> tuple[nn.Module, Objective]:
-    """Make a part's fresh network (weights from the recipe's seed) and its objective."""
-    torch.manual_seed(recipe.seed + PARTS.index(part))
-    schedule, levels = recipe.schedule.schedule(), LogitNormal(**recipe.levels.model_dump())
-    spec = getattr(recipe, part)
-    if isinstance(spec, UNetPart):
-        net = unet(size=SIZE, channels=1, widths=spec.widths, layers=spec.layers, groups=spec.groups, head=spec.head)
-        module = ConditionalModel(Network(net, predicts="v", dtype=torch.float32), ClassEncoder(fashion_mnist.CLASSES, 4 * spec.widths[0]))
-        return module, ClassConditional(denoising=Denoising(schedule=schedule, levels=levels), p=spec.condition_dropout)
-    shape = {"widths": spec.widths, "layers": spec.layers, "groups": spec.groups, "dropout": spec.dropout}
-    net = Classifier(fashion_mnist.CLASSES, noise_aware=part == "classifier", **shape)
-    if part == "classifier":
-        return net, NoisyClassification(schedule=schedule, levels=levels)
-    return net, Classification(shift=spec.shift)
-
-
-def _made_from(recipe: Recipe, part: str) -> dict[str, Any]:
-    """Say all that shapes a part's weights besides its settings, by dotted names."""
-    own = getattr(recipe, part).model_dump(exclude={"train", "snapshots"})  # which snapshots are kept shapes nothing
-    shared = {} if part == "judge" else {"schedule": recipe.schedule.model_dump(), "levels": recipe.levels.model_dump()}
-    return {f"{table}.{key}": value for table, values in {**shared, part: own}.items() for key, value in values.items()}
-
-
-def train_part(recipe: Recipe, part: str, out: Path, data: tuple[Tensor, Tensor]) -> Generator[Progress, None, None]:
-    """Train one part, from its checkpoint if there is one; keep the snapshots it asks for."""
-    module, objective = build(recipe, part)
-    spec = getattr(recipe, part)
-    settings = Settings(**spec.train.model_dump(), seed=recipe.seed + PARTS.index(part))
-    keep = {round(share * settings.steps) for share in getattr(spec, "snapshots", ())}
-
-    def snapshot(trainer: Trainer) -> None:
-        if trainer.done in keep:
-            save_snapshot(trainer.ema.module, out / "snapshots" / f"{part}-{trainer.done:06d}.safetensors")
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    trainer = Trainer(module.to(device), objective, data, settings, _made_from(recipe, part))
-    with closing(fit(trainer, checkpoint(out, part), after=snapshot)) as steps:
-        yield from steps
-
-
-def checkpoint(out: Path, part: str) -> Path:
-    """Return where a part's checkpoint is kept."""
-    return out / "parts" / f"{part}.pt"
-
-
-def save_snapshot(module: nn.Module, path: Path) -> None:
-    """Write a module's weights in float16, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    from safetensors.torch import save  # its own writing of files hides the reason of a failure
-
-    with whole_or_not(path) as beside:
-        beside.write_bytes(save({k: v.half().contiguous() for k, v in module.state_dict().items()}))
-
-
-def train(recipe: Recipe, out: Path, report: Report | None = None, *, only: Sequence[str] | None = None) -> None:
-    """Train the parts of ``recipe`` under ``out``; each goes on from its checkpoint.
-
-    Args:
-        recipe: what to train.
-        out: folder of checkpoints and snapshots.
-        report: called after each step with the part, its progress and its steps.
-        only: which parts to train; by default all.
-
-    Raises:
-        ValueError: ``only`` names no part, or a checkpoint is damaged or of another recipe.
-        OSError: ``out`` cannot be written to, or the data are missing; nothing was trained.
-        NotFinite: a loss stopped being a number.
-    """
-    parts = recipe.parts(only)
-    for folder in (out / "parts", out / "snapshots"):
-        make_folder(folder)
-    data = fashion_mnist.load("train", recipe.data.folder)
-    for part in parts:
-        steps = getattr(recipe, part).train.steps
-        with closing(train_part(recipe, part, out, data)) as progresses:
-            for progress in progresses:
-                if report:
-                    report(part, progress, steps)

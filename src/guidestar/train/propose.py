@@ -1,0 +1,98 @@
+"""Propose a recipe for data: one that trains on two CPU cores in some minutes, to be read and changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data._core import Column, Source
+from .build import sources
+from .recipe import Data, NetworkPart, Recipe, Training
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def kind_of(path: Path) -> str:
+    """Say what kind of data a path holds.
+
+    Raises:
+        ValueError: there is nothing there, or nothing known.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file or folder")
+    if path.is_file():
+        suffixes = {".safetensors": "tensors", ".npy": "tensors", ".parquet": "parquet", ".tar": "shards"}
+        if path.suffix in suffixes:
+            return suffixes[path.suffix]
+        raise ValueError(f"{path}: data are a folder of images, .parquet, .tar (webdataset), .safetensors or .npy files")
+    names = [f.suffix.lower() for f in path.rglob("*") if f.is_file()]
+    for suffix, kind in ((".tar", "shards"), (".parquet", "parquet"), (".npy", "tensors")):
+        if suffix in names:
+            return kind
+    if not any(n in PICTURES for n in names):
+        raise ValueError(f"{path}: holds no images ({', '.join(PICTURES)}), parquet, webdataset or .npy files")
+    return "images"
+
+
+def _side(path: Path) -> int:
+    """Return a size that suits the images of a folder: their median shorter side, at most 64, a multiple of 4."""
+    from PIL import Image
+
+    sides = []
+    for file in sorted(f for f in path.rglob("*") if f.suffix.lower() in PICTURES)[:50]:
+        try:
+            with Image.open(file) as image:
+                sides.append(min(image.size))
+        except OSError:
+            continue
+    return max(8, min(64, sorted(sides)[len(sides) // 2] // 4 * 4)) if sides else 32
+
+
+def propose(path: Path, *, name: str, size: int | None = None, steps: int = 2000) -> tuple[str, str]:
+    """Return a recipe for the data at ``path`` as TOML, and a line on what was found.
+
+    Raises:
+        ValueError: the data cannot be read as they are.
+    """
+    kind = kind_of(path)
+    side = size or (_side(path) if kind == "images" else 32)
+    bare = Training(steps=1)
+    data = Data(kind=kind, path=str(path), size=side, max_bad=10)  # type: ignore[arg-type]
+    source, _ = sources(Recipe(name="look", data=data, model=NetworkPart(widths=(8,), train=bare)))
+    found = f"{path}: {kind}, {'a stream' if source.size is None else f'{source.size:,} samples to train on'} of {list(source.shape)}"
+    return "\n".join(_lines(name, data, source, steps)) + "\n", f"{found}; {_columns(source)}"
+
+
+def _columns(source: Source) -> str:
+    return "columns: " + (", ".join(f"{n} ({c.kind}{f', {len(c.classes)} classes' if c.classes else ''})" for n, c in source.columns.items()) or "none")
+
+
+def _lines(name: str, data: Data, source: Source, steps: int) -> list[str]:
+    image = len(source.shape) == 3
+    lines = [f'name = "{name}"', 'licence = "" # of your data', "seed = 0", "", "[data]", f'kind = "{data.kind}"', f'path = "{data.path}"']
+    if image:
+        lines += [f"size = {data.size}", "flip = false # mirror images left to right", "max_bad = 10 # unreadable images to skip before giving up"]
+    else:
+        lines += ["standardise = true"]
+    lines += ["holdout = 0.1 # kept aside, to measure on", ""]
+    for column, about in source.columns.items():
+        lines += _condition(column, about)
+    lines += ["[levels]", "mean = -0.3", "std = 1.3", "", "[model]", *_network(source), "condition_dropout = 0.1", "snapshots = [0.25]"]
+    lines += [f'train = {{ steps = {steps}, batch = 64, rate = 2e-3, warmup = {min(100, steps // 10)}, decay = 0.998, precision = "{"bfloat16" if image else "float32"}" }}', ""]
+    if any(c.kind == "class" for c in source.columns.values()):
+        for part in ("classifier # sees noise, and guides", "judge # sees none, and only measures"):
+            head, _, remark = part.partition(" ")
+            train = f'train = {{ steps = {max(1, steps // 3)}, batch = 64, rate = 1e-3, warmup = {min(50, steps // 30)}, decay = 0.99, weight_decay = 0.01 }}'
+            lines += [f"[{head}] {remark}", "widths = [16, 32, 64]", "dropout = 0.1", train, ""]
+    return [*lines, "[preview]", f"every = {max(1, steps // 4)}", ""]
+
+
+def _condition(name: str, about: Column) -> list[str]:
+    if about.kind == "text":
+        return [f"[conditions.{name}] # a caption", 'encoder = "PATH" # a folder with CLIP\'s text_encoder/ and tokenizer/', ""]
+    return [f"[conditions.{name}] # {about.kind}" + (f": {', '.join(about.classes[:8])}{', …' if len(about.classes) > 8 else ''}" if about.classes else ""), ""]
+
+
+def _network(source: Source) -> list[str]:
+    if len(source.shape) == 3:
+        return ["widths = [32, 64, 96]" if source.shape[-1] > 48 else "widths = [24, 48, 72]"]
+    return ['network = "sequence"', "width = 96", "layers = 4", "heads = 4"]

@@ -1,0 +1,157 @@
+"""Run a recipe: its parts one after the other, each from its checkpoint, in one process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data._core import Source
+from ..draw import Draw
+from ..files import make_folder, whole_or_not
+from ._core import Progress, Settings, Trainer, fit
+from ._safely import Stop
+from .build import Built, activations, build, memory, sources
+from .recipe import PARTS, NetworkPart, Recipe
+from .report import Report
+from .see import Board, previewing
+
+
+def settings(recipe: Recipe, part: str) -> Settings:
+    """Return how long and how fast a part trains."""
+    return Settings(**getattr(recipe, part).train.model_dump(), seed=recipe.seed + PARTS.index(part))
+
+
+def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
+    """Say all that shapes a part's weights besides its settings, by dotted names."""
+    own = getattr(recipe, part).model_dump(exclude={"train", "snapshots", "calibrate"})  # which snapshots are kept shapes nothing
+    noise = {} if part == "judge" else {"schedule": recipe.schedule.model_dump(), "levels": recipe.levels.model_dump(), "objective": recipe.objective.model_dump()}
+    conditions = {name: spec.model_dump() for name, spec in (recipe.conditions or {}).items()}
+    tables = {**noise, "data": recipe.data.model_dump(exclude={"cache", "test", "max_bad"}), "conditions": conditions, part: own, "": {"joint_dropout": recipe.joint_dropout}}
+    return {f"{table}.{key}".strip("."): _plain(value) for table, values in tables.items() for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    return {str(k): _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def checkpoint(out: Path, part: str) -> Path:
+    """Return where a part's checkpoint is kept."""
+    return out / "parts" / f"{part}.pt"
+
+
+def snapshot_file(out: Path, part: str, step: int) -> Path:
+    """Return where a part's averaged weights after ``step`` steps are kept."""
+    return out / "snapshots" / f"{part}-{step:06d}.safetensors"
+
+
+def snapshot_steps(recipe: Recipe, part: str) -> list[int]:
+    """Return after which steps a part's averaged weights are kept."""
+    spec = getattr(recipe, part)
+    return sorted({max(1, round(share * spec.train.steps)) for share in getattr(spec, "snapshots", ())})
+
+
+def save_snapshot(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights in float16, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from safetensors.torch import save  # its own writing of files hides the reason of a failure
+
+    with whole_or_not(path) as beside:
+        beside.write_bytes(save({k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in weights.items()}))
+
+
+def train_part(recipe: Recipe, part: str, out: Path, source: Source, *, stop: Stop | None = None, accelerator: Any = None) -> Generator[Progress, None, None]:
+    """Train one part, from its checkpoint if there is one; keep the snapshots and pictures it asks for."""
+    built = build(recipe, part, source)
+    trainer = Trainer(built.module, built.objective, source, settings(recipe, part), made_from(recipe, part), prepare=built.prepare, accelerator=accelerator)
+    keep = set(snapshot_steps(recipe, part))
+
+    def snapshot(trainer: Trainer) -> None:
+        if trainer.done in keep and trainer.accelerator.is_main_process:
+            save_snapshot(trainer.ema.weights(), snapshot_file(out, part, trainer.done))
+
+    hooks: list[Callable[[Trainer], None]] = [snapshot]
+    with closing(Board(out / "tensorboard" / part, trainer)) as board:
+        if isinstance(getattr(recipe, part), NetworkPart) and recipe.preview.every:
+            hooks.append(previewing(recipe, part, out / "previews", source, board))
+        more = {"every": recipe.checkpoint_seconds, "keep": recipe.keep_checkpoints}
+        with closing(fit(trainer, checkpoint(out, part), after=hooks, stop=stop, **more)) as steps:
+            for progress in steps:
+                board.add(progress)
+                yield progress
+
+
+def train(
+    recipe: Recipe, out: Path, report: Report | None = None, *, only: Sequence[str] | None = None, stop: Stop | None = None, say: Callable[[str], None] | None = None
+) -> bool:
+    """Train the parts of ``recipe`` under ``out``; each goes on from its checkpoint.
+
+    Args:
+        recipe: what to train.
+        out: folder of checkpoints, snapshots, pictures and TensorBoard's logs.
+        report: called after each step with the part, its progress and its steps.
+        only: which parts to train; by default all.
+        stop: where it was asked, the training stops after a step, saved.
+        say: told of images that were skipped.
+
+    Returns:
+        Whether it went to the end.
+
+    Raises:
+        ValueError: ``only`` names no part, the data are not as the recipe says, network and data do
+            not go together, or a checkpoint is damaged or of another recipe.
+        OSError: ``out`` cannot be written to, or the data are missing; nothing was trained.
+        NotFinite: a loss stopped being a number.
+    """
+    from accelerate import Accelerator
+
+    parts = recipe.parts(only)
+    for folder in (out / "parts", out / "snapshots"):
+        make_folder(folder)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    with accelerator.main_process_first():  # so that caches are written once
+        source = sources(recipe, say)[0]
+    for part in parts:
+        build(recipe, part, source)  # refuse what cannot be before an hour of the part before it
+    for part in parts:
+        steps = getattr(recipe, part).train.steps
+        with closing(train_part(recipe, part, out, source, stop=stop, accelerator=accelerator)) as progresses:
+            for progress in progresses:
+                if report and accelerator.is_main_process:
+                    report(part, progress, steps)
+        if stop is not None and stop.agreed:
+            return False
+        accelerator.wait_for_everyone()
+    return True
+
+
+def dry_run(recipe: Recipe, only: Sequence[str] | None = None, say: Callable[[str], None] | None = None) -> tuple[list[str], Tensor]:
+    """Tell what a training would do, in lines, and draw its first batch, without training anything.
+
+    Returns:
+        The lines, and the first samples the model would see ``[B, *S]``.
+    """
+    source, aside = sources(recipe, say)
+    count = "a stream" if source.size is None else f"{source.size:,} samples"
+    columns = ", ".join(f"{n} ({c.kind}{f', {len(c.classes)} classes' if c.classes else ''})" for n, c in source.columns.items()) or "none"
+    lines = [f"data: {count} of {list(source.shape)}{'' if aside is None else f', {aside.size:,} held out'}; columns: {columns}"]
+    lines += [_line(recipe, part, build(recipe, part, source), source) for part in recipe.parts(only)]
+    rows = list(range(min(recipe.model.train.batch, source.size or recipe.model.train.batch)))
+    return lines, source.batch(rows, Draw(rows))[0]
+
+
+def _line(recipe: Recipe, part: str, built: Built, source: Source) -> str:
+    s = settings(recipe, part)
+    held, each = memory(built.module, s, source.shape), activations(built, source)
+    at_once = -(-s.batch // s.accumulate)
+    passes = "" if source.size is None else f", {s.steps * s.batch / source.size:.1f} passes over the data"
+    total = sum(held.values()) + at_once * each
+    parameters = sum(p.numel() for p in built.module.parameters())
+    return f"{part}: {parameters:,} parameters; {s.steps:,} steps of {s.batch}{passes}; about {total:,.0f} MB of memory in one process"

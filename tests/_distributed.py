@@ -1,0 +1,66 @@
+"""A training that several processes run together; writes its losses. Started by test_distributed.py, with accelerate."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from guidestar.data._core import Column, InMemory
+from guidestar.denoiser import Network
+from guidestar.draw import Draw
+from guidestar.levels import VP
+from guidestar.models.conditional import ConditionalModel
+from guidestar.models.conditions import ClassEncoder, Conditions
+from guidestar.train._core import Settings, Trainer, fit
+from guidestar.train.denoising import Conditional, Denoising, LogitNormal
+
+STEPS = 300
+
+
+class Net(nn.Module):
+    """A small network without dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.inward, self.inner, self.out = nn.Linear(9, 24), nn.Linear(24, 24), nn.Linear(24, 8)
+
+    def forward(self, x, t, class_labels):
+        h = torch.tanh(self.inward(torch.cat([x, (t / 1000)[:, None].to(x)], 1)) + class_labels)
+        return self.out(torch.tanh(self.inner(h)))
+
+
+def data():
+    draw = Draw(list(range(50)))
+    label = torch.arange(50) % 3
+    x = draw.normal("x", (8,)) * 0.3 + label[:, None] - 1
+    return InMemory(x=x, targets={"label": label}, columns={"label": Column(kind="class", classes=("a", "b", "c"))})
+
+
+def trainer(precision: str, accumulate: int = 1, **more) -> Trainer:
+    torch.manual_seed(0)
+    encoder = Conditions({"label": ClassEncoder(("a", "b", "c"), 24)})
+    module = ConditionalModel(Network(Net(), predicts="v"), encoder)
+    module.denoiser.dtype = torch.float64 if precision == "float64" else torch.float32
+    denoising = Denoising(schedule=VP.linear(), levels=LogitNormal())
+    # 9 a batch: neither the batch is a multiple of two processes, nor the 50 samples one of the batch.
+    settings = Settings(steps=STEPS, batch=9, accumulate=accumulate, rate=1e-3, warmup=20, precision=precision, **more)
+    return Trainer(module, Conditional(denoising=denoising, dropout={"label": 0.2}), data(), settings, prepare=encoder.rows)
+
+
+def losses(precision: str, accumulate: int = 1) -> list[float]:
+    return [p.loss for p in fit(trainer(precision, accumulate))]
+
+
+def main(out: Path) -> None:
+    runs = {"float32": losses("float32"), "float64": losses("float64"), "accumulated": losses("float64", 2)}
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        out.write_text(json.dumps({"processes": PartialState().num_processes, **runs}))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

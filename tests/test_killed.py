@@ -1,0 +1,63 @@
+"""Whenever a training is killed, and wherever in the writing of a checkpoint, it resumes to the same bits."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STEPS = 8  # as in _killed.py
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Run trainings in children of one process, each killed where we say."""
+    command = [sys.executable, str(Path(__file__).with_name("_killed.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+
+        def run(path, kill=None):
+            server.stdin.write(json.dumps({"path": str(path), "kill": kill}) + "\n")
+            server.stdin.flush()
+            return json.loads(server.stdout.readline())
+
+        yield run
+        server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def whole(runs, tmp_path_factory):
+    return runs(tmp_path_factory.mktemp("whole") / "c.pt")
+
+
+def test_what_is_counted_is_all_that_touches_the_disk(whole):
+    assert not whole["killed"] and set(whole["events"]) == {"write", "fsync", "replace", "link"}
+    # The former checkpoint gets its second name, then the new one is flushed and takes its place, and that is flushed.
+    tail = [e for e in whole["events"] if e != "write"]
+    assert tail == ["link", "replace", "fsync", "replace", "fsync"] and whole["events"][0] == "write"
+
+
+def test_a_kill_at_any_write_flush_or_rename_loses_nothing(runs, whole, tmp_path):
+    for event, name in enumerate(whole["events"]):
+        path = tmp_path / f"{event}" / "c.pt"
+        assert runs(path, {"event": event})["killed"], name
+        assert path.exists()  # of the save before, or already the new one
+        again = runs(path)
+        assert not again["killed"] and again["sha"] == whole["sha"], (event, name)
+        assert sorted(p.name for p in path.parent.iterdir()) == ["c.1.pt", "c.pt"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_kills_at_random_steps_change_nothing(runs, whole, tmp_path, seed):
+    path = tmp_path / "c.pt"
+    for step in sorted(random.Random(seed).sample(range(STEPS), 3)):
+        assert runs(path, {"step": step})["killed"]
+    assert runs(path)["sha"] == whole["sha"]
+
+
+def test_a_former_checkpoint_serves_as_well(runs, whole, tmp_path):
+    path = tmp_path / "c.pt"
+    assert runs(path, {"step": STEPS - 1})["killed"]
+    (tmp_path / "c.1.pt").replace(path)
+    assert runs(path)["sha"] == whole["sha"]
