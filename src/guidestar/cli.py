@@ -195,7 +195,7 @@ def recipe(
     data: Annotated[Path, typer.Argument(help="Folder of images, parquet or webdataset files, or a .safetensors or .npy file.")],
     out: Annotated[Path, typer.Option("--out", help="The recipe to write.")] = Path("recipe.toml"),
     size: Annotated[Optional[int], typer.Option(min=8, help="Pixels of a side; by default what suits the images, at most 64.")] = None,  # noqa: UP045
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of the model.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of the model.")] = 1200,
 ) -> None:
     """Write a recipe that suits your data, to read, change and train."""
     from .pictures import write_text

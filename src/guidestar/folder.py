@@ -113,20 +113,14 @@ def _of_average(folder: Path, about: Mapping[str, Any], average: str | None) -> 
 
 
 def _networks() -> dict[str, Any]:
-    try:
-        from .models.sequence import SequenceTransformer
-    except ImportError:
-        SequenceTransformer = None
+    from .models.sequence import SequenceTransformer
 
     return {"SequenceTransformer": SequenceTransformer}
 
 
 def _classifiers() -> dict[str, Any]:
     from .models.classifier import Classifier
-    try:
-        from .models.sequence_classifier import SequenceClassifier
-    except ImportError:
-        SequenceClassifier = Classifier
+    from .models.sequence_classifier import SequenceClassifier
 
     return {"Classifier": Classifier, "SequenceClassifier": SequenceClassifier}
 

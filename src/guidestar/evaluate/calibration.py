@@ -1,0 +1,106 @@
+"""Is a noise-aware classifier as sure as it is right? An over-confident one guides badly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..draw import Draw
+from ..levels import Level, Schedule, expand
+
+Classifying = Callable[[Tensor, Level], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtLevel:
+    """Figures at one noise ratio.
+
+    Args:
+        accuracy: share of samples whose class is told, in [0, 1].
+        nll: mean negative log-likelihood, nats.
+        ece: expected calibration error, in [0, 1].
+    """
+
+    accuracy: float
+    nll: float
+    ece: float
+
+
+def expected_calibration_error(logits: Tensor, target: Tensor, bins: int = 15) -> float:
+    """Return ``Σ_b (n_b/N)·|accuracy_b − confidence_b|`` over equal bins of confidence.
+
+    References:
+        On Calibration of Modern Neural Networks, https://arxiv.org/abs/1706.04599
+    """
+    confidence, seen = logits.double().softmax(-1).max(-1)
+    right = (seen == target).double()
+    where = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, where, right - confidence)
+    return float(gaps.abs().sum() / len(target))
+
+
+def _logits(classifier: Classifying, data: tuple[Tensor, Tensor], schedule: Schedule, rhos: Sequence[float], seed: int, batch: int) -> Iterator[tuple[float, Tensor]]:
+    """Yield the logits of noised data at each ratio; every ratio sees the same noise."""
+    x = data[0]
+    noise = Draw([seed * 1_000_003 + i for i in range(len(x))]).normal_like("noise", x)
+    for rho in rhos:
+        level = schedule.at_rho(float(rho))
+        noised = expand(level.alpha, x) * x + expand(level.sigma, x) * noise
+        yield float(rho), torch.cat([classifier(part, level).double() for part in noised.split(batch)])
+
+
+@torch.no_grad()
+def by_level(classifier: Classifying, data: tuple[Tensor, Tensor], schedule: Schedule, rhos: Sequence[float], *, seed: int = 0, batch: int = 500) -> dict[float, AtLevel]:
+    """Measure a classifier on noised samples at each noise ratio.
+
+    Args:
+        classifier: gives logits ``[B, K]`` of ``x_t`` at a level; in evaluation mode.
+        data: clean samples ``[N, *S]`` and classes ``[N]`` that it was not trained on.
+        schedule: where the levels come from.
+        rhos: noise ratios.
+        seed: of the noise.
+        batch: samples at a time.
+    """
+    return {rho: _at_level(logits, data[1]) for rho, logits in _logits(classifier, data, schedule, rhos, seed, batch)}
+
+
+def _at_level(logits: Tensor, target: Tensor) -> AtLevel:
+    accuracy = float((logits.argmax(-1) == target).double().mean())
+    return AtLevel(accuracy=accuracy, nll=float(F.cross_entropy(logits, target)), ece=expected_calibration_error(logits, target))
+
+
+@torch.no_grad()
+def fit_temperatures(
+    classifier: Classifying, data: tuple[Tensor, Tensor], schedule: Schedule, rhos: Sequence[float], *, seed: int = 1, batch: int = 500, bound: float = 20.0
+) -> dict[float, float]:
+    """Find, at each noise ratio, the T for which ``softmax(logits/T)`` is likeliest on held-out data.
+
+    Arguments as `by_level`; T is between ``1/bound`` and ``bound``. The negative log-likelihood is convex in 1/T.
+    """
+    return {rho: best_temperature(logits, data[1], bound) for rho, logits in _logits(classifier, data, schedule, rhos, seed, batch)}
+
+
+def best_temperature(logits: Tensor, target: Tensor, bound: float = 20.0) -> float:
+    """Minimise ``−Σ log softmax(logits/T)[target]`` over T in [1/bound, bound], by golden section in ln T."""
+    low, high, golden = -math.log(bound), math.log(bound), (math.sqrt(5) - 1) / 2
+
+    def loss(log_t: float) -> float:
+        return float(F.cross_entropy(logits * math.exp(-log_t), target))
+
+    a, b = high - golden * (high - low), low + golden * (high - low)
+    at_a, at_b = loss(a), loss(b)
+    while high - low > 1e-4:
+        if at_a < at_b:
+            high, b, at_b = b, a, at_a
+            a = high - golden * (high - low)
+            at_a = loss(a)
+        else:
+            low, a, at_a = a, b, at_b
+            b = low + golden * (high - low)
+            at_b = loss(b)
+    return math.exp((low + high) / 2)

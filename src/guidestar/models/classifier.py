@@ -12,7 +12,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..levels import Level, Value, expand, inverse_or_zero
+from ..levels import Value
+from ._telling import Telling
 
 
 class _Block(nn.Module):
@@ -34,7 +35,7 @@ class _Block(nn.Module):
         return self.skip(x) + self.conv2(F.silu(h))
 
 
-class Classifier(ModelMixin, ConfigMixin):
+class Classifier(Telling, ModelMixin, ConfigMixin):
     """A small residual network over images ``[B, C, H, W]`` in [−1, 1].
 
     Args:
@@ -46,6 +47,8 @@ class Classifier(ModelMixin, ConfigMixin):
         noise_aware: told the noise level, and its input scaled to unit size there.
         dropout: before the last layer, in training.
         temperature: divides the logits (1: as trained).
+        temperatures: further divide them, by noise ratio: (rho, T), interpolated in ln rho.
+        outputs: it is a regressor of so many numbers, in place of classes.
         rho_max: noise ratio above which the classifier was found to know too little to guide.
     """
 
@@ -61,9 +64,12 @@ class Classifier(ModelMixin, ConfigMixin):
         dropout: float = 0.0,
         temperature: float = 1.0,
         rho_max: float | None = None,
+        temperatures: Sequence[tuple[float, float]] = (),
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
-        self.noise_aware, self.temperature, self.rho_max = noise_aware, temperature, rho_max
+        self.noise_aware, self.temperature, self.rho_max, self.outputs = noise_aware, temperature, rho_max, outputs
+        self.temperatures = tuple((float(r), float(t)) for r, t in temperatures)
         time = 4 * widths[0] if noise_aware else 0
         self.stem = nn.Conv2d(channels, widths[0], 3, 1, 1)
         self.frequencies = Timesteps(widths[0], True, 0)
@@ -73,7 +79,7 @@ class Classifier(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.GroupNorm(groups, widths[-1])
         self.drop = nn.Dropout(dropout)
-        self.head = nn.Linear(widths[-1], len(classes))
+        self.head = nn.Linear(widths[-1], 2 * outputs if outputs else len(classes))
 
     def features(self, x: Tensor, time: Value = 0.0) -> Tensor:
         """Return the penultimate features ``[B, widths[-1]]``."""
@@ -85,17 +91,3 @@ class Classifier(ModelMixin, ConfigMixin):
         for block in self.blocks:
             h = block(h, emb)
         return F.silu(self.norm(h)).mean((2, 3))
-
-    def forward(self, x: Tensor, level: Level | None = None) -> Tensor:
-        """Return logits ``[B, K]``; a noise-aware classifier wants the level of ``x``."""
-        if self.noise_aware:
-            if level is None:
-                raise ValueError("a noise-aware classifier must be told the noise level")
-            x = x * expand(inverse_or_zero(level.norm), x)
-            return self.head(self.drop(self.features(x, level.t))) / self.temperature
-        return self.head(self.drop(self.features(x))) / self.temperature
-
-    def log_prob(self, x: Tensor, level: Level | None, target: Tensor) -> Tensor:
-        """Return ``log p(target | x, level)``, ``[B]``."""
-        logits = self(x.to(self.head.weight.dtype), level)
-        return F.log_softmax(logits, -1).gather(-1, target.to(x.device)[:, None])[:, 0]

@@ -151,7 +151,7 @@ class Trainer:
         self.module, self.data, self.settings, self.prepare = module, data, settings, prepare
         self.made_from, self.done, self.seconds, self.norm, self.loss = dict(made_from or {}), 0, 0.0, 0.0, 0.0
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
-        module.to(self.dtype)
+        nn.Module.to(module, self.dtype)  # Diffusers' own would warn of layers it keeps in float32, of which these have none
         if torch.cuda.is_available() or settings.precision == "float32":  # on the CPU bfloat16 convolutions are faster as they are
             module.to(memory_format=torch.channels_last)
         trained = [p for p in module.parameters() if p.requires_grad]

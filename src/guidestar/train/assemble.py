@@ -18,7 +18,7 @@ from ..bridge.weights import read_module
 from ..folder import Decoder, save, write_average
 from ..model import Model
 from ._core import profiles, read_checkpoint
-from .build import build, judged, process, scheduler_config, sources
+from .build import build, judged, process, scale_of, scheduler_config, sources
 from .ema import EMA
 from .recipe import ClassifierPart, Recipe
 from .run import checkpoint, settings, snapshot_file, snapshot_steps
@@ -105,7 +105,7 @@ def _about(recipe: Recipe, out: Path, trained: dict[str, Any], source: Source, a
         "loss": {part: round(c["loss"], 5) for part, c in checkpoints.items()},
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
     }
-    scale = getattr(source, "scale", None)
+    scale = scale_of(source)
     if scale is not None:
         about["scale"] = {"mean": scale.mean.tolist(), "std": scale.std.tolist()}
     return about | _examined(recipe, trained, source, aside)

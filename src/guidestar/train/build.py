@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,11 @@ from ..bridge.diffusers import denoiser as bridged
 from ..bridge.encoders import read_text
 from ..bridge.schedulers import Process
 from ..data import fashion_mnist
+from ..bridge.weights import read_module
 from ..data._core import Column, InMemory, Source, Targets, split
+from ..data.folders import Look, image_folder, parquet
+from ..data.shards import Shards
+from ..data.tensors import Scale, Scaled, latents, tensors
 from ..draw import Draw
 from ..levels import VE, VP, Flow
 from ..models import networks
@@ -57,9 +62,9 @@ def sources(recipe: Recipe, bad: Callable[[str], None] | None = None) -> tuple[S
     spec = recipe.data
     if spec.kind == "fashion-mnist":
         return _fashion("train", spec.path), _fashion("test", spec.test or spec.path)
-    whole = _read(spec, spec.path or "", bad)
+    whole = _read(spec, spec.path or "", bad, recipe.seed)
     if spec.test:
-        return whole, _read(spec.model_copy(update={"flip": False, "crop": "center"}), spec.test, bad)
+        return whole, _to_test(spec, whole, bad)
     return split(whole, 0.0 if whole.size is None else spec.holdout, recipe.seed)
 
 
@@ -68,8 +73,51 @@ def _fashion(which: str, folder: str | None) -> Source:
     return InMemory(x=x, targets={"label": y}, columns={"label": Column(kind="class", classes=fashion_mnist.CLASSES)})
 
 
-def _read(spec: Data, path: str, bad: Callable[[str], None] | None) -> Source:
-    raise NotImplementedError
+def _to_test(spec: Data, whole: Source, bad: Callable[[str], None] | None) -> Source:
+    """Read the data to measure on, in the units of those to train on."""
+    still = spec.model_copy(update={"flip": False, "crop": "center", "standardise": False, "classes": spec.classes or _classes(whole)})
+    test, scale = _read(still, str(spec.test), bad), scale_of(whole)
+    if test.shape != whole.shape or {n: c.kind for n, c in test.columns.items()} != {n: c.kind for n, c in whole.columns.items()}:
+        raise ValueError(f"{spec.test} holds samples of {list(test.shape)} with {', '.join(test.columns) or 'no columns'}, {spec.path} of {list(whole.shape)} with {', '.join(whole.columns) or 'none'}")
+    return Scaled(source=test, scale=scale) if scale else test
+
+
+def _classes(source: Source) -> tuple[str, ...]:
+    return next((c.classes for c in source.columns.values() if c.kind == "class"), ()) if len(source.columns) == 1 else ()
+
+
+def scale_of(source: Source | None) -> Scale | None:
+    """Find the units a source is in, below what was made of it."""
+    while source is not None and not isinstance(source, Scaled):
+        source = getattr(source, "source", None)
+    return source.scale if source is not None else None
+
+
+def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 0) -> Source:
+    look = Look(size=spec.size, channels=spec.channels, crop=spec.crop, flip=spec.flip)
+    cache = Path(spec.cache) if spec.cache else None
+    if spec.kind == "tensors":
+        held = tensors(path, columns=spec.columns, classes=spec.classes)
+        return Scaled(source=held, scale=Scale.of(held.x)) if spec.standardise else held
+    if spec.kind == "shards":
+        return Shards(path, look, classes=spec.classes, buffer=spec.shuffle, seed=seed)
+    read = image_folder if spec.kind == "images" else parquet
+    found = read(path, look, columns=spec.columns, classes=spec.classes, max_bad=spec.max_bad, cache=cache, say=bad)
+    return encoded(found, spec, path) if spec.vae else found
+
+
+@torch.no_grad()
+def encoded(source: Source, spec: Data, path: str) -> Source:
+    """Return the latents of pictures: the mean of the VAE's posterior, scaled as its settings say."""
+    vae = read_module(str(spec.vae))
+    config, where = vae.config, "cuda" if torch.cuda.is_available() else "cpu"
+    vae.to(where)
+
+    def encode(x: Tensor) -> Tensor:
+        return (vae.encode(x.to(where)).latent_dist.mean - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+
+    about = f"{Path(path).resolve()}/{Path(str(spec.vae)).resolve()}/{spec.size}/{source.size}"
+    return latents(source, encode, Path(spec.cache or Path(path).parent / ".latents"), key=hashlib.blake2b(about.encode(), digest_size=12).hexdigest())
 
 
 # --- the noise ---

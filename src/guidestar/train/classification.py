@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,6 +32,24 @@ class NoisyClassification(Objective):
         noise = draw.normal_like("noise", x0)
         x_t = expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * noise
         return F.cross_entropy(net(x_t, level).float(), target, reduction="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyRegression(Objective):
+    """``−log p(y | x_t, level)`` of real numbers y, as independent normals whose means and variances are told.
+
+    With means and log-variances ``m, l``: ``½ Σ ((y − m)² e^{−l} + l + ln 2π)``.
+    """
+
+    schedule: Schedule
+    levels: Callable[[Schedule, Draw], Level]
+
+    def __call__(self, net, x0: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        """Return the loss ``[B]`` of the regressor ``net`` on numbers ``target [B, D]``."""
+        level = self.levels(self.schedule, draw)
+        noise = draw.normal_like("noise", x0)
+        mean, log_var = net(expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * noise, level).float().chunk(2, -1)
+        return 0.5 * ((target - mean).square() * (-log_var).exp() + log_var + math.log(2 * math.pi)).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def propose(path: Path, *, name: str, size: int | None = None, steps: int = 2000
     side = size or (_side(path) if kind == "images" else 32)
     bare = Training(steps=1)
     data = Data(kind=kind, path=str(path), size=side, max_bad=10)  # type: ignore[arg-type]
-    source, _ = sources(Recipe(name="look", data=data, model=NetworkPart(widths=(8,), train=bare)))
+    source, _ = sources(Recipe(name="look", data=data, model=NetworkPart(widths=(8,), head=8, train=bare)))
     found = f"{path}: {kind}, {'a stream' if source.size is None else f'{source.size:,} samples to train on'} of {list(source.shape)}"
     return "\n".join(_lines(name, data, source, steps)) + "\n", f"{found}; {_columns(source)}"
 

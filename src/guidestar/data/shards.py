@@ -1,0 +1,118 @@
+"""Streams of pictures from webdataset shards, for data larger than a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..draw import Draw
+from ._core import Column, Source, Targets
+from .folders import Look, decode, prepared
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+
+
+class Shards(Source):
+    """Read webdataset shards (``000.tar``: ``key.jpg`` with ``key.cls``, ``key.txt``) one sample after the other.
+
+    The stream has no end: each pass is mixed anew, in a buffer. Which sample is at which position
+    depends on the shards and the settings alone, so a resumed training goes on with the same ones (by
+    walking there), and several processes read the same stream, each taking its own positions.
+
+    Args:
+        path: a .tar file, or a folder of them; or a pattern of addresses, read over the network.
+        look: how pictures are made alike; ``channels`` by default 3.
+        classes: names of the classes (.cls); by default the lines of ``classes.txt`` beside the shards.
+        buffer: how many samples are mixed.
+        seed: of the mixing.
+
+    Raises:
+        FileNotFoundError: there are no shards.
+        ValueError: the first sample holds no picture, or its class no name.
+    """
+
+    size = None
+
+    def __init__(self, path: Path | str, look: Look, *, classes: Sequence[str] = (), buffer: int = 10_000, seed: int = 0) -> None:
+        self.look, self.buffer, self.seed = look, buffer, seed
+        self.files = _files(path)
+        self.channels = look.channels or 3
+        self.shape = (self.channels, look.size, look.size)
+        self._at, self._stream = 0, iter(())
+        first = next(self._pass(0))
+        self._picture = next((k for k in PICTURES if k in first), "")
+        if not self._picture:
+            raise ValueError(f"{self.files[0]}: its first sample holds no picture ({', '.join('.' + p for p in PICTURES)}), but {', '.join(k for k in first if not k.startswith('__'))}")
+        names = tuple(classes) or _class_names(Path(self.files[0]).parent)
+        self.columns = {**({"label": Column(kind="class", classes=names)} if "cls" in first else {}), **({"caption": Column(kind="text")} if "txt" in first else {})}
+        if "cls" in first and not names:
+            raise ValueError(f"{self.files[0]}: holds classes without names; give them as data.classes, or in classes.txt beside the shards, one a line")
+
+    def _pass(self, epoch: int) -> Iterator[Mapping[str, Any]]:
+        import datasets
+
+        stream = datasets.load_dataset("webdataset", data_files=self.files, split="train", streaming=True)
+        for name in PICTURES:
+            if stream.features and name in stream.features:
+                stream = stream.cast_column(name, datasets.Image(decode=False))
+        return iter(stream.shuffle(seed=self.seed + epoch, buffer_size=self.buffer) if self.buffer > 1 else stream)
+
+    def _endless(self) -> Iterator[Mapping[str, Any]]:
+        epoch = 0
+        while True:
+            yield from self._pass(epoch)
+            epoch += 1
+
+    def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
+        """Walk to the positions ``rows`` and return what is there."""
+        if self._at > rows[0] or self._at == 0:
+            self._at, self._stream = 0, self._endless()
+        found = []
+        for row in rows:
+            while self._at < row:
+                next(self._stream)
+                self._at += 1
+            found.append(next(self._stream))
+            self._at += 1
+        pixels = torch.stack([self._decoded(sample) for sample in found])
+        return prepared(pixels, self.look, draw), self._targets(found)
+
+    def _decoded(self, sample: Mapping[str, Any]) -> Tensor:
+        from .folders import _opened
+
+        try:
+            with _opened(sample[self._picture]) as image:
+                return decode(image, self.look, self.channels)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{sample.get('__url__')}: cannot read the image of {sample.get('__key__')!r} ({' '.join(str(error).split())})") from error
+
+    def _targets(self, found: Sequence[Mapping[str, Any]]) -> Targets:
+        targets: dict[str, Tensor | list[str]] = {}
+        if "label" in self.columns:
+            labels = [int(s["cls"]) for s in found]
+            worst = max(labels)
+            if worst >= len(self.columns["label"].classes) or min(labels) < 0:
+                raise ValueError(f"a sample has the class {worst}, but there are {len(self.columns['label'].classes)} names")
+            targets["label"] = torch.tensor(labels)
+        if "caption" in self.columns:
+            targets["caption"] = [s["txt"] if isinstance(s["txt"], str) else bytes(s["txt"]).decode() for s in found]
+        return targets
+
+
+def _files(path: Path | str) -> list[str]:
+    if "://" in str(path):
+        return [str(path)]
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(path.glob("*.tar"))
+    if not files:
+        raise FileNotFoundError(f"{path}: there are no .tar shards")
+    return [str(f) for f in files]
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    file = folder / "classes.txt"
+    return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()) if file.is_file() else ()

@@ -1,0 +1,213 @@
+"""Plain tensors to train on: vectors, sequences, anything, from safetensors or NumPy files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..draw import Draw
+from ..files import make_folder, whole_or_not
+from ._core import Column, InMemory, Source, Targets
+
+Kind = Literal["class", "vector", "text"]
+
+
+def tensors(path: Path | str, *, columns: Mapping[str, Kind] | None = None, classes: Sequence[str] = (), x: str = "x") -> InMemory:
+    """Read samples ``[N, *S]`` and what is known of each.
+
+    Args:
+        path: a .safetensors file with a tensor "x" and one for each column, a folder with ``x.npy`` and
+            one file for each column, or a .npy file of samples alone.
+        columns: what each column is; by default whole numbers are classes, others vectors.
+        classes: names of the classes; by default what the file's metadata say under "classes" (JSON:
+            names, or names by column), else 0, 1, ….
+        x: name of the samples.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, holds no samples, or they are not what they should be.
+    """
+    path = Path(path)
+    found, metadata = _read(path)
+    if x not in found:
+        raise ValueError(f"{path}: holds no samples {x!r}; it holds {', '.join(sorted(found)) or 'nothing'}")
+    samples = found.pop(x)
+    _check_samples(path, samples)
+    strange = [n for n in columns or {} if n not in found]
+    if strange:
+        raise ValueError(f"{path}: there is no column {strange[0]!r}; the columns are {', '.join(sorted(found)) or 'none'}")
+    described = {n: _describe(path, n, found[n], len(samples), (columns or {}).get(n), _names(n, classes, metadata)) for n in (columns or sorted(found))}
+    targets = {n: found[n].long() if c.kind == "class" else found[n].float().reshape(len(samples), c.width) for n, c in described.items()}
+    return InMemory(x=samples.float(), targets=targets, columns=described)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file or folder")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"{path}: holds no .npy files; expected x.npy, and one for each column")
+    return {"x" if path.is_file() else f.stem: _read_npy(f) for f in files}, {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: truncated or corrupt, not readable as safetensors ({' '.join(str(error).split())})") from error
+
+
+def _read_npy(path: Path) -> Tensor:
+    import numpy as np
+
+    try:
+        array = np.load(path, allow_pickle=False)
+        return torch.from_numpy(array)
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"{path}: not readable as a NumPy array of numbers ({' '.join(str(error).split())})") from error
+
+
+def _check_samples(path: Path, x: Tensor) -> None:
+    if x.ndim < 2 or not len(x) or not x.is_floating_point():
+        raise ValueError(f"{path}: samples should be floating point, [N, D], [N, T, C] or more, not {list(x.shape)} of {x.dtype}")
+    bad = (~x.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+    if bad:
+        raise ValueError(f"{path}: {len(bad)} of {len(x)} samples are not finite, first that of row {bad[0]}; mend or remove them")
+
+
+def _names(column: str, classes: Sequence[str], metadata: Mapping[str, str]) -> tuple[str, ...]:
+    if classes:
+        return tuple(classes)
+    try:
+        told = json.loads(metadata.get("classes", "[]"))
+    except ValueError:
+        return ()
+    told = told.get(column, []) if isinstance(told, dict) else told
+    return tuple(str(n) for n in told)
+
+
+def _describe(path: Path, name: str, values: Tensor, count: int, stated: Kind | None, names: tuple[str, ...]) -> Column:
+    if len(values) != count:
+        raise ValueError(f"{path}: there are {count} samples, but {len(values)} of {name!r}")
+    whole = not values.is_floating_point() and values.dtype != torch.bool
+    kind = stated or ("class" if whole and values.ndim == 1 else "vector")
+    if kind == "text" or (kind == "class" and not (whole and values.ndim == 1)) or (kind == "vector" and values.ndim > 2):
+        raise ValueError(f"{path}: the column {name!r} is not a {kind}: it holds {list(values.shape)} of {values.dtype}")
+    if kind == "vector":
+        if not bool(values.float().isfinite().all()):
+            raise ValueError(f"{path}: the column {name!r} holds values that are not finite")
+        return Column(kind="vector", width=1 if values.ndim == 1 else values.shape[1])
+    low, high = int(values.min()), int(values.max())
+    names = names or tuple(str(i) for i in range(high + 1))
+    if low < 0 or high >= len(names):
+        raise ValueError(f"{path}: the classes of {name!r} run from {low} to {high}, but there are {len(names)} names; classes are 0 to {len(names) - 1}")
+    return Column(kind="class", classes=names)
+
+
+# --- units ---
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scale:
+    """Bring data to zero mean and unit variance by channel (the last dimension), and back.
+
+    Args:
+        mean, std: ``[C]``.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @staticmethod
+    def of(x: Tensor) -> Scale:
+        """Measure ``x [N, …, C]``; a channel that does not vary is left at its size."""
+        flat = x.double().flatten(0, -2)
+        std = flat.std(0, correction=0)
+        return Scale(mean=flat.mean(0).float(), std=torch.where(std > 0, std, torch.ones_like(std)).float())
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``(x − mean)/std``."""
+        return (x - self.mean.to(x)) / self.std.to(x)
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Return ``x·std + mean``."""
+        return x * self.std.to(x) + self.mean.to(x)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scaled(Source):
+    """Another source in units of its own spread."""
+
+    source: Source
+    scale: Scale
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Shape of one sample."""
+        return self.source.shape
+
+    @property
+    def size(self) -> int | None:  # type: ignore[override]
+        """How many samples there are."""
+        return self.source.size
+
+    @property
+    def columns(self) -> Mapping[str, Column]:  # type: ignore[override]
+        """What is known of each sample."""
+        return self.source.columns
+
+    def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
+        """Return scaled samples."""
+        x, targets = self.source.batch(rows, draw)
+        return self.scale.apply(x), targets
+
+
+# --- latents ---
+
+
+def latents(source: Source, encode: Callable[[Tensor], Tensor], cache: Path, *, key: str, batch: int = 16) -> InMemory:
+    """Encode all samples once, by a VAE, and keep the result (float16) in ``cache``.
+
+    Args:
+        source: pictures, without random crops or flips.
+        encode: ``[B, C, H, W]`` to latents.
+        cache: folder; what an earlier run left there under the same key is taken up.
+        key: names what the latents depend on.
+        batch: samples at a time.
+    """
+    if source.size is None:
+        raise ValueError("latents are encoded once, which a stream does not allow; encode the shards beforehand")
+    from safetensors.torch import load_file, save
+
+    file = make_folder(cache) / f"latents-{key}.safetensors"
+    targets: dict[str, Tensor | list[str]] = {}
+    found: list[Tensor] = []
+    done = load_file(file)["x"] if file.is_file() else None
+    for rows in torch.arange(source.size).split(batch):
+        x, known = source.batch(rows.tolist(), Draw(rows.tolist()))
+        for name, values in known.items():
+            targets[name] = _extended(targets.get(name), values)
+        if done is None:
+            found.append(encode(x).half().cpu())
+    if done is None:
+        done = torch.cat(found)
+        with whole_or_not(file) as beside:
+            beside.write_bytes(save({"x": done}))
+    return InMemory(x=done.float(), targets=targets, columns=source.columns)
+
+
+def _extended(known: Tensor | list[str] | None, more: Tensor | list[str]) -> Tensor | list[str]:
+    if known is None:
+        return more
+    return torch.cat([known, more]) if isinstance(known, Tensor) and isinstance(more, Tensor) else [*known, *more]
