@@ -11,8 +11,10 @@ from torch import nn
 from guidestar.denoiser import Condition, Network
 from guidestar.draw import Draw
 from guidestar.levels import VE, VP, Flow, Level
-from guidestar.train.classification import Classification, NoisyClassification
-from guidestar.train.denoising import ClassConditional, Denoising, LogitNormal, dropped
+from guidestar.train.classification import Classification, NoisyClassification, NoisyRegression
+from guidestar.train.denoising import Conditional, Denoising, LogitNormal, dropped
+from guidestar.train.times import UniformTime
+from guidestar.train.weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform
 
 F64 = torch.float64
 
@@ -84,9 +86,24 @@ def losses_around(objective, nodes, target, net_of, size):
     return float(here.detach()), gradient, torch.stack(away).detach()
 
 
-@pytest.mark.parametrize("space", ["v", "eps", "x0", "velocity"])
+# What multiplies the squared error of the clean estimate, of alpha and sigma, as published.
+WEIGHTINGS = {
+    "v": (Uniform(space="v"), lambda a, s: ((a**2 + s**2) / s) ** 2),
+    "eps": (Uniform(space="eps"), lambda a, s: (a / s) ** 2),
+    "x0": (Uniform(space="x0"), lambda a, s: a**0),
+    "velocity": (Uniform(space="velocity"), lambda a, s: ((a + s) / s) ** 2),
+    "min-snr": (MinSNR(gamma=3.0), lambda a, s: torch.minimum(a**2 / s**2, 3 * a**0)),
+    "snr+1": (SNRPlusOne(), lambda a, s: a**2 / s**2 + 1),
+    # λ(σ) = (σ² + d²)/(σ d)², EDM's table 1, with σ/α for σ
+    "edm": (EDM(sigma_data=0.7), lambda a, s: ((s / a) ** 2 + 0.49) / ((s / a) * 0.7) ** 2),
+    # sigmoid(b − λ) ‖ε − ε̂‖² with λ = ln(α²/σ²), and ‖Δε‖² = (α/σ)² ‖Δx0‖²
+    "sigmoid": (Sigmoid(bias=-1.5), lambda a, s: torch.sigmoid(-1.5 - (a**2 / s**2).log()) * (a / s) ** 2),
+}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("name", LEVELS)
-def test_the_exact_denoiser_minimises_denoising_in_every_space(name, space):
+def test_the_exact_denoiser_minimises_denoising_with_every_weighting(name, weighting):
     schedule, times = LEVELS[name]
     nodes = quadrature()
     for t in times:
@@ -96,21 +113,21 @@ def test_the_exact_denoiser_minimises_denoising_in_every_space(name, space):
         def net_of(theta, a=a, s=s):
             return lambda x, _level, _cond: mean_of_data(x, a, s) + bent(theta, x, a, s)
 
-        objective = Denoising(schedule=schedule, levels=at(schedule, t, len(nodes[0])), space=space)
+        objective = Denoising(schedule=schedule, levels=at(schedule, t, len(nodes[0])), weighting=WEIGHTINGS[weighting][0])
         here, gradient, away = losses_around(objective, nodes, Condition(), net_of, 0.1)
         assert gradient.abs().max() < 1e-9 * here, (t, gradient)
         assert (away > here).all()
 
 
-@pytest.mark.parametrize("space", ["v", "eps", "x0", "velocity"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("name", LEVELS)
-def test_losses_are_weighted_by_the_slope_of_their_space(name, space):
+def test_losses_are_weighted_as_published(name, weighting):
     schedule, times = LEVELS[name]
     x0, noise = torch.randn(3, 2, 4, dtype=F64), torch.randn(3, 2, 4, dtype=F64)
     level = schedule(torch.tensor(times, dtype=F64))
     a, s = level.alpha, level.sigma
-    weight = {"x0": a**0, "eps": (a / s) ** 2, "velocity": ((a + s) / s) ** 2, "v": ((a**2 + s**2) / s) ** 2}[space]
-    objective = Denoising(schedule=schedule, levels=lambda *_: level, space=space)
+    weight = WEIGHTINGS[weighting][1](a, s)
+    objective = Denoising(schedule=schedule, levels=lambda *_: level, weighting=WEIGHTINGS[weighting][0])
     found = objective(lambda x, *_: torch.sin(x), x0, Condition(), Nodes(noise))
     x_t = a[:, None, None] * x0 + s[:, None, None] * noise
     assert found.shape == (3,)
@@ -132,7 +149,7 @@ def test_a_network_trained_in_its_own_space_regresses_its_usual_target(predicts,
     x0, noise = torch.randn(3, 5, dtype=F64), torch.randn(3, 5, dtype=F64)
     a, s = level.alpha[:, None], level.sigma[:, None]
     net = Network(lambda x, t: torch.cos(2 * x), predicts=predicts, dtype=F64)
-    found = Denoising(schedule=schedule, levels=lambda *_: level, space=space)(net, x0, Condition(), Nodes(noise))
+    found = Denoising(schedule=schedule, levels=lambda *_: level, weighting=Uniform(space=space))(net, x0, Condition(), Nodes(noise))
     target = wanted(a, s, x0, noise)
     assert torch.allclose(found, ((torch.cos(2 * (a * x0 + s * noise)) - target) ** 2).mean(1), rtol=1e-9)
 
@@ -203,33 +220,139 @@ def test_levels_of_a_sample_differ_between_steps_and_not_between_batches():
     assert torch.equal(levels(Flow(), Draw(range(8), 3)).t[5:6], levels(Flow(), Draw([5], 3)).t)
 
 
-def test_labels_are_dropped_per_sample_and_per_step():
-    labels = torch.arange(3000) % 10
-    one, two = (dropped(labels, 10, 0.1, Draw(range(3000), step)) for step in (0, 1))
-    for kept in (one, two):
-        assert ((kept == labels) | (kept == 10)).all()
-        assert float((kept == 10).double().mean()) == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / 3000))
-    both = ((one == 10) & (two == 10)).double().mean()  # independent between steps: 1 %
-    assert float(both) == pytest.approx(0.01, abs=4 * math.sqrt(0.0099 / 3000))
-    assert torch.equal(dropped(labels[7:9], 10, 0.1, Draw([7, 8], 1)), two[7:9])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_weightings_are_finite_at_pure_noise(weighting):
+    level = VP.linear().zero_terminal_snr()(torch.tensor([10.0, 999.0], dtype=F64))
+    assert float(level.alpha[1]) == 0
+    found = WEIGHTINGS[weighting][0](level)
+    assert found.isfinite().all()
+    # SNR = 0: nothing is left but what does not fall with it
+    wanted = {"v": 1.0, "snr+1": 1.0, "x0": 1.0, "velocity": 1.0, "edm": 1 / 0.49}.get(weighting, 0.0)
+    assert float(found[1]) == pytest.approx(wanted, abs=1e-12)
+    one = WEIGHTINGS[weighting][0](Level(*(float(v[0]) for v in level)))  # plain numbers, too
+    assert one == pytest.approx(float(found[0]), rel=1e-12)
+
+
+def test_single_precision_is_enough_at_high_noise():
+    level = VP.linear()(torch.tensor([999.0], dtype=F64))  # sigma/alpha = 157
+    x0, noise = torch.randn(1, 500, dtype=F64), torch.randn(1, 500, dtype=F64)
+    losses = []
+    for dtype in (torch.float32, F64):
+        net = Network(lambda x, t: torch.cos(2 * x), predicts="eps", dtype=dtype)
+        objective = Denoising(schedule=VP.linear(), levels=lambda *_: level, weighting=Uniform(space="eps"))
+        losses.append(float(objective(net, x0.to(dtype), Condition(), Nodes(noise))))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [VP.linear(), VE(), Flow(), VP.linear().zero_terminal_snr()], ids=["VP", "VE", "Flow", "zero SNR"])
+def test_uniform_times_are_uniform_over_the_schedule(schedule):
+    t, _ = UniformTime()(schedule, Draw(range(4000))).t.sort()
+    ranks = (torch.arange(4000, dtype=F64) + 0.5) / 4000
+    assert ((t - schedule.t_min) / (schedule.t_max - schedule.t_min) - ranks).abs().max() < 1.63 / math.sqrt(4000)
+    level = UniformTime()(schedule, Draw(range(4000)))
+    assert (level.sigma > 0).all()
+
+
+def test_discrete_times_are_the_steps_of_ddpm():
+    t = UniformTime(discrete=True)(VP.linear(50), Draw(range(4000))).t
+    counts = torch.bincount(t.long(), minlength=50)
+    assert torch.equal(t, t.round()) and len(counts) == 50 and (counts > 40).all()  # 80 expected at each
+
+
+def test_edms_levels_are_a_log_normal():
+    """With its mean and deviation, LogitNormal is EDM's distribution of sigma."""
+    level = LogitNormal(mean=-1.2, std=1.2)(VE(), Draw(range(500)))
+    z = Draw(range(500)).gaussian("level")
+    assert torch.allclose(level.sigma, (-1.2 + 1.2 * z).exp().clamp(0.002, 80))
+
+
+# --- dropping conditions ---
+
+ROWS = {"label": torch.arange(3000) % 10, "pose": torch.randn(3000, 2)}
+NULLS = {"label": torch.tensor(10), "pose": torch.full((2,), float("nan"))}
+
+
+def drop(rates, joint=0.0, rows=ROWS, seeds=range(3000), step=0):
+    return dropped(rows, NULLS.__getitem__, rates, joint, Draw(seeds, step))
+
+
+def gone(kept):
+    return kept["label"] == 10, kept["pose"].isnan().all(1)
+
+
+def test_conditions_are_dropped_per_sample_and_per_step_each_with_its_own_rate():
+    rates = {"label": 0.1, "pose": 0.3}
+    one, two = (gone(drop(rates, step=step)) for step in (0, 1))
+    for label, pose in (one, two):
+        assert float(label.double().mean()) == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / 3000))
+        assert float(pose.double().mean()) == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 3000))
+        assert float((label & pose).double().mean()) == pytest.approx(0.03, abs=4 * math.sqrt(0.03 / 3000))  # independent of each other
+    assert float((one[0] & two[0]).double().mean()) == pytest.approx(0.01, abs=4 * math.sqrt(0.01 / 3000))  # and from step to step
+    few = drop(rates, rows={k: v[7:9] for k, v in ROWS.items()}, seeds=[7, 8], step=1)
+    assert torch.equal(gone(few)[0], two[0][7:9]) and torch.equal(gone(few)[1], two[1][7:9])
+    kept = drop(rates)
+    assert torch.equal(kept["label"][~one[0]], ROWS["label"][~one[0]]) and torch.equal(kept["pose"][~one[1]], ROWS["pose"][~one[1]])
+
+
+def test_joint_dropout_takes_all_conditions_together():
+    label, pose = gone(drop({}, joint=0.2))
+    assert torch.equal(label, pose) and float(label.double().mean()) == pytest.approx(0.2, abs=4 * math.sqrt(0.16 / 3000))
+    # InstructPix2Pix: 5 % each and 5 % both gives the four combinations by inclusion and exclusion.
+    label, pose = gone(drop({"label": 0.05, "pose": 0.05}, joint=0.05))
+    assert float((label & pose).double().mean()) == pytest.approx(0.05 + 0.95 * 0.0025, abs=4 * math.sqrt(0.05 / 3000))
+    assert float((label & ~pose).double().mean()) == pytest.approx(0.95 * 0.05 * 0.95, abs=4 * math.sqrt(0.045 / 3000))
 
 
 def test_nothing_is_dropped_at_rate_zero():
-    labels = torch.arange(50)
-    assert torch.equal(dropped(labels, 99, 0.0, Draw(range(50))), labels)
+    kept = drop({"label": 0.0})
+    assert all(torch.equal(kept[k], ROWS[k]) for k in ROWS)
 
 
-def test_class_conditional_trains_the_null_where_labels_are_dropped():
+def test_the_conditional_objective_trains_the_null_where_conditions_are_dropped():
     class Encoder:
-        null_index = 2
+        def null_rows(self, name):
+            return NULLS[name]
 
-        def __call__(self, labels):
-            return Condition(label=labels)
+        def __call__(self, rows):
+            return Condition(label=rows["label"])
 
     seen = []
     pair = SimpleNamespace(encoder=Encoder(), denoiser=lambda x, level, cond: seen.append(cond["label"]) or x)
-    objective = ClassConditional(denoising=Denoising(schedule=Flow(), levels=LogitNormal()), p=0.5)
+    objective = Conditional(denoising=Denoising(schedule=Flow(), levels=LogitNormal()), dropout={"label": 0.5})
     labels = torch.tensor([0, 1] * 20)
-    loss = objective(pair, torch.randn(40, 3), labels, Draw(range(40), 4))
+    loss = objective(pair, torch.randn(40, 3), {"label": labels}, Draw(range(40), 4))
     assert loss.shape == (40,)
-    assert torch.equal(seen[0], dropped(labels, 2, 0.5, Draw(range(40), 4))) and (seen[0] == 2).any() and (seen[0] != 2).any()
+    wanted = torch.where(Draw(range(40), 4).uniform("drop label") < 0.5, 10, labels)
+    assert torch.equal(seen[0], wanted) and (seen[0] == 10).any() and (seen[0] != 10).any()
+
+
+# --- regression ---
+
+
+def test_the_exact_posterior_minimises_noisy_regression():
+    """y = x0 + 0.4 n, x0 ~ N(0.2, 0.6²): p(y | x_t) is normal with the mean and variance of the textbook."""
+    m, d, n, a, s = 0.2, 0.6, 0.4, 0.8, 0.6
+    z = torch.linspace(-8, 8, 61, dtype=F64)
+    w = torch.exp(-z * z / 2) / torch.exp(-z * z / 2).sum()
+    i, j, k = (t.flatten() for t in torch.meshgrid(*[torch.arange(61)] * 3, indexing="ij"))
+    x0 = (m + d * z[i])[:, None]
+    y, weight = x0 + n * z[k][:, None], w[i] * w[j] * w[k]
+    gain = a * d * d / (a * a * d * d + s * s)
+    variance = d * d - gain * a * d * d + n * n
+
+    def loss(theta):
+        def net(x, level):
+            mean = m + gain * (x - a * m) + theta[0] + theta[1] * x
+            return torch.cat([mean, (torch.tensor(variance, dtype=F64).log() + theta[2] + theta[3] * x).expand_as(mean)], 1)
+
+        level = Level(a, s, 0.5)
+        return (weight * NoisyRegression(schedule=Flow(), levels=lambda *_: level)(net, x0, y, Nodes(z[j][:, None]))).sum()
+
+    theta = torch.zeros(4, dtype=F64, requires_grad=True)
+    here = loss(theta)
+    (gradient,) = torch.autograd.grad(here, theta)
+    assert gradient.abs().max() < 1e-6  # the loss is taken in float32
+    assert float(here.detach()) == pytest.approx(0.5 * (math.log(2 * math.pi * variance) + 1), rel=1e-6)  # the entropy of that normal
+    for index in range(4):
+        for sign in (-1, 1):
+            assert float(loss(sign * 0.3 * torch.eye(4, dtype=F64)[index])) > float(here.detach()) + 1e-3

@@ -116,7 +116,7 @@ def test_snapshots_hold_the_averaged_weights_in_half_precision(tmp_path, small):
     from safetensors.torch import load_file
 
     run.train(small, tmp_path / "out", only=["model"])
-    wanted = torch.load(run.checkpoint(tmp_path / "out", "model"), weights_only=True)["averages"]["ema-0.999"]
+    wanted = torch.load(run.checkpoint(tmp_path / "out", "model"), weights_only=True)["averages"]["ema-0.999"]["weights"]
     found = load_file(tmp_path / "out" / "snapshots" / "model-000004.safetensors")
     assert found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k].half()) for k in wanted)
 

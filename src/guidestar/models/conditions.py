@@ -139,8 +139,8 @@ class VectorEncoder(_Alone, ModelMixin, ConfigMixin):
         self.size = size
         self.first, self.second = nn.Linear(size, width), nn.Linear(width, width)
         self.unknown = nn.Parameter(torch.zeros(width))
-        self.register_buffer("mean", torch.tensor(mean or [0.0] * size), persistent=False)
-        self.register_buffer("std", torch.tensor(std or [1.0] * size), persistent=False)
+        self.register_buffer("centre", torch.tensor(mean or [0.0] * size), persistent=False)
+        self.register_buffer("spread", torch.tensor(std or [1.0] * size), persistent=False)
 
     def rows(self, values: Tensor | Sequence[Sequence[float]]) -> Tensor:
         """Return vectors as ``[B, D]``, float32."""
@@ -153,7 +153,7 @@ class VectorEncoder(_Alone, ModelMixin, ConfigMixin):
     def forward(self, rows: Tensor) -> Condition:
         """Embed vectors ``[B, D]``."""
         missing = rows.isnan().any(-1, keepdim=True)
-        y = (rows.nan_to_num().to(self.first.weight.dtype) - self.mean) / self.std
+        y = (rows.nan_to_num().to(self.first.weight.dtype) - self.centre) / self.spread
         return Condition(class_labels=torch.where(missing, self.unknown, self.second(F.silu(self.first(y)))))
 
     def parse(self, name: str | float) -> list[float]:

@@ -284,7 +284,7 @@ def _build_classifier(recipe: Recipe, spec: ClassifierPart, source: Source, *, n
     name, column = judged(spec, source.columns)
     p, times = process(recipe), denoising(recipe).levels
     what: dict[str, Any] = {"classes": column.classes} if column.kind == "class" else {"classes": (), "outputs": column.width}
-    shared = {"widths": spec.widths, "layers": spec.layers, "groups": spec.groups, "dropout": spec.dropout, "noise_aware": noise_aware}
+    shared = {"widths": spec.widths, "layers": spec.layers, "groups": 1 if len(source.shape) == 1 else spec.groups, "dropout": spec.dropout, "noise_aware": noise_aware}
     channels = source.shape[0] if len(source.shape) == 3 else source.shape[-1]
     if len(source.shape) == 3:
         kind: Any = Classifier

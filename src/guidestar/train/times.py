@@ -31,7 +31,7 @@ class LogitNormal:
 
 @dataclass(frozen=True, kw_only=True)
 class UniformTime:
-    """Draw times uniformly from the schedule's whole range.
+    """Draw times uniformly from the schedule's range (from 10⁻⁵ of it where it starts without noise).
 
     Args:
         discrete: whole times only, as DDPM does.
@@ -42,4 +42,6 @@ class UniformTime:
     def __call__(self, schedule: Schedule, draw: Draw) -> Level:
         """Draw one level a sample."""
         u, low, high = draw.uniform("level"), schedule.t_min, schedule.t_max
+        if schedule(low).sigma == 0:  # errors of eps or a velocity mean nothing there
+            u = u.clamp_min(1e-5)
         return schedule(low + (u * (high - low + 1)).floor() if self.discrete else low + u * (high - low))

@@ -60,7 +60,10 @@ class SNRPlusOne:
 
 @dataclass(frozen=True, kw_only=True)
 class EDM:
-    """Weight by ``(ρ² + d²)/(ρ d)²``, where the loss of EDM's network is of unit size.
+    """Weight by ``(ρ² + d²)/(ρ d)² = SNR + 1/d²``, with which the loss of EDM's network starts at unit size.
+
+    Args:
+        sigma_data: d, standard deviation of the data.
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models, table 1, https://arxiv.org/abs/2206.00364
@@ -70,8 +73,7 @@ class EDM:
 
     def __call__(self, level: Level) -> Value:
         """Return the weight of a level."""
-        rho, d = level.rho, self.sigma_data
-        return (rho**2 + d**2) / (rho * d) ** 2
+        return _snr(level) + 1 / self.sigma_data**2
 
 
 @dataclass(frozen=True, kw_only=True)
