@@ -5,8 +5,9 @@
 Same network (a U-Net of 1.8 million parameters), same pictures (Fashion-MNIST as PNG files in class
 folders), batch 64, float32, AdamW, clipped gradients, averaged weights. The plain loop is what
 Diffusers' examples/unconditional_image_generation does: `datasets` reads and decodes the pictures,
-a DataLoader batches them, DDPMScheduler adds the noise, EMAModel averages. Prints images a second of
-both and their ratio; a round is `--steps` steps of each.
+a DataLoader batches them, DDPMScheduler adds the noise, EMAModel averages. guidestar trains in the same
+float32, and once more in bfloat16, as `guidestar recipe` proposes. Prints images a second and the
+ratios; a round is `--steps` steps of each.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from torch.nn import functional as F
 
 from guidestar.data import fashion_mnist
 from guidestar.models.networks import unet
+from guidestar.train.build import sources
 from guidestar.train.recipe import Data, NetworkPart, Recipe, Training
 from guidestar.train.run import train_part
-from guidestar.train.build import sources
 
 BATCH, WIDTHS = 64, (32, 64, 96)
 
 
-def plain(folder: Path, steps: int):
+def plain(folder: Path):
     """Yield after each step of the plain loop."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     model = unet(size=28, channels=1, widths=WIDTHS, layers=1, groups=8, head=32)
@@ -78,9 +79,9 @@ def plain(folder: Path, steps: int):
             yield done
 
 
-def ours(folder: Path, out: Path, steps: int):
+def ours(folder: Path, out: Path, steps: int, precision: str):
     """Yield after each step of guidestar's training."""
-    training = Training(steps=steps, batch=BATCH, rate=1e-4)
+    training = Training(steps=steps, batch=BATCH, rate=1e-4, precision=precision)
     recipe = Recipe(name="bench", data=Data(kind="images", path=str(folder), size=28), model=NetworkPart(widths=WIDTHS, train=training))
     return train_part(recipe, "model", out, sources(recipe)[0])
 
@@ -94,7 +95,7 @@ def main():
         folder = Path(place) / "pictures"
         fashion_mnist.write_folders(folder, each=200)
         total = (arguments.rounds + 1) * arguments.steps + 1
-        loops = {"plain": plain(folder, total), "guidestar": ours(folder, Path(place) / "out", total)}
+        loops = {"plain": plain(folder), **{p: ours(folder, Path(place) / p, total, p) for p in ("float32", "bfloat16")}}
         seconds = {name: [] for name in loops}
         for _ in range(arguments.rounds + 1):  # the first round warms up
             for name, loop in loops.items():
@@ -103,7 +104,9 @@ def main():
                 seconds[name].append(time.perf_counter() - start)
         speed = {name: BATCH * arguments.steps / statistics.median(s[1:]) for name, s in seconds.items()}
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.rounds} rounds of {arguments.steps} steps in turn, medians")
-        print(f"plain loop {speed['plain']:.0f} images/s, guidestar {speed['guidestar']:.0f} images/s, ratio {speed['guidestar'] / speed['plain']:.2f}")
+        print(f"plain loop (float32) {speed['plain']:.0f} images/s")
+        for precision in ("float32", "bfloat16"):
+            print(f"guidestar in {precision} {speed[precision]:.0f} images/s, ratio {speed[precision] / speed['plain']:.2f}")
 
 
 if __name__ == "__main__":

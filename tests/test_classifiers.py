@@ -201,3 +201,53 @@ def test_words_are_attended_to_but_for_the_masked():
 def test_sizes_that_do_not_divide_are_refused(more):
     with pytest.raises(ValueError, match="must be a multiple"):
         SequenceTransformer(channels=2, width=16, **more)
+
+
+# --- guidance by a regressor ---
+
+
+class Exact:
+    """p(y | x_t) where x0 ~ N(0.2, 0.6²) in each of two dimensions and y = x0 + 0.4 n."""
+
+    def log_prob(self, x, level, target):
+        gain = level.alpha * 0.36 / (level.alpha**2 * 0.36 + level.sigma**2)
+        variance = 0.36 - gain * level.alpha * 0.36 + 0.16
+        return Normal(0.2 + gain * (x - level.alpha * 0.2), variance**0.5).log_prob(target.to(x)).sum(1)
+
+
+def denoised(x, level, cond):
+    gain = level.alpha * 0.36 / (level.alpha**2 * 0.36 + level.sigma**2)
+    return 0.2 + gain * (x - level.alpha * 0.2)
+
+
+@pytest.mark.parametrize("schedule", [VP.linear(), Flow()], ids=["VP", "flow"])
+def test_the_exact_regressor_guides_to_the_exact_conditional(schedule):
+    y = torch.tensor([[0.5, -1.0], [2.0, 0.1], [0.0, 0.0]])
+    grid = gs.GRIDS["log_snr"](schedule, 8)
+    guided = gs.Guided(gs.parse("uncond + classifier(1)"), denoised, classifiers={"classifier": Exact()}, target=y)
+    level, x = grid[3], torch.randn(3, 2, dtype=F64)
+    found, _ = guided(x, grid.step(3), {})
+    # Given y, x0 is normal with precision 1/0.36 + 1/0.16; x_t adds α²/σ².
+    precision = 1 / 0.36 + 1 / 0.16 + level.alpha**2 / level.sigma**2
+    wanted = (0.2 / 0.36 + y.double() / 0.16 + level.alpha * x / level.sigma**2) / precision
+    torch.testing.assert_close(found.x0, wanted, atol=1e-6, rtol=1e-6)  # y is told in float32
+
+
+def test_a_model_tells_its_regressor_what_was_asked_for():
+    torch.manual_seed(0)
+    from guidestar.models.conditions import VectorEncoder
+
+    seen = []
+
+    class Spy(Exact):
+        def log_prob(self, x, level, target):
+            seen.append(target.tolist())
+            return super().log_prob(x, level, target)
+
+    encoder = VectorEncoder(2, 4)
+    model = gs.Model(name="m", denoiser=lambda x, level, cond: denoised(x, level, cond), schedule=VP.linear(), shape=(2,), encoder=encoder, classifiers={"classifier": Spy()}, decode=lambda x: x)
+    model.sample(["0.5,-1", "2,0"], guidance="uncond + classifier(1)", seeds=[0, 1], steps=1, solver="ddim")
+    assert seen[0] == [[0.5, -1.0], [2.0, 0.0]]
+    seen.clear()
+    model.sample(["0.5,-1", "2,0"], guidance="uncond + classifier(1, target='1,1')", seeds=[0, 1], steps=1, solver="ddim")
+    assert seen[0] in ([[1.0, 1.0]], [[1.0, 1.0]] * 2)

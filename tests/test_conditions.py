@@ -52,8 +52,9 @@ def test_one_condition_is_written_as_its_value_alone():
 
 def test_the_class_of_several_conditions_is_what_a_classifier_is_told():
     assert encoders().index("pose=1,2; label=bag") == 2
+    assert Conditions({"pose": VectorEncoder(2, 6)}).index("1,2") == [1.0, 2.0]
     with pytest.raises(ValueError, match="no classes"):
-        Conditions({"pose": VectorEncoder(2, 6)}).index("1,2")
+        Conditions({"text": clip()}).index("a cat")
 
 
 @pytest.mark.parametrize(

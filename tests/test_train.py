@@ -350,9 +350,9 @@ def test_reports_to_a_file_are_lines(capsys):
             report("model", step(n, 0.5 * n), 10)
         report("judge", step(1, 0.5), 10)
     assert capsys.readouterr().err.splitlines() == [
-        "model 1/10  loss 1.0000  – images/s  – left",
-        "model 10/10  loss 1.0000  128 images/s  0:00 left",
-        "judge 1/10  loss 1.0000  – images/s  – left",
+        "model 1/10  loss 1.0000  – samples/s  – left",
+        "model 10/10  loss 1.0000  128 samples/s  0:00 left",
+        "judge 1/10  loss 1.0000  – samples/s  – left",
     ]
 
 
@@ -363,4 +363,4 @@ def test_reports_to_a_terminal_are_bars(monkeypatch, capsys):
     with progress_report() as report:
         for n in range(1, 11):
             report("model", step(n, 0.5 * n), 10)
-    assert re.search(r"model .* 10/10 loss 1.0000 +128 images/s +0:00 left", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err))
+    assert re.search(r"model .* 10/10 loss 1.0000 +128 samples/s +0:00 left", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err))

@@ -136,7 +136,7 @@ class Model:
         """Bind a guidance to this model's networks, for samples of the conditions ``cond``."""
         everyone = {"main": (self.denoiser, self.encoder), **self.nets}
         nets = {name: self._net(denoiser, encoder, cond, negative) for name, (denoiser, encoder) in everyone.items()}
-        index = getattr(self.encoder, "index", None)
+        index = getattr(self.encoder, "index", None) if self.classifiers or hasattr(self.encoder, "classes") else None
         target = torch.tensor([index(n) for n in cond]) if cond is not None and index is not None and "" not in cond else None
         expression = self.expression(guidance, conditional=cond is not None)
         return Guided(expression, nets, classifiers=self.classifiers, target=target, index=index, max_rows=max_rows, check=check)

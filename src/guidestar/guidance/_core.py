@@ -30,7 +30,7 @@ class Context:
 
     Args:
         classifiers: objects with ``log_prob(x, level, target) -> [B]``, by name.
-        target: the requested class of each sample, ``[B]`` or ``[1]``.
+        target: the requested class of each sample, ``[B]`` or ``[1]``, or its numbers, ``[B, D]``.
         index: turns a class name into its index.
         conditional: whether a condition was requested.
         nets: names of the denoisers.

@@ -31,7 +31,7 @@ class Classifier(Direction):
         scale: s. 1 is right for the exact classifier; learnt ones want 0.5–1 on the conditional
             base and about 3–10 on ``uncond``.
         target: class index or name, or a list of one for each sample; by default the requested
-            class of each sample.
+            class of each sample. Of a regressor: numbers as text ("0.3,1.2"), or a tensor ``[B, D]``.
         net: which of the model's classifiers.
         log_prob: any differentiable ``log_prob(x, level, target) -> [B]`` in place of ``net``.
         form: "score" or "mean".
@@ -58,7 +58,8 @@ class Classifier(Direction):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.target, list | Tensor):
-            object.__setattr__(self, "target", tuple(self.target.tolist() if isinstance(self.target, Tensor) else self.target))
+            rows = self.target.tolist() if isinstance(self.target, Tensor) else self.target
+            object.__setattr__(self, "target", tuple(tuple(r) if isinstance(r, list) else r for r in rows))
         choices = {"form": ("score", "mean"), "variance": ("small", "large", "learned"), "through": (None, "cond", "uncond")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -85,21 +86,22 @@ class Classifier(Direction):
             raise ValueError(f"classifier: {self.net!r} was found to know nothing at any noise ratio; give interval= to use it all the same")
         return 0.0, rho_max
 
-    def _resolve(self, context: Context) -> tuple[int, ...] | None:
+    def _resolve(self, context: Context) -> tuple[Any, ...] | None:
         target = context.target if self.target is None else self.target
         if target is None and self.log_prob is None:
             raise ValueError("classifier: no class was requested; give cond=, or target= in the expression")
         if target is None:
             return None
-        classes = target.tolist() if isinstance(target, Tensor) else [target] if isinstance(target, int | str) else target
-        return tuple(self._index(c, context) for c in classes)
+        wanted = target.tolist() if isinstance(target, Tensor) else [target] if isinstance(target, int | str) else target
+        return tuple(self._index(w, context) for w in wanted)
 
-    def _index(self, name: int | str, context: Context) -> int:
-        if isinstance(name, int):
-            return name
-        if context.index is None:
-            raise ValueError(f"classifier: the class {name!r} has no index here; give a number")
-        return context.index(name)
+    def _index(self, wanted: Any, context: Context) -> Any:
+        """Return a class as its index, a vector as a tuple of numbers."""
+        if isinstance(wanted, str):
+            if context.index is None:
+                raise ValueError(f"classifier: the class {wanted!r} has no index here; give a number")
+            wanted = context.index(wanted)
+        return tuple(wanted) if isinstance(wanted, list | tuple) else wanted
 
     @property
     def linked(self) -> bool:
@@ -147,9 +149,9 @@ class Classifier(Direction):
         return variance * expand(inverse_or_zero(s.alpha), like)
 
 
-def _check_targets(target: tuple[int, ...] | None, net: Any) -> None:
+def _check_targets(target: tuple[Any, ...] | None, net: Any) -> None:
     """Refuse classes that a classifier which names its own does not have."""
     count = len(dict(getattr(net, "config", {})).get("classes", ()))
     for k in target or ():
-        if count and not 0 <= k < count:
+        if count and isinstance(k, int) and not 0 <= k < count:
             raise ValueError(f"classifier: there is no class {k} to steer to; the classifier knows 0 to {count - 1}")

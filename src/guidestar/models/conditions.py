@@ -172,6 +172,8 @@ class VectorEncoder(_Alone, ModelMixin, ConfigMixin):
             raise ValueError(f"the condition {name!r} should be {self.size} number{'s, separated by commas' if self.size > 1 else ''}")
         return values
 
+    index = parse
+
 
 class Conditions(nn.Module):
     """Several conditions of one network, by name.
@@ -247,16 +249,18 @@ class Conditions(nn.Module):
         device = next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
         return {n: t.to(device) for n, t in rows.items()}
 
-    def index(self, name: str | int) -> int:
-        """Find the class that a condition names, for a classifier: its first condition of classes.
+    def index(self, name: str | int) -> Any:
+        """Return what a classifier is told of a condition: its class, or else its numbers.
+
+        That is the first condition of classes, or where there is none the first of numbers.
 
         Raises:
-            ValueError: it names none.
+            ValueError: there is neither.
         """
-        known = next((n for n, part in self.parts.items() if hasattr(part, "classes")), None)
-        if known is None:
-            raise ValueError("this model has no classes that a classifier could be told")
-        return self.parse(name)[known]
+        known = [n for n, part in self.parts.items() if hasattr(part, "classes")] or [n for n, part in self.parts.items() if hasattr(part, "index")]
+        if not known:
+            raise ValueError("this model has no classes or numbers that a classifier could be told")
+        return self.parse(name)[known[0]]
 
 
 def _joined(key: str, one: Tensor, other: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def _lines(interval: float, write: Callable[[str], Any]) -> Report:
     def report(part: str, progress: Progress, steps: int) -> None:
         words = parts.setdefault(part, Figures(steps)).add(progress)
         if part != shown["part"] or progress.step == steps or time.monotonic() - shown["at"] >= interval:
-            write(f"{part} {progress.step}/{steps}  loss {words['loss']}  {words['speed']} images/s  {words['left']} left\n")
+            write(f"{part} {progress.step}/{steps}  loss {words['loss']}  {words['speed']} samples/s  {words['left']} left\n")
             shown.update(part=part, at=time.monotonic())
 
     return report
@@ -102,7 +102,7 @@ def _rich_bars() -> Any:
         from rich.progress import Progress as Bars
     except ImportError:
         return None
-    figures = TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s  {task.fields[left]} left")
+    figures = TextColumn("loss {task.fields[loss]}  {task.fields[speed]} samples/s  {task.fields[left]} left")
     return Bars(TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), figures, console=Console(stderr=True))
 
 
