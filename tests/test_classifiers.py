@@ -245,7 +245,7 @@ def test_a_model_tells_its_regressor_what_was_asked_for():
             return super().log_prob(x, level, target)
 
     encoder = VectorEncoder(2, 4)
-    model = gs.Model(name="m", denoiser=lambda x, level, cond: denoised(x, level, cond), schedule=VP.linear(), shape=(2,), encoder=encoder, classifiers={"classifier": Spy()}, decode=lambda x: x)
+    model = gs.Model(name="m", denoiser=denoised, schedule=VP.linear(), shape=(2,), encoder=encoder, classifiers={"classifier": Spy()}, decode=lambda x: x)
     model.sample(["0.5,-1", "2,0"], guidance="uncond + classifier(1)", seeds=[0, 1], steps=1, solver="ddim")
     assert seen[0] == [[0.5, -1.0], [2.0, 0.0]]
     seen.clear()

@@ -89,7 +89,9 @@ def clip(width=8):
     inner.post_processor = processors.TemplateProcessing(single="<|startoftext|> $A <|endoftext|>", special_tokens=[("<|startoftext|>", 0), ("<|endoftext|>", 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=12, pad_token="<|endoftext|>", eos_token="<|endoftext|>", bos_token="<|startoftext|>")
     torch.manual_seed(0)
-    config = CLIPTextConfig(vocab_size=40, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=12, bos_token_id=0, eos_token_id=1)
+    config = CLIPTextConfig(
+        vocab_size=40, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=12, bos_token_id=0, eos_token_id=1
+    )
     return TextEncoder(CLIPTextModel(config).eval().requires_grad_(False), tokenizer)
 
 

@@ -15,10 +15,23 @@ import _distributed
 
 def launch(*command: str, processes: int = 2) -> subprocess.CompletedProcess:
     # On CPUs alone accelerate launches several processes only by MPI, or as if they were GPUs; the processes find out for themselves.
-    how = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    how = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     alone = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "WORLD_SIZE", "RANK", "LOCAL_RANK"))}
     port = ["--main_process_port", "0"]
-    done = subprocess.run([*how, *port, *command], capture_output=True, text=True, timeout=300, env={**alone, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run([*how, *port, *command], check=False, capture_output=True, text=True, timeout=300, env={**alone, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 

@@ -90,5 +90,10 @@ def test_upsampling_follows_its_weights_and_the_asked_size(monkeypatch):
 
 
 def test_upsampling_of_other_kinds_stays_as_it_is():
-    others = [Upsample2D(3, use_conv=False), Upsample2D(3, use_conv=True, norm_type="ln_norm"), Upsample2D(3, use_conv_transpose=True), Upsample2D(3, use_conv=True, kernel_size=5, padding=2)]
+    others = [
+        Upsample2D(3, use_conv=False),
+        Upsample2D(3, use_conv=True, norm_type="ln_norm"),
+        Upsample2D(3, use_conv_transpose=True),
+        Upsample2D(3, use_conv=True, kernel_size=5, padding=2),
+    ]
     assert not any("forward" in vars(m) for m in lean(nn.ModuleList(others)))

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from guidestar.data._core import Column, InMemory, split
-from guidestar.data.folders import Look, image_folder, parquet
+from guidestar.data.folders import image_folder, parquet
+from guidestar.data.pictures import Look
 from guidestar.data.shards import Shards
 from guidestar.data.tensors import Scale, Scaled, latents, tensors
 from guidestar.draw import Draw
@@ -218,7 +219,7 @@ def test_decoded_pictures_are_kept_and_made_anew_when_files_change(classes, tmp_
     first = batch(image_folder(folder, LOOK, cache=cache), range(6))[0].clone()
     assert torch.equal(first, batch(image_folder(folder, LOOK), range(6))[0])
     with monkeypatch.context() as patch:
-        patch.setattr("guidestar.data.folders.decode", lambda *_: pytest.fail("decoded again"))
+        patch.setattr("guidestar.data.pictures.decode", lambda *_: pytest.fail("decoded again"))
         assert torch.equal(batch(image_folder(folder, LOOK, cache=cache), range(6))[0], first)
     changed = write(folder / "cat" / "0.png", 99)
     assert torch.equal(batch(image_folder(folder, LOOK, cache=cache), [0])[0][0], as_x(changed))
@@ -239,14 +240,16 @@ def test_parquet_holds_encoded_pictures(tmp_path):
     import datasets
 
     pixels = [picture(i) for i in range(3)]
-    table = datasets.Dataset.from_dict({"image": [Image.fromarray(p) for p in pixels], "text": ["a", "b", "c"]}, features=datasets.Features(image=datasets.Image(), text=datasets.Value("string")))
+    table = datasets.Dataset.from_dict(
+        {"image": [Image.fromarray(p) for p in pixels], "text": ["a", "b", "c"]}, features=datasets.Features(image=datasets.Image(), text=datasets.Value("string"))
+    )
     table.to_parquet(tmp_path / "d.parquet")
     source = parquet(tmp_path, LOOK)
     x, targets = batch(source, [2, 0])
     assert torch.equal(x[0], as_x(pixels[2])) and targets["text"] == ["c", "a"]
     with pytest.raises(ValueError, match=r"there is no column 'img'; the columns are image, text$"):
         parquet(tmp_path, LOOK, image="img")
-    with pytest.raises(FileNotFoundError, match="no parquet file$"):
+    with pytest.raises(FileNotFoundError, match=r"no parquet file$"):
         parquet(tmp_path / "none", LOOK)
 
 
@@ -291,7 +294,7 @@ def test_a_stream_gives_the_same_sample_at_the_same_position(shards):
     assert batch(one, [2, 5])[1]["caption"] == [captions[2], captions[5]]  # back to an earlier position
     processes = [Shards(shards, LOOK, buffer=4, seed=3) for _ in range(2)]
     taken = [[c for i in range(0, 12, 4) for c in batch(p, [i + r, i + r + 2])[1]["caption"]] for r, p in enumerate(processes)]
-    assert sorted(sum(taken, [])) == sorted(captions[:12])
+    assert sorted(c for one in taken for c in one) == sorted(captions[:12])
     other = [c for i in range(3) for c in batch(Shards(shards, LOOK, buffer=4, seed=4), [3 * i, 3 * i + 1, 3 * i + 2])[1]["caption"]]
     assert other != captions[:9]
 
@@ -300,9 +303,9 @@ def test_streams_without_names_or_pictures_are_refused(shards, tmp_path):
     (shards / "classes.txt").unlink()
     with pytest.raises(ValueError, match=r"holds classes without names; give them as data.classes"):
         Shards(shards, LOOK)
-    with pytest.raises(FileNotFoundError, match="there are no .tar shards$"):
+    with pytest.raises(FileNotFoundError, match=r"there are no .tar shards$"):
         Shards(tmp_path / "none", LOOK)
-    with pytest.raises(ValueError, match="a sample has the class 2, but there are 2 names$"):
+    with pytest.raises(ValueError, match=r"a sample has the class 2, but there are 2 names$"):
         batch(Shards(shards, LOOK, classes=["a", "b"], buffer=1), [0, 1, 2])
 
 
@@ -367,12 +370,12 @@ def test_tensors_that_do_not_fit_are_one_line(tmp_path, change, columns, message
 def test_damaged_files_are_named(tmp_path):
     path, _ = held(tmp_path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="d.safetensors: truncated or corrupt"):
+    with pytest.raises(ValueError, match=r"d.safetensors: truncated or corrupt"):
         tensors(path)
     np.save(tmp_path / "o.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="o.npy: not readable as a NumPy array of numbers"):
+    with pytest.raises(ValueError, match=r"o.npy: not readable as a NumPy array of numbers"):
         tensors(tmp_path / "o.npy")
-    with pytest.raises(FileNotFoundError, match="no such file or folder$"):
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder$"):
         tensors(tmp_path / "none.npy")
 
 
@@ -413,5 +416,5 @@ def test_a_share_is_set_aside_once_and_for_all():
     assert len(b) == 5 and sorted(a + b) == list(range(20))
     assert batch(split(source, 0.25, seed=1)[1], range(5))[0][:, 0].tolist() == b != batch(split(source, 0.25, seed=2)[1], range(5))[0][:, 0].tolist()
     assert split(source, 0.0) == (source, None)
-    with pytest.raises(ValueError, match="leaves one part empty$"):
+    with pytest.raises(ValueError, match=r"leaves one part empty$"):
         split(source, 0.01)

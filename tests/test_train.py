@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from guidestar.files import make_folder, whole_or_not
 from guidestar.data._core import Column, InMemory
+from guidestar.files import make_folder, whole_or_not
 from guidestar.train._core import NotFinite, Objective, Progress, Settings, Trainer, fit, order
 from guidestar.train._safely import held_back
 from guidestar.train.report import Figures, Smoothed, progress_report

@@ -121,7 +121,9 @@ def _write(samples: Any, rows: list[int] | None, out: Path, grid: bool) -> None:
         write_tensors({"x": x}, samples.settings, out / "samples.safetensors")
     if grid or not pictures:
         drawings = to_drawings(x)
-        save_png(sheet([Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)], scale=3 if pictures else 1), out / ("grid.png" if pictures else "curves.png"))
+        save_png(
+            sheet([Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)], scale=3 if pictures else 1), out / ("grid.png" if pictures else "curves.png")
+        )
     what = f"{len(x)} images in {out}" if pictures else f"{len(x)} samples of {list(x.shape[1:])} in {out / 'samples.safetensors'}"
     typer.echo(f"{what}: {samples.settings.guidance}, NFE {samples.nfe:g}")
 

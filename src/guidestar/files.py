@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -46,7 +47,7 @@ def keep_former(path: Path, keep: int) -> None:
     if keep < 2 or not path.exists():
         return
     names = [path.with_name(f"{path.stem}.{i}{path.suffix}") for i in range(1, keep)]
-    for newer, older in reversed(list(zip(names, names[1:], strict=False))):
+    for newer, older in reversed(list(pairwise(names))):
         if newer.exists():
             os.replace(newer, older)
     spare = path.with_name(f"{path.name}.keeping")

@@ -83,6 +83,7 @@ class TextEncoder(nn.Module):
     def __init__(self, text: nn.Module, tokenizer: Any) -> None:
         super().__init__()
         self.text, self.tokenizer = text, tokenizer
+        self.width = int(text.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def rows(self, values: Sequence[str]) -> Tensor:
         """Return the tokens of captions and their mask, ``[B, 2, 77]``, int64."""

@@ -1,107 +1,19 @@
-"""Folders of pictures, and parquet files of them: decoded once, before training, into one array."""
+"""Folders of pictures, and parquet files of them, read by Hugging Face's datasets."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..draw import Draw
-from ..files import make_folder, whole_or_not
-from ._core import Column, Source, Targets
+from ._core import Column
+from .pictures import Look, Pictures, Say, all_grey, decoded
 
 Kind = Literal["class", "vector", "text"]
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """How pictures are made alike.
-
-    Args:
-        size: pixels of a side.
-        channels: 1 or 3; None for 3 unless all pictures are grey.
-        crop: "center", or "random": a square of ``size`` is cut from one an eighth larger, where the draw says.
-        flip: mirror left to right with probability ½.
-    """
-
-    size: int
-    channels: int | None = None
-    crop: Literal["center", "random"] = "center"
-    flip: bool = False
-
-    @property
-    def side(self) -> int:
-        """Pixels of a side as kept: more than ``size`` where there is something to crop."""
-        return round(self.size * 1.125) if self.crop == "random" else self.size
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pictures(Source):
-    """Decoded pictures.
-
-    Args:
-        pixels: ``[N, C, side, side]``, uint8; in memory, or mapped from a file.
-        targets, columns: as of any source.
-        look: size, crop and flip.
-    """
-
-    pixels: Tensor
-    targets: Targets
-    columns: Mapping[str, Column]  # type: ignore[misc]
-    look: Look
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Shape of one sample."""
-        return (self.pixels.shape[1], self.look.size, self.look.size)
-
-    @property
-    def size(self) -> int:  # type: ignore[override]
-        """How many pictures there are."""
-        return len(self.pixels)
-
-    def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
-        """Return the pictures at ``rows``, in [−1, 1]."""
-        where = torch.as_tensor(rows)
-        x = prepared(self.pixels[where], self.look, draw)
-        return x, {name: t[where] if isinstance(t, Tensor) else [t[r] for r in rows] for name, t in self.targets.items()}
-
-
-def prepared(pixels: Tensor, look: Look, draw: Draw) -> Tensor:
-    """Crop and flip pictures ``[B, C, side, side]`` (uint8) as the draw says, and bring them to [−1, 1]."""
-    spare = look.side - look.size
-    if spare:
-        down, right = ((draw.uniform(tag) * (spare + 1)).long()[:, None] + torch.arange(look.size) for tag in ("down", "right"))
-        pixels = pixels.movedim(1, -1)[torch.arange(len(pixels))[:, None, None], down[:, :, None], right[:, None, :]].movedim(-1, 1)
-    x = pixels.float() / 127.5 - 1
-    return torch.where((draw.uniform("flip") < 0.5).view(-1, 1, 1, 1), x.flip(-1), x) if look.flip else x
-
-
-def decode(picture: Any, look: Look, channels: int) -> Tensor:
-    """Bring a picture (Pillow's) to ``[C, side, side]``, uint8: upright, on white, resized and cut in the middle."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    plain = upright.convert("L" if channels == 1 else "RGB")
-    if plain.size != (look.side, look.side):
-        plain = ImageOps.fit(plain, (look.side, look.side), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(plain))
-    return pixels[None] if channels == 1 else pixels.movedim(-1, 0)
-
-
-# --- reading folders ---
 
 
 def image_folder(
@@ -198,7 +110,7 @@ def _check_folder(folder: Path) -> None:
     missing = [n for n in named if not (folder / n).is_file()]
     if missing:
         raise ValueError(f"{metadata}: names images that are not there: {missing[0]!r}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}")
-    unnamed = sorted(set(p.relative_to(folder).as_posix() for p in pictures) - set(named))
+    unnamed = sorted({p.relative_to(folder).as_posix() for p in pictures} - set(named))
     if unnamed:
         raise ValueError(f"{metadata}: says nothing about {unnamed[0]!r}{f' and {len(unnamed) - 1} more images' if len(unnamed) > 1 else ''}; add or remove them")
 
@@ -237,8 +149,8 @@ def _from_table(table: Any, path: Path, image: str, look: Look, *, columns: Any,
     raw = table.cast_column(image, datasets.Image(decode=False))
     described = described_columns(table, path, columns, {image, "file_name"}, classes)
     pictures = raw[image]
-    channels = look.channels or (1 if _all_grey(pictures) else 3)
-    pixels, kept = _decoded(pictures, look, channels, max_bad, cache, path, say)
+    channels = look.channels or (1 if all_grey(pictures) else 3)
+    pixels, kept = decoded(pictures, look, channels, max_bad, cache, path, say)
     targets = {name: _values(table, name, column, kept, path) for name, column in described.items()}
     return Pictures(pixels=pixels, targets=targets, columns=described, look=look)
 
@@ -259,12 +171,16 @@ def described_columns(table: Any, path: Path, stated: Mapping[str, Kind] | None,
 def _describe(table: Any, name: str, stated: Kind | None, path: Path, classes: Sequence[str]) -> Column:
     import datasets
 
-    feature, first = table.features[name], table[name][0]
+    feature = table.features[name]
+    first: Any = table[name][0]
+    listed: list[Any] = first if isinstance(first, list) else []
     text, number, many = isinstance(first, str), isinstance(first, int | float) and not isinstance(first, bool), isinstance(first, list)
     kind = stated or ("class" if isinstance(feature, datasets.ClassLabel) else "text" if text else "vector")
-    fits = {"class": isinstance(first, int | str), "text": text, "vector": number or (many and all(isinstance(v, int | float) for v in first))}
+    fits = {"class": isinstance(first, int | str), "text": text, "vector": number or (many and all(isinstance(v, int | float) for v in listed))}
     if not fits[kind]:
-        raise ValueError(f"{path}: the column {name!r} is not a {kind}: its first value is {str(first)[:60]!r}; state what it is, data.columns = {{ {name} = \"…\" }}, or leave it out")
+        raise ValueError(
+            f'{path}: the column {name!r} is not a {kind}: its first value is {str(first)[:60]!r}; state what it is, data.columns = {{ {name} = "…" }}, or leave it out'
+        )
     if kind == "class":
         if isinstance(feature, datasets.ClassLabel):
             return Column(kind="class", classes=tuple(feature.names))
@@ -275,7 +191,7 @@ def _describe(table: Any, name: str, stated: Kind | None, path: Path, classes: S
         if values[0] < 0 or values[-1] >= count:
             raise ValueError(f"{path}: the classes of {name!r} run from {values[0]} to {values[-1]}, but there are {count} names")
         return Column(kind="class", classes=tuple(classes) or tuple(str(i) for i in range(count)))
-    return Column(kind=kind, width=(len(first) if many else 1) if kind == "vector" else 0)
+    return Column(kind=kind, width=(len(listed) if many else 1) if kind == "vector" else 0)
 
 
 def _values(table: Any, name: str, column: Column, kept: Sequence[int], path: Path) -> Tensor | list[str]:
@@ -292,88 +208,3 @@ def _values(table: Any, name: str, column: Column, kept: Sequence[int], path: Pa
     if odd is not None:
         raise ValueError(f"{path}: row {odd} of {name!r} should hold {column.width} numbers")
     return torch.tensor(values, dtype=torch.float32).reshape(len(values), column.width)
-
-
-# --- decoding ---
-
-
-def _all_grey(pictures: Sequence[Mapping[str, Any]]) -> bool:
-    from PIL import Image
-
-    for picture in pictures:
-        try:
-            with _opened(picture) as image:
-                if image.mode not in ("1", "L", "LA", "I", "I;16"):
-                    return False
-        except (OSError, Image.DecompressionBombError):
-            continue
-    return True
-
-
-def _opened(picture: Mapping[str, Any]) -> Any:
-    import io
-
-    from PIL import Image
-
-    return Image.open(io.BytesIO(picture["bytes"]) if picture.get("bytes") else picture["path"])
-
-
-def _decoded(pictures: Any, look: Look, channels: int, max_bad: int, cache: Path | None, path: Path, say: Say | None) -> tuple[Tensor, list[int]]:
-    """Decode all pictures, or take up what an earlier run decoded; return the pixels and which rows they are of."""
-    import numpy as np
-
-    file = cache / f"pixels-{_key(pictures, look, channels)}.npy" if cache else None
-    if file and file.is_file() and file.with_suffix(".json").is_file():
-        kept = json.loads(file.with_suffix(".json").read_text())
-        return torch.from_numpy(np.load(file, mmap_mode="c"))[: len(kept)], kept
-    if file is None:
-        kept, out = [], torch.empty((len(pictures), channels, look.side, look.side), dtype=torch.uint8)
-        for i, pixels in _good(pictures, look, channels, max_bad, path, say):
-            out[len(kept)] = pixels
-            kept.append(i)
-        return out[: len(kept)], kept
-    make_folder(file.parent)
-    kept = []
-    with whole_or_not(file) as beside:
-        array = np.lib.format.open_memmap(beside, "w+", np.uint8, (len(pictures), channels, look.side, look.side))
-        for i, pixels in _good(pictures, look, channels, max_bad, path, say):
-            array[len(kept)] = pixels.numpy()
-            kept.append(i)
-        array.flush()
-        with whole_or_not(file.with_suffix(".json")) as rows:
-            rows.write_text(json.dumps(kept))
-    return torch.from_numpy(np.load(file, mmap_mode="c"))[: len(kept)], kept
-
-
-def _good(pictures: Any, look: Look, channels: int, max_bad: int, path: Path, say: Say | None) -> Iterator[tuple[int, Tensor]]:
-    """Yield the pictures that can be read, with their rows.
-
-    Raises:
-        ValueError: more than ``max_bad`` cannot.
-    """
-    from PIL import Image
-
-    bad: list[str] = []
-    for i, picture in enumerate(pictures):
-        try:
-            with _opened(picture) as image:
-                yield i, decode(image, look, channels)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            bad.append(f"{picture.get('path') or f'row {i}'} ({' '.join(str(error).split())})")
-            if len(bad) > max_bad:
-                more = f", after {', '.join(b.split(' (')[0] for b in bad[:-1][:3])}" if len(bad) > 1 else ""
-                raise ValueError(f"{path}: cannot read the image {bad[-1]}{more}; mend or remove it, or set data.max_bad (now {max_bad})") from error
-            if say:
-                say(f"skipped an image that cannot be read: {bad[-1]}")
-
-
-def _key(pictures: Any, look: Look, channels: int) -> str:
-    """Name what the decoded pictures depend on: the files, as the disk knows them, and the look."""
-    digest = hashlib.blake2b(f"{look.side}/{channels}".encode(), digest_size=12)
-    for picture in pictures:
-        if picture.get("bytes"):
-            digest.update(picture["bytes"])
-        else:
-            about = os.stat(picture["path"])
-            digest.update(f"{picture['path']}/{about.st_size}/{about.st_mtime_ns}".encode())
-    return digest.hexdigest()

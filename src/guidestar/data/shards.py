@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..draw import Draw
 from ._core import Column, Source, Targets
-from .folders import Look, decode, prepared
+from .pictures import Look, decode, opened, prepared
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 
@@ -46,7 +46,9 @@ class Shards(Source):
         first = next(self._pass(0))
         self._picture = next((k for k in PICTURES if k in first), "")
         if not self._picture:
-            raise ValueError(f"{self.files[0]}: its first sample holds no picture ({', '.join('.' + p for p in PICTURES)}), but {', '.join(k for k in first if not k.startswith('__'))}")
+            raise ValueError(
+                f"{self.files[0]}: its first sample holds no picture ({', '.join('.' + p for p in PICTURES)}), but {', '.join(k for k in first if not k.startswith('__'))}"
+            )
         names = tuple(classes) or _class_names(Path(self.files[0]).parent)
         self.columns = {**({"label": Column(kind="class", classes=names)} if "cls" in first else {}), **({"caption": Column(kind="text")} if "txt" in first else {})}
         if "cls" in first and not names:
@@ -82,10 +84,8 @@ class Shards(Source):
         return prepared(pixels, self.look, draw), self._targets(found)
 
     def _decoded(self, sample: Mapping[str, Any]) -> Tensor:
-        from .folders import _opened
-
         try:
-            with _opened(sample[self._picture]) as image:
+            with opened(sample[self._picture]) as image:
                 return decode(image, self.look, self.channels)
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{sample.get('__url__')}: cannot read the image of {sample.get('__key__')!r} ({' '.join(str(error).split())})") from error

@@ -210,4 +210,6 @@ def latents(source: Source, encode: Callable[[Tensor], Tensor], cache: Path, *, 
 def _extended(known: Tensor | list[str] | None, more: Tensor | list[str]) -> Tensor | list[str]:
     if known is None:
         return more
-    return torch.cat([known, more]) if isinstance(known, Tensor) and isinstance(more, Tensor) else [*known, *more]
+    if isinstance(known, Tensor) and isinstance(more, Tensor):
+        return torch.cat([known, more])
+    return [str(t) for t in (*known, *more)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class Telling:
             ValueError: the ratios do not rise, or a temperature is not positive.
         """
         rows = tuple((float(r), float(t)) for r, t in table)
-        if any(a[0] >= b[0] for a, b in zip(rows, rows[1:], strict=False)) or any(r <= 0 or t <= 0 for r, t in rows):
+        if any(a[0] >= b[0] for a, b in pairwise(rows)) or any(r <= 0 or t <= 0 for r, t in rows):
             raise ValueError(f"temperatures are pairs (rho, T) of positive numbers, rho rising, not {rows}")
         self.temperatures = rows
         self.register_to_config(temperatures=rows)  # type: ignore[attr-defined]

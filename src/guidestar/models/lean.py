@@ -29,7 +29,7 @@ def lean(network: Module) -> Module:
     Blocks of other kinds (scale-shift norms, resampling, scaled outputs) stay as they are. Weights are
     laid out channels last, for which the CPU's convolutions are faster.
     """
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     for module in network.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = MethodType(_forward, module)

@@ -102,5 +102,5 @@ def own_dropout_off(net: nn.Module) -> nn.Module:
     """Switch off a network's own dropping of labels (DiT's): the objective drops them, by its own draws."""
     for module in net.modules():
         if hasattr(module, "token_drop") and hasattr(module, "dropout_prob"):
-            module.dropout_prob = 0.0
+            setattr(module, "dropout_prob", 0.0)  # noqa: B010
     return net

@@ -153,7 +153,7 @@ class Trainer:
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         nn.Module.to(module, self.dtype)  # Diffusers' own would warn of layers it keeps in float32, of which these have none
         if torch.cuda.is_available() or settings.precision == "float32":  # on the CPU bfloat16 convolutions are faster as they are
-            module.to(memory_format=torch.channels_last)
+            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         trained = [p for p in module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(trained, settings.rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True)
         if settings.batch < self._world * settings.accumulate:
@@ -206,7 +206,7 @@ class Trainer:
             total += losses.detach().sum()
         norm = a.clip_grad_norm_(self._lossy.parameters(), s.clip)
         asked = torch.full_like(total, float(stop is not None and stop.asked))
-        loss, asked, self.norm = torch.stack([*a.reduce(torch.stack([total / s.batch, asked])), norm.double()]).tolist()
+        loss, asked, self.norm = torch.stack([*a.reduce(torch.stack([total / s.batch, asked])), torch.as_tensor(norm).double()]).tolist()
         if not (math.isfinite(loss) and math.isfinite(self.norm)):  # one such step would spoil every weight, and the next checkpoint with them
             self.optimiser.zero_grad(set_to_none=True)
             what = f"the gradient's norm became {self.norm:g}" if math.isfinite(loss) else f"the loss became {loss:g}"
@@ -338,9 +338,7 @@ def fit(
                 for hook in after:
                     hook(trainer)
                 whole = True
-            yield Progress(
-                step=trainer.done, loss=loss, norm=trainer.norm, rate=rate, seconds=trainer.seconds, samples=trainer.done * trainer.settings.batch
-            )
+            yield Progress(step=trainer.done, loss=loss, norm=trainer.norm, rate=rate, seconds=trainer.seconds, samples=trainer.done * trainer.settings.batch)
             if checkpoint and time.monotonic() - saved_at > every:
                 trainer.save(checkpoint, keep=keep)
                 saved_at, saved_step = time.monotonic(), trainer.done

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..bridge.weights import read_module
 from ..card import write_card
 from ..data._core import Source
 from ..draw import Draw
 from ..evaluate import calibration
 from ..evaluate.levels import trusted_rho
-from ..bridge.weights import read_module
 from ..folder import Decoder, save, write_average
 from ..model import Model
 from ._core import profiles, read_checkpoint

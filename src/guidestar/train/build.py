@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ..bridge.diffusers import denoiser as bridged
 from ..bridge.encoders import read_text
 from ..bridge.schedulers import Process
-from ..data import fashion_mnist
 from ..bridge.weights import read_module
+from ..data import fashion_mnist
 from ..data._core import Column, InMemory, Source, Targets, split
-from ..data.folders import Look, image_folder, parquet
+from ..data.folders import image_folder, parquet
+from ..data.pictures import Look
 from ..data.shards import Shards
 from ..data.tensors import Scale, Scaled, latents, tensors
 from ..draw import Draw
@@ -27,8 +28,8 @@ from ..models import networks
 from ..models.classifier import Classifier
 from ..models.conditional import ConditionalModel
 from ..models.conditions import ClassEncoder, Conditions, LabelEncoder, VectorEncoder
-from ._core import Objective
 from . import classification as supervised
+from ._core import Objective
 from .denoising import Conditional, Denoising
 from .recipe import PARTS, ClassifierPart, ConditionSpec, Data, NetworkPart, Recipe
 from .times import LogitNormal, UniformTime
@@ -77,8 +78,9 @@ def _to_test(spec: Data, whole: Source, bad: Callable[[str], None] | None) -> So
     """Read the data to measure on, in the units of those to train on."""
     still = spec.model_copy(update={"flip": False, "crop": "center", "standardise": False, "classes": spec.classes or _classes(whole)})
     test, scale = _read(still, str(spec.test), bad), scale_of(whole)
-    if test.shape != whole.shape or {n: c.kind for n, c in test.columns.items()} != {n: c.kind for n, c in whole.columns.items()}:
-        raise ValueError(f"{spec.test} holds samples of {list(test.shape)} with {', '.join(test.columns) or 'no columns'}, {spec.path} of {list(whole.shape)} with {', '.join(whole.columns) or 'none'}")
+    one, other = (f"samples of {list(source.shape)} with {', '.join(source.columns) or 'no columns'}" for source in (whole, test))
+    if one != other:
+        raise ValueError(f"{spec.test} holds {other}, but {spec.path} {one}; they should be alike")
     return Scaled(source=test, scale=scale) if scale else test
 
 
@@ -201,7 +203,7 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source) -> Built:
     specs, p = told(recipe, source.columns), process(recipe)
     columns = {name: source.columns[name] for name in specs}
     texts = {name: read_text(Path(_encoder(name, s))) for name, s in specs.items() if columns[name].kind == "text"}
-    widths = {int(t.text.config.hidden_size) for t in texts.values()}
+    widths = {t.width for t in texts.values()}
     if len(widths) > 1:
         raise ValueError(f"the text encoders of one model must be of one width, not {sorted(widths)}")
     embedded = any(c.kind != "text" for c in columns.values())
@@ -215,7 +217,7 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source) -> Built:
 
 def _encoder(name: str, spec: ConditionSpec) -> str:
     if spec.encoder is None:
-        raise ValueError(f"the condition {name!r} is text: say which CLIP encodes it, conditions.{name}.encoder = \"folder with text_encoder/ and tokenizer/\"")
+        raise ValueError(f'the condition {name!r} is text: say which CLIP encodes it, conditions.{name}.encoder = "folder with text_encoder/ and tokenizer/"')
     return spec.encoder
 
 
@@ -224,11 +226,15 @@ def _network(spec: NetworkPart, shape: tuple[int, ...], columns: Mapping[str, Co
     if spec.network == "unet":
         if not image or shape[1] != shape[2] or shape[1] % 2 ** (len(spec.widths or ()) - 1):
             halvings = len(spec.widths or ()) - 1
-            raise ValueError(f"a unet of {halvings + 1} widths halves square images {halvings} times, which samples of {list(shape)} do not allow; use other widths, or network = \"sequence\"")
-        return networks.unet(size=shape[1], channels=shape[0], widths=spec.widths or (), layers=spec.layers, groups=spec.groups, head=spec.head, embedded=embedded, text_width=text_width)
+            raise ValueError(
+                f'a unet of {halvings + 1} widths halves square images {halvings} times, which samples of {list(shape)} do not allow; use other widths, or network = "sequence"'
+            )
+        return networks.unet(
+            size=shape[1], channels=shape[0], widths=spec.widths or (), layers=spec.layers, groups=spec.groups, head=spec.head, embedded=embedded, text_width=text_width
+        )
     if spec.network == "sequence":
         if image:
-            raise ValueError(f"network = \"sequence\" is for vectors and sequences [T, C], not for samples of {list(shape)}")
+            raise ValueError(f'network = "sequence" is for vectors and sequences [T, C], not for samples of {list(shape)}')
         from ..models.sequence import SequenceTransformer
 
         more = {} if text_width is None else {"cross_attention_dim": text_width}

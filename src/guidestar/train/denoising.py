@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Denoising(Objective):
 
     schedule: Schedule
     levels: Callable[[Schedule, Draw], Level]
-    weighting: Callable[[Level], Value] = Uniform(space="v")
+    weighting: Callable[[Level], Value] = field(default_factory=lambda: Uniform(space="v"))
 
     def __call__(self, net, x0: Tensor, target: Condition, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the denoiser ``net`` on ``x0 [B, *S]`` under the condition ``target``."""

@@ -81,7 +81,7 @@ def _lines(name: str, data: Data, source: Source, steps: int) -> list[str]:
     if any(c.kind == "class" for c in source.columns.values()):
         for part in ("classifier # sees noise, and guides", "judge # sees none, and only measures"):
             head, _, remark = part.partition(" ")
-            train = f'train = {{ steps = {max(1, steps // 3)}, batch = 64, rate = 1e-3, warmup = {min(50, steps // 30)}, decay = 0.99, weight_decay = 0.01 }}'
+            train = f"train = {{ steps = {max(1, steps // 3)}, batch = 64, rate = 1e-3, warmup = {min(50, steps // 30)}, decay = 0.99, weight_decay = 0.01 }}"
             lines += [f"[{head}] {remark}", "widths = [16, 32, 64]", "dropout = 0.1", train, ""]
     return [*lines, "[preview]", f"every = {max(1, steps // 4)}", ""]
 

@@ -106,7 +106,7 @@ class ClassifierPart(_Net):
     """
 
     column: str | None = None
-    widths: Widths
+    widths: Widths = Field()  # type: ignore[assignment]
     dropout: float = Field(default=0.0, ge=0, lt=1)
     shift: int = Field(default=0, ge=0)
     calibrate: bool = True
@@ -150,7 +150,7 @@ class Data(_Strict):
     @model_validator(mode="after")
     def _check(self) -> Data:
         if self.path is None and self.kind != "fashion-mnist":
-            raise ValueError("say where the data are: path = \"…\"")
+            raise ValueError('say where the data are: path = "…"')
         if self.vae and self.flip:
             raise ValueError("latents are encoded once, so they cannot be flipped anew each time; leave flip or vae out")
         return self

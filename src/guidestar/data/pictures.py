@@ -1,0 +1,184 @@
+"""Pictures as arrays: decoded once, before training, made alike, and kept in a file where they do not fit into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..draw import Draw
+from ..files import make_folder, whole_or_not
+from ._core import Column, Source, Targets
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How pictures are made alike.
+
+    Args:
+        size: pixels of a side.
+        channels: 1 or 3; None for 3 unless all pictures are grey.
+        crop: "center", or "random": a square of ``size`` is cut from one an eighth larger, where the draw says.
+        flip: mirror left to right with probability ½.
+    """
+
+    size: int
+    channels: int | None = None
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+
+    @property
+    def side(self) -> int:
+        """Pixels of a side as kept: more than ``size`` where there is something to crop."""
+        return round(self.size * 1.125) if self.crop == "random" else self.size
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pictures(Source):
+    """Decoded pictures.
+
+    Args:
+        pixels: ``[N, C, side, side]``, uint8; in memory, or mapped from a file.
+        targets, columns: as of any source.
+        look: size, crop and flip.
+    """
+
+    pixels: Tensor
+    targets: Targets
+    columns: Mapping[str, Column]  # type: ignore[misc]
+    look: Look
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Shape of one sample."""
+        return (self.pixels.shape[1], self.look.size, self.look.size)
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """How many pictures there are."""
+        return len(self.pixels)
+
+    def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
+        """Return the pictures at ``rows``, in [−1, 1]."""
+        where = torch.as_tensor(rows)
+        x = prepared(self.pixels[where], self.look, draw)
+        return x, {name: t[where] if isinstance(t, Tensor) else [t[r] for r in rows] for name, t in self.targets.items()}
+
+
+def prepared(pixels: Tensor, look: Look, draw: Draw) -> Tensor:
+    """Crop and flip pictures ``[B, C, side, side]`` (uint8) as the draw says, and bring them to [−1, 1]."""
+    spare = look.side - look.size
+    if spare:
+        down, right = ((draw.uniform(tag) * (spare + 1)).long()[:, None] + torch.arange(look.size) for tag in ("down", "right"))
+        pixels = pixels.movedim(1, -1)[torch.arange(len(pixels))[:, None, None], down[:, :, None], right[:, None, :]].movedim(-1, 1)
+    x = pixels.float() / 127.5 - 1
+    return torch.where((draw.uniform("flip") < 0.5).view(-1, 1, 1, 1), x.flip(-1), x) if look.flip else x
+
+
+def decode(picture: Any, look: Look, channels: int) -> Tensor:
+    """Bring a picture (Pillow's) to ``[C, side, side]``, uint8: upright, on white, resized and cut in the middle."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    plain = upright.convert("L" if channels == 1 else "RGB")
+    if plain.size != (look.side, look.side):
+        plain = ImageOps.fit(plain, (look.side, look.side), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(plain))
+    return pixels[None] if channels == 1 else pixels.movedim(-1, 0)
+
+
+def all_grey(pictures: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether no picture has colours."""
+    from PIL import Image
+
+    for picture in pictures:
+        try:
+            with opened(picture) as image:
+                if image.mode not in ("1", "L", "LA", "I", "I;16"):
+                    return False
+        except (OSError, Image.DecompressionBombError):
+            continue
+    return True
+
+
+def opened(picture: Mapping[str, Any]) -> Any:
+    """Open an encoded picture, as `datasets` holds it."""
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(picture["bytes"]) if picture.get("bytes") else picture["path"])
+
+
+def decoded(pictures: Any, look: Look, channels: int, max_bad: int, cache: Path | None, path: Path, say: Say | None) -> tuple[Tensor, list[int]]:
+    """Decode all pictures, or take up what an earlier run decoded; return the pixels and which rows they are of."""
+    import numpy as np
+
+    file = cache / f"pixels-{_key(pictures, look, channels)}.npy" if cache else None
+    if file and file.is_file() and file.with_suffix(".json").is_file():
+        kept = json.loads(file.with_suffix(".json").read_text())
+        return torch.from_numpy(np.load(file, mmap_mode="c"))[: len(kept)], kept
+    if file is None:
+        kept, out = [], torch.empty((len(pictures), channels, look.side, look.side), dtype=torch.uint8)
+        for i, pixels in _good(pictures, look, channels, max_bad, path, say):
+            out[len(kept)] = pixels
+            kept.append(i)
+        return out[: len(kept)], kept
+    make_folder(file.parent)
+    kept = []
+    with whole_or_not(file) as beside:
+        array = np.lib.format.open_memmap(beside, "w+", np.uint8, (len(pictures), channels, look.side, look.side))
+        for i, pixels in _good(pictures, look, channels, max_bad, path, say):
+            array[len(kept)] = pixels.numpy()
+            kept.append(i)
+        array.flush()
+        with whole_or_not(file.with_suffix(".json")) as rows:
+            rows.write_text(json.dumps(kept))
+    return torch.from_numpy(np.load(file, mmap_mode="c"))[: len(kept)], kept
+
+
+def _good(pictures: Any, look: Look, channels: int, max_bad: int, path: Path, say: Say | None) -> Iterator[tuple[int, Tensor]]:
+    """Yield the pictures that can be read, with their rows.
+
+    Raises:
+        ValueError: more than ``max_bad`` cannot.
+    """
+    from PIL import Image
+
+    bad: list[str] = []
+    for i, picture in enumerate(pictures):
+        try:
+            with opened(picture) as image:
+                yield i, decode(image, look, channels)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            bad.append(f"{picture.get('path') or f'row {i}'} ({' '.join(str(error).split())})")
+            if len(bad) > max_bad:
+                more = f", after {', '.join(b.split(' (')[0] for b in bad[:-1][:3])}" if len(bad) > 1 else ""
+                raise ValueError(f"{path}: cannot read the image {bad[-1]}{more}; mend or remove it, or set data.max_bad (now {max_bad})") from error
+            if say:
+                say(f"skipped an image that cannot be read: {bad[-1]}")
+
+
+def _key(pictures: Any, look: Look, channels: int) -> str:
+    """Name what the decoded pictures depend on: the files, as the disk knows them, and the look."""
+    digest = hashlib.blake2b(f"{look.side}/{channels}".encode(), digest_size=12)
+    for picture in pictures:
+        if picture.get("bytes"):
+            digest.update(picture["bytes"])
+        else:
+            about = os.stat(picture["path"])
+            digest.update(f"{picture['path']}/{about.st_size}/{about.st_mtime_ns}".encode())
+    return digest.hexdigest()
