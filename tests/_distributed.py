@@ -14,6 +14,7 @@ from guidestar.levels import VP
 from guidestar.models.conditional import ConditionalModel
 from guidestar.models.conditions import ClassEncoder, Conditions
 from guidestar.train._core import Settings, Trainer, fit
+from guidestar.train.ema import EMA
 from guidestar.train.denoising import Conditional, Denoising, LogitNormal
 
 STEPS = 300
@@ -53,10 +54,39 @@ def losses(precision: str, accumulate: int = 1) -> list[float]:
     return [p.loss for p in fit(trainer(precision, accumulate))]
 
 
+def shard(subject: Trainer) -> Trainer:
+    """Spread a trainer's network over the processes, as accelerate does for FSDP on GPUs (it does not on CPUs)."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (subject.accelerator.num_processes,))
+    fully_shard(subject.module.denoiser.net, mesh=mesh)
+    subject._lossy = subject._lossy.module if hasattr(subject._lossy, "reducer") else subject._lossy
+    fully_shard(subject._lossy, mesh=mesh)
+    subject.optimiser = torch.optim.AdamW(subject.module.parameters(), subject.settings.rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
+    subject.averages = {name: EMA(subject.module, average.profile) for name, average in subject.averages.items()}
+    return subject
+
+
+def sharded(place: Path) -> list[float]:
+    """Train spread over the processes, stopping half-way and going on from the checkpoint."""
+    first, found = shard(trainer("float64")), []
+    steps = fit(first, place, every=1e9)
+    for progress in steps:
+        found.append(progress.loss)
+        if progress.step == STEPS // 2:
+            break
+    first.save(place)
+    first.accelerator.wait_for_everyone()
+    return found + [p.loss for p in fit(shard(trainer("float64")), place, every=1e9)]
+
+
 def main(out: Path) -> None:
-    runs = {"float32": losses("float32"), "float64": losses("float64"), "accumulated": losses("float64", 2)}
     from accelerate import PartialState
 
+    runs = {"float32": losses("float32"), "float64": losses("float64"), "accumulated": losses("float64", 2)}
+    if PartialState().num_processes > 1:
+        runs["sharded"] = sharded(out.with_name("sharded.pt"))
     if PartialState().is_main_process:
         out.write_text(json.dumps({"processes": PartialState().num_processes, **runs}))
 

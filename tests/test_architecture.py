@@ -20,7 +20,7 @@ BELOW = {
     "passes": {"levels", "prediction", "denoiser"},
     "guidance": {"levels", "prediction", "draw", "denoiser", "passes"},
     "sampling": {"levels", "prediction", "draw"},
-    "data": {"levels", "prediction", "draw", "denoiser"},
+    "data": {"levels", "prediction", "draw", "denoiser", "files"},
     "evaluate": {"levels", "prediction", "draw", "denoiser", "data"},
     "models": {"levels", "prediction", "draw", "denoiser", "passes"},
 }

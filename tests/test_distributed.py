@@ -61,6 +61,12 @@ def test_two_processes_train_as_one(two, precision, tolerance, one_thread):
     assert max(abs(a - b) / a for a, b in zip(alone, two[precision], strict=True)) <= tolerance
 
 
+def test_a_network_spread_over_processes_trains_and_resumes_as_a_whole_one(two, one_thread):
+    alone = _distributed.losses("float64")
+    assert len(two["sharded"]) == 300
+    assert max(abs(a - b) / a for a, b in zip(alone, two["sharded"], strict=True)) <= 1e-10
+
+
 def test_accumulating_changes_nothing(two, one_thread):
     alone = _distributed.losses("float64")
     for other in (two["accumulated"], _distributed.losses("float64", 4)):

@@ -79,11 +79,12 @@ class VP(Schedule):
 
     @cached_property
     def _alphas(self) -> Tensor:
-        return torch.tensor(self.alphas_cumprod, dtype=torch.float64).sqrt()
+        # Python's square root is rounded rightly on every machine; torch's is not on some.
+        return torch.tensor([math.sqrt(a) for a in self.alphas_cumprod], dtype=torch.float64)
 
     @cached_property
     def _sigmas(self) -> Tensor:
-        return (1 - torch.tensor(self.alphas_cumprod, dtype=torch.float64)).sqrt()
+        return torch.tensor([math.sqrt(1 - a) for a in self.alphas_cumprod], dtype=torch.float64)
 
     @cached_property
     def _angles(self) -> Tensor:

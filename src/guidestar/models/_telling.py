@@ -27,19 +27,14 @@ def temperature_at(rho: Value, table: Sequence[tuple[float, float]]) -> Value:
     return found if isinstance(rho, Tensor) else float(found)
 
 
-class Telling:
+class _Telling:
     """Mixin of networks that tell a class, or real numbers (a mean and a log-variance for each).
 
     The network has ``head``, ``drop``, ``features(x, time)`` and, in its config, ``outputs``,
     ``temperature`` and ``temperatures``.
     """
 
-    noise_aware: bool
-    outputs: int | None
-    temperature: float
-    temperatures: tuple[tuple[float, float], ...]
-
-    def calibrate(self, table: Sequence[tuple[float, float]]) -> None:
+    def calibrate(self: Any, table: Sequence[tuple[float, float]]) -> None:
         """Divide logits by these temperatures, by noise ratio, from now on.
 
         Raises:
@@ -49,7 +44,7 @@ class Telling:
         if any(a[0] >= b[0] for a, b in pairwise(rows)) or any(r <= 0 or t <= 0 for r, t in rows):
             raise ValueError(f"temperatures are pairs (rho, T) of positive numbers, rho rising, not {rows}")
         self.temperatures = rows
-        self.register_to_config(temperatures=rows)  # type: ignore[attr-defined]
+        self.register_to_config(temperatures=rows)
 
     def forward(self: Any, x: Tensor, level: Level | None = None) -> Tensor:
         """Return logits ``[B, K]`` (a regressor: means and log-variances ``[B, 2D]``); a noise-aware network wants the level of ``x``."""
@@ -60,7 +55,7 @@ class Telling:
         x = x * expand(inverse_or_zero(level.norm), x)
         return self._cooled(self.head(self.drop(self.features(x, level.t))), level)
 
-    def _cooled(self, out: Tensor, level: Level | None) -> Tensor:
+    def _cooled(self: Any, out: Tensor, level: Level | None) -> Tensor:
         if self.outputs:
             return out
         out = out / self.temperature

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..levels import Value
-from ._telling import Telling
+from ._telling import _Telling
 
 
 class _Block(nn.Module):
@@ -35,7 +35,7 @@ class _Block(nn.Module):
         return self.skip(x) + self.conv2(F.silu(h))
 
 
-class Classifier(Telling, ModelMixin, ConfigMixin):
+class Classifier(_Telling, ModelMixin, ConfigMixin):
     """A small residual network over images ``[B, C, H, W]`` in [−1, 1].
 
     Args:

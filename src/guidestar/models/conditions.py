@@ -43,31 +43,27 @@ def find_class(name: str | int, classes: Sequence[str]) -> int:
 class _Alone:
     """What a single kind of condition needs to be a model's encoder by itself."""
 
-    rows: Any
-    null_row: Any
-    parse: Any
+    def _device(self: Any) -> torch.device:
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
-    def _device(self) -> torch.device:
-        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))  # type: ignore[attr-defined]
-
-    def encode(self, names: Sequence[str | int]) -> Condition:
+    def encode(self: Any, names: Sequence[str | int]) -> Condition:
         """Encode names, one for each sample."""
-        return self(self.rows([self.parse(n) for n in names]).to(self._device()))  # type: ignore[operator]
+        return self(self.rows([self.parse(n) for n in names]).to(self._device()))
 
-    def null(self, batch: int) -> Condition:
+    def null(self: Any, batch: int) -> Condition:
         """Return the null condition for ``batch`` samples."""
-        return self(self.null_row().to(self._device()).expand(batch, *self.null_row().shape))  # type: ignore[operator]
+        return self(self.null_row().to(self._device()).expand(batch, *self.null_row().shape))
 
 
 class _Classes:
-    classes: tuple[str, ...]
+    """What conditions of classes share; they have ``classes``."""
 
     @property
-    def null_index(self) -> int:
+    def null_index(self: Any) -> int:
         """Index of "no condition"."""
         return len(self.classes)
 
-    def index(self, name: str | int) -> int:
+    def index(self: Any, name: str | int) -> int:
         """Find a class by name or index ("" is the null).
 
         Raises:
@@ -81,7 +77,7 @@ class _Classes:
         """Return class indices as ``[B]``, int64."""
         return torch.as_tensor(values).long()
 
-    def null_row(self) -> Tensor:
+    def null_row(self: Any) -> Tensor:
         """Return the index after the last class."""
         return torch.tensor(self.null_index)
 

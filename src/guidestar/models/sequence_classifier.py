@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..levels import Value
-from ._telling import Telling
+from ._telling import _Telling
 
 
 class _Block(nn.Module):
@@ -34,7 +34,7 @@ class _Block(nn.Module):
         return self.skip(x) + self.conv2(F.silu(h))
 
 
-class SequenceClassifier(Telling, ModelMixin, ConfigMixin):
+class SequenceClassifier(_Telling, ModelMixin, ConfigMixin):
     """A small residual network over sequences ``[B, T, C]`` or vectors ``[B, C]``.
 
     Arguments as `Classifier`; ``channels`` is C.

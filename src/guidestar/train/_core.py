@@ -20,6 +20,7 @@ from ..data._core import Source, Targets
 from ..draw import Draw
 from ..files import keep_former, whole_or_not
 from ._safely import Stop, held_back
+from ._sharded import is_sharded, load_module, load_optimiser, module_state, optimiser_state, whole
 from .ema import EMA, Power, Profile, Standard
 
 
@@ -150,6 +151,7 @@ class Trainer:
         self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
         self.module, self.data, self.settings, self.prepare = module, data, settings, prepare
         self.made_from, self.done, self.seconds, self.norm, self.loss = dict(made_from or {}), 0, 0.0, 0.0, 0.0
+        self.due = False
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         nn.Module.to(module, self.dtype)  # Diffusers' own would warn of layers it keeps in float32, of which these have none
         if torch.cuda.is_available() or settings.precision == "float32":  # on the CPU bfloat16 convolutions are faster as they are
@@ -205,8 +207,10 @@ class Trainer:
                 a.backward(losses.sum() * (self._world / s.batch))
             total += losses.detach().sum()
         norm = a.clip_grad_norm_(self._lossy.parameters(), s.clip)
-        asked = torch.full_like(total, float(stop is not None and stop.asked))
-        loss, asked, self.norm = torch.stack([*a.reduce(torch.stack([total / s.batch, asked])), torch.as_tensor(norm).double()]).tolist()
+        # What processes must agree on: the loss, whether one was asked to stop, whether the main one wants to save.
+        wishes = torch.tensor([float(stop is not None and stop.asked), float(self.due and a.is_main_process)], device=a.device, dtype=total.dtype)
+        shared = a.reduce(torch.cat([total[None] / s.batch, wishes]))
+        loss, asked, due, self.norm = torch.cat([shared, torch.as_tensor(whole(norm)).double().view(1).to(a.device)]).tolist()
         if not (math.isfinite(loss) and math.isfinite(self.norm)):  # one such step would spoil every weight, and the next checkpoint with them
             self.optimiser.zero_grad(set_to_none=True)
             what = f"the gradient's norm became {self.norm:g}" if math.isfinite(loss) else f"the loss became {loss:g}"
@@ -218,6 +222,7 @@ class Trainer:
         self.done += 1
         # A running mean of the last steps or so, for those who look at the end alone.
         self.loss += (loss - self.loss) * max(0.01, 1 / self.done)
+        self.due = due > 0
         if stop is not None:
             stop.agreed = asked > 0
         return loss
@@ -228,12 +233,11 @@ class Trainer:
         Raises:
             OSError: it cannot be written; the former checkpoint is intact.
         """
-        if not self.accelerator.is_main_process:
-            return
+        # Of a network that is spread over processes every one gives its part, so all of them come here.
         state = {
-            "module": self.module.state_dict(),
+            "module": module_state(self.module),
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": optimiser_state(self.optimiser),
             "done": self.done,
             "seconds": self.seconds,
             "loss": self.loss,
@@ -241,6 +245,8 @@ class Trainer:
             "made_from": self.made_from,
             "where": self._where(),
         }
+        if not self.accelerator.is_main_process:
+            return
         with whole_or_not(path) as beside:
             with beside.open("wb") as file:
                 torch.save(state, file)
@@ -264,10 +270,10 @@ class Trainer:
         if elsewhere:
             warnings.warn(f"{path} was written with other {', '.join(elsewhere)}; the training goes on, but not to the last bit as it would have there", stacklevel=2)
         try:
-            self.module.load_state_dict(state["module"])
+            load_module(self.module, state["module"])
             for name, average in self.averages.items():
                 average.load_state_dict(state["averages"][name])
-            self.optimiser.load_state_dict(state["optimiser"])
+            load_optimiser(self.optimiser, state["optimiser"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(f"{path} holds the weights of another network; give another --out, or the recipe it was started with") from error
         self.done, self.seconds, self.loss = state["done"], state["seconds"], state["loss"]
@@ -328,20 +334,22 @@ def fit(
     if checkpoint and checkpoint.exists():
         trainer.load(checkpoint)
     trainer.module.train()
-    saved_at, saved_step, whole = time.monotonic(), trainer.done, True
+    saved_at, saved_step, complete = time.monotonic(), trainer.done, True
     try:
         while trainer.done < trainer.settings.steps and not (stop and stop.agreed):
+            trainer.due = checkpoint is not None and time.monotonic() - saved_at > every
             with held_back():
-                start, whole, rate = time.monotonic(), False, trainer.rate()
+                start, complete, rate = time.monotonic(), False, trainer.rate()
                 loss = trainer.step(stop)
                 trainer.seconds += time.monotonic() - start
                 for hook in after:
                     hook(trainer)
-                whole = True
+                complete = True
             yield Progress(step=trainer.done, loss=loss, norm=trainer.norm, rate=rate, seconds=trainer.seconds, samples=trainer.done * trainer.settings.batch)
-            if checkpoint and time.monotonic() - saved_at > every:
+            if checkpoint and trainer.due:
                 trainer.save(checkpoint, keep=keep)
                 saved_at, saved_step = time.monotonic(), trainer.done
     finally:
-        if checkpoint and whole and trainer.done > saved_step:
+        together = trainer.done >= trainer.settings.steps or (stop is not None and stop.agreed)
+        if checkpoint and complete and trainer.done > saved_step and (together or not is_sharded(trainer.module)):
             trainer.save(checkpoint, keep=keep)

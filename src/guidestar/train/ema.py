@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._sharded import put, whole
+
 
 class Profile(ABC):
     """How much the n-th step counts in an average: ``a ← a + share(n)·(w − a)``."""
@@ -122,8 +124,9 @@ class EMA:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a checkpoint must hold."""
-        return {"updates": self.updates, "weights": self.weights()}
+        return {"updates": self.updates, "weights": {name: whole(t) for name, t in self.weights().items()}}
 
+    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` returned.
 
@@ -134,7 +137,7 @@ class EMA:
         if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in self.weights().items()}:
             raise KeyError("the average is of another module")
         for name, tensor in self.weights().items():
-            tensor.copy_(found[name])
+            put(tensor, found[name])
         self.updates = state["updates"]
 
 
