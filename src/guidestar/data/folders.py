@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,8 @@ def _load(builder: str, what: Path | list[Path]) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    where = {"data_dir": str(what)} if isinstance(what, Path) else {"data_files": [str(f) for f in what]}
+    # All files by name: of a bare folder, pictures called "train-1.png" or "test.png" would be taken for splits, and the others left out.
+    where = {"data_files": [f"{glob.escape(str(what))}/**"] if isinstance(what, Path) else [str(f) for f in what]}
     try:
         return datasets.load_dataset(builder, split="train", **where)  # type: ignore[arg-type]
     except Exception as error:
@@ -175,6 +177,7 @@ def _describe(table: Any, name: str, stated: Kind | None, path: Path, classes: S
     first: Any = table[name][0]
     listed: list[Any] = first if isinstance(first, list) else []
     text, number, many = isinstance(first, str), isinstance(first, int | float) and not isinstance(first, bool), isinstance(first, list)
+    text = text or (bool(listed) and all(isinstance(v, str) for v in listed))  # several captions
     kind = stated or ("class" if isinstance(feature, datasets.ClassLabel) else "text" if text else "vector")
     fits = {"class": isinstance(first, int | str), "text": text, "vector": number or (many and all(isinstance(v, int | float) for v in listed))}
     if not fits[kind]:
@@ -185,7 +188,7 @@ def _describe(table: Any, name: str, stated: Kind | None, path: Path, classes: S
         if isinstance(feature, datasets.ClassLabel):
             return Column(kind="class", classes=tuple(feature.names))
         values = sorted(set(table[name]))
-        if text:
+        if isinstance(first, str):
             return Column(kind="class", classes=tuple(str(v) for v in values))
         count = len(classes) or int(values[-1]) + 1
         if values[0] < 0 or values[-1] >= count:
@@ -194,14 +197,17 @@ def _describe(table: Any, name: str, stated: Kind | None, path: Path, classes: S
     return Column(kind=kind, width=(len(listed) if many else 1) if kind == "vector" else 0)
 
 
-def _values(table: Any, name: str, column: Column, kept: Sequence[int], path: Path) -> Tensor | list[str]:
+def _values(table: Any, name: str, column: Column, kept: Sequence[int], path: Path) -> Any:
     every = table[name]
     values = [every[i] for i in kept]
     empty = next((i for i, v in zip(kept, values, strict=True) if v is None), None)
     if empty is not None:
         raise ValueError(f"{path}: row {empty} has no {name!r}")
     if column.kind == "text":
-        return [str(v) for v in values]
+        wordless = next((i for i, v in zip(kept, values, strict=True) if isinstance(v, list) and not v), None)
+        if wordless is not None:
+            raise ValueError(f"{path}: row {wordless} has no {name!r}")
+        return [tuple(map(str, v)) if isinstance(v, list) else str(v) for v in values]
     if column.kind == "class":
         return torch.tensor([column.classes.index(v) if isinstance(v, str) else int(v) for v in values])
     odd = next((i for i, v in zip(kept, values, strict=True) if isinstance(v, list) and len(v) != column.width), None)

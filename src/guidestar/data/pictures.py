@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..draw import Draw
 from ..files import make_folder, whole_or_not
-from ._core import Column, Source, Targets
+from ._core import Column, Held, Source, Targets, picked
 
 Say = Callable[[str], None]
 
@@ -53,7 +53,7 @@ class Pictures(Source):
     """
 
     pixels: Tensor
-    targets: Targets
+    targets: Held
     columns: Mapping[str, Column]  # type: ignore[misc]
     look: Look
 
@@ -71,7 +71,7 @@ class Pictures(Source):
         """Return the pictures at ``rows``, in [−1, 1]."""
         where = torch.as_tensor(rows)
         x = prepared(self.pixels[where], self.look, draw)
-        return x, {name: t[where] if isinstance(t, Tensor) else [t[r] for r in rows] for name, t in self.targets.items()}
+        return x, picked(self.targets, rows, draw)
 
 
 def prepared(pixels: Tensor, look: Look, draw: Draw) -> Tensor:

@@ -15,29 +15,19 @@ from ..data._core import Source
 from ..draw import Draw
 from ..evaluate import calibration
 from ..evaluate.levels import trusted_rho
+from ..evaluate.retrieval import retrieval
 from ..folder import Decoder, save, write_average
 from ..model import Model
+from ..models.clip import CLIP
 from ._core import profiles, read_checkpoint
-from .build import build, judged, process, scale_of, scheduler_config, sources
-from .ema import EMA
+from .build import build, judged, plainest, process, scale_of, scheduler_config, sources
 from .recipe import ClassifierPart, Recipe
-from .run import checkpoint, settings, snapshot_file, snapshot_steps
+from .run import averaged, checkpoint, settings, snapshot_file, snapshot_steps
 
 RHOS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0)
 """Noise ratios at which a noise-aware classifier is examined."""
 MOST = 2000
 """Held-out samples at which it is examined."""
-
-
-def averaged(recipe: Recipe, part: str, out: Path, source: Source, average: str | None = None) -> Any:
-    """Return a part with its averaged weights (the first average, or the one named), from its checkpoint, frozen."""
-    module, state = build(recipe, part, source).module, read_checkpoint(checkpoint(out, part))
-    module.load_state_dict(state["module"])
-    name = average or next(iter(state["averages"]))
-    ema = EMA(module, next(p for p in profiles(settings(recipe, part)) if p.name == name))
-    ema.load_state_dict(state["averages"][name])
-    module.load_state_dict(ema.weights(), strict=False)
-    return module.requires_grad_(False).eval()
 
 
 def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> Model:
@@ -61,6 +51,7 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
 def _model(recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[str, Any]) -> Model:
     main, e = trained["model"], recipe.export
     encoder = main.encoder.alone()
+    guides = {"classifier": "classifier", "noisy_clip": "clip", "clip": "clean_clip"}
     return Model(
         name=recipe.name,
         denoiser=main.denoiser,
@@ -69,8 +60,8 @@ def _model(recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[
         encoder=encoder,
         decode=Decoder(read_module(recipe.data.vae)) if recipe.data.vae else lambda x: x,
         nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder.alone())} if "weak" in trained else {},
-        classifiers={"classifier": trained["classifier"]} if "classifier" in trained else {},
-        judge=trained.get("judge"),
+        classifiers={name: trained[part] for part, name in guides.items() if part in trained},
+        judge=trained.get("measuring_clip", trained.get("judge")),
         defaults={"guidance": e.guidance if encoder is not None else "uncond", "steps": e.steps, "solver": e.solver, "grid": e.grid},
         card=about,
     )
@@ -82,7 +73,7 @@ def _snapshots(recipe: Recipe, out: Path, source: Source) -> dict[str, Any]:
 
     nets = {}
     for step in snapshot_steps(recipe, "model") if recipe.export.snapshots else ():
-        module: Any = build(recipe, "model", source).module
+        module: Any = build(recipe, "model", source, out).module
         module.load_state_dict(load_file(snapshot_file(out, "model", step)), strict=False)
         module.requires_grad_(False).eval()
         nets[f"step-{step}"] = (module.denoiser, module.encoder.alone())
@@ -131,7 +122,43 @@ def _examined(recipe: Recipe, trained: dict[str, Any], source: Source, aside: So
         found |= examine(trained["classifier"], recipe, x, y) if y.dtype == torch.int64 else {}
     if "judge" in trained and recipe.judge is not None:
         found["judge_accuracy"] = accuracy(trained["judge"], *gathered(aside, recipe.judge))
+    clips = {part: net for part, net in trained.items() if isinstance(net, CLIP)}
+    if clips:
+        found["clips"] = {part: examine_clip(net, recipe, aside) for part, net in clips.items() if not net.noise_aware}
+    if "noisy_clip" in clips:
+        found["noisy_clip"] = examine_noisy_clip(clips["noisy_clip"], recipe, aside)
     return found
+
+
+def _captioned(source: Source, most: int = MOST) -> tuple[Tensor, list[str]]:
+    """Return up to ``most`` held-out pictures and the plainest caption of each, no caption twice."""
+    count = min(source.size or 0, most)
+    x, said = source.batch(list(range(count)), Draw(list(range(count)))) [0], plainest(source, range(count))
+    first = {caption: i for i, caption in reversed(list(enumerate(said)))}
+    rows = sorted(first.values())
+    return x[rows], [said[i] for i in rows]
+
+
+@torch.inference_mode()
+def examine_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, float]:
+    """Report how often a clean CLIP finds the caption of a held-out picture among all of them, and the picture of a caption."""
+    x, captions = _captioned(aside)
+    return {k: round(v, 4) for k, v in retrieval(clip.embed_image(x), clip.embed_text(captions)).items()} | {"of": len(captions)}
+
+
+@torch.inference_mode()
+def examine_noisy_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, Any]:
+    """Report how often a noise-aware CLIP finds the caption among all held-out ones, by level, and set up to where it is trusted."""
+    schedule = process(recipe).schedule
+    x, captions = _captioned(aside)
+    noise, texts = Draw(list(range(len(x)))).normal_like("noise", x), clip.embed_text(captions)
+    low, high = schedule.rho_range
+    found = {}
+    for rho in (r for r in RHOS if low <= r <= high):
+        level = schedule.at_rho(rho)
+        found[rho] = retrieval(clip.embed_image(level.alpha * x + level.sigma * noise, level), texts)["image to text R@5"]
+    clip.rho_max = trusted_rho(found, min(1.0, 5 / len(captions)))
+    return {"of": len(captions), "rho_max": clip.rho_max, "image to text R@5": {f"{r:g}": round(v, 4) for r, v in found.items()}}
 
 
 def gathered(source: Source, spec: ClassifierPart, most: int | None = None) -> tuple[Tensor, Tensor]:

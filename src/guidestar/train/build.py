@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..bridge.diffusers import denoiser as bridged
-from ..bridge.encoders import read_text
+from ..bridge.clip import find_text
+from ..bridge.encoders import TextEncoder, is_masked, read_tokenizer
 from ..bridge.schedulers import Process
 from ..bridge.weights import read_module
 from ..data import fashion_mnist
@@ -23,15 +24,19 @@ from ..data.pictures import Look
 from ..data.shards import Shards
 from ..data.tensors import Scale, Scaled, latents, tensors
 from ..draw import Draw
+from ..files import whole_or_not
 from ..levels import VE, VP, Flow
 from ..models import networks
 from ..models.classifier import Classifier
+from ..models.clip import CLIP, make_clip, make_tokenizer, make_vision
 from ..models.conditional import ConditionalModel
 from ..models.conditions import ClassEncoder, Conditions, LabelEncoder, VectorEncoder
+from ..models.lean import plain_attention
 from . import classification as supervised
 from ._core import Objective
+from .contrastive import Contrastive
 from .denoising import Conditional, Denoising
-from .recipe import PARTS, ClassifierPart, ConditionSpec, Data, NetworkPart, Recipe
+from .recipe import PARTS, ClassifierPart, CLIPPart, ConditionSpec, Data, NetworkPart, Recipe, VisionPart
 from .times import LogitNormal, UniformTime
 from .weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform
 
@@ -186,8 +191,12 @@ def told(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSp
     return chosen
 
 
-def build(recipe: Recipe, part: str, source: Source) -> Built:
+def build(recipe: Recipe, part: str, source: Source, out: Path | None = None) -> Built:
     """Make a part's fresh network (weights from the recipe's seed), its objective, and its target.
+
+    Args:
+        recipe, part, source: what to make, of which data.
+        out: where tokenizers that were learned from the captions are kept, from the first time on.
 
     Raises:
         ValueError: network, conditions and data do not go together.
@@ -195,19 +204,121 @@ def build(recipe: Recipe, part: str, source: Source) -> Built:
     torch.manual_seed(recipe.seed + PARTS.index(part))
     spec = getattr(recipe, part)
     if isinstance(spec, NetworkPart):
-        return _build_model(recipe, spec, source)
+        return _build_model(recipe, spec, source, out)
+    if isinstance(spec, CLIPPart):
+        return _contrastive(_build_clip(spec, part, source, out), Contrastive(shift=spec.shift), source)
+    if isinstance(spec, VisionPart):
+        return _build_noisy_clip(recipe, spec, source, out)
     return _build_classifier(recipe, spec, source, noise_aware=part == "classifier")
 
 
-def _build_model(recipe: Recipe, spec: NetworkPart, source: Source) -> Built:
+def _build_clip(spec: CLIPPart, part: str, source: Source, out: Path | None) -> CLIP:
+    if len(source.shape) != 3 or source.shape[0] != 3 or source.shape[1] != source.shape[2] or source.shape[1] % spec.patch:
+        raise ValueError(f"CLIP is trained on square pictures of 3 channels, cut into patches of {spec.patch}; these are {list(source.shape)}")
+    sizes = spec.model_dump(exclude={"vocabulary", "length", "shift", "train"})
+    clip = make_clip(_tokenizer(spec, part, source, out), size=source.shape[1], **sizes)
+    if not torch.cuda.is_available():  # where few tokens are compared, plain products are faster than the CPU's fused kernel
+        clip.text.set_attn_implementation("eager")
+        clip.vision.tower.set_attn_implementation("eager")
+    return clip
+
+
+def _tokenizer(spec: CLIPPart, part: str, source: Source, out: Path | None) -> Any:
+    """Learn a tokenizer from the captions, or take up the one that was: learning it again may part with ties otherwise."""
+    folder = out / "tokenizers" / part if out else None
+    if folder is None or not folder.is_dir():
+        made = make_tokenizer(captions(source), vocabulary=spec.vocabulary, length=spec.length)
+        if folder is None:
+            return made
+        with whole_or_not(folder) as beside:
+            made.save_pretrained(beside)
+    return read_tokenizer(folder)
+
+
+def text_column(source: Source) -> str:
+    """Return the column of captions.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = next((n for n, c in source.columns.items() if c.kind == "text"), None)
+    if found is None:
+        raise ValueError(f"CLIP needs captions; the data's columns are {', '.join(f'{n} ({c.kind})' for n, c in source.columns.items()) or 'none'}")
+    return found
+
+
+def captions(source: Source, most: int = 20_000) -> list[str]:
+    """Return captions of the first samples; where a sample has several, those of eight draws."""
+    name, found = text_column(source), {}
+    rows = list(range(min(source.size or most, most)))
+    for round_ in range(8 if source.size is not None else 1):
+        found |= dict.fromkeys(source.batch(rows, Draw(rows, round_))[1][name])
+    return list(found)
+
+
+def plainest(source: Source, rows: Sequence[int]) -> list[str]:
+    """Return the first caption of each row: where a picture has several, that is the one to measure by."""
+    name = text_column(source)
+    while not hasattr(source, "targets"):
+        rows = [source.kept[r] for r in rows]  # type: ignore[attr-defined]
+        source = source.source  # type: ignore[attr-defined]
+    held = source.targets[name]  # type: ignore[attr-defined]
+    return [held[r] if isinstance(held[r], str) else held[r][0] for r in rows]
+
+
+def _contrastive(clip: CLIP, objective: Contrastive, source: Source) -> Built:
+    name = text_column(source)
+    return Built(module=clip, objective=objective, prepare=lambda targets: clip.tokens(targets[name]))  # type: ignore[arg-type]
+
+
+def _build_noisy_clip(recipe: Recipe, spec: VisionPart, source: Source, out: Path | None) -> Built:
+    assert recipe.clip is not None  # the recipe was checked
+    clip = _build_clip(recipe.clip, "clip", source, out)
+    sizes = spec.model_dump(exclude={"shift", "train"})
+    clip.vision = make_vision(size=source.shape[1], embed=recipe.clip.embed, noise_aware=True, **sizes)
+    if not torch.cuda.is_available():
+        clip.vision.tower.set_attn_implementation("eager")
+    clip.text.requires_grad_(False)
+    objective = Contrastive(shift=spec.shift, schedule=process(recipe).schedule, levels=denoising(recipe).levels)
+    return _contrastive(clip, objective, source)
+
+
+def take_from_clip(module: Any, clip: CLIP) -> None:
+    """Give a fresh part what it has of the trained ``clip``: the text tower, and of a noise-aware one the image tower and scale.
+
+    Of a model, its encoder's text tower.
+    """
+    if isinstance(module, CLIP):
+        module.text.load_state_dict(clip.text.state_dict())
+        module.log_scale.data.copy_(clip.log_scale.data)
+        own, given = module.vision.tower.state_dict(), clip.vision.tower.state_dict()
+        if {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in given.items()}:
+            module.vision.tower.load_state_dict(given)
+        return
+    for part in module.encoder.parts.values():
+        if isinstance(part, TextEncoder):
+            part.text.load_state_dict(clip.text.state_dict())
+
+
+def uses_clip(recipe: Recipe, part: str) -> bool:
+    """Tell whether a part starts from the recipe's own trained CLIP."""
+    own = any(c.encoder == "clip" for c in (recipe.conditions or {}).values())
+    return part == "noisy_clip" or (own and isinstance(getattr(recipe, part), NetworkPart))
+
+
+def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | None) -> Built:
     specs, p = told(recipe, source.columns), process(recipe)
     columns = {name: source.columns[name] for name in specs}
-    texts = {name: read_text(Path(_encoder(name, s))) for name, s in specs.items() if columns[name].kind == "text"}
+    texts = {name: _text(recipe, name, s, source, out) for name, s in specs.items() if columns[name].kind == "text"}
     widths = {t.width for t in texts.values()}
     if len(widths) > 1:
         raise ValueError(f"the text encoders of one model must be of one width, not {sorted(widths)}")
     embedded = any(c.kind != "text" for c in columns.values())
     net = _network(spec, source.shape, columns, embedded=embedded, text_width=next(iter(widths), None))
+    if not torch.cuda.is_available():
+        plain_attention(net)
+    for text in texts.values():
+        text.mask = is_masked(net)
     encoder = Conditions({name: texts[name] if name in texts else _encode(columns[name], name, net, source) for name in specs})
     denoiser = bridged(net, p)
     rates = {name: spec.condition_dropout if s.dropout is None else s.dropout for name, s in specs.items()}
@@ -215,10 +326,14 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source) -> Built:
     return Built(module=ConditionalModel(denoiser, encoder), objective=objective, prepare=encoder.rows)
 
 
-def _encoder(name: str, spec: ConditionSpec) -> str:
+def _text(recipe: Recipe, name: str, spec: ConditionSpec, source: Source, out: Path | None) -> TextEncoder:
     if spec.encoder is None:
-        raise ValueError(f'the condition {name!r} is text: say which CLIP encodes it, conditions.{name}.encoder = "folder with text_encoder/ and tokenizer/"')
-    return spec.encoder
+        raise ValueError(f'the condition {name!r} is text: say which CLIP encodes it, conditions.{name}.encoder = "clip" (the recipe\'s own), or a name or folder')
+    if spec.encoder == "clip" and recipe.clip is not None:
+        clip = _build_clip(recipe.clip, "clip", source, out)
+        return TextEncoder(clip.text.requires_grad_(False), clip.tokenizer, layer=spec.layer, output=spec.output)
+    found = find_text(spec.encoder)
+    return TextEncoder(found.text, found.tokenizer, layer=spec.layer, output=spec.output)
 
 
 def _network(spec: NetworkPart, shape: tuple[int, ...], columns: Mapping[str, Column], *, embedded: bool, text_width: int | None) -> nn.Module:
@@ -251,6 +366,9 @@ def _filled(spec: NetworkPart, shape: tuple[int, ...], columns: Mapping[str, Col
     if spec.network.startswith("UNet2D"):
         config |= {"out_channels": shape[0]} | ({"class_embed_type": "identity"} if embedded else {})
         config |= {} if text_width is None else {"cross_attention_dim": text_width}
+    if spec.network == "PixArtTransformer2DModel":
+        config |= {"out_channels": shape[0], "use_additional_conditions": False, "caption_channels": text_width}
+        config |= {"cross_attention_dim": spec.config.get("num_attention_heads", 16) * spec.config.get("attention_head_dim", 72)}
     if spec.network == "DiTTransformer2DModel":
         config |= {"out_channels": shape[0], "num_embeds_ada_norm": max([len(c.classes) for c in columns.values()] or [1])}
     return {**config, **spec.config}

@@ -66,8 +66,8 @@ class Board:
 def previewing(recipe: Recipe, part: str, folder: Path, source: Source, board: Board) -> Callable[[Any], None]:
     """Return a hook that draws guided samples of the averaged weights every so many steps.
 
-    One row for each guidance, the same seeds in every row; sample k is of class k (of K), or
-    unconditional where the model has no classes.
+    One row for each guidance, the same seeds in every row; sample k is of class k (of K) or of
+    prompt k (of the recipe's), or unconditional where there are neither.
     """
     spec = recipe.preview
 
@@ -90,7 +90,8 @@ def previewing(recipe: Recipe, part: str, folder: Path, source: Source, board: B
 def _rows(recipe: Recipe, module: Any, source: Source) -> Any:
     model = live_model(recipe, module, source.shape)
     count = recipe.preview.seeds
-    names = [model.classes[k % len(model.classes)] for k in range(count)] if model.classes else None
+    known = model.classes or (recipe.preview.prompts if model.told_by_text else ())
+    names = [known[k % len(known)] for k in range(count)] if known else None
     for guidance in recipe.preview.guidance if names else ("uncond",):
         x = model.sample(names, guidance=guidance, seeds=range(count), steps=recipe.preview.steps, solver=recipe.export.solver, grid=recipe.export.grid).images
         yield Row(label=guidance, images=to_drawings(x))
