@@ -51,20 +51,13 @@ class Training(_Strict):
         return self
 
 
-class _Net(_Strict):
-    widths: Widths | None = None
-    layers: int = Field(default=1, gt=0)
-    groups: int = Field(default=8, gt=0)
-
-    @model_validator(mode="after")
-    def _check_groups(self) -> _Net:
-        odd = [w for w in self.widths or () if w % self.groups]
-        if odd:
-            raise ValueError(f"widths must be multiples of groups ({self.groups}), not {odd[0]}")
-        return self
+def _check_groups(widths: tuple[int, ...] | None, groups: int) -> None:
+    odd = [w for w in widths or () if w % groups]
+    if odd:
+        raise ValueError(f"widths must be multiples of groups ({groups}), not {odd[0]}")
 
 
-class NetworkPart(_Net):
+class NetworkPart(_Strict):
     """A denoising network.
 
     Args:
@@ -76,6 +69,9 @@ class NetworkPart(_Net):
     """
 
     network: str = "unet"
+    widths: Widths | None = None
+    layers: int = Field(default=1, gt=0)
+    groups: int = Field(default=8, gt=0)
     head: int = Field(default=32, gt=0)
     width: int = Field(default=128, gt=0)
     heads: int = Field(default=4, gt=0)
@@ -87,6 +83,7 @@ class NetworkPart(_Net):
 
     @model_validator(mode="after")
     def _check(self) -> NetworkPart:
+        _check_groups(self.widths, self.groups)
         if self.network == "unet" and self.widths is None:
             raise ValueError("a unet needs widths, e.g. [32, 64, 96]")
         if self.network == "unet" and self.widths and self.head > self.widths[-1]:
@@ -96,7 +93,7 @@ class NetworkPart(_Net):
         return self
 
 
-class ClassifierPart(_Net):
+class ClassifierPart(_Strict):
     """A classifier or regressor, noise-aware or clean.
 
     Args:
@@ -106,11 +103,18 @@ class ClassifierPart(_Net):
     """
 
     column: str | None = None
-    widths: Widths = Field()  # type: ignore[assignment]
+    widths: Widths
+    layers: int = Field(default=1, gt=0)
+    groups: int = Field(default=8, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     shift: int = Field(default=0, ge=0)
     calibrate: bool = True
     train: Training
+
+    @model_validator(mode="after")
+    def _check(self) -> ClassifierPart:
+        _check_groups(self.widths, self.groups)
+        return self
 
 
 class Data(_Strict):
