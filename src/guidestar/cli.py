@@ -10,6 +10,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from .files import Damaged
+
 app = typer.Typer(name="guidestar", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 # Typer carries its own click, or uses the installed one: take the class from where it is public.
@@ -314,7 +316,7 @@ def _span(text: str) -> range:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; every error is one clear message, and an exit code of 2 for usage, else 1."""
+    """Run the command line; every error is one clear message, and an exit code of 2 for usage, else 1 (a damaged file, a full disk, a loss that is no number)."""
     code = 0
     try:
         code = app(args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False, prog_name="guidestar")
@@ -323,7 +325,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (typer.Abort, KeyboardInterrupt):
         _fail("stopped", 130)
     except ValueError as error:
-        _fail(str(error), 2)
+        _fail(str(error), 1 if isinstance(error, Damaged) else 2)
     except ImportError as error:
         _fail(f"{error.name or error} is missing; install it with: pip install 'guidestar[all]'", 1)
     except (OSError, RuntimeError, ArithmeticError) as error:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..files import Damaged
 from ._core import Column
 from .pictures import Look, Pictures, Say, all_grey, decoded
 
@@ -40,7 +41,8 @@ def image_folder(
 
     Raises:
         FileNotFoundError: there is no such folder, or no picture in it.
-        ValueError: pictures are missing or cannot be read, or a column is not what it should be.
+        Damaged: pictures cannot be read, more than ``max_bad`` of them.
+        ValueError: pictures are missing, or a column is not what it should be.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -89,7 +91,7 @@ def _load(builder: str, what: Path | list[Path]) -> Any:
     except Exception as error:
         # Whatever the reader trips over, it is the data that are not as it expects.
         cause = error.__cause__ or error
-        raise ValueError(f"{what if isinstance(what, Path) else what[0]}: not readable as {builder} ({' '.join(str(cause).split())[:300]})") from error
+        raise Damaged(f"{what if isinstance(what, Path) else what[0]}: not readable as {builder} ({' '.join(str(cause).split())[:300]})") from error
 
 
 def _check_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..draw import Draw
-from ..files import make_folder, whole_or_not
+from ..files import Damaged, make_folder, whole_or_not
 from ._core import Column, Source, Targets
 
 Say = Callable[[str], None]
@@ -154,7 +154,7 @@ def _good(pictures: Any, look: Look, channels: int, max_bad: int, path: Path, sa
     """Yield the pictures that can be read, with their rows.
 
     Raises:
-        ValueError: more than ``max_bad`` cannot.
+        Damaged: more than ``max_bad`` cannot.
     """
     from PIL import Image
 
@@ -167,7 +167,7 @@ def _good(pictures: Any, look: Look, channels: int, max_bad: int, path: Path, sa
             bad.append(f"{picture.get('path') or f'row {i}'} ({' '.join(str(error).split())})")
             if len(bad) > max_bad:
                 more = f", after {', '.join(b.split(' (')[0] for b in bad[:-1][:3])}" if len(bad) > 1 else ""
-                raise ValueError(f"{path}: cannot read the image {bad[-1]}{more}; mend or remove it, or set data.max_bad (now {max_bad})") from error
+                raise Damaged(f"{path}: cannot read the image {bad[-1]}{more}; mend or remove it, or set data.max_bad (now {max_bad})") from error
             if say:
                 say(f"skipped an image that cannot be read: {bad[-1]}")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..draw import Draw
-from ..files import make_folder, whole_or_not
+from ..files import Damaged, make_folder, whole_or_not
 from ._core import Column, InMemory, Source, Targets
 
 Kind = Literal["class", "vector", "text"]
@@ -31,7 +31,8 @@ def tensors(path: Path | str, *, columns: Mapping[str, Kind] | None = None, clas
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, holds no samples, or they are not what they should be.
+        Damaged: it cannot be read.
+        ValueError: it holds no samples, or they are not what they should be.
     """
     path = Path(path)
     found, metadata = _read(path)
@@ -65,7 +66,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: truncated or corrupt, not readable as safetensors ({' '.join(str(error).split())})") from error
+        raise Damaged(f"{path}: truncated or corrupt, not readable as safetensors ({' '.join(str(error).split())})") from error
 
 
 def _read_npy(path: Path) -> Tensor:
@@ -75,7 +76,7 @@ def _read_npy(path: Path) -> Tensor:
         array = np.load(path, allow_pickle=False)
         return torch.from_numpy(array)
     except (OSError, ValueError, TypeError, EOFError) as error:
-        raise ValueError(f"{path}: not readable as a NumPy array of numbers ({' '.join(str(error).split())})") from error
+        raise Damaged(f"{path}: not readable as a NumPy array of numbers ({' '.join(str(error).split())})") from error
 
 
 def _check_samples(path: Path, x: Tensor) -> None:
