@@ -81,11 +81,16 @@ def _to_test(spec: Data, whole: Source, bad: Callable[[str], None] | None) -> So
     one, other = (f"samples of {list(source.shape)} with {', '.join(source.columns) or 'no columns'}" for source in (whole, test))
     if one != other:
         raise ValueError(f"{spec.test} holds {other}, but {spec.path} {one}; they should be alike")
+    strange = [name for name, column in whole.columns.items() if column != test.columns[name]]
+    if strange:  # else an index would mean one class here and another there
+        raise ValueError(f"{spec.test} has other classes of {strange[0]!r} than {spec.path}, or another width; they should be alike")
     return Scaled(source=test, scale=scale) if scale else test
 
 
 def _classes(source: Source) -> tuple[str, ...]:
-    return next((c.classes for c in source.columns.values() if c.kind == "class"), ()) if len(source.columns) == 1 else ()
+    """Return the classes of the only column of classes."""
+    found = [c.classes for c in source.columns.values() if c.kind == "class"]
+    return found[0] if len(found) == 1 else ()
 
 
 def scale_of(source: Source | None) -> Scale | None:
@@ -102,7 +107,7 @@ def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 
         held = tensors(path, columns=spec.columns, classes=spec.classes)
         return Scaled(source=held, scale=Scale.of(held.x)) if spec.standardise else held
     if spec.kind == "shards":
-        return Shards(path, look, classes=spec.classes, buffer=spec.shuffle, seed=seed)
+        return Shards(path, look, classes=spec.classes, buffer=spec.shuffle, seed=seed, max_bad=spec.max_bad, say=bad)
     read = image_folder if spec.kind == "images" else parquet
     found = read(path, look, columns=spec.columns, classes=spec.classes, max_bad=spec.max_bad, cache=cache, say=bad)
     return encoded(found, spec, path) if spec.vae else found
