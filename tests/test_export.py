@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import diffusers
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import guidestar as gs
+import guidestar.draw
+import guidestar.model
 from guidestar.folder import WeightsError
 from guidestar.measure import measure
 from guidestar.train import build, run
@@ -161,6 +164,63 @@ def test_dit_drops_labels_by_our_draws_alone(tmp_path):
     assert model.encoder.null(1)["class_labels"].tolist() == [3]
 
 
+def test_latents_of_a_vae_are_trained_on_and_decoded(tmp_path):
+    """Encoded once, by the mean of the posterior; samples come out as pictures."""
+    from PIL import Image
+
+    torch.manual_seed(0)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "block_out_channels": (8, 8)}
+    vae = diffusers.AutoencoderKL(**kinds, norm_num_groups=4, latent_channels=2, scaling_factor=0.7, shift_factor=0.1).eval()
+    vae.save_pretrained(tmp_path / "vae")
+    for k, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.effect_noise((16, 16), 20 + 40 * k).save(tmp_path / "photos" / name / f"{i}.png")  # grey, but the VAE wants colours
+    data = f'size = 16\nvae = "{tmp_path / "vae"}"'
+    more = "[preview]\nevery = 4\nseeds = 2\nsteps = 2"
+    text = HEAD.format(path=tmp_path / "photos", data=data, tables="", network=UNET, more=more).replace('"tensors"', '"images"')
+    (tmp_path / "r.toml").write_text(text)
+    recipe = recipes.read(tmp_path / "r.toml")
+    source = build.sources(recipe)[0]
+    x, kept = source.batch([0, 3], gs.draw.Draw([0, 1]))[0], source.kept
+    assert source.shape == (2, 8, 8)
+    for latent, row in zip(x, (kept[0], kept[3]), strict=True):
+        file = sorted((tmp_path / "photos").rglob("*.png"))[row]
+        picture = torch.from_numpy(numpy.array(read_grey(file))).movedim(-1, 0)[None].float() / 127.5 - 1
+        with torch.no_grad():
+            wanted = (vae.encode(picture).latent_dist.mean[0] - 0.1) * 0.7
+        torch.testing.assert_close(latent, wanted, atol=2e-3, rtol=2e-3)  # kept in float16
+    run.train(recipe, tmp_path / "out")
+    model, folder = assemble(recipe, tmp_path / "out"), tmp_path / "out" / "it"
+    again = same_samples(model, folder, ("cat", "dog"))
+    samples = again.sample(["cat"], seeds=[0])
+    with torch.no_grad():
+        torch.testing.assert_close(samples.images, vae.decode(samples.x / 0.7 + 0.1).sample.clamp(-1, 1), atol=2e-2, rtol=0)  # written in float16
+    assert samples.images.shape == (1, 3, 16, 16)
+    with Image.open(tmp_path / "out" / "previews" / "model-000004.png") as preview:
+        assert preview.width < 300  # pictures of 16 pixels, not drawings of latents, which are of 96
+    # Pictures that change in place are encoded anew; others are not.
+    assert len(list((tmp_path / ".latents").iterdir())) == 1
+    build.sources(recipe)
+    assert len(list((tmp_path / ".latents").iterdir())) == 1
+    Image.effect_noise((16, 16), 5).save(tmp_path / "photos" / "cat" / "0.png")
+    build.sources(recipe)
+    assert len(list((tmp_path / ".latents").iterdir())) == 2
+
+
+@pytest.mark.parametrize("tables", ["[conditions.pose]", "[conditions.label]\n[conditions.pose]"])
+def test_previews_are_guided_whatever_the_conditions_are(tmp_path, tables, monkeypatch):
+    asked = []
+    sample = gs.model.Model.sample
+    monkeypatch.setattr(gs.model.Model, "sample", lambda self, names, **more: asked.append((names, more["guidance"], list(more["seeds"]))) or sample(self, names, **more))
+    trained(tmp_path, tables=tables, more='[preview]\nevery = 4\nseeds = 2\nsteps = 2\nguidance = ["cfg(1)", "cfg(3)"]')
+    source = build.sources(recipes.read(tmp_path / "r.toml"))[0]
+    known = source.batch([0, 1], gs.draw.Draw([0, 1]))[1]
+    poses = [",".join(f"{v:g}" for v in p) for p in known["pose"].tolist()]
+    names = poses if "label" not in tables else [f"label={k}; pose={p}" for k, p in zip(known["label"].tolist(), poses, strict=True)]
+    assert asked == [(names, "cfg(1)", [0, 1]), (names, "cfg(3)", [0, 1])]
+
+
 def test_sequences_come_out_in_their_own_units(tmp_path):
     model, folder = trained(tmp_path, shape=(6, 2), data="standardise = true", tables=LABEL, network='network = "sequence"\nwidth = 16\nlayers = 1\nheads = 2', more=PARTS)
     again = same_samples(model, folder)
@@ -169,6 +229,13 @@ def test_sequences_come_out_in_their_own_units(tmp_path):
     scale = build.scale_of(kept)
     torch.testing.assert_close(samples.images, samples.x * scale.std + scale.mean)
     assert len(list(measure(again, ["cond"], seeds=range(6)))) == 2
+
+
+def read_grey(file):
+    from PIL import Image
+
+    with Image.open(file) as picture:
+        return picture.convert("RGB")
 
 
 OWN = """

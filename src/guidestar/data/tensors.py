@@ -189,20 +189,20 @@ def latents(source: Source, encode: Callable[[Tensor], Tensor], cache: Path, *, 
     """
     if source.size is None:
         raise ValueError("latents are encoded once, which a stream does not allow; encode the shards beforehand")
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
     file = make_folder(cache) / f"latents-{key}.safetensors"
     targets: dict[str, Tensor | list[str]] = {}
     found: list[Tensor] = []
-    done = load_file(file)["x"] if file.is_file() else None
+    done = _read_safetensors(file)[0]["x"] if file.is_file() else None
     for rows in torch.arange(source.size).split(batch):
         x, known = source.batch(rows.tolist(), Draw(rows.tolist()))
         for name, values in known.items():
             targets[name] = _extended(targets.get(name), values)
         if done is None:
-            found.append(encode(x).half().cpu())
+            found.append(encode(x).half().cpu().contiguous())
     if done is None:
-        done = torch.cat(found)
+        done = torch.cat(found).contiguous()
         with whole_or_not(file) as beside:
             beside.write_bytes(save({"x": done}))
     return InMemory(x=done.float(), targets=targets, columns=source.columns)

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bridge.weights import read_module
 from ..card import write_card
 from ..data._core import Source
 from ..draw import Draw
 from ..evaluate import calibration
 from ..evaluate.levels import trusted_rho
-from ..folder import Decoder, save, write_average
+from ..folder import save, write_average
 from ..model import Model
 from ._core import profiles, read_checkpoint
 from .build import build, judged, process, scale_of, scheduler_config, sources
 from .ema import EMA
 from .recipe import ClassifierPart, Recipe
 from .run import checkpoint, settings, snapshot_file, snapshot_steps
+from .see import decoding
 
 RHOS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0)
 """Noise ratios at which a noise-aware classifier is examined."""
@@ -67,7 +67,7 @@ def _model(recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[
         schedule=process(recipe).schedule,
         shape=tuple(source.shape),
         encoder=encoder,
-        decode=Decoder(read_module(recipe.data.vae)) if recipe.data.vae else lambda x: x,
+        decode=decoding(recipe, source),
         nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder.alone())} if "weak" in trained else {},
         classifiers={"classifier": trained["classifier"]} if "classifier" in trained else {},
         judge=trained.get("judge"),

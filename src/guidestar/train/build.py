@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ..bridge.diffusers import denoiser as bridged
 from ..bridge.encoders import read_text
 from ..bridge.schedulers import Process
-from ..bridge.weights import read_module
+from ..bridge.weights import read_json, read_module
 from ..data import fashion_mnist
 from ..data._core import Column, InMemory, Source, Targets, split
 from ..data.folders import image_folder, parquet
-from ..data.pictures import Look
+from ..data.pictures import Look, Pictures
 from ..data.shards import Shards
 from ..data.tensors import Scale, Scaled, latents, tensors
 from ..draw import Draw
@@ -101,7 +101,8 @@ def scale_of(source: Source | None) -> Scale | None:
 
 
 def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 0) -> Source:
-    look = Look(size=spec.size, channels=spec.channels, crop=spec.crop, flip=spec.flip)
+    channels = read_json(Path(spec.vae) / "config.json").get("in_channels", 3) if spec.vae else spec.channels
+    look = Look(size=spec.size, channels=channels, crop=spec.crop, flip=spec.flip)
     cache = Path(spec.cache) if spec.cache else None
     if spec.kind == "tensors":
         held = tensors(path, columns=spec.columns, classes=spec.classes)
@@ -114,7 +115,7 @@ def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 
 
 
 @torch.no_grad()
-def encoded(source: Source, spec: Data, path: str) -> Source:
+def encoded(source: Pictures, spec: Data, path: str) -> Source:
     """Return the latents of pictures: the mean of the VAE's posterior, scaled as its settings say."""
     vae = read_module(str(spec.vae))
     config, where = vae.config, "cuda" if torch.cuda.is_available() else "cpu"
@@ -123,8 +124,11 @@ def encoded(source: Source, spec: Data, path: str) -> Source:
     def encode(x: Tensor) -> Tensor:
         return (vae.encode(x.to(where)).latent_dist.mean - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
-    about = f"{Path(path).resolve()}/{Path(str(spec.vae)).resolve()}/{spec.size}/{source.size}"
-    return latents(source, encode, Path(spec.cache or Path(path).parent / ".latents"), key=hashlib.blake2b(about.encode(), digest_size=12).hexdigest())
+    digest = hashlib.blake2b(repr(sorted(config.items())).encode(), digest_size=12)
+    for tensor in vae.state_dict().values():
+        digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+    digest.update(source.pixels.numpy())  # by what they are made of, not where that lies: files may change in place
+    return latents(source, encode, Path(spec.cache or Path(path).parent / ".latents"), key=digest.hexdigest())
 
 
 # --- the noise ---

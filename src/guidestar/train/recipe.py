@@ -155,8 +155,11 @@ class Data(_Strict):
     def _check(self) -> Data:
         if self.path is None and self.kind != "fashion-mnist":
             raise ValueError('say where the data are: path = "…"')
-        if self.vae and self.flip:
-            raise ValueError("latents are encoded once, so they cannot be flipped anew each time; leave flip or vae out")
+        moved = "flip" if self.flip else "crop" if self.crop == "random" else None
+        if self.vae and moved:
+            raise ValueError(f"latents are encoded once, so pictures cannot be changed anew each time; leave {moved} or vae out")
+        if self.vae and self.kind not in ("images", "parquet"):
+            raise ValueError(f"a vae encodes images or parquet, once; data of the kind {self.kind!r} are taken as they are")
         return self
 
 
@@ -291,6 +294,8 @@ class Recipe(_Strict):
             raise ValueError("objective.predicts: 'edm' goes with schedule.kind 'edm', and with no other")
         if kind == "vp" and predicts == "velocity":
             raise ValueError("objective.predicts: a velocity goes with schedule.kind 'flow'; of vp it would be read back as another")
+        if self.schedule.zero_terminal_snr and self.levels.kind != "uniform":
+            raise ValueError("levels.kind: a logit-normal hardly draws pure noise, where sampling starts with zero_terminal_snr; train with kind = 'uniform'")
         if self.schedule.zero_terminal_snr and predicts == "eps":
             raise ValueError("objective.predicts: eps says nothing about data at pure noise; with zero_terminal_snr predict v or x0")
         return self
