@@ -168,12 +168,12 @@ def scheduler_config(recipe: Recipe) -> dict[str, Any]:
 def denoising(recipe: Recipe) -> Denoising:
     """Return the objective of a denoiser."""
     p, o, levels = process(recipe), recipe.objective, recipe.levels
-    times = LogitNormal(mean=levels.mean, std=levels.std) if levels.kind == "logit-normal" else UniformTime()
+    times = LogitNormal(mean=levels.mean, std=levels.std, data_std=levels.data_std) if levels.kind == "logit-normal" else UniformTime()
     weightings = {
         "uniform": lambda: Uniform(space="x0" if p.predicts == "edm" else p.predicts),
         "min-snr": lambda: MinSNR(gamma=o.gamma),
         "snr+1": SNRPlusOne,
-        "edm": lambda: EDM(sigma_data=p.sigma_data),
+        "edm": lambda: EDM(sigma_data=recipe.schedule.sigma_data),
         "sigmoid": lambda: Sigmoid(bias=o.bias),
     }
     return Denoising(schedule=p.schedule, levels=times, weighting=weightings[o.weighting or ("edm" if p.predicts == "edm" else "uniform")]())

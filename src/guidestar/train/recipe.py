@@ -182,7 +182,8 @@ class Noise(_Strict):
         kind: "vp" (a table of betas, as Diffusers' DDPMScheduler names it), "flow" or "edm".
         zero_terminal_snr: the table ends in pure noise.
         shift: of a flow's time, when sampling.
-        sigma_min, sigma_max, sigma_data: of edm.
+        sigma_min, sigma_max: of edm.
+        sigma_data: standard deviation of the data, of edm and of the weighting "edm".
     """
 
     kind: Literal["vp", "flow", "edm"] = "vp"
@@ -209,13 +210,15 @@ class Levels(_Strict):
     """Which noise levels are trained.
 
     Args:
-        kind: "logit-normal" (``log rho ~ N(mean, std²)``; EDM's log-normal is mean −1.2, std 1.2), or
+        kind: "logit-normal" (``log(rho / data_std) ~ N(mean, std²)``; EDM's log-normal is mean −1.2, std 1.2), or
             "uniform" in the schedule's time.
+        data_std: by whose logarithm levels are offset, for data that are not of unit size (``--dry-run`` tells theirs).
     """
 
     kind: Literal["logit-normal", "uniform"] = "logit-normal"
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
+    data_std: float = Field(default=1.0, gt=0)
 
 
 class Target(_Strict):

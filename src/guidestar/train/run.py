@@ -142,9 +142,10 @@ def dry_run(recipe: Recipe, only: Sequence[str] | None = None, say: Callable[[st
     count = "a stream" if source.size is None else f"{source.size:,} samples"
     columns = ", ".join(f"{n} ({c.kind}{f', {len(c.classes)} classes' if c.classes else ''})" for n, c in source.columns.items()) or "none"
     lines = [f"data: {count} of {list(source.shape)}{'' if aside is None else f', {aside.size:,} held out'}; columns: {columns}"]
-    lines += [_line(recipe, part, build(recipe, part, source), source) for part in recipe.parts(only)]
     rows = list(range(min(recipe.model.train.batch, source.size or recipe.model.train.batch)))
-    return lines, source.batch(rows, Draw(rows))[0]
+    first = source.batch(rows, Draw(rows))[0]
+    lines[0] += f"; the first batch has mean {first.mean():.3g} and standard deviation {first.std(correction=0):.3g}"
+    return lines + [_line(recipe, part, build(recipe, part, source), source) for part in recipe.parts(only)], first
 
 
 def _line(recipe: Recipe, part: str, built: Built, source: Source) -> str:
