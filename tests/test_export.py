@@ -119,6 +119,21 @@ def test_every_schedule_and_prediction_goes_out_and_in(tmp_path, tables, schedul
         assert again.denoiser.time(t) == model.denoiser.time(t)
 
 
+def test_a_regressor_is_trained_examined_and_guides(tmp_path):
+    regressor = '[classifier]\ncolumn = "pose"\nwidths = [8, 8]\ntrain = { steps = 3, batch = 4 }'
+    _, folder = trained(tmp_path, tables="[conditions.pose]", more=regressor)
+    again = gs.load(folder)
+    told = again.classifiers["classifier"]
+    source = build.sources(recipes.read(tmp_path / "r.toml"))[0]
+    pose = torch.cat([source.batch([k], gs.draw.Draw([k]))[1]["pose"] for k in range(source.size)])
+    torch.testing.assert_close(torch.tensor(told.config["centre"]), pose.mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(told.config["spread"]), pose.std(0, correction=0), atol=1e-5, rtol=0)
+    about = json.loads((folder / "guidestar.json").read_text())
+    assert len(told.temperatures) == len(about["regressor"]) > 5 and "## The noise-aware regressor" in (folder / "README.md").read_text()
+    free, pulled, other = (again.sample(["1,2"], seeds=[0], guidance=g).x for g in ("uncond", "uncond + classifier(5)", "uncond + classifier(5, target='-9,9')"))
+    assert not torch.equal(free, pulled) and not torch.equal(pulled, other)
+
+
 def test_several_conditions_go_out_and_in(tmp_path):
     model, folder = trained(tmp_path, tables=f"{LABEL}\n[conditions.pose]\ndropout = 0.3")
     again = same_samples(model, folder, ("label=b; pose=1,2", "pose=0,0"))

@@ -128,7 +128,7 @@ def _examined(recipe: Recipe, trained: dict[str, Any], source: Source, aside: So
         return found
     if "classifier" in trained and recipe.classifier is not None:
         x, y = gathered(aside, recipe.classifier, MOST)
-        found |= examine(trained["classifier"], recipe, x, y) if y.dtype == torch.int64 else {}
+        found |= (examine if y.dtype == torch.int64 else examine_regressor)(trained["classifier"], recipe, x, y)
     if "judge" in trained and recipe.judge is not None:
         found["judge_accuracy"] = accuracy(trained["judge"], *gathered(aside, recipe.judge))
     return found
@@ -160,6 +160,17 @@ def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, 
         "classifier_ece": {f"{rho:g}": [round(before[rho].ece, 4), round(row.ece, 4)] for rho, row in after.items()},
         "classifier_rho_max": trusted,
     }
+
+
+def examine_regressor(regressor: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Bring a regressor's variances to those of its errors by level, and report both."""
+    schedule = process(recipe).schedule
+    low, high = schedule.rho_range
+    rhos = [r for r in RHOS if low <= r <= high]
+    found = calibration.regression_by_level(regressor, (x, y), schedule, rhos)
+    if recipe.classifier is not None and recipe.classifier.calibrate:
+        regressor.calibrate(tuple((rho, round(min(max(row.surprise, 0.05), 20.0), 4)) for rho, row in found.items()))
+    return {"regressor": {f"{rho:g}": [round(row.unexplained, 4), round(row.surprise, 4)] for rho, row in found.items()}}
 
 
 def machine() -> str:

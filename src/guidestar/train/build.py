@@ -298,7 +298,10 @@ def _statistics(source: Source, name: str, width: int, most: int = 4096) -> tupl
 def _build_classifier(recipe: Recipe, spec: ClassifierPart, source: Source, *, noise_aware: bool) -> Built:
     name, column = judged(spec, source.columns)
     p, times = process(recipe), denoising(recipe).levels
-    what: dict[str, Any] = {"classes": column.classes} if column.kind == "class" else {"classes": (), "outputs": column.width}
+    what: dict[str, Any] = {"classes": column.classes}
+    if column.kind == "vector":
+        centre, spread = _statistics(source, name, column.width)
+        what |= {"outputs": column.width, "centre": centre, "spread": spread}
     shared = {"widths": spec.widths, "layers": spec.layers, "groups": 1 if len(source.shape) == 1 else spec.groups, "dropout": spec.dropout, "noise_aware": noise_aware}
     channels = source.shape[0] if len(source.shape) == 3 else source.shape[-1]
     if len(source.shape) == 3:
