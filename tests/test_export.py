@@ -328,3 +328,45 @@ def test_two_processes_sample_the_same_images_as_one(tmp_path):
     for name in one:
         difference = ImageChops.difference(*(Image.open(tmp_path / n / name).convert("L") for n in ("one", "two")))
         assert difference.getextrema()[1] <= 1  # other batches, other last bits
+
+
+def test_a_classifier_is_calibrated_on_other_samples_than_it_is_reported_on(tmp_path, monkeypatch):
+    from guidestar.evaluate import calibration
+
+    looked = {"fit_temperatures": [], "by_level": []}
+
+    def watched(name, function):
+        return lambda classifier, data, *more, **others: looked[name].append(data[0].flatten(1)) or function(classifier, data, *more, **others)
+
+    for name in looked:
+        monkeypatch.setattr(calibration, name, watched(name, getattr(calibration, name)))
+    trained(tmp_path, tables=LABEL, more=PARTS)
+    (fitted,), (before, after) = looked["fit_temperatures"], looked["by_level"]
+    assert torch.equal(before, after) and len(fitted) == len(before) == 2  # of four held out
+    assert (torch.cdist(fitted, before) > 0).all()
+
+
+def test_two_processes_train_and_evaluate_on_the_command_line_as_one(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    content = {"x": torch.randn(30, 1, 8, 8, generator=generator).clamp(-1, 1), "label": torch.arange(30) % 3}
+    save_file(content, tmp_path / "d.safetensors", {"classes": json.dumps({"label": ["a", "b", "c"]})})
+    text = HEAD.format(path=tmp_path / "d.safetensors", data="", tables=LABEL, network=UNET, more=PARTS).replace("holdout = 0.2", "holdout = 0.3")
+    text = text.replace("power = [0.1]", 'precision = "float64"')  # Adam divides by gradients that may be rounding alone
+    (tmp_path / "r.toml").write_text(text)
+    rows = {}
+    for name, processes in (("one", 1), ("two", 2)):
+        train = ["-m", "guidestar", "train", str(tmp_path / "r.toml"), "--out", str(tmp_path / name)]
+        evaluate = ["-m", "guidestar", "evaluate", str(tmp_path / "one" / "it"), "--guidance", "cfg(2)", "--seeds", "0-6", "--out", str(tmp_path / f"{name}.json")]
+        for command in (train, evaluate):
+            if processes == 1:
+                subprocess.run([sys.executable, *command], check=True, capture_output=True)
+            else:
+                launch(*command)
+        rows[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in json.loads((tmp_path / f"{name}.json").read_text())]
+    states = [torch.load(tmp_path / n / "parts" / "model.pt", weights_only=True) for n in ("one", "two")]
+    assert states[1]["where"]["processes"] == 2
+    for key, tensor in states[0]["module"].items():
+        torch.testing.assert_close(states[1]["module"][key], tensor, atol=1e-7, rtol=1e-6)
+    for one, two in zip(rows["one"], rows["two"], strict=True):
+        assert one.pop("shares") == pytest.approx(two.pop("shares")) and one.pop("guidance") == two.pop("guidance")
+        assert one == pytest.approx(two, rel=1e-3, abs=1e-3)

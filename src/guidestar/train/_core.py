@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data._core import Source, Targets
+from ..denoiser import Network
 from ..draw import Draw
 from ..files import Damaged, keep_former, whole_or_not
 from ._safely import Stop, held_back
@@ -155,6 +156,9 @@ class Trainer:
         self.due = False
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         nn.Module.to(module, self.dtype)  # Diffusers' own would warn of layers it keeps in float32, of which these have none
+        for part in module.modules():
+            if isinstance(part, Network):
+                part.dtype = self.dtype  # it computes in what its parameters now are
         if torch.cuda.is_available() or settings.precision == "float32":  # on the CPU bfloat16 convolutions are faster as they are
             module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         trained = [p for p in module.parameters() if p.requires_grad]

@@ -25,8 +25,8 @@ from .see import decoding
 
 RHOS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0)
 """Noise ratios at which a noise-aware classifier is examined."""
-MOST = 2000
-"""Held-out samples at which it is examined."""
+MOST = 4000
+"""Held-out samples at which it is examined: one half to calibrate, the other to report."""
 
 
 def averaged(recipe: Recipe, part: str, out: Path, source: Source, average: str | None = None) -> Any:
@@ -143,15 +143,15 @@ def gathered(source: Source, spec: ClassifierPart, most: int | None = None) -> t
 
 
 def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Calibrate a noise-aware classifier, find up to where it is worth guiding by, and report both by level."""
+    """Calibrate a noise-aware classifier on every other sample, find on the rest up to where it is worth guiding by, and report both by level."""
     schedule = process(recipe).schedule
     low, high = schedule.rho_range
     rhos = [r for r in RHOS if low <= r <= high]
-    before = calibration.by_level(classifier, (x, y), schedule, rhos)
+    before = calibration.by_level(classifier, _reported(x, y), schedule, rhos)
     if recipe.classifier is not None and recipe.classifier.calibrate:
-        fitted = calibration.fit_temperatures(classifier, (x, y), schedule, rhos)
+        fitted = calibration.fit_temperatures(classifier, (x[::2], y[::2]), schedule, rhos)
         classifier.calibrate(tuple((rho, round(t, 4)) for rho, t in fitted.items()))
-    after = calibration.by_level(classifier, (x, y), schedule, rhos)
+    after = calibration.by_level(classifier, _reported(x, y), schedule, rhos)
     trusted = trusted_rho({rho: row.accuracy for rho, row in after.items()}, 1 / len(classifier.config["classes"]))
     classifier.rho_max = trusted  # None: no limit was found
     classifier.register_to_config(rho_max=trusted)
@@ -162,14 +162,20 @@ def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, 
     }
 
 
+def _reported(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the samples that are not calibrated on (or the only one there is)."""
+    return x[-1:] if len(x) == 1 else x[1::2], y[-1:] if len(y) == 1 else y[1::2]
+
+
 def examine_regressor(regressor: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Bring a regressor's variances to those of its errors by level, and report both."""
+    """Bring a regressor's variances to those of its errors by level on every other sample, and report both on the rest."""
     schedule = process(recipe).schedule
     low, high = schedule.rho_range
     rhos = [r for r in RHOS if low <= r <= high]
-    found = calibration.regression_by_level(regressor, (x, y), schedule, rhos)
+    found = calibration.regression_by_level(regressor, _reported(x, y), schedule, rhos)
     if recipe.classifier is not None and recipe.classifier.calibrate:
-        regressor.calibrate(tuple((rho, round(min(max(row.surprise, 0.05), 20.0), 4)) for rho, row in found.items()))
+        fitted = calibration.regression_by_level(regressor, (x[::2], y[::2]), schedule, rhos, seed=1)
+        regressor.calibrate(tuple((rho, round(min(max(row.surprise, 0.05), 20.0), 4)) for rho, row in fitted.items()))
     return {"regressor": {f"{rho:g}": [round(row.unexplained, 4), round(row.surprise, 4)] for rho, row in found.items()}}
 
 
