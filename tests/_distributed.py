@@ -14,8 +14,8 @@ from guidestar.levels import VP
 from guidestar.models.conditional import ConditionalModel
 from guidestar.models.conditions import ClassEncoder, Conditions
 from guidestar.train._core import Settings, Trainer, fit
-from guidestar.train.ema import EMA
 from guidestar.train.denoising import Conditional, Denoising, LogitNormal
+from guidestar.train.ema import EMA
 
 STEPS = 300
 

@@ -47,6 +47,15 @@ def test_card_tells_what_is_known():
         "figures": [{"title": "Scales", "text": "Seeds 0–999.", "command": "guidestar evaluate", "rows": [row]}],
     }  # fmt: skip
     text = card_text("x", about)
-    for words in ("# x", "1,234,567", "| 9 | 7 | 0.125 |", "| 1 | 50.0% | 0.250 | 0.062 |", "| 2 | 0.500 | 1.75 |", "above σ/α = 8", "93.12%", "| `cfg(3)` | 95.1% | 3.14 | 0.75 | 5.0%–20.0% | 40 |"):
+    for words in (
+        "# x",
+        "1,234,567",
+        "| 9 | 7 | 0.125 |",
+        "| 1 | 50.0% | 0.250 | 0.062 |",
+        "| 2 | 0.500 | 1.75 |",
+        "above σ/α = 8",
+        "93.12%",
+        "| `cfg(3)` | 95.1% | 3.14 | 0.75 | 5.0%–20.0% | 40 |",
+    ):
         assert words in text
     assert "Training" not in card_text("x", {"summary": "A model"})

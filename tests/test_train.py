@@ -365,7 +365,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         trainer.load(path)
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "another file", "a number"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "words", "another file", "a number"])
 def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     path = tmp_path / "tiny.pt"
     whole = partly(path)
@@ -374,7 +374,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     elif damage == "a number":
         torch.save(3, path)
     else:
-        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"<html>404</html>"}[damage])
+        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"<html>404</html>", "words": b"half a checkpoint"}[damage])
     with pytest.raises(ValueError, match=r"tiny\.pt is not a checkpoint[^\n]*$"):
         list(fit(tiny(), path))
 

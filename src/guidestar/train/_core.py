@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import platform
 import time
 import warnings
@@ -304,7 +303,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     hint = f"copy {formers[0].name} over it to go on from there, or remove it to start again" if formers else "remove it to start again"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of damaged bytes the unpickler may trip over anything: keys, indices, words
         raise Damaged(f"{path} is not a checkpoint, or a damaged one; {hint}") from error
     if not isinstance(state, dict) or not {"module", "averages", "optimiser", "done", "seconds", "loss", "settings", "made_from", "where"} <= state.keys():
         raise Damaged(f"{path} is not a checkpoint of a training (by this version of guidestar); {hint}")
