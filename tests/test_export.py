@@ -16,9 +16,10 @@ import guidestar.draw
 import guidestar.model
 from guidestar.folder import WeightsError
 from guidestar.measure import measure
-from guidestar.train import build, run
 from guidestar.train import recipe as recipes
+from guidestar.train import run
 from guidestar.train.assemble import assemble
+from guidestar.train.reading import scale_of, sources
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_conditions import clip
@@ -124,7 +125,7 @@ def test_a_regressor_is_trained_examined_and_guides(tmp_path):
     _, folder = trained(tmp_path, tables="[conditions.pose]", more=regressor)
     again = gs.load(folder)
     told = again.classifiers["classifier"]
-    source = build.sources(recipes.read(tmp_path / "r.toml"))[0]
+    source = sources(recipes.read(tmp_path / "r.toml"))[0]
     pose = torch.cat([source.batch([k], gs.draw.Draw([k]))[1]["pose"] for k in range(source.size)])
     torch.testing.assert_close(torch.tensor(told.config["centre"]), pose.mean(0), atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.tensor(told.config["spread"]), pose.std(0, correction=0), atol=1e-5, rtol=0)
@@ -169,6 +170,15 @@ def test_text_goes_out_and_in_by_its_own_clip(tmp_path):
     assert not torch.equal(again.sample(["a cat"], seeds=[0], guidance="cond").x, again.sample(["a dog"], seeds=[0], guidance="cond").x)
 
 
+def test_a_network_of_diffusers_is_built_by_its_settings(tmp_path):
+    blocks = 'down_block_types = ["DownBlock2D", "AttnDownBlock2D"], up_block_types = ["AttnUpBlock2D", "UpBlock2D"]'
+    config = f'network = "UNet2DModel"\nconfig = {{ block_out_channels = [8, 16], {blocks}, layers_per_block = 1, norm_num_groups = 4, attention_head_dim = 8 }}'
+    model, folder = trained(tmp_path, tables=LABEL, network=config)
+    assert same_samples(model, folder).denoiser.net.net.config.layers_per_block == 1
+    assert diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet").config.class_embed_type == "identity"
+    assert model.encoder.table.weight.shape == (4, 32)  # three classes and the null, four times the first width
+
+
 def test_dit_drops_labels_by_our_draws_alone(tmp_path):
     config = 'network = "DiTTransformer2DModel"\nconfig = { num_layers = 1, num_attention_heads = 2, attention_head_dim = 4, patch_size = 2, norm_num_groups = 1 }'
     model, folder = trained(tmp_path, tables=LABEL, network=config)
@@ -196,7 +206,7 @@ def test_latents_of_a_vae_are_trained_on_and_decoded(tmp_path):
     text = HEAD.format(path=tmp_path / "photos", data=data, tables="", network=UNET, more=more).replace('"tensors"', '"images"')
     (tmp_path / "r.toml").write_text(text)
     recipe = recipes.read(tmp_path / "r.toml")
-    source = build.sources(recipe)[0]
+    source = sources(recipe)[0]
     x, kept = source.batch([0, 3], gs.draw.Draw([0, 1]))[0], source.kept
     assert source.shape == (2, 8, 8)
     for latent, row in zip(x, (kept[0], kept[3]), strict=True):
@@ -216,10 +226,10 @@ def test_latents_of_a_vae_are_trained_on_and_decoded(tmp_path):
         assert preview.width < 300  # pictures of 16 pixels, not drawings of latents, which are of 96
     # Pictures that change in place are encoded anew; others are not.
     assert len(list((tmp_path / ".latents").iterdir())) == 1
-    build.sources(recipe)
+    sources(recipe)
     assert len(list((tmp_path / ".latents").iterdir())) == 1
     Image.effect_noise((16, 16), 5).save(tmp_path / "photos" / "cat" / "0.png")
-    build.sources(recipe)
+    sources(recipe)
     assert len(list((tmp_path / ".latents").iterdir())) == 2
 
 
@@ -229,7 +239,7 @@ def test_previews_are_guided_whatever_the_conditions_are(tmp_path, tables, monke
     sample = gs.model.Model.sample
     monkeypatch.setattr(gs.model.Model, "sample", lambda self, names, **more: asked.append((names, more["guidance"], list(more["seeds"]))) or sample(self, names, **more))
     trained(tmp_path, tables=tables, more='[preview]\nevery = 4\nseeds = 2\nsteps = 2\nguidance = ["cfg(1)", "cfg(3)"]')
-    source = build.sources(recipes.read(tmp_path / "r.toml"))[0]
+    source = sources(recipes.read(tmp_path / "r.toml"))[0]
     known = source.batch([0, 1], gs.draw.Draw([0, 1]))[1]
     poses = [",".join(f"{v:g}" for v in p) for p in known["pose"].tolist()]
     names = poses if "label" not in tables else [f"label={k}; pose={p}" for k, p in zip(known["label"].tolist(), poses, strict=True)]
@@ -240,8 +250,8 @@ def test_sequences_come_out_in_their_own_units(tmp_path):
     model, folder = trained(tmp_path, shape=(6, 2), data="standardise = true", tables=LABEL, network='network = "sequence"\nwidth = 16\nlayers = 1\nheads = 2', more=PARTS)
     again = same_samples(model, folder)
     samples = again.sample(["a", "b"], seeds=[0, 1])
-    kept = build.sources(recipes.read(tmp_path / "r.toml"))[0]
-    scale = build.scale_of(kept)
+    kept = sources(recipes.read(tmp_path / "r.toml"))[0]
+    scale = scale_of(kept)
     torch.testing.assert_close(samples.images, samples.x * scale.std + scale.mean)
     assert len(list(measure(again, ["cond"], seeds=range(6)))) == 2
 

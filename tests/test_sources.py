@@ -225,7 +225,7 @@ def test_stated_classes_give_the_order_and_must_hold_all_that_are_found(classes)
 
 
 def test_a_test_folder_of_some_classes_keeps_their_indices(classes, tmp_path):
-    from guidestar.train.build import sources
+    from guidestar.train.reading import sources
     from guidestar.train.recipe import Data, NetworkPart, Recipe, Training
 
     write(tmp_path / "other" / "dog" / "0.png")

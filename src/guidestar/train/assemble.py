@@ -17,8 +17,9 @@ from ..evaluate.levels import trusted_rho
 from ..folder import save, write_average
 from ..model import Model
 from ._core import profiles, read_checkpoint
-from .build import build, judged, process, scale_of, scheduler_config, sources
+from .build import build, judged, process, scheduler_config
 from .ema import EMA
+from .reading import scale_of, sources
 from .recipe import ClassifierPart, Recipe
 from .run import checkpoint, settings, snapshot_file, snapshot_steps
 from .see import decoding

@@ -15,7 +15,8 @@ from ..draw import Draw
 from ..files import make_folder, whole_or_not
 from ._core import Progress, Settings, Trainer, fit
 from ._safely import Stop
-from .build import Built, activations, build, memory, sources
+from .build import Built, activations, build, memory
+from .reading import sources
 from .recipe import PARTS, NetworkPart, Recipe
 from .report import Report
 from .see import Board, previewing

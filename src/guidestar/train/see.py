@@ -15,7 +15,8 @@ from ..draw import Draw
 from ..folder import Decoder
 from ..model import Model
 from ..pictures import Row, save_png, sheet, to_drawings
-from .build import process, scale_of
+from .build import process
+from .reading import scale_of
 from .recipe import Recipe
 
 
