@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _toys import COND, UNCOND, WORDS, Seer, Spy, col, condition, encode, log_prob_gradient, mixed_step, noise, steps, toy
 
+from _toys import COND, UNCOND, WORDS, Seer, Spy, col, condition, encode, log_prob_gradient, mixed_step, noise, steps, toy
 from guidestar import Guided, Net, clip, parse
 
 PLACES = ("vp", "ve", "flow", "mixed")

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from .files import Damaged
+
 app = typer.Typer(name="guidestar", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 # Typer carries its own click, or uses the installed one: take the class from where it is public.
@@ -319,10 +321,8 @@ def evaluate(
         make_folder(out.parent)
     with _progress("measuring") as watch:
         chosen, span, how = load(model, average=average, trust=trust), _span(seeds), {"steps": steps, "solver": solver, "grid": levels, "data": data, "watch": watch}
-        if chosen.told_by_text:
-            rows = list(measure_text(chosen, guidance, count=len(span), seed=span[0], **how))  # type: ignore[arg-type]
-        else:
-            rows = list(measure(chosen, guidance, seeds=span, **how))  # type: ignore[arg-type]
+        measured: Any = measure_text(chosen, guidance, count=len(span), seed=span[0], **how) if chosen.told_by_text else measure(chosen, guidance, seeds=span, **how)
+        rows = list(measured)
     if not is_main():
         return
     if chosen.told_by_text:
@@ -339,7 +339,16 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _text_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    return (row["guidance"], f"{row['top 1']:.1%}", f"{row['top 5']:.1%}", f"{row['score']:.3f}", f"{row['frechet']:.3f}", f"{row['nearest']:.3f}", f"{row['nfe']:g}", f"{row['seconds']:.1f}")
+    return (
+        row["guidance"],
+        f"{row['top 1']:.1%}",
+        f"{row['top 5']:.1%}",
+        f"{row['score']:.3f}",
+        f"{row['frechet']:.3f}",
+        f"{row['nearest']:.3f}",
+        f"{row['nfe']:g}",
+        f"{row['seconds']:.1f}",
+    )
 
 
 def _span(text: str) -> range:
@@ -350,7 +359,7 @@ def _span(text: str) -> range:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; every error is one clear message, and an exit code of 2 for usage, else 1."""
+    """Run the command line; every error is one clear message, and an exit code of 2 for usage, else 1 (a damaged file, a full disk, a loss that is no number)."""
     code = 0
     warnings.showwarning = _note  # what the library warns of, people read as one line
     try:
@@ -360,7 +369,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (typer.Abort, KeyboardInterrupt):
         _fail("stopped", 130)
     except ValueError as error:
-        _fail(str(error), 2)
+        _fail(str(error), 1 if isinstance(error, Damaged) else 2)
     except ImportError as error:
         _fail(f"{error.name or error} is missing; install it with: pip install 'guidestar[all]'", 1)
     except (OSError, RuntimeError, ArithmeticError) as error:

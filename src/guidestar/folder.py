@@ -182,7 +182,14 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
     _write_scheduler(model, root / "scheduler")
     if isinstance(model.decode, Decoder):
         write_module(model.decode.vae, root / "vae", dtype)
-    about = {**model.card, "format": FORMAT, "shape": list(model.shape), "nets": list(model.nets), "classifiers": [n for n in model.classifiers if n not in clips], "defaults": model.defaults}
+    about = {
+        **model.card,
+        "format": FORMAT,
+        "shape": list(model.shape),
+        "nets": list(model.nets),
+        "classifiers": [n for n in model.classifiers if n not in clips],
+        "defaults": model.defaults,
+    }
     if clips:
         about["clips"] = {n: {"log_scale": float(c.log_scale.detach()), "rho_max": c.rho_max} for n, c in clips.items()}
     write_text(json.dumps(about, indent=2) + "\n", root / "guidestar.json")

@@ -188,8 +188,8 @@ class Direction(_Sum, ABC):
         return False
 
     @property
-    def only_solver(self) -> str | None:
-        """The name of the only solver it works with, if there is one."""
+    def only_solver(self) -> tuple[str, dict[str, object]] | None:
+        """The name of the only solver it works with and how that must be set, if there is one."""
         return None
 
     def __str__(self) -> str:

@@ -35,7 +35,7 @@ class Classifier(Direction):
         net: which of the model's classifiers.
         log_prob: any differentiable ``log_prob(x, level, target) -> [B]`` in place of ``net``.
         form: "score" or "mean".
-        variance: of the mean form: "small" (posterior), "large", or "learned".
+        variance: of the mean form: "small" (posterior), "large", or "learned", as the solver's (another is refused).
         through: None to classify x_t (a noise-aware classifier); "cond" or "uncond" to classify
             the clean estimate of that pass (as data: at the clean level), differentiating through the
             network.
@@ -103,8 +103,9 @@ class Classifier(Direction):
         return self.form == "mean"
 
     @property
-    def only_solver(self) -> str | None:
-        return "ddpm" if self.form == "mean" else None
+    def only_solver(self) -> tuple[str, dict[str, object]] | None:
+        # The mean is displaced by the variance of the very step, so the two must be the same.
+        return ("ddpm", {"variance": self.variance}) if self.form == "mean" else None
 
     @property
     def needs_grad(self) -> bool:

@@ -105,8 +105,8 @@ class Guided:
         return [t.name for t in self.terms if t.reads_target]
 
     @property
-    def only_solvers(self) -> dict[str, str]:
-        """Terms that work with one solver alone, and its name."""
+    def only_solvers(self) -> dict[str, tuple[str, dict[str, object]]]:
+        """Terms that work with one solver alone, its name and how it must be set."""
         return {t.name: t.only_solver for t in self.terms if t.only_solver}
 
     def _mode(self) -> AbstractContextManager[Any]:

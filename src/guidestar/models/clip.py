@@ -176,9 +176,7 @@ def _model(tokenizer: Any) -> dict[str, Any]:
     return json.loads(tokenizer.backend_tokenizer.to_str())["model"]
 
 
-def make_clip(
-    tokenizer: Any, *, size: int, width: int, layers: int, heads: int, patch: int, text_width: int, text_layers: int, text_heads: int, embed: int
-) -> CLIP:
+def make_clip(tokenizer: Any, *, size: int, width: int, layers: int, heads: int, patch: int, text_width: int, text_layers: int, text_heads: int, embed: int) -> CLIP:
     """Make a fresh CLIP of transformers' towers.
 
     Args:

@@ -9,25 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bridge.weights import read_module
 from ..card import write_card
 from ..data._core import Source
 from ..draw import Draw
 from ..evaluate import calibration
 from ..evaluate.levels import trusted_rho
 from ..evaluate.retrieval import retrieval
-from ..folder import Decoder, save, write_average
+from ..folder import save, write_average
 from ..model import Model
 from ..models.clip import CLIP
 from ._core import profiles, read_checkpoint
-from .build import build, judged, plainest, process, scale_of, scheduler_config, sources
+from .build import build, judged, plainest, process, scheduler_config
+from .reading import scale_of, sources
 from .recipe import ClassifierPart, Recipe
 from .run import averaged, checkpoint, settings, snapshot_file, snapshot_steps
+from .see import decoding
 
 RHOS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0)
 """Noise ratios at which a noise-aware classifier is examined."""
-MOST = 2000
-"""Held-out samples at which it is examined."""
+MOST = 4000
+"""Held-out samples at which it is examined: one half to calibrate, the other to report."""
 
 
 def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> Model:
@@ -58,7 +59,7 @@ def _model(recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[
         schedule=process(recipe).schedule,
         shape=tuple(source.shape),
         encoder=encoder,
-        decode=Decoder(read_module(recipe.data.vae)) if recipe.data.vae else lambda x: x,
+        decode=decoding(recipe, source),
         nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder.alone())} if "weak" in trained else {},
         classifiers={name: trained[part] for part, name in guides.items() if part in trained},
         judge=trained.get("measuring_clip", trained.get("judge")),
@@ -119,7 +120,7 @@ def _examined(recipe: Recipe, trained: dict[str, Any], source: Source, aside: So
         return found
     if "classifier" in trained and recipe.classifier is not None:
         x, y = gathered(aside, recipe.classifier, MOST)
-        found |= examine(trained["classifier"], recipe, x, y) if y.dtype == torch.int64 else {}
+        found |= (examine if y.dtype == torch.int64 else examine_regressor)(trained["classifier"], recipe, x, y)
     if "judge" in trained and recipe.judge is not None:
         found["judge_accuracy"] = accuracy(trained["judge"], *gathered(aside, recipe.judge))
     clips = {part: net for part, net in trained.items() if isinstance(net, CLIP)}
@@ -133,7 +134,7 @@ def _examined(recipe: Recipe, trained: dict[str, Any], source: Source, aside: So
 def _captioned(source: Source, most: int = MOST) -> tuple[Tensor, list[str]]:
     """Return up to ``most`` held-out pictures and the plainest caption of each, no caption twice."""
     count = min(source.size or 0, most)
-    x, said = source.batch(list(range(count)), Draw(list(range(count)))) [0], plainest(source, range(count))
+    x, said = source.batch(list(range(count)), Draw(list(range(count))))[0], plainest(source, range(count))
     first = {caption: i for i, caption in reversed(list(enumerate(said)))}
     rows = sorted(first.values())
     return x[rows], [said[i] for i in rows]
@@ -170,15 +171,15 @@ def gathered(source: Source, spec: ClassifierPart, most: int | None = None) -> t
 
 
 def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Calibrate a noise-aware classifier, find up to where it is worth guiding by, and report both by level."""
+    """Calibrate a noise-aware classifier on every other sample, find on the rest up to where it is worth guiding by, and report both by level."""
     schedule = process(recipe).schedule
     low, high = schedule.rho_range
     rhos = [r for r in RHOS if low <= r <= high]
-    before = calibration.by_level(classifier, (x, y), schedule, rhos)
+    before = calibration.by_level(classifier, _reported(x, y), schedule, rhos)
     if recipe.classifier is not None and recipe.classifier.calibrate:
-        fitted = calibration.fit_temperatures(classifier, (x, y), schedule, rhos)
+        fitted = calibration.fit_temperatures(classifier, (x[::2], y[::2]), schedule, rhos)
         classifier.calibrate(tuple((rho, round(t, 4)) for rho, t in fitted.items()))
-    after = calibration.by_level(classifier, (x, y), schedule, rhos)
+    after = calibration.by_level(classifier, _reported(x, y), schedule, rhos)
     trusted = trusted_rho({rho: row.accuracy for rho, row in after.items()}, 1 / len(classifier.config["classes"]))
     classifier.rho_max = trusted  # None: no limit was found
     classifier.register_to_config(rho_max=trusted)
@@ -187,6 +188,23 @@ def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, 
         "classifier_ece": {f"{rho:g}": [round(before[rho].ece, 4), round(row.ece, 4)] for rho, row in after.items()},
         "classifier_rho_max": trusted,
     }
+
+
+def _reported(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the samples that are not calibrated on (or the only one there is)."""
+    return x[-1:] if len(x) == 1 else x[1::2], y[-1:] if len(y) == 1 else y[1::2]
+
+
+def examine_regressor(regressor: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Bring a regressor's variances to those of its errors by level on every other sample, and report both on the rest."""
+    schedule = process(recipe).schedule
+    low, high = schedule.rho_range
+    rhos = [r for r in RHOS if low <= r <= high]
+    found = calibration.regression_by_level(regressor, _reported(x, y), schedule, rhos)
+    if recipe.classifier is not None and recipe.classifier.calibrate:
+        fitted = calibration.regression_by_level(regressor, (x[::2], y[::2]), schedule, rhos, seed=1)
+        regressor.calibrate(tuple((rho, round(min(max(row.surprise, 0.05), 20.0), 4)) for rho, row in fitted.items()))
+    return {"regressor": {f"{rho:g}": [round(row.unexplained, 4), round(row.surprise, 4)] for rho, row in found.items()}}
 
 
 def machine() -> str:

@@ -1,8 +1,7 @@
-"""From a recipe to what trains: data, networks, objectives."""
+"""From a recipe to what trains: networks, objectives."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bridge.diffusers import denoiser as bridged
 from ..bridge.clip import find_text
+from ..bridge.diffusers import denoiser as bridged
 from ..bridge.encoders import TextEncoder, is_masked, read_tokenizer
 from ..bridge.schedulers import Process
-from ..bridge.weights import read_module
-from ..data import fashion_mnist
-from ..data._core import Column, InMemory, Source, Targets, split
-from ..data.folders import image_folder, parquet
-from ..data.pictures import Look
-from ..data.shards import Shards
-from ..data.tensors import Scale, Scaled, latents, tensors
+from ..data._core import Column, Source, Targets
 from ..draw import Draw
 from ..files import whole_or_not
 from ..levels import VE, VP, Flow
@@ -36,7 +29,7 @@ from . import classification as supervised
 from ._core import Objective
 from .contrastive import Contrastive
 from .denoising import Conditional, Denoising
-from .recipe import PARTS, ClassifierPart, CLIPPart, ConditionSpec, Data, NetworkPart, Recipe, VisionPart
+from .recipe import PARTS, ClassifierPart, CLIPPart, ConditionSpec, NetworkPart, Recipe, VisionPart
 from .times import LogitNormal, UniformTime
 from .weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform
 
@@ -54,77 +47,6 @@ class Built:
     module: nn.Module
     objective: Objective
     prepare: Callable[[Targets], Any]
-
-
-# --- data ---
-
-
-def sources(recipe: Recipe, bad: Callable[[str], None] | None = None) -> tuple[Source, Source | None]:
-    """Return what a recipe trains on, and what is kept aside to measure on.
-
-    Raises:
-        ValueError, FileNotFoundError: the data are not as the recipe says; nothing was trained.
-    """
-    spec = recipe.data
-    if spec.kind == "fashion-mnist":
-        return _fashion("train", spec.path), _fashion("test", spec.test or spec.path)
-    whole = _read(spec, spec.path or "", bad, recipe.seed)
-    if spec.test:
-        return whole, _to_test(spec, whole, bad)
-    return split(whole, 0.0 if whole.size is None else spec.holdout, recipe.seed)
-
-
-def _fashion(which: str, folder: str | None) -> Source:
-    x, y = fashion_mnist.load(which, folder)
-    return InMemory(x=x, targets={"label": y}, columns={"label": Column(kind="class", classes=fashion_mnist.CLASSES)})
-
-
-def _to_test(spec: Data, whole: Source, bad: Callable[[str], None] | None) -> Source:
-    """Read the data to measure on, in the units of those to train on."""
-    still = spec.model_copy(update={"flip": False, "crop": "center", "standardise": False, "classes": spec.classes or _classes(whole)})
-    test, scale = _read(still, str(spec.test), bad), scale_of(whole)
-    one, other = (f"samples of {list(source.shape)} with {', '.join(source.columns) or 'no columns'}" for source in (whole, test))
-    if one != other:
-        raise ValueError(f"{spec.test} holds {other}, but {spec.path} {one}; they should be alike")
-    return Scaled(source=test, scale=scale) if scale else test
-
-
-def _classes(source: Source) -> tuple[str, ...]:
-    return next((c.classes for c in source.columns.values() if c.kind == "class"), ()) if len(source.columns) == 1 else ()
-
-
-def scale_of(source: Source | None) -> Scale | None:
-    """Find the units a source is in, below what was made of it."""
-    while source is not None and not isinstance(source, Scaled):
-        source = getattr(source, "source", None)
-    return source.scale if source is not None else None
-
-
-def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 0) -> Source:
-    look = Look(size=spec.size, channels=spec.channels, crop=spec.crop, flip=spec.flip)
-    cache = Path(spec.cache) if spec.cache else None
-    if spec.kind == "tensors":
-        held = tensors(path, columns=spec.columns, classes=spec.classes)
-        return Scaled(source=held, scale=Scale.of(held.x)) if spec.standardise else held
-    if spec.kind == "shards":
-        return Shards(path, look, classes=spec.classes, buffer=spec.shuffle, seed=seed)
-    read = image_folder if spec.kind == "images" else parquet
-    found = read(path, look, columns=spec.columns, classes=spec.classes, max_bad=spec.max_bad, cache=cache, say=bad)
-    return encoded(found, spec, path) if spec.vae else found
-
-
-@torch.no_grad()
-def encoded(source: Source, spec: Data, path: str) -> Source:
-    """Return the latents of pictures: the mean of the VAE's posterior, scaled as its settings say."""
-    vae = read_module(str(spec.vae))
-    config, where = vae.config, "cuda" if torch.cuda.is_available() else "cpu"
-    vae.to(where)
-
-    def encode(x: Tensor) -> Tensor:
-        return (vae.encode(x.to(where)).latent_dist.mean - (config.get("shift_factor") or 0.0)) * config.scaling_factor
-
-    about = f"{Path(path).resolve()}/{Path(str(spec.vae)).resolve()}/{spec.size}/{source.size}"
-    return latents(source, encode, Path(spec.cache or Path(path).parent / ".latents"), key=hashlib.blake2b(about.encode(), digest_size=12).hexdigest())
 
 
 # --- the noise ---
@@ -164,12 +86,12 @@ def scheduler_config(recipe: Recipe) -> dict[str, Any]:
 def denoising(recipe: Recipe) -> Denoising:
     """Return the objective of a denoiser."""
     p, o, levels = process(recipe), recipe.objective, recipe.levels
-    times = LogitNormal(mean=levels.mean, std=levels.std) if levels.kind == "logit-normal" else UniformTime()
+    times = LogitNormal(mean=levels.mean, std=levels.std, data_std=levels.data_std) if levels.kind == "logit-normal" else UniformTime()
     weightings = {
         "uniform": lambda: Uniform(space="x0" if p.predicts == "edm" else p.predicts),
         "min-snr": lambda: MinSNR(gamma=o.gamma),
         "snr+1": SNRPlusOne,
-        "edm": lambda: EDM(sigma_data=p.sigma_data),
+        "edm": lambda: EDM(sigma_data=recipe.schedule.sigma_data),
         "sigmoid": lambda: Sigmoid(bias=o.bias),
     }
     return Denoising(schedule=p.schedule, levels=times, weighting=weightings[o.weighting or ("edm" if p.predicts == "edm" else "uniform")]())
@@ -407,7 +329,10 @@ def _statistics(source: Source, name: str, width: int, most: int = 4096) -> tupl
 def _build_classifier(recipe: Recipe, spec: ClassifierPart, source: Source, *, noise_aware: bool) -> Built:
     name, column = judged(spec, source.columns)
     p, times = process(recipe), denoising(recipe).levels
-    what: dict[str, Any] = {"classes": column.classes} if column.kind == "class" else {"classes": (), "outputs": column.width}
+    what: dict[str, Any] = {"classes": column.classes}
+    if column.kind == "vector":
+        centre, spread = _statistics(source, name, column.width)
+        what |= {"outputs": column.width, "centre": centre, "spread": spread}
     shared = {"widths": spec.widths, "layers": spec.layers, "groups": 1 if len(source.shape) == 1 else spec.groups, "dropout": spec.dropout, "noise_aware": noise_aware}
     channels = source.shape[0] if len(source.shape) == 3 else source.shape[-1]
     if len(source.shape) == 3:

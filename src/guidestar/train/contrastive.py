@@ -50,4 +50,3 @@ class Contrastive(Objective):
         level = self.levels(self.schedule, draw)
         noise = draw.normal_like("noise", x0)
         return expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * noise, level
-

@@ -202,8 +202,11 @@ class Data(_Strict):
     def _check(self) -> Data:
         if self.path is None and self.kind != "fashion-mnist":
             raise ValueError('say where the data are: path = "…"')
-        if self.vae and self.flip:
-            raise ValueError("latents are encoded once, so they cannot be flipped anew each time; leave flip or vae out")
+        moved = "flip" if self.flip else "crop" if self.crop == "random" else None
+        if self.vae and moved:
+            raise ValueError(f"latents are encoded once, so pictures cannot be changed anew each time; leave {moved} or vae out")
+        if self.vae and self.kind not in ("images", "parquet"):
+            raise ValueError(f"a vae encodes images or parquet, once; data of the kind {self.kind!r} are taken as they are")
         return self
 
 
@@ -231,7 +234,8 @@ class Noise(_Strict):
         kind: "vp" (a table of betas, as Diffusers' DDPMScheduler names it), "flow" or "edm".
         zero_terminal_snr: the table ends in pure noise.
         shift: of a flow's time, when sampling.
-        sigma_min, sigma_max, sigma_data: of edm.
+        sigma_min, sigma_max: of edm.
+        sigma_data: standard deviation of the data, of edm and of the weighting "edm".
     """
 
     kind: Literal["vp", "flow", "edm"] = "vp"
@@ -258,13 +262,15 @@ class Levels(_Strict):
     """Which noise levels are trained.
 
     Args:
-        kind: "logit-normal" (``log rho ~ N(mean, std²)``; EDM's log-normal is mean −1.2, std 1.2), or
+        kind: "logit-normal" (``log(rho / data_std) ~ N(mean, std²)``; EDM's log-normal is mean −1.2, std 1.2), or
             "uniform" in the schedule's time.
+        data_std: by whose logarithm levels are offset, for data that are not of unit size (``--dry-run`` tells theirs).
     """
 
     kind: Literal["logit-normal", "uniform"] = "logit-normal"
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
+    data_std: float = Field(default=1.0, gt=0)
 
 
 class Target(_Strict):
@@ -348,6 +354,8 @@ class Recipe(_Strict):
             raise ValueError("objective.predicts: 'edm' goes with schedule.kind 'edm', and with no other")
         if kind == "vp" and predicts == "velocity":
             raise ValueError("objective.predicts: a velocity goes with schedule.kind 'flow'; of vp it would be read back as another")
+        if self.schedule.zero_terminal_snr and self.levels.kind != "uniform":
+            raise ValueError("levels.kind: a logit-normal hardly draws pure noise, where sampling starts with zero_terminal_snr; train with kind = 'uniform'")
         if self.schedule.zero_terminal_snr and predicts == "eps":
             raise ValueError("objective.predicts: eps says nothing about data at pure noise; with zero_terminal_snr predict v or x0")
         needy = [f"conditions.{n}.encoder" for n, c in (self.conditions or {}).items() if c.encoder == "clip"] + ["noisy_clip"] * (self.noisy_clip is not None)

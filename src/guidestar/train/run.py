@@ -15,8 +15,9 @@ from ..draw import Draw
 from ..files import make_folder, whole_or_not
 from ._core import Progress, Settings, Trainer, fit, profiles, read_checkpoint
 from ._safely import Stop
-from .build import Built, activations, build, memory, sources, take_from_clip, uses_clip
+from .build import Built, activations, build, memory, take_from_clip, uses_clip
 from .ema import EMA
+from .reading import sources
 from .recipe import PARTS, CLIPPart, NetworkPart, Recipe
 from .report import Report
 from .see import Board, previewing
@@ -30,7 +31,11 @@ def settings(recipe: Recipe, part: str) -> Settings:
 def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
     """Say all that shapes a part's weights besides its settings, by dotted names."""
     own = getattr(recipe, part).model_dump(exclude={"train", "snapshots", "calibrate"})  # which snapshots are kept shapes nothing
-    noise = {} if part == "judge" or isinstance(getattr(recipe, part), CLIPPart) else {"schedule": recipe.schedule.model_dump(), "levels": recipe.levels.model_dump(), "objective": recipe.objective.model_dump()}
+    noise = (
+        {}
+        if part == "judge" or isinstance(getattr(recipe, part), CLIPPart)
+        else {"schedule": recipe.schedule.model_dump(), "levels": recipe.levels.model_dump(), "objective": recipe.objective.model_dump()}
+    )
     conditions = {name: spec.model_dump() for name, spec in (recipe.conditions or {}).items()}
     tables = {**noise, "data": recipe.data.model_dump(exclude={"cache", "test", "max_bad"}), "conditions": conditions, part: own, "": {"joint_dropout": recipe.joint_dropout}}
     return {f"{table}.{key}".strip("."): _plain(value) for table, values in tables.items() for key, value in values.items()}
@@ -165,9 +170,10 @@ def dry_run(recipe: Recipe, only: Sequence[str] | None = None, say: Callable[[st
     count = "a stream" if source.size is None else f"{source.size:,} samples"
     columns = ", ".join(f"{n} ({c.kind}{f', {len(c.classes)} classes' if c.classes else ''})" for n, c in source.columns.items()) or "none"
     lines = [f"data: {count} of {list(source.shape)}{'' if aside is None else f', {aside.size:,} held out'}; columns: {columns}"]
-    lines += [_line(recipe, part, build(recipe, part, source), source) for part in recipe.parts(only)]
     rows = list(range(min(recipe.model.train.batch, source.size or recipe.model.train.batch)))
-    return lines, source.batch(rows, Draw(rows))[0]
+    first = source.batch(rows, Draw(rows))[0]
+    lines[0] += f"; the first batch has mean {first.mean():.3g} and standard deviation {first.std(correction=0):.3g}"
+    return lines + [_line(recipe, part, build(recipe, part, source), source) for part in recipe.parts(only)], first
 
 
 def _line(recipe: Recipe, part: str, built: Built, source: Source) -> str:
