@@ -104,4 +104,4 @@ def test_what_cannot_be_is_refused_by_name(guidance, more, said):
 
 
 def test_it_is_read_and_written():
-    assert str(parse("uncond + clip(3, 'a red apple') + clip(1, through='uncond')")) == "uncond + clip(3, 'a red apple') + clip(1, through='uncond')"
+    assert str(parse("uncond + clip(3, 'a red apple') + clip(1, through='uncond')")) == "uncond + clip(3, text='a red apple') + clip(1, through='uncond')"

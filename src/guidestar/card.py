@@ -16,7 +16,7 @@ def card_text(name: str, about: Mapping[str, Any]) -> str:
         name: of the model.
         about: what training and measuring left there; what is missing is left out.
     """
-    parts = [_head(name, about), _training(about), _by_level(about), _regressor(about), _judge(about), *(_figures(f) for f in about.get("figures", ()))]
+    parts = [_head(name, about), _training(about), _by_level(about), _regressor(about), _judge(about), _clips(about), *(_figures(f) for f in about.get("figures", ()))]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
@@ -72,10 +72,34 @@ def _judge(about: Mapping[str, Any]) -> str:
     return f"## The judge\n\nAn independent network on clean images that guides nothing: {about['judge_accuracy']:.2%} of the test images."
 
 
+def _clips(about: Mapping[str, Any]) -> str:
+    found = about.get("clips")
+    if not found:
+        return ""
+    keys = [k for k in next(iter(found.values())) if k != "of"]
+    rows = [(part, *(f"{row[k]:.1%}" for k in keys), row["of"]) for part, row in found.items()]
+    text = "## The CLIPs\n\nHow often the right one is among the first 1 or 5, of held-out pictures and their captions.\n\n" + table(("part", *keys, "pictures"), rows)
+    noisy = about.get("noisy_clip")
+    if not noisy:
+        return text
+    end = f"It is off by default above σ/α = {noisy['rho_max']:g}." if noisy["rho_max"] is not None else "It is on at every level by default."
+    levels = [(rho, f"{share:.1%}") for rho, share in noisy["image to text R@5"].items()]
+    return f"{text}\n\nThe noise-aware CLIP that guides, among {noisy['of']} captions of held-out pictures, by noise ratio. {end}\n\n" + table(("σ/α", "R@5"), levels)
+
+
 def _figures(figures: Mapping[str, Any]) -> str:
+    if "top 5" in figures["rows"][0]:
+        return f"## {figures['title']}\n\n{figures['text']}\n\n    {figures['command']}\n\n" + text_table(figures["rows"])
     head = ("guidance", "judge accuracy", "Fréchet", "diversity", "class shares", "NFE")
     rows = [(f"`{r['guidance']}`", f"{r['accuracy']:.1%}", f"{r['frechet']:.2f}", f"{r['diversity']:.2f}", _shares(r), f"{r['nfe']:g}") for r in figures["rows"]]
     return f"## {figures['title']}\n\n{figures['text']}\n\n    {figures['command']}\n\n" + table(head, rows)
+
+
+def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write the figures of a text model (`measure_text`) as a table."""
+    head = ("guidance", "right caption first", "among the first 5", "CLIP score", "Fréchet", "nearest real", "NFE")
+    cells = [(f"`{r['guidance']}`", f"{r['top 1']:.1%}", f"{r['top 5']:.1%}", f"{r['score']:.3f}", f"{r['frechet']:.3f}", f"{r['nearest']:.3f}", f"{r['nfe']:g}") for r in rows]
+    return table(head, cells)
 
 
 def _shares(row: Mapping[str, Any]) -> str:

@@ -43,17 +43,27 @@ def _progress(label: str) -> Iterator[Any]:
 @app.command()
 def demo(
     out: Out = Path("out/demo"),
-    model: Annotated[str, typer.Option(help="A class model with a judge.")] = "fashion-mnist",
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Samples of each class.")] = 4,
+    model: Annotated[Optional[list[str]], typer.Option(help="A class model with a judge, or a text model with a measuring CLIP; by default those that ship.")] = None,  # noqa: UP045
+    seeds: Annotated[Optional[int], typer.Option(min=1, max=1000, help="Samples of each class (4) or prompt (3).")] = None,  # noqa: UP045
 ) -> None:
-    """Steer one model in every way from the same seeds: pictures, and figures of an independent judge."""
+    """Steer models in every way from the same seeds: pictures, and figures of independent judges."""
     from .demo import demo as run
-    from .folder import load
+    from .demo import write_figures
+    from .demo_text import demo_text
+    from .files import make_folder
+    from .folder import available, load
 
-    with _progress("sampling") as tell:
-        rows = run(load(model), out, seeds=seeds, show=min(2, seeds), tell=tell)
-    _table(("steered", "guidance", "judge", "NFE", "seconds"), [(r.how, r.expression, f"{r.accuracy:.1%}", f"{r.nfe:g}", f"{r.seconds:.1f}") for r in rows])
-    typer.echo(f"{out / 'demo.png'}  {out / 'steps.png'}  {out / 'demo.json'}")
+    make_folder(out)
+    results = {}
+    for name in model or available():
+        chosen = load(name)
+        show, count = (demo_text, seeds or 3) if chosen.told_by_text else (run, seeds or 4)
+        with _progress(f"sampling {chosen.name}") as tell:
+            rows = results[chosen.name] = show(chosen, out, seeds=count, show=min(2, count), tell=tell)
+        head = ("steered", "guidance", "CLIP: top 5" if chosen.told_by_text else "judge", "NFE", "seconds")
+        _table(head, [(r.how, r.expression, f"{r.accuracy:.1%}", f"{r.nfe:g}", f"{r.seconds:.1f}") for r in rows])
+    write_figures(results, out)
+    typer.echo("  ".join(str(out / n) for n in ("demo.png", "steps.png", "text.png", "demo.json") if (out / n).is_file()))
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -159,6 +169,40 @@ def _conditions(model: Any, cond: list[str], num: int) -> list[str] | None:
         raise ValueError(f"the model {model.name!r} is told by a prompt, so it has no classes to show 'all' of; write what you want to see")
     names = [n for c in cond for n in (model.classes if c == "all" and model.classes else [c])]
     return [n for n in names for _ in range(num)]
+
+
+@app.command()
+def strip(
+    model: Annotated[str, typer.Argument(help="A shipped model or a folder.")],
+    prompts: Annotated[list[str], typer.Argument(help="Two prompts (or classes) to go between, or one to show at rising scales.")],
+    out: Annotated[Path, typer.Option("--out", help="A strip (.png), or an animation (.gif, .webp).")] = Path("strip.png"),
+    frames: Annotated[int, typer.Option(min=2, max=1000, help="Pictures between two prompts.")] = 9,
+    scales: Annotated[str, typer.Option(help="Scales of cfg for one prompt.")] = "0,1,2,3,4,6,8",
+    guidance: Guidance = None,
+    seed: Annotated[int, typer.Option(help="The seed of all of them.")] = 0,
+    steps: Steps = None,
+) -> None:
+    """Draw one seed on the way from one prompt to another, or at rising scales of its guidance."""
+    from .folder import load
+    from .strip import morph, rising, write_strip
+
+    if len(prompts) > 2:
+        raise ValueError(f"a strip goes between two prompts, or raises the scale of one, not {len(prompts)}")
+    chosen = load(model)
+    with _progress("sampling") as watch:
+        if len(prompts) == 2:
+            images = morph(chosen, *prompts, frames=frames, seed=seed, guidance=guidance, steps=steps, watch=watch)
+        else:
+            images = rising(chosen, prompts[0], _numbers(scales), seed=seed, steps=steps, watch=watch)
+    write_strip(images, out)
+    typer.echo(str(out))
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"scales are numbers separated by commas, not {text!r}") from error
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ Tell = Callable[[int, int], None]
 
 
 def demo(model: Model, out: Path | str, *, seeds: int = 4, show: int = 2, tell: Tell | None = None) -> list[Result]:
-    """Write ``demo.png``, ``steps.png`` and ``demo.json`` under ``out``, and return the rows.
+    """Write ``demo.png`` and ``steps.png`` under ``out``, and return the rows of figures.
 
     Args:
         model: a class model with a judge and a classifier.
@@ -73,9 +73,13 @@ def demo(model: Model, out: Path | str, *, seeds: int = 4, show: int = 2, tell: 
     save_png(draw_steps(model), folder / "steps.png")
     if tell:
         tell(total, total)
-    about = {"model": model.name, "seeds": seeds, "classes": list(model.classes), "threads": torch.get_num_threads(), "rows": [asdict(r) for r in results]}
-    write_text(json.dumps(about, indent=2) + "\n", folder / "demo.json")
     return results
+
+
+def write_figures(results: Mapping[str, Sequence[Result]], folder: Path) -> None:
+    """Write the rows of every demonstrated model to ``demo.json``."""
+    about = {"threads": torch.get_num_threads(), "models": {name: [asdict(r) for r in rows] for name, rows in results.items()}}
+    write_text(json.dumps(about, indent=2) + "\n", folder / "demo.json")
 
 
 @torch.inference_mode()

@@ -68,35 +68,31 @@ class Ruler:
         groups: of each caption.
         captions: the captions' indices by name.
         texts: embeddings of the groups' first captions ``[G, D]``.
-        real: embeddings of real pictures ``[N, D]``.
+        real: embeddings of real pictures ``[N, D]``, if there are any to compare with.
     """
 
     clip: Any
     captions: dict[str, int]
     groups: Tensor
     texts: Tensor
-    real: Tensor
+    real: Tensor | None = None
 
     @staticmethod
-    def of(clip: Any, known: Sequence[str], real: Tensor) -> Ruler:
+    def of(clip: Any, known: Sequence[str], real: Tensor | None = None) -> Ruler:
         """Make one of all captions and of real pictures."""
         names = list(dict.fromkeys(known))
-        texts = clip.embed_text(names).cpu()
+        texts = clip.embed_captions(names).cpu()
         first, groups = merged(texts).unique(return_inverse=True)
-        return Ruler(clip=clip, captions={n: i for i, n in enumerate(names)}, groups=groups, texts=texts[first], real=look(clip, real))
+        return Ruler(clip=clip, captions={n: i for i, n in enumerate(names)}, groups=groups, texts=texts[first], real=None if real is None else look(clip, real))
 
     def scores(self, seen: Tensor, labels: Sequence[str]) -> dict[str, float]:
         """Measure pictures that ``clip`` sees as ``seen [B, D]`` and that should show ``labels``."""
         right = self.groups[torch.tensor([self.captions[name] for name in labels])]
         place = ranks(seen, self.texts, right)
-        near = (seen @ self.real.T).amax(1)
-        return {
-            "top 1": round(float((place < 1).double().mean()), 4),
-            "top 5": round(float((place < 5).double().mean()), 4),
-            "score": round(float((seen * self.texts[right]).sum(1).mean()), 4),
-            "frechet": round(gaussian_distance(*_gaussian(seen), *_gaussian(self.real)), 4),
-            "nearest": round(float(near.mean()), 4),
-        }
+        found = {"top 1": float((place < 1).double().mean()), "top 5": float((place < 5).double().mean()), "score": float((seen * self.texts[right]).sum(1).mean())}
+        if self.real is not None:
+            found |= {"frechet": gaussian_distance(*_gaussian(seen), *_gaussian(self.real)), "nearest": float((seen @ self.real.T).amax(1).mean())}
+        return {name: round(value, 4) for name, value in found.items()}
 
 
 def _gaussian(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,7 @@ def sheet(rows: Sequence[Row], *, columns: Sequence[str] = (), span: int = 1, ti
 
     Args:
         rows: of equally many pictures of one size.
-        columns: a label over every ``span`` pictures.
+        columns: a label over every ``span`` pictures; several lines are allowed.
         span: pictures that belong together; a wider gap follows each such group.
         title: over it all.
         scale: whole factor by which pixels are enlarged.
@@ -120,7 +120,8 @@ def sheet(rows: Sequence[Row], *, columns: Sequence[str] = (), span: int = 1, ti
     width, height = (scale * n for n in rows[0].images[0].size)
     left = max((max((font.getlength(t) for t in r.label.split("\n")), default=0) for r in rows), default=0)
     left = int(left) + 16 if left else gap
-    top = (32 if title else gap) + (22 if columns else 0)
+    lines = max((name.count("\n") + 1 for name in columns), default=0)
+    top = (32 if title else gap) + (6 + 16 * lines if columns else 0)
     count = max(len(r.images) for r in rows)
     spot = [left + i * (width + gap) + (i // span) * 2 * gap * (span > 1) for i in range(count + 1)]
     canvas = Image.new("RGB", (spot[-1] + gap, top + len(rows) * (height + gap)), "white")
@@ -128,7 +129,7 @@ def sheet(rows: Sequence[Row], *, columns: Sequence[str] = (), span: int = 1, ti
     draw.text((8, 7), title, "black", font=bold)
     for i, name in enumerate(columns):
         middle = (spot[i * span] + spot[min((i + 1) * span, count) - 1] + width) / 2
-        draw.text((middle, top - 5), name, "black", font=font, anchor="ms")
+        draw.multiline_text((middle, top - 3), name, "black", font=font, anchor="md", align="center", spacing=2)
     for j, row in enumerate(rows):
         y = top + j * (height + gap)
         draw.multiline_text((8, y + height / 2), row.label, "black", font=font, anchor="lm", spacing=3)

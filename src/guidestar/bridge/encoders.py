@@ -272,4 +272,5 @@ def _renamed(tensors: Mapping[str, Tensor], text: nn.Module) -> dict[str, Tensor
     """Name tensors as this version of transformers does: 5 dropped a prefix, 4.31 the position ids."""
     prefix = "text_model."
     used = prefix if any(name.startswith(prefix) for name in text.state_dict()) else ""
-    return {used + name.removeprefix(prefix): tensor for name, tensor in tensors.items() if not name.endswith("embeddings.position_ids")}
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("embeddings.position_ids")}
+    return {name if name.startswith("text_projection") else used + name.removeprefix(prefix): tensor for name, tensor in kept.items()}

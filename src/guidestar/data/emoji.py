@@ -252,7 +252,7 @@ def _write(drawings: list[Drawing], out: Path, size: int, watch: Watch | None) -
             if watch:
                 watch(done, len(drawings))
     for part, about in rows.items():
-        (out / part / "metadata.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in about), encoding="utf-8")
+        (make_folder(out / part) / "metadata.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in about), encoding="utf-8")
     (out / "LICENCES.md").write_text(_licences(size), encoding="utf-8")
     return {part: len(about) for part, about in rows.items()}
 

@@ -94,11 +94,15 @@ class CLIP(nn.Module):
         return F.normalize(out.text_embeds.float(), dim=-1)
 
     @torch.no_grad()
-    def embed_text(self, captions: Sequence[str]) -> Tensor:
+    def embed_captions(self, captions: Sequence[str]) -> Tensor:
         """Embed captions as unit vectors ``[n, D]``."""
         device = self.log_scale.device
-        warn_of_cuts(self.tokenizer, captions)
         return torch.cat([self.embed_tokens(self.tokens(part).to(device)) for part in _parts(captions, 256)])
+
+    def embed_text(self, prompts: Sequence[str]) -> Tensor:
+        """Embed what a person asks for as unit vectors ``[n, D]``; warn where a prompt is too long."""
+        warn_of_cuts(self.tokenizer, prompts)
+        return self.embed_captions(prompts)
 
     def embed_image(self, x: Tensor, level: Level | None = None) -> Tensor:
         """Embed pictures ``[B, 3, H, W]`` in [−1, 1] as unit vectors ``[B, D]``."""
@@ -138,7 +142,7 @@ def warn_of_cuts(tokenizer: Any, captions: Sequence[str]) -> None:
         every = tokenizer(caption, truncation=False, verbose=False).input_ids
         if len(every) > length:
             kept = " ".join(tokenizer.decode(every[1 : length - 1]).split())
-            warnings.warn(f"the prompt is longer than the {length} tokens that the text encoder takes; it was cut after {kept[-40:]!r}", stacklevel=2)
+            warnings.warn(f"the prompt is longer than the {length} tokens that the text encoder takes; it was cut after {kept[-40:].strip()!r}", stacklevel=2)
 
 
 def make_tokenizer(captions: Sequence[str], *, vocabulary: int, length: int) -> Any:

@@ -19,7 +19,7 @@ from ..folder import save, write_average
 from ..model import Model
 from ..models.clip import CLIP
 from ._core import profiles, read_checkpoint
-from .build import build, judged, plainest, process, scheduler_config
+from .build import build, judged, process, said, scheduler_config
 from .reading import scale_of, sources
 from .recipe import ClassifierPart, Recipe
 from .run import averaged, checkpoint, settings, snapshot_file, snapshot_steps
@@ -100,6 +100,8 @@ def _about(recipe: Recipe, out: Path, trained: dict[str, Any], source: Source, a
     scale = scale_of(source)
     if scale is not None:
         about["scale"] = {"mean": scale.mean.tolist(), "std": scale.std.tolist()}
+    if "measuring_clip" in trained:
+        about["captions"] = sorted(set(said(source, range(min(source.size or 0, 20_000)), shortest=True)))
     return about | _examined(recipe, trained, source, aside)
 
 
@@ -111,6 +113,8 @@ def _summary(recipe: Recipe, source: Source) -> str:
 def _data(recipe: Recipe, source: Source) -> str:
     if recipe.data.kind == "fashion-mnist":
         return "Fashion-MNIST (60,000 training and 10,000 test images of clothing; Zalando SE, MIT licence)"
+    if recipe.data.about:
+        return recipe.data.about
     return f"{recipe.data.path} ({recipe.data.kind}, {'a stream' if source.size is None else f'{source.size:,} training samples'})"
 
 
@@ -133,18 +137,18 @@ def _examined(recipe: Recipe, trained: dict[str, Any], source: Source, aside: So
 
 def _captioned(source: Source, most: int = MOST) -> tuple[Tensor, list[str]]:
     """Return up to ``most`` held-out pictures and the plainest caption of each, no caption twice."""
-    count = min(source.size or 0, most)
-    x, said = source.batch(list(range(count)), Draw(list(range(count))))[0], plainest(source, range(count))
-    first = {caption: i for i, caption in reversed(list(enumerate(said)))}
-    rows = sorted(first.values())
-    return x[rows], [said[i] for i in rows]
+    rows = list(range(min(source.size or 0, most)))
+    x, asked = source.batch(rows, Draw(rows))[0], said(source, rows)
+    first = {caption: i for i, caption in reversed(list(enumerate(asked)))}
+    kept = sorted(first.values())
+    return x[kept], [asked[i] for i in kept]
 
 
 @torch.inference_mode()
 def examine_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, float]:
     """Report how often a clean CLIP finds the caption of a held-out picture among all of them, and the picture of a caption."""
     x, captions = _captioned(aside)
-    return {k: round(v, 4) for k, v in retrieval(clip.embed_image(x), clip.embed_text(captions)).items()} | {"of": len(captions)}
+    return {k: round(v, 4) for k, v in retrieval(clip.embed_image(x), clip.embed_captions(captions)).items()} | {"of": len(captions)}
 
 
 @torch.inference_mode()
@@ -152,7 +156,7 @@ def examine_noisy_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, A
     """Report how often a noise-aware CLIP finds the caption among all held-out ones, by level, and set up to where it is trusted."""
     schedule = process(recipe).schedule
     x, captions = _captioned(aside)
-    noise, texts = Draw(list(range(len(x)))).normal_like("noise", x), clip.embed_text(captions)
+    noise, texts = Draw(list(range(len(x)))).normal_like("noise", x), clip.embed_captions(captions)
     low, high = schedule.rho_range
     found = {}
     for rho in (r for r in RHOS if low <= r <= high):

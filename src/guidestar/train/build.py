@@ -178,14 +178,15 @@ def captions(source: Source, most: int = 20_000) -> list[str]:
     return list(found)
 
 
-def plainest(source: Source, rows: Sequence[int]) -> list[str]:
-    """Return the first caption of each row: where a picture has several, that is the one to measure by."""
+def said(source: Source, rows: Sequence[int], *, shortest: bool = False) -> list[str]:
+    """Return the first caption of each row, which asks for the picture, or the shortest, which names it."""
     name = text_column(source)
     while not hasattr(source, "targets"):
         rows = [source.kept[r] for r in rows]  # type: ignore[attr-defined]
         source = source.source  # type: ignore[attr-defined]
     held = source.targets[name]  # type: ignore[attr-defined]
-    return [held[r] if isinstance(held[r], str) else held[r][0] for r in rows]
+    every = [(held[r],) if isinstance(held[r], str) else held[r] for r in rows]
+    return [min(captions, key=len) if shortest else captions[0] for captions in every]
 
 
 def _contrastive(clip: CLIP, objective: Contrastive, source: Source) -> Built:

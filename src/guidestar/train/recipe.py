@@ -180,6 +180,7 @@ class Data(_Strict):
         holdout: share of the samples kept aside, to measure on.
         test: folder or file of other data to measure on, in place of ``holdout``.
         shuffle: size of the buffer in which shards are mixed.
+        about: what the data are and whose, for the card.
     """
 
     kind: Literal["images", "parquet", "shards", "tensors", "fashion-mnist"] = "images"
@@ -197,6 +198,7 @@ class Data(_Strict):
     holdout: float = Field(default=0.1, ge=0, lt=1)
     test: str | None = None
     shuffle: int = Field(default=10_000, ge=1)
+    about: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> Data:

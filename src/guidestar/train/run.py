@@ -37,7 +37,13 @@ def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
         else {"schedule": recipe.schedule.model_dump(), "levels": recipe.levels.model_dump(), "objective": recipe.objective.model_dump()}
     )
     conditions = {name: spec.model_dump() for name, spec in (recipe.conditions or {}).items()}
-    tables = {**noise, "data": recipe.data.model_dump(exclude={"cache", "test", "max_bad"}), "conditions": conditions, part: own, "": {"joint_dropout": recipe.joint_dropout}}
+    tables = {
+        **noise,
+        "data": recipe.data.model_dump(exclude={"cache", "test", "max_bad", "about"}),
+        "conditions": conditions,
+        part: own,
+        "": {"joint_dropout": recipe.joint_dropout},
+    }
     return {f"{table}.{key}".strip("."): _plain(value) for table, values in tables.items() for key, value in values.items()}
 
 
