@@ -41,14 +41,18 @@ def pixels(path):
 
 def test_demo_makes_pictures_and_figures(capsys, tmp_path):
     code, out, _ = run(capsys, "demo", "--out", tmp_path, "--seeds", 1)
-    about = json.loads((tmp_path / "demo.json").read_text())
+    models = json.loads((tmp_path / "demo.json").read_text())["models"]
     assert code == 0 and "cfg(4)" in out
-    assert {r["how"] for r in about["rows"]} == {"unguided", "by the classifier", "by its condition", "by both"}
-    by = {r["expression"]: r for r in about["rows"]}
+    rows = models["fashion-mnist"]
+    assert {r["how"] for r in rows} == {"unguided", "by the classifier", "by its condition", "by both"}
+    by = {r["expression"]: r for r in rows}
     assert by["uncond"]["nfe"] == 20 and by["cfg(4)"]["nfe"] == 40 and by["cfg(1)"]["nfe"] == 20
     assert by["cfg(4)"]["accuracy"] >= 0.8
     assert by["uncond"]["accuracy"] <= 0.5
-    for name in ("demo.png", "steps.png"):
+    told = {r["expression"]: r for r in models["emoji"]}
+    assert {r["how"] for r in told.values()} == {"unguided", "by CLIP", "by its caption", "by both"}
+    assert told["cfg(4)"]["accuracy"] > 3 * max(told["uncond"]["accuracy"], 1 / 8), "an independent CLIP finds the prompts in the guided pictures"
+    for name in ("demo.png", "steps.png", "text.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 300
     assert not list(tmp_path.glob("*.writing"))
