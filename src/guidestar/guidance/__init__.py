@@ -8,10 +8,13 @@ from .classifier import Classifier as classifier
 from .compose import AND, NOT
 from .expression import METHODS, ExpressionError, parse
 from .guided import Guided
+from .pag import PAG as pag
 from .plan import Plan, StepPlan
 from .posts import Clip as clip_x0
 from .posts import Rescale as rescale
 from .posts import Threshold as threshold
+from .seg import SEG as seg
+from .slg import SLG as slg
 from .weights import clamp, cosine, linear
 
 __all__ = [
@@ -38,8 +41,11 @@ __all__ = [
     "cosine",
     "linear",
     "neg",
+    "pag",
     "parse",
     "rescale",
+    "seg",
+    "slg",
     "threshold",
     "uncond",
 ]
