@@ -13,6 +13,7 @@ from .plan import Plan, StepPlan
 from .posts import Clip as clip_x0
 from .posts import Rescale as rescale
 from .posts import Threshold as threshold
+from .sag import SAG as sag
 from .seg import SEG as seg
 from .slg import SLG as slg
 from .weights import clamp, cosine, linear
@@ -44,6 +45,7 @@ __all__ = [
     "pag",
     "parse",
     "rescale",
+    "sag",
     "seg",
     "slg",
     "threshold",
