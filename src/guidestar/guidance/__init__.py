@@ -8,6 +8,7 @@ from .classifier import Classifier as classifier
 from .compose import AND, NOT
 from .expression import METHODS, ExpressionError, parse
 from .guided import Guided
+from .nag import NAG as nag
 from .pag import PAG as pag
 from .plan import Plan, StepPlan
 from .posts import Clip as clip_x0
@@ -41,6 +42,7 @@ __all__ = [
     "cond",
     "cosine",
     "linear",
+    "nag",
     "neg",
     "pag",
     "parse",
