@@ -114,6 +114,15 @@ def test_unknown_layers_are_refused_and_the_known_ones_listed():
         ask(f, ContrastedAttention(scale=2.0, tau=2.5, alpha=0.5))
 
 
+@pytest.mark.parametrize("name", ["text", "pixart"])
+def test_a_layer_named_twice_is_changed_once(name):
+    f, text = family(name), USUAL[name][0].replace("attn1", "attn2")
+    cond = type(f.given())({**f.given(), **{f"against_{k}": t for k, t in f.given(12).items()}})
+    f.cond = lambda seed: cond
+    once, twice = (ask(f, ContrastedAttention(layers=n, scale=5.0, tau=2.5, alpha=0.5)) for n in ((text,), (text, text)))
+    assert torch.equal(once, twice)
+
+
 def test_names_are_exact():
     f = Family(dit(12).eval().requires_grad_(False), family("dit").cond)
     one = ask(f, SkippedBlocks(layers=("transformer_blocks.1",)))
@@ -137,10 +146,13 @@ def test_networks_without_known_layers_are_refused():
 
 
 def test_compiled_networks_are_refused():
-    f = family("unet")
-    f.net.mid_block.compile()
-    with pytest.raises(ValueError, match="a compiled UNet2DModel cannot be perturbed"):
-        layers_of(f.denoiser)
+    with pytest.raises(ValueError, match="a compiled OptimizedModule cannot be perturbed"):
+        layers_of(torch.compile(family("unet").denoiser))
+    for part, said in (("", "a compiled UNet2DModel"), ("mid_block", "a UNet2DModel with compiled blocks")):
+        f = family("unet")
+        f.net.get_submodule(part).compile()
+        with pytest.raises(ValueError, match=f"{said} cannot be perturbed"):
+            layers_of(f.denoiser)
 
 
 def test_a_bare_network_is_found_in_its_wrappers():

@@ -103,9 +103,11 @@ def layers_of(denoiser: Any) -> Layers:
     is looked at (``.net``), as deep as it goes.
 
     Raises:
-        ValueError: the layers of such a network are not known.
+        ValueError: the layers of such a network are not known, or it is compiled.
     """
     for net in _within(denoiser):
+        if hasattr(net, "_orig_mod") or getattr(net, "_compiled_call_impl", None):  # compiled code would go on as it was
+            raise ValueError(f"a compiled {type(net).__name__} cannot be perturbed; give the network before it is compiled")
         if hasattr(type(net), "layers"):  # of the class: a list of modules may have this name
             return net.layers()
         if (home := _home(net)) is not None:

@@ -39,12 +39,12 @@ def layers(net: nn.Module) -> DiffusersLayers:
     """Return the layers of a network.
 
     Raises:
-        ValueError: it is of no family known here, or compiled.
+        ValueError: it is of no family known here, or parts of it are compiled.
     """
     if not isinstance(net, _KNOWN):
         raise ValueError(f"the layers of {type(net).__name__} are not known; those of {', '.join(k.__name__ for k in _KNOWN)} are")
-    if any(m._compiled_call_impl is not None for m in net.modules()):  # compiled code would go on as it was
-        raise ValueError(f"a compiled {type(net).__name__} cannot be perturbed; give the network before it is compiled")
+    if any(m._compiled_call_impl is not None for m in net.modules()):
+        raise ValueError(f"a {type(net).__name__} with compiled blocks cannot be perturbed; give the network before they are compiled")
     return DiffusersLayers(net)
 
 
@@ -64,7 +64,7 @@ class DiffusersLayers:
         for name in names:
             if name not in there:
                 raise ValueError(f"{type(self.net).__name__} has no {_WORDS[kind]} {name!r}; there are {', '.join(there) or 'none'}")
-        found = tuple(names) or tuple(n for n in there if self._usual(kind, n))
+        found = tuple(dict.fromkeys(names)) or tuple(n for n in there if self._usual(kind, n))
         if not found:
             raise ValueError(f"{type(self.net).__name__} has no {_WORDS[kind]} {'in its middle' if there else 'at all'}; there are {', '.join(there) or 'none'}")
         return found
