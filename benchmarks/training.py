@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from guidestar.data import fashion_mnist
 from guidestar.models.networks import unet
-from guidestar.train.build import sources
+from guidestar.train.reading import sources
 from guidestar.train.recipe import Data, NetworkPart, Recipe, Training
 from guidestar.train.run import train_part
 

@@ -14,8 +14,8 @@ from guidestar.levels import VP
 from guidestar.models.conditional import ConditionalModel
 from guidestar.models.conditions import ClassEncoder, Conditions
 from guidestar.train._core import Settings, Trainer, fit
-from guidestar.train.ema import EMA
 from guidestar.train.denoising import Conditional, Denoising, LogitNormal
+from guidestar.train.ema import EMA
 
 STEPS = 300
 
@@ -43,7 +43,6 @@ def trainer(precision: str, accumulate: int = 1, **more) -> Trainer:
     torch.manual_seed(0)
     encoder = Conditions({"label": ClassEncoder(("a", "b", "c"), 24)})
     module = ConditionalModel(Network(Net(), predicts="v"), encoder)
-    module.denoiser.dtype = torch.float64 if precision == "float64" else torch.float32
     denoising = Denoising(schedule=VP.linear(), levels=LogitNormal())
     # 9 a batch: neither the batch is a multiple of two processes, nor the 50 samples one of the batch.
     settings = Settings(steps=STEPS, batch=9, accumulate=accumulate, rate=1e-3, warmup=20, precision=precision, **more)

@@ -1,13 +1,14 @@
 """Train a little network in a child process that is killed (SIGKILL) where the caller says. Started by test_killed.py.
 
-Reads lines of JSON {"path", "kill": {"event": n} | {"step": n} | null} from standard input; answers each with a line
-{"killed": bool, "events": [...], "sha": …}. Each run is a fork of this process, so torch is imported once.
+Reads lines of JSON {"path", "kill": {"event": n} | {"step": n} | {"full": n} | null} from standard input (full: from the
+n-th event of a save on, the disk is); answers each with a line {"killed": bool, "events": [...], "sha": …, "failed": …}. Each run is a fork of this process, so torch is imported once.
 """
 
 import hashlib
 import json
 import os
 import signal
+import stat
 import sys
 from pathlib import Path
 
@@ -50,12 +51,14 @@ class Events:
     """Count what happens to files during one save, and die at the n-th thing: before it, or (a write) half through."""
 
     def __init__(self, kill):
-        self.kill, self.saves, self.seen = (kill or {}).get("event"), 0, []
+        self.kill, self.full, self.saves, self.seen = (kill or {}).get("event"), (kill or {}).get("full"), 0, []
 
     def happen(self, name):
         if self.saves != SAVE:
             return False
         self.seen.append(name)
+        if self.full is not None and len(self.seen) > self.full:
+            raise OSError(28, "No space left on device")
         return len(self.seen) - 1 == self.kill
 
     def watch(self):
@@ -64,14 +67,15 @@ class Events:
         save = torch.save
 
         def counted(state, file):
-            self.saves += 1
+            self.saves += self.saves < SAVE or self.full is None  # on a full disk the next save fails likewise
             save(state, Written(self, file))
 
         _core.torch.save = counted
 
     def before(self, name, function):
         def call(*arguments, **more):
-            if self.happen(name):
+            folder = name == "fsync" and stat.S_ISDIR(os.fstat(arguments[0]).st_mode)
+            if self.happen(f"{name} of the folder" if folder else name):
                 die()
             return function(*arguments, **more)
 
@@ -105,8 +109,12 @@ def sha(trainer):
 def run(path, kill, pipe):
     events, subject = Events(kill), trainer(kill)
     events.watch()
-    list(fit(subject, Path(path), every=0.0, keep=2))
-    os.write(pipe, json.dumps({"events": events.seen, "sha": sha(subject)}).encode())
+    failed = ""
+    try:
+        list(fit(subject, Path(path), every=0.0, keep=2))
+    except OSError as error:
+        failed = str(error)
+    os.write(pipe, json.dumps({"events": events.seen, "sha": sha(subject), "failed": failed}).encode())
 
 
 def main():

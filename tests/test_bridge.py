@@ -218,7 +218,8 @@ def test_encoder_of_text(tmp_path):
     original = CLIPTextModel.from_pretrained(tmp_path / "text_encoder", local_files_only=True).eval()
     long = "abc " * 40
     tokens = encoder.tokenizer(["a red apple", "", long], padding="max_length", max_length=77, truncation=True, return_tensors="pt")
-    states = encoder.encode(["a red apple", "", long])["encoder_hidden_states"]
+    with pytest.warns(UserWarning, match=r"longer than the 77 tokens .* cut after '.*abc abc'"):
+        states = encoder.encode(["a red apple", "", long])["encoder_hidden_states"]
     with torch.no_grad():
         assert torch.equal(states, original(tokens.input_ids).last_hidden_state)
     assert states.shape == (3, 77, 8)

@@ -9,7 +9,7 @@ from torch.distributions import Normal
 import guidestar as gs
 from guidestar.bridge.weights import read_module
 from guidestar.draw import Draw
-from guidestar.evaluate.calibration import best_temperature, by_level, expected_calibration_error, fit_temperatures
+from guidestar.evaluate.calibration import best_temperature, by_level, expected_calibration_error, fit_temperatures, regression_by_level
 from guidestar.folder import write_module
 from guidestar.levels import VP, Flow, Level
 from guidestar.models.classifier import Classifier
@@ -47,6 +47,21 @@ def test_regressors_tell_independent_normals(kind):
     net, y = make(classes=(), outputs=2).eval(), torch.tensor([[0.3, -1.0], [2.0, 0.0]])
     mean, log_var = net(x, LEVEL).chunk(2, 1)
     torch.testing.assert_close(net.log_prob(x, LEVEL, y), Normal(mean, (log_var / 2).exp()).log_prob(y).sum(1))
+
+
+def test_regressors_work_in_the_units_of_their_numbers(kind):
+    """With mean c, deviation d and a temperature T: m d + c, and l + 2 ln d + ln T."""
+    make, x = kind
+    net = make(classes=(), outputs=2, centre=[100.0, -5.0], spread=[20.0, 0.1]).eval()
+    plain = make(classes=(), outputs=2).eval()
+    plain.load_state_dict(net.state_dict())
+    mean, log_var = plain(x, LEVEL).chunk(2, 1)
+    d, c = torch.tensor([20.0, 0.1]), torch.tensor([100.0, -5.0])
+    torch.testing.assert_close(net(x, LEVEL), torch.cat([mean * d + c, log_var + 2 * d.log()], 1))
+    net.calibrate([(1.0, 3.0)])
+    torch.testing.assert_close(net(x, LEVEL), torch.cat([mean * d + c, log_var + 2 * d.log() + math.log(3)], 1))
+    y = torch.tensor([[90.0, -5.1], [130.0, -4.9]])
+    torch.testing.assert_close(net.log_prob(x, LEVEL, y), Normal(mean * d + c, d * (log_var / 2).exp() * math.sqrt(3)).log_prob(y).sum(1))
 
 
 def test_the_input_is_brought_to_unit_size(kind):
@@ -136,6 +151,23 @@ def test_the_calibration_error_is_the_weighted_gap_of_the_bins():
     right = torch.tensor([0, 1, 0, 1])  # of the bin of 0.9: one of two; 0.8: right; 0.6: wrong
     wanted = (abs(1 - 1.8) + abs(1 - 0.8) + abs(0 - 0.6)) / 4
     assert expected_calibration_error(logits, right, bins=10) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_a_regressors_figures_are_those_of_its_errors():
+    """x0 ~ N(0, 0.6²) and y = x0 + 0.4 n: of y's variance 0.52, the exact regressor leaves 0.36 − gain·α·0.36 + 0.16."""
+    draw, schedule = Draw(range(20_000)), Flow()
+    x = 0.6 * draw.gaussian("x")[:, None]
+    y = x + 0.4 * draw.gaussian("y")[:, None]
+
+    def regressor(x_t, level):
+        gain = level.alpha * 0.36 / (level.alpha**2 * 0.36 + level.sigma**2)
+        told = 0.5 * (0.36 - gain * level.alpha * 0.36 + 0.16)  # too sure by half
+        return torch.cat([gain * x_t, torch.full_like(x_t, math.log(told))], 1)
+
+    for rho, row in regression_by_level(regressor, (x, y), schedule, [0.2, 1.0, 5.0]).items():
+        a, s = 1 / (1 + rho), rho / (1 + rho)
+        left = 0.36 - (a * 0.36) ** 2 / (a * a * 0.36 + s * s) + 0.16
+        assert row.unexplained == pytest.approx(left / 0.52, rel=0.04) and row.surprise == pytest.approx(2.0, rel=0.04)
 
 
 def test_temperatures_stay_within_bounds():

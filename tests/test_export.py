@@ -6,16 +6,20 @@ import sys
 from pathlib import Path
 
 import diffusers
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import guidestar as gs
+import guidestar.draw
+import guidestar.model
 from guidestar.folder import WeightsError
 from guidestar.measure import measure
-from guidestar.train import build, run
 from guidestar.train import recipe as recipes
+from guidestar.train import run
 from guidestar.train.assemble import assemble
+from guidestar.train.reading import scale_of, sources
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_conditions import clip
@@ -111,9 +115,24 @@ def test_every_schedule_and_prediction_goes_out_and_in(tmp_path, tables, schedul
     model, folder = trained(tmp_path, tables=f"{LABEL}\n{tables}")
     again = same_samples(model, folder)
     assert again.denoiser.predicts == predicts and again.denoiser.predicts == model.denoiser.predicts
-    for t in torch.linspace(schedule.t_min, schedule.t_max, 5)[1:-1].tolist():
+    for t in torch.linspace(schedule.t_min, schedule.t_max, 5).tolist():
         assert again.schedule(t) == pytest.approx(schedule(t), rel=1e-6, abs=1e-9)
         assert again.denoiser.time(t) == model.denoiser.time(t)
+
+
+def test_a_regressor_is_trained_examined_and_guides(tmp_path):
+    regressor = '[classifier]\ncolumn = "pose"\nwidths = [8, 8]\ntrain = { steps = 3, batch = 4 }'
+    _, folder = trained(tmp_path, tables="[conditions.pose]", more=regressor)
+    again = gs.load(folder)
+    told = again.classifiers["classifier"]
+    source = sources(recipes.read(tmp_path / "r.toml"))[0]
+    pose = torch.cat([source.batch([k], gs.draw.Draw([k]))[1]["pose"] for k in range(source.size)])
+    torch.testing.assert_close(torch.tensor(told.config["centre"]), pose.mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(told.config["spread"]), pose.std(0, correction=0), atol=1e-5, rtol=0)
+    about = json.loads((folder / "guidestar.json").read_text())
+    assert len(told.temperatures) == len(about["regressor"]) > 5 and "## The noise-aware regressor" in (folder / "README.md").read_text()
+    free, pulled, other = (again.sample(["1,2"], seeds=[0], guidance=g).x for g in ("uncond", "uncond + classifier(5)", "uncond + classifier(5, target='-9,9')"))
+    assert not torch.equal(free, pulled) and not torch.equal(pulled, other)
 
 
 def test_several_conditions_go_out_and_in(tmp_path):
@@ -151,6 +170,15 @@ def test_text_goes_out_and_in_by_its_own_clip(tmp_path):
     assert not torch.equal(again.sample(["a cat"], seeds=[0], guidance="cond").x, again.sample(["a dog"], seeds=[0], guidance="cond").x)
 
 
+def test_a_network_of_diffusers_is_built_by_its_settings(tmp_path):
+    blocks = 'down_block_types = ["DownBlock2D", "AttnDownBlock2D"], up_block_types = ["AttnUpBlock2D", "UpBlock2D"]'
+    config = f'network = "UNet2DModel"\nconfig = {{ block_out_channels = [8, 16], {blocks}, layers_per_block = 1, norm_num_groups = 4, attention_head_dim = 8 }}'
+    model, folder = trained(tmp_path, tables=LABEL, network=config)
+    assert same_samples(model, folder).denoiser.net.net.config.layers_per_block == 1
+    assert diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet").config.class_embed_type == "identity"
+    assert model.encoder.table.weight.shape == (4, 32)  # three classes and the null, four times the first width
+
+
 def test_dit_drops_labels_by_our_draws_alone(tmp_path):
     config = 'network = "DiTTransformer2DModel"\nconfig = { num_layers = 1, num_attention_heads = 2, attention_head_dim = 4, patch_size = 2, norm_num_groups = 1 }'
     model, folder = trained(tmp_path, tables=LABEL, network=config)
@@ -161,14 +189,78 @@ def test_dit_drops_labels_by_our_draws_alone(tmp_path):
     assert model.encoder.null(1)["class_labels"].tolist() == [3]
 
 
+def test_latents_of_a_vae_are_trained_on_and_decoded(tmp_path):
+    """Encoded once, by the mean of the posterior; samples come out as pictures."""
+    from PIL import Image
+
+    torch.manual_seed(0)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "block_out_channels": (8, 8)}
+    vae = diffusers.AutoencoderKL(**kinds, norm_num_groups=4, latent_channels=2, scaling_factor=0.7, shift_factor=0.1).eval()
+    vae.save_pretrained(tmp_path / "vae")
+    for k, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.effect_noise((16, 16), 20 + 40 * k).save(tmp_path / "photos" / name / f"{i}.png")  # grey, but the VAE wants colours
+    data = f'size = 16\nvae = "{tmp_path / "vae"}"'
+    more = "[preview]\nevery = 4\nseeds = 2\nsteps = 2"
+    text = HEAD.format(path=tmp_path / "photos", data=data, tables="", network=UNET, more=more).replace('"tensors"', '"images"')
+    (tmp_path / "r.toml").write_text(text)
+    recipe = recipes.read(tmp_path / "r.toml")
+    source = sources(recipe)[0]
+    x, kept = source.batch([0, 3], gs.draw.Draw([0, 1]))[0], source.kept
+    assert source.shape == (2, 8, 8)
+    for latent, row in zip(x, (kept[0], kept[3]), strict=True):
+        file = sorted((tmp_path / "photos").rglob("*.png"))[row]
+        picture = torch.from_numpy(numpy.array(read_grey(file))).movedim(-1, 0)[None].float() / 127.5 - 1
+        with torch.no_grad():
+            wanted = (vae.encode(picture).latent_dist.mean[0] - 0.1) * 0.7
+        torch.testing.assert_close(latent, wanted, atol=2e-3, rtol=2e-3)  # kept in float16
+    run.train(recipe, tmp_path / "out")
+    model, folder = assemble(recipe, tmp_path / "out"), tmp_path / "out" / "it"
+    again = same_samples(model, folder, ("cat", "dog"))
+    samples = again.sample(["cat"], seeds=[0])
+    with torch.no_grad():
+        torch.testing.assert_close(samples.images, vae.decode(samples.x / 0.7 + 0.1).sample.clamp(-1, 1), atol=2e-2, rtol=0)  # written in float16
+    assert samples.images.shape == (1, 3, 16, 16)
+    with Image.open(tmp_path / "out" / "previews" / "model-000004.png") as preview:
+        assert preview.width < 300  # pictures of 16 pixels, not drawings of latents, which are of 96
+    # Pictures that change in place are encoded anew; others are not.
+    assert len(list((tmp_path / ".latents").iterdir())) == 1
+    sources(recipe)
+    assert len(list((tmp_path / ".latents").iterdir())) == 1
+    Image.effect_noise((16, 16), 5).save(tmp_path / "photos" / "cat" / "0.png")
+    sources(recipe)
+    assert len(list((tmp_path / ".latents").iterdir())) == 2
+
+
+@pytest.mark.parametrize("tables", ["[conditions.pose]", "[conditions.label]\n[conditions.pose]"])
+def test_previews_are_guided_whatever_the_conditions_are(tmp_path, tables, monkeypatch):
+    asked = []
+    sample = gs.model.Model.sample
+    monkeypatch.setattr(gs.model.Model, "sample", lambda self, names, **more: asked.append((names, more["guidance"], list(more["seeds"]))) or sample(self, names, **more))
+    trained(tmp_path, tables=tables, more='[preview]\nevery = 4\nseeds = 2\nsteps = 2\nguidance = ["cfg(1)", "cfg(3)"]')
+    source = sources(recipes.read(tmp_path / "r.toml"))[0]
+    known = source.batch([0, 1], gs.draw.Draw([0, 1]))[1]
+    poses = [",".join(f"{v:g}" for v in p) for p in known["pose"].tolist()]
+    names = poses if "label" not in tables else [f"label={k}; pose={p}" for k, p in zip(known["label"].tolist(), poses, strict=True)]
+    assert asked == [(names, "cfg(1)", [0, 1]), (names, "cfg(3)", [0, 1])]
+
+
 def test_sequences_come_out_in_their_own_units(tmp_path):
     model, folder = trained(tmp_path, shape=(6, 2), data="standardise = true", tables=LABEL, network='network = "sequence"\nwidth = 16\nlayers = 1\nheads = 2', more=PARTS)
     again = same_samples(model, folder)
     samples = again.sample(["a", "b"], seeds=[0, 1])
-    kept = build.sources(recipes.read(tmp_path / "r.toml"))[0]
-    scale = build.scale_of(kept)
+    kept = sources(recipes.read(tmp_path / "r.toml"))[0]
+    scale = scale_of(kept)
     torch.testing.assert_close(samples.images, samples.x * scale.std + scale.mean)
     assert len(list(measure(again, ["cond"], seeds=range(6)))) == 2
+
+
+def read_grey(file):
+    from PIL import Image
+
+    with Image.open(file) as picture:
+        return picture.convert("RGB")
 
 
 OWN = """
@@ -224,7 +316,7 @@ def test_what_does_not_go_together_is_refused_before_any_training(tmp_path, how,
     [
         ('[schedule]\nkind = "edm"\n[objective]\npredicts = "v"', "'edm' goes with schedule.kind 'edm'"),
         ('[objective]\npredicts = "velocity"', "a velocity goes with schedule.kind 'flow'"),
-        ('[schedule]\nzero_terminal_snr = true\n[objective]\npredicts = "eps"', "eps says nothing about data at pure noise"),
+        ('[schedule]\nzero_terminal_snr = true\n[levels]\nkind = "uniform"\n[objective]\npredicts = "eps"', "eps says nothing about data at pure noise"),
     ],
 )
 def test_schedules_and_predictions_that_do_not_go_together_are_refused(tmp_path, tables, message):
@@ -246,3 +338,45 @@ def test_two_processes_sample_the_same_images_as_one(tmp_path):
     for name in one:
         difference = ImageChops.difference(*(Image.open(tmp_path / n / name).convert("L") for n in ("one", "two")))
         assert difference.getextrema()[1] <= 1  # other batches, other last bits
+
+
+def test_a_classifier_is_calibrated_on_other_samples_than_it_is_reported_on(tmp_path, monkeypatch):
+    from guidestar.evaluate import calibration
+
+    looked = {"fit_temperatures": [], "by_level": []}
+
+    def watched(name, function):
+        return lambda classifier, data, *more, **others: looked[name].append(data[0].flatten(1)) or function(classifier, data, *more, **others)
+
+    for name in looked:
+        monkeypatch.setattr(calibration, name, watched(name, getattr(calibration, name)))
+    trained(tmp_path, tables=LABEL, more=PARTS)
+    (fitted,), (before, after) = looked["fit_temperatures"], looked["by_level"]
+    assert torch.equal(before, after) and len(fitted) == len(before) == 2  # of four held out
+    assert (torch.cdist(fitted, before) > 0).all()
+
+
+def test_two_processes_train_and_evaluate_on_the_command_line_as_one(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    content = {"x": torch.randn(30, 1, 8, 8, generator=generator).clamp(-1, 1), "label": torch.arange(30) % 3}
+    save_file(content, tmp_path / "d.safetensors", {"classes": json.dumps({"label": ["a", "b", "c"]})})
+    text = HEAD.format(path=tmp_path / "d.safetensors", data="", tables=LABEL, network=UNET, more=PARTS).replace("holdout = 0.2", "holdout = 0.3")
+    text = text.replace("power = [0.1]", 'precision = "float64"')  # Adam divides by gradients that may be rounding alone
+    (tmp_path / "r.toml").write_text(text)
+    rows = {}
+    for name, processes in (("one", 1), ("two", 2)):
+        train = ["-m", "guidestar", "train", str(tmp_path / "r.toml"), "--out", str(tmp_path / name)]
+        evaluate = ["-m", "guidestar", "evaluate", str(tmp_path / "one" / "it"), "--guidance", "cfg(2)", "--seeds", "0-6", "--out", str(tmp_path / f"{name}.json")]
+        for command in (train, evaluate):
+            if processes == 1:
+                subprocess.run([sys.executable, *command], check=True, capture_output=True)
+            else:
+                launch(*command)
+        rows[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in json.loads((tmp_path / f"{name}.json").read_text())]
+    states = [torch.load(tmp_path / n / "parts" / "model.pt", weights_only=True) for n in ("one", "two")]
+    assert states[1]["where"]["processes"] == 2
+    for key, tensor in states[0]["module"].items():
+        torch.testing.assert_close(states[1]["module"][key], tensor, atol=1e-7, rtol=1e-6)
+    for one, two in zip(rows["one"], rows["two"], strict=True):
+        assert one.pop("shares") == pytest.approx(two.pop("shares")) and one.pop("guidance") == two.pop("guidance")
+        assert one == pytest.approx(two, rel=1e-3, abs=1e-3)

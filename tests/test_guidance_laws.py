@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 
 import guidestar
-from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, Judge, Spy, col, condition, encode, log_prob, mixed_step, noise, steps, toy
+from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, Judge, Seer, Spy, col, condition, encode, log_prob, mixed_step, noise, steps, toy
 from guidestar import METHODS, Condition, Guided, Level, Net, Post, Step, clamp, cosine, linear, parse, uniform
 from guidestar.guidance import Contrast, Direction
 from guidestar.guidance._core import as_guidance
 
-MAKE: dict[str, Callable[..., Any]] = {"sag": lambda scale, **more: METHODS["sag"](scale, layer="map", **more)}
+MAKE: dict[str, Callable[..., Any]] = {
+    "clip": lambda scale, **more: METHODS["clip"](scale, "cat", **more),
+    "sag": lambda scale, **more: METHODS["sag"](scale, layer="map", **more),
+}
 """How to make a method that needs more than its scale: name -> (scale, **more) -> term."""
 
 EXCEPT: dict[str, set[str]] = {
@@ -61,7 +64,7 @@ def guided(
         "main": Net(denoiser=spy, cond=cond or condition(COND), negative=condition(NEGATIVE), **one),
         "weak": Net(denoiser=lambda x, level, cond: spy(0.9 * x, level, cond), cond=cond or condition(COND), negative=condition(NEGATIVE), **one),
     }
-    return Guided(guidance, nets, classifiers={"classifier": Judge(answer=judge)}, target=target, **more)
+    return Guided(guidance, nets, classifiers={"classifier": Judge(answer=judge), "clip": Seer(answer=judge)}, target=target, **more)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:

@@ -32,10 +32,10 @@ def whole(runs, tmp_path_factory):
 
 
 def test_what_is_counted_is_all_that_touches_the_disk(whole):
-    assert not whole["killed"] and set(whole["events"]) == {"write", "fsync", "replace", "link"}
+    assert not whole["killed"] and set(whole["events"]) == {"write", "fsync", "fsync of the folder", "replace", "link"}
     # The former checkpoint gets its second name, then the new one is flushed and takes its place, and that is flushed.
     tail = [e for e in whole["events"] if e != "write"]
-    assert tail == ["link", "replace", "fsync", "replace", "fsync"] and whole["events"][0] == "write"
+    assert tail == ["link", "replace", "fsync", "replace", "fsync of the folder"] and whole["events"][0] == "write"
 
 
 def test_a_kill_at_any_write_flush_or_rename_loses_nothing(runs, whole, tmp_path):
@@ -46,6 +46,17 @@ def test_a_kill_at_any_write_flush_or_rename_loses_nothing(runs, whole, tmp_path
         again = runs(path)
         assert not again["killed"] and again["sha"] == whole["sha"], (event, name)
         assert sorted(p.name for p in path.parent.iterdir()) == ["c.1.pt", "c.pt"]
+
+
+def test_a_disk_that_fills_up_at_any_write_flush_or_rename_loses_nothing(runs, whole, tmp_path):
+    for event, name in enumerate(whole["events"]):
+        path = tmp_path / f"{event}" / "c.pt"
+        full = runs(path, {"full": event})
+        if name == "link":  # a link that fails is a file system without links: the former checkpoint is copied
+            assert full["events"][event + 1] == "replace"
+        assert "No space left on device" in full["failed"] and full["failed"].endswith(f"the last good checkpoint is intact, {path}"), name
+        assert {p.name for p in path.parent.iterdir()} <= {"c.1.pt", "c.pt"}  # nothing half-written stays
+        assert runs(path)["sha"] == whole["sha"], (event, name)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -43,10 +43,19 @@ def test_card_tells_what_is_known():
     about = {
         "summary": "A model", "defaults": {"steps": 20}, "seconds": {"model": 7}, "parameters": {"model": 1234567},
         "recipe": {"model": {"train": {"steps": 9}}}, "command": "guidestar train x.toml", "machine": "2 threads",
-        "classifier_accuracy": {"1": 0.5}, "classifier_rho_max": 8.0, "judge_accuracy": 0.9312,
+        "classifier_accuracy": {"1": 0.5}, "classifier_ece": {"1": [0.25, 0.0625]}, "loss": {"model": 0.125}, "regressor": {"2": [0.5, 1.75]}, "classifier_rho_max": 8.0, "judge_accuracy": 0.9312,
         "figures": [{"title": "Scales", "text": "Seeds 0–999.", "command": "guidestar evaluate", "rows": [row]}],
     }  # fmt: skip
     text = card_text("x", about)
-    for words in ("# x", "1,234,567", "| 9 | 7 |", "above σ/α = 8", "93.12%", "| `cfg(3)` | 95.1% | 3.14 | 0.75 | 5.0%–20.0% | 40 |"):
+    for words in (
+        "# x",
+        "1,234,567",
+        "| 9 | 7 | 0.125 |",
+        "| 1 | 50.0% | 0.250 | 0.062 |",
+        "| 2 | 0.500 | 1.75 |",
+        "above σ/α = 8",
+        "93.12%",
+        "| `cfg(3)` | 95.1% | 3.14 | 0.75 | 5.0%–20.0% | 40 |",
+    ):
         assert words in text
     assert "Training" not in card_text("x", {"summary": "A model"})

@@ -407,6 +407,11 @@ def test_classifier_mean_form_is_refused_by_name_elsewhere():
     DDPM().check(guided, uniform(SCHEDULES["vp"], 3))
     with pytest.raises(ValueError, match=r"classifier .* solver 'ddpm' only, not with 'ddim'"):
         sample(guided, grid=uniform(SCHEDULES["vp"], 3), solver=DDIM(), seeds=[1, 2, 3], shape=(4,))
+    for variance in ("large", "learned"):  # the mean would be displaced by another variance than the step's
+        with pytest.raises(ValueError, match=rf"classifier has variance='small', but the solver 'ddpm' has variance='{variance}'; give both the same$"):
+            sample(guided, grid=uniform(SCHEDULES["vp"], 3), solver=DDPM(variance=variance), seeds=[1, 2, 3], shape=(4,))
+    large = Guided("classifier(3, form='mean', variance='large')", {"main": net(Spy())}, **run)
+    DDPM(variance="large").check(large, uniform(SCHEDULES["vp"], 3))
     for place in ("flow", "ve"):
         with pytest.raises(ValueError, match=f"variance-preserving schedules, not on {type(SCHEDULES[place]).__name__}"):
             guided(noise(3, 4), steps(place)[0])

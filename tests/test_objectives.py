@@ -11,8 +11,10 @@ from torch import nn
 from guidestar.denoiser import Condition, Network
 from guidestar.draw import Draw
 from guidestar.levels import VE, VP, Flow, Level
+from guidestar.train.build import denoising
 from guidestar.train.classification import Classification, NoisyClassification, NoisyRegression
 from guidestar.train.denoising import Conditional, Denoising, LogitNormal, dropped
+from guidestar.train.recipe import read
 from guidestar.train.times import UniformTime
 from guidestar.train.weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform
 
@@ -154,6 +156,52 @@ def test_a_network_trained_in_its_own_space_regresses_its_usual_target(predicts,
     assert torch.allclose(found, ((torch.cos(2 * (a * x0 + s * noise)) - target) ** 2).mean(1), rtol=1e-9)
 
 
+# What a network outputs where its clean estimate is exact, by the definitions of the five kinds; and how it is trained.
+EXACT = {
+    "eps": ("VP", Uniform(space="eps"), lambda a, s, x, d: (x - a * d) / s),
+    "x0": ("VP", Uniform(space="x0"), lambda a, s, x, d: d),
+    "v": ("VP", Uniform(space="v"), lambda a, s, x, d: a * (x - a * d) / s - s * d),
+    "velocity": ("Flow", Uniform(space="velocity"), lambda a, s, x, d: (x - a * d) / s - d),
+    # F = (D − c_skip x)/c_out, EDM's table 1 with sigma_data 0.7
+    "edm": ("VE", EDM(sigma_data=0.7), lambda a, s, x, d: (d - 0.49 / (s**2 + 0.49) * x) * math.sqrt(s**2 + 0.49) / (s * 0.7)),
+}
+
+
+@pytest.mark.parametrize("predicts", EXACT)
+def test_what_a_network_predicts_of_the_exact_denoiser_minimises_its_own_objective(predicts):
+    name, weighting, output = EXACT[predicts]
+    schedule, times = LEVELS[name]
+    nodes = quadrature()
+    for t in times:
+        level = schedule(t)
+        a, s = float(level.alpha), float(level.sigma)
+        shrunk = math.sqrt(s**2 + 0.49) if predicts == "edm" else 1.0  # c_in: what the network is given is x divided by this
+
+        def net_of(theta, a=a, s=s, shrunk=shrunk):
+            def net(x, _t):
+                x_t = x * shrunk
+                return output(a, s, x_t, mean_of_data(x_t, a, s)) + bent(theta, x_t, a, s)
+
+            return Network(net, predicts=predicts, sigma_data=0.7, dtype=F64)
+
+        objective = Denoising(schedule=schedule, levels=at(schedule, t, len(nodes[0])), weighting=weighting)
+        here, gradient, away = losses_around(objective, nodes, Condition(), net_of, 0.1)
+        assert gradient.abs().max() < 1e-8 * max(here, 1), (t, gradient)
+        assert (away > here).all()
+
+
+def test_edm_regresses_a_target_of_unit_size_with_unit_weight():
+    """λ(σ) c_out² = 1: the loss is ‖F − (x0 − c_skip x)/c_out‖²."""
+    s, d = torch.tensor([0.05, 0.6, 9.0], dtype=F64), 0.7
+    x0, noise = torch.randn(3, 5, dtype=F64), torch.randn(3, 5, dtype=F64)
+    net = Network(lambda x, t: torch.cos(2 * x) + t[:, None], predicts="edm", sigma_data=d, dtype=F64)
+    found = Denoising(schedule=VE(), levels=lambda *_: VE()(s), weighting=EDM(sigma_data=d))(net, x0, Condition(), Nodes(noise))
+    x, c = x0 + s[:, None] * noise, s[:, None]
+    total = c**2 + d**2
+    target = (x0 - d**2 / total * x) * total.sqrt() / (c * d)
+    assert torch.allclose(found, ((torch.cos(2 * x / total.sqrt()) + c.log() / 4 - target) ** 2).mean(1), rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", LEVELS)
 def test_the_exact_posterior_minimises_noisy_classification(name):
     schedule, times = LEVELS[name]
@@ -264,6 +312,48 @@ def test_edms_levels_are_a_log_normal():
     level = LogitNormal(mean=-1.2, std=1.2)(VE(), Draw(range(500)))
     z = Draw(range(500)).gaussian("level")
     assert torch.allclose(level.sigma, (-1.2 + 1.2 * z).exp().clamp(0.002, 80))
+
+
+def test_levels_are_offset_by_the_logarithm_of_the_datas_deviation():
+    level = LogitNormal(mean=-0.4, std=1.2, data_std=0.25)(Flow(), Draw(range(50)))
+    z = Draw(range(50)).gaussian("level")
+    assert torch.allclose((level.sigma / level.alpha).log(), math.log(0.25) - 0.4 + 1.2 * z)
+
+
+RECIPE = 'name = "r"\n[data]\nkind = "fashion-mnist"\n[model]\nwidths = [8]\nhead = 8\ntrain = { steps = 1 }\n'
+
+
+@pytest.mark.parametrize(
+    ("tables", "weighting", "levels"),
+    [
+        ("", Uniform(space="v"), LogitNormal(mean=0.0, std=1.0)),
+        ('[objective]\npredicts = "eps"', Uniform(space="eps"), LogitNormal()),
+        ('[objective]\npredicts = "x0"\nweighting = "min-snr"\ngamma = 3.0', MinSNR(gamma=3.0), LogitNormal()),
+        ('[objective]\nweighting = "snr+1"\n[levels]\nkind = "uniform"', SNRPlusOne(), UniformTime()),
+        ('[objective]\nweighting = "sigmoid"\nbias = -1.0\n[levels]\nmean = -0.3\nstd = 1.3\ndata_std = 0.5', Sigmoid(bias=-1.0), LogitNormal(mean=-0.3, std=1.3, data_std=0.5)),
+        ('[objective]\nweighting = "edm"\n[schedule]\nsigma_data = 0.3', EDM(sigma_data=0.3), LogitNormal()),
+        ('[schedule]\nkind = "flow"', Uniform(space="velocity"), LogitNormal()),
+        ('[schedule]\nkind = "edm"\nsigma_data = 0.6', EDM(sigma_data=0.6), LogitNormal()),
+        ('[schedule]\nkind = "edm"\n[objective]\nweighting = "uniform"', Uniform(space="x0"), LogitNormal()),
+    ],
+)
+def test_a_recipe_says_how_errors_are_weighted_and_levels_drawn(tmp_path, tables, weighting, levels):
+    (tmp_path / "r.toml").write_text(RECIPE + tables)
+    found = denoising(read(tmp_path / "r.toml"))
+    assert found.weighting == weighting and found.levels == levels
+
+
+def test_zero_terminal_snr_is_trained_to_its_end(tmp_path):
+    (tmp_path / "r.toml").write_text(RECIPE + "[schedule]\nzero_terminal_snr = true")
+    with pytest.raises(ValueError, match=r"a logit-normal hardly draws pure noise"):
+        read(tmp_path / "r.toml")
+    (tmp_path / "r.toml").write_text(RECIPE + '[schedule]\nzero_terminal_snr = true\n[levels]\nkind = "uniform"')
+    objective = denoising(read(tmp_path / "r.toml"))
+    # "Common Diffusion Noise Schedules": √ᾱ is shifted so that the last is 0 and scaled so that the first stays.
+    root = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=F64), 0).sqrt()
+    wanted = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    assert torch.allclose(objective.schedule(torch.arange(1000, dtype=F64)).alpha, wanted, atol=1e-12) and objective.schedule(999.0).alpha == 0
+    assert float(objective.levels(objective.schedule, Draw(range(4000))).alpha.min()) < 1e-4  # all but pure noise
 
 
 # --- dropping conditions ---

@@ -143,6 +143,16 @@ def test_take_and_join(log_var):
         assert value is None or torch.equal(getattr(parts[1], name), value[1:])
 
 
+def test_parts_with_and_without_a_variance_do_not_join():
+    whole = made(LEVELS["flow"])[0]
+    one, rest = whole.take(torch.tensor([0])), whole.take(torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="variance"):
+        Prediction.join([one, Prediction(**{**vars(rest), "log_var": rest.x0})], whole.x_t, whole.level)
+    clean = Prediction(**{**vars(one), "level": Level(1.0, 0.0, 0.0)})  # no network is asked about clean rows
+    joined = Prediction.join([clean, Prediction(**{**vars(rest), "log_var": rest.x0})], whole.x_t, whole.level)
+    assert torch.equal(joined.log_var, torch.cat([torch.zeros_like(one.x0), rest.x0]))
+
+
 def test_shapes_are_checked():
     with pytest.raises(Exception, match=r"(?s)x0|shape"):
         Prediction.from_x0(torch.zeros(2, 3), Level(0.5, 0.5, 0.5), torch.zeros(2, 4))

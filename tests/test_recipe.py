@@ -9,6 +9,7 @@ import torch
 from guidestar.data import fashion_mnist
 from guidestar.train import build, run
 from guidestar.train import recipe as recipes
+from guidestar.train.reading import sources
 
 SHIPPED = Path(__file__).parents[1] / "recipes" / "fashion-mnist.toml"
 SMALL = """
@@ -187,7 +188,7 @@ def test_levels_do_not_concern_the_judge(tmp_path, small):
 
 def test_parts_start_from_the_recipes_seed_alone(small):
     torch.manual_seed(1)
-    source = build.sources(small)[0]
+    source = sources(small)[0]
     one = build.build(small, "classifier", source).module
     torch.manual_seed(2)
     two = build.build(small, "classifier", source).module

@@ -247,9 +247,9 @@ def test_terms_that_read_the_target_level(name):
 
 @every_default
 def test_terms_for_one_solver_only(name):
-    DEFAULTS[name].check(predictor(only_solvers={"classifier": name}), GRIDS["vp"])
+    DEFAULTS[name].check(predictor(only_solvers={"classifier": (name, {})}), GRIDS["vp"])
     with pytest.raises(ValueError, match=f"classifier .* 'another' only, not with '{name}'"):
-        DEFAULTS[name].check(predictor(only_solvers={"classifier": "another"}), GRIDS["vp"])
+        DEFAULTS[name].check(predictor(only_solvers={"classifier": ("another", {})}), GRIDS["vp"])
 
 
 # --- samples at different levels, and in different company

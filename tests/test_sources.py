@@ -19,6 +19,7 @@ from guidestar.data.pictures import Look
 from guidestar.data.shards import Shards
 from guidestar.data.tensors import Scale, Scaled, latents, tensors
 from guidestar.draw import Draw
+from guidestar.train._core import Objective, Settings, Trainer, fit
 
 LOOK = Look(size=8)
 
@@ -160,6 +161,8 @@ def spoilt(folder, how):
         del rows[1]["file_name"]
     if how == "list":
         rows[2]["n"] = [1, 2, 3]
+    if how == "not finite":
+        rows[2]["n"] = [1.0, float("nan")]
     if how == "empty caption":
         rows[1]["text"] = None
     jsonl(folder, rows)
@@ -176,6 +179,7 @@ def spoilt(folder, how):
         ("not json", None, r"metadata.jsonl: line 2 is not JSON"),
         ("list", None, r"row 2 of 'n' should hold 2 numbers$"),
         ("empty caption", None, r"row 1 has no 'text'$"),
+        ("not finite", None, r"row 2 of 'n' holds numbers that are not finite$"),
         ("none", {"txet": "text"}, r"there is no column 'txet'; the columns are text, n$"),
         ("none", {"n": "class"}, r"the column 'n' is not a class: its first value is '\[1, 2\]'"),
         ("none", {"text": "vector"}, r"the column 'text' is not a vector: its first value is 't'"),
@@ -197,6 +201,41 @@ def test_folders_that_hold_nothing_are_one_line(tmp_path, classes):
     (classes[0] / "bird").mkdir()
     with pytest.raises(ValueError, match=r"the class folder 'bird' holds no images; fill or remove it$"):
         image_folder(classes[0], LOOK)
+
+
+def test_classes_may_be_called_train_and_test(tmp_path):
+    pixels = {n: write(tmp_path / "vehicles" / n / "0.png", i) for i, n in enumerate(("car", "test", "train", "val"))}
+    source = image_folder(tmp_path / "vehicles", LOOK)
+    x, targets = batch(source, range(4))
+    assert source.columns["label"].classes == ("car", "test", "train", "val") and sorted(targets["label"].tolist()) == [0, 1, 2, 3]
+    assert all(torch.equal(image, as_x(pixels[source.columns["label"].classes[k]])) for image, k in zip(x, targets["label"].tolist(), strict=True))
+
+
+def test_pictures_beside_class_folders_are_refused(classes):
+    write(classes[0] / "cover.png")
+    with pytest.raises(ValueError, match=r"'cover.png' and 'dog/2.png' lie at different depths, so that folders cannot be classes; move one of them$"):
+        image_folder(classes[0], LOOK)
+
+
+def test_stated_classes_give_the_order_and_must_hold_all_that_are_found(classes):
+    source = image_folder(classes[0], LOOK, classes=["dog", "bird", "cat"])
+    assert source.columns["label"].classes == ("dog", "bird", "cat") and batch(source, [0, 4])[1]["label"].tolist() == [2, 0]
+    with pytest.raises(ValueError, match=r"'label' holds the class 'dog', which is not among those that are known: cat, bird$"):
+        image_folder(classes[0], LOOK, classes=["cat", "bird"])
+
+
+def test_a_test_folder_of_some_classes_keeps_their_indices(classes, tmp_path):
+    from guidestar.train.reading import sources
+    from guidestar.train.recipe import Data, NetworkPart, Recipe, Training
+
+    write(tmp_path / "other" / "dog" / "0.png")
+    write(tmp_path / "other" / "dog2" / "0.png")
+    recipe = Recipe(name="r", data=Data(path=str(classes[0]), size=8, test=str(tmp_path / "other")), model=NetworkPart(widths=(8,), head=8, train=Training(steps=1)))
+    with pytest.raises(ValueError, match=r"holds the class 'dog2'"):
+        sources(recipe)
+    (tmp_path / "other" / "dog2").rename(tmp_path / "other" / "cat")
+    train, test = sources(recipe)
+    assert test.columns == train.columns and sorted(batch(test, [0, 1])[1]["label"].tolist()) == [0, 1]
 
 
 def test_bad_pictures_are_named_and_skipped_up_to_a_number(classes):
@@ -247,6 +286,11 @@ def test_parquet_holds_encoded_pictures(tmp_path):
     source = parquet(tmp_path, LOOK)
     x, targets = batch(source, [2, 0])
     assert torch.equal(x[0], as_x(pixels[2])) and targets["text"] == ["c", "a"]
+    holed = datasets.Dataset.from_dict({"image": [None, Image.fromarray(pixels[1])]}, features=datasets.Features(image=datasets.Image()))
+    (tmp_path / "holed").mkdir()
+    holed.to_parquet(tmp_path / "holed" / "d.parquet")
+    said = []
+    assert torch.equal(batch(parquet(tmp_path / "holed", LOOK, max_bad=1, say=said.append), [0])[0][0], as_x(pixels[1])) and "row 0 (there is none)" in said[0]
     with pytest.raises(ValueError, match=r"there is no column 'img'; the columns are image, text$"):
         parquet(tmp_path, LOOK, image="img")
     with pytest.raises(FileNotFoundError, match=r"no parquet file$"):
@@ -297,6 +341,61 @@ def test_a_stream_gives_the_same_sample_at_the_same_position(shards):
     assert sorted(c for one in taken for c in one) == sorted(captions[:12])
     other = [c for i in range(3) for c in batch(Shards(shards, LOOK, buffer=4, seed=4), [3 * i, 3 * i + 1, 3 * i + 2])[1]["caption"]]
     assert other != captions[:9]
+
+
+def spoil(tar, key):
+    """Overwrite the middle of one picture in a shard."""
+    with tarfile.open(tar) as file:
+        member = file.getmember(f"{key}.png")
+    content = bytearray(tar.read_bytes())
+    content[member.offset_data : member.offset_data + member.size] = b"x" * member.size
+    tar.write_bytes(content)
+
+
+def test_bad_pictures_of_a_stream_are_named_and_no_other_moves(shards):
+    whole = batch(Shards(shards, LOOK, buffer=4, seed=3), range(20))
+    spoil(shards / "0.tar", "00")
+    spoil(shards / "1.tar", "13")
+    said = []
+    source = Shards(shards, LOOK, buffer=4, seed=3, max_bad=2, say=said.append)
+    x, targets = batch(source, range(20))  # two passes
+    assert len(said) == 2 and "'00'" in "".join(said) and "'13'" in "".join(said)
+    for i, caption in enumerate(whole[1]["caption"]):
+        if caption in ("number 00", "number 13"):  # the first readable one, with its own label
+            assert targets["caption"][i] == "number 01" and int(targets["label"][i]) == 1 and torch.equal(x[i], as_x(picture(1)))
+        else:
+            assert targets["caption"][i] == caption and torch.equal(x[i], whole[0][i])
+    for process in range(2):  # whoever looks
+        rows = list(range(process, 20, 2))
+        assert batch(Shards(shards, LOOK, buffer=4, seed=3, max_bad=2), rows)[1]["caption"] == [targets["caption"][r] for r in rows]
+    with pytest.raises(ValueError, match=r"cannot read the image of '(00|13)' [^\n]*; mend or remove it, or set data.max_bad \(now 1\)$"):
+        batch(Shards(shards, LOOK, buffer=4, seed=3, max_bad=1), range(20))
+
+
+def test_a_training_on_a_stream_resumes_at_its_position(shards, tmp_path):
+    """Stopped and resumed, it sees the samples of one that was not, and ends with the same weights."""
+
+    class Error(Objective):
+        def __call__(self, net, x0, target, draw):
+            seen.append(sorted(target["caption"]))
+            return (net(x0.flatten(1)) - target["label"][:, None]).square().mean(1)
+
+    def trainer():
+        torch.manual_seed(0)
+        return Trainer(torch.nn.Linear(192, 1), Error(), Shards(shards, LOOK, buffer=4, seed=3), Settings(steps=8, batch=3, accumulate=2, warmup=1))
+
+    ends = []
+    for stops in ((), (3, 5)):
+        seen, path = [], tmp_path / f"{len(stops)}.pt"
+        for stop in stops:
+            steps = fit(trainer(), path)
+            for progress in steps:
+                if progress.step == stop:
+                    steps.close()
+        last = trainer()
+        list(fit(last, path))
+        ends.append((seen, last.module.weight.detach().clone()))
+    assert ends[0][0] == ends[1][0] and len(ends[0][0]) == 16 and torch.equal(ends[0][1], ends[1][1])
 
 
 def test_streams_without_names_or_pictures_are_refused(shards, tmp_path):

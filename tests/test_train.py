@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from guidestar.data._core import Column, InMemory
 from guidestar.files import make_folder, whole_or_not
 from guidestar.train._core import NotFinite, Objective, Progress, Settings, Trainer, fit, order
-from guidestar.train._safely import held_back
+from guidestar.train._safely import Stop, asked_by_signals, held_back
 from guidestar.train.report import Figures, Smoothed, progress_report
 
 # --- the stream of data, the averaged weights ---
@@ -138,7 +138,7 @@ def test_checkpoints_are_written_as_time_passes(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_intact(tmp_path, value):
     path = tmp_path / "tiny.pt"
-    with pytest.raises(NotFinite, match=rf"^the loss became {value} at step 6$"):
+    with pytest.raises(NotFinite, match=rf"^the loss became {value} at step 6; the last good checkpoint is intact, {re.escape(str(path))}$"):
         list(fit(tiny(lambda step: value if step == 6 else None), path, every=0.0))
     assert torch.load(path, weights_only=True)["done"] == 6
     trainer = tiny()
@@ -154,7 +154,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path):
 
     path, trainer = tmp_path / "tiny.pt", tiny()
     trainer._lossy.objective = Sharp()
-    with pytest.raises(NotFinite, match=r"^the gradient's norm became nan at step 6$"):
+    with pytest.raises(NotFinite, match=r"^the gradient's norm became nan at step 6; the last good checkpoint is intact, "):
         list(fit(trainer, path, every=0.0))
     assert all(bool(t.isfinite().all()) for t in trainer.module.state_dict().values())
     assert torch.load(path, weights_only=True)["done"] == 6
@@ -213,6 +213,36 @@ def test_a_second_interrupt_comes_through_at_once():
     assert reached == ["first"] and signal.getsignal(signal.SIGINT) is before
 
 
+def signalled(*numbers):
+    """Return trouble: these signals come during step 6."""
+    return lambda step: [os.kill(os.getpid(), n) for n in numbers] and None if step == 6 else None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGTERM)], ids=str)
+def test_signals_ask_and_the_training_stops_after_the_step(tmp_path, numbers):
+    """A launcher sends SIGTERM to those whom Ctrl-C has reached already: both together ask once."""
+    path, before = tmp_path / "tiny.pt", [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with asked_by_signals(Stop()) as stop:
+        done = [p.step for p in fit(tiny(signalled(*numbers)), path, stop=stop)]
+    assert done == list(range(1, 8)) and stop.agreed and torch.load(path, weights_only=True)["done"] == 7
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    trainer = tiny()
+    list(fit(trainer, path))
+    assert_same(all_of(trainer), unbroken()[0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_second_ctrl_c_stops_within_the_step(tmp_path):
+    path = tmp_path / "tiny.pt"
+    with pytest.raises(KeyboardInterrupt), asked_by_signals(Stop()) as stop:
+        list(fit(tiny(signalled(signal.SIGINT, signal.SIGINT)), path, every=0.0, stop=stop))
+    assert torch.load(path, weights_only=True)["done"] == 6  # the step that was broken off is not saved
+    trainer = tiny()
+    list(fit(trainer, path))
+    assert_same(all_of(trainer), unbroken()[0])
+
+
 def test_training_works_off_the_main_thread():
     trainer = tiny()
     thread = threading.Thread(target=lambda: list(fit(trainer)))
@@ -255,6 +285,40 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch, owner, name, 
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["tiny.pt"]
     trainer.save(path)
     assert torch.load(path, weights_only=True)["done"] == 6
+
+
+def test_a_full_disk_says_that_the_last_checkpoint_is_intact(tmp_path, monkeypatch):
+    path = tmp_path / "tiny.pt"
+    old = partly(path)
+    monkeypatch.setattr(torch, "save", half_a_save)
+    with pytest.raises(OSError, match=rf"^cannot write {re.escape(str(path))}: No space left on device; the last good checkpoint is intact, {re.escape(str(path))}$"):
+        list(fit(tiny(), path, every=0.0))
+    assert path.read_bytes() == old and os.listdir(tmp_path) == ["tiny.pt"]
+    path.unlink()
+    with pytest.raises(OSError, match=r"; no checkpoint had been written yet$"):
+        list(fit(tiny(), path, every=0.0))
+
+
+def test_former_checkpoints_are_rotated(tmp_path):
+    path, trainer = tmp_path / "tiny.pt", tiny()
+    for _ in range(5):
+        trainer.step()
+        trainer.save(path, keep=3)
+    assert sorted(os.listdir(tmp_path)) == ["tiny.1.pt", "tiny.2.pt", "tiny.pt"]
+    assert [torch.load(tmp_path / name, weights_only=True)["done"] for name in ("tiny.pt", "tiny.1.pt", "tiny.2.pt")] == [5, 4, 3]
+
+
+@pytest.mark.parametrize("what", ["machine", "threads", "processes", "device", "torch"])
+def test_another_machine_or_number_of_threads_is_warned_of(tmp_path, what, recwarn):
+    path = tmp_path / "tiny.pt"
+    list(fit(tiny(steps=2), path))
+    list(fit(tiny(steps=2), path))
+    assert not recwarn.list  # where nothing differs
+    state = torch.load(path, weights_only=True)
+    state["where"][what] = "another"
+    torch.save(state, path)
+    with pytest.warns(UserWarning, match=rf"was written with other {what}; the training goes on, but not to the last bit"):
+        tiny(steps=2).load(path)
 
 
 def test_what_an_earlier_failure_left_is_not_taken_for_a_checkpoint(tmp_path):
@@ -301,7 +365,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         trainer.load(path)
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "another file", "a number"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "words", "another file", "a number"])
 def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     path = tmp_path / "tiny.pt"
     whole = partly(path)
@@ -310,7 +374,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     elif damage == "a number":
         torch.save(3, path)
     else:
-        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"<html>404</html>"}[damage])
+        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"<html>404</html>", "words": b"half a checkpoint"}[damage])
     with pytest.raises(ValueError, match=r"tiny\.pt is not a checkpoint[^\n]*$"):
         list(fit(tiny(), path))
 

@@ -140,3 +140,31 @@ def test_mistakes_are_one_line_and_leave_nothing(photos, tmp_path, capsys):
     recipe.write_text("existing")
     found, _, err = run(capsys, "recipe", photos, "--out", recipe)
     assert found == 2 and "exists" in err and recipe.read_text() == "existing"
+
+
+def test_damaged_files_are_no_mistake_of_usage(photos, tmp_path, capsys):
+    recipe, out = tmp_path / "r.toml", tmp_path / "out"
+    recipe.write_text(TINY.format(path=photos, steps=3, widths="[8, 8]\nhead = 8"))
+    (out / "parts").mkdir(parents=True)
+    (out / "parts" / "model.pt").write_bytes(b"half a checkpoint")
+    code, _, err = run(capsys, "train", recipe, "--out", out)
+    assert code == 1 and re.fullmatch(r"guidestar: [^\n]*model.pt is not a checkpoint, or a damaged one; remove it to start again\n", err[err.index("guidestar: ") :])
+    (photos / "cat" / "0.png").write_bytes(b"half a picture")
+    code, _, err = run(capsys, "train", recipe, "--out", tmp_path / "new")
+    assert code == 1 and "cannot read the image" in err and not list((tmp_path / "new" / "parts").iterdir())
+    recipe.write_text(TINY.format(path="", steps=3, widths="[8, 8]\nhead = 8").replace('"images"', '"fashion-mnist"').replace("size = 12", ""))
+    (tmp_path / "idx").mkdir()
+    (tmp_path / "idx" / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0\0\0\x09")
+    code, _, err = run(capsys, "train", recipe, "--data", tmp_path / "idx", "--out", tmp_path / "new")
+    assert code == 1 and err.count("\n") == 1 and "train-images-idx3-ubyte" in err
+
+
+def test_a_loss_that_is_no_number_stops_and_says_what_is_kept(photos, tmp_path, capsys):
+    recipe = tmp_path / "r.toml"
+    text = TINY.format(path=photos, steps=5, widths="[8, 8]\nhead = 8").replace("warmup = 1", "warmup = 1, rate = 1e30")
+    recipe.write_text(text.replace('name = "tiny"', 'name = "tiny"\ncheckpoint_seconds = 1e-9'))
+    code, _, err = run(capsys, "train", recipe, "--out", tmp_path / "out")
+    kept = tmp_path / "out" / "parts" / "model.pt"
+    assert code == 1 and re.search(rf"guidestar: the (loss|gradient's norm) became \S+ at step \d; the last good checkpoint is intact, {re.escape(str(kept))}\n$", err)
+    state = torch.load(kept, weights_only=True)
+    assert state["done"] >= 1 and all(t.isfinite().all() for t in state["module"].values())

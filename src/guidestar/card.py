@@ -16,7 +16,7 @@ def card_text(name: str, about: Mapping[str, Any]) -> str:
         name: of the model.
         about: what training and measuring left there; what is missing is left out.
     """
-    parts = [_head(name, about), _training(about), _by_level(about), _judge(about), *(_figures(f) for f in about.get("figures", ()))]
+    parts = [_head(name, about), _training(about), _by_level(about), _regressor(about), _judge(about), *(_figures(f) for f in about.get("figures", ()))]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
@@ -36,8 +36,13 @@ def _head(name: str, about: Mapping[str, Any]) -> str:
 def _training(about: Mapping[str, Any]) -> str:
     if "seconds" not in about:
         return ""
-    rows = [(part, f"{about['parameters'][part]:,}", about["recipe"][part]["train"]["steps"], seconds) for part, seconds in about["seconds"].items()]
-    return f"## Training\n\n`{about['command']}`, on {about['machine']}.\n\n" + table(("part", "parameters", "steps", "seconds"), rows)
+    losses = about.get("loss", {})
+    head = ("part", "parameters", "steps", "seconds", *(["final loss"] if losses else []))
+    rows = [
+        (part, f"{about['parameters'][part]:,}", about["recipe"][part]["train"]["steps"], seconds, *([losses[part]] if losses else []))
+        for part, seconds in about["seconds"].items()
+    ]
+    return f"## Training\n\n`{about['command']}`, on {about['machine']}. The whole recipe is in `guidestar.json`.\n\n" + table(head, rows)
 
 
 def _by_level(about: Mapping[str, Any]) -> str:
@@ -46,8 +51,19 @@ def _by_level(about: Mapping[str, Any]) -> str:
         return ""
     end = about.get("classifier_rho_max")
     said = f"It is off by default above σ/α = {end:g}" if end is not None else "At every level it is above 1.2 times chance, so it is on everywhere by default"
-    rows = [(rho, f"{accuracy:.1%}") for rho, accuracy in found.items()]
-    return f"## The noise-aware classifier\n\nAccuracy on the test images by noise ratio. {said}.\n\n" + table(("σ/α", "accuracy"), rows)
+    errors = about.get("classifier_ece", {})
+    head = ("σ/α", "accuracy", *(["calibration error, as trained", "with its temperatures"] if errors else []))
+    rows = [(rho, f"{accuracy:.1%}", *(f"{e:.3f}" for e in errors.get(rho, ()))) for rho, accuracy in found.items()]
+    return f"## The noise-aware classifier\n\nAccuracy on the test images by noise ratio. {said}.\n\n" + table(head, rows)
+
+
+def _regressor(about: Mapping[str, Any]) -> str:
+    found = about.get("regressor")
+    if not found:
+        return ""
+    said = "Mean squared error on held-out samples by noise ratio: as a share of the numbers' variance (1: it knows nothing), and by the variance it told as trained"
+    rows = [(rho, f"{unexplained:.3f}", f"{surprise:.2f}") for rho, (unexplained, surprise) in found.items()]
+    return f"## The noise-aware regressor\n\n{said} (its temperatures bring that to 1).\n\n" + table(("σ/α", "unexplained", "by its own variance"), rows)
 
 
 def _judge(about: Mapping[str, Any]) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
+
+from .files import Damaged
 
 app = typer.Typer(name="guidestar", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -62,7 +65,9 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 @app.command()
 def sample(
     model: Annotated[Optional[str], typer.Argument(help="A shipped model or a folder.")] = None,  # noqa: UP045
+    prompts: Annotated[Optional[list[str]], typer.Argument(help="What to show, to a text model.")] = None,  # noqa: UP045
     cond: Annotated[Optional[list[str]], typer.Option("--cond", help="Class name or index (or prompt); several times for several; 'all' for every class.")] = None,  # noqa: UP045
+    file: Annotated[Optional[Path], typer.Option("--prompts", help="A file of prompts, one a line.")] = None,  # noqa: UP045
     num: Annotated[int, typer.Option(min=1, max=100_000, help="Samples of each condition.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the first sample; the others follow.")] = 0,
     guidance: Guidance = None,
@@ -83,7 +88,7 @@ def sample(
     from .folder import load
     from .pictures import read_settings
 
-    if like and any(v is not None for v in (cond, guidance, negative, steps, solver, levels, max_rows)):
+    if like and any(v is not None for v in (prompts, cond, file, guidance, negative, steps, solver, levels, max_rows)):
         raise ValueError("--like repeats a run as it was; leave the options of a new run out")
     settings = read_settings(like) if like else None
     chosen = load(_model_name(model, settings), average=average, trust=trust)
@@ -93,7 +98,7 @@ def sample(
             samples = chosen.again(settings, watch)
             _warn_of_differences(settings, samples.settings)
         else:
-            names = _conditions(chosen, cond, num)
+            names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num)
             rows = processes.mine(len(names) if names else num)
             if not rows:
                 raise ValueError("there are more processes than samples; launch fewer")
@@ -141,9 +146,17 @@ def _model_name(model: str | None, settings: dict[str, Any] | None) -> str:
     return name
 
 
-def _conditions(model: Any, cond: list[str] | None, num: int) -> list[str] | None:
+def _prompts_of(file: Path | None) -> list[str]:
+    from .measure_text import read_prompts
+
+    return read_prompts(file) if file else []
+
+
+def _conditions(model: Any, cond: list[str], num: int) -> list[str] | None:
     if not cond:
         return None
+    if "all" in cond and model.told_by_text:
+        raise ValueError(f"the model {model.name!r} is told by a prompt, so it has no classes to show 'all' of; write what you want to see")
     names = [n for c in cond for n in (model.classes if c == "all" and model.classes else [c])]
     return [n for n in names for _ in range(num)]
 
@@ -178,6 +191,20 @@ app.add_typer(datasets, name="data")
 @datasets.callback()
 def _datasets() -> None:
     """Make data sets to try things on."""
+
+
+@datasets.command("emoji")
+def emoji_folders(
+    out: Annotated[Path, typer.Option("--out", help="A new folder, for one to train on and two to measure on.")],
+    packages: Annotated[Optional[Path], typer.Option(help="Folder of npm's packages, or to keep them in; fetched by npm where they are missing.")] = None,  # noqa: UP045
+    size: Annotated[int, typer.Option(min=16, max=256, help="Pixels of a side.")] = 64,
+) -> None:
+    """Draw emoji of seven styles with captions, from packages whose licences allow it (needs npm, and pip install resvg-py)."""
+    from .data.emoji import build
+
+    with _progress("drawing") as watch:
+        counts = build(out, packages=packages, size=size, watch=watch)
+    typer.echo(f"{', '.join(f'{n:,} pictures in {out / part}' for part, n in counts.items())}; try: guidestar train recipes/emoji.toml --data {out / 'train'}")
 
 
 @datasets.command("fashion-mnist")
@@ -271,7 +298,7 @@ def _warn(line: str) -> None:
 def evaluate(
     model: Annotated[str, typer.Argument(help="A class model with a judge.")],
     guidance: Annotated[list[str], typer.Option("--guidance", help="Expression; several times for several.")],
-    seeds: Annotated[str, typer.Option(help="First and last seed, e.g. 0-999; classes in turn.")] = "0-999",
+    seeds: Annotated[str, typer.Option(help="First and last seed, e.g. 0-999; classes in turn, prompts evenly spread over the data.")] = "0-999",
     steps: Steps = None,
     solver: SolverName = None,
     levels: GridName = None,
@@ -280,23 +307,28 @@ def evaluate(
     average: Average = None,
     trust: Trust = False,
 ) -> None:
-    """Measure guidances: judge accuracy, Fréchet distance, diversity, NFE and seconds."""
+    """Measure guidances: judge accuracy, Fréchet distance, diversity, NFE and seconds; of a text model, how an independent CLIP ranks the prompts."""
     import json
 
     from .files import make_folder
     from .folder import load
     from .measure import measure
+    from .measure_text import measure_text
     from .pictures import write_text
     from .processes import is_main
 
     if out:
         make_folder(out.parent)
     with _progress("measuring") as watch:
-        rows = list(measure(load(model, average=average, trust=trust), guidance, seeds=_span(seeds), steps=steps, solver=solver, grid=levels, data=data, watch=watch))
+        chosen, span, how = load(model, average=average, trust=trust), _span(seeds), {"steps": steps, "solver": solver, "grid": levels, "data": data, "watch": watch}
+        measured: Any = measure_text(chosen, guidance, count=len(span), seed=span[0], **how) if chosen.told_by_text else measure(chosen, guidance, seeds=span, **how)
+        rows = list(measured)
     if not is_main():
         return
-    head = ("guidance", "accuracy", "Fréchet", "diversity", "shares", "NFE", "seconds")
-    _table(head, [_cells(row) for row in rows])
+    if chosen.told_by_text:
+        _table(("guidance", "top 1", "top 5", "score", "Fréchet", "nearest", "NFE", "seconds"), [_text_cells(row) for row in rows])
+    else:
+        _table(("guidance", "accuracy", "Fréchet", "diversity", "shares", "NFE", "seconds"), [_cells(row) for row in rows])
     if out:
         write_text(json.dumps(rows, indent=2) + "\n", out)
 
@@ -304,6 +336,19 @@ def evaluate(
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     shares = f"{min(row['shares']):.1%}-{max(row['shares']):.1%}"
     return (row["guidance"], f"{row['accuracy']:.2%}", f"{row['frechet']:.3f}", f"{row['diversity']:.3f}", shares, f"{row['nfe']:g}", f"{row['seconds']:.1f}")
+
+
+def _text_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["guidance"],
+        f"{row['top 1']:.1%}",
+        f"{row['top 5']:.1%}",
+        f"{row['score']:.3f}",
+        f"{row['frechet']:.3f}",
+        f"{row['nearest']:.3f}",
+        f"{row['nfe']:g}",
+        f"{row['seconds']:.1f}",
+    )
 
 
 def _span(text: str) -> range:
@@ -314,8 +359,9 @@ def _span(text: str) -> range:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; every error is one clear message, and an exit code of 2 for usage, else 1."""
+    """Run the command line; every error is one clear message, and an exit code of 2 for usage, else 1 (a damaged file, a full disk, a loss that is no number)."""
     code = 0
+    warnings.showwarning = _note  # what the library warns of, people read as one line
     try:
         code = app(args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False, prog_name="guidestar")
     except _UsageError as error:
@@ -323,12 +369,17 @@ def main(arguments: list[str] | None = None) -> None:
     except (typer.Abort, KeyboardInterrupt):
         _fail("stopped", 130)
     except ValueError as error:
-        _fail(str(error), 2)
+        _fail(str(error), 1 if isinstance(error, Damaged) else 2)
     except ImportError as error:
         _fail(f"{error.name or error} is missing; install it with: pip install 'guidestar[all]'", 1)
     except (OSError, RuntimeError, ArithmeticError) as error:
         _fail(str(error), 1)
     sys.exit(code or 0)
+
+
+def _note(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if category is UserWarning:
+        typer.echo(f"guidestar: note: {message}", err=True)
 
 
 def _fail(message: str, code: int) -> None:

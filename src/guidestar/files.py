@@ -11,6 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 
 
+class Damaged(ValueError):
+    """A file is truncated, corrupt or of another format: no mistake of whoever named it (the command line's exit code is 1)."""
+
+
 @contextmanager
 def whole_or_not(path: Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write to; then flush it to disk and rename it to ``path``.
@@ -53,10 +57,14 @@ def keep_former(path: Path, keep: int) -> None:
     spare = path.with_name(f"{path.name}.keeping")
     spare.unlink(missing_ok=True)
     try:
-        os.link(path, spare)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, spare)
-    os.replace(spare, names[0])
+        try:
+            os.link(path, spare)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, spare)
+        os.replace(spare, names[0])
+    finally:
+        with suppress(OSError):
+            spare.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> Path:

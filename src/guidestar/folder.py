@@ -6,6 +6,7 @@ unet/ or transformer/   the network            scheduler/   the noise, and what 
 condition/              its conditions         weak/, …     further networks, each with its conditions
 text_encoder/, tokenizer/                      CLIP's, where a caption is the only condition
 classifier/, judge/     classifiers            averages/    the network with other averages of its weights
+clip/, clean_clip/      CLIP's image towers, whose text tower is text_encoder/; a judge may be a whole CLIP
 vae/                    AutoencoderKL, of a model of latents
 
 A network of the user's own ("module:callable") is in network/, and is only built where that is asked for.
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bridge.clip import write_pretrained
 from .bridge.diffusers import Adapter
 from .bridge.diffusers import read as read_parts
 from .bridge.schedulers import read_scheduler
@@ -96,11 +98,24 @@ def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Mod
         encoder=main.encoder,
         decode=_decoder(folder, about),
         nets={n: (p.denoiser, p.encoder) for n, p in further.items()},
-        classifiers={n: read_module(folder / n, known=_classifiers()) for n in about.get("classifiers", [])},
-        judge=read_module(folder / "judge", known=_classifiers()) if (folder / "judge").is_dir() else None,
+        classifiers={n: read_module(folder / n, known=_classifiers()) for n in about.get("classifiers", [])} | _read_clips(folder, about, main.encoder),
+        judge=_read_judge(folder / "judge") if (folder / "judge").is_dir() else None,
         defaults=about.get("defaults", {}),
         card=about,
     )
+
+
+def _read_clips(folder: Path, about: Mapping[str, Any], encoder: Any) -> dict[str, Any]:
+    from .bridge.clip import read_tower
+    from .models.clip import CLIP
+
+    return {n: CLIP(encoder.text, encoder.tokenizer, read_tower(folder / n), **more).eval().requires_grad_(False) for n, more in about.get("clips", {}).items()}
+
+
+def _read_judge(folder: Path) -> Any:
+    from .bridge.clip import read_clip
+
+    return read_clip(folder) if "text_config" in read_json(folder / "config.json") else read_module(folder, known=_classifiers())
 
 
 def _of_average(folder: Path, about: Mapping[str, Any], average: str | None) -> Path:
@@ -161,13 +176,35 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
     _write_pair(model.denoiser, model.encoder, root, dtype)
     for name, (denoiser, encoder) in model.nets.items():
         _write_pair(denoiser, encoder, root / name, dtype)
+    clips = {n: c for n, c in model.classifiers.items() if hasattr(c, "embed_text")}
     for name, net in {**model.classifiers, **({"judge": model.judge} if model.judge is not None else {})}.items():
-        write_module(net, root / name, dtype)
+        _write_classifier(net, root / name, dtype, whole=name == "judge")
     _write_scheduler(model, root / "scheduler")
     if isinstance(model.decode, Decoder):
         write_module(model.decode.vae, root / "vae", dtype)
-    about = {**model.card, "format": FORMAT, "shape": list(model.shape), "nets": list(model.nets), "classifiers": list(model.classifiers), "defaults": model.defaults}
+    about = {
+        **model.card,
+        "format": FORMAT,
+        "shape": list(model.shape),
+        "nets": list(model.nets),
+        "classifiers": [n for n in model.classifiers if n not in clips],
+        "defaults": model.defaults,
+    }
+    if clips:
+        about["clips"] = {n: {"log_scale": float(c.log_scale.detach()), "rho_max": c.rho_max} for n, c in clips.items()}
     write_text(json.dumps(about, indent=2) + "\n", root / "guidestar.json")
+
+
+def _write_classifier(net: Any, folder: Path, dtype: torch.dtype, *, whole: bool) -> None:
+    if not hasattr(net, "embed_text"):
+        write_module(net, folder, dtype)
+        return
+    from .bridge.clip import write_clip, write_tower
+
+    if whole:
+        write_clip(net, folder, dtype)
+    else:
+        write_tower(net.vision, folder, dtype)
 
 
 def write_average(module: Any, folder: Path, name: str, dtype: torch.dtype = torch.float16) -> None:
@@ -181,7 +218,8 @@ def _write_pair(denoiser: Any, encoder: Any, folder: Path, dtype: torch.dtype) -
     own = getattr(net, "made_by", None)
     write_module(net, folder / ("network" if own else "unet" if type(net).__name__.startswith("UNet") else "transformer"), dtype, own)
     if hasattr(encoder, "tokenizer"):
-        _write_text(encoder, folder)
+        _write_text(encoder, folder, dtype)
+        write_text(json.dumps({"_class_name": "TextEncoder", **encoder.settings}) + "\n", folder / "condition" / "config.json")
     elif encoder is not None:
         write_condition(encoder, folder / "condition", dtype)
 
@@ -189,8 +227,8 @@ def _write_pair(denoiser: Any, encoder: Any, folder: Path, dtype: torch.dtype) -
 def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a condition encoder, or several."""
     if hasattr(encoder, "tokenizer"):
-        _write_text(encoder, make_folder(folder))
-        write_text(json.dumps({"_class_name": "TextEncoder"}) + "\n", folder / "config.json")
+        _write_text(encoder, make_folder(folder), dtype)
+        write_text(json.dumps({"_class_name": "TextEncoder", **encoder.settings}) + "\n", folder / "config.json")
     elif hasattr(encoder, "parts"):
         for name, part in encoder.parts.items():
             write_condition(part, folder / name, dtype)
@@ -199,8 +237,8 @@ def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float
         write_module(encoder, folder, dtype)
 
 
-def _write_text(encoder: Any, folder: Path) -> None:
-    encoder.text.save_pretrained(folder / "text_encoder")
+def _write_text(encoder: Any, folder: Path, dtype: torch.dtype) -> None:
+    write_pretrained(encoder.text, folder / "text_encoder", dtype)
     encoder.tokenizer.save_pretrained(folder / "tokenizer")
 
 

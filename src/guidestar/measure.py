@@ -35,7 +35,7 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
     if model.classes == fashion_mnist.CLASSES:
         return fashion_mnist.load("test", data), fashion_mnist.load("train", data)
     from .train.assemble import gathered
-    from .train.build import sources
+    from .train.reading import sources
     from .train.recipe import Recipe
 
     if "recipe" not in model.card:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,11 @@ class Model:
         return tuple(getattr(self.encoder, "classes", ()))
 
     @property
+    def told_by_text(self) -> bool:
+        """Whether its condition is a prompt."""
+        return hasattr(self.encoder, "tokenizer")
+
+    @property
     def latent(self) -> bool:
         """Whether it works on latents, which `decode` turns into images."""
         return hasattr(self.decode, "vae")
@@ -114,8 +120,17 @@ class Model:
         names = [cond] if isinstance(cond, str | int) else list(cond)
         if len(names) not in (1, count):
             raise ValueError(f"{len(names)} conditions were given for {count} samples; give 1, or one for each")
+        if self.told_by_text:
+            self._check_prompts(names)
         names = [self._canonical(n) for n in names]
         return tuple(names if len(names) == count else names * count)
+
+    def _check_prompts(self, names: Sequence[str | int]) -> None:
+        wordless = next((n for n in names if not isinstance(n, str)), None)
+        if wordless is not None:
+            raise ValueError(f"the model {self.name!r} is told by a prompt, not by a class; write what you want to see in place of {wordless!r}")
+        if any(not n.strip() for n in names):  # type: ignore[union-attr]
+            warnings.warn("an empty prompt asks for nothing: its samples are unconditional", stacklevel=3)
 
     def _canonical(self, name: str | int) -> str | int:
         """Name a class by its name, or by its index where two share a name."""
@@ -128,20 +143,22 @@ class Model:
         self,
         guidance: str | Guidance | Direction | None = None,
         *,
-        cond: Sequence[str | int] | None = None,
+        cond: Sequence[str | int] | Condition | None = None,
         negative: str | int | None = None,
         max_rows: int | None = None,
         check: bool = False,
     ) -> Guided:
-        """Bind a guidance to this model's networks, for samples of the conditions ``cond``."""
+        """Bind a guidance to this model's networks, for samples of the conditions ``cond`` (by name, or encoded)."""
         everyone = {"main": (self.denoiser, self.encoder), **self.nets}
         nets = {name: self._net(denoiser, encoder, cond, negative) for name, (denoiser, encoder) in everyone.items()}
         index = getattr(self.encoder, "index", None) if self.classifiers or hasattr(self.encoder, "classes") else None
-        target = torch.tensor([index(n) for n in cond]) if cond is not None and index is not None and "" not in cond else None
+        named = None if isinstance(cond, Condition) else cond
+        target = torch.tensor([index(n) for n in named]) if named is not None and index is not None and "" not in named else None
         expression = self.expression(guidance, conditional=cond is not None)
-        return Guided(expression, nets, classifiers=self.classifiers, target=target, index=index, max_rows=max_rows, check=check)
+        prompts = [str(c) for c in named] if named is not None and self.told_by_text else None
+        return Guided(expression, nets, classifiers=self.classifiers, target=target, index=index, prompts=prompts, max_rows=max_rows, check=check)
 
-    def _net(self, denoiser: Denoiser, encoder: Any, cond: Sequence[str | int] | None, negative: str | int | None) -> Net:
+    def _net(self, denoiser: Denoiser, encoder: Any, cond: Sequence[str | int] | Condition | None, negative: str | int | None) -> Net:
         if encoder is None:
             if negative not in (None, ""):
                 raise ValueError(f"the model {self.name!r} takes no condition, so no negative either; leave it out")
@@ -154,7 +171,7 @@ class Model:
         null = encoder.null(1)
         return Net(
             denoiser=denoiser,
-            cond=None if cond is None else encode(list(cond)),
+            cond=cond if cond is None or isinstance(cond, Condition) else encode(list(cond)),
             null=None if null is None else null.to(self.device),
             negative=None if negative in (None, "") else encode([negative]),
             encode=encode,
@@ -170,6 +187,7 @@ class Model:
         grid: str | None = None,
     ) -> Plan:
         """Tell which passes a run would evaluate, without running anything."""
+        cond = "anything" if cond == 0 and self.told_by_text else cond
         count = 1 if cond is None or isinstance(cond, str | int) else len(cond)
         names = self.names(cond if self.encoder is not None else None, count)
         guided, solver = self.guided(guidance, cond=names), self._solver(solver)

@@ -96,15 +96,28 @@ class Prediction:
 
     @staticmethod
     def join(parts: list[Prediction], x_t: Tensor, level: Level) -> Prediction:
-        """Concatenate chunks of one batch back into a prediction at ``x_t``."""
-        log_vars = [p.log_var for p in parts if p.log_var is not None]
+        """Concatenate chunks of one batch back into a prediction at ``x_t``.
+
+        Raises:
+            ValueError: some parts tell a variance and some do not.
+        """
+        told = any(p.log_var is not None for p in parts)
         return Prediction(
             x_t=x_t,
             level=level,
             x0=torch.cat([p.x0 for p in parts]),
             eps=torch.cat([p.eps for p in parts]),
-            log_var=torch.cat(log_vars) if log_vars else None,
+            log_var=torch.cat([_share(p) for p in parts]) if told else None,
         )
+
+
+def _share(part: Prediction) -> Tensor:
+    """Return what a part tells of its variance; 0 of clean rows, of which no network is asked."""
+    if part.log_var is not None:
+        return part.log_var
+    if bool((torch.as_tensor(part.level.sigma) != 0).any()):
+        raise ValueError("some rows of this batch come with a predicted variance and some without; a network should tell it for all, or for none")
+    return torch.zeros_like(part.x0)
 
 
 __all__ = ["SPACES", "Prediction", "Space", "slope"]

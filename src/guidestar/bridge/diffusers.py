@@ -110,7 +110,9 @@ class Adapter(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Any:
-        added = {k: cond.pop(k) for k in _ADDED if k in cond}
+        added: dict[str, Any] = {k: cond.pop(k) for k in _ADDED if k in cond}
+        if type(self.net).__name__ == "PixArtTransformer2DModel" and not self.net.config["use_additional_conditions"]:  # type: ignore[index]
+            added = {"resolution": None, "aspect_ratio": None}  # which it wants named all the same
         more = {"added_cond_kwargs": added} if added else {}
         return self.net(x, timestep=t, **cond, **more)
 

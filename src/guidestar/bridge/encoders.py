@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..denoiser import Condition
+from ..models.clip import masked, tokens, warn_of_cuts
 from .weights import fill, one_line, read_json, read_module, read_safetensors, weights_file
 
 
@@ -76,43 +78,83 @@ class TextEncoder(nn.Module):
     shape; the null is the encoding of "".
 
     Args:
-        text: transformers' CLIPTextModel.
+        text: transformers' CLIPTextModel, or CLIPTextModelWithProjection.
         tokenizer: its tokenizer.
+        layer: which of its layers is read: "last", or "penultimate" (with the last norm, as
+            Diffusers' ``clip_skip=1``).
+        output: "states" of all tokens, or "pooled": the one at the end, ``[B, 1, D]``.
+        mask: also tell the network which states are padding (``encoder_attention_mask [B, 77]``).
     """
 
-    def __init__(self, text: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, text: nn.Module, tokenizer: Any, *, layer: str = "last", output: str = "states", mask: bool = False) -> None:
         super().__init__()
         self.text, self.tokenizer = text, tokenizer
+        self.layer, self.output, self.mask = layer, output, mask
         self.width = int(text.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it is read, beside the weights."""
+        return {"layer": self.layer, "output": self.output, "mask": self.mask}
 
     def rows(self, values: Sequence[str]) -> Tensor:
         """Return the tokens of captions and their mask, ``[B, 2, 77]``, int64."""
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(list(values), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return torch.stack([tokens.input_ids, tokens.attention_mask], dim=1)
+        return tokens(self.tokenizer, values)
 
     def null_row(self) -> Tensor:
         """Return the tokens of ""."""
         return self.rows([""])[0]
 
     def parse(self, name: str | int) -> str:
-        """Take a caption as it is."""
-        return str(name)
+        """Take a caption as it is.
+
+        Raises:
+            ValueError: it holds control characters, or more than 10,000 characters.
+        """
+        return checked_prompt(name)
 
     @torch.no_grad()
     def forward(self, rows: Tensor) -> Condition:
         """Encode tokens ``[B, 2, 77]``; the text encoder itself is never trained."""
         # As Stable Diffusion's pipeline: the padding is attended to unless the encoder's settings say otherwise.
-        mask = rows[:, 1] if getattr(self.text.config, "use_attention_mask", False) else None
-        return Condition(encoder_hidden_states=self.text(rows[:, 0], attention_mask=mask)[0])
+        out = self.text(rows[:, 0], attention_mask=rows[:, 1] if masked(self.text) else None, output_hidden_states=self.layer == "penultimate")
+        states = out.last_hidden_state if self.layer == "last" else self._norm(out.hidden_states[-2])
+        if self.output == "pooled":
+            return Condition(encoder_hidden_states=states[torch.arange(len(rows)), self._end(rows)][:, None])
+        more = {"encoder_attention_mask": rows[:, 1]} if self.mask else {}
+        return Condition(encoder_hidden_states=states, **more)
+
+    def _norm(self, states: Tensor) -> Tensor:
+        return getattr(self.text, "text_model", self.text).final_layer_norm(states)  # type: ignore[union-attr, operator]
+
+    def _end(self, rows: Tensor) -> Tensor:
+        """Return where each caption's end mark stands: the first of them, since padding may be the same token."""
+        return (rows[:, 0] == self.tokenizer.eos_token_id).int().argmax(1)
 
     def encode(self, names: Sequence[str | int]) -> Condition:
         """Encode prompts, one for each sample."""
-        return self(self.rows([self.parse(n) for n in names]).to(next(self.text.parameters()).device))
+        prompts = [self.parse(n) for n in names]
+        warn_of_cuts(self.tokenizer, prompts)
+        return self(self.rows(prompts).to(next(self.text.parameters()).device))
 
     def null(self, batch: int) -> Condition:
         """Return the encoding of "" for ``batch`` samples."""
         return self.encode([""]).repeat(batch)
+
+
+def checked_prompt(name: str | int) -> str:
+    """Return a prompt as it is to be encoded.
+
+    Raises:
+        ValueError: it holds control characters, or more than 10,000 characters.
+    """
+    prompt = str(name)
+    odd = next((c for c in prompt if unicodedata.category(c) == "Cc" and c not in "\t\n\r"), None)
+    if odd is not None:
+        raise ValueError(f"the prompt {prompt[:40]!r} holds the control character {odd!r}; take it out")
+    if len(prompt) > 10_000:
+        raise ValueError(f"a prompt has at most 10,000 characters, not {len(prompt):,} ({prompt[:40]!r}…)")
+    return prompt
 
 
 def read_encoder(folder: str | Path, network: ModelMixin, *, dtype: torch.dtype = torch.float32) -> Encoder | None:
@@ -140,6 +182,11 @@ def read_encoder(folder: str | Path, network: ModelMixin, *, dtype: torch.dtype 
     return None
 
 
+def is_masked(network: object) -> bool:
+    """Tell whether a network is told which states of a caption are padding (PixArt, as its pipelines do)."""
+    return type(network).__name__.startswith("PixArt")
+
+
 def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """Read a condition encoder as guidestar writes it (see `folder.write_condition`).
 
@@ -152,7 +199,9 @@ def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     if about.get("_class_name") == "Conditions":
         return Conditions({name: read_condition(folder / name, dtype=dtype) for name in about.get("names", ())})
     if about.get("_class_name") == "TextEncoder":
-        return read_text(folder, dtype)
+        # Where a caption is the only condition, CLIP lies beside, as Diffusers has it.
+        text = read_text(folder if (folder / "text_encoder").is_dir() else folder.parent, dtype)
+        return TextEncoder(text.text, text.tokenizer, **{k: about[k] for k in ("layer", "output", "mask") if k in about})
     return read_module(folder, known={c.__name__: c for c in (ClassEncoder, LabelEncoder, VectorEncoder)}, dtype=dtype)
 
 
@@ -189,20 +238,34 @@ def read_text(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
     Raises:
         ValueError: a file is missing or corrupt; it is named.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     settings = folder / "text_encoder" / "config.json"
+    about = read_json(settings)
+    kind = CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in (about.get("architectures") or ()) else CLIPTextModel
     try:
-        text = CLIPTextModel(CLIPTextConfig.from_dict(read_json(settings)))
+        text = kind(CLIPTextConfig.from_dict(about))
     except Exception as error:
-        raise ValueError(f"{settings}: CLIPTextModel refuses these settings ({one_line(error)})") from error
+        raise ValueError(f"{settings}: {kind.__name__} refuses these settings ({one_line(error)})") from error
     file = weights_file(settings.parent, ("model.safetensors", "model.fp16.safetensors"))
     fill(text, file, _renamed(read_safetensors(file), text), dtype)
+    return TextEncoder(text, read_tokenizer(folder / "tokenizer"))
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """Read CLIP's tokenizer from its folder.
+
+    Raises:
+        ValueError: it is missing or corrupt.
+    """
+    from transformers import CLIPTokenizer
+
+    if not any((folder / n).is_file() for n in ("tokenizer.json", "vocab.json")):
+        raise ValueError(f"{folder}: holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); copy it from where the CLIP came from")
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
-        raise ValueError(f"{folder / 'tokenizer'}: not readable as a CLIPTokenizer ({one_line(error)})") from error
-    return TextEncoder(text, tokenizer)
+        raise ValueError(f"{folder}: not readable as a CLIPTokenizer ({one_line(error)})") from error
 
 
 def _renamed(tensors: Mapping[str, Tensor], text: nn.Module) -> dict[str, Tensor]:

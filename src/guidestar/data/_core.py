@@ -15,6 +15,22 @@ from ..draw import Draw
 Targets = Mapping[str, "Tensor | list[str]"]
 """What is known of each sample of a batch, by column: classes ``[B]`` (int64), vectors ``[B, D]`` (float32), or captions."""
 
+Held = Mapping[str, "Tensor | list[str] | list[tuple[str, ...]]"]
+"""What is known of all samples: as `Targets`, but a sample may have several captions."""
+
+
+def picked(held: Held, rows: Sequence[int], draw: Draw) -> dict[str, Tensor | list[str]]:
+    """Return what is known at ``rows``; of several captions the one that the draw's "caption" says."""
+    where = torch.as_tensor(rows)
+    return {name: t[where] if isinstance(t, Tensor) else _said([t[r] for r in rows], draw) for name, t in held.items()}
+
+
+def _said(captions: Sequence[str | tuple[str, ...]], draw: Draw) -> list[str]:
+    if all(isinstance(c, str) for c in captions):
+        return list(captions)  # type: ignore[arg-type]
+    at = draw.uniform("caption").tolist()
+    return [c if isinstance(c, str) else c[int(u * len(c))] for c, u in zip(captions, at, strict=True)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -108,13 +124,13 @@ class InMemory(Source):
 
     Args:
         x: ``[N, *S]``: uint8 images (given out as ``x / 127.5 − 1``), or floating point, given out as it is.
-        targets: classes ``[N]``, vectors ``[N, D]`` or captions, by column.
+        targets: classes ``[N]``, vectors ``[N, D]`` or captions (of a sample: one, or a tuple of which one is drawn each time), by column.
         columns: their descriptions.
         flip: mirror each image left to right with probability ½ (by the draw's "flip").
     """
 
     x: Tensor
-    targets: Targets
+    targets: Held
     columns: Mapping[str, Column]  # type: ignore[misc]
     flip: bool = False
 
@@ -135,4 +151,4 @@ class InMemory(Source):
         x = x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
         if self.flip:
             x = torch.where((draw.uniform("flip") < 0.5).view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
-        return x, {name: t[where] if isinstance(t, Tensor) else [t[r] for r in rows] for name, t in self.targets.items()}
+        return x, picked(self.targets, rows, draw)

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import Damaged
+
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 _FILES = {"train": "train", "test": "t10k"}
@@ -24,7 +26,7 @@ def read_idx(path: Path) -> Tensor:
     """Read an IDX file of unsigned bytes, gzipped or not, as a uint8 tensor.
 
     Raises:
-        ValueError: it is not IDX, not of unsigned bytes, or shorter or longer than its header says.
+        Damaged: it is not IDX, not of unsigned bytes, or shorter or longer than its header says.
     """
     try:
         raw = path.read_bytes()
@@ -32,10 +34,10 @@ def read_idx(path: Path) -> Tensor:
         zero, kind, ndim = struct.unpack(">HBB", raw[:4])
         shape = struct.unpack(f">{ndim}I", raw[4 : 4 + 4 * ndim])
     except (OSError, EOFError, struct.error, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as an IDX file: {error}") from error
+        raise Damaged(f"{path} cannot be read as an IDX file: {error}") from error
     body = raw[4 + 4 * ndim :]
     if zero != 0 or kind != 8 or len(body) != math.prod(shape):
-        raise ValueError(f"{path} is not a complete IDX file of unsigned bytes (its header says {shape}, it holds {len(body)} bytes)")
+        raise Damaged(f"{path} is not a complete IDX file of unsigned bytes (its header says {shape}, it holds {len(body)} bytes)")
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(shape)
 
 
@@ -55,7 +57,8 @@ def load(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor
 
     Raises:
         FileNotFoundError: the files are not there; the message says how to get them.
-        ValueError: a file is damaged, or images and labels differ in number.
+        Damaged: a file is.
+        ValueError: images and labels differ in number, or are not Fashion-MNIST's.
     """
     where = Path(folder) if folder else INSTALLED
     images = read_idx(_find(where, f"{_FILES[split]}-images-idx3-ubyte"))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
+from ..files import Damaged
 from ._core import Column
 from .pictures import Look, Pictures, Say, all_grey, decoded
 
@@ -33,14 +33,15 @@ def image_folder(
         look: how they are made alike.
         columns: what each further column is; by default text is a caption, and numbers a vector; the
             sub-folders' names are the column "label".
-        classes: names of the classes, where a column holds indices.
+        classes: names of the classes in the order of their indices; by default those found, sorted.
         max_bad: how many unreadable pictures to skip before giving up.
         cache: folder to keep the decoded pictures in, for those that do not fit into memory.
         say: told of each picture that was skipped.
 
     Raises:
         FileNotFoundError: there is no such folder, or no picture in it.
-        ValueError: pictures are missing or cannot be read, or a column is not what it should be.
+        Damaged: pictures cannot be read, more than ``max_bad`` of them.
+        ValueError: pictures are missing, or a column is not what it should be.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -83,13 +84,14 @@ def _load(builder: str, what: Path | list[Path]) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    where = {"data_dir": str(what)} if isinstance(what, Path) else {"data_files": [str(f) for f in what]}
+    # All files are one split: else a class that is called "train" or "test" would be taken for one, and the others left out.
+    where = {"data_dir": str(what), "data_files": {"train": "**"}} if isinstance(what, Path) else {"data_files": [str(f) for f in what]}
     try:
         return datasets.load_dataset(builder, split="train", **where)  # type: ignore[arg-type]
     except Exception as error:
         # Whatever the reader trips over, it is the data that are not as it expects.
         cause = error.__cause__ or error
-        raise ValueError(f"{what if isinstance(what, Path) else what[0]}: not readable as {builder} ({' '.join(str(cause).split())[:300]})") from error
+        raise Damaged(f"{what if isinstance(what, Path) else what[0]}: not readable as {builder} ({' '.join(str(cause).split())[:300]})") from error
 
 
 def _check_folder(folder: Path) -> None:
@@ -105,6 +107,10 @@ def _check_folder(folder: Path) -> None:
         empty = sorted(d.name for d in folder.iterdir() if d.is_dir() and not any(d in p.parents for p in pictures))
         if empty:
             raise ValueError(f"{folder}: the class folder {empty[0]!r} holds no images; fill or remove it")
+        depths = {len(p.relative_to(folder).parts): p.relative_to(folder).as_posix() for p in sorted(pictures)}
+        if len(depths) > 1:  # the reader would leave all labels out, and say nothing
+            one, other = depths[min(depths)], depths[max(depths)]
+            raise ValueError(f"{folder}: {one!r} and {other!r} lie at different depths, so that folders cannot be classes; move one of them")
         return
     named = _named(metadata)
     missing = [n for n in named if not (folder / n).is_file()]
@@ -165,16 +171,18 @@ def described_columns(table: Any, path: Path, stated: Mapping[str, Kind] | None,
     strange = [n for n in stated or {} if n not in names]
     if strange:
         raise ValueError(f"{path}: there is no column {strange[0]!r}; the columns are {', '.join(names) or 'none'}")
-    return {n: _describe(table, n, (stated or {}).get(n), path, classes) for n in (stated or names)}
+    several = list((stated or {}).values()).count("class") > 1
+    return {n: _describe(table, n, (stated or {}).get(n), path, classes, several) for n in (stated or names)}
 
 
-def _describe(table: Any, name: str, stated: Kind | None, path: Path, classes: Sequence[str]) -> Column:
+def _describe(table: Any, name: str, stated: Kind | None, path: Path, classes: Sequence[str], several: bool) -> Column:
     import datasets
 
     feature = table.features[name]
     first: Any = table[name][0]
     listed: list[Any] = first if isinstance(first, list) else []
     text, number, many = isinstance(first, str), isinstance(first, int | float) and not isinstance(first, bool), isinstance(first, list)
+    text = text or (bool(listed) and all(isinstance(v, str) for v in listed))  # several captions
     kind = stated or ("class" if isinstance(feature, datasets.ClassLabel) else "text" if text else "vector")
     fits = {"class": isinstance(first, int | str), "text": text, "vector": number or (many and all(isinstance(v, int | float) for v in listed))}
     if not fits[kind]:
@@ -182,11 +190,13 @@ def _describe(table: Any, name: str, stated: Kind | None, path: Path, classes: S
             f'{path}: the column {name!r} is not a {kind}: its first value is {str(first)[:60]!r}; state what it is, data.columns = {{ {name} = "…" }}, or leave it out'
         )
     if kind == "class":
-        if isinstance(feature, datasets.ClassLabel):
-            return Column(kind="class", classes=tuple(feature.names))
-        values = sorted(set(table[name]))
-        if text:
-            return Column(kind="class", classes=tuple(str(v) for v in values))
+        values = feature.names if isinstance(feature, datasets.ClassLabel) else sorted(set(table[name]) - {None})
+        if isinstance(values[0], str):
+            classes = () if several else classes  # one list cannot name the words of two columns
+            unknown = [v for v in values if classes and v not in classes]
+            if unknown:
+                raise ValueError(f"{path}: {name!r} holds the class {unknown[0]!r}, which is not among those that are known: {', '.join(classes)}")
+            return Column(kind="class", classes=tuple(classes) or tuple(values))
         count = len(classes) or int(values[-1]) + 1
         if values[0] < 0 or values[-1] >= count:
             raise ValueError(f"{path}: the classes of {name!r} run from {values[0]} to {values[-1]}, but there are {count} names")
@@ -194,17 +204,26 @@ def _describe(table: Any, name: str, stated: Kind | None, path: Path, classes: S
     return Column(kind=kind, width=(len(listed) if many else 1) if kind == "vector" else 0)
 
 
-def _values(table: Any, name: str, column: Column, kept: Sequence[int], path: Path) -> Tensor | list[str]:
+def _values(table: Any, name: str, column: Column, kept: Sequence[int], path: Path) -> Any:
     every = table[name]
     values = [every[i] for i in kept]
     empty = next((i for i, v in zip(kept, values, strict=True) if v is None), None)
     if empty is not None:
         raise ValueError(f"{path}: row {empty} has no {name!r}")
     if column.kind == "text":
-        return [str(v) for v in values]
+        wordless = next((i for i, v in zip(kept, values, strict=True) if isinstance(v, list) and not v), None)
+        if wordless is not None:
+            raise ValueError(f"{path}: row {wordless} has no {name!r}")
+        return [tuple(map(str, v)) if isinstance(v, list) else str(v) for v in values]
     if column.kind == "class":
-        return torch.tensor([column.classes.index(v) if isinstance(v, str) else int(v) for v in values])
+        own = getattr(table.features[name], "names", None)  # its indices are by these
+        words = [own[v] if own else v for v in values]
+        return torch.tensor([column.classes.index(v) if isinstance(v, str) else int(v) for v in words])
     odd = next((i for i, v in zip(kept, values, strict=True) if isinstance(v, list) and len(v) != column.width), None)
     if odd is not None:
         raise ValueError(f"{path}: row {odd} of {name!r} should hold {column.width} numbers")
-    return torch.tensor(values, dtype=torch.float32).reshape(len(values), column.width)
+    numbers = torch.tensor(values, dtype=torch.float32).reshape(len(values), column.width)
+    strange = (~numbers.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if strange:
+        raise ValueError(f"{path}: row {kept[strange[0]]} of {name!r} holds numbers that are not finite")
+    return numbers

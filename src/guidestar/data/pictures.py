@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..draw import Draw
-from ..files import make_folder, whole_or_not
-from ._core import Column, Source, Targets
+from ..files import Damaged, make_folder, whole_or_not
+from ._core import Column, Held, Source, Targets, picked
 
 Say = Callable[[str], None]
 
@@ -53,7 +53,7 @@ class Pictures(Source):
     """
 
     pixels: Tensor
-    targets: Targets
+    targets: Held
     columns: Mapping[str, Column]  # type: ignore[misc]
     look: Look
 
@@ -71,7 +71,7 @@ class Pictures(Source):
         """Return the pictures at ``rows``, in [−1, 1]."""
         where = torch.as_tensor(rows)
         x = prepared(self.pixels[where], self.look, draw)
-        return x, {name: t[where] if isinstance(t, Tensor) else [t[r] for r in rows] for name, t in self.targets.items()}
+        return x, picked(self.targets, rows, draw)
 
 
 def prepared(pixels: Tensor, look: Look, draw: Draw) -> Tensor:
@@ -100,7 +100,7 @@ def decode(picture: Any, look: Look, channels: int) -> Tensor:
     return pixels[None] if channels == 1 else pixels.movedim(-1, 0)
 
 
-def all_grey(pictures: Sequence[Mapping[str, Any]]) -> bool:
+def all_grey(pictures: Sequence[Mapping[str, Any] | None]) -> bool:
     """Tell whether no picture has colours."""
     from PIL import Image
 
@@ -114,12 +114,18 @@ def all_grey(pictures: Sequence[Mapping[str, Any]]) -> bool:
     return True
 
 
-def opened(picture: Mapping[str, Any]) -> Any:
-    """Open an encoded picture, as `datasets` holds it."""
+def opened(picture: Mapping[str, Any] | None) -> Any:
+    """Open an encoded picture, as `datasets` holds it.
+
+    Raises:
+        OSError: there is none, or it is not one.
+    """
     import io
 
     from PIL import Image
 
+    if picture is None:
+        raise OSError("there is none")
     return Image.open(io.BytesIO(picture["bytes"]) if picture.get("bytes") else picture["path"])
 
 
@@ -154,7 +160,7 @@ def _good(pictures: Any, look: Look, channels: int, max_bad: int, path: Path, sa
     """Yield the pictures that can be read, with their rows.
 
     Raises:
-        ValueError: more than ``max_bad`` cannot.
+        Damaged: more than ``max_bad`` cannot.
     """
     from PIL import Image
 
@@ -164,10 +170,10 @@ def _good(pictures: Any, look: Look, channels: int, max_bad: int, path: Path, sa
             with opened(picture) as image:
                 yield i, decode(image, look, channels)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            bad.append(f"{picture.get('path') or f'row {i}'} ({' '.join(str(error).split())})")
+            bad.append(f"{(picture or {}).get('path') or f'row {i}'} ({' '.join(str(error).split())})")
             if len(bad) > max_bad:
                 more = f", after {', '.join(b.split(' (')[0] for b in bad[:-1][:3])}" if len(bad) > 1 else ""
-                raise ValueError(f"{path}: cannot read the image {bad[-1]}{more}; mend or remove it, or set data.max_bad (now {max_bad})") from error
+                raise Damaged(f"{path}: cannot read the image {bad[-1]}{more}; mend or remove it, or set data.max_bad (now {max_bad})") from error
             if say:
                 say(f"skipped an image that cannot be read: {bad[-1]}")
 
@@ -176,8 +182,8 @@ def _key(pictures: Any, look: Look, channels: int) -> str:
     """Name what the decoded pictures depend on: the files, as the disk knows them, and the look."""
     digest = hashlib.blake2b(f"{look.side}/{channels}".encode(), digest_size=12)
     for picture in pictures:
-        if picture.get("bytes"):
-            digest.update(picture["bytes"])
+        if picture is None or picture.get("bytes"):
+            digest.update(picture["bytes"] if picture else b"none")
         else:
             about = os.stat(picture["path"])
             digest.update(f"{picture['path']}/{about.st_size}/{about.st_mtime_ns}".encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..draw import Draw
+from ..files import Damaged
 from ._core import Column, Source, Targets
-from .pictures import Look, decode, opened, prepared
+from .pictures import Look, Say, decode, opened, prepared
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 
@@ -29,6 +31,9 @@ class Shards(Source):
         classes: names of the classes (.cls); by default the lines of ``classes.txt`` beside the shards.
         buffer: how many samples are mixed.
         seed: of the mixing.
+        max_bad: how many unreadable pictures to skip before giving up (each process counts those it meets).
+            The first readable sample is seen in their place, so that no later one moves.
+        say: told of each picture that was skipped.
 
     Raises:
         FileNotFoundError: there are no shards.
@@ -37,13 +42,14 @@ class Shards(Source):
 
     size = None
 
-    def __init__(self, path: Path | str, look: Look, *, classes: Sequence[str] = (), buffer: int = 10_000, seed: int = 0) -> None:
-        self.look, self.buffer, self.seed = look, buffer, seed
+    def __init__(self, path: Path | str, look: Look, *, classes: Sequence[str] = (), buffer: int = 10_000, seed: int = 0, max_bad: int = 0, say: Say | None = None) -> None:
+        self.look, self.buffer, self.seed, self.max_bad, self.say = look, buffer, seed, max_bad, say
+        self._bad: dict[str, str] = {}
         self.files = _files(path)
         self.channels = look.channels or 3
         self.shape = (self.channels, look.size, look.size)
         self._at, self._stream = 0, iter(())
-        first = next(self._pass(0))
+        first = next(iter(self._as_they_lie()))
         self._picture = next((k for k in PICTURES if k in first), "")
         if not self._picture:
             raise ValueError(
@@ -54,13 +60,17 @@ class Shards(Source):
         if "cls" in first and not names:
             raise ValueError(f"{self.files[0]}: holds classes without names; give them as data.classes, or in classes.txt beside the shards, one a line")
 
-    def _pass(self, epoch: int) -> Iterator[Mapping[str, Any]]:
+    def _as_they_lie(self) -> Any:
         import datasets
 
         stream = datasets.load_dataset("webdataset", data_files=self.files, split="train", streaming=True)
         for name in PICTURES:
             if stream.features and name in stream.features:
                 stream = stream.cast_column(name, datasets.Image(decode=False))
+        return stream
+
+    def _pass(self, epoch: int) -> Iterator[Mapping[str, Any]]:
+        stream = self._as_they_lie()
         return iter(stream.shuffle(seed=self.seed + epoch, buffer_size=self.buffer) if self.buffer > 1 else stream)
 
     def _endless(self) -> Iterator[Mapping[str, Any]]:
@@ -70,7 +80,12 @@ class Shards(Source):
             epoch += 1
 
     def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
-        """Walk to the positions ``rows`` and return what is there."""
+        """Walk to the positions ``rows`` and return what is there.
+
+        Raises:
+            Damaged: more pictures than ``max_bad`` cannot be read.
+            ValueError: a sample's class has no name.
+        """
         if self._at > rows[0] or self._at == 0:
             self._at, self._stream = 0, self._endless()
         found = []
@@ -80,15 +95,40 @@ class Shards(Source):
                 self._at += 1
             found.append(next(self._stream))
             self._at += 1
-        pixels = torch.stack([self._decoded(sample) for sample in found])
-        return prepared(pixels, self.look, draw), self._targets(found)
+        pixels, samples = zip(*[self._readable(sample) for sample in found], strict=True)
+        return prepared(torch.stack(pixels), self.look, draw), self._targets(samples)
+
+    def _readable(self, sample: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
+        try:
+            return self._decoded(sample), sample
+        except Damaged as error:
+            self._skip(f"{sample.get('__url__')}/{sample.get('__key__')}", error)
+            return self._stand_in
+
+    def _skip(self, name: str, error: Damaged) -> None:
+        if name in self._bad:  # met in an earlier pass
+            return
+        self._bad[name] = str(error)
+        if len(self._bad) > self.max_bad:
+            raise Damaged(f"{error}; mend or remove it, or set data.max_bad (now {self.max_bad})") from error
+        if self.say:
+            self.say(f"skipped an image: {error}")
+
+    @cached_property
+    def _stand_in(self) -> tuple[Tensor, Mapping[str, Any]]:
+        for sample in self._as_they_lie():
+            try:
+                return self._decoded(sample), sample
+            except Damaged:
+                continue
+        raise Damaged(f"{self.files[0]}: no image of these shards can be read")
 
     def _decoded(self, sample: Mapping[str, Any]) -> Tensor:
         try:
             with opened(sample[self._picture]) as image:
                 return decode(image, self.look, self.channels)
         except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{sample.get('__url__')}: cannot read the image of {sample.get('__key__')!r} ({' '.join(str(error).split())})") from error
+            raise Damaged(f"{sample.get('__url__')}: cannot read the image of {sample.get('__key__')!r} ({' '.join(str(error).split())})") from error
 
     def _targets(self, found: Sequence[Mapping[str, Any]]) -> Targets:
         targets: dict[str, Tensor | list[str]] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..draw import Draw
-from ..files import make_folder, whole_or_not
+from ..files import Damaged, make_folder, whole_or_not
 from ._core import Column, InMemory, Source, Targets
 
 Kind = Literal["class", "vector", "text"]
@@ -31,7 +31,8 @@ def tensors(path: Path | str, *, columns: Mapping[str, Kind] | None = None, clas
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, holds no samples, or they are not what they should be.
+        Damaged: it cannot be read.
+        ValueError: it holds no samples, or they are not what they should be.
     """
     path = Path(path)
     found, metadata = _read(path)
@@ -65,7 +66,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: truncated or corrupt, not readable as safetensors ({' '.join(str(error).split())})") from error
+        raise Damaged(f"{path}: truncated or corrupt, not readable as safetensors ({' '.join(str(error).split())})") from error
 
 
 def _read_npy(path: Path) -> Tensor:
@@ -75,7 +76,7 @@ def _read_npy(path: Path) -> Tensor:
         array = np.load(path, allow_pickle=False)
         return torch.from_numpy(array)
     except (OSError, ValueError, TypeError, EOFError) as error:
-        raise ValueError(f"{path}: not readable as a NumPy array of numbers ({' '.join(str(error).split())})") from error
+        raise Damaged(f"{path}: not readable as a NumPy array of numbers ({' '.join(str(error).split())})") from error
 
 
 def _check_samples(path: Path, x: Tensor) -> None:
@@ -188,20 +189,20 @@ def latents(source: Source, encode: Callable[[Tensor], Tensor], cache: Path, *, 
     """
     if source.size is None:
         raise ValueError("latents are encoded once, which a stream does not allow; encode the shards beforehand")
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
     file = make_folder(cache) / f"latents-{key}.safetensors"
     targets: dict[str, Tensor | list[str]] = {}
     found: list[Tensor] = []
-    done = load_file(file)["x"] if file.is_file() else None
+    done = _read_safetensors(file)[0]["x"] if file.is_file() else None
     for rows in torch.arange(source.size).split(batch):
         x, known = source.batch(rows.tolist(), Draw(rows.tolist()))
         for name, values in known.items():
             targets[name] = _extended(targets.get(name), values)
         if done is None:
-            found.append(encode(x).half().cpu())
+            found.append(encode(x).half().cpu().contiguous())
     if done is None:
-        done = torch.cat(found)
+        done = torch.cat(found).contiguous()
         with whole_or_not(file) as beside:
             beside.write_bytes(save({"x": done}))
     return InMemory(x=done.float(), targets=targets, columns=source.columns)

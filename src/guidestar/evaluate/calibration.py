@@ -74,6 +74,34 @@ def _at_level(logits: Tensor, target: Tensor) -> AtLevel:
     return AtLevel(accuracy=accuracy, nll=float(F.cross_entropy(logits, target)), ece=expected_calibration_error(logits, target))
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegressionAtLevel:
+    """Figures of a regressor at one noise ratio.
+
+    Args:
+        unexplained: mean squared error by the numbers' own variance, averaged over dimensions; 1 knows nothing.
+        surprise: mean squared error by the variance that was told: above 1 it is too sure. It is also
+            the factor of the variances with which the samples are likeliest.
+    """
+
+    unexplained: float
+    surprise: float
+
+
+@torch.no_grad()
+def regression_by_level(
+    regressor: Classifying, data: tuple[Tensor, Tensor], schedule: Schedule, rhos: Sequence[float], *, seed: int = 0, batch: int = 500
+) -> dict[float, RegressionAtLevel]:
+    """Measure a regressor, which gives means and log-variances ``[B, 2D]``, on numbers ``[N, D]``; arguments as `by_level`."""
+    found, y = {}, data[1].double()
+    for rho, out in _logits(regressor, data, schedule, rhos, seed, batch):
+        mean, log_var = out.chunk(2, -1)
+        error = (y - mean).square()
+        unexplained = (error.mean(0) / y.var(0, correction=0).clamp_min(1e-12)).mean()
+        found[rho] = RegressionAtLevel(unexplained=float(unexplained), surprise=float((error * (-log_var).exp()).mean()))
+    return found
+
+
 @torch.no_grad()
 def fit_temperatures(
     classifier: Classifying, data: tuple[Tensor, Tensor], schedule: Schedule, rhos: Sequence[float], *, seed: int = 1, batch: int = 500, bound: float = 20.0

@@ -5,6 +5,7 @@ from .apg import APG as apg
 from .cfg import CFG as cfg
 from .cfgpp import CFGPP as cfgpp
 from .classifier import Classifier as classifier
+from .clip import Clip as clip
 from .compose import AND, NOT
 from .expression import METHODS, ExpressionError, parse
 from .guided import Guided
@@ -38,6 +39,7 @@ __all__ = [
     "cfgpp",
     "clamp",
     "classifier",
+    "clip",
     "clip_x0",
     "cond",
     "cosine",

@@ -34,6 +34,7 @@ class Context:
         index: turns a class name into its index.
         conditional: whether a condition was requested.
         nets: names of the denoisers.
+        prompts: the requested caption of each sample, or of all.
     """
 
     classifiers: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Context:
     index: Callable[[str | int], int] | None = None
     conditional: bool = True
     nets: Sequence[str] = ("main",)
+    prompts: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +188,8 @@ class Direction(_Sum, ABC):
         return False
 
     @property
-    def only_solver(self) -> str | None:
-        """The name of the only solver it works with, if there is one."""
+    def only_solver(self) -> tuple[str, dict[str, object]] | None:
+        """The name of the only solver it works with and how that must be set, if there is one."""
         return None
 
     def __str__(self) -> str:

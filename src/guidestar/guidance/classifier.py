@@ -35,7 +35,7 @@ class Classifier(Direction):
         net: which of the model's classifiers.
         log_prob: any differentiable ``log_prob(x, level, target) -> [B]`` in place of ``net``.
         form: "score" or "mean".
-        variance: of the mean form: "small" (posterior), "large", or "learned".
+        variance: of the mean form: "small" (posterior), "large", or "learned", as the solver's (another is refused).
         through: None to classify x_t (a noise-aware classifier); "cond" or "uncond" to classify
             the clean estimate of that pass (as data: at the clean level), differentiating through the
             network.
@@ -72,19 +72,10 @@ class Classifier(Direction):
                 known = ", ".join(sorted(context.classifiers)) or "none"
                 raise ValueError(f"classifier: there is no classifier {self.net!r} (there is {known}); give log_prob=, or a model that carries one")
             net = context.classifiers[self.net]
-            log_prob, interval = net.log_prob, self._trusted(net)
+            log_prob, interval = net.log_prob, trusted(self, net, self.net)
         target = self._resolve(context)
         _check_targets(target, context.classifiers.get(self.net) if self.log_prob is None else None)
         return replace(self, log_prob=log_prob, interval=interval, target=target)
-
-    def _trusted(self, net: Any) -> tuple[float, float] | None:
-        """Return where to use ``net``: as written, else up to the noise ratio to which it is trusted."""
-        rho_max = getattr(net, "rho_max", None)
-        if self.interval is not None or self.through is not None or rho_max is None:
-            return self.interval
-        if not rho_max > 0:
-            raise ValueError(f"classifier: {self.net!r} was found to know nothing at any noise ratio; give interval= to use it all the same")
-        return 0.0, rho_max
 
     def _resolve(self, context: Context) -> tuple[Any, ...] | None:
         target = context.target if self.target is None else self.target
@@ -112,8 +103,9 @@ class Classifier(Direction):
         return self.form == "mean"
 
     @property
-    def only_solver(self) -> str | None:
-        return "ddpm" if self.form == "mean" else None
+    def only_solver(self) -> tuple[str, dict[str, object]] | None:
+        # The mean is displaced by the variance of the very step, so the two must be the same.
+        return ("ddpm", {"variance": self.variance}) if self.form == "mean" else None
 
     @property
     def needs_grad(self) -> bool:
@@ -147,6 +139,20 @@ class Classifier(Direction):
             raise ValueError("classifier(variance='learned') needs a network that predicts its variance (2C channels, learned_variance=True)")
         variance = expand(small, like) * (expand(large, like) * expand(inverse_or_zero(small), like)) ** ((share + 1) / 2)
         return variance * expand(inverse_or_zero(s.alpha), like)
+
+
+def trusted(term: Any, net: Any, name: str) -> tuple[float, float] | None:
+    """Return where a term is to use ``net``: as written, else up to the noise ratio to which that is trusted.
+
+    Raises:
+        ValueError: it was found to know nothing anywhere.
+    """
+    rho_max = getattr(net, "rho_max", None)
+    if term.interval is not None or term.through is not None or rho_max is None:
+        return term.interval
+    if not rho_max > 0:
+        raise ValueError(f"{term.name}: {name!r} was found to know nothing at any noise ratio; give interval= to use it all the same")
+    return 0.0, rho_max
 
 
 def _check_targets(target: tuple[Any, ...] | None, net: Any) -> None:

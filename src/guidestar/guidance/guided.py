@@ -43,6 +43,7 @@ class Guided:
         classifiers: objects with ``log_prob(x, level, target)``, by name.
         target: the requested class of each sample, for classifiers: int64 ``[B]`` or ``[1]``.
         index: turns a class name in the expression into its index.
+        prompts: the requested caption of each sample, for CLIP.
         max_rows: the most rows of one network call. Samples are taken in groups small enough that
             all their passes fit; exact, because everything is per sample.
         check: refuse outputs that are not finite, naming network, pass and step (costs
@@ -71,6 +72,7 @@ class Guided:
         classifiers: Mapping[str, Any] | None = None,
         target: Tensor | None = None,
         index: Callable[[str | int], int] | None = None,
+        prompts: Sequence[str] | None = None,
         max_rows: int | None = None,
         check: bool = False,
     ) -> None:
@@ -81,7 +83,7 @@ class Guided:
         self.guidance = parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
         self.nets, self.max_rows, self.check = nets, max_rows, check
         conditional = nets["main"].cond is not None
-        context = Context(classifiers=classifiers or {}, target=target, index=index, conditional=conditional, nets=tuple(nets))
+        context = Context(classifiers=classifiers or {}, target=target, index=index, conditional=conditional, nets=tuple(nets), prompts=prompts)
         self.names = [str(term) for term in self.guidance.terms]
         self.terms = tuple(term.bind(context) for term in self.guidance.terms)
         self.posts: tuple[Post, ...] = self.guidance.posts
@@ -103,8 +105,8 @@ class Guided:
         return [t.name for t in self.terms if t.reads_target]
 
     @property
-    def only_solvers(self) -> dict[str, str]:
-        """Terms that work with one solver alone, and its name."""
+    def only_solvers(self) -> dict[str, tuple[str, dict[str, object]]]:
+        """Terms that work with one solver alone, its name and how it must be set."""
         return {t.name: t.only_solver for t in self.terms if t.only_solver}
 
     def _mode(self) -> AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..levels import Level, Value, expand, inverse_or_zero
+from ..levels import Level, Value, expand, inverse_or_zero, log
 
 
 def temperature_at(rho: Value, table: Sequence[tuple[float, float]]) -> Value:
@@ -35,7 +35,7 @@ class _Telling:
     """
 
     def calibrate(self: Any, table: Sequence[tuple[float, float]]) -> None:
-        """Divide logits by these temperatures, by noise ratio, from now on.
+        """Divide logits by these temperatures (of a regressor: multiply variances), by noise ratio, from now on.
 
         Raises:
             ValueError: the ratios do not rise, or a temperature is not positive.
@@ -57,11 +57,20 @@ class _Telling:
 
     def _cooled(self: Any, out: Tensor, level: Level | None) -> Tensor:
         if self.outputs:
-            return out
+            return self._in_units(out, level)
         out = out / self.temperature
         if level is None or not self.temperatures:
             return out
         return out * expand(1 / temperature_at(level.rho, self.temperatures), out)
+
+    def _in_units(self: Any, out: Tensor, level: Level | None) -> Tensor:
+        """Return a regressor's means and log-variances in the units of its numbers; a temperature multiplies the variance."""
+        mean, log_var = out.chunk(2, -1)
+        centre, spread = (out.new_tensor(self.config.get(key) or [default]) for key, default in (("centre", 0.0), ("spread", 1.0)))
+        log_var = log_var + 2 * spread.log()
+        if level is not None and self.temperatures:
+            log_var = log_var + expand(log(temperature_at(level.rho, self.temperatures)), log_var)
+        return torch.cat([mean * spread + centre, log_var], -1)
 
     def log_prob(self: Any, x: Tensor, level: Level | None, target: Tensor) -> Tensor:
         """Return ``log p(target | x, level)``, ``[B]``: of a class ``[B]``, or of numbers ``[B, D]`` (independent normals)."""

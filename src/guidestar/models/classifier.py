@@ -49,6 +49,7 @@ class Classifier(_Telling, ModelMixin, ConfigMixin):
         temperature: divides the logits (1: as trained).
         temperatures: further divide them, by noise ratio: (rho, T), interpolated in ln rho.
         outputs: it is a regressor of so many numbers, in place of classes.
+        centre, spread: mean and standard deviation of those numbers, in whose units its head works.
         rho_max: noise ratio above which the classifier was found to know too little to guide.
     """
 
@@ -66,6 +67,8 @@ class Classifier(_Telling, ModelMixin, ConfigMixin):
         rho_max: float | None = None,
         temperatures: Sequence[tuple[float, float]] = (),
         outputs: int | None = None,
+        centre: Sequence[float] | None = None,
+        spread: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.noise_aware, self.temperature, self.rho_max, self.outputs = noise_aware, temperature, rho_max, outputs

@@ -54,6 +54,8 @@ class SequenceClassifier(_Telling, ModelMixin, ConfigMixin):
         rho_max: float | None = None,
         temperatures: Sequence[tuple[float, float]] = (),
         outputs: int | None = None,
+        centre: Sequence[float] | None = None,
+        spread: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.noise_aware, self.temperature, self.rho_max, self.outputs = noise_aware, temperature, rho_max, outputs

@@ -60,12 +60,15 @@ class Solver(ABC):
 
         Raises:
             ValueError: a split prediction, a term that reads the target level, or one that works
-                with another solver only.
+                with another solver, or another setting of it, only.
         """
         splits, targets, only = (getattr(predict, n, ()) for n in ("splits", "reads_target", "only_solvers"))
-        for term, solver in dict(only).items():
+        for term, (solver, settings) in dict(only).items():
             if solver != self.name:
                 raise ValueError(f"{term} in this form works with the solver {solver!r} only, not with {self.name!r}")
+            for key, value in settings.items():
+                if getattr(self, key) != value:
+                    raise ValueError(f"{term} has {key}={value!r}, but the solver {solver!r} has {key}={getattr(self, key)!r}; give both the same")
         if splits and not self.accepts_split:
             raise ValueError(f"{splits[0]} splits the prediction, which has no meaning in the solver {self.name!r}; use ddim or dpmpp-2m")
         if targets and any(len(self.evaluations(grid.step(i))) > 1 for i in range(grid.steps)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import pickle
+import platform
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data._core import Source, Targets
+from ..denoiser import Network
 from ..draw import Draw
-from ..files import keep_former, whole_or_not
+from ..files import Damaged, keep_former, whole_or_not
 from ._safely import Stop, held_back
 from ._sharded import is_sharded, load_module, load_optimiser, module_state, optimiser_state, whole
 from .ema import EMA, Power, Profile, Standard
@@ -154,6 +155,9 @@ class Trainer:
         self.due = False
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         nn.Module.to(module, self.dtype)  # Diffusers' own would warn of layers it keeps in float32, of which these have none
+        for part in module.modules():
+            if isinstance(part, Network):
+                part.dtype = self.dtype  # it computes in what its parameters now are
         if torch.cuda.is_available() or settings.precision == "float32":  # on the CPU bfloat16 convolutions are faster as they are
             module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -254,13 +258,17 @@ class Trainer:
 
     def _where(self) -> dict[str, Any]:
         """Say on what the last bits depend."""
-        return {"threads": torch.get_num_threads(), "processes": self._world, "device": self.accelerator.device.type, "torch": str(torch.__version__)}
+        device = self.accelerator.device
+        cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"  # by which the kernels, and so the last bits, are chosen
+        machine = cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
+        return {"machine": machine, "threads": torch.get_num_threads(), "processes": self._world, "device": device.type, "torch": str(torch.__version__)}
 
     def load(self, path: Path) -> None:
         """Take up a checkpoint.
 
         Raises:
-            ValueError: it is damaged, or was written under other settings (named).
+            Damaged: it is.
+            ValueError: it was written under other settings (named).
         """
         state = read_checkpoint(path)
         changed = _changed(state["settings"], asdict(self.settings)) + _changed(state["made_from"], self.made_from)
@@ -289,16 +297,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint without unpickling code.
 
     Raises:
-        ValueError: it is none, or damaged; former ones beside it are named.
+        Damaged: it is none, or is damaged; former ones beside it are named.
     """
     formers = sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))
     hint = f"copy {formers[0].name} over it to go on from there, or remove it to start again" if formers else "remove it to start again"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a checkpoint, or a damaged one; {hint}") from error
+    except Exception as error:  # of damaged bytes the unpickler may trip over anything: keys, indices, words
+        raise Damaged(f"{path} is not a checkpoint, or a damaged one; {hint}") from error
     if not isinstance(state, dict) or not {"module", "averages", "optimiser", "done", "seconds", "loss", "settings", "made_from", "where"} <= state.keys():
-        raise ValueError(f"{path} is not a checkpoint of a training (by this version of guidestar); {hint}")
+        raise Damaged(f"{path} is not a checkpoint of a training (by this version of guidestar); {hint}")
     return state
 
 
@@ -319,8 +327,8 @@ def fit(
 ) -> Generator[Progress, None, None]:
     """Train to the end, yielding after each step; closing the generator stops and saves.
 
-    An interrupt waits for the end of the step. A step that fails is not saved: the last checkpoint
-    stays, and the training goes on from there.
+    An interrupt waits for the end of the step (with ``stop``, those who set it decide). A step that
+    fails is not saved: the last checkpoint stays, and the training goes on from there.
 
     Args:
         trainer: what to train; taken up from ``checkpoint`` where that exists.
@@ -330,15 +338,27 @@ def fit(
         after: called after each step, as part of it: where one fails the step is done again (so a
             snapshot is never skipped).
         stop: where any process was asked to stop, all stop after the same step, and the training is saved.
+
+    Raises:
+        NotFinite: a loss stopped being a number.
+        OSError: something cannot be written, e.g. because the disk is full. Either says that the last checkpoint is intact.
     """
     if checkpoint and checkpoint.exists():
         trainer.load(checkpoint)
     trainer.module.train()
+    try:
+        yield from _fit(trainer, checkpoint, every, keep, after, stop)
+    except (NotFinite, OSError) as error:
+        kept = f"the last good checkpoint is intact, {checkpoint}" if checkpoint and checkpoint.exists() else "no checkpoint had been written yet"
+        raise (NotFinite if isinstance(error, NotFinite) else OSError)(f"{error}; {kept}") from error
+
+
+def _fit(trainer: Trainer, checkpoint: Path | None, every: float, keep: int, after: Sequence[Callable[[Trainer], None]], stop: Stop | None) -> Generator[Progress, None, None]:
     saved_at, saved_step, complete = time.monotonic(), trainer.done, True
     try:
         while trainer.done < trainer.settings.steps and not (stop and stop.agreed):
             trainer.due = checkpoint is not None and time.monotonic() - saved_at > every
-            with held_back():
+            with held_back() if stop is None else nullcontext():
                 start, complete, rate = time.monotonic(), False, trainer.rate()
                 loss = trainer.step(stop)
                 trainer.seconds += time.monotonic() - start

@@ -23,16 +23,22 @@ class Stop:
 
 @contextmanager
 def asked_by_signals(stop: Stop) -> Iterator[Stop]:
-    """Let Ctrl-C and SIGTERM ask ``stop``; a second one comes through at once."""
+    """Let Ctrl-C and SIGTERM ask ``stop``; a second Ctrl-C comes through at once.
+
+    A SIGTERM only ever asks: launchers and batch systems send several, and one after each Ctrl-C.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     formers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    interrupts: list[int] = []
+
     def hear(number: int, frame: Any) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
         stop.asked = True
+        interrupts.extend([number] * (number == signal.SIGINT))
+        if len(interrupts) > 1:
+            raise KeyboardInterrupt
 
     for number in formers:
         signal.signal(number, hear)

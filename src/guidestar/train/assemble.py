@@ -9,35 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bridge.weights import read_module
 from ..card import write_card
 from ..data._core import Source
 from ..draw import Draw
 from ..evaluate import calibration
 from ..evaluate.levels import trusted_rho
-from ..folder import Decoder, save, write_average
+from ..evaluate.retrieval import retrieval
+from ..folder import save, write_average
 from ..model import Model
+from ..models.clip import CLIP
 from ._core import profiles, read_checkpoint
-from .build import build, judged, process, scale_of, scheduler_config, sources
-from .ema import EMA
+from .build import build, judged, plainest, process, scheduler_config
+from .reading import scale_of, sources
 from .recipe import ClassifierPart, Recipe
-from .run import checkpoint, settings, snapshot_file, snapshot_steps
+from .run import averaged, checkpoint, settings, snapshot_file, snapshot_steps
+from .see import decoding
 
 RHOS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0)
 """Noise ratios at which a noise-aware classifier is examined."""
-MOST = 2000
-"""Held-out samples at which it is examined."""
-
-
-def averaged(recipe: Recipe, part: str, out: Path, source: Source, average: str | None = None) -> Any:
-    """Return a part with its averaged weights (the first average, or the one named), from its checkpoint, frozen."""
-    module, state = build(recipe, part, source).module, read_checkpoint(checkpoint(out, part))
-    module.load_state_dict(state["module"])
-    name = average or next(iter(state["averages"]))
-    ema = EMA(module, next(p for p in profiles(settings(recipe, part)) if p.name == name))
-    ema.load_state_dict(state["averages"][name])
-    module.load_state_dict(ema.weights(), strict=False)
-    return module.requires_grad_(False).eval()
+MOST = 4000
+"""Held-out samples at which it is examined: one half to calibrate, the other to report."""
 
 
 def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> Model:
@@ -61,16 +52,17 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
 def _model(recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[str, Any]) -> Model:
     main, e = trained["model"], recipe.export
     encoder = main.encoder.alone()
+    guides = {"classifier": "classifier", "noisy_clip": "clip", "clip": "clean_clip"}
     return Model(
         name=recipe.name,
         denoiser=main.denoiser,
         schedule=process(recipe).schedule,
         shape=tuple(source.shape),
         encoder=encoder,
-        decode=Decoder(read_module(recipe.data.vae)) if recipe.data.vae else lambda x: x,
+        decode=decoding(recipe, source),
         nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder.alone())} if "weak" in trained else {},
-        classifiers={"classifier": trained["classifier"]} if "classifier" in trained else {},
-        judge=trained.get("judge"),
+        classifiers={name: trained[part] for part, name in guides.items() if part in trained},
+        judge=trained.get("measuring_clip", trained.get("judge")),
         defaults={"guidance": e.guidance if encoder is not None else "uncond", "steps": e.steps, "solver": e.solver, "grid": e.grid},
         card=about,
     )
@@ -82,7 +74,7 @@ def _snapshots(recipe: Recipe, out: Path, source: Source) -> dict[str, Any]:
 
     nets = {}
     for step in snapshot_steps(recipe, "model") if recipe.export.snapshots else ():
-        module: Any = build(recipe, "model", source).module
+        module: Any = build(recipe, "model", source, out).module
         module.load_state_dict(load_file(snapshot_file(out, "model", step)), strict=False)
         module.requires_grad_(False).eval()
         nets[f"step-{step}"] = (module.denoiser, module.encoder.alone())
@@ -128,10 +120,46 @@ def _examined(recipe: Recipe, trained: dict[str, Any], source: Source, aside: So
         return found
     if "classifier" in trained and recipe.classifier is not None:
         x, y = gathered(aside, recipe.classifier, MOST)
-        found |= examine(trained["classifier"], recipe, x, y) if y.dtype == torch.int64 else {}
+        found |= (examine if y.dtype == torch.int64 else examine_regressor)(trained["classifier"], recipe, x, y)
     if "judge" in trained and recipe.judge is not None:
         found["judge_accuracy"] = accuracy(trained["judge"], *gathered(aside, recipe.judge))
+    clips = {part: net for part, net in trained.items() if isinstance(net, CLIP)}
+    if clips:
+        found["clips"] = {part: examine_clip(net, recipe, aside) for part, net in clips.items() if not net.noise_aware}
+    if "noisy_clip" in clips:
+        found["noisy_clip"] = examine_noisy_clip(clips["noisy_clip"], recipe, aside)
     return found
+
+
+def _captioned(source: Source, most: int = MOST) -> tuple[Tensor, list[str]]:
+    """Return up to ``most`` held-out pictures and the plainest caption of each, no caption twice."""
+    count = min(source.size or 0, most)
+    x, said = source.batch(list(range(count)), Draw(list(range(count))))[0], plainest(source, range(count))
+    first = {caption: i for i, caption in reversed(list(enumerate(said)))}
+    rows = sorted(first.values())
+    return x[rows], [said[i] for i in rows]
+
+
+@torch.inference_mode()
+def examine_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, float]:
+    """Report how often a clean CLIP finds the caption of a held-out picture among all of them, and the picture of a caption."""
+    x, captions = _captioned(aside)
+    return {k: round(v, 4) for k, v in retrieval(clip.embed_image(x), clip.embed_text(captions)).items()} | {"of": len(captions)}
+
+
+@torch.inference_mode()
+def examine_noisy_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, Any]:
+    """Report how often a noise-aware CLIP finds the caption among all held-out ones, by level, and set up to where it is trusted."""
+    schedule = process(recipe).schedule
+    x, captions = _captioned(aside)
+    noise, texts = Draw(list(range(len(x)))).normal_like("noise", x), clip.embed_text(captions)
+    low, high = schedule.rho_range
+    found = {}
+    for rho in (r for r in RHOS if low <= r <= high):
+        level = schedule.at_rho(rho)
+        found[rho] = retrieval(clip.embed_image(level.alpha * x + level.sigma * noise, level), texts)["image to text R@5"]
+    clip.rho_max = trusted_rho(found, min(1.0, 5 / len(captions)))
+    return {"of": len(captions), "rho_max": clip.rho_max, "image to text R@5": {f"{r:g}": round(v, 4) for r, v in found.items()}}
 
 
 def gathered(source: Source, spec: ClassifierPart, most: int | None = None) -> tuple[Tensor, Tensor]:
@@ -143,15 +171,15 @@ def gathered(source: Source, spec: ClassifierPart, most: int | None = None) -> t
 
 
 def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Calibrate a noise-aware classifier, find up to where it is worth guiding by, and report both by level."""
+    """Calibrate a noise-aware classifier on every other sample, find on the rest up to where it is worth guiding by, and report both by level."""
     schedule = process(recipe).schedule
     low, high = schedule.rho_range
     rhos = [r for r in RHOS if low <= r <= high]
-    before = calibration.by_level(classifier, (x, y), schedule, rhos)
+    before = calibration.by_level(classifier, _reported(x, y), schedule, rhos)
     if recipe.classifier is not None and recipe.classifier.calibrate:
-        fitted = calibration.fit_temperatures(classifier, (x, y), schedule, rhos)
+        fitted = calibration.fit_temperatures(classifier, (x[::2], y[::2]), schedule, rhos)
         classifier.calibrate(tuple((rho, round(t, 4)) for rho, t in fitted.items()))
-    after = calibration.by_level(classifier, (x, y), schedule, rhos)
+    after = calibration.by_level(classifier, _reported(x, y), schedule, rhos)
     trusted = trusted_rho({rho: row.accuracy for rho, row in after.items()}, 1 / len(classifier.config["classes"]))
     classifier.rho_max = trusted  # None: no limit was found
     classifier.register_to_config(rho_max=trusted)
@@ -160,6 +188,23 @@ def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, 
         "classifier_ece": {f"{rho:g}": [round(before[rho].ece, 4), round(row.ece, 4)] for rho, row in after.items()},
         "classifier_rho_max": trusted,
     }
+
+
+def _reported(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the samples that are not calibrated on (or the only one there is)."""
+    return x[-1:] if len(x) == 1 else x[1::2], y[-1:] if len(y) == 1 else y[1::2]
+
+
+def examine_regressor(regressor: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Bring a regressor's variances to those of its errors by level on every other sample, and report both on the rest."""
+    schedule = process(recipe).schedule
+    low, high = schedule.rho_range
+    rhos = [r for r in RHOS if low <= r <= high]
+    found = calibration.regression_by_level(regressor, _reported(x, y), schedule, rhos)
+    if recipe.classifier is not None and recipe.classifier.calibrate:
+        fitted = calibration.regression_by_level(regressor, (x[::2], y[::2]), schedule, rhos, seed=1)
+        regressor.calibrate(tuple((rho, round(min(max(row.surprise, 0.05), 20.0), 4)) for rho, row in fitted.items()))
+    return {"regressor": {f"{rho:g}": [round(row.unexplained, 4), round(row.surprise, 4)] for rho, row in found.items()}}
 
 
 def machine() -> str:

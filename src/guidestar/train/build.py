@@ -1,10 +1,9 @@
-"""From a recipe to what trains: data, networks, objectives."""
+"""From a recipe to what trains: networks, objectives."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..bridge.clip import find_text
 from ..bridge.diffusers import denoiser as bridged
-from ..bridge.encoders import read_text
+from ..bridge.encoders import TextEncoder, is_masked, read_tokenizer
 from ..bridge.schedulers import Process
-from ..bridge.weights import read_module
-from ..data import fashion_mnist
-from ..data._core import Column, InMemory, Source, Targets, split
-from ..data.folders import image_folder, parquet
-from ..data.pictures import Look
-from ..data.shards import Shards
-from ..data.tensors import Scale, Scaled, latents, tensors
+from ..data._core import Column, Source, Targets
 from ..draw import Draw
+from ..files import whole_or_not
 from ..levels import VE, VP, Flow
 from ..models import networks
 from ..models.classifier import Classifier
+from ..models.clip import CLIP, make_clip, make_tokenizer, make_vision
 from ..models.conditional import ConditionalModel
 from ..models.conditions import ClassEncoder, Conditions, LabelEncoder, VectorEncoder
+from ..models.lean import plain_attention
 from . import classification as supervised
 from ._core import Objective
+from .contrastive import Contrastive
 from .denoising import Conditional, Denoising
-from .recipe import PARTS, ClassifierPart, ConditionSpec, Data, NetworkPart, Recipe
+from .recipe import PARTS, ClassifierPart, CLIPPart, ConditionSpec, NetworkPart, Recipe, VisionPart
 from .times import LogitNormal, UniformTime
 from .weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform
 
@@ -49,77 +47,6 @@ class Built:
     module: nn.Module
     objective: Objective
     prepare: Callable[[Targets], Any]
-
-
-# --- data ---
-
-
-def sources(recipe: Recipe, bad: Callable[[str], None] | None = None) -> tuple[Source, Source | None]:
-    """Return what a recipe trains on, and what is kept aside to measure on.
-
-    Raises:
-        ValueError, FileNotFoundError: the data are not as the recipe says; nothing was trained.
-    """
-    spec = recipe.data
-    if spec.kind == "fashion-mnist":
-        return _fashion("train", spec.path), _fashion("test", spec.test or spec.path)
-    whole = _read(spec, spec.path or "", bad, recipe.seed)
-    if spec.test:
-        return whole, _to_test(spec, whole, bad)
-    return split(whole, 0.0 if whole.size is None else spec.holdout, recipe.seed)
-
-
-def _fashion(which: str, folder: str | None) -> Source:
-    x, y = fashion_mnist.load(which, folder)
-    return InMemory(x=x, targets={"label": y}, columns={"label": Column(kind="class", classes=fashion_mnist.CLASSES)})
-
-
-def _to_test(spec: Data, whole: Source, bad: Callable[[str], None] | None) -> Source:
-    """Read the data to measure on, in the units of those to train on."""
-    still = spec.model_copy(update={"flip": False, "crop": "center", "standardise": False, "classes": spec.classes or _classes(whole)})
-    test, scale = _read(still, str(spec.test), bad), scale_of(whole)
-    one, other = (f"samples of {list(source.shape)} with {', '.join(source.columns) or 'no columns'}" for source in (whole, test))
-    if one != other:
-        raise ValueError(f"{spec.test} holds {other}, but {spec.path} {one}; they should be alike")
-    return Scaled(source=test, scale=scale) if scale else test
-
-
-def _classes(source: Source) -> tuple[str, ...]:
-    return next((c.classes for c in source.columns.values() if c.kind == "class"), ()) if len(source.columns) == 1 else ()
-
-
-def scale_of(source: Source | None) -> Scale | None:
-    """Find the units a source is in, below what was made of it."""
-    while source is not None and not isinstance(source, Scaled):
-        source = getattr(source, "source", None)
-    return source.scale if source is not None else None
-
-
-def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 0) -> Source:
-    look = Look(size=spec.size, channels=spec.channels, crop=spec.crop, flip=spec.flip)
-    cache = Path(spec.cache) if spec.cache else None
-    if spec.kind == "tensors":
-        held = tensors(path, columns=spec.columns, classes=spec.classes)
-        return Scaled(source=held, scale=Scale.of(held.x)) if spec.standardise else held
-    if spec.kind == "shards":
-        return Shards(path, look, classes=spec.classes, buffer=spec.shuffle, seed=seed)
-    read = image_folder if spec.kind == "images" else parquet
-    found = read(path, look, columns=spec.columns, classes=spec.classes, max_bad=spec.max_bad, cache=cache, say=bad)
-    return encoded(found, spec, path) if spec.vae else found
-
-
-@torch.no_grad()
-def encoded(source: Source, spec: Data, path: str) -> Source:
-    """Return the latents of pictures: the mean of the VAE's posterior, scaled as its settings say."""
-    vae = read_module(str(spec.vae))
-    config, where = vae.config, "cuda" if torch.cuda.is_available() else "cpu"
-    vae.to(where)
-
-    def encode(x: Tensor) -> Tensor:
-        return (vae.encode(x.to(where)).latent_dist.mean - (config.get("shift_factor") or 0.0)) * config.scaling_factor
-
-    about = f"{Path(path).resolve()}/{Path(str(spec.vae)).resolve()}/{spec.size}/{source.size}"
-    return latents(source, encode, Path(spec.cache or Path(path).parent / ".latents"), key=hashlib.blake2b(about.encode(), digest_size=12).hexdigest())
 
 
 # --- the noise ---
@@ -159,12 +86,12 @@ def scheduler_config(recipe: Recipe) -> dict[str, Any]:
 def denoising(recipe: Recipe) -> Denoising:
     """Return the objective of a denoiser."""
     p, o, levels = process(recipe), recipe.objective, recipe.levels
-    times = LogitNormal(mean=levels.mean, std=levels.std) if levels.kind == "logit-normal" else UniformTime()
+    times = LogitNormal(mean=levels.mean, std=levels.std, data_std=levels.data_std) if levels.kind == "logit-normal" else UniformTime()
     weightings = {
         "uniform": lambda: Uniform(space="x0" if p.predicts == "edm" else p.predicts),
         "min-snr": lambda: MinSNR(gamma=o.gamma),
         "snr+1": SNRPlusOne,
-        "edm": lambda: EDM(sigma_data=p.sigma_data),
+        "edm": lambda: EDM(sigma_data=recipe.schedule.sigma_data),
         "sigmoid": lambda: Sigmoid(bias=o.bias),
     }
     return Denoising(schedule=p.schedule, levels=times, weighting=weightings[o.weighting or ("edm" if p.predicts == "edm" else "uniform")]())
@@ -186,8 +113,12 @@ def told(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSp
     return chosen
 
 
-def build(recipe: Recipe, part: str, source: Source) -> Built:
+def build(recipe: Recipe, part: str, source: Source, out: Path | None = None) -> Built:
     """Make a part's fresh network (weights from the recipe's seed), its objective, and its target.
+
+    Args:
+        recipe, part, source: what to make, of which data.
+        out: where tokenizers that were learned from the captions are kept, from the first time on.
 
     Raises:
         ValueError: network, conditions and data do not go together.
@@ -195,19 +126,121 @@ def build(recipe: Recipe, part: str, source: Source) -> Built:
     torch.manual_seed(recipe.seed + PARTS.index(part))
     spec = getattr(recipe, part)
     if isinstance(spec, NetworkPart):
-        return _build_model(recipe, spec, source)
+        return _build_model(recipe, spec, source, out)
+    if isinstance(spec, CLIPPart):
+        return _contrastive(_build_clip(spec, part, source, out), Contrastive(shift=spec.shift), source)
+    if isinstance(spec, VisionPart):
+        return _build_noisy_clip(recipe, spec, source, out)
     return _build_classifier(recipe, spec, source, noise_aware=part == "classifier")
 
 
-def _build_model(recipe: Recipe, spec: NetworkPart, source: Source) -> Built:
+def _build_clip(spec: CLIPPart, part: str, source: Source, out: Path | None) -> CLIP:
+    if len(source.shape) != 3 or source.shape[0] != 3 or source.shape[1] != source.shape[2] or source.shape[1] % spec.patch:
+        raise ValueError(f"CLIP is trained on square pictures of 3 channels, cut into patches of {spec.patch}; these are {list(source.shape)}")
+    sizes = spec.model_dump(exclude={"vocabulary", "length", "shift", "train"})
+    clip = make_clip(_tokenizer(spec, part, source, out), size=source.shape[1], **sizes)
+    if not torch.cuda.is_available():  # where few tokens are compared, plain products are faster than the CPU's fused kernel
+        clip.text.set_attn_implementation("eager")
+        clip.vision.tower.set_attn_implementation("eager")
+    return clip
+
+
+def _tokenizer(spec: CLIPPart, part: str, source: Source, out: Path | None) -> Any:
+    """Learn a tokenizer from the captions, or take up the one that was: learning it again may part with ties otherwise."""
+    folder = out / "tokenizers" / part if out else None
+    if folder is None or not folder.is_dir():
+        made = make_tokenizer(captions(source), vocabulary=spec.vocabulary, length=spec.length)
+        if folder is None:
+            return made
+        with whole_or_not(folder) as beside:
+            made.save_pretrained(beside)
+    return read_tokenizer(folder)
+
+
+def text_column(source: Source) -> str:
+    """Return the column of captions.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = next((n for n, c in source.columns.items() if c.kind == "text"), None)
+    if found is None:
+        raise ValueError(f"CLIP needs captions; the data's columns are {', '.join(f'{n} ({c.kind})' for n, c in source.columns.items()) or 'none'}")
+    return found
+
+
+def captions(source: Source, most: int = 20_000) -> list[str]:
+    """Return captions of the first samples; where a sample has several, those of eight draws."""
+    name, found = text_column(source), {}
+    rows = list(range(min(source.size or most, most)))
+    for round_ in range(8 if source.size is not None else 1):
+        found |= dict.fromkeys(source.batch(rows, Draw(rows, round_))[1][name])
+    return list(found)
+
+
+def plainest(source: Source, rows: Sequence[int]) -> list[str]:
+    """Return the first caption of each row: where a picture has several, that is the one to measure by."""
+    name = text_column(source)
+    while not hasattr(source, "targets"):
+        rows = [source.kept[r] for r in rows]  # type: ignore[attr-defined]
+        source = source.source  # type: ignore[attr-defined]
+    held = source.targets[name]  # type: ignore[attr-defined]
+    return [held[r] if isinstance(held[r], str) else held[r][0] for r in rows]
+
+
+def _contrastive(clip: CLIP, objective: Contrastive, source: Source) -> Built:
+    name = text_column(source)
+    return Built(module=clip, objective=objective, prepare=lambda targets: clip.tokens(targets[name]))  # type: ignore[arg-type]
+
+
+def _build_noisy_clip(recipe: Recipe, spec: VisionPart, source: Source, out: Path | None) -> Built:
+    assert recipe.clip is not None  # the recipe was checked
+    clip = _build_clip(recipe.clip, "clip", source, out)
+    sizes = spec.model_dump(exclude={"shift", "train"})
+    clip.vision = make_vision(size=source.shape[1], embed=recipe.clip.embed, noise_aware=True, **sizes)
+    if not torch.cuda.is_available():
+        clip.vision.tower.set_attn_implementation("eager")
+    clip.text.requires_grad_(False)
+    objective = Contrastive(shift=spec.shift, schedule=process(recipe).schedule, levels=denoising(recipe).levels)
+    return _contrastive(clip, objective, source)
+
+
+def take_from_clip(module: Any, clip: CLIP) -> None:
+    """Give a fresh part what it has of the trained ``clip``: the text tower, and of a noise-aware one the image tower and scale.
+
+    Of a model, its encoder's text tower.
+    """
+    if isinstance(module, CLIP):
+        module.text.load_state_dict(clip.text.state_dict())
+        module.log_scale.data.copy_(clip.log_scale.data)
+        own, given = module.vision.tower.state_dict(), clip.vision.tower.state_dict()
+        if {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in given.items()}:
+            module.vision.tower.load_state_dict(given)
+        return
+    for part in module.encoder.parts.values():
+        if isinstance(part, TextEncoder):
+            part.text.load_state_dict(clip.text.state_dict())
+
+
+def uses_clip(recipe: Recipe, part: str) -> bool:
+    """Tell whether a part starts from the recipe's own trained CLIP."""
+    own = any(c.encoder == "clip" for c in (recipe.conditions or {}).values())
+    return part == "noisy_clip" or (own and isinstance(getattr(recipe, part), NetworkPart))
+
+
+def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | None) -> Built:
     specs, p = told(recipe, source.columns), process(recipe)
     columns = {name: source.columns[name] for name in specs}
-    texts = {name: read_text(Path(_encoder(name, s))) for name, s in specs.items() if columns[name].kind == "text"}
+    texts = {name: _text(recipe, name, s, source, out) for name, s in specs.items() if columns[name].kind == "text"}
     widths = {t.width for t in texts.values()}
     if len(widths) > 1:
         raise ValueError(f"the text encoders of one model must be of one width, not {sorted(widths)}")
     embedded = any(c.kind != "text" for c in columns.values())
     net = _network(spec, source.shape, columns, embedded=embedded, text_width=next(iter(widths), None))
+    if not torch.cuda.is_available():
+        plain_attention(net)
+    for text in texts.values():
+        text.mask = is_masked(net)
     encoder = Conditions({name: texts[name] if name in texts else _encode(columns[name], name, net, source) for name in specs})
     denoiser = bridged(net, p)
     rates = {name: spec.condition_dropout if s.dropout is None else s.dropout for name, s in specs.items()}
@@ -215,10 +248,14 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source) -> Built:
     return Built(module=ConditionalModel(denoiser, encoder), objective=objective, prepare=encoder.rows)
 
 
-def _encoder(name: str, spec: ConditionSpec) -> str:
+def _text(recipe: Recipe, name: str, spec: ConditionSpec, source: Source, out: Path | None) -> TextEncoder:
     if spec.encoder is None:
-        raise ValueError(f'the condition {name!r} is text: say which CLIP encodes it, conditions.{name}.encoder = "folder with text_encoder/ and tokenizer/"')
-    return spec.encoder
+        raise ValueError(f'the condition {name!r} is text: say which CLIP encodes it, conditions.{name}.encoder = "clip" (the recipe\'s own), or a name or folder')
+    if spec.encoder == "clip" and recipe.clip is not None:
+        clip = _build_clip(recipe.clip, "clip", source, out)
+        return TextEncoder(clip.text.requires_grad_(False), clip.tokenizer, layer=spec.layer, output=spec.output)
+    found = find_text(spec.encoder)
+    return TextEncoder(found.text, found.tokenizer, layer=spec.layer, output=spec.output)
 
 
 def _network(spec: NetworkPart, shape: tuple[int, ...], columns: Mapping[str, Column], *, embedded: bool, text_width: int | None) -> nn.Module:
@@ -251,6 +288,9 @@ def _filled(spec: NetworkPart, shape: tuple[int, ...], columns: Mapping[str, Col
     if spec.network.startswith("UNet2D"):
         config |= {"out_channels": shape[0]} | ({"class_embed_type": "identity"} if embedded else {})
         config |= {} if text_width is None else {"cross_attention_dim": text_width}
+    if spec.network == "PixArtTransformer2DModel":
+        config |= {"out_channels": shape[0], "use_additional_conditions": False, "caption_channels": text_width}
+        config |= {"cross_attention_dim": spec.config.get("num_attention_heads", 16) * spec.config.get("attention_head_dim", 72)}
     if spec.network == "DiTTransformer2DModel":
         config |= {"out_channels": shape[0], "num_embeds_ada_norm": max([len(c.classes) for c in columns.values()] or [1])}
     return {**config, **spec.config}
@@ -289,7 +329,10 @@ def _statistics(source: Source, name: str, width: int, most: int = 4096) -> tupl
 def _build_classifier(recipe: Recipe, spec: ClassifierPart, source: Source, *, noise_aware: bool) -> Built:
     name, column = judged(spec, source.columns)
     p, times = process(recipe), denoising(recipe).levels
-    what: dict[str, Any] = {"classes": column.classes} if column.kind == "class" else {"classes": (), "outputs": column.width}
+    what: dict[str, Any] = {"classes": column.classes}
+    if column.kind == "vector":
+        centre, spread = _statistics(source, name, column.width)
+        what |= {"outputs": column.width, "centre": centre, "spread": spread}
     shared = {"widths": spec.widths, "layers": spec.layers, "groups": 1 if len(source.shape) == 1 else spec.groups, "dropout": spec.dropout, "noise_aware": noise_aware}
     channels = source.shape[0] if len(source.shape) == 3 else source.shape[-1]
     if len(source.shape) == 3:

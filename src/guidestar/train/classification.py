@@ -60,15 +60,17 @@ class Classification(Objective):
 
     def __call__(self, net, x0: Tensor, target: Tensor, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the classifier ``net`` (``net(x)`` gives logits)."""
-        return F.cross_entropy(net(self._shifted(x0, draw)).float(), target, reduction="none")
+        return F.cross_entropy(net(shifted(x0, self.shift, draw, ground=-1.0)).float(), target, reduction="none")
 
-    def _shifted(self, x: Tensor, draw: Draw) -> Tensor:
-        if not self.shift:
-            return x
-        n, size = self.shift, x.shape[-1]
-        padded = F.pad(x, (n, n, n, n), value=-1.0)
-        down = (draw.uniform("down") * (2 * n + 1)).long()
-        right = (draw.uniform("right") * (2 * n + 1)).long()
-        span = torch.arange(size)
-        rows, cols = (down[:, None] + span)[:, :, None], (right[:, None] + span)[:, None, :]
-        return padded.movedim(1, -1)[torch.arange(len(x))[:, None, None], rows, cols].movedim(-1, 1)
+
+def shifted(x: Tensor, most: int, draw: Draw, *, ground: float | None = None) -> Tensor:
+    """Move images ``[B, C, H, W]`` by up to ``most`` pixels each way; what comes in is ``ground``, or the edge repeated."""
+    if not most:
+        return x
+    around = (most, most, most, most)
+    padded = F.pad(x, around, mode="replicate") if ground is None else F.pad(x, around, value=ground)
+    down = (draw.uniform("down") * (2 * most + 1)).long()
+    right = (draw.uniform("right") * (2 * most + 1)).long()
+    rows = (down[:, None] + torch.arange(x.shape[-2]))[:, :, None]
+    cols = (right[:, None] + torch.arange(x.shape[-1]))[:, None, :]
+    return padded.movedim(1, -1)[torch.arange(len(x))[:, None, None], rows, cols].movedim(-1, 1)

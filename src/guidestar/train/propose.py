@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data._core import Column, Source
-from .build import sources
+from .reading import sources
 from .recipe import Data, NetworkPart, Recipe, Training
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

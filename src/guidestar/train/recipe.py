@@ -1,8 +1,10 @@
 """Training recipes: TOML files that say everything about a training, and nothing misspelt.
 
-A recipe trains up to four parts, each with its own checkpoint, so that a run that was stopped goes
-on where it was: the ``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` (or
-regressor) that guides, and a clean ``judge`` that guides nothing and only measures.
+A recipe trains some parts, each with its own checkpoint, so that a run that was stopped goes on
+where it was: the ``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` (or
+regressor) that guides, and a clean ``judge`` that guides nothing and only measures. Of captioned
+pictures: a ``clip`` whose text tower encodes the captions, a ``noisy_clip`` that guides, and a
+``measuring_clip`` that guides nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-PARTS = ("model", "weak", "classifier", "judge")
+PARTS = ("model", "weak", "classifier", "judge", "clip", "noisy_clip", "measuring_clip")
+"""All parts; a part's place here goes into its seed."""
+ORDER = ("clip", "measuring_clip", "model", "weak", "noisy_clip", "classifier", "judge")
+"""The order they are trained in: the text encoder before what it is the encoder of."""
 
 # TOML has lists only, so these alone may be converted; every other value must be of its own type.
 Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, strict=False)]
@@ -117,6 +122,48 @@ class ClassifierPart(_Strict):
         return self
 
 
+class VisionPart(_Strict):
+    """The image tower of a noise-aware CLIP, trained against the text tower of ``clip``; it starts as the clean one where it is as large.
+
+    Args:
+        width, layers, heads, patch: of its transformer.
+        shift: pictures are moved by up to so many pixels.
+    """
+
+    width: int = Field(default=128, gt=0)
+    layers: int = Field(default=4, gt=0)
+    heads: int = Field(default=4, gt=0)
+    patch: int = Field(default=4, gt=0)
+    shift: int = Field(default=0, ge=0)
+    train: Training
+
+
+class CLIPPart(_Strict):
+    """A CLIP of captions and pictures, trained from nothing.
+
+    Args:
+        width, layers, heads, patch: of the image tower.
+        text_width, text_layers, text_heads: of the text tower.
+        embed: length of the common embeddings.
+        vocabulary: tokens, learned from the captions.
+        length: most tokens of a caption, with its two marks.
+        shift: pictures are moved by up to so many pixels.
+    """
+
+    width: int = Field(default=128, gt=0)
+    layers: int = Field(default=4, gt=0)
+    heads: int = Field(default=4, gt=0)
+    patch: int = Field(default=4, gt=0)
+    text_width: int = Field(default=128, gt=0)
+    text_layers: int = Field(default=3, gt=0)
+    text_heads: int = Field(default=4, gt=0)
+    embed: int = Field(default=128, gt=0)
+    vocabulary: int = Field(default=3072, ge=514)
+    length: int = Field(default=24, gt=2)
+    shift: int = Field(default=0, ge=0)
+    train: Training
+
+
 class Data(_Strict):
     """Where the training data are (see the data room, and docs/train.md).
 
@@ -155,8 +202,11 @@ class Data(_Strict):
     def _check(self) -> Data:
         if self.path is None and self.kind != "fashion-mnist":
             raise ValueError('say where the data are: path = "…"')
-        if self.vae and self.flip:
-            raise ValueError("latents are encoded once, so they cannot be flipped anew each time; leave flip or vae out")
+        moved = "flip" if self.flip else "crop" if self.crop == "random" else None
+        if self.vae and moved:
+            raise ValueError(f"latents are encoded once, so pictures cannot be changed anew each time; leave {moved} or vae out")
+        if self.vae and self.kind not in ("images", "parquet"):
+            raise ValueError(f"a vae encodes images or parquet, once; data of the kind {self.kind!r} are taken as they are")
         return self
 
 
@@ -165,11 +215,16 @@ class ConditionSpec(_Strict):
 
     Args:
         dropout: how often it is left out in training, for itself.
-        encoder: of text: a folder with CLIP's text_encoder/ and tokenizer/.
+        encoder: of text: "clip" for the recipe's own; or CLIP by name ("openai/clip-vit-large-patch14")
+            or path (also of a folder with text_encoder/ and tokenizer/).
+        layer: which of its layers is read: "last", or "penultimate".
+        output: "states" of all tokens, or "pooled" into one.
     """
 
     dropout: Rate | None = None
     encoder: str | None = None
+    layer: Literal["last", "penultimate"] = "last"
+    output: Literal["states", "pooled"] = "states"
 
 
 class Noise(_Strict):
@@ -179,7 +234,8 @@ class Noise(_Strict):
         kind: "vp" (a table of betas, as Diffusers' DDPMScheduler names it), "flow" or "edm".
         zero_terminal_snr: the table ends in pure noise.
         shift: of a flow's time, when sampling.
-        sigma_min, sigma_max, sigma_data: of edm.
+        sigma_min, sigma_max: of edm.
+        sigma_data: standard deviation of the data, of edm and of the weighting "edm".
     """
 
     kind: Literal["vp", "flow", "edm"] = "vp"
@@ -206,13 +262,15 @@ class Levels(_Strict):
     """Which noise levels are trained.
 
     Args:
-        kind: "logit-normal" (``log rho ~ N(mean, std²)``; EDM's log-normal is mean −1.2, std 1.2), or
+        kind: "logit-normal" (``log(rho / data_std) ~ N(mean, std²)``; EDM's log-normal is mean −1.2, std 1.2), or
             "uniform" in the schedule's time.
+        data_std: by whose logarithm levels are offset, for data that are not of unit size (``--dry-run`` tells theirs).
     """
 
     kind: Literal["logit-normal", "uniform"] = "logit-normal"
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
+    data_std: float = Field(default=1.0, gt=0)
 
 
 class Target(_Strict):
@@ -239,12 +297,14 @@ class Preview(_Strict):
         guidance: expressions, one row each.
         seeds: samples in a row, of seeds 0, 1, …
         steps: of the solver.
+        prompts: of a text model, in turn.
     """
 
     every: int = Field(default=0, ge=0)
     guidance: Words = ("cfg(1)", "cfg(2)", "cfg(4)")
     seeds: int = Field(default=8, gt=0)
     steps: int = Field(default=20, gt=0)
+    prompts: Words = ()
 
 
 class Export(_Strict):
@@ -281,6 +341,9 @@ class Recipe(_Strict):
     weak: NetworkPart | None = None
     classifier: ClassifierPart | None = None
     judge: ClassifierPart | None = None
+    clip: CLIPPart | None = None
+    noisy_clip: VisionPart | None = None
+    measuring_clip: CLIPPart | None = None
     preview: Preview = Preview()
     export: Export = Export()
 
@@ -291,8 +354,13 @@ class Recipe(_Strict):
             raise ValueError("objective.predicts: 'edm' goes with schedule.kind 'edm', and with no other")
         if kind == "vp" and predicts == "velocity":
             raise ValueError("objective.predicts: a velocity goes with schedule.kind 'flow'; of vp it would be read back as another")
+        if self.schedule.zero_terminal_snr and self.levels.kind != "uniform":
+            raise ValueError("levels.kind: a logit-normal hardly draws pure noise, where sampling starts with zero_terminal_snr; train with kind = 'uniform'")
         if self.schedule.zero_terminal_snr and predicts == "eps":
             raise ValueError("objective.predicts: eps says nothing about data at pure noise; with zero_terminal_snr predict v or x0")
+        needy = [f"conditions.{n}.encoder" for n, c in (self.conditions or {}).items() if c.encoder == "clip"] + ["noisy_clip"] * (self.noisy_clip is not None)
+        if needy and self.clip is None:
+            raise ValueError(f"{needy[0]} needs the recipe to train a clip: add a table [clip]")
         return self
 
     def predicts(self) -> str:
@@ -305,7 +373,7 @@ class Recipe(_Strict):
         Raises:
             ValueError: ``only`` names a part that the recipe has not.
         """
-        parts = [p for p in PARTS if getattr(self, p) is not None]
+        parts = [p for p in ORDER if getattr(self, p) is not None]
         strange = [name for name in only or () if name not in parts]
         if strange:
             raise ValueError(f"the recipe {self.name!r} has no part {strange[0]!r}{suggestion(strange[0], parts)}; its parts are {', '.join(parts)}")

@@ -13,10 +13,12 @@ from torch import Tensor
 from ..data._core import Source
 from ..draw import Draw
 from ..files import make_folder, whole_or_not
-from ._core import Progress, Settings, Trainer, fit
+from ._core import Progress, Settings, Trainer, fit, profiles, read_checkpoint
 from ._safely import Stop
-from .build import Built, activations, build, memory, sources
-from .recipe import PARTS, NetworkPart, Recipe
+from .build import Built, activations, build, memory, take_from_clip, uses_clip
+from .ema import EMA
+from .reading import sources
+from .recipe import PARTS, CLIPPart, NetworkPart, Recipe
 from .report import Report
 from .see import Board, previewing
 
@@ -29,7 +31,11 @@ def settings(recipe: Recipe, part: str) -> Settings:
 def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
     """Say all that shapes a part's weights besides its settings, by dotted names."""
     own = getattr(recipe, part).model_dump(exclude={"train", "snapshots", "calibrate"})  # which snapshots are kept shapes nothing
-    noise = {} if part == "judge" else {"schedule": recipe.schedule.model_dump(), "levels": recipe.levels.model_dump(), "objective": recipe.objective.model_dump()}
+    noise = (
+        {}
+        if part == "judge" or isinstance(getattr(recipe, part), CLIPPart)
+        else {"schedule": recipe.schedule.model_dump(), "levels": recipe.levels.model_dump(), "objective": recipe.objective.model_dump()}
+    )
     conditions = {name: spec.model_dump() for name, spec in (recipe.conditions or {}).items()}
     tables = {**noise, "data": recipe.data.model_dump(exclude={"cache", "test", "max_bad"}), "conditions": conditions, part: own, "": {"joint_dropout": recipe.joint_dropout}}
     return {f"{table}.{key}".strip("."): _plain(value) for table, values in tables.items() for key, value in values.items()}
@@ -42,6 +48,25 @@ def _plain(value: Any) -> Any:
 def checkpoint(out: Path, part: str) -> Path:
     """Return where a part's checkpoint is kept."""
     return out / "parts" / f"{part}.pt"
+
+
+def averaged(recipe: Recipe, part: str, out: Path, source: Source, average: str | None = None) -> Any:
+    """Return a part with its averaged weights (the first average, or the one named), from its checkpoint, frozen.
+
+    Raises:
+        ValueError: there is no checkpoint, or the training of this part has not come to its end.
+    """
+    if not checkpoint(out, part).is_file():
+        raise ValueError(f"{out} holds no trained {part!r} yet; train it first (--only {part})")
+    module, state = build(recipe, part, source, out).module, read_checkpoint(checkpoint(out, part))
+    if state["done"] < getattr(recipe, part).train.steps:
+        raise ValueError(f"{part!r} is trained for {state['done']} of its {getattr(recipe, part).train.steps} steps; let it finish first (--only {part})")
+    module.load_state_dict(state["module"])
+    name = average or next(iter(state["averages"]))
+    ema = EMA(module, next(p for p in profiles(settings(recipe, part)) if p.name == name))
+    ema.load_state_dict(state["averages"][name])
+    module.load_state_dict(ema.weights(), strict=False)
+    return module.requires_grad_(False).eval()
 
 
 def snapshot_file(out: Path, part: str, step: int) -> Path:
@@ -69,7 +94,9 @@ def save_snapshot(weights: Mapping[str, Tensor], path: Path) -> None:
 
 def train_part(recipe: Recipe, part: str, out: Path, source: Source, *, stop: Stop | None = None, accelerator: Any = None) -> Generator[Progress, None, None]:
     """Train one part, from its checkpoint if there is one; keep the snapshots and pictures it asks for."""
-    built = build(recipe, part, source)
+    built = build(recipe, part, source, out)
+    if uses_clip(recipe, part) and not checkpoint(out, part).is_file():
+        take_from_clip(built.module, averaged(recipe, "clip", out, source))
     trainer = Trainer(built.module, built.objective, source, settings(recipe, part), made_from(recipe, part), prepare=built.prepare, accelerator=accelerator)
     keep = set(snapshot_steps(recipe, part))
 
@@ -118,8 +145,9 @@ def train(
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     with accelerator.main_process_first():  # so that caches are written once
         source = sources(recipe, say)[0]
-    for part in parts:
-        build(recipe, part, source)  # refuse what cannot be before an hour of the part before it
+    with accelerator.main_process_first():
+        for part in parts:
+            build(recipe, part, source, out)  # refuse what cannot be before an hour of the part before it
     for part in parts:
         steps = getattr(recipe, part).train.steps
         with closing(train_part(recipe, part, out, source, stop=stop, accelerator=accelerator)) as progresses:
@@ -142,9 +170,10 @@ def dry_run(recipe: Recipe, only: Sequence[str] | None = None, say: Callable[[st
     count = "a stream" if source.size is None else f"{source.size:,} samples"
     columns = ", ".join(f"{n} ({c.kind}{f', {len(c.classes)} classes' if c.classes else ''})" for n, c in source.columns.items()) or "none"
     lines = [f"data: {count} of {list(source.shape)}{'' if aside is None else f', {aside.size:,} held out'}; columns: {columns}"]
-    lines += [_line(recipe, part, build(recipe, part, source), source) for part in recipe.parts(only)]
     rows = list(range(min(recipe.model.train.batch, source.size or recipe.model.train.batch)))
-    return lines, source.batch(rows, Draw(rows))[0]
+    first = source.batch(rows, Draw(rows))[0]
+    lines[0] += f"; the first batch has mean {first.mean():.3g} and standard deviation {first.std(correction=0):.3g}"
+    return lines + [_line(recipe, part, build(recipe, part, source), source) for part in recipe.parts(only)], first
 
 
 def _line(recipe: Recipe, part: str, built: Built, source: Source) -> str:

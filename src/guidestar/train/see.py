@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..bridge.weights import read_module
 from ..data._core import Source
+from ..draw import Draw
+from ..folder import Decoder
 from ..model import Model
 from ..pictures import Row, save_png, sheet, to_drawings
 from .build import process
+from .reading import scale_of
 from .recipe import Recipe
 
 
@@ -66,10 +71,10 @@ class Board:
 def previewing(recipe: Recipe, part: str, folder: Path, source: Source, board: Board) -> Callable[[Any], None]:
     """Return a hook that draws guided samples of the averaged weights every so many steps.
 
-    One row for each guidance, the same seeds in every row; sample k is of class k (of K), or
-    unconditional where the model has no classes.
+    One row for each guidance, the same seeds in every row; sample k is of class k (of K), of the
+    recipe's prompt k, or else of what is known of the data's sample k. An unconditional model has one row.
     """
-    spec = recipe.preview
+    spec, decode = recipe.preview, decoding(recipe, source)
 
     def preview(trainer: Any) -> None:
         if trainer.done % spec.every or not trainer.accelerator.is_main_process:
@@ -78,7 +83,7 @@ def previewing(recipe: Recipe, part: str, folder: Path, source: Source, board: B
         was = module.training
         with trainer.ema.applied(module):
             module.eval()
-            rows = list(_rows(recipe, module, source))
+            rows = list(_rows(recipe, module, source, decode))
             module.train(was)
         image = sheet(rows, title=f"{recipe.name}: {part} after {trainer.done} steps")
         save_png(image, folder / f"{part}-{trainer.done:06d}.png")
@@ -87,16 +92,42 @@ def previewing(recipe: Recipe, part: str, folder: Path, source: Source, board: B
     return preview
 
 
-def _rows(recipe: Recipe, module: Any, source: Source) -> Any:
-    model = live_model(recipe, module, source.shape)
-    count = recipe.preview.seeds
-    names = [model.classes[k % len(model.classes)] for k in range(count)] if model.classes else None
+def _rows(recipe: Recipe, module: Any, source: Source, decode: Callable[[Tensor], Tensor]) -> Any:
+    model, count = live_model(recipe, module, source.shape, decode), recipe.preview.seeds
+    known = model.classes or (recipe.preview.prompts if model.told_by_text else ())
+    names = [known[k % len(known)] for k in range(count)] if known else written(module.encoder, source, count)
     for guidance in recipe.preview.guidance if names else ("uncond",):
         x = model.sample(names, guidance=guidance, seeds=range(count), steps=recipe.preview.steps, solver=recipe.export.solver, grid=recipe.export.grid).images
         yield Row(label=guidance, images=to_drawings(x))
 
 
+def written(encoder: Any, source: Source, count: int) -> list[str] | None:
+    """Write what is known of the first samples as a person would; None where the model is told nothing."""
+    if not encoder.parts:
+        return None
+    rows = [k % (source.size or count) for k in range(count)]
+    known = source.batch(sorted(rows), Draw(sorted(rows)))[1]
+    columns = {name: [_word(v, source.columns[name].classes) for v in known[name]] for name in encoder.parts}
+    if len(columns) == 1:
+        return next(iter(columns.values()))
+    return ["; ".join(f"{name}={words[k].replace(';', ',')}" for name, words in columns.items()) for k in range(count)]
+
+
+def _word(value: Any, classes: tuple[str, ...]) -> str:
+    if isinstance(value, str):
+        return value
+    return str(int(value)) if classes else ",".join(f"{v:g}" for v in value.tolist())
+
+
+def decoding(recipe: Recipe, source: Source) -> Callable[[Tensor], Tensor]:
+    """Return what turns the network's samples into the data's own: through the VAE, or into their units."""
+    if recipe.data.vae:
+        return Decoder(read_module(recipe.data.vae))
+    scale = scale_of(source)
+    return scale.undo if scale is not None else lambda x: x
+
+
 @torch.no_grad()
-def live_model(recipe: Recipe, module: Any, shape: tuple[int, ...]) -> Model:
+def live_model(recipe: Recipe, module: Any, shape: tuple[int, ...], decode: Callable[[Tensor], Tensor]) -> Model:
     """Make a model of a network in training, for samples now and then."""
-    return Model(name=recipe.name, denoiser=module.denoiser, schedule=process(recipe).schedule, shape=shape, encoder=module.encoder.alone(), decode=lambda x: x)
+    return Model(name=recipe.name, denoiser=module.denoiser, schedule=process(recipe).schedule, shape=shape, encoder=module.encoder.alone(), decode=decode)

@@ -10,9 +10,14 @@ from ..levels import Level, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class LogitNormal:
-    """Draw levels whose ``sigma / (alpha + sigma)`` is logit-normal, that is ``log rho ~ N(mean, std²)``.
+    """Draw levels whose ``sigma / (alpha + sigma)`` is logit-normal, that is ``log(rho / data_std) ~ N(mean, std²)``.
 
     For a flow that is time itself; with mean −1.2 and std 1.2 it is EDM's log-normal sigma.
+
+    Args:
+        mean, std: of the logarithm.
+        data_std: standard deviation of the data: how much a noise ratio hides depends on the noise
+            relative to the data, so levels for other data are offset by its logarithm.
 
     References:
         Scaling Rectified Flow Transformers, equation 19, https://arxiv.org/abs/2403.03206
@@ -21,11 +26,12 @@ class LogitNormal:
 
     mean: float = 0.0
     std: float = 1.0
+    data_std: float = 1.0
 
     def __call__(self, schedule: Schedule, draw: Draw) -> Level:
         """Draw one level a sample, within the schedule's range."""
         low, high = schedule.rho_range
-        rho = (self.mean + self.std * draw.gaussian("level")).exp()
+        rho = self.data_std * (self.mean + self.std * draw.gaussian("level")).exp()
         return schedule.at_rho(rho.clamp(low, high))
 
 
