@@ -6,14 +6,17 @@ different for each position, and unchanged when (x, alpha, sigma) are all divide
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from guidestar import VE, VP, Flow, Level, Net, Step, uniform
 from guidestar.denoiser import Condition
+from guidestar.layers import Attention
 
 SCHEDULES = {"vp": VP.linear(), "ve": VE(), "flow": Flow()}
 COND, UNCOND, NEGATIVE = 1.0, 0.0, -0.7
@@ -52,6 +55,10 @@ class Spy:
     calls: list[list[float]] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
     levels: list[Level] = field(default_factory=list)
+    moved: Any = None
+
+    def layers(self) -> ToyLayers:
+        return ToyLayers(self)
 
     def __call__(self, x: Tensor, level: Level, cond: Condition) -> Any:
         c = cond["c"] if cond else torch.zeros(len(x))
@@ -60,11 +67,56 @@ class Spy:
         self.calls.append([round(v, 3) for v in c.tolist()])
         self.inputs.append(x)
         self.levels.append(level)
-        return self.answer(x, level, c)
+        return self.answer(x, level, c + self.moved(x, level, cond).to(c) if self.moved else c)
 
     @property
     def rows(self) -> int:
         return sum(map(len, self.calls))
+
+
+@dataclass
+class ToyLayers:
+    """The layers of the toy: a perturbation moves the condition it is told, by as much as the layer's output changes.
+
+    The layer "flat" attends among all numbers of a sample, "map" among its places.
+    """
+
+    spy: Spy
+
+    def find(self, kind: str, names: Any = ()) -> tuple[str, ...]:
+        assert set(names) <= {"flat", "map"}
+        return tuple(names) or ("flat",)
+
+    @contextmanager
+    def moving(self, by: Any):
+        before, self.spy.moved = self.spy.moved, by
+        try:
+            yield
+        finally:
+            self.spy.moved = before
+
+    def attending(self, names: Any, attend: Any):
+        def by(x: Tensor, level: Level, cond: Condition) -> Tensor:
+            places = "map" in names
+            h = x * (col(level.alpha, x) ** 2 + col(level.sigma, x) ** 2).rsqrt()
+            h = (h.flatten(2).mT if h.ndim > 2 else h[:, None]) if places else h.flatten(1)[..., None]
+            q, k, v = (t[:, None] for t in (3 * h, h, 2 * h))
+            grid = lambda: tuple(x.shape[2:] if places else x.shape[1:])  # noqa: E731
+            a = Attention(query=q, key=k, value=v, image=slice(0, h.shape[1]), with_query=lambda q: F.scaled_dot_product_attention(q, k, v), find_grid=grid)
+            return (attend(a) - a.compute()).square().mean((1, 2, 3)) / 2
+
+        return self.moving(by)
+
+    def contrasting(self, names: Any, contrast: Any):
+        def by(x: Tensor, level: Level, cond: Condition) -> Tensor:
+            h = (x * (col(level.alpha, x) ** 2 + col(level.sigma, x) ** 2).rsqrt()).flatten(1)[:, None, :, None]
+            good, bad = (torch.tanh(h + col(cond[name], h)) for name in ("c", "against_c"))
+            return (contrast(good, bad) - good).mean((1, 2, 3))
+
+        return self.moving(by)
+
+    def skipping(self, names: Any):
+        return self.moving(lambda x, level, cond: torch.full((len(x),), 0.5))
 
 
 @dataclass

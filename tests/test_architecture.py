@@ -17,14 +17,15 @@ BELOW = {
     "draw": set(),
     "prediction": {"levels"},
     "denoiser": {"levels", "prediction"},
-    "passes": {"levels", "prediction", "denoiser"},
-    "guidance": {"levels", "prediction", "draw", "denoiser", "passes"},
+    "layers": {"denoiser"},
+    "passes": {"levels", "layers", "prediction", "denoiser"},
+    "guidance": {"levels", "layers", "prediction", "draw", "denoiser", "passes"},
     "sampling": {"levels", "prediction", "draw"},
     "data": {"levels", "prediction", "draw", "denoiser", "files"},
     "evaluate": {"levels", "prediction", "draw", "denoiser", "data"},
-    "models": {"levels", "prediction", "draw", "denoiser", "passes"},
+    "models": {"levels", "layers", "prediction", "draw", "denoiser", "passes"},
 }
-CORE = ("levels", "prediction", "draw", "denoiser", "passes", "guidance", "sampling")
+CORE = ("levels", "layers", "prediction", "draw", "denoiser", "passes", "guidance", "sampling")
 TOP = {"cli", "__main__"}
 
 

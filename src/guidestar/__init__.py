@@ -15,6 +15,7 @@ _HOMES = {
     "guidance": (
         *("AND", "METHODS", "NOT", "Contrast", "Direction", "ExpressionError", "Guidance", "Guided", "Plan", "Post", "apg", "cfg", "cfgpp", "clamp"),
         *("classifier", "clip", "clip_x0", "cond", "cosine", "linear", "neg", "parse", "rescale", "threshold", "uncond"),
+        *("nag", "pag", "sag", "seg", "slg"),
     ),
     "sampling": ("DDIM", "DDPM", "SOLVERS", "DPMpp2M", "Heun", "SDEDPMpp2M", "Solver", "State", "get_solver", "sample", "trajectory"),
     "model": ("Model",),

@@ -8,15 +8,16 @@ device unless asked to.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .denoiser import Condition, Denoiser
+from .layers import AGAINST, Perturbation
 from .levels import Level, expand, inverse_or_zero
 from .prediction import Prediction
 
@@ -37,14 +38,6 @@ class Point:
     level: Level
 
 
-class Perturbation(Hashable, Protocol):
-    """A change of a network that lasts for one pass."""
-
-    def __call__(self, denoiser: Denoiser) -> AbstractContextManager[None]:
-        """Return a context in which ``denoiser`` is perturbed."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pass:
     """One network evaluation.
@@ -53,6 +46,8 @@ class Pass:
         cond: a `Slot`, a `Condition` of 1 or B samples, or a name or prompt for the encoder.
         net: which network.
         perturb: a change of the network for this pass.
+        against: another condition, that the perturbation contrasts this one with; the network is
+            told it as arguments whose names begin with ``against_``.
         point: another x and level than the step's (its token is unique to the asking term).
         edit: maps the condition to another.
     """
@@ -60,13 +55,20 @@ class Pass:
     cond: Slot | Condition | str | int = Slot.COND
     net: str = "main"
     perturb: Perturbation | None = None
+    against: Slot | Condition | str | int | None = None
     point: Point | None = None
     edit: Callable[[Condition], Condition] | None = None
 
     def __str__(self) -> str:
         what = self.cond.value if isinstance(self.cond, Slot) else "condition" if isinstance(self.cond, Condition) else repr(self.cond)
-        marks = [self.net if self.net != "main" else "", "perturbed" if self.perturb else "", "elsewhere" if self.point else "", "edited" if self.edit else ""]
+        change = "" if not self.perturb else "watched" if self.unwatched else "perturbed"
+        marks = [self.net if self.net != "main" else "", change, "elsewhere" if self.point else "", "edited" if self.edit else ""]
         return " ".join([what, *(m for m in marks if m)])
+
+    @property
+    def unwatched(self) -> Pass | None:
+        """The same pass without a look at the network, if this one only looks."""
+        return replace(self, perturb=None) if getattr(self.perturb, "watches", False) else None
 
 
 COND, NULL, NEGATIVE = Pass(cond=Slot.COND), Pass(cond=Slot.NULL), Pass(cond=Slot.NEGATIVE)
@@ -135,10 +137,11 @@ def by_name(nets: Denoiser | Mapping[str, Net], own: Mapping[str, Any]) -> Mappi
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluated:
-    """The answer to one pass: a prediction for ``rows`` (local indices, None for all)."""
+    """The answer to one pass: a prediction for ``rows`` (local indices, None for all), and what was seen in the network."""
 
     rows: Tensor | None
     prediction: Prediction
+    seen: Tensor | None = None
 
     def positions(self, rows: Tensor | None) -> Tensor | None:
         """Return where ``rows`` lie within this answer's rows (None: it is those rows)."""
@@ -150,6 +153,11 @@ class Evaluated:
         """Select the prediction at ``rows``."""
         where = self.positions(rows)
         return self.prediction if where is None else self.prediction.take(where)
+
+    def seen_at(self, rows: Tensor | None) -> Tensor | None:
+        """Select what was seen at ``rows``; None if nothing was."""
+        where = self.positions(rows)
+        return self.seen if self.seen is None or where is None else self.seen[where.to(self.seen.device)]
 
 
 def union(rows: Sequence[Tensor | None], batch: int) -> Tensor | None:
@@ -207,8 +215,8 @@ def evaluate(passes: Mapping[Pass, Tensor | None], q: Question, nets: Mapping[st
     answers: dict[Pass, Evaluated] = {}
     for (name, perturb, differentiable), members in groups.items():  # type: ignore[misc]
         net = _find(nets, name)
-        with perturb(net.denoiser) if perturb else nullcontext(), torch.enable_grad() if differentiable else nullcontext():
-            answers.update(_run(net, members, passes, q, differentiable))
+        with perturb(net.denoiser) if perturb else nullcontext() as seen, torch.enable_grad() if differentiable else nullcontext():
+            answers.update(_run(net, members, passes, q, differentiable, seen))
     return answers
 
 
@@ -218,20 +226,30 @@ def _find(nets: Mapping[str, Net], name: str) -> Net:
     return nets[name]
 
 
-def _run(net: Net, members: Sequence[Pass], passes: Mapping[Pass, Tensor | None], q: Question, differentiable: bool) -> dict[Pass, Evaluated]:
+def _run(net: Net, members: Sequence[Pass], passes: Mapping[Pass, Tensor | None], q: Question, differentiable: bool, seen: list[Tensor] | None) -> dict[Pass, Evaluated]:
     inputs = [_input(p, passes[p], q, differentiable) for p in members]
     conds = Condition.join([_condition(net, p, passes[p], q) for p in members])
     sizes = [len(x) for x, _ in inputs]
     x = torch.cat([x for x, _ in inputs]) if len(inputs) > 1 else inputs[0][0]
     joined = _call(net.denoiser, x, _join_levels([level for _, level in inputs], sizes), conds, None if differentiable else q.max_rows)
+    looks = _looks(seen, joined)
     answers, start = {}, 0
     for p, (x_t, level), size in zip(members, inputs, sizes, strict=True):
-        prediction = _part(joined, slice(start, start + size), x_t, level)
-        start += size
+        part = slice(start, start + size)
+        prediction, start = _part(joined, part, x_t, level), start + size
         if q.check and not bool(prediction.x0.isfinite().all()):
             raise FloatingPointError(f"the network {p.net!r} returned values that are not finite in its pass '{p}' at step {q.index}")
-        answers[p] = Evaluated(rows=passes[p], prediction=prediction)
+        answers[p] = Evaluated(rows=passes[p], prediction=prediction, seen=None if looks is None else looks[part])
     return answers
+
+
+def _looks(seen: list[Tensor] | None, joined: Prediction) -> Tensor | None:
+    """Join what was seen in all calls; in rows without noise, for which none was made, 0."""
+    if not seen:
+        return None
+    found, rows = torch.cat(seen), len(joined.x0)
+    noisy = (torch.as_tensor(joined.level.sigma).expand(rows) != 0).nonzero()[:, 0]
+    return found if len(noisy) == rows else found.new_zeros(rows, *found.shape[1:]).index_copy(0, noisy.to(found.device), found)
 
 
 def _part(joined: Prediction, part: slice, x_t: Tensor, level: Level) -> Prediction:
@@ -248,6 +266,8 @@ def _input(p: Pass, rows: Tensor | None, q: Question, differentiable: bool) -> t
 
 def _condition(net: Net, p: Pass, rows: Tensor | None, q: Question) -> Condition:
     cond = net.condition(p.cond, q.batch)
+    if p.against is not None:
+        cond = Condition({**cond, **{f"{AGAINST}{name}": t for name, t in net.condition(p.against, q.batch).items()}})
     absolute = rows if q.rows is None else q.rows if rows is None else q.rows[rows]
     cond = cond if absolute is None or not cond else cond.take(absolute)
     return p.edit(cond) if p.edit else cond

@@ -9,10 +9,15 @@ from .clip import Clip as clip
 from .compose import AND, NOT
 from .expression import METHODS, ExpressionError, parse
 from .guided import Guided
+from .nag import NAG as nag
+from .pag import PAG as pag
 from .plan import Plan, StepPlan
 from .posts import Clip as clip_x0
 from .posts import Rescale as rescale
 from .posts import Threshold as threshold
+from .sag import SAG as sag
+from .seg import SEG as seg
+from .slg import SLG as slg
 from .weights import clamp, cosine, linear
 
 __all__ = [
@@ -39,9 +44,14 @@ __all__ = [
     "cond",
     "cosine",
     "linear",
+    "nag",
     "neg",
+    "pag",
     "parse",
     "rescale",
+    "sag",
+    "seg",
+    "slg",
     "threshold",
     "uncond",
 ]

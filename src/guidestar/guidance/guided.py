@@ -164,15 +164,21 @@ class Guided:
         for post in self.posts:
             for p in post.passes(step):
                 wanted.setdefault(self._canonical(p), []).append(None)
+        for p in [p for p in wanted if p.unwatched in wanted]:
+            # A pass that is looked at answers for the same pass, but not where that one is differentiated.
+            if p.unwatched not in self._through(talks):
+                wanted[p] += wanted.pop(p.unwatched)  # type: ignore[arg-type]
         return {p: union(r, size) for p, r in wanted.items()}, talks
+
+    def _through(self, talks: Sequence[_Talk]) -> frozenset[Pass]:
+        return frozenset(self._canonical(t.term.differentiates) for t in talks if t.term.differentiates)
 
     def _canonical(self, p: Pass) -> Pass:
         return self.nets[p.net].canonical(p) if p.net in self.nets else p
 
     def _some(self, q: Question, step: Step, state: State, explain: bool) -> tuple[Prediction, State, State]:
         passes, talks = self._asked(step, q.rows, len(q.x_t))
-        through = frozenset(self._canonical(t.term.differentiates) for t in talks if t.term.differentiates)
-        answers = _Answers(evaluate(passes, q, self.nets, through), self._canonical)
+        answers = _Answers(evaluate(passes, q, self.nets, self._through(talks)), self._canonical)
         whole = Live(x_t=q.x_t, step=step, base=self.base, answers=answers, local=None, rows=q.rows, state=state)
         for talk in talks:
             self._begin(talk, whole)
@@ -253,7 +259,8 @@ class _Answers(Mapping[Pass, Evaluated]):
     """Answers by pass, under any of a pass's equal names."""
 
     def __init__(self, answers: Mapping[Pass, Evaluated], canonical: Callable[[Pass], Pass]) -> None:
-        self._answers, self._canonical = answers, canonical
+        self._answers = {**{p.unwatched: a for p, a in answers.items() if p.unwatched}, **answers}
+        self._canonical = canonical
 
     def __getitem__(self, p: Pass) -> Evaluated:
         return self._answers[self._canonical(p)]

@@ -1,0 +1,113 @@
+"""Normalised attention guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Condition, Denoiser
+from ..layers import layers_of
+from ..levels import Step, Value, expand
+from ..passes import COND, Pass, Slot
+from ._core import Context, Direction, Live, Pushed
+from ._perturbed import checked_layers
+from ._statistics import safe
+from .cfg import needs_condition
+from .expression import register
+from .weights import finite, weigh
+
+
+@register
+@dataclass(frozen=True)
+class NAG(Direction):
+    """Normalised attention guidance: a negative prompt inside the attention, also for few-step models.
+
+    ``D̂ = c_n``, the conditional pass in whose attention to the text, before the output map, with
+    Z⁺ and Z⁻ what a token of the picture gets from the prompt and from the negative:
+
+        Z̃ = Z⁻ + s (Z⁺ − Z⁻);   R = ‖Z̃‖₁/‖Z⁺‖₁;   Ẑ = Z̃ min(R, τ)/R;   Z = α Ẑ + (1 − α) Z⁺
+
+    It adds ``c_n − c``, so c is evaluated too; a schedule blends between the two.
+
+    Args:
+        scale: s; 1 is the plain conditional model. Usual: 5.
+        tau: τ, the most by which the L1 norm of a token may grow, usually 2.5.
+        alpha: α, usually 0.25.
+        negative: a name or prompt (or a `Condition`) to move away from, in place of the run's
+            negative (the null by default).
+        layers: names of layers of attention to the text; by default all. Joint blocks, whose text
+            changes on its way through the network, have none.
+
+    1 evaluation more than the conditional one, in which these layers work twice; with a list of
+    scales one for each different scale.
+
+    References:
+        Normalized Attention Guidance, https://arxiv.org/abs/2505.21179
+    """
+
+    tau: float = 2.5
+    alpha: float = 0.25
+    negative: str | int | Condition | None = None
+    layers: str | Sequence[str] = ()
+    name = "nag"
+    neutral = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "layers", checked_layers(self.layers))
+        if not finite(self.tau) or self.tau <= 0 or not finite(self.alpha):
+            raise ValueError(f"nag: tau must be positive and alpha a number, not {self.tau!r} and {self.alpha!r}")
+
+    def bind(self, context: Context) -> Direction:
+        return needs_condition(self, context)
+
+    def weight(self, step: Step, rows: Tensor | None = None) -> Value:
+        on = tuple(float(s != self.neutral) for s in self.scale) if isinstance(self.scale, Sequence) else float(self.scale != self.neutral)
+        return weigh(on, self.schedule, self.interval, step, rows)
+
+    def passes(self, step: Step) -> tuple[Pass, ...]:
+        return (COND, *self._changed.values())
+
+    @property
+    def _changed(self) -> dict[float, Pass]:
+        scales = self.scale if isinstance(self.scale, Sequence) else [self.scale]
+        against = Slot.NEGATIVE if self.negative is None else self.negative
+        return {s: Pass(perturb=self._change(s), against=against) for s in scales if s != self.neutral}
+
+    def _change(self, scale: float) -> ContrastedAttention:
+        return ContrastedAttention(layers=tuple(self.layers), scale=scale, tau=self.tau, alpha=self.alpha)
+
+    def push(self, live: Live) -> Pushed:
+        c = live[COND].x0
+        pushes = {s: live[p].x0 - c for s, p in self._changed.items()}
+        if not isinstance(self.scale, Sequence):
+            return pushes[self.scale], live.state
+        mine = live.mine(torch.tensor(self.scale, dtype=torch.float64))
+        return sum((expand((mine == s).double(), c) * push for s, push in pushes.items()), torch.zeros_like(c)), live.state
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastedAttention:
+    """Attention to the text, extrapolated away from another text."""
+
+    layers: tuple[str, ...] = ()
+    scale: float
+    tau: float
+    alpha: float
+
+    def __call__(self, denoiser: Denoiser) -> AbstractContextManager[None]:
+        return layers_of(denoiser).contrasting(self.layers, self._contrast)
+
+    def _contrast(self, good: Tensor, bad: Tensor) -> Tensor:
+        """Return Z ``[B, heads, tokens, d]``; a token's norm is over its heads together."""
+        moved = bad + self.scale * (good - bad)
+        moved = moved * (self.tau * _l1(good) / safe(_l1(moved))).clamp_max(1)
+        return self.alpha * moved + (1 - self.alpha) * good
+
+
+def _l1(z: Tensor) -> Tensor:
+    return z.abs().sum((1, 3), keepdim=True)

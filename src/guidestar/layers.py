@@ -1,0 +1,126 @@
+"""The layers of a network, as a perturbation of one pass sees them.
+
+A perturbation asks `layers_of` a denoiser for its `Layers`: contexts in which named layers do
+something else. Which layers a network has, and where in them the picture is, its family says
+(``models/layers.py``); what they do instead, the method says.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser
+
+FAMILIES = {"diffusers": "guidestar.models.layers"}
+"""Which module knows the layers of a network, by the package its class comes from; imported when first asked."""
+
+AGAINST = "against_"
+"""Prefix of the arguments in which a pass hands over the condition it is contrasted with (`Pass.against`)."""
+
+Kind = Literal["attention", "cross", "block"]
+
+
+class Perturbation(Hashable, Protocol):
+    """A change of a network that lasts for one pass.
+
+    One that changes nothing but looks at the network says so by ``watches = True``: its context
+    gives a list, to which each call of the network adds what was seen, ``[rows, …]`` (`guidestar.passes.Evaluated`).
+    """
+
+    def __call__(self, denoiser: Denoiser) -> AbstractContextManager[list[Tensor] | None]:
+        """Return a context in which ``denoiser`` is perturbed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attention:
+    """Self-attention that is about to be computed: ``softmax(QKᵀ/√d) V``.
+
+    Args:
+        query, key, value: ``[B, heads, tokens, d]``, as the layer made them (normalised, rotated).
+        image: which tokens are the picture's; the others are text.
+        with_query: computes the attention as the layer would, of another query.
+        find_grid: tells the height and width of the picture in tokens.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    image: slice
+    with_query: Callable[[Tensor], Tensor]
+    find_grid: Callable[[], tuple[int, ...]]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Height and width of the picture, in tokens."""
+        return self.find_grid()
+
+    def compute(self) -> Tensor:
+        """Return what the layer would compute, ``[B, heads, tokens, d]``."""
+        return self.with_query(self.query)
+
+    def replace(self, whole: Tensor, image: Tensor) -> Tensor:
+        """Put ``image`` in the place of the picture's tokens of ``whole``."""
+        before, after = whole[:, :, : self.image.start], whole[:, :, self.image.stop :]
+        return torch.cat([before, image, after], 2) if before.shape[2] or after.shape[2] else image
+
+
+class Layers(Protocol):
+    """What can be perturbed in a network. An empty sequence of names means the family's usual layers."""
+
+    def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return names of layers: of attention among the picture's tokens, of attention to the text, or whole blocks.
+
+        Raises:
+            ValueError: the network has no such layer; the message lists those it has.
+        """
+        ...
+
+    def attending(self, names: Sequence[str], attend: Callable[[Attention], Tensor]) -> AbstractContextManager[None]:
+        """Return a context in which self-attention is what ``attend`` makes of it."""
+        ...
+
+    def contrasting(self, names: Sequence[str], contrast: Callable[[Tensor, Tensor], Tensor]) -> AbstractContextManager[None]:
+        """Return a context in which attention to the text is ``contrast(Z, Z of the condition against)``, before its output map."""
+        ...
+
+    def skipping(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """Return a context in which blocks return what they are given."""
+        ...
+
+
+def layers_of(denoiser: Any) -> Layers:
+    """Return the layers of a denoiser: its own, or those of the network within it.
+
+    A denoiser has layers of its own if it has a method ``layers() -> Layers``. Else what it wraps
+    is looked at (``.net``), as deep as it goes.
+
+    Raises:
+        ValueError: the layers of such a network are not known, or it is compiled.
+    """
+    for net in _within(denoiser):
+        if hasattr(net, "_orig_mod") or getattr(net, "_compiled_call_impl", None):  # compiled code would go on as it was
+            raise ValueError(f"a compiled {type(net).__name__} cannot be perturbed; give the network before it is compiled")
+        if hasattr(type(net), "layers"):  # of the class: a list of modules may have this name
+            return net.layers()
+        if (home := _home(net)) is not None:
+            return importlib.import_module(home).layers(net)
+    raise ValueError(f"the layers of {type(net).__name__} are not known, so none can be perturbed; give the denoiser a method layers(), as guidestar.layers.Layers describes")
+
+
+def _within(denoiser: Any) -> Iterator[Any]:
+    while denoiser is not None:
+        yield denoiser
+        denoiser = getattr(denoiser, "net", None)
+
+
+def _home(net: Any) -> str | None:
+    packages = (base.__module__.partition(".")[0] for base in type(net).__mro__)
+    return next((FAMILIES[p] for p in packages if p in FAMILIES), None)

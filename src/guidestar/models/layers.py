@@ -1,0 +1,280 @@
+"""The perturbable layers of Diffusers' networks: U-Nets, DiT, PixArt, SD3 and Flux.
+
+Whatever processor a layer of attention has, it ends in one call of ``scaled_dot_product_attention``
+of its heads. That call is what is changed, so normalised and rotated queries, masks, fused
+projections and joint attention are what they are without us.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
+from diffusers.models.attention_processor import Attention as DiffusersAttention
+from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxSingleTransformerBlock, FluxTransformer2DModel, FluxTransformerBlock
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ..layers import AGAINST, Attention, Kind
+
+_UNETS = (UNet2DModel, UNet2DConditionModel)
+_KNOWN = (*_UNETS, DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, FluxTransformer2DModel)
+_JOINT = (JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
+_EXACT = ("AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor")
+"""Processors that compute the same by other means, to save memory."""
+
+
+def layers(net: nn.Module) -> DiffusersLayers:
+    """Return the layers of a network.
+
+    Raises:
+        ValueError: it is of no family known here, or parts of it are compiled.
+    """
+    if not isinstance(net, _KNOWN):
+        raise ValueError(f"the layers of {type(net).__name__} are not known; those of {', '.join(k.__name__ for k in _KNOWN)} are")
+    if any(m._compiled_call_impl is not None for m in net.modules()):
+        raise ValueError(f"a {type(net).__name__} with compiled blocks cannot be perturbed; give the network before they are compiled")
+    return DiffusersLayers(net)
+
+
+class DiffusersLayers:
+    """Named layers of a network (see `guidestar.layers.Layers`): names are those of ``net.named_modules()``.
+
+    What is usual: the middle block of a U-Net, the block in the middle of a transformer; of attention
+    to the text, every layer. One pass at a time: the change is made to the network, and taken back.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return names of layers, as they are or the usual ones."""
+        there = self._all(kind)
+        for name in names:
+            if name not in there:
+                raise ValueError(f"{type(self.net).__name__} has no {_WORDS[kind]} {name!r}; there are {', '.join(there) or 'none'}")
+        found = tuple(dict.fromkeys(names)) or tuple(n for n in there if self._usual(kind, n))
+        if not found:
+            raise ValueError(f"{type(self.net).__name__} has no {_WORDS[kind]} {'in its middle' if there else 'at all'}; there are {', '.join(there) or 'none'}")
+        return found
+
+    def _all(self, kind: Kind) -> dict[str, nn.Module]:
+        return {name: m for name, m in self.net.named_modules() if _IS[kind](m)}
+
+    def _usual(self, kind: Kind, name: str) -> bool:
+        if kind == "cross":
+            return True
+        if isinstance(self.net, _UNETS):
+            return name.startswith("mid_block.")
+        blocks = list(self._all("block"))
+        return f"{name}.".startswith(f"{blocks[len(blocks) // 2]}.")
+
+    @contextmanager
+    def attending(self, names: Sequence[str], attend: Callable[[Attention], Tensor]) -> Iterator[None]:
+        """Let self-attention be what ``attend`` makes of it."""
+        with ExitStack() as stack:
+            told = stack.enter_context(_overheard(self.net))
+            for name in self.find("attention", names):
+                stack.enter_context(_attending(self.net, name, told, attend))
+            yield
+
+    @contextmanager
+    def contrasting(self, names: Sequence[str], contrast: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+        """Let attention to the text be ``contrast`` of it and of the attention to the text against."""
+        with ExitStack() as stack:
+            told = stack.enter_context(_overheard(self.net))
+            for name in self.find("cross", names):
+                stack.enter_context(_contrasting(self.net, name, told, contrast))
+            yield
+
+    @contextmanager
+    def skipping(self, names: Sequence[str]) -> Iterator[None]:
+        """Let blocks return what they are given."""
+        with ExitStack() as stack:
+            for name in self.find("block", names):
+                module = self.net.get_submodule(name)
+                stack.enter_context(_replaced(module, _skip(module)))
+            yield
+
+
+def _is_self_attention(m: nn.Module) -> bool:
+    return isinstance(m, FluxAttention) or (isinstance(m, DiffusersAttention) and not m.is_cross_attention)
+
+
+def _is_cross_attention(m: nn.Module) -> bool:
+    return isinstance(m, DiffusersAttention) and m.is_cross_attention and m.added_kv_proj_dim is None
+
+
+def _is_block(m: nn.Module) -> bool:
+    """Tell what can be left out: it adds to what it is given. In U-Nets that is not the residual blocks, which change its width."""
+    return isinstance(m, (BasicTransformerBlock, *_JOINT)) or (isinstance(m, DiffusersAttention) and m.residual_connection)
+
+
+_IS: Mapping[Kind, Callable[[nn.Module], bool]] = {"attention": _is_self_attention, "cross": _is_cross_attention, "block": _is_block}
+_WORDS: Mapping[Kind, str] = {"attention": "layer of self-attention", "cross": "layer of attention to the text alone", "block": "block that can be skipped"}
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace the forward of one module, which may have been replaced before."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+@contextmanager
+def _with_known_processor(module: Any) -> Iterator[None]:
+    """Let attention that is computed in slices be computed at once."""
+    before = module.processor
+    if type(before).__name__ in _EXACT and getattr(module, "scale_qk", False):
+        module.processor = AttnProcessor2_0()
+    try:
+        yield
+    finally:
+        module.processor = before
+
+
+@contextmanager
+def _overheard(net: nn.Module) -> Iterator[dict[str, Any]]:
+    """Yield what the network is told, by argument, and keep from it what is for the perturbation."""
+    told: dict[str, Any] = {}
+    signature = inspect.signature(net.forward)
+
+    def hear(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        against = {k: v for k, v in kwargs.items() if k.startswith(AGAINST)}
+        own = {k: v for k, v in kwargs.items() if k not in against}
+        told.clear()
+        told.update(**signature.bind(*args, **own).arguments, **against)
+        return args, own
+
+    handle = net.register_forward_pre_hook(hear, with_kwargs=True)
+    try:
+        yield told
+    finally:
+        handle.remove()
+
+
+class _Intercept(TorchFunctionMode):
+    """Hand calls of ``scaled_dot_product_attention`` over."""
+
+    def __init__(self, call: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.call, self.count = call, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self.count += 1
+        return self.call(*args, **(kwargs or {}))
+
+
+def _intercepted(name: str, module: Any, call: Callable[..., Tensor], forward: Callable[[], Any]) -> Any:
+    with _Intercept(call) as mode:
+        out = forward()
+    if not mode.count:
+        processor = type(module.processor).__name__
+        raise ValueError(f"the attention of {name!r} cannot be perturbed under its processor, {processor}, which calls no scaled_dot_product_attention; use the network's default")
+    return out
+
+
+@contextmanager
+def _attending(net: nn.Module, name: str, told: Mapping[str, Any], attend: Callable[[Attention], Tensor]) -> Iterator[None]:
+    module = net.get_submodule(name)
+    original, signature = module.forward, inspect.signature(module.forward)
+
+    @wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = signature.bind(*args, **kwargs).arguments["hidden_states"]
+
+        def change(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Tensor:
+            plain = lambda q: F.scaled_dot_product_attention(q, key, value, *rest, **more)  # noqa: E731
+            image = _image(net, told, hidden, query.shape[2])
+            grid = lambda: _grid(net, told, hidden, image.stop - image.start)  # noqa: E731
+            return attend(Attention(query=query, key=key, value=value, image=image, with_query=plain, find_grid=grid))
+
+        return _intercepted(name, module, change, lambda: original(*args, **kwargs))
+
+    with _with_known_processor(module), _replaced(module, forward):
+        yield
+
+
+def _image(net: nn.Module, told: Mapping[str, Any], hidden: Tensor, tokens: int) -> slice:
+    """Find the picture's tokens: Flux has them after the text, SD3 before it, the others have no text among them."""
+    if isinstance(net, FluxTransformer2DModel):
+        return slice(tokens - told["img_ids"].shape[-2], tokens)
+    return slice(0, hidden.shape[1] if hidden.ndim == 3 else hidden[0, 0].numel())
+
+
+def _grid(net: nn.Module, told: Mapping[str, Any], hidden: Tensor, tokens: int) -> tuple[int, int]:
+    if hidden.ndim == 4:
+        return hidden.shape[2], hidden.shape[3]
+    if isinstance(net, FluxTransformer2DModel):
+        height = int(told["img_ids"].reshape(-1, told["img_ids"].shape[-1])[:, 1].max()) + 1
+        return height, tokens // height
+    height, width = next(iter(told.values())).shape[-2:]
+    # The picture shrinks by one factor in both directions; a U-Net rounds up or down, by its padding.
+    sizes = [(-(-height // f), -(-width // f)) for f in range(1, max(height, width) + 1)]
+    sizes += [(height // f, width // f) for f in range(1, min(height, width) + 1)]
+    return next(size for size in sizes if size[0] * size[1] == tokens)
+
+
+@contextmanager
+def _contrasting(net: nn.Module, name: str, told: Mapping[str, Any], contrast: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    module = net.get_submodule(name)
+    original, signature = module.forward, inspect.signature(module.forward)
+
+    @wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        call, found = signature.bind(*args, **kwargs), []
+
+        def keep(*args: Any, **kwargs: Any) -> Tensor:
+            found.append(F.scaled_dot_product_attention(*args, **kwargs))
+            return found[-1]
+
+        other = signature.bind(*args, **kwargs)
+        other.arguments.update(_against(net, told, call.arguments["hidden_states"]))
+        _intercepted(name, module, keep, lambda: original(*other.args, **other.kwargs))
+        return _intercepted(name, module, lambda *a, **k: contrast(F.scaled_dot_product_attention(*a, **k), found[-1]), lambda: original(*args, **kwargs))
+
+    with _with_known_processor(module), _replaced(module, forward):
+        yield
+
+
+def _against(net: Any, told: Mapping[str, Any], hidden: Tensor) -> dict[str, Tensor | None]:
+    """Return the text against as a layer is told it: mapped as the network maps text, its mask as a bias."""
+    states, mask = (told.get(f"{AGAINST}encoder_{kind}") for kind in ("hidden_states", "attention_mask"))
+    if states is None:
+        raise ValueError(f"{type(net).__name__} was given no text to contrast with (encoder_hidden_states)")
+    if getattr(net, "encoder_hid_proj", None) is not None and net.config.encoder_hid_dim_type != "text_proj":
+        raise ValueError(f"a {type(net).__name__} that is told pictures cannot be contrasted in its attention")
+    project = getattr(net, "caption_projection", None) or getattr(net, "encoder_hid_proj", None)
+    states = project(states) if project else states
+    bias = None if mask is None else ((1 - mask.to(hidden.dtype)) * -10000.0).unsqueeze(1)
+    return {"encoder_hidden_states": states, "attention_mask": bias}
+
+
+def _skip(module: nn.Module) -> Callable[..., Any]:
+    signature = inspect.signature(module.forward)
+
+    @wraps(module.forward)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        return (given["encoder_hidden_states"], given["hidden_states"]) if isinstance(module, _JOINT) else given["hidden_states"]
+
+    return forward
