@@ -3,6 +3,7 @@
 from ._core import Context, Contrast, Direction, Guidance, Live, Post, cond, neg, uncond
 from .apg import APG as apg
 from .cfg import CFG as cfg
+from .cfg_zero import CFGZero as cfg_zero
 from .cfgpp import CFGPP as cfgpp
 from .classifier import Classifier as classifier
 from .compose import AND, NOT
@@ -30,6 +31,7 @@ __all__ = [
     "StepPlan",
     "apg",
     "cfg",
+    "cfg_zero",
     "cfgpp",
     "clamp",
     "classifier",
