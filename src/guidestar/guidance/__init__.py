@@ -13,6 +13,7 @@ from .plan import Plan, StepPlan
 from .posts import Clip as clip_x0
 from .posts import Rescale as rescale
 from .posts import Threshold as threshold
+from .tcfg import TCFG as tcfg
 from .weights import clamp, cosine, linear
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "neg",
     "parse",
     "rescale",
+    "tcfg",
     "threshold",
     "uncond",
 ]
