@@ -9,6 +9,7 @@ from .classifier import Classifier as classifier
 from .compose import AND, NOT
 from .expression import METHODS, ExpressionError, parse
 from .guided import Guided
+from .mambo import Mambo as mambo
 from .plan import Plan, StepPlan
 from .posts import Clip as clip_x0
 from .posts import Rescale as rescale
@@ -40,6 +41,7 @@ __all__ = [
     "cond",
     "cosine",
     "linear",
+    "mambo",
     "neg",
     "parse",
     "rescale",
