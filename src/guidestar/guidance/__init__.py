@@ -10,6 +10,7 @@ from .compose import AND, NOT
 from .expression import METHODS, ExpressionError, parse
 from .guided import Guided
 from .mambo import Mambo as mambo
+from .perp_neg import PerpNeg as perp_neg
 from .plan import Plan, StepPlan
 from .posts import Clip as clip_x0
 from .posts import Rescale as rescale
@@ -44,6 +45,7 @@ __all__ = [
     "mambo",
     "neg",
     "parse",
+    "perp_neg",
     "rescale",
     "tcfg",
     "threshold",
