@@ -2,6 +2,7 @@
 
 from ._core import Context, Contrast, Direction, Guidance, Live, Post, cond, neg, uncond
 from .apg import APG as apg
+from .autoguidance import Autoguidance as autoguidance
 from .cfg import CFG as cfg
 from .cfg_zero import CFGZero as cfg_zero
 from .cfgpp import CFGPP as cfgpp
@@ -33,6 +34,7 @@ __all__ = [
     "Post",
     "StepPlan",
     "apg",
+    "autoguidance",
     "cfg",
     "cfg_zero",
     "cfgpp",
