@@ -9,6 +9,7 @@ from .cfgpp import CFGPP as cfgpp
 from .classifier import Classifier as classifier
 from .compose import AND, NOT
 from .expression import METHODS, ExpressionError, parse
+from .fdg import FDG as fdg
 from .guided import Guided
 from .mambo import Mambo as mambo
 from .perp_neg import PerpNeg as perp_neg
@@ -43,6 +44,7 @@ __all__ = [
     "clip_x0",
     "cond",
     "cosine",
+    "fdg",
     "linear",
     "mambo",
     "neg",
