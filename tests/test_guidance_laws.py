@@ -21,7 +21,9 @@ from guidestar import METHODS, Condition, Guided, Level, Net, Post, Step, clamp,
 from guidestar.guidance import Contrast, Direction
 from guidestar.guidance._core import as_guidance
 
-MAKE: dict[str, Callable[..., Any]] = {}
+MAKE: dict[str, Callable[..., Any]] = {
+    "pix2pix": lambda scale, **more: METHODS["pix2pix"](scale, text=scale, **more),  # which has two scales
+}
 """How to make a method that needs more than its scale: name -> (scale, **more) -> term."""
 
 EXCEPT: dict[str, set[str]] = {

@@ -13,6 +13,7 @@ from .fdg import FDG as fdg
 from .guided import Guided
 from .mambo import Mambo as mambo
 from .perp_neg import PerpNeg as perp_neg
+from .pix2pix import Pix2Pix as pix2pix
 from .plan import Plan, StepPlan
 from .posts import Clip as clip_x0
 from .posts import Rescale as rescale
@@ -50,6 +51,7 @@ __all__ = [
     "neg",
     "parse",
     "perp_neg",
+    "pix2pix",
     "rescale",
     "tcfg",
     "threshold",
