@@ -3,6 +3,7 @@
 from ._core import Context, Contrast, Direction, Guidance, Live, Post, cond, neg, uncond
 from .apg import APG as apg
 from .autoguidance import Autoguidance as autoguidance
+from .cads import CADS as cads
 from .cfg import CFG as cfg
 from .cfg_zero import CFGZero as cfg_zero
 from .cfgpp import CFGPP as cfgpp
@@ -37,6 +38,7 @@ __all__ = [
     "StepPlan",
     "apg",
     "autoguidance",
+    "cads",
     "cfg",
     "cfg_zero",
     "cfgpp",
