@@ -12,6 +12,7 @@ from .compose import AND, NOT
 from .expression import METHODS, ExpressionError, parse
 from .fdg import FDG as fdg
 from .guided import Guided
+from .icg import ICG as icg
 from .mambo import Mambo as mambo
 from .perp_neg import PerpNeg as perp_neg
 from .pix2pix import Pix2Pix as pix2pix
@@ -48,6 +49,7 @@ __all__ = [
     "cond",
     "cosine",
     "fdg",
+    "icg",
     "linear",
     "mambo",
     "neg",
