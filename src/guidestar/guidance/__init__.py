@@ -21,6 +21,7 @@ from .posts import Clip as clip_x0
 from .posts import Rescale as rescale
 from .posts import Threshold as threshold
 from .tcfg import TCFG as tcfg
+from .tsg import TSG as tsg
 from .weights import clamp, cosine, linear
 
 __all__ = [
@@ -59,5 +60,6 @@ __all__ = [
     "rescale",
     "tcfg",
     "threshold",
+    "tsg",
     "uncond",
 ]
