@@ -1,6 +1,7 @@
 """Guidance: terms, posts and the expressions they make."""
 
 from ._core import Context, Contrast, Direction, Guidance, Live, Post, cond, neg, uncond
+from .adaptive import Adaptive as adaptive
 from .apg import APG as apg
 from .autoguidance import Autoguidance as autoguidance
 from .cads import CADS as cads
@@ -38,6 +39,7 @@ __all__ = [
     "Plan",
     "Post",
     "StepPlan",
+    "adaptive",
     "apg",
     "autoguidance",
     "cads",
