@@ -18,6 +18,7 @@ from ..prediction import Prediction
 from ._core import Context, Direction, Guidance, Live, Post, State, as_guidance
 from ._rows import Answer, Answers, Awake, add_rows, alive, assembled, others, own_state, remember, take
 from .expression import parse
+from .papers import used
 from .plan import Plan, StepPlan
 
 
@@ -268,6 +269,10 @@ class Guided:
                     wanted.setdefault(self._canonical(p, step), []).append(t.local)
             answers = self._evaluate({p: union(r, len(q.x_t)) for p, r in wanted.items()}, q) if wanted else {}
             replies = {t.key: {p: answers[self._canonical(p, step)].at(t.local) for p in asked[t.key]} for t in talks}
+
+    def citation(self) -> str:
+        """Return the BibTeX entries of the papers behind this guidance, each once."""
+        return "\n\n".join(paper.bibtex() for paper in used(self.guidance))
 
     def plan(self, grid: Grid, *, batch: int = 1, evaluations: Callable[[Step], Sequence[Step]] = lambda step: [step]) -> Plan:
         """Tell which passes a run over ``grid`` will evaluate, without running anything.
