@@ -14,13 +14,15 @@ import argparse
 import ast
 import copy
 import inspect
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from guidestar import METHODS
 
@@ -50,13 +52,22 @@ def changes(node: ast.AST) -> Iterator[tuple[str, Change]]:
         yield "comparison", lambda n: setattr(n, "ops", [COMPARED[type(n.ops[0])](), *n.ops[1:]])
     elif isinstance(node, ast.Constant) and type(node.value) in (int, float) and node.value in (0, 1):
         yield "number", lambda n: setattr(n, "value", type(n.value)(1 - n.value))
+    elif isinstance(node, ast.ClassDef) and {"good", "bad"} <= {f.name for f in node.body if isinstance(f, ast.FunctionDef)}:
+        yield "good and bad swapped", _swap
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in NAMES:
         yield "name", lambda n: setattr(n, "id", NAMES[n.id])
 
 
+def _swap(node: ast.AST) -> None:
+    for function in node.body:  # type: ignore[attr-defined]
+        if isinstance(function, ast.FunctionDef) and function.name in ("good", "bad"):
+            function.name = NAMES[function.name]
+
+
 def formula(tree: ast.Module) -> list[int]:
-    """Return which nodes, in the order of ast.walk, stand in the functions that compute."""
-    inside = set()
+    """Return which nodes, in the order of ast.walk, are classes, neutral weights, or in functions that compute."""
+    inside = {id(n) for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
+    inside |= {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "neutral"}
     for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name not in SKIPPED):
         skipped = {id(m) for r in ast.walk(function) if isinstance(r, ast.Raise | ast.arguments | ast.JoinedStr) for m in ast.walk(r)}
         inside |= {id(n) for statement in function.body for n in ast.walk(statement)} - skipped
@@ -72,9 +83,9 @@ def mutants(file: Path) -> Iterator[tuple[str, str]]:
             broken = copy.deepcopy(tree)
             node = list(ast.walk(broken))[i]
             statement = min((n for n in nodes if isinstance(n, ast.stmt) and n.lineno <= node.lineno <= (n.end_lineno or 0)), key=lambda n: (n.end_lineno or 0) - n.lineno)  # type: ignore[attr-defined]
-            before = ast.unparse(node)
+            before, where = ast.unparse(node).splitlines()[0], ast.unparse(statement).splitlines()[0]
             change(node)
-            yield f"line {node.lineno}, {word}: {before}  ->  {ast.unparse(node)}   in   {ast.unparse(statement).splitlines()[0]}", ast.unparse(broken)  # type: ignore[attr-defined]
+            yield f"line {node.lineno}, {word}: {before}  ->  {ast.unparse(node).splitlines()[0]}   in   {where}", ast.unparse(broken)  # type: ignore[attr-defined]
 
 
 def tests_of(name: str, laws: bool) -> list[list[str]]:
@@ -86,16 +97,30 @@ def tests_of(name: str, laws: bool) -> list[list[str]]:
 
 
 def noticed(package: Path, name: str, laws: bool, timeout: float) -> bool:
-    """Tell whether any test of a method fails on the package in this folder."""
-    env = {**os.environ, "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"}
+    """Tell whether any test of a method fails on the package in this folder, or never ends."""
     for arguments in tests_of(name, laws):
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
-        try:
-            if subprocess.run(command, cwd=TESTS.parent, env=env, capture_output=True, timeout=timeout, check=False).returncode:
-                return True
-        except subprocess.TimeoutExpired:
+        child = multiprocessing.get_context("fork").Process(target=_test, args=(package, arguments))
+        child.start()
+        child.join(timeout)
+        if child.is_alive():
+            child.kill()
+            return True
+        if child.exitcode:
             return True
     return False
+
+
+def _test(package: Path, arguments: list[str]) -> None:
+    """Run pytest in a process that has torch already, but must import guidestar from ``package``."""
+    for module in [m for m in sys.modules if m.partition(".")[0] == "guidestar"]:
+        del sys.modules[module]
+    sys.path.insert(0, str(package))
+    sys.dont_write_bytecode = True
+    os.chdir(TESTS.parent)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", *arguments]))
 
 
 def run(name: str, *, laws: bool, limit: int | None, timeout: float) -> list[str]:
