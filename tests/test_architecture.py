@@ -18,7 +18,7 @@ BELOW = {
     "prediction": {"levels"},
     "denoiser": {"levels", "prediction"},
     "layers": {"denoiser"},
-    "passes": {"levels", "layers", "prediction", "denoiser"},
+    "passes": {"levels", "layers", "prediction", "draw", "denoiser"},
     "guidance": {"levels", "layers", "prediction", "draw", "denoiser", "passes"},
     "sampling": {"levels", "prediction", "draw"},
     "data": {"levels", "prediction", "draw", "denoiser", "files"},

@@ -25,10 +25,12 @@ from guidestar.guidance._core import as_guidance
 MAKE: dict[str, Callable[..., Any]] = {
     "clip": lambda scale, **more: METHODS["clip"](scale, "cat", **more),
     "sag": lambda scale, **more: METHODS["sag"](scale, layer="map", **more),
+    "pix2pix": lambda scale, **more: METHODS["pix2pix"](scale, text=scale, **more),  # which has two scales
 }
 """How to make a method that needs more than its scale: name -> (scale, **more) -> term."""
 
 EXCEPT: dict[str, set[str]] = {
+    "fdg": {"test_samples_of_any_shape"},  # its bands lie along the positions, so the shape matters
     "sag": {"test_samples_of_any_shape"},  # it blurs over places, so a vector is no picture
 }
 """Laws that a method does not obey, by name of the test, with the reason."""
@@ -38,7 +40,7 @@ POSTS = sorted(name for name, method in METHODS.items() if issubclass(method, Po
 EVERY = DIRECTIONS + POSTS
 SHAPES = {"vector": (24,), "sequence": (4, 6), "image": (2, 3, 4), "video": (2, 3, 2, 2)}
 PLACES = ("vp", "ve", "flow", "mixed")
-TARGET = torch.tensor([3, 0, 7])
+TARGET, SEEDS = torch.tensor([3, 0, 7]), [11, 12, 13]
 
 
 def term(name: str, scale: Any = 2.0, **more: Any) -> Direction:
@@ -55,16 +57,24 @@ def neutral(name: str) -> float:
 
 
 def guided(
-    guidance: Any, *, answer: Any = toy, judge: Any = log_prob, cond: Condition | None = None, target: Tensor | None = TARGET, spy: Spy | None = None, **more: Any
+    guidance: Any,
+    *,
+    answer: Any = toy,
+    judge: Any = log_prob,
+    cond: Condition | None = None,
+    target: Tensor | None = TARGET,
+    spy: Spy | None = None,
+    seeds: Any = SEEDS,
+    **more: Any,
 ) -> Guided:
     """Bind to a world that has everything: two networks, a classifier, an encoder of any name."""
     spy = spy or Spy(answer)
-    one = {"null": condition(UNCOND), "encode": encode}
+    one = {"null": condition(UNCOND), "encode": encode, "part": lambda name: condition(0.3)}
     nets = {
         "main": Net(denoiser=spy, cond=cond or condition(COND), negative=condition(NEGATIVE), **one),
         "weak": Net(denoiser=lambda x, level, cond: spy(0.9 * x, level, cond), cond=cond or condition(COND), negative=condition(NEGATIVE), **one),
     }
-    return Guided(guidance, nets, classifiers={"classifier": Judge(answer=judge), "clip": Seer(answer=judge)}, target=target, **more)
+    return Guided(guidance, nets, classifiers={"classifier": Judge(answer=judge), "clip": Seer(answer=judge)}, target=target, seeds=seeds, **more)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
@@ -161,7 +171,7 @@ def test_a_batch_equals_its_samples_one_by_one(name, place):
         together, state = guided(every(name, 4.0), cond=condition(*own))(here, step, state)
         for i in range(3):
             one = step.take(torch.tensor([i]))
-            run = guided(every(name, 4.0), cond=condition(own[i]), target=TARGET[i : i + 1])
+            run = guided(every(name, 4.0), cond=condition(own[i]), target=TARGET[i : i + 1], seeds=SEEDS[i : i + 1])
             out, singles[i] = run(here[i : i + 1], one, singles[i])
             close(out.x0, together.x0[i : i + 1])
             close(out.eps, together.eps[i : i + 1], 1e-9)
@@ -179,7 +189,9 @@ def test_what_is_planned_is_what_is_evaluated(name):
         for index in range(grid.steps):
             spy = Spy()
             _, state = guided(guidance, spy=spy)(x, grid.step(index), state)
-            assert sum(plan.steps[index].passes.values()) == spy.rows, (name, index, str(plan))
+            now = plan.steps[index]
+            assert now.fewest <= spy.rows <= sum(now.passes.values()), (name, index, str(plan))
+            assert now.fewest == sum(now.passes.values()) or any(t.may_sleep(grid.step(index)) for t in as_guidance(guidance).terms)
         assert plan.nfe == pytest.approx(sum(s.nfe for s in plan.steps))
 
 
@@ -189,14 +201,16 @@ def test_linear_contrasts_agree_in_every_space(name, place):
     made, step = term(name, 3.0), steps(place)[0]
     if not isinstance(made, Contrast) or not made.linked or not (made.shape.__func__ is Contrast.shape or name == "cfg"):
         pytest.skip(f"{name} is no linear contrast")
+    if made.bad(step).edit:
+        pytest.skip("what the bad pass is told is drawn")
     x = noise(3, 4)
     a, s = col(step.t.alpha, x), col(step.t.sigma, x)
     run = guided(made)
-    main = run.nets["main"]
 
     def answer(p: Any) -> Tensor:
-        with p.perturb(main.denoiser) if p.perturb else nullcontext():
-            return main.denoiser(x, step.t, main.condition(p.cond, 3))
+        net = run.nets[p.net]
+        with p.perturb(net.denoiser) if p.perturb else nullcontext():
+            return net.denoiser(x, step.t, run.nets["main"].condition(p.cond, 3))
 
     out, _ = run(x, step)
     views = {
@@ -306,7 +320,7 @@ def test_a_scale_for_each_sample(name, place):
 @pytest.mark.parametrize("name", EVERY)
 def test_chunks_are_exact(name, max_rows):
     x, state, other, spy = noise(4, 2, 4), None, None, Spy()
-    world = {"cond": condition(0.2, 0.4, 0.6, 0.8), "target": torch.tensor([3, 0, 7, 5])}
+    world = {"cond": condition(0.2, 0.4, 0.6, 0.8), "target": torch.tensor([3, 0, 7, 5]), "seeds": [*SEEDS, 14]}
     levels = [mixed_step("flow", [9.0, 1.3, 0.2, 0.4], [5.0, 0.7, 0.1, 0.3]), mixed_step("flow", [5.0, 0.7, 0.1, 0.3], [2.0, 0.3, 0.05, 0.2])]
     for step in levels:
         for scale in (3.0, [3.0, neutral(name), neutral(name), 2.0]):

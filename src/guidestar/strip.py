@@ -58,7 +58,7 @@ def rising(model: Model, prompt: str, scales: Sequence[float], *, seed: int = 0,
 
 def _same_seed(model: Model, guidance: Guidance, cond: Condition, count: int, seed: int, steps: int | None, watch: Watch | None) -> Tensor:
     levels, draw = model.grid(steps), Draw([seed] * count)
-    guided = model.guided(guidance, cond=cond.to(model.device))
+    guided = model.guided(guidance, cond=cond.to(model.device), seeds=[seed] * count)
     x = noise(model.shape, levels[0], draw, device=model.device)
     for state in trajectory(guided, x, grid=levels, solver=get_solver(model.defaults.get("solver", "dpmpp-2m")), draw=draw):
         x = state.x

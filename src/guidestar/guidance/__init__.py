@@ -1,16 +1,25 @@
 """Guidance: terms, posts and the expressions they make."""
 
 from ._core import Context, Contrast, Direction, Guidance, Live, Post, cond, neg, uncond
+from .adaptive import Adaptive as adaptive
 from .apg import APG as apg
+from .autoguidance import Autoguidance as autoguidance
+from .cads import CADS as cads
 from .cfg import CFG as cfg
+from .cfg_zero import CFGZero as cfg_zero
 from .cfgpp import CFGPP as cfgpp
 from .classifier import Classifier as classifier
 from .clip import Clip as clip
 from .compose import AND, NOT
 from .expression import METHODS, ExpressionError, parse
+from .fdg import FDG as fdg
 from .guided import Guided
+from .icg import ICG as icg
+from .mambo import Mambo as mambo
 from .nag import NAG as nag
 from .pag import PAG as pag
+from .perp_neg import PerpNeg as perp_neg
+from .pix2pix import Pix2Pix as pix2pix
 from .plan import Plan, StepPlan
 from .posts import Clip as clip_x0
 from .posts import Rescale as rescale
@@ -18,6 +27,8 @@ from .posts import Threshold as threshold
 from .sag import SAG as sag
 from .seg import SEG as seg
 from .slg import SLG as slg
+from .tcfg import TCFG as tcfg
+from .tsg import TSG as tsg
 from .weights import clamp, cosine, linear
 
 __all__ = [
@@ -34,8 +45,12 @@ __all__ = [
     "Plan",
     "Post",
     "StepPlan",
+    "adaptive",
     "apg",
+    "autoguidance",
+    "cads",
     "cfg",
+    "cfg_zero",
     "cfgpp",
     "clamp",
     "classifier",
@@ -43,15 +58,22 @@ __all__ = [
     "clip_x0",
     "cond",
     "cosine",
+    "fdg",
+    "icg",
     "linear",
+    "mambo",
     "nag",
     "neg",
     "pag",
     "parse",
+    "perp_neg",
+    "pix2pix",
     "rescale",
     "sag",
     "seg",
     "slg",
+    "tcfg",
     "threshold",
+    "tsg",
     "uncond",
 ]
