@@ -174,7 +174,7 @@ class Model:
             return encoder.encode(names).to(self.device)
 
         def part(name: str) -> Condition:
-            return encode([encoder.only(n, name) for n in (() if isinstance(cond, Condition) else cond or ())])
+            return encode([encoder.only(n, name) for n in cond or ()])
 
         null = encoder.null(1)
         return Net(
@@ -183,7 +183,7 @@ class Model:
             null=None if null is None else null.to(self.device),
             negative=None if negative in (None, "") else encode([negative]),
             encode=encode,
-            part=part if hasattr(encoder, "only") else None,
+            part=part if hasattr(encoder, "only") and not isinstance(cond, Condition) else None,
         )
 
     def plan(

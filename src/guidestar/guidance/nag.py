@@ -46,7 +46,8 @@ class NAG(Direction):
     scales one for each different scale.
 
     References:
-        Normalized Attention Guidance, https://arxiv.org/abs/2505.21179
+        Normalized Attention Guidance: Universal Negative Guidance for Diffusion Models, https://arxiv.org/abs/2505.21179
+            Dar-Yen Chen, Hmrishav Bandyopadhyay, Kai Zou, Yi-Zhe Song
     """
 
     tau: float = 2.5

@@ -33,6 +33,7 @@ class PAG(Perturbed):
 
     References:
         Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance, https://arxiv.org/abs/2403.17377
+            Donghoon Ahn, Hyoungwon Cho, Jaewon Min, Wooseok Jang, Jungwoo Kim, SeonHwa Kim, Hyun Hee Park, Kyong Hwan Jin, Seungryong Kim
     """
 
     name = "pag"

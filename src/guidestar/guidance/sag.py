@@ -49,6 +49,7 @@ class SAG(Direction):
 
     References:
         Improving Sample Quality of Diffusion Models Using Self-Attention Guidance, https://arxiv.org/abs/2210.00939
+            Susung Hong, Gyuseong Lee, Wooseok Jang, Seungryong Kim
     """
 
     masked: bool = True

@@ -35,7 +35,8 @@ class SEG(Perturbed):
     1 evaluation more than what it is added to. Linear, so it reads the same in every space.
 
     References:
-        Smoothed Energy Guidance, https://arxiv.org/abs/2408.00760
+        Smoothed Energy Guidance: Guiding Diffusion Models with Reduced Energy Curvature of Attention, https://arxiv.org/abs/2408.00760
+            Susung Hong
     """
 
     sigma: float = math.inf

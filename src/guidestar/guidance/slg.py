@@ -33,7 +33,7 @@ class SLG(Perturbed):
 
     References:
         Spatiotemporal Skip Guidance for Enhanced Video Diffusion Sampling, https://arxiv.org/abs/2411.18664
-        Stable Diffusion 3.5, https://github.com/Stability-AI/sd3.5
+            Junha Hyung, Kinam Kim, Susung Hong, Min-Jung Kim, Jaegul Choo
     """
 
     name = "slg"
