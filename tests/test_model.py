@@ -99,7 +99,7 @@ def test_plan_knows_what_runs(model):
 
 
 def test_weights_together_are_small():
-    assert sum(p.stat().st_size for p in SHIPPED.rglob("*.safetensors")) < 8e6
+    assert sum(p.stat().st_size for p in SHIPPED.rglob("*.safetensors")) < 25e6
     assert (FOLDER / "weak" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 1e6
 
 

@@ -13,7 +13,7 @@ from .model import Model
 from .pictures import Row, save_png, sheet
 
 PROMPTS = (
-    "red heart, flat style",
+    "blue heart, flat style",
     "grinning face, noto style",
     "cat face, 3d style",
     "pizza, gradient style",
