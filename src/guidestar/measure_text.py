@@ -169,7 +169,7 @@ def draw(model: Model, guidance: Any, prompts: Sequence[str], seed: int, batch: 
     rows, drawn, nfe, seconds = processes.mine(len(prompts)), [], 0.0, 0.0
     for part in torch.tensor(rows).split(batch):
         start = time.perf_counter()
-        samples = model.sample([prompts[i] for i in part], guidance=guidance, seeds=[seed + int(i) for i in part], **how)
+        samples = model.sample([prompts[i] for i in part], guidance=guidance, seeds=[seed + int(i) for i in part], **how)  # type: ignore[index]
         seconds += time.perf_counter() - start
         drawn += zip(part.tolist(), samples.images, strict=True)
         nfe += samples.nfe * len(part) / len(rows)

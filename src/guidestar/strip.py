@@ -52,7 +52,7 @@ def rising(model: Model, prompt: str, scales: Sequence[float], *, seed: int = 0,
     """Sample one seed under ``cfg`` of rising scales, in one batch: images ``[len(scales), C, H, W]``."""
     if model.encoder is None:
         raise ValueError(f"the model {model.name!r} is unconditional, so it has no scale to raise")
-    (name,) = model.names([prompt], 1) or ()
+    (name,) = model.names([prompt], 1) or ()  # type: ignore[misc]
     return _same_seed(model, cfg(list(scales)), model.encoder.encode([name]).repeat(len(scales)), len(scales), seed, steps, watch)  # type: ignore[arg-type]
 
 

@@ -107,7 +107,7 @@ def _write_pixels(vision: Vision, folder: Path) -> None:
 def _log_scale(name: str | Path) -> float:
     from transformers import CLIPModel
 
-    return float(_pretrained(CLIPModel, name).logit_scale)
+    return float(_pretrained(CLIPModel, name).logit_scale)  # type: ignore[arg-type]
 
 
 def _hub_pixels(name: str | Path) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class TextEncoder(nn.Module):
         if self.output == "pooled":
             return Condition(encoder_hidden_states=states[torch.arange(len(rows)), self._end(rows)][:, None])
         more = {"encoder_attention_mask": rows[:, 1]} if self.mask else {}
-        return Condition(encoder_hidden_states=states, **more)
+        return Condition(encoder_hidden_states=states, **more)  # type: ignore[arg-type]
 
     def _norm(self, states: Tensor) -> Tensor:
         return getattr(self.text, "text_model", self.text).final_layer_norm(states)  # type: ignore[union-attr, operator]

@@ -198,7 +198,7 @@ def _describe(table: Any, name: str, stated: Kind | None, path: Path, classes: S
                 raise ValueError(f"{path}: {name!r} holds the class {unknown[0]!r}, which is not among those that are known: {', '.join(classes)}")
             return Column(kind="class", classes=tuple(classes) or tuple(values))
         count = len(classes) or int(values[-1]) + 1
-        if values[0] < 0 or values[-1] >= count:
+        if values[0] < 0 or values[-1] >= count:  # type: ignore[operator]
             raise ValueError(f"{path}: the classes of {name!r} run from {values[0]} to {values[-1]}, but there are {count} names")
         return Column(kind="class", classes=tuple(classes) or tuple(str(i) for i in range(count)))
     return Column(kind=kind, width=(len(listed) if many else 1) if kind == "vector" else 0)

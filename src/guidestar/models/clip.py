@@ -165,7 +165,7 @@ def make_tokenizer(captions: Sequence[str], *, vocabulary: int, length: int) -> 
     merges = [tuple(m) for m in _model(bare)["merges"]]
     words = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(m) for m in merges)]
     vocab = {w: i for i, w in enumerate(dict.fromkeys([*words, "<|startoftext|>", "<|endoftext|>"]))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)  # type: ignore[arg-type]
 
 
 def _bytes() -> list[str]:

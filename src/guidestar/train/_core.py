@@ -214,7 +214,7 @@ class Trainer:
         # What processes must agree on: the loss, whether one was asked to stop, whether the main one wants to save.
         wishes = torch.tensor([float(stop is not None and stop.asked), float(self.due and a.is_main_process)], device=a.device, dtype=total.dtype)
         shared = a.reduce(torch.cat([total[None] / s.batch, wishes]))
-        loss, asked, due, self.norm = torch.cat([shared, torch.as_tensor(whole(norm)).double().view(1).to(a.device)]).tolist()
+        loss, asked, due, self.norm = torch.cat([shared, torch.as_tensor(whole(norm)).double().view(1).to(a.device)]).tolist()  # type: ignore[arg-type]
         if not (math.isfinite(loss) and math.isfinite(self.norm)):  # one such step would spoil every weight, and the next checkpoint with them
             self.optimiser.zero_grad(set_to_none=True)
             what = f"the gradient's norm became {self.norm:g}" if math.isfinite(loss) else f"the loss became {loss:g}"

@@ -92,5 +92,5 @@ def encoded(source: Pictures, spec: Data, path: str) -> Source:
     digest = hashlib.blake2b(repr(sorted(config.items())).encode(), digest_size=12)
     for tensor in vae.state_dict().values():
         digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
-    digest.update(source.pixels.numpy())  # by what they are made of, not where that lies: files may change in place
+    digest.update(source.pixels.numpy())  # by what they are made of, not where that lies: files may change in place  # type: ignore[arg-type]
     return latents(source, encode, Path(spec.cache or Path(path).parent / ".latents"), key=digest.hexdigest())
