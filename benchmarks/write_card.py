@@ -37,15 +37,15 @@ FIGURES = {
         ("ddim", "Plain DDIM-25", "As Diffusers' loop runs it (the same images to 1e-4: `make bench`).", "--solver ddim --levels leading --steps 25 --seeds 10000-10499"),
     ),
     "emoji": (
-        ("emoji-train", "Captions it was trained on", CLIP, "--data emoji/train --seeds 0-399"),
+        ("emoji-train", "Captions it was trained on", CLIP, "--data emoji/train --seeds 0-199"),
         (
             "emoji-clip",
             "By CLIP alone",
             "The unconditional model, steered by the gradient of the noise-aware CLIP, and by the clean one through the clean estimate.",
-            "--data emoji/train --seeds 0-399",
+            "--data emoji/train --seeds 0-199",
         ),
-        ("emoji-pairs", "Concepts it knows, in styles it has not seen them in", "The same on held-out pairs.", "--data emoji/unseen-pairs --seeds 0-399"),
-        ("emoji-concepts", "Concepts it has never seen", "The same on held-out concepts.", "--data emoji/unseen-concepts --seeds 0-399"),
+        ("emoji-pairs", "Concepts it knows, in styles it has not seen them in", "The same on held-out pairs.", "--data emoji/unseen-pairs --seeds 0-199"),
+        ("emoji-concepts", "Concepts it has never seen", "The same on held-out concepts.", "--data emoji/unseen-concepts --seeds 0-199"),
     ),
 }
 

@@ -181,6 +181,7 @@ def test_clip_guidance_raises_what_clip_sees(model):
 
 def test_the_card_and_the_examination(folder):
     about = json.loads((folder / "out" / "tiny" / "guidestar.json").read_text())
+    assert set(about["retrieval"]) == {"clip", "measuring_clip"} and about["retrieval"]["clip"]["of"] == 16
     assert set(about["clips"]) == {"clip", "clean_clip"} and about["captions"] == sorted(f"{c} square" for c in COLOURS)
     card = (folder / "out" / "tiny" / "README.md").read_text()
     assert "image to text R@5" in card and "noise-aware CLIP" in card

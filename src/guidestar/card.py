@@ -73,7 +73,7 @@ def _judge(about: Mapping[str, Any]) -> str:
 
 
 def _clips(about: Mapping[str, Any]) -> str:
-    found = about.get("clips")
+    found = about.get("retrieval")
     if not found:
         return ""
     keys = [k for k in next(iter(found.values())) if k != "of"]

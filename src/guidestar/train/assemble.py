@@ -129,7 +129,7 @@ def _examined(recipe: Recipe, trained: dict[str, Any], source: Source, aside: So
         found["judge_accuracy"] = accuracy(trained["judge"], *gathered(aside, recipe.judge))
     clips = {part: net for part, net in trained.items() if isinstance(net, CLIP)}
     if clips:
-        found["clips"] = {part: examine_clip(net, recipe, aside) for part, net in clips.items() if not net.noise_aware}
+        found["retrieval"] = {part: examine_clip(net, recipe, aside) for part, net in clips.items() if not net.noise_aware}
     if "noisy_clip" in clips:
         found["noisy_clip"] = examine_noisy_clip(clips["noisy_clip"], recipe, aside)
     return found
