@@ -44,7 +44,7 @@ def _progress(label: str) -> Iterator[Any]:
 def demo(
     out: Out = Path("out/demo"),
     model: Annotated[Optional[list[str]], typer.Option(help="A class model with a judge, or a text model with a measuring CLIP; by default those that ship.")] = None,  # noqa: UP045
-    seeds: Annotated[Optional[int], typer.Option(min=1, max=1000, help="Samples of each class (4) or prompt (3).")] = None,  # noqa: UP045
+    seeds: Annotated[Optional[int], typer.Option(min=1, max=1000, help="Samples of each class (4) or prompt (2).")] = None,  # noqa: UP045
 ) -> None:
     """Steer models in every way from the same seeds: pictures, and figures of independent judges."""
     from .demo import demo as run
@@ -57,7 +57,7 @@ def demo(
     results = {}
     for name in model or available():
         chosen = load(name)
-        show, count = (demo_text, seeds or 3) if chosen.told_by_text else (run, seeds or 4)
+        show, count = (demo_text, seeds or 2) if chosen.told_by_text else (run, seeds or 4)
         with _progress(f"sampling {chosen.name}") as tell:
             rows = results[chosen.name] = show(chosen, out, seeds=count, show=min(2, count), tell=tell)
         head = ("steered", "guidance", "CLIP: top 5" if chosen.told_by_text else "judge", "NFE", "seconds")

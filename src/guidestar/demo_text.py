@@ -35,7 +35,7 @@ STEPS = 20
 Tell = Callable[[int, int], None]
 
 
-def demo_text(model: Model, out: Path, *, seeds: int = 3, show: int = 2, tell: Tell | None = None) -> list[Result]:
+def demo_text(model: Model, out: Path, *, seeds: int = 2, show: int = 2, tell: Tell | None = None) -> list[Result]:
     """Write ``text.png`` under ``out``: prompts down, methods and scales across; return a row of figures for each column.
 
     The accuracy is the share of samples for which an independent CLIP has the prompt's caption among
