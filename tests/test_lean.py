@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DModel
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional as F
 
-from guidestar.models.lean import lean
+from guidestar.models.lean import lean, plain_attention
 
 
 def network(**more):
@@ -97,3 +98,12 @@ def test_upsampling_of_other_kinds_stays_as_it_is():
         Upsample2D(3, use_conv=True, kernel_size=5, padding=2),
     ]
     assert not any("forward" in vars(m) for m in lean(nn.ModuleList(others)))
+
+
+def test_plain_attention_gives_the_same_numbers():
+    net = network()
+    x, t, more = inputs()
+    plain = copy.deepcopy(net)
+    plain_attention(plain)
+    assert {type(m.processor) for m in plain.modules() if hasattr(m, "processor")} == {AttnProcessor}
+    torch.testing.assert_close(plain(x, t, **more).sample, net(x, t, **more).sample, atol=1e-7, rtol=0)  # its softmax is float32's

@@ -38,20 +38,18 @@ def lean(network: Module) -> Module:
     return network
 
 
-def plain_attention(network: Any) -> None:
+def plain_attention(network: nn.Module) -> None:
     """Let a Diffusers network compute attention by plain products of matrices.
 
     On the CPU the backward pass of the fused kernel takes, for some tens of tokens, more time than
     all linear layers together; in bfloat16 a training step of a small transformer took 0.57 of the
-    time without it.
+    time without it, and one of a small U-Net 0.91.
     """
-    if hasattr(network, "set_attn_processor") and type(network).__name__ in _PLAIN:
-        from diffusers.models.attention_processor import AttnProcessor
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-        network.set_attn_processor(AttnProcessor())
-
-
-_PLAIN = ("PixArtTransformer2DModel", "DiTTransformer2DModel", "UNet2DConditionModel")
+    for module in network.modules():
+        if type(getattr(module, "processor", None)) is AttnProcessor2_0:
+            module.set_processor(AttnProcessor())
 
 
 def _is_plain(block: ResnetBlock2D) -> bool:

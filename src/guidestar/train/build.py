@@ -238,7 +238,7 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | 
         raise ValueError(f"the text encoders of one model must be of one width, not {sorted(widths)}")
     embedded = any(c.kind != "text" for c in columns.values())
     net = _network(spec, source.shape, columns, embedded=embedded, text_width=next(iter(widths), None))
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and spec.train.precision != "float64":  # its softmax is in float32
         plain_attention(net)
     for text in texts.values():
         text.mask = is_masked(net)
