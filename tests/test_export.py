@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import guidestar as gs
 import guidestar.draw
 import guidestar.model
+from guidestar.files import Damaged
 from guidestar.folder import WeightsError
 from guidestar.measure import measure
 from guidestar.train import recipe as recipes
@@ -99,6 +100,9 @@ def test_every_average_and_snapshot_can_be_sampled(tmp_path):
     assert torch.equal(default.nets["step-2"][0].net.net.conv_in.weight, load_file(run.snapshot_file(tmp_path / "out", "model", 2))[name].float())
     with pytest.raises(WeightsError, match=r"has no average 'power-0.2'; it has ema-0.999, power-0.1$"):
         gs.load(folder, average="power-0.2")
+    run.snapshot_file(tmp_path / "out", "model", 2).write_bytes(b"torn")
+    with pytest.raises(Damaged, match=r"model-000002.safetensors: cannot be read .*; set export.snapshots = false to finish the model without it$"):
+        assemble(recipes.read(tmp_path / "r.toml"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

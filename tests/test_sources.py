@@ -404,7 +404,7 @@ def test_streams_without_names_or_pictures_are_refused(shards, tmp_path):
         Shards(shards, LOOK)
     with pytest.raises(FileNotFoundError, match=r"there are no .tar shards$"):
         Shards(tmp_path / "none", LOOK)
-    with pytest.raises(ValueError, match=r"a sample has the class 2, but there are 2 names$"):
+    with pytest.raises(ValueError, match=r"'02' has the class 2, but there are 2 names; mend it, or name all classes in classes.txt$"):
         batch(Shards(shards, LOOK, classes=["a", "b"], buffer=1), [0, 1, 2])
 
 

@@ -134,9 +134,11 @@ class Shards(Source):
         targets: dict[str, Tensor | list[str]] = {}
         if "label" in self.columns:
             labels = [int(s["cls"]) for s in found]
-            worst = max(labels)
-            if worst >= len(self.columns["label"].classes) or min(labels) < 0:
-                raise ValueError(f"a sample has the class {worst}, but there are {len(self.columns['label'].classes)} names")
+            names = self.columns["label"].classes
+            for sample, label in zip(found, labels, strict=True):
+                if not 0 <= label < len(names):
+                    where = f"{sample.get('__url__')}: {sample.get('__key__')!r}"
+                    raise ValueError(f"{where} has the class {label}, but there are {len(names)} names; mend it, or name all classes in classes.txt")
             targets["label"] = torch.tensor(labels)
         if "caption" in self.columns:
             targets["caption"] = [s["txt"] if isinstance(s["txt"], str) else bytes(s["txt"]).decode() for s in found]

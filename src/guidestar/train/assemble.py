@@ -15,6 +15,7 @@ from ..draw import Draw
 from ..evaluate import calibration
 from ..evaluate.levels import trusted_rho
 from ..evaluate.retrieval import retrieval
+from ..files import Damaged
 from ..folder import save, write_average
 from ..model import Model
 from ..models.clip import CLIP
@@ -70,15 +71,23 @@ def _model(recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[
 
 def _snapshots(recipe: Recipe, out: Path, source: Source) -> dict[str, Any]:
     """Return the kept early weights as further networks, for autoguidance: ``step-300``, …."""
-    from safetensors.torch import load_file
-
     nets = {}
     for step in snapshot_steps(recipe, "model") if recipe.export.snapshots else ():
         module: Any = build(recipe, "model", source, out).module
-        module.load_state_dict(load_file(snapshot_file(out, "model", step)), strict=False)
+        module.load_state_dict(_snapshot(snapshot_file(out, "model", step)), strict=False)
         module.requires_grad_(False).eval()
         nets[f"step-{step}"] = (module.denoiser, module.encoder.alone())
     return nets
+
+
+def _snapshot(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise Damaged(f"{file}: cannot be read ({error}); set export.snapshots = false to finish the model without it") from error
 
 
 def _about(recipe: Recipe, out: Path, trained: dict[str, Any], source: Source, aside: Source | None, command: str) -> dict[str, Any]:
