@@ -1,5 +1,13 @@
 """Set-up of all tests: the shapes in public signatures are checked while they run."""
 
+import pytest
 from jaxtyping import install_import_hook
 
 _HOOK = install_import_hook("guidestar.prediction", "beartype.beartype")
+
+from _scenes import PLACES, Scene, scenes  # noqa: E402 (what it imports must be checked too)
+
+
+@pytest.fixture(params=PLACES)
+def scene(request) -> Scene:
+    return scenes(request.param)[0]

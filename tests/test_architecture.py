@@ -17,7 +17,7 @@ BELOW = {
     "draw": set(),
     "prediction": {"levels"},
     "denoiser": {"levels", "prediction"},
-    "passes": {"levels", "prediction", "denoiser"},
+    "passes": {"levels", "prediction", "draw", "denoiser"},
     "guidance": {"levels", "prediction", "draw", "denoiser", "passes"},
     "sampling": {"levels", "prediction", "draw"},
     "data": {"levels", "prediction", "draw", "denoiser", "files"},

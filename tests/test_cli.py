@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import guidestar as gs
 from guidestar import cli
 from guidestar.folder import SHIPPED
 
@@ -82,6 +83,17 @@ def test_models_and_plan(capsys):
     steps = out.splitlines()[1:-1]
     rhos = [float(line.split()[1]) for line in steps]
     assert [float(line.split()[2]) for line in steps] == [2 if 0.5 < rho <= 2 else 1 for rho in rhos]
+
+
+def test_methods_are_listed_and_told(capsys):
+    code, out, _ = run(capsys, "methods")
+    rows = out.splitlines()
+    assert code == 0 and [row.split()[0] for row in rows] == ["name", *sorted(gs.METHODS)]
+    apg = next(row for row in rows if row.startswith("apg"))
+    assert "D̂ = c + (s − 1)(Δ⊥ + η Δ∥)" in apg and "momentum=-0.5" in apg and "2 evaluations a step" in apg and apg.endswith("2410.02416")
+    code, out, _ = run(capsys, "methods", "apg")
+    assert code == 0 and "Adaptive projected guidance" in out and "@misc{sadat2024eliminating," in out
+    refused(capsys, 2, "methods", "agp", says=["unknown method 'agp'", "apg"])
 
 
 USAGE = {

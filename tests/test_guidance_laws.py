@@ -21,10 +21,15 @@ from guidestar import METHODS, Condition, Guided, Level, Net, Post, Step, clamp,
 from guidestar.guidance import Contrast, Direction
 from guidestar.guidance._core import as_guidance
 
-MAKE: dict[str, Callable[..., Any]] = {"clip": lambda scale, **more: METHODS["clip"](scale, "cat", **more)}
+MAKE: dict[str, Callable[..., Any]] = {
+    "clip": lambda scale, **more: METHODS["clip"](scale, "cat", **more),
+    "pix2pix": lambda scale, **more: METHODS["pix2pix"](scale, text=scale, **more),  # which has two scales
+}
 """How to make a method that needs more than its scale: name -> (scale, **more) -> term."""
 
-EXCEPT: dict[str, set[str]] = {}
+EXCEPT: dict[str, set[str]] = {
+    "fdg": {"test_samples_of_any_shape"},  # its bands lie along the positions, so the shape matters
+}
 """Laws that a method does not obey, by name of the test."""
 
 DIRECTIONS = sorted(name for name, method in METHODS.items() if issubclass(method, Direction))
@@ -32,7 +37,7 @@ POSTS = sorted(name for name, method in METHODS.items() if issubclass(method, Po
 EVERY = DIRECTIONS + POSTS
 SHAPES = {"vector": (24,), "sequence": (4, 6), "image": (2, 3, 4), "video": (2, 3, 2, 2)}
 PLACES = ("vp", "ve", "flow", "mixed")
-TARGET = torch.tensor([3, 0, 7])
+TARGET, SEEDS = torch.tensor([3, 0, 7]), [11, 12, 13]
 
 
 def term(name: str, scale: Any = 2.0, **more: Any) -> Direction:
@@ -49,16 +54,24 @@ def neutral(name: str) -> float:
 
 
 def guided(
-    guidance: Any, *, answer: Any = toy, judge: Any = log_prob, cond: Condition | None = None, target: Tensor | None = TARGET, spy: Spy | None = None, **more: Any
+    guidance: Any,
+    *,
+    answer: Any = toy,
+    judge: Any = log_prob,
+    cond: Condition | None = None,
+    target: Tensor | None = TARGET,
+    spy: Spy | None = None,
+    seeds: Any = SEEDS,
+    **more: Any,
 ) -> Guided:
     """Bind to a world that has everything: two networks, a classifier, an encoder of any name."""
     spy = spy or Spy(answer)
-    one = {"null": condition(UNCOND), "encode": encode}
+    one = {"null": condition(UNCOND), "encode": encode, "part": lambda name: condition(0.3)}
     nets = {
         "main": Net(denoiser=spy, cond=cond or condition(COND), negative=condition(NEGATIVE), **one),
         "weak": Net(denoiser=lambda x, level, cond: spy(0.9 * x, level, cond), cond=cond or condition(COND), negative=condition(NEGATIVE), **one),
     }
-    return Guided(guidance, nets, classifiers={"classifier": Judge(answer=judge), "clip": Seer(answer=judge)}, target=target, **more)
+    return Guided(guidance, nets, classifiers={"classifier": Judge(answer=judge), "clip": Seer(answer=judge)}, target=target, seeds=seeds, **more)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
@@ -155,7 +168,7 @@ def test_a_batch_equals_its_samples_one_by_one(name, place):
         together, state = guided(every(name, 4.0), cond=condition(*own))(here, step, state)
         for i in range(3):
             one = step.take(torch.tensor([i]))
-            run = guided(every(name, 4.0), cond=condition(own[i]), target=TARGET[i : i + 1])
+            run = guided(every(name, 4.0), cond=condition(own[i]), target=TARGET[i : i + 1], seeds=SEEDS[i : i + 1])
             out, singles[i] = run(here[i : i + 1], one, singles[i])
             close(out.x0, together.x0[i : i + 1])
             close(out.eps, together.eps[i : i + 1], 1e-9)
@@ -173,7 +186,9 @@ def test_what_is_planned_is_what_is_evaluated(name):
         for index in range(grid.steps):
             spy = Spy()
             _, state = guided(guidance, spy=spy)(x, grid.step(index), state)
-            assert sum(plan.steps[index].passes.values()) == spy.rows, (name, index, str(plan))
+            now = plan.steps[index]
+            assert now.fewest <= spy.rows <= sum(now.passes.values()), (name, index, str(plan))
+            assert now.fewest == sum(now.passes.values()) or any(t.may_sleep(grid.step(index)) for t in as_guidance(guidance).terms)
         assert plan.nfe == pytest.approx(sum(s.nfe for s in plan.steps))
 
 
@@ -183,10 +198,12 @@ def test_linear_contrasts_agree_in_every_space(name, place):
     made, step = term(name, 3.0), steps(place)[0]
     if not isinstance(made, Contrast) or not made.linked or not (made.shape.__func__ is Contrast.shape or name == "cfg"):
         pytest.skip(f"{name} is no linear contrast")
+    if made.bad(step).edit:
+        pytest.skip("what the bad pass is told is drawn")
     x = noise(3, 4)
     a, s = col(step.t.alpha, x), col(step.t.sigma, x)
     run = guided(made)
-    d = {p: run.nets["main"].condition(p.cond, 3)["c"] for p in (run.base, made.good(step), made.bad(step))}
+    d = {p: run.nets[p.net].denoiser(x, step.t, run.nets["main"].condition(p.cond, 3)) for p in (run.base, made.good(step), made.bad(step))}
     out, _ = run(x, step)
     views = {
         "x0": lambda d, eps: d,
@@ -196,7 +213,7 @@ def test_linear_contrasts_agree_in_every_space(name, place):
         "v": lambda d, eps: a * eps - s * d,
     }
     for space, view in views.items():
-        base, good, bad = (view(e, (x - a * e) / s) for e in (toy(x, step.t, c) for c in (d[run.base], d[made.good(step)], d[made.bad(step)])))
+        base, good, bad = (view(e, (x - a * e) / s) for e in (d[run.base], d[made.good(step)], d[made.bad(step)]))
         close(out.view(space), base + (3.0 - made.neutral) * (good - bad), 1e-8)
 
 
@@ -295,7 +312,7 @@ def test_a_scale_for_each_sample(name, place):
 @pytest.mark.parametrize("name", EVERY)
 def test_chunks_are_exact(name, max_rows):
     x, state, other, spy = noise(4, 2, 4), None, None, Spy()
-    world = {"cond": condition(0.2, 0.4, 0.6, 0.8), "target": torch.tensor([3, 0, 7, 5])}
+    world = {"cond": condition(0.2, 0.4, 0.6, 0.8), "target": torch.tensor([3, 0, 7, 5]), "seeds": [*SEEDS, 14]}
     levels = [mixed_step("flow", [9.0, 1.3, 0.2, 0.4], [5.0, 0.7, 0.1, 0.3]), mixed_step("flow", [5.0, 0.7, 0.1, 0.3], [2.0, 0.3, 0.05, 0.2])]
     for step in levels:
         for scale in (3.0, [3.0, neutral(name), neutral(name), 2.0]):

@@ -14,57 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from _scenes import PLACES, Scene, scenes, total
 from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, encode, log_prob, log_prob_gradient, mixed_step, net, noise, steps, toy
-from guidestar import AND, DDIM, DDPM, NOT, Contrast, Guided, Heun, Net, Prediction, Step, cfg, classifier, cond, parse, sample, uncond, uniform
+from guidestar import AND, DDIM, DDPM, NOT, Contrast, Guided, Heun, Net, Prediction, cfg, classifier, cond, parse, sample, uncond, uniform
 
-PLACES = ("vp", "ve", "flow", "mixed")
 TARGET = torch.tensor([3, 0, 7])
-
-
-@dataclass
-class Scene:
-    """Three samples at a step, and what the network says of them."""
-
-    step: Step
-    x: Tensor
-
-    def __post_init__(self) -> None:
-        t, s = self.step.t, self.step.s
-        self.a, self.s, self.a_s, self.s_s = (col(v, self.x) + 0 * self.x for v in (t.alpha, t.sigma, s.alpha, s.sigma))
-        self.c, self.u, self.n = (self.d(v) for v in (COND, UNCOND, NEGATIVE))
-
-    def d(self, c: Any) -> Tensor:
-        return toy(self.x, self.step.t, c)
-
-    def eps(self, d: Tensor) -> Tensor:
-        return (self.x - self.a * d) / self.s
-
-    def run(self, guidance: Any, state: Any = None, *, step: Step | None = None, **nets: Any) -> Any:
-        nets = {"main": net(Spy(), **nets)}
-        guided = Guided(guidance, nets, classifiers={"classifier": Judge()}, target=TARGET)
-        return guided(self.x, step or self.step, state)
-
-    def check(self, guidance: Any, x0: Tensor, eps: Tensor | None = None, **nets: Any) -> None:
-        out = self.run(guidance, **nets)[0]
-        torch.testing.assert_close(out.x0, x0, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(out.eps, self.eps(x0) if eps is None else eps, rtol=1e-9, atol=1e-9)
-
-
-def scenes(place: str, shape: tuple[int, ...] = (3, 4, 2)) -> list[Scene]:
-    made = []
-    for i, step in enumerate(steps(place)):
-        x = noise(*shape, seed=i)
-        made.append(Scene(step, x * (col(step.t.alpha, x) ** 2 + col(step.t.sigma, x) ** 2).sqrt()))
-    return made
-
-
-@pytest.fixture(params=PLACES)
-def scene(request) -> Scene:
-    return scenes(request.param)[0]
-
-
-def total(x: Tensor) -> Tensor:
-    return x.flatten(1).sum(1).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def test_cfg(scene):

@@ -263,8 +263,8 @@ def test_a_perturbation_ends_with_an_exception():
 
 
 def test_an_edited_condition_serves_its_rows():
-    def double(c):
-        return condition(*(2 * c["c"]).tolist())
+    def double(told):
+        return replace(told, cond=condition(*(2 * told.cond["c"]).tolist()))
 
     spy = Spy()
     ask({C: None, Pass(edit=double): torch.tensor([0, 2])}, spy, nets={"main": net(spy, condition(0.1, 0.2, 0.3))})

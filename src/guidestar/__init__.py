@@ -14,6 +14,7 @@ _HOMES = {
     "passes": ("COND", "NEGATIVE", "NULL", "Net", "Pass", "Slot"),
     "guidance": (
         *("AND", "METHODS", "NOT", "Contrast", "Direction", "ExpressionError", "Guidance", "Guided", "Plan", "Post", "apg", "cfg", "cfgpp", "clamp"),
+        *("adaptive", "autoguidance", "cads", "cfg_zero", "fdg", "icg", "mambo", "perp_neg", "pix2pix", "tcfg", "tsg"),
         *("classifier", "clip", "clip_x0", "cond", "cosine", "linear", "neg", "parse", "rescale", "threshold", "uncond"),
     ),
     "sampling": ("DDIM", "DDPM", "SOLVERS", "DPMpp2M", "Heun", "SDEDPMpp2M", "Solver", "State", "get_solver", "sample", "trajectory"),

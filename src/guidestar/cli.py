@@ -215,6 +215,23 @@ def models() -> None:
 
 
 @app.command()
+def methods(name: Annotated[Optional[str], typer.Argument(help="Tell all of this one.")] = None) -> None:  # noqa: UP045
+    """List the guidances: formula, arguments, cost and paper; or tell all of one, with its BibTeX entries."""
+    import inspect
+
+    from .guidance import METHODS
+    from .guidance.papers import described, papers
+
+    if name is None:
+        rows = [(n, described(m)) for n, m in sorted(METHODS.items())]
+        _table(("name", "formula", "arguments", "cost", "paper"), [(n, d.formula, d.arguments, d.evaluations, d.papers[0].arxiv or d.papers[0].url) for n, d in rows])
+    elif name in METHODS:
+        typer.echo("\n\n".join([inspect.getdoc(METHODS[name]) or "", *(paper.bibtex() for paper in papers(METHODS[name]))]))
+    else:
+        raise ValueError(f"unknown method {name!r}; there are {', '.join(sorted(METHODS))}")
+
+
+@app.command()
 def plan(
     model: Annotated[str, typer.Argument(help="A shipped model or a folder.")],
     guidance: Guidance = None,

@@ -158,6 +158,11 @@ class Network(nn.Module):
         parameters = net.parameters() if isinstance(net, nn.Module) else iter(())
         self.dtype = dtype or next((p.dtype for p in parameters if p.is_floating_point()), None)
 
+    @property
+    def reads_t(self) -> bool:
+        """Whether the network is told ``level.t`` (an edm network is told the noise ratio)."""
+        return self.predicts != "edm"
+
     def forward(self, x_t: Tensor, level: Level, cond: Condition) -> Tensor | Prediction:
         """Estimate x0 ``[B, *S]``."""
         if self.predicts == "edm":

@@ -145,10 +145,14 @@ class Model:
         *,
         cond: Sequence[str | int] | Condition | None = None,
         negative: str | int | None = None,
+        seeds: Sequence[int] | None = None,
         max_rows: int | None = None,
         check: bool = False,
     ) -> Guided:
-        """Bind a guidance to this model's networks, for samples of the conditions ``cond`` (by name, or encoded)."""
+        """Bind a guidance to this model's networks, for samples of the conditions ``cond`` (by name, or encoded).
+
+        ``seeds``, one a sample, are for guidances that draw random numbers.
+        """
         everyone = {"main": (self.denoiser, self.encoder), **self.nets}
         nets = {name: self._net(denoiser, encoder, cond, negative) for name, (denoiser, encoder) in everyone.items()}
         index = getattr(self.encoder, "index", None) if self.classifiers or hasattr(self.encoder, "classes") else None
@@ -156,7 +160,7 @@ class Model:
         target = torch.tensor([index(n) for n in named]) if named is not None and index is not None and "" not in named else None
         expression = self.expression(guidance, conditional=cond is not None)
         prompts = [str(c) for c in named] if named is not None and self.told_by_text else None
-        return Guided(expression, nets, classifiers=self.classifiers, target=target, index=index, prompts=prompts, max_rows=max_rows, check=check)
+        return Guided(expression, nets, classifiers=self.classifiers, target=target, index=index, prompts=prompts, seeds=seeds, max_rows=max_rows, check=check)
 
     def _net(self, denoiser: Denoiser, encoder: Any, cond: Sequence[str | int] | Condition | None, negative: str | int | None) -> Net:
         if encoder is None:
@@ -168,6 +172,9 @@ class Model:
         def encode(names: Sequence[str | int]) -> Condition:
             return encoder.encode(names).to(self.device)
 
+        def part(name: str) -> Condition:
+            return encode([encoder.only(n, name) for n in cond or ()])
+
         null = encoder.null(1)
         return Net(
             denoiser=denoiser,
@@ -175,6 +182,7 @@ class Model:
             null=None if null is None else null.to(self.device),
             negative=None if negative in (None, "") else encode([negative]),
             encode=encode,
+            part=part if hasattr(encoder, "only") and not isinstance(cond, Condition) else None,
         )
 
     def plan(
@@ -216,7 +224,7 @@ class Model:
     ) -> Iterator[State]:
         """Yield the state after each step (previews, progress, cancelling); arguments as in `sample`."""
         seeds = _checked_seeds(seeds)
-        guided = self.guided(guidance, cond=self.names(cond, len(seeds)), negative=negative, max_rows=max_rows, check=check)
+        guided = self.guided(guidance, cond=self.names(cond, len(seeds)), negative=negative, seeds=seeds, max_rows=max_rows, check=check)
         levels, draw = self.grid(steps, grid), Draw(list(seeds))
         if start_rho is not None:
             levels = levels.from_rho(start_rho)
@@ -272,10 +280,8 @@ class Model:
         if not bool(state.x.isfinite().all()):
             self._explain_not_finite(run)
         solver = self._solver(solver)
-        names = self.names(cond, len(seeds))
-        plan = self.guided(guidance, cond=names, negative=negative).plan(state.step.grid, batch=len(seeds), evaluations=solver.evaluations)
-        settings = self._settings(names, run, solver, state)
-        return Samples(x=state.x, images=self.decode(state.x), settings=settings, nfe=plan.nfe)
+        settings = self._settings(self.names(cond, len(seeds)), run, solver, state)
+        return Samples(x=state.x, images=self.decode(state.x), settings=settings, evaluations=state.evaluations)
 
     def _explain_not_finite(self, run: dict[str, Any]) -> None:
         """Run again, looking at every output, to say where it went wrong."""

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .denoiser import Condition, Denoiser
-from .levels import Level, expand, inverse_or_zero
+from .draw import Draw
+from .levels import Level, Value, expand, inverse_or_zero
 from .prediction import Prediction
 
 
@@ -37,6 +38,47 @@ class Point:
     level: Level
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of the requested condition; what else it says is not known.
+
+    Args:
+        name: a part as the encoder names it ("image=…; text=…"), or a tensor of the condition.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Told:
+    """What a network is told in one pass, beside x.
+
+    Args:
+        cond: the condition of the pass's samples.
+        t: the time (alpha and sigma, and so what its output means, stay).
+        streams: the samples' randomness at this step, where the run has seeds.
+    """
+
+    cond: Condition
+    t: Value
+    streams: Draw | None = None
+
+    @property
+    def draw(self) -> Draw:
+        """The samples' streams of random numbers.
+
+        Raises:
+            ValueError: the run has no seeds.
+        """
+        if self.streams is None:
+            raise ValueError("this guidance draws random numbers, a stream for each sample; give Guided the seeds of the samples, seeds=")
+        return self.streams
+
+
+Edit = Callable[[Told], Told]
+"""A change of what the network is told; hashable, so that equal passes stay equal."""
+
+
 class Perturbation(Hashable, Protocol):
     """A change of a network that lasts for one pass."""
 
@@ -50,23 +92,29 @@ class Pass:
     """One network evaluation.
 
     Args:
-        cond: a `Slot`, a `Condition` of 1 or B samples, or a name or prompt for the encoder.
+        cond: a `Slot`, a `Part` of the requested condition, a `Condition` of 1 or B samples, or a
+            name or prompt for the encoder.
         net: which network.
         perturb: a change of the network for this pass.
         point: another x and level than the step's (its token is unique to the asking term).
-        edit: maps the condition to another.
+        edit: changes what the network is told, its condition or the time.
     """
 
-    cond: Slot | Condition | str | int = Slot.COND
+    cond: Slot | Part | Condition | str | int = Slot.COND
     net: str = "main"
     perturb: Perturbation | None = None
     point: Point | None = None
-    edit: Callable[[Condition], Condition] | None = None
+    edit: Edit | None = None
 
     def __str__(self) -> str:
-        what = self.cond.value if isinstance(self.cond, Slot) else "condition" if isinstance(self.cond, Condition) else repr(self.cond)
+        what = self.cond.value if isinstance(self.cond, Slot) else self._words()
         marks = [self.net if self.net != "main" else "", "perturbed" if self.perturb else "", "elsewhere" if self.point else "", "edited" if self.edit else ""]
         return " ".join([what, *(m for m in marks if m)])
+
+    def _words(self) -> str:
+        if isinstance(self.cond, Part):
+            return f"{self.cond.name} of cond"
+        return "condition" if isinstance(self.cond, Condition) else repr(self.cond)
 
 
 COND, NULL, NEGATIVE = Pass(cond=Slot.COND), Pass(cond=Slot.NULL), Pass(cond=Slot.NEGATIVE)
@@ -82,6 +130,8 @@ class Net:
         null: its "no condition"; none for a network that takes no condition at all.
         negative: what ``neg`` and cfg's negative mean; the null by default.
         encode: turns names or prompts into conditions; called once for each.
+        part: returns the requested condition with one part of it alone, by the part's name; without
+            it a part is a tensor of ``cond``, and the other tensors are the null's.
     """
 
     denoiser: Denoiser
@@ -89,9 +139,10 @@ class Net:
     null: Condition | None = None
     negative: Condition | None = None
     encode: Callable[[Sequence[str | int]], Condition] | None = None
-    _encoded: dict[str | int, Condition] = field(default_factory=dict, init=False, repr=False)
+    part: Callable[[str], Condition] | None = None
+    _encoded: dict[str | int | Part, Condition] = field(default_factory=dict, init=False, repr=False)
 
-    def condition(self, key: Slot | Condition | str | int, batch: int) -> Condition:
+    def condition(self, key: Slot | Part | Condition | str | int, batch: int) -> Condition:
         """Return the condition a pass means, for ``batch`` samples."""
         return self._resolve(key).repeat(batch)
 
@@ -104,7 +155,21 @@ class Net:
                 self._encoded[key] = self.encode([key])
         return self._encoded[key]
 
-    def _resolve(self, key: Slot | Condition | str | int) -> Condition:
+    def _only(self, key: Part) -> Condition:
+        if key not in self._encoded:
+            with torch.inference_mode(False), torch.no_grad():
+                self._encoded[key] = self.part(key.name) if self.part else self._only_tensor(key.name)
+        return self._encoded[key]
+
+    def _only_tensor(self, name: str) -> Condition:
+        cond, null = self._resolve(Slot.COND), self._resolve(Slot.NULL)
+        if name not in cond:
+            raise ValueError(f"the condition has no part {name!r}; it has {', '.join(cond)}")
+        return Condition({k: v if k == name else null[k].expand(len(v), *null[k].shape[1:]) for k, v in cond.items()})
+
+    def _resolve(self, key: Slot | Part | Condition | str | int) -> Condition:
+        if isinstance(key, Part):
+            return self._only(key)
         if not isinstance(key, Slot):
             return key if isinstance(key, Condition) else self._encode(key)
         if key is Slot.COND and self.cond is None:
@@ -172,6 +237,7 @@ class Question:
         max_rows: the most rows of one network call.
         check: refuse outputs that are not finite (costs a synchronisation for each pass).
         index: of the step, for the message.
+        draw: the randomness of all the run's samples, at this step.
     """
 
     x_t: Tensor
@@ -181,6 +247,7 @@ class Question:
     max_rows: int | None = None
     check: bool = False
     index: int = 0
+    draw: Draw | None = None
 
     def take(self, rows: Tensor) -> Question:
         """Select samples of the whole run (``rows``: int64 indices)."""
@@ -220,10 +287,10 @@ def _find(nets: Mapping[str, Net], name: str) -> Net:
 
 def _run(net: Net, members: Sequence[Pass], passes: Mapping[Pass, Tensor | None], q: Question, differentiable: bool) -> dict[Pass, Evaluated]:
     inputs = [_input(p, passes[p], q, differentiable) for p in members]
-    conds = Condition.join([_condition(net, p, passes[p], q) for p in members])
-    sizes = [len(x) for x, _ in inputs]
+    told = [_told(net, p, passes[p], q, level) for p, (_, level) in zip(members, inputs, strict=True)]
+    conds, sizes = Condition.join([cond for cond, _ in told]), [len(x) for x, _ in inputs]
     x = torch.cat([x for x, _ in inputs]) if len(inputs) > 1 else inputs[0][0]
-    joined = _call(net.denoiser, x, _join_levels([level for _, level in inputs], sizes), conds, None if differentiable else q.max_rows)
+    joined = _call(net.denoiser, x, _join_levels([level for _, level in told], sizes), conds, None if differentiable else q.max_rows)
     answers, start = {}, 0
     for p, (x_t, level), size in zip(members, inputs, sizes, strict=True):
         prediction = _part(joined, slice(start, start + size), x_t, level)
@@ -246,11 +313,18 @@ def _input(p: Pass, rows: Tensor | None, q: Question, differentiable: bool) -> t
     return (x.detach().requires_grad_() if differentiable else x), level
 
 
-def _condition(net: Net, p: Pass, rows: Tensor | None, q: Question) -> Condition:
+def _told(net: Net, p: Pass, rows: Tensor | None, q: Question, level: Level) -> tuple[Condition, Level]:
+    """Return the condition of a pass's rows, and their level with the time that the network is told."""
     cond = net.condition(p.cond, q.batch)
     absolute = rows if q.rows is None else q.rows if rows is None else q.rows[rows]
     cond = cond if absolute is None or not cond else cond.take(absolute)
-    return p.edit(cond) if p.edit else cond
+    if p.edit is None:
+        return cond, level
+    draw = q.draw if q.draw is None or absolute is None else q.draw.take(absolute)
+    told = p.edit(Told(cond=cond, t=level.t, streams=draw))
+    if told.t is not level.t and not getattr(net.denoiser, "reads_t", True):
+        raise ValueError(f"the network {p.net!r} computes its time from the noise ratio (edm), so it cannot be told another one")
+    return told.cond, level._replace(t=told.t)
 
 
 def _join_levels(levels: Sequence[Level], sizes: Sequence[int]) -> Level:

@@ -54,13 +54,18 @@ class Samples:
         x: samples as the network has them, ``[B, *S]``.
         images: decoded, ``[B, C, H, W]`` in [−1, 1] for image models.
         settings: the run.
-        nfe: network evaluations of a sample (a mean where samples differ).
+        evaluations: network evaluations of each sample.
     """
 
     x: Tensor
     images: Tensor
     settings: Settings
-    nfe: float
+    evaluations: tuple[int, ...]
+
+    @property
+    def nfe(self) -> float:
+        """Network evaluations of a sample (the mean, where samples differ)."""
+        return sum(self.evaluations) / len(self.evaluations)
 
     def pil(self) -> list[Any]:
         """Return the images as pictures (Pillow)."""

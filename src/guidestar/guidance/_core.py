@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..denoiser import Condition
 from ..levels import Step, Value
 from ..passes import Evaluated, Pass, Slot
 from ..prediction import Prediction
@@ -35,6 +36,7 @@ class Context:
         conditional: whether a condition was requested.
         nets: names of the denoisers.
         prompts: the requested caption of each sample, or of all.
+        encode: turns names or prompts into conditions.
     """
 
     classifiers: Mapping[str, Any] = field(default_factory=dict)
@@ -43,6 +45,7 @@ class Context:
     conditional: bool = True
     nets: Sequence[str] = ("main",)
     prompts: Sequence[str] | None = None
+    encode: Callable[[Sequence[str | int]], Condition] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +170,21 @@ class Direction(_Sum, ABC):
         """
         return self
 
+    def still(self, step: Step) -> bool:
+        """Tell whether nothing moves at ``step``: the velocity ``eps − x0`` is 0, and no pass is evaluated."""
+        return False
+
+    def awake(self, state: State) -> Tensor | None:
+        """Return which samples it still acts on, as booleans ``[B]`` on the CPU; None for all.
+
+        A term that reads its memory here waits for the device, once an evaluation.
+        """
+        return None
+
+    def may_sleep(self, step: Step) -> bool:
+        """Tell whether samples may have left `awake` before ``step``: the plan counts it as in doubt."""
+        return False
+
     @property
     def linked(self) -> bool:
         """Whether eps follows its push; if not, the prediction is split."""
@@ -230,6 +248,10 @@ class Post(ABC):
     def passes(self, step: Step) -> tuple[Pass, ...]:
         """Name the passes it needs at ``step``."""
         return ()
+
+    def instead(self, p: Pass, step: Step) -> Pass:
+        """Return the pass that is evaluated wherever the sum asks for ``p``."""
+        return p
 
     @abstractmethod
     def apply(self, prediction: Prediction, live: Live) -> Prediction:

@@ -40,7 +40,8 @@ class APG(Contrast):
     2 evaluations a step. Norms and projections are per sample, in x0 whatever the network predicts.
 
     References:
-        Eliminating Oversaturation and Artifacts of High Guidance Scales, https://arxiv.org/abs/2410.02416
+        Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models, https://arxiv.org/abs/2410.02416
+            Seyedmorteza Sadat, Otmar Hilliges, Romann M. Weber
     """
 
     eta: float = 0.0

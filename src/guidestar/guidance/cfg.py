@@ -30,7 +30,9 @@ class CFG(Contrast):
 
     References:
         Classifier-Free Diffusion Guidance, https://arxiv.org/abs/2207.12598
-        DiT (channel subset), https://arxiv.org/abs/2212.09748
+            Jonathan Ho, Tim Salimans
+        Scalable Diffusion Models with Transformers (channel subset), https://arxiv.org/abs/2212.09748
+            William Peebles, Saining Xie
     """
 
     negative: str | int | Condition | None = None

@@ -25,7 +25,8 @@ class CFGPP(Contrast):
     2 evaluations a step; base uncond.
 
     References:
-        CFG++: Manifold-constrained Classifier Free Guidance, https://arxiv.org/abs/2406.08070
+        CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models, https://arxiv.org/abs/2406.08070
+            Hyungjin Chung, Jeongsol Kim, Geon Yeong Park, Hyelin Nam, Jong Chul Ye
     """
 
     name = "cfgpp"

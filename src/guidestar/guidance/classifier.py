@@ -45,6 +45,7 @@ class Classifier(Direction):
 
     References:
         Diffusion Models Beat GANs on Image Synthesis, algorithms 1 and 2, https://arxiv.org/abs/2105.05233
+            Prafulla Dhariwal, Alex Nichol
     """
 
     target: int | str | Sequence[int | str] | Tensor | None = None

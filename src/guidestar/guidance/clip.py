@@ -42,7 +42,8 @@ class Clip(Direction):
     alpha = 0, and for a sample whose caption is "".
 
     References:
-        GLIDE, section 2.4, https://arxiv.org/abs/2112.10741
+        GLIDE: Towards Photorealistic Image Generation and Editing with Text-Guided Diffusion Models, section 2.4, https://arxiv.org/abs/2112.10741
+            Alex Nichol, Prafulla Dhariwal, Aditya Ramesh, Pranav Shyam, Pamela Mishkin, Bob McGrew, Ilya Sutskever, Mark Chen
     """
 
     text: str | Sequence[str] | Tensor | None = None

@@ -24,6 +24,7 @@ class AND(Contrast):
 
     References:
         Compositional Visual Generation with Composable Diffusion Models, https://arxiv.org/abs/2206.01714
+            Nan Liu, Shuang Li, Yilun Du, Antonio Torralba, Joshua B. Tenenbaum
     """
 
     concept: str | int | Condition | None = None
@@ -50,6 +51,7 @@ class NOT(Contrast):
 
     References:
         Compositional Visual Generation with Composable Diffusion Models, https://arxiv.org/abs/2206.01714
+            Nan Liu, Shuang Li, Yilun Du, Antonio Torralba, Joshua B. Tenenbaum
     """
 
     concept: str | int | Condition = ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import difflib
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -108,9 +108,7 @@ class _Reader:
 
     def _known(self, node: ast.AST, name: str, known: Mapping[str, Any]) -> Any:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1, 0.5)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise self.refuse(node, f"unknown name {name!r}; {hint}there are {', '.join(sorted(known))}")
+            raise self.refuse(node, f"unknown name {name!r}; {_hint(name, known)}there are {', '.join(sorted(known))}")
         return known[name]
 
     def _call(self, node: ast.Call) -> Any:
@@ -141,9 +139,7 @@ class _Reader:
             if keyword.arg is None:
                 raise self.refuse(keyword, "'**' has no meaning here")
             if keyword.arg not in known:
-                close = difflib.get_close_matches(keyword.arg, known, 1, 0.5)
-                hint = f"did you mean {close[0]!r}? " if close else ""
-                raise self.refuse(keyword, f"{name} has no argument {keyword.arg!r}; {hint}it has {', '.join(known)}")
+                raise self.refuse(keyword, f"{name} has no argument {keyword.arg!r}; {_hint(keyword.arg, known)}it has {', '.join(known)}")
             yield keyword.arg, keyword.value
 
     def _value(self, node: ast.expr, inside: bool = False) -> Any:
@@ -169,3 +165,10 @@ class _Reader:
 
 def _first(method: type) -> str:
     return fields(method)[0].name
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, 3, 0.5)
+    # Of names as close as each other, the one of the same letters is meant: two were swapped.
+    best = max(close, key=lambda k: sorted(k) == sorted(name), default=None)
+    return f"did you mean {best!r}? " if best else ""

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Condition, Denoiser
-from ..levels import Grid, Step, Value, expand
+from ..draw import Draw
+from ..levels import Grid, Step, Value, expand, inverse_or_zero
 from ..passes import Evaluated, Net, Pass, Question, by_name, evaluate, union
 from ..prediction import Prediction
 from ._core import Context, Direction, Guidance, Live, Post, State, as_guidance
+from ._rows import Answer, Answers, Awake, add_rows, alive, assembled, others, own_state, remember, take
 from .expression import parse
+from .papers import used
 from .plan import Plan, StepPlan
 
 
@@ -44,10 +47,13 @@ class Guided:
         target: the requested class of each sample, for classifiers: int64 ``[B]`` or ``[1]``.
         index: turns a class name in the expression into its index.
         prompts: the requested caption of each sample, for CLIP.
+        seeds: one integer a sample, for guidances that draw random numbers.
         max_rows: the most rows of one network call. Samples are taken in groups small enough that
             all their passes fit; exact, because everything is per sample.
         check: refuse outputs that are not finite, naming network, pass and step (costs
             synchronisations).
+
+    ``guided.evaluations`` counts the network evaluations of each sample since it was made.
 
     Raises:
         ExpressionError: the expression does not parse.
@@ -73,6 +79,7 @@ class Guided:
         target: Tensor | None = None,
         index: Callable[[str | int], int] | None = None,
         prompts: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
         max_rows: int | None = None,
         check: bool = False,
     ) -> None:
@@ -83,7 +90,9 @@ class Guided:
         self.guidance = parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
         self.nets, self.max_rows, self.check = nets, max_rows, check
         conditional = nets["main"].cond is not None
-        context = Context(classifiers=classifiers or {}, target=target, index=index, conditional=conditional, nets=tuple(nets), prompts=prompts)
+        self.draw = None if seeds is None else Draw(list(seeds))
+        self.evaluations: list[int] = []
+        context = Context(classifiers=classifiers or {}, target=target, index=index, conditional=conditional, nets=tuple(nets), encode=nets["main"].encode, prompts=prompts)
         self.names = [str(term) for term in self.guidance.terms]
         self.terms = tuple(term.bind(context) for term in self.guidance.terms)
         self.posts: tuple[Post, ...] = self.guidance.posts
@@ -131,64 +140,100 @@ class Guided:
         with self._mode():
             x_t = x_t.clone() if self.needs_grad and x_t.is_inference() else x_t
             state = gstate or self._start(x_t)
-            whole = Question(x_t=x_t, level=step.t, rows=None, batch=len(x_t), max_rows=self.max_rows, check=self.check, index=step.index)
-            groups = self._groups(len(x_t), step)
-            if len(groups) == 1:
-                prediction, state, pushes = self._some(whole, step, state, explain)
-            else:
-                parts = [self._some(whole.take(g), step.take(g), _take(state, g), explain) for g in groups]
-                predictions, states, explained = zip(*parts, strict=True)
-                prediction, state, pushes = Prediction.join(list(predictions), x_t, step.t), _join(states), _join(explained)
+            awake = {key: term.awake(own_state(state, key)) for key, term in enumerate(self.terms)}
+            whole = Question(x_t=x_t, level=step.t, rows=None, batch=len(x_t), max_rows=self.max_rows, check=self.check, index=step.index, draw=self._draw(step, len(x_t)))
+            self.evaluations = self.evaluations if len(self.evaluations) == len(x_t) else [0] * len(x_t)
+            groups, still = self._groups(len(x_t), step, awake)
+            parts = []
+            for rows in groups:
+                q, at, memory = (whole, step, state) if len(rows) == len(x_t) else (whole.take(rows), step.take(rows), take(state, rows))
+                parts.append(self._rest(q, memory) if rows is still else self._some(q, at, memory, awake))
+            prediction, state, pushes = assembled(parts, groups, whole)
         return (prediction, state, pushes) if explain else (prediction, state)
+
+    def _draw(self, step: Step, batch: int) -> Draw | None:
+        if self.draw is not None and len(self.draw.seeds) != batch:
+            raise ValueError(f"{len(self.draw.seeds)} seeds were given for {batch} samples; give one for each")
+        return self.draw and self.draw.at(step.index)
 
     def _start(self, x_t: Tensor) -> State:
         return {f"{key}/{name}": value for key, term in enumerate(self.terms) for name, value in term.start(x_t).items()}
 
-    def _groups(self, batch: int, step: Step) -> list[Tensor]:
-        rows = torch.arange(batch)
-        if not self.max_rows:
-            return [rows]
-        together = max(1, self.max_rows // max(1, len(self._asked(step, None, batch)[0])))
-        return list(rows.split(together))
+    def _weight(self, key: int, step: Step, rows: Tensor | None, awake: Awake) -> Value:
+        weight, mask = self.terms[key].weight(step, rows), awake.get(key)
+        if mask is None:
+            return weight
+        return torch.where(mask if rows is None else mask[rows], torch.as_tensor(weight, dtype=torch.float64), 0.0)
 
-    def _asked(self, step: Step, rows: Tensor | None, size: int) -> tuple[dict[Pass, Tensor | None], list[_Talk]]:
+    def _still(self, batch: int, step: Step, awake: Awake) -> Tensor:
+        """Return the samples that some term holds still."""
+        still = torch.zeros(batch, dtype=torch.bool)
+        for key, term in enumerate(self.terms):
+            if term.still(step):
+                _, rows, live = alive(self._weight(key, step, None, awake), batch, term.name)
+                still[slice(None) if rows is None else rows] |= live
+        return still.nonzero()[:, 0]
+
+    def _groups(self, batch: int, step: Step, awake: Awake) -> tuple[list[Tensor], Tensor]:
+        """Return the samples to evaluate together, group by group, and those that are held still, the last group."""
+        still = self._still(batch, step, awake)
+        moving = others(batch, still)
+        together = batch if not self.max_rows else max(1, self.max_rows // max(1, len(self._asked(step, None, batch, awake)[0])))
+        return [*(g for g in moving.split(together) if len(g)), *([still] if len(still) else [])], still
+
+    def _asked(self, step: Step, rows: Tensor | None, size: int, awake: Awake) -> tuple[dict[Pass, Tensor | None], list[_Talk]]:
         """Return the first round of passes with their rows, and the terms that are live."""
-        wanted: dict[Pass, list[Tensor | None]] = {self._canonical(self.base): [None]}
+        wanted: dict[Pass, list[Tensor | None]] = {self._canonical(self.base, step): [None]}
         talks = []
         for key, term in enumerate(self.terms):
-            weight, local, live = _live(term.weight(step, rows), size, term.name)
+            weight, local, live = alive(self._weight(key, step, rows, awake), size, term.name)
             if live:
                 talks.append(_Talk(key, term, weight, local))
                 for p in term.passes(step):
-                    wanted.setdefault(self._canonical(p), []).append(local)
+                    wanted.setdefault(self._canonical(p, step), []).append(local)
         for post in self.posts:
             for p in post.passes(step):
-                wanted.setdefault(self._canonical(p), []).append(None)
+                wanted.setdefault(self._canonical(p, step), []).append(None)
         return {p: union(r, size) for p, r in wanted.items()}, talks
 
-    def _canonical(self, p: Pass) -> Pass:
-        return self.nets[p.net].canonical(p) if p.net in self.nets else p
+    def _canonical(self, p: Pass, step: Step) -> Pass:
+        p = self.nets[p.net].canonical(p) if p.net in self.nets else p
+        for post in self.posts:
+            p = post.instead(p, step)
+        return p
 
-    def _some(self, q: Question, step: Step, state: State, explain: bool) -> tuple[Prediction, State, State]:
-        passes, talks = self._asked(step, q.rows, len(q.x_t))
-        through = frozenset(self._canonical(t.term.differentiates) for t in talks if t.term.differentiates)
-        answers = _Answers(evaluate(passes, q, self.nets, through), self._canonical)
+    def _evaluate(self, passes: Mapping[Pass, Tensor | None], q: Question, through: frozenset[Pass] = frozenset()) -> dict[Pass, Evaluated]:
+        everyone = torch.arange(q.batch) if q.rows is None else q.rows
+        for rows in passes.values():
+            for row in (everyone if rows is None else everyone[rows]).tolist():
+                self.evaluations[row] += 1
+        return evaluate(passes, q, self.nets, through)
+
+    def _rest(self, q: Question, state: State) -> Answer:
+        """Hold samples still: ``x0 = eps = x_t/(alpha + sigma)``, the pair whose velocity is 0."""
+        held = q.x_t * expand(inverse_or_zero(q.level.alpha + q.level.sigma), q.x_t)
+        return Prediction(x_t=q.x_t, level=q.level, x0=held, eps=held), state, dict.fromkeys(self.names, torch.zeros_like(held))
+
+    def _some(self, q: Question, step: Step, state: State, awake: Awake) -> Answer:
+        passes, talks = self._asked(step, q.rows, len(q.x_t), awake)
+        through = frozenset(self._canonical(t.term.differentiates, step) for t in talks if t.term.differentiates)
+        answers = Answers(self._evaluate(passes, q, through), lambda p: self._canonical(p, step))
         whole = Live(x_t=q.x_t, step=step, base=self.base, answers=answers, local=None, rows=q.rows, state=state)
         for talk in talks:
             self._begin(talk, whole)
-        self._converse([t for t in talks if t.talk], q)
+        self._converse([t for t in talks if t.talk], q, step)
         prediction, pushes = self._add(answers[self.base].prediction, talks, whole)
         for post in self.posts:
             prediction = post.apply(prediction, whole)
-        return prediction, _remember(state, talks), pushes if explain else {}
+        return prediction, remember(state, ((t.key, t.local, t.state) for t in talks)), pushes
 
     def _begin(self, t: _Talk, whole: Live) -> None:
-        mine = {k.partition("/")[2]: v for k, v in whole.state.items() if k.startswith(f"{t.key}/")}
+        mine = own_state(whole.state, t.key)
         live = replace(whole, state=mine)
         if t.local is not None:
             rows = t.local if whole.rows is None else whole.rows[t.local]
             x_t, step = whole.x_t[t.local.to(whole.x_t.device)], whole.step.take(t.local)
-            live = replace(whole, x_t=x_t, step=step, local=t.local, rows=rows, state=_take(mine, t.local))
+            live = replace(whole, x_t=x_t, step=step, local=t.local, rows=rows, state=take(mine, t.local))
         answer = t.term.push(live)
         if isinstance(answer, Generator):
             t.talk = answer
@@ -209,7 +254,7 @@ class Guided:
             prediction = prediction if total is zeros else prediction.shifted(total, linked=linked)
         return prediction, pushes
 
-    def _converse(self, talks: list[_Talk], q: Question) -> None:
+    def _converse(self, talks: list[_Talk], q: Question, step: Step) -> None:
         """Run further rounds in lockstep: each round's passes of all terms are evaluated together."""
         replies: dict[int, Any] = {}
         while talks:
@@ -223,9 +268,13 @@ class Guided:
             wanted: dict[Pass, list[Tensor | None]] = {}
             for t in talks:
                 for p in asked[t.key]:
-                    wanted.setdefault(self._canonical(p), []).append(t.local)
-            answers = evaluate({p: union(r, len(q.x_t)) for p, r in wanted.items()}, q, self.nets) if wanted else {}
-            replies = {t.key: {p: answers[self._canonical(p)].at(t.local) for p in asked[t.key]} for t in talks}
+                    wanted.setdefault(self._canonical(p, step), []).append(t.local)
+            answers = self._evaluate({p: union(r, len(q.x_t)) for p, r in wanted.items()}, q) if wanted else {}
+            replies = {t.key: {p: answers[self._canonical(p, step)].at(t.local) for p in asked[t.key]} for t in talks}
+
+    def citation(self) -> str:
+        """Return the BibTeX entries of the papers behind this guidance, each once."""
+        return "\n\n".join(paper.bibtex() for paper in used(self.guidance))
 
     def plan(self, grid: Grid, *, batch: int = 1, evaluations: Callable[[Step], Sequence[Step]] = lambda step: [step]) -> Plan:
         """Tell which passes a run over ``grid`` will evaluate, without running anything.
@@ -239,64 +288,21 @@ class Guided:
         return Plan(steps=tuple(self._plan_step(step, batch) for step in steps))
 
     def _plan_step(self, step: Step, batch: int) -> StepPlan:
-        passes, talks = self._asked(step, None, batch)
-        count = {p: batch if rows is None else len(rows) for p, rows in passes.items()}
+        moving = others(batch, self._still(batch, step, {}))
+        asleep = {key: torch.zeros(batch, dtype=torch.bool) for key, term in enumerate(self.terms) if term.may_sleep(step)}
+        count, gradients = self._counted(step, moving, {})
+        fewest = sum(self._counted(step, moving, asleep)[0].values())
+        rho = float(torch.as_tensor(step.t.rho).flatten()[0])
+        return StepPlan(index=step.index, rho=rho, passes=count, fewest=fewest, gradients=gradients, batch=batch)
+
+    def _counted(self, step: Step, rows: Tensor, awake: Awake) -> tuple[dict[Pass, int], int]:
+        """Count the samples of each pass, and the gradients."""
+        if not len(rows):
+            return {}, 0
+        size = len(rows)
+        passes, talks = self._asked(step.take(rows), rows, size, awake)
+        count = {p: size if r is None else len(r) for p, r in passes.items()}
         for t in talks:
             for i in range(t.term.later):
-                count[Pass(cond=f"round {i + 2} of {t.term}")] = batch if t.local is None else len(t.local)
-        gradients = sum(batch if t.local is None else len(t.local) for t in talks if t.term.needs_grad)
-        rho = float(torch.as_tensor(step.t.rho).flatten()[0])
-        return StepPlan(index=step.index, rho=rho, passes=count, gradients=gradients, batch=batch)
-
-
-class _Answers(Mapping[Pass, Evaluated]):
-    """Answers by pass, under any of a pass's equal names."""
-
-    def __init__(self, answers: Mapping[Pass, Evaluated], canonical: Callable[[Pass], Pass]) -> None:
-        self._answers, self._canonical = answers, canonical
-
-    def __getitem__(self, p: Pass) -> Evaluated:
-        return self._answers[self._canonical(p)]
-
-    def __iter__(self):
-        return iter(self._answers)
-
-    def __len__(self) -> int:
-        return len(self._answers)
-
-
-def _take(state: State, rows: Tensor) -> State:
-    return {name: value[rows.to(value.device)] for name, value in state.items()}
-
-
-def _join(parts: Sequence[State]) -> State:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _remember(state: State, talks: list[_Talk]) -> State:
-    """Put what the terms remember back in its place; rows of weight 0 keep what they had."""
-    new = dict(state)
-    for t in talks:
-        for name, value in (t.state or {}).items():
-            key = f"{t.key}/{name}"
-            new[key] = value if t.local is None else state[key].index_copy(0, t.local.to(value.device), value)
-    return new
-
-
-def _live(weight: Value, size: int, name: str) -> tuple[Value, Tensor | None, bool]:
-    """Return the weights of the samples whose weight is not 0, which they are, and whether there are any."""
-    if not isinstance(weight, Tensor):
-        return weight, None, weight != 0
-    if len(weight) != size:
-        raise ValueError(f"{name} has {len(weight)} scales for {size} samples; give one number, or one for each sample")
-    alive = weight != 0
-    if alive.all():
-        return weight, None, True
-    local = alive.nonzero()[:, 0]
-    return weight[local], local, bool(alive.any())
-
-
-def add_rows(total: Tensor, delta: Tensor, weight: Value, rows: Tensor | None) -> Tensor:
-    """Return ``total`` plus ``weight · delta`` at ``rows`` (None: everywhere)."""
-    weighted = expand(weight, delta) * delta
-    return total + weighted if rows is None else total.index_add(0, rows.to(total.device), weighted)
+                count[Pass(cond=f"round {i + 2} of {t.term}")] = size if t.local is None else len(t.local)
+        return count, sum(size if t.local is None else len(t.local) for t in talks if t.term.needs_grad)

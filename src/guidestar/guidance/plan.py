@@ -15,7 +15,8 @@ class StepPlan:
     Args:
         index: of the step.
         rho: its noise ratio (of the first sample, where they differ).
-        passes: each pass, and for how many of the samples.
+        passes: each pass, and for how many of the samples (at most, where that depends on the samples).
+        fewest: evaluations of all samples, at least.
         gradients: how many gradients, and for how many of the samples, summed.
         batch: how many samples there are.
     """
@@ -23,13 +24,19 @@ class StepPlan:
     index: int
     rho: float
     passes: Mapping[Pass, int]
+    fewest: int
     gradients: int
     batch: int
 
     @property
     def nfe(self) -> float:
-        """Network evaluations a sample, on average over the batch."""
+        """Network evaluations a sample, on average over the batch (at most)."""
         return sum(self.passes.values()) / self.batch
+
+    @property
+    def least(self) -> float:
+        """The same, at least: less than `nfe` where a guidance looks at the samples to decide."""
+        return self.fewest / self.batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +47,13 @@ class Plan:
 
     @property
     def nfe(self) -> float:
-        """Network evaluations a sample over the whole run, on average over the batch."""
+        """Network evaluations a sample over the whole run, on average over the batch (at most)."""
         return sum(step.nfe for step in self.steps)
+
+    @property
+    def least(self) -> float:
+        """The same, at least."""
+        return sum(step.least for step in self.steps)
 
     @property
     def gradients(self) -> float:
@@ -53,5 +65,9 @@ class Plan:
         for s in self.steps:
             names = [str(p) if n == s.batch else f"{p} ({n} of {s.batch})" for p, n in s.passes.items()]
             names += [f"gradient x {s.gradients / s.batch:g}"] if s.gradients else []
-            lines.append(f"{s.index:>4}  {s.rho:>9.4g}  {s.nfe:>5.3g}  {', '.join(names) or 'none'}")
-        return "\n".join([*lines, f"total NFE {self.nfe:g} a sample, gradients {self.gradients:g}"])
+            lines.append(f"{s.index:>4}  {s.rho:>9.4g}  {_span(s.least, s.nfe):>5}  {', '.join(names) or 'none'}")
+        return "\n".join([*lines, f"total NFE {_span(self.least, self.nfe, ' to ')} a sample, gradients {self.gradients:g}"])
+
+
+def _span(low: float, high: float, between: str = "-") -> str:
+    return f"{high:.6g}" if low == high else f"{low:.6g}{between}{high:.6g}"

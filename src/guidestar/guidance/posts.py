@@ -27,10 +27,11 @@ class Rescale(Post):
         space: where the deviations are taken: v, as in the paper's network, or what a pipeline's
             network predicts (eps), to match it.
 
-    Asks for the conditional pass. A constant prediction, which has no contrast, stays as it is.
+    0 evaluations more where the sum asks for the conditional pass, else 1 a step. A constant prediction, which has no contrast, stays as it is.
 
     References:
         Common Diffusion Noise Schedules and Sample Steps are Flawed, section 3.4, https://arxiv.org/abs/2305.08891
+            Shanchuan Lin, Bingchen Liu, Jiashi Li, Xiao Yang
     """
 
     scale: float = 0.7
@@ -64,8 +65,12 @@ class Threshold(Post):
     Args:
         percentile: p in (0, 1], usually 0.995.
 
+    0 evaluations.
+
     References:
-        Imagen, section 2.3, https://arxiv.org/abs/2205.11487
+        Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding (Imagen), section 2.3, https://arxiv.org/abs/2205.11487
+            Chitwan Saharia, William Chan, Saurabh Saxena, Lala Li, Jay Whang, Emily Denton, Seyed Kamyar Seyed Ghasemipour,
+            Burcu Karagol Ayan, S. Sara Mahdavi, Rapha Gontijo Lopes, Tim Salimans, Jonathan Ho, David J. Fleet, Mohammad Norouzi
     """
 
     percentile: float = 0.995
@@ -88,8 +93,12 @@ class Clip(Post):
     Args:
         limit: positive; 1 for pixels in [−1, 1].
 
+    0 evaluations.
+
     References:
-        Imagen, section 2.3, https://arxiv.org/abs/2205.11487
+        Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding (Imagen), section 2.3, https://arxiv.org/abs/2205.11487
+            Chitwan Saharia, William Chan, Saurabh Saxena, Lala Li, Jay Whang, Emily Denton, Seyed Kamyar Seyed Ghasemipour,
+            Burcu Karagol Ayan, S. Sara Mahdavi, Rapha Gontijo Lopes, Tim Salimans, Jonathan Ho, David J. Fleet, Mohammad Norouzi
     """
 
     limit: float = 1.0

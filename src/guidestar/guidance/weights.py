@@ -23,6 +23,7 @@ class Linear:
 
     References:
         Analysis of Classifier-Free Guidance Weight Schedulers, https://arxiv.org/abs/2404.13040
+            Xi Wang, Nicolas Dufour, Nefeli Andreou, Marie-Paule Cani, Victoria Fernández Abrevaya, David Picard, Vicky Kalogeiton
     """
 
     def __call__(self, w: Value, step: Step) -> Value:
@@ -34,7 +35,12 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """``w(τ) = w (1 + cos πτ)``: nothing at noise, twice the weight at data, w on average (2404.13040)."""
+    """``w(τ) = w (1 + cos πτ)``: nothing at noise, twice the weight at data, w on average.
+
+    References:
+        Analysis of Classifier-Free Guidance Weight Schedulers, https://arxiv.org/abs/2404.13040
+            Xi Wang, Nicolas Dufour, Nefeli Andreou, Marie-Paule Cani, Victoria Fernández Abrevaya, David Picard, Vicky Kalogeiton
+    """
 
     def __call__(self, w: Value, step: Step) -> Value:
         return w * (1 + math.cos(math.pi * step.tau))
@@ -45,7 +51,12 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Clamp:
-    """``w(τ) = max(floor, schedule(w, τ))`` (2404.13040)."""
+    """``w(τ) = max(floor, schedule(w, τ))``.
+
+    References:
+        Analysis of Classifier-Free Guidance Weight Schedulers, https://arxiv.org/abs/2404.13040
+            Xi Wang, Nicolas Dufour, Nefeli Andreou, Marie-Paule Cani, Victoria Fernández Abrevaya, David Picard, Vicky Kalogeiton
+    """
 
     floor: float
     schedule: Callable[[Value, Step], Value] = Linear()
@@ -111,6 +122,10 @@ def weigh(value: Scale, schedule: Schedule | None, interval: tuple[float, float]
         interval: noise ratios ``(lo, hi]`` where it acts; elsewhere the weight is 0.
         step: of the samples at hand.
         rows: which samples of the run these are (None: all).
+
+    References:
+        Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models, https://arxiv.org/abs/2404.07724
+            Tuomas Kynkäänniemi, Miika Aittala, Tero Karras, Samuli Laine, Timo Aila, Jaakko Lehtinen
     """
     weight: Value = _per_sample(value, rows) if isinstance(value, Sequence) else float(value)
     weight = schedule(weight, step) if schedule else weight

@@ -223,6 +223,17 @@ class Conditions(nn.Module):
             raise ValueError(f"unknown condition {strange[0]!r}; the conditions are {', '.join(self.parts)}, written as '{'; '.join(f'{n}=…' for n in self.parts)}'")
         return {n: part.parse(given.get(n, "")) for n, part in self.parts.items()}  # type: ignore[operator]
 
+    def only(self, name: str | int, part: str) -> str:
+        """Keep one part of what a person writes; the others are not known.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        if part not in self.parts:
+            raise ValueError(f"there is no part {part!r}; the conditions are {', '.join(self.parts)}")
+        kept = self._given(str(name)).get(part, "")
+        return f"{part}={kept}" if len(self.parts) > 1 else kept
+
     def _given(self, text: str) -> dict[str, str]:
         if len(self.parts) == 1:
             return {next(iter(self.parts)): text}

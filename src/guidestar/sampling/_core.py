@@ -84,12 +84,15 @@ class State:
         step: the step that led here.
         prediction: the (first) guided prediction of that step.
         pushes: each term's weighted push of x0, if asked for.
+        evaluations: network evaluations of each sample so far, where ``predict`` counts them
+            (``predict.evaluations``, as a `Guided` does).
     """
 
     x: Tensor
     step: Step
     prediction: Prediction
     pushes: dict[str, Tensor] | None = None
+    evaluations: tuple[int, ...] = ()
 
 
 class _Recorder:
@@ -128,12 +131,23 @@ def trajectory(predict: Predict, x: Float[Tensor, " b *s"], *, grid: Grid, solve
     solver.check(predict, grid)
     sstate: SState = {}
     gstate: dict[str, Tensor] = {}
+    before = _evaluations(predict)
     for index in range(grid.steps):
         watched = _Recorder(predict, explain)
         with torch.no_grad():
             step = grid.step(index)
             x, sstate, gstate = solver.step(watched, x, step, sstate, gstate, draw.at(index))
-        yield State(x=x, step=step, prediction=watched.prediction, pushes=watched.pushes)  # type: ignore[arg-type]
+        yield State(x=x, step=step, prediction=watched.prediction, pushes=watched.pushes, evaluations=_since(before, predict))  # type: ignore[arg-type]
+
+
+def _evaluations(predict: Predict) -> tuple[int, ...]:
+    return tuple(getattr(predict, "evaluations", ()))
+
+
+def _since(before: tuple[int, ...], predict: Predict) -> tuple[int, ...]:
+    """Return what was evaluated since ``before``, which may be of another batch: then the count began anew."""
+    now = _evaluations(predict)
+    return tuple(b - a for a, b in zip(before, now, strict=True)) if len(before) == len(now) else now
 
 
 def noise(shape: Sequence[int], level: Level, draw: Draw, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Float[Tensor, " b *s"]:

@@ -1,0 +1,85 @@
+"""Adaptive guidance: classifier-free guidance that stops where it no longer changes much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Condition
+from ..levels import Level, Step, expand
+from ..passes import COND, NEGATIVE, Pass
+from ..prediction import Prediction
+from ._core import Context, Contrast, Direction, Live, Pushed, State
+from ._statistics import dot, norm, safe
+from .cfg import needs_condition
+from .expression import register
+from .weights import finite
+
+
+@register
+@dataclass(frozen=True)
+class Adaptive(Contrast):
+    """Adaptive guidance: ``u + s(c − u)`` until ``cos(c, u) > γ``, from then on c alone, for each sample.
+
+    The step at which the cosine is first above γ is still guided; after it the null pass of that
+    sample is not evaluated for the rest of the run. The paper takes the cosine of ε, which is near 1
+    at high noise whatever the networks say (``ε ≈ x_t``); this takes it in velocity (``ε − x0``), and
+    only once the noise ratio is at most ``below``.
+
+    Args:
+        scale: s, as in cfg.
+        gamma: γ in (−1, 1], differs between models; 1 never stops.
+        below: the noise ratio from which on the cosine is looked at.
+        negative: as in cfg.
+
+    2 evaluations a step, then 1. Decides by the samples, so a plan tells the fewest and the most,
+    and each evaluation waits once for the device.
+
+    References:
+        Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models, https://arxiv.org/abs/2312.12487
+            Angela Castillo, Jonas Kohler, Juan C. Pérez, Juan Pablo Pérez, Albert Pumarola, Bernard Ghanem, Pablo Arbeláez, Ali Thabet
+    """
+
+    gamma: float = 0.99
+    below: float = 5.0
+    negative: str | int | Condition | None = None
+    name = "adaptive"
+    neutral = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not finite(self.gamma) or not -1 < self.gamma <= 1:
+            raise ValueError(f"adaptive: gamma must be in (-1, 1], not {self.gamma!r}")
+        if not finite(self.below) or self.below <= 0:
+            raise ValueError(f"adaptive: below must be a positive noise ratio, not {self.below!r}")
+
+    def bind(self, context: Context) -> Direction:
+        return needs_condition(self, context)
+
+    def good(self, step: Step) -> Pass:
+        return COND
+
+    def bad(self, step: Step) -> Pass:
+        return NEGATIVE if self.negative is None else Pass(cond=self.negative)
+
+    def start(self, x_t: Tensor) -> State:
+        return {"done": x_t.new_zeros(len(x_t))}
+
+    def awake(self, state: State) -> Tensor | None:
+        return (state["done"] == 0).cpu()
+
+    def may_sleep(self, step: Step) -> bool:
+        before = step.grid[: step.index]
+        return any(bool(self._looks(level).any()) for level in before)
+
+    def _looks(self, level: Level) -> Tensor:
+        return torch.as_tensor(level.rho, dtype=torch.float64) <= self.below
+
+    def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
+        c, u = good.view("velocity"), bad.view("velocity")
+        cosine = dot(c, u) / safe(norm(c) * norm(u))
+        looks = expand(self._looks(live.step.t).double().expand(len(c)), c)
+        done = torch.maximum(live.state["done"], ((cosine > self.gamma) * looks).reshape(-1).to(c.dtype))
+        return good.x0 - bad.x0, {"done": done}
