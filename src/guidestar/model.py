@@ -19,7 +19,7 @@ from .guidance._core import Direction, as_guidance
 from .levels import GRIDS, Grid, Schedule
 from .passes import Net
 from .samples import Samples, Settings
-from .sampling import Solver, State, get_solver, noise, noised, trajectory
+from .sampling import SOLVERS, Solver, State, get_solver, noise, noised, trajectory
 
 Names = str | int | Sequence[str | int]
 Watch = Callable[[int, int], None]
@@ -291,7 +291,7 @@ class Model:
         raise FloatingPointError("the samples are not finite, though every network output was; lower the scale of the guidance")
 
     def _settings(self, names: tuple[str | int, ...] | None, run: dict[str, Any], solver: Solver, state: State) -> Settings:
-        plain = solver == type(solver)()
+        plain = solver.name in SOLVERS and solver == SOLVERS[solver.name]()
         return Settings(
             model=self.name,
             cond=names,
