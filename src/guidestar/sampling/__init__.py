@@ -4,7 +4,7 @@ from ._core import Solver, State, noise, noised, sample, trajectory
 from .ddim import DDIM, DDPM
 from .dpmpp import DPMpp2M, SDEDPMpp2M
 from .heun import Heun
-from .population import Population, crowd, effective_size, steer, systematic
+from .population import Population, Potential, crowd, effective_size, steer, systematic
 from .repaint import RePaint
 from .travel import TimeTravel
 
@@ -32,6 +32,7 @@ __all__ = [
     "DPMpp2M",
     "Heun",
     "Population",
+    "Potential",
     "RePaint",
     "SDEDPMpp2M",
     "Solver",

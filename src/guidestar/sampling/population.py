@@ -155,7 +155,9 @@ def steer(
 
     References:
         A General Framework for Inference-time Scaling and Steering of Diffusion Models, https://arxiv.org/abs/2501.06848
+            Raghav Singhal, Zachary Horvitz, Ryan Teehan, Mengye Ren, Zhou Yu, Kathleen McKeown, Rajesh Ranganath
         Practical and Asymptotically Exact Conditional Sampling in Diffusion Models, https://arxiv.org/abs/2306.17775
+            Luhuan Wu, Brian L. Trippe, Christian A. Naesseth, David M. Blei, John P. Cunningham
     """
     from . import get_solver
 

@@ -28,6 +28,7 @@ class RePaint(Solver):
 
     References:
         RePaint: Inpainting using Denoising Diffusion Probabilistic Models, algorithm 1, https://arxiv.org/abs/2201.09865
+            Andreas Lugmayr, Martin Danelljan, Andres Romero, Fisher Yu, Radu Timofte, Luc Van Gool
     """
 
     solver: Solver = field(default_factory=DDPM)

@@ -31,8 +31,11 @@ class TimeTravel(Solver):
 
     References:
         RePaint: Inpainting using Denoising Diffusion Probabilistic Models, https://arxiv.org/abs/2201.09865
+            Andreas Lugmayr, Martin Danelljan, Andres Romero, Fisher Yu, Radu Timofte, Luc Van Gool
         FreeDoM: Training-Free Energy-Guided Conditional Diffusion Model, algorithm 2, https://arxiv.org/abs/2303.09833
+            Jiwen Yu, Yinhuai Wang, Chen Zhao, Bernard Ghanem, Jian Zhang
         Universal Guidance for Diffusion Models, https://arxiv.org/abs/2302.07121
+            Arpit Bansal, Hong-Min Chu, Avi Schwarzschild, Soumyadip Sengupta, Micah Goldblum, Jonas Geiping, Tom Goldstein
     """
 
     solver: Solver = field(default_factory=DDPM)
