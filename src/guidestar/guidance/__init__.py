@@ -1,6 +1,7 @@
 """Guidance: terms, posts and the expressions they make."""
 
 from ._core import Context, Contrast, Direction, Guidance, Live, Post, cond, neg, uncond
+from ._steered import Steered, losses_of
 from .adaptive import Adaptive as adaptive
 from .apg import APG as apg
 from .autoguidance import Autoguidance as autoguidance
@@ -63,6 +64,7 @@ __all__ = [
     "Observation",
     "Plan",
     "Post",
+    "Steered",
     "StepPlan",
     "adaptive",
     "apg",
@@ -85,6 +87,7 @@ __all__ = [
     "icg",
     "lgd",
     "linear",
+    "losses_of",
     "mambo",
     "mmps",
     "mpgd",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..levels import Level, Step, Value, expand, inverse_or_zero
 from ..passes import Pass, Slot
-from ._core import Context, Direction, Live
+from ._core import Context, Direction, Guidance, Live
 from .losses import Loss, found, of_samples
 
 
@@ -58,6 +58,11 @@ class Steered(Direction, ABC):
     def through_network(self, live: Live, energy: Loss) -> Tensor:
         """Return ``∇_{x_t} energy(D(x_t))``."""
         return live.gradient(energy, self.seen)
+
+
+def losses_of(guidance: Guidance) -> tuple[str, ...]:
+    """Return the names of the run's losses that an expression lowers, each once."""
+    return tuple(dict.fromkeys(t.loss for t in guidance.terms if isinstance(t, Steered) and isinstance(t.loss, str)))
 
 
 def displacing(step: Step) -> Value:

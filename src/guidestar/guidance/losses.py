@@ -76,7 +76,7 @@ def found(name: str, loss: str | Loss, context: Context) -> Loss:
         return loss
     if loss not in context.losses:
         known = ", ".join(sorted(context.losses)) or "none"
-        raise ValueError(f"{name}: there is no loss {loss!r} (there is {known}); write {name}(1, loss), or give Guided losses=")
+        raise ValueError(f"{name}: there is no loss {loss!r} (there is {known}); give losses=, or write {name}(1, loss)")
     return context.losses[loss]
 
 

@@ -116,6 +116,9 @@ class Colour:
 
     Args:
         matrix: a row for each channel that comes out, a column for each that goes in.
+
+    Raises:
+        ValueError: in a call, the sample has another number of channels.
     """
 
     matrix: tuple[tuple[float, ...], ...] = ((0.299, 0.587, 0.114),)
@@ -124,6 +127,8 @@ class Colour:
         return torch.tensor(self.matrix, device=x.device, dtype=x.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[1] != len(self.matrix[0]):
+            raise ValueError(f"gray: the matrix mixes {len(self.matrix[0])} channels, but there are {x.shape[1]}")
         return torch.einsum("oc,bc...->bo...", self._of(x), x)
 
     def transpose(self, y: Tensor) -> Tensor:
