@@ -21,13 +21,14 @@ import inspect
 import multiprocessing
 import os
 import shlex
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from _pytest.main import pytest_runtestloop
 
 from guidestar import METHODS
 
@@ -47,7 +48,7 @@ TESTED: dict[str, Sequence[str]] = {
     "guidance/_blur.py": ["test_perturbed.py -k 'sag_everywhere or mean_query'", "test_perturbed.py -k 'sag or seg'"],
     "guidance/_perturbed.py": ["test_perturbed.py -k 'pag_and_seg or slg'", "test_perturbed.py"],
     "guidance/_statistics.py": [OF_METHODS.format("apg or rescale or threshold"), LAWS.format("zero_norms or one_number or dtype")],
-    "guidance/_steered.py": ["test_training_free.py -k 'dps or lgd or forward or tfg'", "test_training_free.py", "test_model.py -k loss"],
+    "guidance/_steered.py": ["test_training_free.py -k 'dps or lgd or forward or tfg'", "test_training_free.py", "test_observing.py -k library"],
     "guidance/adaptive.py": ["test_adaptive.py"],
     "guidance/apg.py": [OF_METHODS.format("apg")],
     "guidance/autoguidance.py": ["test_autoguidance.py"],
@@ -68,7 +69,7 @@ TESTED: dict[str, Sequence[str]] = {
     "guidance/mambo.py": ["test_mambo.py"],
     "guidance/mpgd.py": ["test_training_free.py -k mpgd", "test_training_free.py"],
     "guidance/nag.py": ["test_perturbed.py -k 'nag and not network'", "test_perturbed.py -k nag"],
-    "guidance/operators.py": ["test_posterior.py -k 'operator or pixels'", "test_observing.py"],
+    "guidance/operators.py": ["test_posterior.py -k 'operator or pixels'", "test_observing.py -k library"],
     "guidance/pag.py": ["test_perturbed.py -k pag", "test_perturbed.py", "test_layers.py"],
     "guidance/perp_neg.py": ["test_perp_neg.py"],
     "guidance/pix2pix.py": ["test_pix2pix.py"],
@@ -88,7 +89,18 @@ TESTED: dict[str, Sequence[str]] = {
 }
 """The tests of each file, to be run one after the other until one fails; METHODS' files also have the laws."""
 
-EQUIVALENT: dict[str, dict[str, str]] = {}
+EQUIVALENT: dict[str, dict[str, str]] = {
+    "guidance/posterior.py": {
+        "number: 1  ->  0   in   carried = ": "what is differentiated is summed over everything in any case",
+        "number: 1.0  ->  0.0   in   step = ": "a quotient that is not taken, and that no gradient passes",
+        "number: 1.0  ->  0.0   in   p = r": "the same",
+        "number: 0.0  ->  1.0   in   p = r": "a sample that does not go on takes no step in any direction",
+    },
+    "guidance/tfg.py": {
+        "kept * 0 + 1.0  ->  kept * 0 - 1.0": "a course is divided by its mean",
+        "number: 0  ->  1   in   for _ in range(self.iterations if self.mean else 0)": "a step of size 0",
+    },
+}
 """By file, what a mutant's description has in it, and why it means the same."""
 
 Change = Callable[[ast.AST], None]
@@ -160,50 +172,89 @@ def tests_of(file: str) -> list[list[str]]:
     return [[str(TESTS / first), *rest] for first, *rest in map(shlex.split, stages)]
 
 
-def noticed(package: Path, file: str, timeout: float) -> bool:
-    """Tell whether any test of a file fails on the package in this folder, or never ends."""
+class Trying:
+    """A pytest plugin: in place of running what was collected once, it runs that once for each mutant, in a fork."""
+
+    def __init__(self, file: str, tried: Sequence[tuple[str, str]], timeout: float) -> None:
+        self.file, self.tried, self.timeout = file, tried, timeout
+        self.survivors: list[tuple[str, str]] = []
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        for word, text in self.tried:
+            child = multiprocessing.get_context("fork").Process(target=self._run, args=(session, text))
+            child.start()
+            child.join(self.timeout)
+            if child.is_alive():  # it never ends: that is noticed
+                child.kill()
+            elif not child.exitcode:
+                self.survivors.append((word, text))
+        return True
+
+    def _run(self, session: pytest.Session, text: str) -> None:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+            try:
+                _become(self.file, text)
+                pytest_runtestloop(session)
+            except BaseException:
+                os._exit(1)
+            os._exit(bool(session.testsfailed))
+
+
+def unnoticed(file: str, tried: Sequence[tuple[str, str]], timeout: float) -> list[tuple[str, str]]:
+    """Return those mutants (a description and a text of the file each) on which no test of the file fails."""
     for arguments in tests_of(file):
-        child = multiprocessing.get_context("fork").Process(target=_test, args=(package, arguments))
-        child.start()
-        child.join(timeout)
-        if child.is_alive():
-            child.kill()
-            return True
-        if child.exitcode:
-            return True
-    return False
+        trying = Trying(file, tried, timeout)
+        if pytest.main([*QUIET, "-x", *arguments], plugins=[trying]) or not tried:
+            break
+        tried = trying.survivors
+    return list(tried)
 
 
-def _test(package: Path, arguments: list[str]) -> None:
-    """Run pytest in a process that has torch already, but must import guidestar from ``package``."""
-    for module in [m for m in sys.modules if m.partition(".")[0] == "guidestar"]:
-        del sys.modules[module]
-    sys.path.insert(0, str(package))
-    sys.dont_write_bytecode = True
-    os.chdir(TESTS.parent)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
-        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", *arguments]))
+QUIET = ("-q", "-s", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--no-header", "--no-summary")
+
+
+def _become(file: str, text: str) -> None:
+    """Put the code of a changed file into the functions that everyone has already."""
+    module, known = importlib.import_module("guidestar." + file.removesuffix(".py").replace("/", ".")), dict(METHODS)
+    scratch = types.ModuleType(module.__name__)
+    scratch.__dict__.update(__package__=module.__package__, __file__=module.__file__)
+    sys.modules[module.__name__] = scratch  # where dataclasses look for the names of their annotations
+    exec(compile(text, file, "exec"), scratch.__dict__)
+    sys.modules[module.__name__] = module
+    METHODS.update(known)
+    _graft(vars(module), vars(scratch), module)
+
+
+def _graft(old: Mapping[str, Any], new: Mapping[str, Any], owner: Any) -> None:
+    for name, value in new.items():
+        mine = old.get(name)
+        if isinstance(value, type) and value.__module__ == (owner.__name__ if isinstance(owner, types.ModuleType) else owner.__module__):
+            _graft(vars(mine), vars(value), mine)  # type: ignore[arg-type]
+        elif isinstance(value, int | float | bool) and not name.startswith("__") and isinstance(owner, type):
+            setattr(owner, name, value)
+        elif (code := getattr(_function(value), "__code__", None)) and code.co_filename in TESTED:
+            _function(mine).__code__ = code  # type: ignore[attr-defined]
+
+
+def _function(value: Any) -> Any:
+    """Return the function within a property, a cache or another wrapper."""
+    return (
+        inspect.unwrap(value.fget if isinstance(value, property) else getattr(value, "__func__", value))
+        if callable(value) or isinstance(value, property | staticmethod | classmethod)
+        else None
+    )
 
 
 def run(file: str, *, only: str, timeout: float) -> list[str]:
     """Break a file in every place, and return the mutants that nobody noticed and that do not mean the same."""
-    same, survivors = EQUIVALENT.get(file, {}), []
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder)
-        # Weights are large, and never change.
-        shutil.copytree(SRC, package / "guidestar", ignore=shutil.ignore_patterns("__pycache__", "weights"))
-        (package / "guidestar" / "weights").symlink_to(SRC / "weights")
-        if noticed(package, file, timeout):
-            raise SystemExit(f"{file}: its tests fail as it stands")
-        for word, text in mutants(file):
-            if only not in word or any(part in word for part in same):
-                continue
-            (package / "guidestar" / file).write_text(text)
-            seen = noticed(package, file, timeout)
-            survivors += [] if seen else [word]
-            print("noticed " if seen else "SURVIVED", f"{file}: {word}", flush=True)
+    same = EQUIVALENT.get(file, {})
+    if not unnoticed(file, [("as it stands", ast.unparse(ast.parse((SRC / file).read_text())))], timeout):
+        return ["its tests fail as it stands"]
+    tried = [(word, text) for word, text in mutants(file) if only in word and not any(part in word for part in same)]
+    survivors = [word for word, _ in unnoticed(file, tried, timeout)]
+    print(f"{file}: {len(tried)} tried, {len(survivors)} survived", *survivors, sep="\n  ", flush=True)
     return survivors
 
 
@@ -221,9 +272,8 @@ def main() -> None:
         for file in files:
             print(f"{file}  {len(list(mutants(file)))} mutants, of which {len(EQUIVALENT.get(file, {}))} are known to mean the same")
         return
-    importlib.import_module("guidestar.models.layers")  # and with it Diffusers' networks, which every child then has
+    os.chdir(TESTS.parent)
     survivors = {file: run(file, only=given.only, timeout=given.timeout) for file in files}
-    print(*(f"{file}: {len(words)} survived" for file, words in survivors.items()), sep="\n")
     sys.exit(bool(sum(map(len, survivors.values()))))
 
 

@@ -102,6 +102,12 @@ def test_conjugate_gradients_solve_each_sample_by_itself():
     assert torch.equal(conjugate(lambda v: 0 * v, b, 3), 0 * b)
 
 
+def test_conjugate_gradients_go_on_to_rounding():
+    diagonal, b = torch.linspace(1, 40, 30, dtype=torch.float64), noise(2, 30)
+    solved = conjugate(lambda v: diagonal * v, b, 60)
+    assert ((diagonal * solved - b).norm(dim=1) < 1e-13 * b.norm(dim=1)).all()
+
+
 # --- operators
 
 MASK = (noise(1, 8, 12) > 0).double()

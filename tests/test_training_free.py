@@ -237,6 +237,14 @@ def test_eps_follows_or_stays(made, linked):
     torch.testing.assert_close(out.eps, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_a_displacement_of_x_s_reads_the_level_it_leads_to():
+    """So a solver that evaluates twice a step would take it at another level, and refuses it."""
+    for made in (dps, freedom, lgd, tfg):
+        assert world(made(1.0)).reads_target == [made.name]
+    for made in (mpgd, ugd, ugd_backward):
+        assert world(made(1.0)).reads_target == []
+
+
 @pytest.mark.parametrize("made", [dps, freedom, lgd, mpgd, ugd, tfg])
 def test_each_sample_has_its_own_observation_also_when_others_sleep(made):
     paper = Paper("mixed")

@@ -103,7 +103,7 @@ class Blur:
 
     def _along(self, x: Tensor) -> Tensor:
         """Blur the last dimension."""
-        reach = self.radius if self.radius is not None else max(1, round(3 * self.deviation))
+        reach = self.radius if self.radius is not None else round(3 * self.deviation)
         offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=torch.float64)
         kernel = torch.exp(-(offsets**2) / (2 * self.deviation**2))
         rows = x.reshape(-1, 1, x.shape[-1])
