@@ -129,3 +129,8 @@ def test_a_model_of_no_pictures_observes_none(folder):
     model = Model(name="vectors", denoiser=lambda x, level, cond: x, schedule=VP.linear(), shape=(4,))
     with pytest.raises(ValueError, match="'vectors' does not make pictures of pixels"):
         read_observation(model, parse("uncond + dps(1)"), [folder / "whole"], "blur")
+
+
+def test_a_plan_needs_no_picture(capsys):
+    code, out, _ = run(capsys, "plan", "fashion-mnist", "--guidance", "uncond + dps(1) + pigdm(1)", "--steps", 3)
+    assert code == 0 and out.count("gradient x 2") == 3 and out.splitlines()[-1].startswith("total NFE 3 a sample, gradients 6")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from _toys import noise
-from guidestar import VP, Population, crowd, sample, steer
+from guidestar import DDPM, VP, Draw, Population, crowd, sample, steer, trajectory
 from guidestar.levels import log_snr
 from guidestar.prediction import Prediction
 from guidestar.sampling import effective_size, systematic
@@ -55,6 +55,10 @@ def test_systematic_resampling_is_written_out_and_right_on_average():
     torch.testing.assert_close(total.double() / 1000, 6 * weights, rtol=0, atol=2e-3)
 
 
+def test_the_last_particle_is_the_last_also_where_the_weights_fall_short_of_one():
+    assert systematic(torch.tensor([0.3, 0.7 - 1e-12], dtype=torch.float64), 1 - 1e-13).tolist() == [1, 1]
+
+
 def test_effective_size():
     w = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.5, 0.0]], dtype=torch.float64)
     expected = [1 / (0.01 + 0.04 + 0.49), 2.0]
@@ -86,6 +90,20 @@ def test_whatever_the_potentials_a_way_weighs_as_its_end(potential):
     torch.testing.assert_close(found.rewards, found.x[..., 0])
 
 
+@pytest.mark.parametrize("potential", ["difference", "max", "sum"])
+def test_the_potentials_on_the_way_are_written_out(potential):
+    """Of the clean estimates r_t: exp(λ(r_t − r_before)), exp(λ max r) and exp(λ Σ r); the effective sizes tell."""
+    draw = Draw(crowd([3], 5))
+    start = GRID[0].sigma * draw.at(-1).normal("start", (1,)).double()
+    states = list(trajectory(mixture, start, grid=GRID, solver=DDPM(), draw=draw))
+    way = 1.7 * torch.stack([state.prediction.x0[:, 0] for state in states[:-1]])
+    gain = {"difference": way - torch.cat([0 * way[:1], way[:-1]]), "max": way.cummax(0).values, "sum": way.cumsum(0)}[potential]
+    log = torch.cat([gain.cumsum(0), 1.7 * states[-1].x[None, :, 0]])
+    w = (log - log.max(1, keepdim=True).values).exp()
+    found = run(5, every=0, strength=1.7, potential=potential)
+    torch.testing.assert_close(torch.cat(found.sizes), w.sum(1) ** 2 / (w**2).sum(1), rtol=1e-9, atol=1e-9)
+
+
 def test_best_of_k_is_the_best_of_independent_samples():
     seeds = [3, 9]
     found = run(4, seeds=seeds, every=0)
@@ -100,9 +118,9 @@ def test_one_particle_is_an_ordinary_sample():
 
 
 def test_a_sample_depends_on_its_own_seed_alone():
-    both, alone = run(6, seeds=[3, 9], strength=3.0), run(6, seeds=[9], strength=3.0)
-    torch.testing.assert_close(both.x[1:], alone.x, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(both.weights[1:], alone.weights, rtol=1e-9, atol=1e-12)
+    several, alone = run(6, seeds=[3, 9, 4], strength=3.0), run(6, seeds=[9], strength=3.0)
+    torch.testing.assert_close(several.x[1:2], alone.x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(several.weights[1:2], alone.weights, rtol=1e-9, atol=1e-12)
     assert torch.equal(run(6, seeds=[9], strength=3.0).x, alone.x)
     assert len(set(crowd([3, 9], 6))) == 12 and crowd([3, 9], 6)[::6] == [3, 9]
 
@@ -122,6 +140,19 @@ def test_it_resamples_where_the_effective_size_is_low_and_carries_what_is_rememb
     ways.clear()
     steer(remembering, threshold=0.0, **options)
     assert len(ways[-1]) == 8
+
+
+def test_it_resamples_after_every_so_many_steps():
+    counts = []
+
+    def remembering(x: Tensor, step: Any, gstate: Any) -> Any:
+        start = gstate.get("start", x)
+        counts.append(len(torch.unique(start)))
+        return mixture(x, step, gstate)[0], {"start": start}
+
+    options = {"grid": GRID, "seeds": [3], "shape": (1,), "reward": lambda x0: x0[:, 0], "dtype": torch.float64}
+    steer(remembering, particles=40, every=10, threshold=2.0, strength=4.0, **options)
+    assert counts[:10] == [40] * 10 and counts[10:20] == [counts[10]] * 10 and counts[20:] == [counts[20]] * 10 and 40 > counts[10] > counts[20]
 
 
 def test_what_it_refuses():

@@ -142,8 +142,19 @@ def test_what_the_operators_show():
     spot = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
     spot[..., 4, 4] = 1
     i = torch.arange(-2, 3, dtype=torch.float64)
-    kernel = (-(i**2) / 2).exp() / (-(i**2) / 2).exp().sum()
-    torch.testing.assert_close(Blur(deviation=1.0, radius=2)(spot)[0, 0, 2:7, 2:7], kernel[:, None] * kernel)
+    kernel = (-(i**2) / 4.5).exp() / (-(i**2) / 4.5).exp().sum()
+    torch.testing.assert_close(Blur(deviation=1.5, radius=2)(spot)[0, 0, 2:7, 2:7], kernel[:, None] * kernel)
+    assert torch.equal(Blur(deviation=2.0)(x), Blur(deviation=2.0, radius=6)(x))
+
+
+def test_means_of_squares_are_those_of_the_last_two_dimensions_whatever_the_others():
+    x, y = noise(2, 3, 8, 12), noise(2, 3, 2, 3, seed=1)
+    for shape in ((6,), (2, 3, 1)):
+        torch.testing.assert_close(Downsample(factor=4)(x.reshape(*shape, 8, 12)), Downsample(factor=4)(x).reshape(*shape, 2, 3))
+        torch.testing.assert_close(Downsample(factor=4).transpose(y.reshape(*shape, 2, 3)), Downsample(factor=4).transpose(y).reshape(*shape, 8, 12))
+    for shape in ((6, 9, 8), (6, 8, 9), (4, 8)):
+        with pytest.raises(ValueError, match="must divide height and width"):
+            Downsample(factor=4)(noise(*shape))
 
 
 def test_operators_by_name_and_what_is_refused():

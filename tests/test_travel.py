@@ -150,6 +150,11 @@ def test_once_is_the_solver_itself():
     assert torch.equal(once, alone)
 
 
+def test_what_draws_noise_says_so():
+    assert TimeTravel(solver=DDIM(), times=2).stochastic and TimeTravel(solver=DDPM(), times=1).stochastic and not TimeTravel(solver=DDIM(), times=1).stochastic
+    assert RePaint(solver=DDIM(), known=noise(1, 4), mask=noise(1, 4)).stochastic
+
+
 def test_what_it_refuses():
     for solver in (DPMpp2M(), SDEDPMpp2M(), TimeTravel()):
         with pytest.raises(ValueError, match=f"no meaning around '{solver.name}'"):
