@@ -6,6 +6,7 @@ are plain guidance and those that change a network, on real networks with Diffus
 
 import pytest
 import torch
+from diffusers.hooks import LayerSkipConfig
 from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 
 from _families import family
@@ -105,7 +106,7 @@ def test_the_mean_query_is_theirs_for_every_sigma_but_the_infinite_one():
 
 def test_slg_fails_theirs_on_joint_blocks():
     f, x, step, cond, null = at("sd3")
-    how = {"skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0, "skip_layer_guidance_layers": [1]}
+    how = {"skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0, "skip_layer_config": LayerSkipConfig(indices=[1])}
     with pytest.raises(RuntimeError):  # it hands the two streams back in the wrong order
         Theirs(guiders.SkipLayerGuidance(guidance_scale=4.0, skip_layer_guidance_scale=2.8, **how), f).passes(x, step.t, cond, null)
     f, x, step, cond, null = at("sd3")
