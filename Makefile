@@ -20,6 +20,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/against_diffusers.py
+	$(BIN)/python benchmarks/composed.py
 	$(BIN)/python benchmarks/training.py
 
 figures: $(VENV)/.dev

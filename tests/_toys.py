@@ -145,6 +145,29 @@ class Seer:
         return self.answer(x, level, target[:, 0])
 
 
+@dataclass
+class Critic:
+    """A discriminator as a model carries one."""
+
+    answer: Any = log_prob
+
+    def log_odds(self, x: Tensor, level: Level) -> Tensor:
+        return self.answer(x, level, 3.0)
+
+
+@dataclass
+class Scaled:
+    """A linear operator on samples of any shape: ``A x = k x``."""
+
+    k: float = 1.5
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.k * x
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self.k * y
+
+
 def condition(*c: float) -> Condition:
     return Condition(c=torch.tensor(c, dtype=torch.float64))
 

@@ -17,19 +17,23 @@ import torch
 from torch import Tensor
 
 import guidestar
-from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, Judge, Seer, Spy, col, condition, encode, log_prob, mixed_step, noise, steps, toy
-from guidestar import METHODS, Condition, Guided, Level, Net, Post, Step, clamp, cosine, linear, parse, uniform
+from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, Critic, Judge, Scaled, Seer, Spy, col, condition, encode, log_prob, mixed_step, noise, steps, toy
+from guidestar import METHODS, Condition, Guided, Level, Net, Observation, Post, Step, clamp, cosine, linear, parse, uniform
 from guidestar.guidance import Contrast, Direction
 from guidestar.guidance._core import as_guidance
 
 MAKE: dict[str, Callable[..., Any]] = {
     "clip": lambda scale, **more: METHODS["clip"](scale, "cat", **more),
     "sag": lambda scale, **more: METHODS["sag"](scale, layer="map", **more),
+    "mmps": lambda scale, **more: METHODS["mmps"](scale, "observation", **more),
+    "pigdm": lambda scale, **more: METHODS["pigdm"](scale, "observation", **more),
     "pix2pix": lambda scale, **more: METHODS["pix2pix"](scale, text=scale, **more),  # which has two scales
 }
 """How to make a method that needs more than its scale: name -> (scale, **more) -> term."""
 
 EXCEPT: dict[str, set[str]] = {
+    "mmps": {"test_equal_passes_do_not_push"},  # it compares with an observation, whatever the passes
+    "pigdm": {"test_equal_passes_do_not_push"},
     "fdg": {"test_samples_of_any_shape"},  # its bands lie along the positions, so the shape matters
     "sag": {"test_samples_of_any_shape"},  # it blurs over places, so a vector is no picture
 }
@@ -74,7 +78,9 @@ def guided(
         "main": Net(denoiser=spy, cond=cond or condition(COND), negative=condition(NEGATIVE), **one),
         "weak": Net(denoiser=lambda x, level, cond: spy(0.9 * x, level, cond), cond=cond or condition(COND), negative=condition(NEGATIVE), **one),
     }
-    return Guided(guidance, nets, classifiers={"classifier": Judge(answer=judge), "clip": Seer(answer=judge)}, target=target, seeds=seeds, **more)
+    judges = {"classifier": Judge(answer=judge), "clip": Seer(answer=judge), "discriminator": Critic(answer=judge)}
+    losses = {"loss": lambda x0: -judge(x0, Level(1.0, 0.0, 0.0), 3.0) / 5, "observation": Observation(Scaled(), 0.3, noise=0.5)}
+    return Guided(guidance, nets, classifiers=judges, losses=losses, target=target, seeds=seeds, **more)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
@@ -140,7 +146,7 @@ def test_equal_passes_do_not_push(name, place):
 @pytest.mark.parametrize("contrast", [False, True])
 def test_zero_norms_and_constant_tensors_stay_finite(name, value, contrast):
     def constant(x: Tensor, level: Level, c: Any) -> Tensor:
-        return torch.full_like(x, value) + (col(c, x) if contrast else 0.0)
+        return value + 0 * x + (col(c, x) if contrast else 0.0)
 
     for place in SCHEDULES:
         grid = uniform(SCHEDULES[place], 4)

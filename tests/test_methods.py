@@ -389,6 +389,24 @@ def test_a_classifier_that_knows_nothing_is_refused():
     assert Guided("classifier(3, interval=(0, 1))", {"main": net(Spy())}, **run).terms[0].interval == (0, 1)
 
 
+def test_a_classifier_that_knows_a_little_is_used_there():
+    guided = Guided("classifier(3)", {"main": net(Spy())}, classifiers={"classifier": Judge(rho_max=0.5)}, target=TARGET)
+    assert guided.terms[0].interval == (0.0, 0.5) and guided.reads_target == []
+    assert Guided("classifier(3, form='mean')", {"main": net(Spy())}, classifiers={"classifier": Judge()}, target=TARGET).reads_target == ["classifier"]
+
+
+def test_a_classifier_that_names_its_classes_knows_no_others():
+    class Naming(Judge):
+        config = {"classes": ["bag", "boot", "coat"]}
+
+    run = {"classifiers": {"classifier": Naming()}}
+    for target in ([0, 1, 2], [2, 0, 0]):
+        Guided(classifier(3, target=target), {"main": net(Spy())}, **run)
+    for target in (-1, 3):
+        with pytest.raises(ValueError, match=rf"no class {target} to steer to; the classifier knows 0 to 2"):
+            Guided(classifier(3, target=[0, target, 1]), {"main": net(Spy())}, **run)
+
+
 def test_a_sum_of_several(scene):
     gradient = scene.s**2 / scene.a * log_prob_gradient(scene.x, scene.step.t, TARGET)
     blurry, contrast = scene.d(WORDS["blurry"]), scene.c - scene.n

@@ -131,3 +131,67 @@ def test_a_run_that_cannot_be_repeated_says_so(model):
     churned = model.sample("bag", seeds=torch.arange(2), solver=gs.Heun(churn=5), steps=2)
     with pytest.raises(ValueError, match="unknown solver"):
         model.again(vars(churned.settings))
+
+
+def half(x):
+    """Means of squares of two by two pixels."""
+    return (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+
+
+@pytest.fixture(scope="module")
+def boots(model):
+    return model.sample(["ankle boot", "bag"], seeds=[40, 41], steps=12, guidance="cfg(2)").x
+
+
+def test_a_loss_steers_a_loaded_model(model, boots):
+    """An inverse problem by an observation, and the same by a function of one's own."""
+    y, run = half(boots), {"seeds": [0, 1], "steps": 12}
+    observed = gs.Observation(gs.Downsample(factor=2), y)
+    free = model.sample(guidance="uncond", **run)
+    told = model.sample(guidance="uncond + dps(5)", losses={"loss": observed}, **run)
+    wrong = [(half(s.x) - y).square().mean() for s in (free, told)]
+    assert wrong[1] < 0.1 * wrong[0] and told.nfe == 12
+    assert (told.x - boots).square().mean() < 0.2 * (free.x - boots).square().mean()
+    named = {"mine": lambda x0: (y - half(x0)).flatten(1).norm(dim=1)}
+    torch.testing.assert_close(model.sample(guidance="uncond + dps(5, 'mine')", losses=named, **run).x, told.x, atol=1e-4, rtol=0)
+    last = [state.x for state in model.trajectory(guidance="uncond + dps(5)", losses={"loss": observed}, **run)][-1]
+    assert last.equal(told.x)
+    again = model.sample(guidance="uncond + dps(5)", losses={"loss": observed}, checkpoint=True, **run)
+    torch.testing.assert_close(again.x, told.x, atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match=r"no loss 'loss' \(there is mine\); give losses="):
+        model.sample(guidance="uncond + dps(5)", losses=named, **run)
+    assert model.plan("uncond + dps(1) + mpgd(1, 'mine')", cond=None, steps=5).gradients == 10
+
+
+def test_a_run_with_a_loss_or_a_reward_is_not_repeated_without_it(model):
+    loss = lambda x0: x0.flatten(1).sum(1)  # noqa: E731
+    for guidance, what in (("uncond + mpgd(0.1)", "the loss 'loss'"), (gs.mpgd(0.1, loss), "what its guidance was given in Python")):
+        settings = model.sample(guidance=guidance, losses={"loss": loss}, seeds=[0], steps=2).settings
+        with pytest.raises(ValueError, match=f"depended on {what}, which its settings do not carry"):
+            model.again(vars(settings))
+    steered = model.steer(loss, particles=2, steps=2)
+    with pytest.raises(ValueError, match="depended on the reward"):
+        model.again(vars(steered.settings))
+    assert model.sample(guidance="uncond", losses={"loss": loss}, seeds=[0], steps=2).settings.lacking == ()
+
+
+def test_a_reward_steers_a_loaded_model(model):
+    """The judge's log-probability of a class, which nothing differentiates, as a reward of unconditional particles."""
+    bag, seen = model.classes.index("bag"), []
+
+    def reward(images):
+        return model.judge(images).log_softmax(1)[:, bag]
+
+    found = model.steer(reward, particles=4, seeds=[3, 4], steps=10, watch=lambda done, total: seen.append((done, total)))
+    assert found.images.shape == (2, 1, 28, 28) and found.population.x.shape == (2, 4, 1, 28, 28) and seen == [(i, 10) for i in range(1, 11)]
+    torch.testing.assert_close(reward(found.images).double(), found.population.rewards.max(1).values, atol=1e-4, rtol=1e-4)
+    assert found.evaluations == (40, 40)
+    best = model.steer(reward, particles=4, seeds=[3, 4], steps=10, every=0)
+    one = model.sample(seeds=[3, 4], steps=10, solver="ddpm", guidance="uncond")
+    torch.testing.assert_close(best.population.x[:, 0], one.x, atol=1e-4, rtol=0)
+    assert found.population.rewards.mean() > best.population.rewards.mean() and (best.population.rewards.max(1).values >= reward(one.images)).all()
+    told = model.steer(reward, "bag", particles=2, steps=3, guidance="cfg(2)")
+    assert told.settings.cond == ("bag",) and told.evaluations == (12,)
+    for more, said in (({"solver": "ddim"}, "draws no noise"), ({"particles": 0}, "at least one particle"), ({"seeds": []}, "at least one seed")):
+        with pytest.raises(ValueError, match=said):
+            model.steer(reward, steps=2, **more)

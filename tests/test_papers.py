@@ -5,7 +5,7 @@ import re
 import pytest
 
 from _toys import Spy, net
-from guidestar import METHODS, Guided
+from guidestar import METHODS, Guided, RePaint, TimeTravel, steer
 from guidestar.guidance.papers import Paper, described, papers
 
 
@@ -18,10 +18,16 @@ def test_every_method_can_be_described_and_cited(name):
     assert "interval" not in said.arguments
     for paper in said.papers:
         entry = paper.bibtex()
-        assert paper.authors and paper.arxiv and entry.count("{") == entry.count("}")
-        assert re.match(r"@misc\{[a-z]+20\d\d[a-z]+,\n  title = \{\{[^{}]+\}\},\n  author = ", entry), entry
+        assert paper.authors and (paper.arxiv or "arxiv" not in paper.url) and entry.count("{") == entry.count("}")
+        assert re.match(r"@misc\{[a-z]+(20\d\d)?[a-z]+,\n  title = \{\{[^{}]+\}\},\n  author = ", entry), entry
         assert not re.search(r"section|algorithms 1|\($", paper.title)
     assert said.papers
+
+
+@pytest.mark.parametrize(("thing", "keys"), [(TimeTravel, "lugmayr yu bansal"), (RePaint, "lugmayr"), (steer, "singhal wu")])
+def test_what_is_no_method_names_its_papers_and_their_authors_too(thing, keys):
+    found = papers(thing)
+    assert [p.authors[0].split()[-1].lower() for p in found] == keys.split() and all(p.arxiv and len(p.authors) > 4 for p in found)
 
 
 def test_the_entry_of_a_paper():

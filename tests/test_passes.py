@@ -116,6 +116,34 @@ def test_chunks_are_small_enough_and_exact(max_rows):
     assert spy.rows == 2 * (5 + 5 + 3)
 
 
+def test_a_perturbed_pass_that_is_differentiated_is_not_checkpointed():
+    """Its blocks would be computed again after the perturbation is gone."""
+
+    class Deep(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks, self.moved = torch.nn.ModuleList([torch.nn.Identity()]), 0.0
+
+        def forward(self, x, level, cond):
+            return self.blocks[0](x) + self.moved
+
+    @dataclass(frozen=True)
+    class Moved:
+        @contextmanager
+        def __call__(self, denoiser):
+            denoiser.moved = 1.0
+            yield
+            denoiser.moved = 0.0
+
+    moved, x = Pass(perturb=Moved()), noise(B, 4)
+    q, nets = Question(x_t=x, level=STEP.t, rows=None, batch=B), {"main": Net(denoiser=Deep(), cond=condition(COND))}
+    with pytest.raises(ValueError, match=r"the pass 'cond perturbed' changes the network while it runs.*leave checkpoint out"):
+        evaluate({moved: None}, q, nets, frozenset({moved}), checkpoint=True)
+    for through, checkpoint in ((frozenset({moved}), False), (frozenset({C}), True), (frozenset(), True)):
+        answers = evaluate({moved: None, C: None}, q, nets, through, checkpoint=checkpoint)
+        assert torch.equal(answers[moved].prediction.x0, x + 1) and torch.equal(answers[C].prediction.x0, x)
+
+
 def test_a_chunk_in_which_a_term_sleeps_keeps_its_memory():
     guided = Guided("apg([1, 1, 3, 3])", {"main": net(Spy())}, max_rows=2)
     _, state, pushes = guided(noise(4, 4), STEP, explain=True)

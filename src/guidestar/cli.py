@@ -24,6 +24,10 @@ Steps = Annotated[Optional[int], typer.Option("--steps", help="Solver steps.")] 
 SolverName = Annotated[Optional[str], typer.Option("--solver", help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun.")]  # noqa: UP045
 GridName = Annotated[Optional[str], typer.Option("--levels", help="How levels are spaced: uniform, log_snr, karras, leading, linspace or trailing.")]  # noqa: UP045
 
+_OPERATOR_HELP = "What --observe shows: downsample(factor=2), inpaint(mask='mask.png'), blur(deviation=2), gray or identity; with noise, e.g. gray(noise=0.05)."
+Observe = Annotated[Optional[list[Path]], typer.Option("--observe", help="A picture, or a folder of them, to find the whole of; several times for several.")]  # noqa: UP045
+Operator = Annotated[Optional[str], typer.Option("--operator", help=_OPERATOR_HELP)]  # noqa: UP045
+
 Average = Annotated[Optional[str], typer.Option("--average", help="Which average of the weights, where the training kept several, e.g. power-0.1.")]  # noqa: UP045
 Trust = Annotated[bool, typer.Option("--trust", help="Run the code that the model's folder names for its network.")]
 
@@ -88,17 +92,22 @@ def sample(
     max_rows: Annotated[Optional[int], typer.Option(min=1, help="Most rows of one network call.")] = None,  # noqa: UP045
     grid: Annotated[bool, typer.Option("--grid", help="Also write a contact sheet.")] = False,
     like: Annotated[Optional[Path], typer.Option(help="Repeat the run of this PNG, bit for bit.")] = None,  # noqa: UP045
+    observe: Observe = None,
+    operator: Operator = None,
     average: Average = None,
     trust: Trust = False,
     out: Out = Path("out/samples"),
 ) -> None:
     """Sample images, as PNG files that carry the whole run; sequences and vectors as samples.safetensors and curves.png."""
+    from dataclasses import replace
+
     from . import processes
     from .files import make_folder
     from .folder import load
+    from .observing import read_observation
     from .pictures import read_settings
 
-    if like and any(v is not None for v in (prompts, cond, file, guidance, negative, steps, solver, levels, max_rows)):
+    if like and any(v is not None for v in (prompts, cond, file, guidance, negative, steps, solver, levels, max_rows, observe, operator)):
         raise ValueError("--like repeats a run as it was; leave the options of a new run out")
     settings = read_settings(like) if like else None
     chosen = load(_model_name(model, settings), average=average, trust=trust)
@@ -109,11 +118,14 @@ def sample(
             _warn_of_differences(settings, samples.settings)
         else:
             names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num)
-            rows = processes.mine(len(names) if names else num)
+            observed = read_observation(chosen, chosen.expression(guidance, conditional=bool(names)), observe, operator)
+            each = len(names) if names else num
+            rows = processes.mine(each if observed is None else each * len(observed.y))  # type: ignore[arg-type]
             if not rows:
                 raise ValueError("there are more processes than samples; launch fewer")
             given = {"guidance": guidance, "negative": negative, "steps": steps, "solver": solver, "grid": levels, "max_rows": max_rows, "watch": watch}
-            samples = chosen.sample([names[i] for i in rows] if names else None, seeds=[seed + i for i in rows], **given)  # type: ignore[arg-type]
+            losses = observed and {"loss": replace(observed, y=observed.y[[i // each for i in rows]])}  # type: ignore[index]
+            samples = chosen.sample([names[i % each] for i in rows] if names else None, seeds=[seed + i for i in rows], losses=losses, **given)  # type: ignore[arg-type]
     _write(samples, rows if settings is None else None, out, grid)
 
 

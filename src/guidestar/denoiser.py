@@ -7,10 +7,13 @@ preconditioned as in EDM; any other callable of that signature is one already.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .levels import Level, Value, divide, expand, inverse_or_zero, log, sqrt
 from .prediction import Prediction
@@ -115,6 +118,36 @@ _TO_X0: dict[str, Callable[[Tensor, Tensor, Value, Value], Tensor]] = {
     "v": _from_v,
     "velocity": _from_velocity,
 }
+
+
+@contextmanager
+def checkpointed(denoiser: Denoiser) -> Iterator[None]:
+    """Let the blocks of a network keep only their inputs for a gradient, and compute the rest again.
+
+    Blocks are the members of its outermost `torch.nn.ModuleList` and `Sequential` containers.
+
+    Raises:
+        ValueError: it is no module, or has no blocks.
+    """
+    blocks = _blocks(denoiser) if isinstance(denoiser, nn.Module) else []
+    if not blocks:
+        raise ValueError("there is nothing to checkpoint: the network is no torch module, or has no blocks (ModuleList, Sequential); leave checkpoint out")
+    own = [vars(block).get("forward") for block in blocks]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    inner = list(module.children())
+    return inner if isinstance(module, nn.ModuleList | nn.Sequential) else list(dict.fromkeys(b for child in inner for b in _blocks(child)))
 
 
 class Network(nn.Module):

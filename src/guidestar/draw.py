@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-def _generator(seed: int, step: int, tag: str) -> torch.Generator:
+def _generator(seed: int, step: str, tag: str) -> torch.Generator:
     key = hashlib.blake2b(f"{seed}/{step}/{tag}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "big"))
 
@@ -27,6 +27,7 @@ class Draw:
     Args:
         seeds: one integer for each sample of the batch.
         step: the step of the run or of the training.
+        visit: which time this step is taken, where a run travels back and takes it again.
 
     Example:
         >>> one, two = Draw([7]), Draw([3, 7])
@@ -36,10 +37,19 @@ class Draw:
 
     seeds: Sequence[int]
     step: int = 0
+    visit: int = 0
 
     def at(self, step: int) -> Draw:
         """Return the streams of another step."""
         return replace(self, step=step)
+
+    def again(self, visit: int) -> Draw:
+        """Return the streams of another visit of the same step."""
+        return replace(self, visit=visit)
+
+    @property
+    def _when(self) -> str:
+        return f"{self.step}.{self.visit}" if self.visit else f"{self.step}"
 
     def take(self, rows: Tensor) -> Draw:
         """Select samples (``rows``: int64 indices)."""
@@ -47,7 +57,7 @@ class Draw:
 
     def normal(self, tag: str, shape: Sequence[int]) -> Tensor:
         """Draw standard normals ``[B, *shape]``, on the CPU in float32."""
-        return torch.stack([torch.randn(tuple(shape), generator=_generator(s, self.step, tag)) for s in self.seeds])
+        return torch.stack([torch.randn(tuple(shape), generator=_generator(s, self._when, tag)) for s in self.seeds])
 
     def normal_like(self, tag: str, x: Tensor) -> Tensor:
         """Draw standard normals in the shape, dtype and on the device of ``x [B, *S]``."""
@@ -55,8 +65,8 @@ class Draw:
 
     def uniform(self, tag: str) -> Tensor:
         """Draw one number a sample, uniform in [0, 1): ``[B]``, CPU float64."""
-        return torch.stack([torch.rand((), generator=_generator(s, self.step, tag), dtype=torch.float64) for s in self.seeds])
+        return torch.stack([torch.rand((), generator=_generator(s, self._when, tag), dtype=torch.float64) for s in self.seeds])
 
     def gaussian(self, tag: str) -> Tensor:
         """Draw one standard normal a sample: ``[B]``, CPU float64."""
-        return torch.stack([torch.randn((), generator=_generator(s, self.step, tag), dtype=torch.float64) for s in self.seeds])
+        return torch.stack([torch.randn((), generator=_generator(s, self._when, tag), dtype=torch.float64) for s in self.seeds])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import __version__
 from .denoiser import Condition, Denoiser
 from .draw import Draw
-from .guidance import Guidance, Guided, Plan, parse
+from .guidance import Guidance, Guided, Observation, Plan, losses_of, parse
 from .guidance._core import Direction, as_guidance
+from .guidance.losses import Loss
 from .levels import GRIDS, Grid, Schedule
 from .passes import Net
-from .samples import Samples, Settings
-from .sampling import Solver, State, get_solver, noise, noised, trajectory
+from .samples import Samples, settings_of
+from .sampling import Potential, Solver, State, get_solver, noise, noised, trajectory
+from .steering import Reward, steer
 
 Names = str | int | Sequence[str | int]
 Watch = Callable[[int, int], None]
@@ -146,12 +146,14 @@ class Model:
         cond: Sequence[str | int] | Condition | None = None,
         negative: str | int | None = None,
         seeds: Sequence[int] | None = None,
+        losses: Mapping[str, Loss] | None = None,
         max_rows: int | None = None,
+        checkpoint: bool = False,
         check: bool = False,
     ) -> Guided:
         """Bind a guidance to this model's networks, for samples of the conditions ``cond`` (by name, or encoded).
 
-        ``seeds``, one a sample, are for guidances that draw random numbers.
+        ``seeds``, one a sample, are for guidances that draw random numbers; the others as in `sample`.
         """
         everyone = {"main": (self.denoiser, self.encoder), **self.nets}
         nets = {name: self._net(denoiser, encoder, cond, negative) for name, (denoiser, encoder) in everyone.items()}
@@ -160,7 +162,7 @@ class Model:
         target = torch.tensor([index(n) for n in named]) if named is not None and index is not None and "" not in named else None
         expression = self.expression(guidance, conditional=cond is not None)
         prompts = [str(c) for c in named] if named is not None and self.told_by_text else None
-        more = {"target": target, "index": index, "prompts": prompts, "seeds": seeds, "max_rows": max_rows, "check": check}
+        more = {"target": target, "index": index, "prompts": prompts, "seeds": seeds, "losses": losses, "max_rows": max_rows, "checkpoint": checkpoint, "check": check}
         return Guided(expression, nets, classifiers=self.classifiers, **more)  # type: ignore[arg-type]
 
     def _net(self, denoiser: Denoiser, encoder: Any, cond: Sequence[str | int] | Condition | None, negative: str | int | None) -> Net:
@@ -195,11 +197,12 @@ class Model:
         solver: str | Solver | None = None,
         grid: str | None = None,
     ) -> Plan:
-        """Tell which passes a run would evaluate, without running anything."""
+        """Tell which passes a run would evaluate, without running anything (so no losses are needed)."""
         cond = "anything" if cond == 0 and self.told_by_text else cond
         count = 1 if cond is None or isinstance(cond, str | int) else len(cond)
         names = self.names(cond if self.encoder is not None else None, count)
-        guided, solver = self.guided(guidance, cond=names), self._solver(solver)
+        unseen = {name: Observation("identity", 0.0) for name in losses_of(self.expression(guidance, conditional=names is not None))}
+        guided, solver = self.guided(guidance, cond=names, losses=unseen), self._solver(solver)
         levels = self.grid(steps, grid)
         solver.check(guided, levels)
         return guided.plan(levels, batch=count, evaluations=solver.evaluations)
@@ -219,13 +222,16 @@ class Model:
         grid: str | Grid | None = None,
         start: Tensor | None = None,
         start_rho: float | None = None,
+        losses: Mapping[str, Loss] | None = None,
         max_rows: int | None = None,
+        checkpoint: bool = False,
         explain: bool = False,
         check: bool = False,
     ) -> Iterator[State]:
         """Yield the state after each step (previews, progress, cancelling); arguments as in `sample`."""
         seeds = _checked_seeds(seeds)
-        guided = self.guided(guidance, cond=self.names(cond, len(seeds)), negative=negative, seeds=seeds, max_rows=max_rows, check=check)
+        bounds = {"losses": losses, "max_rows": max_rows, "checkpoint": checkpoint, "check": check}
+        guided = self.guided(guidance, cond=self.names(cond, len(seeds)), negative=negative, seeds=seeds, **bounds)  # type: ignore[arg-type]
         levels, draw = self.grid(steps, grid), Draw(list(seeds))
         if start_rho is not None:
             levels = levels.from_rho(start_rho)
@@ -249,7 +255,9 @@ class Model:
         grid: str | Grid | None = None,
         start: Tensor | None = None,
         start_rho: float | None = None,
+        losses: Mapping[str, Loss] | None = None,
         max_rows: int | None = None,
+        checkpoint: bool = False,
         watch: Watch | None = None,
     ) -> Samples:
         """Sample one image a seed.
@@ -262,7 +270,11 @@ class Model:
             steps, solver, grid: by default the card's.
             start: data ``[B, *S]`` to start from (SDEdit), noised to the first level of noise ratio
                 at most ``start_rho``.
+            losses: what dps, tfg and their kin lower, by name ("loss" unless they name another): any
+                differentiable ``loss(x0 [B, *S]) -> [B]``, or an `Observation`.
             max_rows: the most rows of one network call (bounds memory).
+            checkpoint: where the network is differentiated, keep only the inputs of its blocks and
+                compute the rest again (bounds memory further).
             watch: called after each step with the steps done and the steps in all.
 
         Raises:
@@ -271,7 +283,7 @@ class Model:
         """
         run = {
             "cond": cond, "guidance": guidance, "seeds": seeds, "negative": negative, "steps": steps, "solver": solver,
-            "grid": grid, "start": start, "start_rho": start_rho, "max_rows": max_rows,
+            "grid": grid, "start": start, "start_rho": start_rho, "losses": losses, "max_rows": max_rows, "checkpoint": checkpoint,
         }  # fmt: skip
         state = None
         for state in self.trajectory(**run):
@@ -280,9 +292,48 @@ class Model:
         assert state is not None  # a grid has at least one step
         if not bool(state.x.isfinite().all()):
             self._explain_not_finite(run)
-        solver = self._solver(solver)
-        settings = self._settings(self.names(cond, len(seeds)), run, solver, state)
+        settings = settings_of(self, run, self._solver(solver), state.x, state.step.grid.steps)
         return Samples(x=state.x, images=self.decode(state.x), settings=settings, evaluations=state.evaluations)
+
+    def steer(
+        self,
+        reward: Reward,
+        cond: Names | None = None,
+        *,
+        particles: int = 8,
+        strength: float = 1.0,
+        potential: Potential = "difference",
+        every: int = 1,
+        threshold: float = 0.5,
+        guidance: str | Guidance | Direction | None = None,
+        seeds: Sequence[int] = (0,),
+        negative: str | int | None = None,
+        steps: int | None = None,
+        solver: str | Solver = "ddpm",
+        grid: str | Grid | None = None,
+        losses: Mapping[str, Loss] | None = None,
+        max_rows: int | None = None,
+        watch: Watch | None = None,
+    ) -> Samples:
+        """Sample towards a reward, which need not be differentiable: K particles a seed, of which the best is returned.
+
+        The particles are weighed by the reward of their clean estimates and resampled on the way
+        (`guidestar.steer`); with ``every=0`` it is best-of-K. ``samples.population`` holds all of them.
+
+        Args:
+            reward: of images, decoded as a sample's are: ``[N, C, H, W] -> [N]``.
+            cond, guidance, seeds, negative, steps, grid, losses, max_rows, watch: as in `sample`.
+            particles: K.
+            strength: λ: the population is of the model's distribution times ``exp(λ · reward)``.
+            potential, every, threshold: as in `guidestar.steer`.
+            solver: one that draws noise.
+
+        Raises:
+            ValueError: as in `sample`; a solver that draws no noise; a reward that is not one number an image.
+        """
+        about = {"cond": cond, "guidance": guidance, "seeds": _checked_seeds(seeds), "negative": negative, "steps": steps, "grid": grid, "losses": losses, "max_rows": max_rows}
+        how = {"particles": particles, "strength": strength, "potential": potential, "every": every, "threshold": threshold}
+        return steer(self, reward, about, self._solver(solver), how, watch)
 
     def _explain_not_finite(self, run: dict[str, Any]) -> None:
         """Run again, looking at every output, to say where it went wrong."""
@@ -290,30 +341,12 @@ class Model:
             pass
         raise FloatingPointError("the samples are not finite, though every network output was; lower the scale of the guidance")
 
-    def _settings(self, names: tuple[str | int, ...] | None, run: dict[str, Any], solver: Solver, state: State) -> Settings:
-        plain = solver == type(solver)()
-        return Settings(
-            model=self.name,
-            cond=names,
-            negative=run["negative"],
-            guidance=str(self.expression(run["guidance"], conditional=names is not None)),
-            seeds=tuple(_checked_seeds(run["seeds"])),
-            steps=state.step.grid.steps,
-            solver=solver.name if plain else repr(solver),
-            grid="custom" if isinstance(run["grid"], Grid) else run["grid"] or self.defaults.get("grid", "log_snr"),
-            started=run["start"] is not None,
-            max_rows=run["max_rows"],
-            threads=torch.get_num_threads(),
-            dtype=str(state.x.dtype).removeprefix("torch."),
-            device=str(self.device),
-            versions={"guidestar": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        )
-
     def again(self, settings: Mapping[str, Any], watch: Watch | None = None) -> Samples:
         """Repeat the run that a picture carries.
 
         Raises:
-            ValueError: the settings are not a run's, or it started from an image, which they lack.
+            ValueError: the settings are not a run's, or it depended on what they lack: an image to start
+                from, a loss, a reward, a function.
         """
         keys = ("cond", "guidance", "seeds", "negative", "steps", "solver", "grid", "max_rows")
         missing = [k for k in keys if k not in settings]
@@ -321,6 +354,8 @@ class Model:
             raise ValueError(f"the settings lack {', '.join(missing)}; they were written by another version of guidestar")
         if settings.get("started"):
             raise ValueError("this run started from an image, which its settings do not carry; sample with start= again")
+        if settings.get("lacking"):
+            raise ValueError(f"this run depended on {' and '.join(settings['lacking'])}, which its settings do not carry; run it again with that")
         try:
             return self.sample(**{k: settings[k] for k in keys}, watch=watch)
         except TypeError as error:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .denoiser import Condition, Denoiser
+from .denoiser import Condition, Denoiser, checkpointed
 from .draw import Draw
 from .layers import AGAINST, Perturbation
 from .levels import Level, Value, expand, inverse_or_zero
@@ -262,7 +262,14 @@ class Question:
         return replace(self, x_t=self.x_t[rows.to(self.x_t.device)], level=self.level.take(rows), rows=rows)
 
 
-def evaluate(passes: Mapping[Pass, Tensor | None], q: Question, nets: Mapping[str, Net], through: frozenset[Pass] = frozenset()) -> dict[Pass, Evaluated]:
+def evaluate(
+    passes: Mapping[Pass, Tensor | None],
+    q: Question,
+    nets: Mapping[str, Net],
+    through: frozenset[Pass] = frozenset(),
+    *,
+    checkpoint: bool = False,
+) -> dict[Pass, Evaluated]:
     """Run ``passes``, each for its rows, in as few network calls as possible.
 
     Args:
@@ -271,6 +278,7 @@ def evaluate(passes: Mapping[Pass, Tensor | None], q: Question, nets: Mapping[st
         nets: networks by name.
         through: passes whose predictions must be differentiable in their ``x_t``; these are never
             cut into several calls.
+        checkpoint: compute the blocks of a differentiated network again instead of keeping them.
 
     Raises:
         ValueError: an unknown network, or a condition that the run lacks.
@@ -282,7 +290,10 @@ def evaluate(passes: Mapping[Pass, Tensor | None], q: Question, nets: Mapping[st
     answers: dict[Pass, Evaluated] = {}
     for (name, perturb, differentiable), members in groups.items():  # type: ignore[misc]
         net = _find(nets, name)
-        with perturb(net.denoiser) if perturb else nullcontext() as seen, torch.enable_grad() if differentiable else nullcontext():
+        if checkpoint and differentiable and perturb:
+            raise ValueError(f"the pass '{members[0]}' changes the network while it runs, so its blocks cannot be computed again; leave checkpoint out")
+        again = checkpointed(net.denoiser) if checkpoint and differentiable else nullcontext()
+        with perturb(net.denoiser) if perturb else nullcontext() as seen, torch.enable_grad() if differentiable else nullcontext(), again:
             answers.update(_run(net, members, passes, q, differentiable, seen))
     return answers
 

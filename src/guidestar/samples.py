@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from . import __version__
 from .files import make_folder
+from .guidance import ExpressionError, Guidance, losses_of, parse
+from .levels import Grid
 from .pictures import Row, save_png, sheet, to_pil
+from .sampling import SOLVERS, Population, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +32,7 @@ class Settings:
         seeds: one a sample.
         steps, solver, grid: how the run goes.
         started: whether it started from an image (which is not kept, so it cannot be repeated).
+        lacking: on what else it depended that is not kept (a loss, a reward), so that it cannot be repeated.
         max_rows: the most rows of one network call.
         threads, dtype, device, versions: where it ran; the same ones give the same bits.
     """
@@ -39,11 +46,55 @@ class Settings:
     solver: str
     grid: str
     started: bool = False
+    lacking: tuple[str, ...] = ()
     max_rows: int | None = None
     threads: int = 0
     dtype: str = "float32"
     device: str = "cpu"
     versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def settings_of(model: Any, run: Mapping[str, Any], solver: Solver, x: Tensor, steps: int, lacking: Sequence[str] = ()) -> Settings:
+    """Return the settings of a run.
+
+    Args:
+        model: a `Model`.
+        run: the arguments of its ``sample``.
+        solver: as it was made of them.
+        x: the samples.
+        steps: how many there were.
+        lacking: on what it depended that is not kept, beside losses and functions of its expression.
+    """
+    plain = solver.name in SOLVERS and solver == SOLVERS[solver.name]()
+    names = model.names(run["cond"], len(run["seeds"]))
+    guidance = model.expression(run["guidance"], conditional=names is not None)
+    return Settings(
+        model=model.name,
+        cond=names,
+        negative=run["negative"],
+        guidance=str(guidance),
+        seeds=tuple(int(s) for s in run["seeds"]),
+        steps=steps,
+        solver=solver.name if plain else repr(solver),
+        grid="custom" if isinstance(run["grid"], Grid) else run["grid"] or model.defaults.get("grid", "log_snr"),
+        started=run.get("start") is not None,
+        lacking=(*lacking, *_not_kept(guidance)),
+        max_rows=run["max_rows"],
+        threads=torch.get_num_threads(),
+        dtype=str(x.dtype).removeprefix("torch."),
+        device=str(model.device),
+        versions={"guidestar": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    )
+
+
+def _not_kept(guidance: Guidance) -> tuple[str, ...]:
+    """Tell what of an expression its text does not carry: losses, and functions or tensors in its arguments."""
+    losses = tuple(f"the loss {name!r}" for name in losses_of(guidance))
+    try:
+        parse(str(guidance))
+    except ExpressionError:
+        return (*losses, "what its guidance was given in Python")
+    return losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +106,14 @@ class Samples:
         images: decoded, ``[B, C, H, W]`` in [−1, 1] for image models.
         settings: the run.
         evaluations: network evaluations of each sample.
+        population: all particles, where samples are the best of several (`Model.steer`).
     """
 
     x: Tensor
     images: Tensor
     settings: Settings
     evaluations: tuple[int, ...]
+    population: Population | None = None
 
     @property
     def nfe(self) -> float:

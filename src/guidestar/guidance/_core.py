@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Condition
+from ..draw import Draw
 from ..levels import Step, Value
-from ..passes import Evaluated, Pass, Slot
+from ..passes import COND, Evaluated, Pass, Slot
 from ..prediction import Prediction
 from ._text import written
 from .weights import Scale, Schedule, checked_interval, checked_scale, checked_schedule, weigh
@@ -35,8 +36,10 @@ class Context:
         index: turns a class name into its index.
         conditional: whether a condition was requested.
         nets: names of the denoisers.
-        encode: turns names or prompts into conditions.
         prompts: the requested caption of each sample, or of all.
+        losses: losses of a clean estimate, by name.
+        base: the pass that the terms are added to.
+        encode: turns names or prompts into conditions.
     """
 
     classifiers: Mapping[str, Any] = field(default_factory=dict)
@@ -44,8 +47,10 @@ class Context:
     index: Callable[[str | int], int] | None = None
     conditional: bool = True
     nets: Sequence[str] = ("main",)
-    encode: Callable[[Sequence[str | int]], Condition] | None = None
     prompts: Sequence[str] | None = None
+    losses: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    base: Pass = COND
+    encode: Callable[[Sequence[str | int]], Condition] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,7 @@ class Live:
         rows: which samples of the run they are (None: all).
         state: the term's memory of these samples.
         base: the pass that the terms are added to.
+        streams: the randomness of all the run's samples at this step, where the run has seeds.
     """
 
     x_t: Tensor
@@ -69,6 +75,18 @@ class Live:
     local: Tensor | None
     rows: Tensor | None
     state: State
+    streams: Draw | None = None
+
+    @property
+    def draw(self) -> Draw:
+        """These samples' streams of random numbers.
+
+        Raises:
+            ValueError: the run has no seeds.
+        """
+        if self.streams is None:
+            raise ValueError("this guidance draws random numbers, a stream for each sample; give Guided the seeds of the samples, seeds=")
+        return self.streams if self.rows is None else self.streams.take(self.rows)
 
     def __getitem__(self, p: Pass) -> Prediction:
         return self.answers[p].at(self.local)
@@ -83,13 +101,19 @@ class Live:
         return per_sample[self.rows.to(per_sample.device)]
 
     def gradient(self, energy: Callable[[Tensor], Tensor], through: Pass | None) -> Tensor:
-        """Return ``∇_{x_t} Σ energy`` ``[b, *S]``: of ``energy(x_t)``, or of ``energy(x0)`` through a pass."""
+        """Return ``∇_{x_t} Σ energy`` ``[b, *S]``: of ``energy(x_t)``, or of ``energy(x0)`` through a pass.
+
+        Raises:
+            ValueError: the network of that pass cannot be differentiated.
+        """
         with torch.enable_grad():
             if through is None:
                 x = self.x_t.detach().requires_grad_()
                 return torch.autograd.grad(energy(x).sum(), x)[0]
             answer, prediction = self.answers[through], self[through]
             leaf = answer.prediction.x_t
+            if not prediction.x0.requires_grad:
+                raise ValueError(f"the network {through.net!r} cannot be differentiated: its output has no gradient; use one that can, or a guidance that leaves it alone (mpgd)")
             gradient = torch.autograd.grad(energy(prediction.x0).sum(), leaf, retain_graph=True)[0]
         where = answer.positions(self.local)
         return gradient if where is None else gradient[where.to(gradient.device)]

@@ -47,9 +47,13 @@ class Guided:
         target: the requested class of each sample, for classifiers: int64 ``[B]`` or ``[1]``.
         index: turns a class name in the expression into its index.
         prompts: the requested caption of each sample, for CLIP.
+        losses: losses of a clean estimate, ``loss(x0 [B, *S]) -> [B]`` or an `Observation`, by name;
+            the one named "loss" is what training-free guidances lower unless told otherwise.
         seeds: one integer a sample, for guidances that draw random numbers.
         max_rows: the most rows of one network call. Samples are taken in groups small enough that
             all their passes fit; exact, because everything is per sample.
+        checkpoint: where a network is differentiated, keep only the inputs of its blocks and compute
+            the rest again (less memory, one more evaluation of each block).
         check: refuse outputs that are not finite, naming network, pass and step (costs
             synchronisations).
 
@@ -79,8 +83,10 @@ class Guided:
         target: Tensor | None = None,
         index: Callable[[str | int], int] | None = None,
         prompts: Sequence[str] | None = None,
+        losses: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
         seeds: Sequence[int] | None = None,
         max_rows: int | None = None,
+        checkpoint: bool = False,
         check: bool = False,
     ) -> None:
         if max_rows is not None and max_rows < 1:
@@ -88,15 +94,16 @@ class Guided:
         own = {"cond": cond, "null": null, "negative": negative, "encode": encode}
         nets = by_name(nets, {name: value for name, value in own.items() if value is not None})
         self.guidance = parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
-        self.nets, self.max_rows, self.check = nets, max_rows, check
+        self.nets, self.max_rows, self.checkpoint, self.check = nets, max_rows, checkpoint, check
         conditional = nets["main"].cond is not None
+        self.base = Pass(cond=self.guidance.resolve_base(conditional))
         self.draw = None if seeds is None else Draw(list(seeds))
         self.evaluations: list[int] = []
-        context = Context(classifiers=classifiers or {}, target=target, index=index, conditional=conditional, nets=tuple(nets), encode=nets["main"].encode, prompts=prompts)
+        about = {"target": target, "index": index, "prompts": prompts, "encode": nets["main"].encode, "base": self.base}
+        context = Context(classifiers=classifiers or {}, losses=losses or {}, conditional=conditional, nets=tuple(nets), **about)
         self.names = [str(term) for term in self.guidance.terms]
         self.terms = tuple(term.bind(context) for term in self.guidance.terms)
         self.posts: tuple[Post, ...] = self.guidance.posts
-        self.base = Pass(cond=self.guidance.resolve_base(conditional))
 
     @property
     def needs_grad(self) -> bool:
@@ -154,7 +161,7 @@ class Guided:
     def _draw(self, step: Step, batch: int) -> Draw | None:
         if self.draw is not None and len(self.draw.seeds) != batch:
             raise ValueError(f"{len(self.draw.seeds)} seeds were given for {batch} samples; give one for each")
-        return self.draw and self.draw.at(step.index)
+        return self.draw and self.draw.at(step.index).again(step.visit)
 
     def _start(self, x_t: Tensor) -> State:
         return {f"{key}/{name}": value for key, term in enumerate(self.terms) for name, value in term.start(x_t).items()}
@@ -214,7 +221,7 @@ class Guided:
         for rows in passes.values():
             for row in (everyone if rows is None else everyone[rows]).tolist():
                 self.evaluations[row] += 1
-        return evaluate(passes, q, self.nets, through)
+        return evaluate(passes, q, self.nets, through, checkpoint=self.checkpoint)
 
     def _rest(self, q: Question, state: State) -> Answer:
         """Hold samples still: ``x0 = eps = x_t/(alpha + sigma)``, the pair whose velocity is 0."""
@@ -224,7 +231,7 @@ class Guided:
     def _some(self, q: Question, step: Step, state: State, awake: Awake) -> Answer:
         passes, talks = self._asked(step, q.rows, len(q.x_t), awake)
         answers = Answers(self._evaluate(passes, q, self._through(talks, step)), lambda p: self._canonical(p, step))
-        whole = Live(x_t=q.x_t, step=step, base=self.base, answers=answers, local=None, rows=q.rows, state=state)
+        whole = Live(x_t=q.x_t, step=step, base=self.base, answers=answers, local=None, rows=q.rows, state=state, streams=q.draw)
         for talk in talks:
             self._begin(talk, whole)
         self._converse([t for t in talks if t.talk], q, step)

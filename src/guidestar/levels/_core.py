@@ -128,12 +128,16 @@ class Grid(Sequence[Level]):
 
 
 class Step(NamedTuple):
-    """One step of a solver: from level ``t`` to level ``s``, the ``index``-th of ``grid``."""
+    """One step of a solver: from level ``t`` to level ``s``, the ``index``-th of ``grid``.
+
+    ``visit`` counts how often it was taken before (0 unless the run travels back in time).
+    """
 
     t: Level
     s: Level
     index: int
     grid: Grid
+    visit: int = 0
 
     @property
     def tau(self) -> float:

@@ -4,6 +4,9 @@ from ._core import Solver, State, noise, noised, sample, trajectory
 from .ddim import DDIM, DDPM
 from .dpmpp import DPMpp2M, SDEDPMpp2M
 from .heun import Heun
+from .population import Population, Potential, crowd, effective_size, steer, systematic
+from .repaint import RePaint
+from .travel import TimeTravel
 
 SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (DDIM, DDPM, DPMpp2M, SDEDPMpp2M, Heun)}
 """Every solver by name."""
@@ -22,4 +25,26 @@ def get_solver(solver: Solver | str) -> Solver:
     return SOLVERS[solver]()
 
 
-__all__ = ["DDIM", "DDPM", "SOLVERS", "DPMpp2M", "Heun", "SDEDPMpp2M", "Solver", "State", "get_solver", "noise", "noised", "sample", "trajectory"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "SOLVERS",
+    "DPMpp2M",
+    "Heun",
+    "Population",
+    "Potential",
+    "RePaint",
+    "SDEDPMpp2M",
+    "Solver",
+    "State",
+    "TimeTravel",
+    "crowd",
+    "effective_size",
+    "get_solver",
+    "noise",
+    "noised",
+    "sample",
+    "steer",
+    "systematic",
+    "trajectory",
+]

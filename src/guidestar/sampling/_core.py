@@ -31,12 +31,14 @@ class Solver(ABC):
     """One way to step from a level to the next.
 
     Written in pair form: in x0 and eps as given, so that a split prediction means what its method
-    says. A solver for which a split has no meaning says so in ``accepts_split``.
+    says. A solver for which a split has no meaning says so in ``accepts_split``, and one that
+    remembers earlier steps in ``history``.
     """
 
     name: ClassVar[str]
     order: ClassVar[int]
     accepts_split: ClassVar[bool] = True
+    history: ClassVar[bool] = False
 
     @abstractmethod
     def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:

@@ -51,6 +51,7 @@ class DPMpp2M(Solver):
 
     name = "dpmpp-2m"
     order = 2
+    history = True
 
     def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
         prediction, gstate = predict(x_t, step, gstate)
@@ -71,6 +72,7 @@ class SDEDPMpp2M(Solver):
 
     name = "sde-dpmpp-2m"
     order = 2
+    history = True
 
     @property
     def stochastic(self) -> bool:

@@ -1,0 +1,102 @@
+"""What training-free guidance lowers: any differentiable loss of a clean estimate, or an observation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ._core import Context, Live
+from .operators import Linear, get_operator
+
+Loss = Callable[[Tensor], Tensor]
+"""``loss(x0 [B, *S]) -> [B]``, differentiable; each number depends on its own sample alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """A loss that asks for what was observed: ``‖y − A(x0)‖``, for each sample.
+
+    Args:
+        operator: A, or the name of one ("gray", "blur", "downsample", "identity"); any
+            differentiable function ``[B, *S] -> [B, *O]``, and a linear one with its transpose for
+            pigdm and mmps.
+        y: what was observed: a tensor ``[B, *O]``, one for each sample of the run, or ``[1, *O]``
+            for all; or one number for everything.
+        noise: standard deviation of the noise in y, for pigdm and mmps.
+        distance: "norm" (not squared), "squared", or any ``distance(y, A(x0)) -> [B]``, which makes
+            any loss with a target of each sample.
+    """
+
+    operator: str | Callable[[Tensor], Tensor]
+    y: Tensor | float
+    _: KW_ONLY
+    noise: float = 0.0
+    distance: Literal["norm", "squared"] | Callable[[Tensor, Tensor], Tensor] = "norm"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.operator, str):
+            object.__setattr__(self, "operator", get_operator(self.operator))
+        if not self.noise >= 0:
+            raise ValueError(f"observation: the noise must be 0 or more, not {self.noise!r}")
+        if not callable(self.distance) and self.distance not in ("norm", "squared"):
+            raise ValueError(f"observation: the distance must be norm, squared or a function, not {self.distance!r}")
+
+    def of(self, live: Live) -> Observation:
+        """Return the observation of these samples."""
+        return replace(self, y=live.mine(self.y).to(live.x_t.device, live.x_t.dtype)) if isinstance(self.y, Tensor) else self
+
+    def residual(self, x0: Tensor) -> Tensor:
+        """Return ``y − A(x0)``, ``[B, *O]``."""
+        return self.y - self.operator(x0)  # type: ignore[operator]
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Return the loss of each sample, ``[B]``."""
+        if callable(self.distance):
+            return self.distance(self.y, self.operator(x0))  # type: ignore[operator, arg-type]
+        distance = torch.linalg.vector_norm(self.residual(x0).flatten(1), dim=1)
+        return distance if self.distance == "norm" else distance**2
+
+    @property
+    def linear(self) -> bool:
+        """Whether the operator has a transpose."""
+        return isinstance(self.operator, Linear)
+
+
+def found(name: str, loss: str | Loss, context: Context) -> Loss:
+    """Return the loss that a term was given, or the run's of that name.
+
+    Raises:
+        ValueError: the run has no such loss.
+    """
+    if not isinstance(loss, str):
+        return loss
+    if loss not in context.losses:
+        known = ", ".join(sorted(context.losses)) or "none"
+        raise ValueError(f"{name}: there is no loss {loss!r} (there is {known}); give losses=, or write {name}(1, loss)")
+    return context.losses[loss]
+
+
+def of_samples(name: str, loss: Loss, live: Live) -> Loss:
+    """Return the loss of these samples, which says so where it does not return one number each."""
+    own = loss.of(live) if isinstance(loss, Observation) else loss
+
+    def checked(x0: Tensor) -> Tensor:
+        values = own(x0)
+        if values.shape != (len(x0),):
+            raise ValueError(f"{name}: a loss must return one number for each of {len(x0)} samples, not a tensor {tuple(values.shape)}")
+        if not values.requires_grad:
+            raise ValueError(f"{name}: the loss cannot be differentiated in the clean estimate; it must be made of differentiable operations on it")
+        return values
+
+    return checked
+
+
+def gradient(energy: Loss, x0: Tensor) -> Tensor:
+    """Return ``∇_{x0} energy(x0)``, with nothing in between."""
+    with torch.enable_grad():
+        x = x0.detach().requires_grad_()
+        return torch.autograd.grad(energy(x).sum(), x)[0]

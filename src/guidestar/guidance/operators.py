@@ -1,0 +1,157 @@
+"""Linear operators of inverse problems: what an observation shows of a picture, each with its transpose.
+
+A linear operator maps ``[B, *S]`` to ``[B, *O]`` sample by sample, and its ``transpose`` maps back:
+``⟨A x, y⟩ = ⟨x, Aᵀ y⟩``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@runtime_checkable
+class Linear(Protocol):
+    """A linear operator."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return ``A x``."""
+        ...
+
+    def transpose(self, y: Tensor) -> Tensor:
+        """Return ``Aᵀ y``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """``A x = x``: the picture itself, with noise."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return y
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inpaint:
+    """``A x = m x``: the pixels where the mask is 1.
+
+    Args:
+        mask: 1 where a pixel is known and 0 elsewhere; of the shape of a sample, or one that
+            broadcasts to it (``[H, W]``, ``[1, H, W]``).
+    """
+
+    mask: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.mask.to(x.device, x.dtype)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self(y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Downsample:
+    """Means of squares of ``factor × factor`` pixels, of the last two dimensions.
+
+    Raises:
+        ValueError: the factor is below 1; in a call, it does not divide height and width.
+    """
+
+    factor: int = 4
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"downsample: the factor must be at least 1, not {self.factor}")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.ndim < 3 or x.shape[-1] % self.factor or x.shape[-2] % self.factor:
+            raise ValueError(f"downsample: {self.factor} must divide height and width, which are {tuple(x.shape[-2:])}")
+        return x.unflatten(-1, (-1, self.factor)).unflatten(-3, (-1, self.factor)).mean((-3, -1))
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return y.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2) / self.factor**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blur:
+    """Gaussian blur of the last two dimensions; beyond the border there are zeros, so it is its own transpose.
+
+    Args:
+        deviation: of the kernel, in pixels, above 0.
+        radius: of the kernel; three deviations by default.
+    """
+
+    deviation: float = 2.0
+    radius: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.deviation > 0 or (self.radius is not None and self.radius < 0):
+            raise ValueError(f"blur: the deviation must be above 0 and the radius not below, not {self.deviation} and {self.radius}")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._along(self._along(x).mT).mT
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self(y)
+
+    def _along(self, x: Tensor) -> Tensor:
+        """Blur the last dimension."""
+        reach = self.radius if self.radius is not None else round(3 * self.deviation)
+        offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=torch.float64)
+        kernel = torch.exp(-(offsets**2) / (2 * self.deviation**2))
+        rows = x.reshape(-1, 1, x.shape[-1])
+        return functional.conv1d(rows, (kernel / kernel.sum()).to(x.dtype)[None, None], padding=reach).reshape(x.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colour:
+    """Mix the channels (the first dimension of a sample) by a matrix; by default to grey (Rec. 601).
+
+    Args:
+        matrix: a row for each channel that comes out, a column for each that goes in.
+
+    Raises:
+        ValueError: in a call, the sample has another number of channels.
+    """
+
+    matrix: tuple[tuple[float, ...], ...] = ((0.299, 0.587, 0.114),)
+
+    def _of(self, x: Tensor) -> Tensor:
+        return torch.tensor(self.matrix, device=x.device, dtype=x.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[1] != len(self.matrix[0]):
+            raise ValueError(f"gray: the matrix mixes {len(self.matrix[0])} channels, but there are {x.shape[1]}")
+        return torch.einsum("oc,bc...->bo...", self._of(x), x)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return torch.einsum("oc,bo...->bc...", self._of(y), y)
+
+
+OPERATORS: dict[str, type] = {"identity": Identity, "inpaint": Inpaint, "downsample": Downsample, "blur": Blur, "gray": Colour}
+"""Every operator by name."""
+
+
+def get_operator(name: str, **options: Any) -> Linear:
+    """Return the operator of that name.
+
+    Raises:
+        ValueError: there is none, or not with these options.
+
+    Example:
+        >>> get_operator("downsample", factor=2)
+        Downsample(factor=2)
+    """
+    if name not in OPERATORS:
+        raise ValueError(f"unknown operator {name!r}; the operators are {', '.join(OPERATORS)}")
+    try:
+        return OPERATORS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from None

@@ -1,0 +1,212 @@
+"""Populations: several particles a sample, weighed by a reward and resampled on the way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ..draw import Draw
+from ..levels import Grid
+from ._core import Predict, Solver, _Recorder, noise
+
+Reward = Callable[[Tensor], Tensor]
+"""``reward(x0 [N, *S]) -> [N]``: of clean samples, or of clean estimates on the way; need not be differentiable."""
+
+Potential = Literal["difference", "max", "sum"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Population:
+    """What a run of particles gave.
+
+    Args:
+        x: particles ``[B, K, *S]``.
+        rewards: of each, ``[B, K]``, CPU float64.
+        weights: ``[B, K]``, with sum 1 over K: particle k stands for that share of the tilted distribution.
+        sizes: effective sample size before each resampling (and at the end), one ``[B]`` a step.
+    """
+
+    x: Tensor
+    rewards: Tensor
+    weights: Tensor
+    sizes: tuple[Tensor, ...]
+
+    @property
+    def best(self) -> Tensor:
+        """The particle of the highest reward of each sample, ``[B, *S]``."""
+        return self.x[torch.arange(len(self.x)), self.rewards.argmax(1)]
+
+    def mean(self, of: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        """Return the weighted mean of ``of(x [B·K, *S])`` over each sample's particles."""
+        values = of(self.x.flatten(0, 1)).unflatten(0, self.x.shape[:2])
+        weights = self.weights.to(values.device, values.dtype)
+        return (weights.reshape(*weights.shape, *[1] * (values.ndim - 2)) * values).sum(1)
+
+
+def crowd(seeds: Sequence[int], particles: int) -> list[int]:
+    """Return a seed for each particle, ``[B·K]``, those of a sample one after the other.
+
+    The first particle of each sample has the sample's own seed.
+    """
+    return [seed if k == 0 else _mixed(seed, k) for seed in seeds for k in range(particles)]
+
+
+def _mixed(seed: int, k: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"particle/{seed}/{k}".encode(), digest_size=7).digest(), "big")
+
+
+def effective_size(log_weights: Float[Tensor, " *b k"]) -> Float[Tensor, " *b"]:
+    """Return ``(Σ w)²/Σ w²``: K for equal weights, 1 where one has it all."""
+    return 1 / (log_weights.softmax(-1) ** 2).sum(-1)
+
+
+def systematic(weights: Float[Tensor, " k"], u: float) -> Int64[Tensor, " k"]:
+    """Choose K ancestors by systematic resampling: those at ``(u + i)/K`` of the cumulated weights.
+
+    Particle k is chosen ⌊K w⌋ or ⌈K w⌉ times, and K w times on average over u.
+
+    Args:
+        weights: with sum 1.
+        u: uniform in [0, 1).
+    """
+    places = (u + torch.arange(len(weights), dtype=weights.dtype)) / len(weights)
+    return torch.searchsorted(weights.cumsum(0), places, right=True).clamp_max(len(weights) - 1)
+
+
+@dataclass
+class _Weighing:
+    """Log-weights ``[B, K]``, and the rewards on each particle's way."""
+
+    potential: Potential
+    log: Tensor
+    spent: Tensor
+    seen: Tensor
+
+    def add(self, score: Tensor, last: bool) -> None:
+        """Multiply in the next potential; all of a particle's way make ``exp(score)`` of its end."""
+        if last:
+            gain = score - self.spent
+        elif self.potential == "difference":
+            gain = score - self.seen
+            self.seen = score
+        else:
+            self.seen = torch.maximum(self.seen, score) if self.potential == "max" else self.seen + score
+            gain = self.seen
+        self.log, self.spent = self.log + gain, self.spent + gain
+
+    def take(self, ancestors: Tensor, resampled: Tensor) -> None:
+        """Let each particle have its ancestor's way, and equal weights where it was resampled."""
+        self.spent, self.seen = self.spent.gather(1, ancestors), self.seen.gather(1, ancestors)
+        self.log = torch.where(resampled[:, None], 0.0, self.log)
+
+
+def steer(
+    predict: Predict,
+    *,
+    grid: Grid,
+    solver: Solver | str = "ddpm",
+    seeds: Sequence[int],
+    particles: int,
+    reward: Reward,
+    shape: Sequence[int],
+    strength: float = 1.0,
+    potential: Potential = "difference",
+    every: int = 1,
+    threshold: float = 0.5,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Population:
+    """Sample from ``p(x_0) exp(λ r(x_0))`` with K particles a sample (Feynman–Kac steering).
+
+    At each step particle k is weighed by a potential, and where the effective sample size of its
+    sample falls below a share of K, the K particles are resampled. The potentials of a way are
+
+        difference: exp(λ(r_t − r_before));  max: exp(λ max r);  sum: exp(λ Σ r)
+
+    of the clean estimates on it, and the last makes their product ``exp(λ r(x_0))``: as K grows, the
+    weighted particles are exactly of the tilted distribution, whatever the rewards on the way.
+
+    Args:
+        predict: a `Guided` of B·K samples (conditions of each sample K times; seeds ``crowd(seeds, K)``),
+            or any ``predict(x_t, step, gstate)``.
+        grid: levels to walk.
+        solver: a solver that draws noise, or its name.
+        seeds: one integer a sample.
+        particles: K.
+        reward: of clean samples, ``[N, *S] -> [N]``; a classifier's ``log_prob`` makes its posterior.
+        shape: of one sample.
+        strength: λ.
+        potential: "difference", "max" or "sum".
+        every: resample after each so many steps at most; 0 for never, which leaves K independent
+            samples: with ``best``, best-of-K.
+        threshold: the share of K below which the effective sample size lets particles be resampled.
+        device, dtype: of the samples.
+
+    K evaluations a step, and K rewards. Nothing is differentiated.
+
+    Raises:
+        ValueError: a solver that draws no noise, by which copies of a particle would stay equal.
+
+    References:
+        A General Framework for Inference-time Scaling and Steering of Diffusion Models, https://arxiv.org/abs/2501.06848
+            Raghav Singhal, Zachary Horvitz, Ryan Teehan, Mengye Ren, Zhou Yu, Kathleen McKeown, Rajesh Ranganath
+        Practical and Asymptotically Exact Conditional Sampling in Diffusion Models, https://arxiv.org/abs/2306.17775
+            Luhuan Wu, Brian L. Trippe, Christian A. Naesseth, David M. Blei, John P. Cunningham
+    """
+    from . import get_solver
+
+    solver = get_solver(solver)
+    _check(solver, particles, potential, every)
+    solver.check(predict, grid)
+    draw, own = Draw(crowd(seeds, particles)), Draw(list(seeds))
+    x = noise(shape, grid[0], draw, device=device, dtype=dtype)
+    zeros = torch.zeros(len(seeds), particles, dtype=torch.float64)
+    weighing = _Weighing(potential, zeros, zeros, zeros if potential != "max" else zeros - torch.inf)
+    sstate, gstate, sizes, rewards = {}, {}, [], zeros
+    for index in range(grid.steps):
+        watched, last = _Recorder(predict, False), index + 1 == grid.steps
+        with torch.no_grad():
+            x, sstate, gstate = solver.step(watched, x, grid.step(index), sstate, gstate, draw.at(index))
+            rewards = _rewards(reward, x if last else watched.prediction.x0, zeros)  # type: ignore[union-attr]
+        weighing.add(strength * rewards, last)
+        sizes.append(effective_size(weighing.log))
+        if not last and every and (index + 1) % every == 0:
+            resampled = sizes[-1] < threshold * particles
+            ancestors = _ancestors(weighing.log.softmax(1), own.at(index).uniform("resample"), resampled)
+            weighing.take(ancestors, resampled)
+            rows = (ancestors + particles * torch.arange(len(seeds))[:, None]).flatten()
+            x, sstate, gstate = x[rows.to(x.device)], _taken(sstate, rows), _taken(gstate, rows)
+    return Population(x=x.unflatten(0, zeros.shape), rewards=rewards, weights=weighing.log.softmax(1), sizes=tuple(sizes))
+
+
+def _check(solver: Solver, particles: int, potential: str, every: int) -> None:
+    if particles < 1 or every < 0:
+        raise ValueError(f"there must be at least one particle, resampled every 0 or more steps, not {particles} and {every}")
+    if potential not in ("difference", "max", "sum"):
+        raise ValueError(f"the potential must be difference, max or sum, not {potential!r}")
+    if every and particles > 1 and not solver.stochastic:
+        raise ValueError(f"the solver {solver.name!r} draws no noise, so copies of a particle would stay equal; use ddpm, or every=0 for independent samples")
+
+
+def _rewards(reward: Reward, x0: Tensor, like: Tensor) -> Tensor:
+    values = reward(x0)
+    if values.shape != (len(x0),):
+        raise ValueError(f"a reward must return one number for each of {len(x0)} particles, not a tensor {tuple(values.shape)}")
+    return values.detach().to("cpu", torch.float64).reshape(like.shape)
+
+
+def _ancestors(weights: Tensor, u: Tensor, resampled: Tensor) -> Tensor:
+    """Return each particle's ancestor among its sample's, ``[B, K]``; itself where nothing is resampled."""
+    own = torch.arange(weights.shape[1])
+    return torch.stack([systematic(w, float(v)) if chosen else own for w, v, chosen in zip(weights, u, resampled, strict=True)])
+
+
+def _taken(state: dict, rows: Tensor) -> dict:
+    """Select particles of what is remembered: everything that has one row a particle."""
+    return {name: v[rows.to(v.device)] if isinstance(v, Tensor) and len(v) == len(rows) else v for name, v in state.items()}

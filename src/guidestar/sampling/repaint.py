@@ -1,0 +1,58 @@
+"""RePaint: what is known of a picture is put in its place at every level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..draw import Draw
+from ..levels import Grid, Step, expand
+from ._core import Predict, Solver, SState, Stepped
+from .ddim import DDPM
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RePaint(Solver):
+    """After each step, known pixels are what the forward process makes of them: ``α_s y + σ_s z``.
+
+    ``x_s = m (α_s y + σ_s z) + (1 − m) x_s'``, with x_s' the solver's. At the end they are y itself.
+    The paper's resampling, which lets the rest agree with them, is `TimeTravel` around it:
+    ``TimeTravel(solver=RePaint(known=y, mask=m), times=10)``.
+
+    Args:
+        solver: what takes the steps. One with history is refused: it would remember other pixels.
+        known: y ``[B, *S]``, or ``[1, *S]`` for all.
+        mask: m, 1 where a pixel is known and 0 elsewhere; broadcasts to y.
+
+    References:
+        RePaint: Inpainting using Denoising Diffusion Probabilistic Models, algorithm 1, https://arxiv.org/abs/2201.09865
+            Andreas Lugmayr, Martin Danelljan, Andres Romero, Fisher Yu, Radu Timofte, Luc Van Gool
+    """
+
+    solver: Solver = field(default_factory=DDPM)
+    known: Tensor = field(repr=False)
+    mask: Tensor = field(repr=False)
+    name = "repaint"
+    order = 1
+
+    def __post_init__(self) -> None:
+        if self.solver.history:
+            raise ValueError(f"repaint has no meaning around {self.solver.name!r}, which remembers other steps; use ddpm, ddim or heun")
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def check(self, predict: Predict, grid: Grid) -> None:
+        self.solver.check(predict, grid)
+
+    def evaluations(self, step: Step) -> Sequence[Step]:
+        return self.solver.evaluations(step)
+
+    def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
+        x_s, sstate, gstate = self.solver.step(predict, x_t, step, sstate, gstate, draw)
+        known, mask = (v.to(x_s.device, x_s.dtype) for v in (self.known, self.mask))
+        there = expand(step.s.alpha, x_s) * known + expand(step.s.sigma, x_s) * draw.normal_like("repaint", x_s)
+        return mask * there + (1 - mask) * x_s, sstate, gstate

@@ -1,0 +1,54 @@
+"""A model's samples towards a reward: particles weighed by it and resampled on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .samples import Samples, settings_of
+from .sampling import Solver, crowd
+from .sampling import steer as steer_particles
+
+Reward = Callable[[Tensor], Tensor]
+"""``reward(images [N, C, H, W]) -> [N]``, of decoded samples."""
+
+
+def steer(model: Any, reward: Reward, run: Mapping[str, Any], solver: Solver, how: Mapping[str, Any], watch: Callable[[int, int], None] | None = None) -> Samples:
+    """Return the best particle of each seed, with the whole population.
+
+    Args:
+        model: a `Model`.
+        reward: of decoded samples.
+        run: the arguments of the model's ``sample`` that say what is sampled.
+        solver: one that draws noise.
+        how: the arguments of `guidestar.steer` that say how particles are weighed and resampled.
+        watch: called after each step with the steps done and the steps in all.
+
+    Raises:
+        ValueError: a solver that draws no noise, or what the model's ``sample`` refuses.
+    """
+    seeds, grid = [int(s) for s in run["seeds"]], model.grid(run["steps"], run["grid"])
+    count, names = max(1, how["particles"]), model.names(run["cond"], len(seeds))
+    own = {name: run[name] for name in ("negative", "losses", "max_rows")}
+    guided = model.guided(run["guidance"], cond=names and [n for n in names for _ in range(count)], seeds=crowd(seeds, count), **own)
+    rewarded = _Watched(lambda x: reward(model.decode(x)), grid.steps, watch)
+    found = steer_particles(guided, grid=grid, solver=solver, seeds=seeds, reward=rewarded, shape=model.shape, device=model.device, **how)
+    each = [sum(guided.evaluations[i : i + count]) for i in range(0, len(guided.evaluations), count)]
+    settings = settings_of(model, run, solver, found.best, grid.steps, ("the reward it was steered by",))
+    return Samples(x=found.best, images=model.decode(found.best), settings=settings, evaluations=tuple(each), population=found)
+
+
+class _Watched:
+    """A reward, which is asked once a step, that tells how far the run is."""
+
+    def __init__(self, reward: Reward, steps: int, watch: Callable[[int, int], None] | None) -> None:
+        self.reward, self.steps, self.watch, self.done = reward, steps, watch, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        values = self.reward(x)
+        self.done += 1
+        if self.watch:
+            self.watch(self.done, self.steps)
+        return values
