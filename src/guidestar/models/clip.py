@@ -133,9 +133,9 @@ def tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     return torch.stack([found.input_ids, found.attention_mask], dim=1)
 
 
-def warn_of_cuts(tokenizer: Any, captions: Sequence[str]) -> None:
-    """Warn of each prompt that is longer than the tokenizer's full length, and say after which words it is cut."""
-    length = tokenizer.model_max_length
+def warn_of_cuts(tokenizer: Any, captions: Sequence[str], length: int | None = None) -> None:
+    """Warn of each prompt that is longer than ``length`` (the tokenizer's full length), and say after which words it is cut."""
+    length = length or tokenizer.model_max_length
     for caption in dict.fromkeys(captions):
         if len(caption) < length - 1:  # a token is a character at least
             continue
