@@ -1,11 +1,7 @@
-"""ADM's networks: the U-Net with attention of "Diffusion Models Beat GANs", and its half with a head, the classifier.
-
-Parameters are named as in the original, so that its state dicts fit; the arithmetic is written anew.
-"""
+"""ADM's networks: the U-Net with attention of "Diffusion Models Beat GANs", and its half with a head, the classifier."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +13,7 @@ from torch.nn import functional as F
 
 from ..layers import Attention, Kind
 from ..levels import Level
+from .adm_blocks import AttentionPool, Downsample, Residual, SelfAttention, Upsample, frequencies, run
 
 _MULTIPLES = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}
 """Width of each resolution in units of ``num_channels``, by the size of the picture."""
@@ -119,11 +116,11 @@ class ADM(nn.Module):
         emb = emb if class_labels is None else emb + self.label_emb(class_labels)
         skips = []
         for block in self.input_blocks:
-            x = _run(block, x, emb)
+            x = run(block, x, emb)
             skips.append(x)
-        x = _run(self.middle_block, x, emb)
+        x = run(self.middle_block, x, emb)
         for block in self.output_blocks:
-            x = _run(block, torch.cat([x, skips.pop()], 1), emb)
+            x = run(block, torch.cat([x, skips.pop()], 1), emb)
         return self.out(x)
 
     def layers(self) -> ADMLayers:
@@ -151,7 +148,7 @@ class ADMClassifier(nn.Module):
         """Return logits ``[B, K]``."""
         emb, means = self.time_embed(frequencies(t, self.width).to(x.dtype)), []
         for block in [*self.input_blocks, self.middle_block]:
-            x = _run(block, x, emb)
+            x = run(block, x, emb)
             means.append(x.mean((2, 3)))
         return self.out(torch.cat(means, 1) if self.pool.startswith("spatial") else x)
 
@@ -164,28 +161,13 @@ class ADMClassifier(nn.Module):
         return F.log_softmax(logits, -1).gather(-1, target.to(x.device)[:, None])[:, 0]
 
 
-def frequencies(t: Tensor, width: int) -> Tensor:
-    """Return ``[cos(t f), sin(t f)]`` with ``f = 10000^(−k/half)``, k = 0 … half − 1: ``[B, width]``."""
-    half = width // 2
-    f = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t.float()[:, None] * f
-    return F.pad(torch.cat([angles.cos(), angles.sin()], -1), (0, width % 2))
-
-
 def _time_embed(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
 
-def _run(block: Any, x: Tensor, emb: Tensor) -> Tensor:
-    """Run the layers of a block; the residual ones are told the time."""
-    for layer in block:
-        x = layer(x, emb) if isinstance(layer, _Residual) else layer(x)
-    return x
-
-
 def _head(s: ClassifierSettings, width: int, scale: int, features: int) -> nn.Sequential:
     if s.pool == "attention":
-        return nn.Sequential(nn.GroupNorm(s.groups, width), nn.SiLU(), _AttentionPool(s.image_size // scale, width, s.num_head_channels, s.classes))
+        return nn.Sequential(nn.GroupNorm(s.groups, width), nn.SiLU(), AttentionPool(s.image_size // scale, width, s.num_head_channels, s.classes))
     if s.pool == "adaptive":
         return nn.Sequential(nn.GroupNorm(s.groups, width), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, s.classes, 1), nn.Flatten())
     if s.pool == "spatial":
@@ -221,7 +203,7 @@ class _Maker:
         return blocks, skips
 
     def middle(self, heads: dict[str, Any]) -> nn.ModuleList:
-        return nn.ModuleList([self._residual(self.width, self.width), _SelfAttention(self.width, groups=self.s.groups, **heads), self._residual(self.width, self.width)])
+        return nn.ModuleList([self._residual(self.width, self.width), SelfAttention(self.width, groups=self.s.groups, **heads), self._residual(self.width, self.width)])
 
     def up(self, count: int, skips: list[int], heads: dict[str, Any]) -> nn.ModuleList:
         """Make the way up, each block of which also gets what the way down left."""
@@ -239,116 +221,16 @@ class _Maker:
         block = nn.ModuleList([self._residual(inputs, width)])
         self.width = width
         if self.scale in {self.s.image_size // r for r in self.s.attention_resolutions}:
-            block.append(_SelfAttention(width, groups=self.s.groups, **heads))
+            block.append(SelfAttention(width, groups=self.s.groups, **heads))
         return block
 
-    def _residual(self, inputs: int, outputs: int, resize: Literal["up", "down"] | None = None) -> _Residual:
-        return _Residual(inputs, outputs, self.time, scale_shift=self.s.use_scale_shift_norm, resize=resize, groups=self.s.groups)
+    def _residual(self, inputs: int, outputs: int, resize: Literal["up", "down"] | None = None) -> Residual:
+        return Residual(inputs, outputs, self.time, scale_shift=self.s.use_scale_shift_norm, resize=resize, groups=self.s.groups)
 
     def _resized(self, way: Literal["up", "down"]) -> nn.Module:
         if self.s.resblock_updown:
             return self._residual(self.width, self.width, way)
-        return _Upsample(self.width) if way == "up" else _Downsample(self.width)
-
-
-class _Downsample(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class _Upsample(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(_doubled(x))
-
-
-def _doubled(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-class _Residual(nn.Module):
-    """A residual block that is told the time, and may halve or double the resolution between its first norm and convolution."""
-
-    def __init__(self, inputs: int, outputs: int, time: int, *, scale_shift: bool, resize: Literal["up", "down"] | None, groups: int) -> None:
-        super().__init__()
-        self.scale_shift, self.resize = scale_shift, resize
-        self.in_layers = nn.Sequential(nn.GroupNorm(groups, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time, 2 * outputs if scale_shift else outputs))
-        self.out_layers = nn.Sequential(nn.GroupNorm(groups, outputs), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(outputs, outputs, 3, padding=1))
-        self.skip_connection = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        sized = {None: lambda v: v, "up": _doubled, "down": lambda v: F.avg_pool2d(v, 2)}[self.resize]
-        h = self.in_layers[2](sized(self.in_layers[:2](x)))
-        told = self.emb_layers(emb)[:, :, None, None]
-        if self.scale_shift:
-            scale, shift = told.chunk(2, 1)
-            h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
-        else:
-            h = self.out_layers(h + told)
-        return self.skip_connection(sized(x)) + h
-
-
-def _heads(qkv: Tensor, heads: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Split ``[B, 3C, T]`` into queries, keys and values ``[B, heads, T, C/heads]``."""
-    batch, width, tokens = qkv.shape
-    if new_order:
-        split = qkv.reshape(batch, 3, heads, width // (3 * heads), tokens)
-    else:
-        split = qkv.reshape(batch, heads, 3, width // (3 * heads), tokens).transpose(1, 2)
-    q, k, v = split.transpose(-1, -2).unbind(1)
-    return q, k, v
-
-
-class _SelfAttention(nn.Module):
-    """Attention among the pixels, added to them."""
-
-    def __init__(self, width: int, *, heads: int, head: int | None, new_order: bool, groups: int) -> None:
-        super().__init__()
-        if head is not None and width % head:
-            raise ValueError(f"a width of {width} has no heads of {head}; give another num_head_channels")
-        self.heads, self.new_order = heads if head is None else width // head, new_order
-        self.norm = nn.GroupNorm(groups, width)
-        self.qkv = nn.Conv1d(width, 3 * width, 1)
-        self.proj_out = nn.Conv1d(width, width, 1)
-        self.attend: Callable[[Attention], Tensor] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, width, *sides = x.shape
-        flat = x.reshape(batch, width, -1)
-        q, k, v = _heads(self.qkv(self.norm(flat)), self.heads, self.new_order)
-        out = self._changed(q, k, v, tuple(sides)) if self.attend else F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(out.transpose(-1, -2).reshape(batch, width, -1)).reshape(x.shape)
-
-    def _changed(self, q: Tensor, k: Tensor, v: Tensor, sides: tuple[int, ...]) -> Tensor:
-        assert self.attend is not None
-        plain = lambda query: F.scaled_dot_product_attention(query, k, v)  # noqa: E731
-        return self.attend(Attention(query=q, key=k, value=v, image=slice(0, q.shape[2]), with_query=plain, find_grid=lambda: sides))
-
-
-class _AttentionPool(nn.Module):
-    """What the mean of the pixels sees when it attends to all of them (CLIP's pooling)."""
-
-    def __init__(self, side: int, width: int, head: int, outputs: int) -> None:
-        super().__init__()
-        self.heads = width // head
-        self.positional_embedding = nn.Parameter(torch.zeros(width, side * side + 1))
-        self.qkv_proj = nn.Conv1d(width, 3 * width, 1)
-        self.c_proj = nn.Conv1d(width, outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(2)
-        x = torch.cat([x.mean(-1, keepdim=True), x], -1) + self.positional_embedding
-        q, k, v = _heads(self.qkv_proj(x), self.heads, True)
-        out = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # only the mean asks
-        return self.c_proj(out.transpose(-1, -2).reshape(len(x), -1, 1))[:, :, 0]
+        return Upsample(self.width) if way == "up" else Downsample(self.width)
 
 
 class ADMLayers:
@@ -359,7 +241,7 @@ class ADMLayers:
 
     def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
         """Return names of layers, as they are or the usual one."""
-        there = [] if kind == "cross" else [n for n, m in self.net.named_modules() if isinstance(m, _SelfAttention)]
+        there = [] if kind == "cross" else [n for n, m in self.net.named_modules() if isinstance(m, SelfAttention)]
         unknown = next((n for n in names if n not in there), None)
         if unknown is not None or not there:
             raise ValueError(f"ADM has no layer {unknown or 'of attention to a text'!r}; there are {', '.join(there) or 'none'}")
