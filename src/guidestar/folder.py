@@ -1,6 +1,8 @@
 """A model as a folder, in Diffusers' layout, so that Diffusers' own classes read it too.
 
 guidestar.json          what it is, how it is best used, what it measured
+guidance.toml           how it is guided, to read and change
+model_index.json        which pipeline of Diffusers it is, where there is one
 README.md               its card
 unet/ or transformer/   the network            scheduler/   the noise, and what the network predicts
 condition/              its conditions         weak/, …     further networks, each with its conditions
@@ -26,6 +28,7 @@ from .bridge import recipe
 from .bridge.clip import write_pretrained
 from .bridge.diffusers import Adapter
 from .bridge.diffusers import read as read_parts
+from .bridge.export import described, scheduler_settings, write_index
 from .bridge.hub import fetch, is_hub_name
 from .bridge.pipelines import family_of, read_pipeline
 from .bridge.schedulers import read_scheduler
@@ -194,13 +197,20 @@ def _decoder(folder: Path, about: Mapping[str, Any]) -> Callable[[Tensor], Tenso
 
 
 def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write a model's networks, configs and ``guidestar.json``.
+    """Write a model's networks, configs, ``guidestar.json`` and ``guidance.toml``.
+
+    Where one of Diffusers' pipelines can be the model (`bridge.export.pipeline_of`), ``model_index.json`` says so, and
+    ``DiffusionPipeline.from_pretrained(folder)`` loads it without guidestar; else the network and the scheduler load.
 
     Args:
         model: its networks must be of the classes named in this module's docstring.
         folder: made if it is missing.
         dtype: of the weights.
+
+    Raises:
+        ValueError: the model was read from Diffusers, so its folder is there already.
     """
+    config = _scheduler(model)
     root = make_folder(Path(folder))
     _write_pair(model.denoiser, model.encoder, root, dtype)
     for name, (denoiser, encoder) in model.nets.items():
@@ -208,7 +218,7 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
     clips = {n: c for n, c in model.classifiers.items() if hasattr(c, "embed_text")}
     for name, net in {**model.classifiers, **({"judge": model.judge} if model.judge is not None else {})}.items():
         _write_classifier(net, root / name, dtype, whole=name == "judge")
-    _write_scheduler(model, root / "scheduler")
+    _write_scheduler(config, root / "scheduler")
     if isinstance(model.decode, Decoder):
         write_module(model.decode.vae, root / "vae", dtype)
     about = {
@@ -218,7 +228,11 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
         "nets": list(model.nets),
         "classifiers": [n for n in model.classifiers if n not in clips],
         "defaults": model.defaults,
+        "diffusers": described(model),
     }
+    write_index(model, root, config)
+    if model.defaults.get("guidance"):
+        recipe.write(recipe.GuidanceRecipe(**{k: model.defaults.get(k) for k in ("guidance", "steps", "solver", "grid")}), root)
     if clips:
         about["clips"] = {n: {"log_scale": float(c.log_scale.detach()), "rho_max": c.rho_max} for n, c in clips.items()}
     write_text(json.dumps(about, indent=2) + "\n", root / "guidestar.json")
@@ -285,11 +299,17 @@ def write_module(module: Any, folder: Path, dtype: torch.dtype = torch.float16, 
         write_text(json.dumps(made_by, indent=2) + "\n", folder / "config.json")
 
 
-def _write_scheduler(model: Model, folder: Path) -> None:
+def _scheduler(model: Model) -> dict[str, Any]:
+    if "scheduler" not in model.card and "schedule" not in model.card:
+        raise ValueError(f"the model {model.name!r} was not trained here and says nothing of its scheduler (card); copy the folder that it was read from")
+    return scheduler_settings(model, model.card.get("scheduler") or _of_betas(model))
+
+
+def _write_scheduler(config: Mapping[str, Any], folder: Path) -> None:
     import diffusers
 
-    config = dict(model.card.get("scheduler") or _of_betas(model))
-    getattr(diffusers, config.pop("_class_name"))(**config).save_config(folder)
+    settings = {k: v for k, v in config.items() if k != "_class_name"}
+    getattr(diffusers, config["_class_name"])(**settings).save_config(folder)
 
 
 def _of_betas(model: Model) -> dict[str, Any]:

@@ -92,6 +92,7 @@ class Guided:
         conditional = nets["main"].cond is not None
         self.draw = None if seeds is None else Draw(list(seeds))
         self.evaluations: list[int] = []
+        self.answer = evaluate  # what evaluates passes: a bridge that is told predictions puts its own here
         context = Context(classifiers=classifiers or {}, target=target, index=index, conditional=conditional, nets=tuple(nets), encode=nets["main"].encode, prompts=prompts)
         self.names = [str(term) for term in self.guidance.terms]
         self.terms = tuple(term.bind(context) for term in self.guidance.terms)
@@ -214,7 +215,7 @@ class Guided:
         for rows in passes.values():
             for row in (everyone if rows is None else everyone[rows]).tolist():
                 self.evaluations[row] += 1
-        return evaluate(passes, q, self.nets, through)
+        return self.answer(passes, q, self.nets, through)
 
     def _rest(self, q: Question, state: State) -> Answer:
         """Hold samples still: ``x0 = eps = x_t/(alpha + sigma)``, the pair whose velocity is 0."""
