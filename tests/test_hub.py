@@ -14,6 +14,11 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 import guidestar as gs
 from guidestar.bridge.hub import is_hub_name, wanted
+from guidestar.bridge.text import read_text_model
+from guidestar.folder import WeightsError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _pipelines import t5_text
 
 SHA = "a" * 40
 NAMES = "owner/small", "owner/pickled"
@@ -142,25 +147,18 @@ def test_the_command_that_converts_pickled_weights_works(tmp_path):
     """What the refusal says, run as it stands."""
     small().save_pretrained(tmp_path / "unet", safe_serialization=False)
     DDIMScheduler().save_pretrained(tmp_path / "scheduler")
-    with pytest.raises(gs.folder.WeightsError, match="are not read; write them anew with: python -c ") as caught:
+    with pytest.raises(WeightsError, match="are not read; write them anew with: python -c ") as caught:
         gs.load(tmp_path)
     command = str(caught.value).partition("write them anew with: python -c ")[2]
     assert "\n" not in command
     subprocess.run(["bash", "-c", f"{sys.executable} -c {command}"], check=True, capture_output=True)
     made = gs.load(tmp_path).denoiser.net.net.state_dict()
     assert all(torch.equal(v, made[k]) for k, v in small().state_dict().items())
-    from _pipelines import t5_text
-
     text = t5_text()
     torch.save(text.state_dict(), tmp_path / "pytorch_model.bin")  # with two names for one table
     text.config.save_pretrained(tmp_path)
-    from guidestar.bridge.text import read_text_model
-
     (tmp_path / "config.json").write_text(json.dumps({**json.loads((tmp_path / "config.json").read_text()), "architectures": ["T5EncoderModel"]}))
     with pytest.raises(ValueError, match="python -c ") as caught:
         read_text_model(tmp_path, "T5")
     subprocess.run(["bash", "-c", f"{sys.executable} -c {str(caught.value).partition('python -c ')[2]}"], check=True, capture_output=True)
     assert all(torch.equal(v, text.state_dict()[k]) for k, v in read_text_model(tmp_path, "T5").state_dict().items())
-
-
-sys.path.insert(0, str(Path(__file__).parent))

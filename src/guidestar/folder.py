@@ -231,8 +231,8 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
         "diffusers": described(model),
     }
     write_index(model, root, config)
-    if model.defaults.get("guidance"):
-        recipe.write(recipe.GuidanceRecipe(**{k: model.defaults.get(k) for k in ("guidance", "steps", "solver", "grid")}), root)
+    if guidance := model.defaults.get("guidance"):
+        recipe.write(recipe.GuidanceRecipe(guidance=guidance, **{k: model.defaults.get(k) for k in ("steps", "solver", "grid")}), root)
     if clips:
         about["clips"] = {n: {"log_scale": float(c.log_scale.detach()), "rho_max": c.rho_max} for n, c in clips.items()}
     write_text(json.dumps(about, indent=2) + "\n", root / "guidestar.json")

@@ -157,7 +157,7 @@ class ADMClassifier(nn.Module):
         if level is None:
             raise ValueError("a noise-aware classifier must be told the noise level")
         t = torch.as_tensor(level.t, dtype=torch.float32).expand(len(x)).to(x.device)
-        logits = self(x.to(self.time_embed[0].weight.dtype), t)
+        logits = self(x.to(next(self.parameters()).dtype), t)
         return F.log_softmax(logits, -1).gather(-1, target.to(x.device)[:, None])[:, 0]
 
 

@@ -168,7 +168,7 @@ class Guider(BaseGuidance):
     def _x0(self, x: Tensor, level: Level, out: Tensor) -> Tensor:
         return Network(lambda x, t: out, predicts=self.process.predicts)(x, level, Condition())  # type: ignore[return-value]
 
-    def _answer(self, passes: Mapping[Pass, Tensor | None], q: Question, nets: Mapping[str, Net], through: frozenset[Pass]) -> dict[Pass, Evaluated]:
+    def _answer(self, passes: Mapping[Pass, Tensor | None], q: Question, nets: Mapping[str, Net], through: frozenset[Pass] = frozenset()) -> dict[Pass, Evaluated]:
         """Answer passes with what the pipeline's network said."""
         answers = {}
         for p, rows in passes.items():

@@ -265,12 +265,13 @@ _CONFIGS = {"CLIPTextModel": "CLIPTextConfig", "CLIPTextModelWithProjection": "C
 
 
 def _t5_tokenizer(folder: Path) -> Any:
-    from transformers import T5TokenizerFast
+    import transformers
 
+    kind: Any = transformers.T5TokenizerFast  # type: ignore[attr-defined]
     if not any((folder / n).is_file() for n in ("tokenizer.json", "spiece.model")):
         raise ValueError(f"{folder}: holds no tokenizer (tokenizer.json or spiece.model); copy it from where the T5 came from")
     try:
-        return T5TokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        return kind.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
         more = "" if (folder / "tokenizer.json").is_file() else "; a spiece.model needs: pip install sentencepiece protobuf"
         raise ValueError(f"{folder}: not readable as T5's tokenizer ({one_line(error)[:200]}){more}") from error
