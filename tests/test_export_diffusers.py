@@ -25,6 +25,7 @@ from guidestar.models.conditions import ClassEncoder, LabelEncoder
 
 sys.path.insert(0, str(Path(__file__).parent))
 import _pipelines as made
+from test_export import trained
 
 STEPS = 4
 DDPM = {"_class_name": "DDPMScheduler", "clip_sample": False, "prediction_type": "v_prediction"}
@@ -205,3 +206,19 @@ def test_a_model_that_was_read_is_not_written(tmp_path):
     made.dit().save_pretrained(tmp_path / "dit")
     with pytest.raises(ValueError, match="was not trained here and says nothing of its scheduler"):
         save(gs.load(tmp_path / "dit"), tmp_path / "copy")
+
+
+def test_a_training_writes_what_diffusers_samples(tmp_path):
+    _, folder = trained(tmp_path, tables="[conditions]")
+    pipe, m = diffusers.DiffusionPipeline.from_pretrained(folder), gs.load(folder)
+    assert type(pipe) is diffusers.DDIMPipeline and recipe.read(folder).guidance == "uncond"
+    assert "DiffusionPipeline.from_pretrained(folder)  # a DDIMPipeline" in (folder / "README.md").read_text()
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(batch_size=2, num_inference_steps=STEPS, generator=torch.manual_seed(0), output_type="pt").images
+    x, grid, guided = torch.randn(2, 1, 8, 8, generator=torch.manual_seed(0)), gs.leading(m.schedule, STEPS), m.guided("uncond")
+    for i in range(grid.steps):
+        step = grid.step(i)
+        with torch.no_grad():
+            prediction, _ = guided(x, step)
+        x = step.s.alpha * prediction.x0 + step.s.sigma * prediction.eps
+    assert float((m.decode(x) / 2 + 0.5 - images).abs().max()) < 2e-5

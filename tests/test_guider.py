@@ -161,3 +161,49 @@ def test_schedulers_that_are_refused_and_how_a_guider_is_kept(tmp_path):
     again = Guider.from_pretrained(tmp_path / "guider")
     assert again.config["guidance"] == guider.config["guidance"] and again.process == guider.process
     assert guider.new(guidance="cfg(4)").num_conditions == 2 and "cfg(2)" in repr(guider)
+
+
+class Inpainting(torch.nn.Module):
+    """A network of two latent channels that is also given a mask."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, sample, c):
+        return self.conv(sample).tanh() + c[:, :, None, None]
+
+
+@pytest.mark.parametrize("from_block", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_protocol_by_hand(from_block, dtype):
+    """A term that looks at the clean estimate, a scale for each sample, of a network with more inputs than latents."""
+    from diffusers.modular_pipelines.modular_pipeline import BlockState
+
+    net, scheduler = Inpainting().to(dtype), made.ddim()
+    x = torch.randn(2, 3, 4, 4, generator=torch.manual_seed(1)).to(dtype)
+    c, u = (torch.randn(2, 2, generator=torch.manual_seed(k)).to(dtype) for k in (2, 3))
+    guider = Guider("cfg([3, 1]) | clip_x0(0.5)", scheduler=scheduler)
+    guider.set_state(step=1, num_inference_steps=4, timestep=torch.tensor(400))
+    if from_block:
+        states = guider.prepare_inputs_from_block_state(BlockState(prompt=c, negative=u, other=torch.tensor(3.0)), {"c": ("prompt", "negative"), "more": "other"})
+    else:
+        states = guider.prepare_inputs({"c": (c, u), "more": torch.tensor(3.0)})
+    told = []
+    for state in states:
+        guider.prepare_models(net)
+        told.append(guider.is_conditional)
+        state.noise_pred = net(x, state.c)
+        guider.cleanup_models(net)
+    assert told == [True, False] and [float(s.more) for s in states] == [3.0, 3.0] and not net._forward_pre_hooks
+    bar = scheduler.alphas_cumprod[400].double()
+    alpha, sigma = bar.sqrt(), (1 - bar).sqrt()
+    cond, uncond = (net(x, k).double() for k in (c, u))
+    eps = uncond + torch.tensor([3.0, 1.0]).view(2, 1, 1, 1) * (cond - uncond)
+    latents = x[:, :2].double()
+    x0 = ((latents - sigma * eps) / alpha).clamp(-0.5, 0.5)
+    wanted, found = (latents - alpha * x0) / sigma, guider(states)
+    assert found.pred.dtype == dtype and torch.equal(found.pred_cond, states[0].noise_pred) and torch.equal(found.pred_uncond, states[1].noise_pred)
+    assert float((found.pred.double() - wanted).abs().max()) <= (1e-5 if dtype == torch.float32 else 2e-2) * float(wanted.abs().max())

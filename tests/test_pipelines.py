@@ -217,6 +217,17 @@ def test_other_precisions(tmp_path):
     assert samples.x.dtype == torch.float32 and samples.x.isfinite().all()
 
 
+def test_text_encoders_in_shards(tmp_path):
+    pipe = made.sd3()
+    pipe.save_pretrained(tmp_path)
+    expected = gs.load(tmp_path).encoder.encode(["a"])
+    shutil.rmtree(tmp_path / "text_encoder_3")
+    pipe.text_encoder_3.save_pretrained(tmp_path / "text_encoder_3", max_shard_size="5KB")
+    assert len(list((tmp_path / "text_encoder_3").glob("*.safetensors"))) > 1
+    found = gs.load(tmp_path).encoder.encode(["a"])
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
 def test_vae_with_a_mean_and_a_spread_of_each_channel(tmp_path):
     pipe = made.sdxl()
     pipe.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 0.5, 3.0])

@@ -1,6 +1,9 @@
 """Bridges to other libraries' models; import what you need from its modules (`guidestar.bridge.diffusers`, …)."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .guider import Guider
 
 __all__ = ["Guider"]
 

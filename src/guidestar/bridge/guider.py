@@ -82,16 +82,12 @@ class Guider(BaseGuidance):
 
     def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
         """Return the network's inputs for each pass of this step."""
-        values = [v for v in data.values() if v is not None]
-        tensors = (v for value in values for v in (value if isinstance(value, tuple) else (value,)))
-        self._plan(max((len(v) for v in tensors if isinstance(v, Tensor)), default=1))
+        self._plan([v[0] if isinstance(v, tuple) else v for v in data.values()])
         return [self._prepare_batch(data, int(p.cond is not Slot.COND), name) for p, name in zip(self._now, self._names(), strict=True)]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
         """Return the network's inputs for each pass of this step, from a block's state."""
-        fields = [f if isinstance(f, str) else f[0] for f in input_fields.values()]
-        tensors = [v for v in (getattr(data, f, None) for f in fields) if isinstance(v, Tensor)]
-        self._plan(max(map(len, tensors), default=1))
+        self._plan([getattr(data, f if isinstance(f, str) else f[0], None) for f in input_fields.values()])
         return [self._prepare_batch_from_block_state(input_fields, data, int(p.cond is not Slot.COND), name) for p, name in zip(self._now, self._names(), strict=True)]
 
     def prepare_models(self, denoiser: nn.Module) -> None:
@@ -143,7 +139,9 @@ class Guider(BaseGuidance):
         asked = [self._guided.base, *(p for term in (*self._guided.terms, *self._guided.posts) for p in term.passes(step))]
         return list(dict.fromkeys([COND, *(self._guided._canonical(p, step) for p in asked)]))
 
-    def _plan(self, batch: int) -> None:
+    def _plan(self, inputs: Sequence[Any]) -> None:
+        """Choose the passes of this step; the first of the inputs tells how many samples there are."""
+        batch = next((len(v) for v in inputs if isinstance(v, Tensor) and v.ndim), 1)
         asked = self._guided._plan_step(self._here(), batch).passes if self._enabled else {}
         self._now = list(dict.fromkeys([COND, *sorted(asked, key=lambda p: (p.perturb is not None, p != NULL))]))
 
