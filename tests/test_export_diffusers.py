@@ -24,7 +24,7 @@ from guidestar.folder import save
 from guidestar.models.conditions import ClassEncoder, LabelEncoder
 
 sys.path.insert(0, str(Path(__file__).parent))
-import _pipelines as made
+import _pipeline_folders as made
 from test_export import trained
 
 STEPS = 4

@@ -16,7 +16,7 @@ from guidestar.bridge import Guider, recipe
 from guidestar.bridge.schedulers import process_of
 
 sys.path.insert(0, str(Path(__file__).parent))
-import _pipelines as made
+import _pipeline_folders as made
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 BLOCKS = {"sdxl": (StableDiffusionXLAutoBlocks, made.sdxl), "sd3": (StableDiffusion3AutoBlocks, made.sd3)}

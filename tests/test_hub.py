@@ -18,7 +18,7 @@ from guidestar.bridge.text import read_text_model
 from guidestar.folder import WeightsError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _pipelines import t5_text
+from _pipeline_folders import t5_text
 
 SHA = "a" * 40
 NAMES = "owner/small", "owner/pickled"

@@ -29,8 +29,8 @@ from .bridge.clip import write_pretrained
 from .bridge.diffusers import Adapter
 from .bridge.diffusers import read as read_parts
 from .bridge.export import described, scheduler_settings, write_index
+from .bridge.folders import family_of, read_pipeline
 from .bridge.hub import fetch, is_hub_name
-from .bridge.pipelines import family_of, read_pipeline
 from .bridge.schedulers import read_scheduler
 from .bridge.vae import Decoder
 from .bridge.weights import read_json, read_module
@@ -66,7 +66,7 @@ def load(
     """Load a model that ships with guidestar, a pipeline of Diffusers, or any folder with a network and a scheduler.
 
     Of pipelines, Stable Diffusion, SDXL, SD3, Flux, PixArt, DiT, DDPM and DDIM are read
-    (`bridge.pipelines.FAMILIES`): network, noise levels, text encoders and VAE.
+    (`bridge.folders.FAMILIES`): network, noise levels, text encoders and VAE.
 
     Args:
         name: "fashion-mnist", a path, or the name of a repository on the Hugging Face hub ("owner/model"),

@@ -15,7 +15,7 @@ from guidestar import Condition, Draw, Flow, Grid, Guided
 from guidestar.folder import WeightsError
 
 sys.path.insert(0, str(Path(__file__).parent))
-import _pipelines as made
+import _pipeline_folders as made
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPTS = ["a red cat", "Dog On a bag"]
