@@ -479,7 +479,7 @@ def test_corrupt_weights(folder):
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "model.pt", "x.pth", "x.ckpt"])
 def test_pickles_are_never_read(name, folder):
     (folder / WEIGHTS).rename(folder / "transformer" / name)
-    with pytest.raises(ValueError, match=r"not read; save them again with save_pretrained\(…, safe_serialization=True\)") as caught:
+    with pytest.raises(ValueError, match=r"not read; (save them again with save_pretrained\(…, safe_serialization=True\)|write them anew with: python -c )") as caught:
         read(folder)
     refused(caught, folder / "transformer" / name)
 
@@ -581,7 +581,11 @@ def test_older_attention_names(tmp_path):
     [
         (lambda f: (f / "text_encoder/model.safetensors").write_bytes(b"x" * 20), "text_encoder/model.safetensors", "truncated or corrupt"),
         (lambda f: rewrite(f / "text_encoder/model.safetensors", lambda t: t.pop("final_layer_norm.bias")), "text_encoder/model.safetensors", "'final_layer_norm.bias' is missing"),
-        (lambda f: (f / "text_encoder/model.safetensors").rename(f / "text_encoder/pytorch_model.bin"), "text_encoder/pytorch_model.bin", "safe_serialization=True"),
+        (
+            lambda f: (f / "text_encoder/model.safetensors").rename(f / "text_encoder/pytorch_model.bin"),
+            "text_encoder/pytorch_model.bin",
+            "are not read; write them anew with: python -c ",
+        ),
         (lambda f: (f / "tokenizer/tokenizer.json").write_text("{"), "tokenizer", "not readable as a CLIPTokenizer"),
         (lambda f: spoil_config(f / "text_encoder/config.json", hidden_size="wide"), "text_encoder/config.json", "CLIPTextModel refuses these settings"),
     ],

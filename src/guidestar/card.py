@@ -16,7 +16,16 @@ def card_text(name: str, about: Mapping[str, Any]) -> str:
         name: of the model.
         about: what training and measuring left there; what is missing is left out.
     """
-    parts = [_head(name, about), _training(about), _by_level(about), _regressor(about), _judge(about), _clips(about), *(_figures(f) for f in about.get("figures", ()))]
+    parts = [
+        _head(name, about),
+        _diffusers(about),
+        _training(about),
+        _by_level(about),
+        _regressor(about),
+        _judge(about),
+        _clips(about),
+        *(_figures(f) for f in about.get("figures", ())),
+    ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
@@ -31,6 +40,16 @@ def _head(name: str, about: Mapping[str, Any]) -> str:
     text = f"{front}\n\n# {name}\n\n{about.get('summary', '')}."
     text += f"\n\nData: {about['data']}" if "data" in about else ""
     return text + (f"\n\nRecommended: {defaults}." if defaults else "")
+
+
+def _diffusers(about: Mapping[str, Any]) -> str:
+    told = about.get("diffusers")
+    if not told:
+        return ""
+    if "pipeline" not in told:
+        return f"## In Diffusers\n\n{told['needs'][:1].upper()}{told['needs'][1:]}."
+    code = f"from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained(folder)  # a {told['pipeline']}\n{told['use']}"
+    return f"## In Diffusers\n\n```python\n{code}\n```\n\nThat samples without guidestar, and so without its guidances but for the pipeline's own."
 
 
 def _training(about: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Guidance = Annotated[Optional[str], typer.Option("--guidance", help="Expression, e.g. 'cfg(3) + classifier(1)'; the model's own by default.")]  # noqa: UP045
+GuidanceFile = Annotated[Optional[Path], typer.Option("--guidance-file", help="A guidance.toml: guidance, steps, solver, grid, negative; options go before it.")]  # noqa: UP045
 Steps = Annotated[Optional[int], typer.Option("--steps", help="Solver steps.")]  # noqa: UP045
 SolverName = Annotated[Optional[str], typer.Option("--solver", help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun.")]  # noqa: UP045
 GridName = Annotated[Optional[str], typer.Option("--levels", help="How levels are spaced: uniform, log_snr, karras, leading, linspace or trailing.")]  # noqa: UP045
@@ -85,6 +86,7 @@ def sample(
     num: Annotated[int, typer.Option(min=1, max=100_000, help="Samples of each condition.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the first sample; the others follow.")] = 0,
     guidance: Guidance = None,
+    guidance_file: GuidanceFile = None,
     negative: Annotated[Optional[str], typer.Option(help="What cfg moves away from; '' is the null.")] = None,  # noqa: UP045
     steps: Steps = None,
     solver: SolverName = None,
@@ -107,7 +109,7 @@ def sample(
     from .observing import read_observation
     from .pictures import read_settings
 
-    if like and any(v is not None for v in (prompts, cond, file, guidance, negative, steps, solver, levels, max_rows, observe, operator)):
+    if like and any(v is not None for v in (prompts, cond, file, guidance, guidance_file, negative, steps, solver, levels, max_rows, observe, operator)):
         raise ValueError("--like repeats a run as it was; leave the options of a new run out")
     settings = read_settings(like) if like else None
     chosen = load(_model_name(model, settings), average=average, trust=trust)
@@ -118,15 +120,28 @@ def sample(
             _warn_of_differences(settings, samples.settings)
         else:
             names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num)
-            observed = read_observation(chosen, chosen.expression(guidance, conditional=bool(names)), observe, operator)
+            asked = _with_file(guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels)
+            observed = read_observation(chosen, chosen.expression(asked["guidance"], conditional=bool(names)), observe, operator)
             each = len(names) if names else num
             rows = processes.mine(each if observed is None else each * len(observed.y))  # type: ignore[arg-type]
             if not rows:
                 raise ValueError("there are more processes than samples; launch fewer")
-            given = {"guidance": guidance, "negative": negative, "steps": steps, "solver": solver, "grid": levels, "max_rows": max_rows, "watch": watch}
             losses = observed and {"loss": replace(observed, y=observed.y[[i // each for i in rows]])}  # type: ignore[index]
-            samples = chosen.sample([names[i % each] for i in rows] if names else None, seeds=[seed + i for i in rows], losses=losses, **given)  # type: ignore[arg-type]
+            given = {**asked, "max_rows": max_rows, "losses": losses, "watch": watch}
+            samples = chosen.sample([names[i % each] for i in rows] if names else None, seeds=[seed + i for i in rows], **given)  # type: ignore[arg-type]
     _write(samples, rows if settings is None else None, out, grid)
+
+
+def _with_file(file: Path | None, **given: Any) -> dict[str, Any]:
+    """Fill up what was not given from a guidance.toml."""
+    if file is None:
+        return given
+    from .bridge.recipe import read
+
+    if given.get("guidance") is not None:
+        raise ValueError("give --guidance or --guidance-file, not both")
+    found = read(file)
+    return {key: getattr(found, key) if value is None else value for key, value in given.items()}
 
 
 def _write(samples: Any, rows: list[int] | None, out: Path, grid: bool) -> None:
@@ -247,6 +262,7 @@ def methods(name: Annotated[Optional[str], typer.Argument(help="Tell all of this
 def plan(
     model: Annotated[str, typer.Argument(help="A shipped model or a folder.")],
     guidance: Guidance = None,
+    guidance_file: GuidanceFile = None,
     steps: Steps = None,
     solver: SolverName = None,
     levels: GridName = None,
@@ -254,7 +270,8 @@ def plan(
     """Print the network passes of every step, before anything runs."""
     from .folder import load
 
-    typer.echo(str(load(model).plan(guidance, steps=steps, solver=solver, grid=levels)))
+    asked = _with_file(guidance_file, guidance=guidance, steps=steps, solver=solver, grid=levels)
+    typer.echo(str(load(model).plan(**asked)))
 
 
 datasets = typer.Typer(help="Make data sets to try things on.", no_args_is_help=True)

@@ -1,6 +1,8 @@
 """A model as a folder, in Diffusers' layout, so that Diffusers' own classes read it too.
 
 guidestar.json          what it is, how it is best used, what it measured
+guidance.toml           how it is guided, to read and change
+model_index.json        which pipeline of Diffusers it is, where there is one
 README.md               its card
 unet/ or transformer/   the network            scheduler/   the noise, and what the network predicts
 condition/              its conditions         weak/, …     further networks, each with its conditions
@@ -22,12 +24,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bridge import recipe
 from .bridge.clip import write_pretrained
 from .bridge.diffusers import Adapter
 from .bridge.diffusers import read as read_parts
+from .bridge.export import described, scheduler_settings, write_index
+from .bridge.folders import family_of, read_pipeline
+from .bridge.hub import fetch, is_hub_name
 from .bridge.schedulers import read_scheduler
+from .bridge.vae import Decoder
 from .bridge.weights import read_json, read_module
 from .files import make_folder, whole_or_not
+from .levels import Flow
 from .model import Model
 from .models.lean import lean
 from .pictures import write_text
@@ -46,27 +54,42 @@ def available() -> dict[str, str]:
     return {p.parent.name: str(read_json(p).get("summary", "")) for p in sorted(SHIPPED.glob("*/guidestar.json"))}
 
 
-def load(name: str | Path, *, device: torch.device | str = "cpu", average: str | None = None, trust: bool = False) -> Model:
-    """Load a model that ships with guidestar, or any Diffusers folder with a network and a scheduler.
+def load(
+    name: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    average: str | None = None,
+    trust: bool = False,
+    size: tuple[int, int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Load a model that ships with guidestar, a pipeline of Diffusers, or any folder with a network and a scheduler.
+
+    Of pipelines, Stable Diffusion, SDXL, SD3, Flux, PixArt, DiT, DDPM and DDIM are read
+    (`bridge.folders.FAMILIES`): network, noise levels, text encoders and VAE.
 
     Args:
-        name: "fashion-mnist", or a path.
+        name: "fashion-mnist", a path, or the name of a repository on the Hugging Face hub ("owner/model"),
+            of which only settings and safetensors are fetched.
         device: where its networks go.
         average: which average of its weights, where its training kept several; by default the first.
         trust: import and call the user's own code that a folder names; without it, such a folder is refused.
+        size: height and width in pixels, of a pipeline that is told by a prompt.
+        dtype: of a pipeline's network and text encoders; float32 by default. The VAE stays in float32.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, here or on the hub.
         WeightsError: a file is damaged, or does not fit its network; it is named.
     """
-    folder = SHIPPED / str(name) if (SHIPPED / str(name) / "guidestar.json").is_file() else Path(name)
-    if not folder.is_dir():
-        raise ValueError(f"unknown model {str(name)!r}; there is {', '.join(available())}, and any folder with a network and a scheduler")
+    folder = _find(name)
     try:
         ours = (folder / "guidestar.json").is_file()
         if average is not None and not ours:
             raise ValueError(f"{folder} holds no averages but the one")
-        model = _read_ours(folder, str(name), average, trust) if ours else _read_foreign(folder, str(name))
+        if ours and (size, dtype) != (None, None):
+            raise ValueError(f"{folder}: size= and dtype= are for pipelines of Diffusers")
+        model = _read_ours(folder, str(name), average, trust) if ours else _read_foreign(folder, str(name), size, dtype or torch.float32)
+        model.defaults |= recipe.settings(folder)
     except ValueError as error:
         raise WeightsError(str(error)) from error
     for denoiser in (model.denoiser, *(d for d, _ in model.nets.values())):
@@ -74,13 +97,36 @@ def load(name: str | Path, *, device: torch.device | str = "cpu", average: str |
     return model.to(device)
 
 
-def _read_foreign(folder: Path, name: str) -> Model:
-    parts = read_parts(folder)
+def _find(name: str | Path) -> Path:
+    """Return the folder of a model that ships, of a path, or of the hub."""
+    folder = SHIPPED / str(name) if (SHIPPED / str(name) / "guidestar.json").is_file() else Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, and a model is a folder; {_checkpoint(folder)}")
+    if is_hub_name(str(name)):
+        return fetch(str(name))
+    raise ValueError(f"unknown model {str(name)!r}; there is {', '.join(available())}, any folder with a network and a scheduler, and any owner/model of the Hugging Face hub")
+
+
+def _checkpoint(file: Path) -> str:
+    """Say how a model in one file is read."""
+    if file.suffix == ".pkl":
+        return "a .pkl carries code, which is not run here: load it by its authors' code where you trust it, and give the module to guidestar.bridge.edm.edm_model"
+    ours = "guided-diffusion's with guidestar.bridge.adm.adm_model, DiT's with guidestar.bridge.dit.dit_model"
+    return f"read {ours}; a Stable Diffusion in one file becomes a folder by Diffusers' from_single_file and save_pretrained"
+
+
+def _read_foreign(folder: Path, name: str, size: tuple[int, int] | None, dtype: torch.dtype) -> Model:
+    family, parts = family_of(folder), read_pipeline(folder, size=size, dtype=dtype)
     if parts.shape is None:
         raise ValueError(f"{folder}: its network leaves the size of a sample open (no sample_size in config.json)")
     conditional = parts.encoder is not None and parts.encoder.null(1) is not None
-    defaults = {"guidance": "cfg(3)"} if conditional else {}
-    return Model(name=name, denoiser=parts.denoiser, schedule=parts.schedule, shape=parts.shape, encoder=parts.encoder, defaults=defaults)
+    defaults = {"guidance": family.guidance if family else "cfg(3)"} if conditional else {}
+    if isinstance(parts.schedule, Flow):
+        defaults["grid"] = "uniform"  # bent by the flow's shift, as the pipelines space their steps
+    decode = _decoder(folder, {"shape": parts.shape})
+    return Model(name=name, denoiser=parts.denoiser, schedule=parts.schedule, shape=parts.shape, encoder=parts.encoder, decode=decode, defaults=defaults)
 
 
 def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Model:
@@ -150,28 +196,21 @@ def _decoder(folder: Path, about: Mapping[str, Any]) -> Callable[[Tensor], Tenso
     return (lambda x: x.clamp(-1, 1)) if len(about.get("shape", (1, 1, 1))) == 3 else (lambda x: x)
 
 
-class Decoder:
-    """Turn latents into images by a VAE: ``decode(x / scaling + shift)``, clipped to [−1, 1]."""
-
-    def __init__(self, vae: Any) -> None:
-        self.vae = vae
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        """Decode latents ``[B, C, h, w]``."""
-        config, vae = self.vae.config, self.vae.to(x.device)
-        latents = x.to(vae.dtype) / config.scaling_factor + (config.get("shift_factor") or 0.0)
-        return vae.decode(latents).sample.clamp(-1, 1).to(x.dtype)
-
-
 def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write a model's networks, configs and ``guidestar.json``.
+    """Write a model's networks, configs, ``guidestar.json`` and ``guidance.toml``.
+
+    Where one of Diffusers' pipelines can be the model (`bridge.export.pipeline_of`), ``model_index.json`` says so, and
+    ``DiffusionPipeline.from_pretrained(folder)`` loads it without guidestar; else the network and the scheduler load.
 
     Args:
         model: its networks must be of the classes named in this module's docstring.
         folder: made if it is missing.
         dtype: of the weights.
+
+    Raises:
+        ValueError: the model was read from Diffusers, so its folder is there already.
     """
+    config = _scheduler(model)
     root = make_folder(Path(folder))
     _write_pair(model.denoiser, model.encoder, root, dtype)
     for name, (denoiser, encoder) in model.nets.items():
@@ -179,7 +218,7 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
     clips = {n: c for n, c in model.classifiers.items() if hasattr(c, "embed_text")}
     for name, net in {**model.classifiers, **({"judge": model.judge} if model.judge is not None else {})}.items():
         _write_classifier(net, root / name, dtype, whole=name == "judge")
-    _write_scheduler(model, root / "scheduler")
+    _write_scheduler(config, root / "scheduler")
     if isinstance(model.decode, Decoder):
         write_module(model.decode.vae, root / "vae", dtype)
     about = {
@@ -189,7 +228,11 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
         "nets": list(model.nets),
         "classifiers": [n for n in model.classifiers if n not in clips],
         "defaults": model.defaults,
+        "diffusers": described(model),
     }
+    write_index(model, root, config)
+    if guidance := model.defaults.get("guidance"):
+        recipe.write(recipe.GuidanceRecipe(guidance=guidance, **{k: model.defaults.get(k) for k in ("steps", "solver", "grid")}), root)
     if clips:
         about["clips"] = {n: {"log_scale": float(c.log_scale.detach()), "rho_max": c.rho_max} for n, c in clips.items()}
     write_text(json.dumps(about, indent=2) + "\n", root / "guidestar.json")
@@ -256,11 +299,17 @@ def write_module(module: Any, folder: Path, dtype: torch.dtype = torch.float16, 
         write_text(json.dumps(made_by, indent=2) + "\n", folder / "config.json")
 
 
-def _write_scheduler(model: Model, folder: Path) -> None:
+def _scheduler(model: Model) -> dict[str, Any]:
+    if "scheduler" not in model.card and "schedule" not in model.card:
+        raise ValueError(f"the model {model.name!r} was not trained here and says nothing of its scheduler (card); copy the folder that it was read from")
+    return scheduler_settings(model, model.card.get("scheduler") or _of_betas(model))
+
+
+def _write_scheduler(config: Mapping[str, Any], folder: Path) -> None:
     import diffusers
 
-    config = dict(model.card.get("scheduler") or _of_betas(model))
-    getattr(diffusers, config.pop("_class_name"))(**config).save_config(folder)
+    settings = {k: v for k, v in config.items() if k != "_class_name"}
+    getattr(diffusers, config["_class_name"])(**settings).save_config(folder)
 
 
 def _of_betas(model: Model) -> dict[str, Any]:

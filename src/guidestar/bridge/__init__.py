@@ -1,1 +1,16 @@
-"""Bridges to other libraries' models; import what you need from `guidestar.bridge.diffusers`."""
+"""Bridges to other libraries' models; import what you need from its modules (`guidestar.bridge.diffusers`, …)."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .guider import Guider
+
+__all__ = ["Guider"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Guider":
+        raise AttributeError(f"module 'guidestar.bridge' has no attribute {name!r}")
+    from .guider import Guider
+
+    return Guider

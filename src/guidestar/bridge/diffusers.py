@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from ..denoiser import Network, Output
 from ..levels import Schedule
+from . import flux
 from .encoders import ClassLabels, Encoder, TextEncoder, read_encoder
 from .schedulers import Process, read_scheduler, scheduler_file
 from .weights import network_folder, read_module, read_network
 
-_ADDED = ("image_embeds", "text_embeds", "time_ids")
-"""Conditions that UNet2DConditionModel takes in a dictionary of their own (SDXL's)."""
+_ADDED = ("image_embeds", "text_embeds", "time_ids", "resolution", "aspect_ratio")
+"""Conditions that a network takes in a dictionary of their own (SDXL's and PixArt's)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,8 @@ def denoiser(network: nn.Module, process: Process) -> Network:
         return Network(network, predicts=process.predicts, sigma_data=process.sigma_data, time=lambda t: t * process.time_scale)
     if "timestep" not in inspect.signature(network.forward).parameters:
         raise ValueError(f"{type(network).__name__} is not a denoising network: it is not told the timestep")
-    scale = process.time_scale
+    # Flux multiplies its time by 1000 itself.
+    scale = process.time_scale / (1000 if _is_flux(network) else 1)
     return Network(
         Adapter(network),
         predicts=process.predicts,
@@ -110,11 +112,17 @@ class Adapter(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Any:
+        if _is_flux(self.net):
+            return flux.call(self.net, x, t, **cond)
         added: dict[str, Any] = {k: cond.pop(k) for k in _ADDED if k in cond}
         if type(self.net).__name__ == "PixArtTransformer2DModel" and not self.net.config["use_additional_conditions"]:  # type: ignore[index]
             added = {"resolution": None, "aspect_ratio": None}  # which it wants named all the same
         more = {"added_cond_kwargs": added} if added else {}
         return self.net(x, timestep=t, **cond, **more)
+
+
+def _is_flux(network: nn.Module) -> bool:
+    return type(network).__name__ == "FluxTransformer2DModel"
 
 
 def _channels(network: nn.Module) -> tuple[int | None, int | None]:

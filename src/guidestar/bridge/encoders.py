@@ -248,7 +248,7 @@ def read_text(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
     except Exception as error:
         raise ValueError(f"{settings}: {kind.__name__} refuses these settings ({one_line(error)})") from error
     file = weights_file(settings.parent, ("model.safetensors", "model.fp16.safetensors"))
-    fill(text, file, _renamed(read_safetensors(file), text), dtype)
+    fill(text, file, renamed(read_safetensors(file), text), dtype)
     return TextEncoder(text, read_tokenizer(folder / "tokenizer"))
 
 
@@ -268,8 +268,8 @@ def read_tokenizer(folder: Path) -> Any:
         raise ValueError(f"{folder}: not readable as a CLIPTokenizer ({one_line(error)})") from error
 
 
-def _renamed(tensors: Mapping[str, Tensor], text: nn.Module) -> dict[str, Tensor]:
-    """Name tensors as this version of transformers does: 5 dropped a prefix, 4.31 the position ids."""
+def renamed(tensors: Mapping[str, Tensor], text: nn.Module) -> dict[str, Tensor]:
+    """Name CLIP's tensors as this version of transformers does: 5 dropped a prefix, 4.31 the position ids."""
     prefix = "text_model."
     used = prefix if any(name.startswith(prefix) for name in text.state_dict()) else ""
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("embeddings.position_ids")}

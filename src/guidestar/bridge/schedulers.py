@@ -63,14 +63,26 @@ def read_scheduler(folder: str | Path) -> Process:
     file = scheduler_file(folder)
     if file is None:
         raise ValueError(f"{folder}: there is no scheduler/scheduler_config.json")
-    written = read_json(file)
-    name = written.get("_class_name")
+    return process_of(read_json(file), where=str(file))
+
+
+def process_of(written: Mapping[str, Any], *, where: str = "scheduler") -> Process:
+    """Return the process that a scheduler's settings tell, as `read_scheduler`.
+
+    Args:
+        written: ``dict(scheduler.config)``, with ``_class_name``.
+        where: they were found, for the message.
+
+    Raises:
+        ValueError: an unknown scheduler class, or a setting that is not supported.
+    """
+    file, name = where, written.get("_class_name")
     build = next((build for names, build in _BUILDERS if name in names), None)
     if build is None:
         known = ", ".join(sorted(n for names, _ in _BUILDERS for n in names))
         raise ValueError(f"{file}: the scheduler {name!r} is not supported; these are: {known}")
     try:
-        return build({**_defaults(str(name)), **written})
+        return build({**defaults_of(str(name)), **written})
     except KeyError as error:
         raise ValueError(f"{file}: there is no {error}") from None
     except (TypeError, ValueError, RuntimeError) as error:
@@ -83,7 +95,8 @@ def scheduler_file(folder: str | Path) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _defaults(name: str) -> dict[str, Any]:
+def defaults_of(name: str) -> dict[str, Any]:
+    """Return the defaults of a scheduler class's settings."""
     import diffusers
 
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()

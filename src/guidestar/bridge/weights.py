@@ -88,7 +88,7 @@ def read_module(folder: str | Path, *, known: Mapping[str, type[ModelMixin]] | N
     config = read_json(config_file)
     module: Any = _build_own(config_file, config, trust) if "callable" in config else _build(config_file, config, known or {})
     file = weights_file(folder, _WEIGHTS)
-    tensors = _read_tensors(file)
+    tensors = read_tensors(file)
     if "callable" not in config:
         # Checkpoints from before Diffusers 0.15 name their attention's projections otherwise.
         module._fix_state_dict_keys_on_load(tensors)
@@ -97,9 +97,9 @@ def read_module(folder: str | Path, *, known: Mapping[str, type[ModelMixin]] | N
 
 
 def _build(file: Path, config: Mapping[str, Any], known: Mapping[str, type[ModelMixin]]) -> ModelMixin:
-    cls = _find(file, config.get("_class_name"), known)
+    cls = _find(file, config.get("_class_name"), config.get("norm_type"), known)
     try:
-        return cls.from_config(dict(config))  # type: ignore[attr-defined]
+        return cls.from_config({**config, "_class_name": cls.__name__})  # type: ignore[attr-defined]
     except Exception as error:
         # Whatever a constructor trips over, it is the settings that are wrong.
         raise ValueError(f"{file}: {cls.__name__} refuses these settings ({one_line(error)})") from error
@@ -113,9 +113,14 @@ def _build_own(file: Path, config: Mapping[str, Any], trust: bool) -> nn.Module:
     return from_callable(str(config["callable"]), dict(config.get("config", {})))
 
 
-def _find(file: Path, name: Any, known: Mapping[str, type[ModelMixin]]) -> type[ModelMixin]:
+# What the first DiT and PixArt folders were written as.
+_RENAMED = {("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel", ("Transformer2DModel", "ada_norm_single"): "PixArtTransformer2DModel"}
+
+
+def _find(file: Path, name: Any, norm: Any, known: Mapping[str, type[ModelMixin]]) -> type[ModelMixin]:
     import diffusers
 
+    name = _RENAMED.get((name, norm), name) if isinstance(name, str) else name
     found = (known.get(name) or getattr(diffusers, name, None)) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         raise ValueError(f"{file}: {name!r} (_class_name) is not a network of this Diffusers version ({diffusers.__version__})")
@@ -133,8 +138,19 @@ def weights_file(folder: Path, names: tuple[str, ...]) -> Path:
         return found
     pickles = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES)
     if pickles:
-        raise ValueError(f"{folder / pickles[0]}: pickled weights can run any code and are not read; save them again with save_pretrained(…, safe_serialization=True)")
+        raise ValueError(f"{folder / pickles[0]}: pickled weights can run any code and are not read; {conversion(folder / pickles[0])}")
     raise ValueError(f"{folder}: holds no weights; expected {names[0]}")
+
+
+def conversion(file: Path) -> str:
+    """Say how a file of pickled weights becomes one of safetensors."""
+    target = {f"{_STEM}.bin": f"{_STEM}.safetensors", "pytorch_model.bin": "model.safetensors"}.get(file.name)
+    if target is None:
+        return "save them again with save_pretrained(…, safe_serialization=True)"
+    # Loaded with weights_only, which runs no code; copied, since a file of safetensors shares no memory between tensors.
+    load = f"w = torch.load('{file}', weights_only=True, map_location='cpu')"
+    keep = f"s.save_file({{k: v.clone() for k, v in w.items()}}, '{file.with_name(target)}', {{'format': 'pt'}})"
+    return f'write them anew with: python -c "import torch, safetensors.torch as s; {load}; {keep}"'
 
 
 def fill(module: nn.Module, file: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -148,7 +164,12 @@ def fill(module: nn.Module, file: Path, tensors: Mapping[str, Tensor], dtype: to
     nn.Module.to(module, dtype).eval().requires_grad_(False)
 
 
-def _read_tensors(file: Path) -> OrderedDict[str, Tensor]:
+def read_tensors(file: Path) -> OrderedDict[str, Tensor]:
+    """Read every tensor of a file, or of the shards that an index names.
+
+    Raises:
+        ValueError: a file is missing, truncated or corrupt; it is named.
+    """
     if file.suffix != ".json":
         return OrderedDict(read_safetensors(file))
     shards = read_json(file).get("weight_map")

@@ -99,6 +99,7 @@ class Guided:
         self.base = Pass(cond=self.guidance.resolve_base(conditional))
         self.draw = None if seeds is None else Draw(list(seeds))
         self.evaluations: list[int] = []
+        self.answer = evaluate  # what evaluates passes: a bridge that is told predictions puts its own here
         about = {"target": target, "index": index, "prompts": prompts, "encode": nets["main"].encode, "base": self.base}
         context = Context(classifiers=classifiers or {}, losses=losses or {}, conditional=conditional, nets=tuple(nets), **about)
         self.names = [str(term) for term in self.guidance.terms]
@@ -221,7 +222,7 @@ class Guided:
         for rows in passes.values():
             for row in (everyone if rows is None else everyone[rows]).tolist():
                 self.evaluations[row] += 1
-        return evaluate(passes, q, self.nets, through, checkpoint=self.checkpoint)
+        return self.answer(passes, q, self.nets, through, checkpoint=self.checkpoint)
 
     def _rest(self, q: Question, state: State) -> Answer:
         """Hold samples still: ``x0 = eps = x_t/(alpha + sigma)``, the pair whose velocity is 0."""

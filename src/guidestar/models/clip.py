@@ -133,16 +133,16 @@ def tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     return torch.stack([found.input_ids, found.attention_mask], dim=1)
 
 
-def warn_of_cuts(tokenizer: Any, captions: Sequence[str]) -> None:
-    """Warn of each prompt that is longer than the tokenizer's full length, and say after which words it is cut."""
-    length = tokenizer.model_max_length
+def warn_of_cuts(tokenizer: Any, captions: Sequence[str], length: int | None = None) -> None:
+    """Warn of each prompt that is longer than ``length`` (the tokenizer's full length), and say after which words it is cut."""
+    most = int(length or tokenizer.model_max_length)
     for caption in dict.fromkeys(captions):
-        if len(caption) < length - 1:  # a token is a character at least
+        if len(caption) < most - 1:  # a token is a character at least
             continue
         every = tokenizer(caption, truncation=False, verbose=False).input_ids
-        if len(every) > length:
-            kept = " ".join(tokenizer.decode(every[1 : length - 1]).split())
-            warnings.warn(f"the prompt is longer than the {length} tokens that the text encoder takes; it was cut after {kept[-40:].strip()!r}", stacklevel=2)
+        if len(every) > most:
+            kept = " ".join(tokenizer.decode(every[1 : most - 1]).split())
+            warnings.warn(f"the prompt is longer than the {most} tokens that the text encoder takes; it was cut after {kept[-40:].strip()!r}", stacklevel=2)
 
 
 def make_tokenizer(captions: Sequence[str], *, vocabulary: int, length: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..bridge.export import described
 from ..card import write_card
 from ..data._core import Source
 from ..draw import Draw
@@ -46,7 +47,7 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
     save(model, out / recipe.name)
     for name in [p.name for p in profiles(settings(recipe, "model"))][1:]:
         write_average(averaged(recipe, "model", out, source, name), out / recipe.name, name)
-    write_card(model.name, {**model.card, "defaults": model.defaults}, out / recipe.name)
+    write_card(model.name, {**model.card, "defaults": model.defaults, "diffusers": described(model)}, out / recipe.name)
     return model
 
 

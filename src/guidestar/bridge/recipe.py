@@ -1,0 +1,124 @@
+"""A guidance as a small file beside a model: ``guidance.toml``.
+
+guidance = "cfg(7.5, interval=(0.3, 5.4)) + pag(3) | rescale(0.7)"
+steps = 20               # the rest may be left out
+solver = "dpmpp-2m"
+grid = "log_snr"
+negative = "blurry"
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..guidance import parse
+from ..levels import GRIDS
+from ..pictures import write_text
+from ..sampling import SOLVERS
+
+NAME = "guidance.toml"
+"""What the file is called beside a model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceRecipe:
+    """How a model is to be guided and sampled.
+
+    Args:
+        guidance: an expression.
+        steps: of the solver, from 1 to 10000.
+        solver: its name.
+        grid: how the levels are spaced, by name.
+        negative: what cfg moves away from.
+
+    Raises:
+        ValueError: a value of the wrong kind or out of range; the key is named.
+        ExpressionError: the expression does not parse.
+    """
+
+    guidance: str
+    steps: int | None = None
+    solver: str | None = None
+    grid: str | None = None
+    negative: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("guidance", "solver", "grid", "negative"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "guidance"):
+                raise ValueError(f"{name} must be text, not {value!r}")
+        if self.steps is not None and (isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 10_000):
+            raise ValueError(f"steps must be a whole number from 1 to 10000, not {self.steps!r}")
+        for name, known in (("solver", SOLVERS), ("grid", GRIDS)):
+            if getattr(self, name) not in (None, *known):
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; there are {', '.join(known)}")
+        parse(self.guidance)
+
+
+def read(path: str | Path) -> GuidanceRecipe:
+    """Read a ``guidance.toml``, or the one in a model's folder.
+
+    Raises:
+        ValueError: it is not there, is no TOML, or a key is unknown, missing or wrong; the file is named.
+    """
+    file = Path(path) / NAME if Path(path).is_dir() else Path(path)
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{file}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not readable as TOML ({error})") from error
+    try:
+        _check_keys(content)
+        return GuidanceRecipe(**content)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _check_keys(content: dict[str, Any]) -> None:
+    known = [f.name for f in fields(GuidanceRecipe)]
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            raise ValueError(f"unknown key {key!r}; {f'did you mean {close[0]!r}? ' if close else ''}it has {', '.join(known)}")
+    if "guidance" not in content:
+        raise ValueError('the key guidance is missing; write e.g. guidance = "cfg(3)"')
+
+
+def write(recipe: GuidanceRecipe, path: str | Path) -> None:
+    """Write a recipe as TOML, whole or not at all, to a file or into a model's folder."""
+    file = Path(path) / NAME if Path(path).is_dir() else Path(path)
+    head = "# How this model is guided; read by guidestar (--guidance-file, guidestar.load, guidestar.bridge.recipe.read).\n"
+    write_text(head + "".join(f"{key} = {_value(value)}\n" for key, value in asdict(recipe).items() if value is not None), file)
+
+
+def _value(value: str | int) -> str:
+    # A JSON string is one of TOML's, but for the one character that only TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def settings(folder: str | Path) -> dict[str, Any]:
+    """Return what a model's folder says in its ``guidance.toml``, by `Model.defaults`' keys; nothing where it has none.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    if not (Path(folder) / NAME).is_file():
+        return {}
+    found = asdict(read(folder))
+    return {key: found[key] for key in ("guidance", "steps", "solver", "grid") if found[key] is not None}
+
+
+def guidance_of(given: Any) -> Any:
+    """Return the expression where a path to a ``guidance.toml`` is given in its place; anything else as it is.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    named = isinstance(given, str) and given.endswith(".toml")
+    return read(given).guidance if isinstance(given, Path) or named else given

@@ -1,0 +1,87 @@
+"""guidance.toml: what is written is read, and what is wrong is refused by its key."""
+
+import tomllib
+
+import pytest
+
+import guidestar as gs
+from guidestar.bridge import recipe
+from guidestar.bridge.recipe import GuidanceRecipe
+from guidestar.cli import main
+
+WHOLE = GuidanceRecipe(guidance='cfg(7.5, interval=(0.3, 5.4)) + AND(2, "a \\"red\\" cat") | rescale(0.7)', steps=12, solver="ddim", grid="karras", negative='no "x"\n😀\x7f \\')
+
+
+@pytest.mark.parametrize("made", [WHOLE, GuidanceRecipe(guidance="cond")])
+def test_what_is_written_is_read(made, tmp_path):
+    recipe.write(made, tmp_path)
+    content = tomllib.loads((tmp_path / "guidance.toml").read_text(encoding="utf-8"))
+    assert content == {k: v for k, v in vars(made).items() if v is not None}
+    assert recipe.read(tmp_path) == recipe.read(tmp_path / "guidance.toml") == recipe.read(str(tmp_path)) == made
+    assert recipe.guidance_of(tmp_path / "guidance.toml") == recipe.guidance_of(str(tmp_path / "guidance.toml")) == made.guidance
+    assert recipe.guidance_of("cfg(3)") == "cfg(3)" and recipe.guidance_of(gs.cfg(3)) == gs.cfg(3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r'the key guidance is missing; write e.g. guidance = "cfg\(3\)"$'),
+        ("guidance = ", "not readable as TOML"),
+        ("guidance = 3", "guidance must be text, not 3$"),
+        ('guidance = "cfg(3)"\nguidence = "cfg(2)"', "unknown key 'guidence'; did you mean 'guidance'[?] it has guidance, steps, solver, grid, negative$"),
+        ('guidance = "cfg(3)"\nsteps = 2.5', "steps must be a whole number from 1 to 10000, not 2.5$"),
+        ('guidance = "cfg(3)"\nsteps = true', "steps must be a whole number"),
+        ('guidance = "cfg(3)"\nsteps = 0', "steps must be a whole number"),
+        ('guidance = "cfg(3)"\nsolver = "euler"', "unknown solver 'euler'; there are ddim"),
+        ('guidance = "cfg(3)"\ngrid = "leeding"', "unknown grid 'leeding'; there are uniform"),
+        ('guidance = "cfg(3)"\nnegative = 1', "negative must be text, not 1$"),
+        ('guidance = "cgf(3)"', "unknown name 'cgf'; did you mean 'cfg'"),
+        ('guidance = "__import__(1)"', "unknown name '__import__'"),
+    ],
+)
+def test_what_is_wrong_is_refused(text, message, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        recipe.read(file)
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(ValueError, match=r"guidance\.toml: there is no such file$"):
+        recipe.read(tmp_path)
+    assert recipe.settings(tmp_path) == {}
+
+
+def settings_of(folder):
+    from guidestar.pictures import read_settings
+
+    return read_settings(next(folder.glob("*.png")))
+
+
+def test_the_command_line_reads_it(tmp_path, capsys):
+    file = tmp_path / "mine.toml"
+    recipe.write(GuidanceRecipe(guidance="cfg(2) + apg(1.5)", steps=2, solver="ddim", grid="uniform", negative="bag"), file)
+    run = ["sample", "fashion-mnist", "--cond", "coat", "--guidance-file", str(file)]
+    with pytest.raises(SystemExit) as end:
+        main([*run, "--out", str(tmp_path / "a")])
+    assert end.value.code == 0
+    found = settings_of(tmp_path / "a")
+    assert {k: found[k] for k in ("guidance", "steps", "solver", "grid", "negative")} == {
+        "guidance": "cfg(2) + apg(1.5)", "steps": 2, "solver": "ddim", "grid": "uniform", "negative": "bag"
+    }  # fmt: skip
+    with pytest.raises(SystemExit):
+        main([*run, "--steps", "3", "--negative", "", "--out", str(tmp_path / "b")])
+    found = settings_of(tmp_path / "b")
+    assert (found["steps"], found["solver"], found["negative"]) == (3, "ddim", ""), "an option goes before the file"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([*run, "--guidance", "cfg(3)"])
+    assert end.value.code == 2 and "give --guidance or --guidance-file, not both" in capsys.readouterr().err
+    plans = []
+    for options in (["--guidance-file", str(file)], ["--guidance", "cfg(2) + apg(1.5)", "--steps", "2", "--solver", "ddim", "--levels", "uniform"]):
+        with pytest.raises(SystemExit) as end:
+            main(["plan", "fashion-mnist", *options])
+        assert end.value.code == 0
+        plans.append(capsys.readouterr().out)
+    assert plans[0] == plans[1] and plans[0]
