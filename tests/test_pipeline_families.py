@@ -1,0 +1,174 @@
+"""Guided pipelines of each family, against the pipeline's own guidance and against what is written out in plain torch."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import guidestar
+from _pipeline_families import MAKE, family, flux
+from _pipelines import quiet
+from guidestar import Post, cond
+
+pytestmark = [pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+CONDITIONED = [n for n in MAKE if n != "ddpm"]
+LAYERED = ("sdxl", "pixart", "dit", "sd3", "flux")
+
+
+def close(a, b, tolerance=1e-6):
+    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
+
+
+@pytest.mark.parametrize("name", CONDITIONED)
+def test_cfg_is_the_pipelines_own(name):
+    f = family(name)
+    # Diffusers repeats the two halves' sizes in turn, so row by row they are not what was meant; ours are told the same.
+    sizes = {"negative_original_size": (9, 9), "negative_target_size": (8, 8)} if name == "sdxl" else {}
+    own = f.draw(**sizes)
+    with guidestar.guided(f.pipe, "cfg(4)"):
+        assert close(f.draw(**{f.scale: 2.0}, **sizes), own)
+    with guidestar.guided(f.pipe, "cfg(3)"):
+        assert not close(f.draw(**sizes), own, 1e-3)
+    assert torch.equal(f.draw(**sizes), own)
+
+
+@dataclass(frozen=True)
+class Record(Post):
+    """Writes down the clean estimate at each evaluation."""
+
+    seen: list
+
+    name = "record"
+
+    def apply(self, prediction, live):
+        self.seen.append(prediction.x0.clone())
+        return prediction
+
+
+def clean(f, scheduler, i, t, x, out):
+    """The clean estimate that the scheduler reads at call i of the network, written out."""
+    out, x = out.double(), x.double()
+    if not hasattr(scheduler, "sigmas"):
+        bar = float(scheduler.alphas_cumprod[t])
+        return (x - (1 - bar) ** 0.5 * out) / bar**0.5
+    s = float(scheduler.sigmas[i])
+    n = (1 + s * s) ** 0.5
+    if f.predicts == "velocity":
+        return x - s * out
+    if f.predicts in ("v", "edm"):  # edm with data of deviation 1
+        return x / n**2 - s / n * out
+    return x - s * out if "Euler" in type(scheduler).__name__ else n * x - s * out
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_what_a_network_means_is_what_the_scheduler_reads(name):
+    f, seen, theirs = family(name), [], []
+    scheduler, step = f.pipe.scheduler, f.pipe.scheduler.step
+
+    def stepped(out, t, x, **more):
+        theirs.append(clean(f, scheduler, len(theirs), t, x, out[:, : x.shape[1]]))
+        return step(out, t, x, **more)
+
+    scheduler.step = stepped
+    with guidestar.guided(f.pipe, (guidestar.uncond if name == "ddpm" else cond) | Record(seen)):
+        f.draw()
+    assert len(seen) == len(theirs) >= 3
+    for x0, own in zip(seen, theirs, strict=True):
+        assert close(x0, (f.packed(own) if f.packed else own)[: len(x0)], 2e-6)
+
+
+@pytest.mark.parametrize("name", CONDITIONED)
+def test_a_sample_does_not_depend_on_the_others(name):
+    f = family(name)
+    expression = "apg(4, momentum=-0.5, interval=(0, 20))" + (" + pag(2)" if name in LAYERED else "")
+    with guidestar.guided(f.pipe, expression):
+        together = f.draw(2, 0)
+        # Some pipelines draw and step in float32.
+        assert close(together, torch.cat([f.draw(1, k) for k in (0, 1)]), 1e-5)
+        assert torch.equal(f.draw(2, 0), together)
+    with guidestar.guided(f.pipe, "cfg(4)"):
+        assert not close(f.draw(), together, 1e-4)
+
+
+def heard(net):
+    """Collect how many rows each call of the network has."""
+    rows = []
+    return rows, net.register_forward_hook(lambda m, args, kwargs, out: rows.append(len(out[0])), with_kwargs=True)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "wan"])
+def test_an_interval_saves_passes(name):
+    f = family(name)
+    net = f.pipe.transformer
+    rows, handle = heard(net)
+    with guidestar.guided(f.pipe, "cfg(4, interval=(0, 4))"):
+        f.draw()
+    handle.remove()
+    guides = [0 < float(s) / (1 - float(s) + 1e-12) <= 4 for s in f.pipe.scheduler.sigmas[:3]]
+    assert rows == [4 if g else 2 for g in guides] and True in guides and False in guides
+
+
+def test_dits_three_of_four_channels():
+    f = family("dit")
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    net, scheduler = f.pipe.transformer, f.pipe.scheduler
+    seen = []
+    with guidestar.guided(f.pipe, guidestar.cfg(4, channels=3) | Record(seen)):
+        f.draw()
+    x = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in (0, 1)])
+    t = scheduler.timesteps[0]
+    with torch.no_grad():
+        c, u = (net(x, timestep=t.expand(2), class_labels=torch.tensor(y)).sample[:, :4] for y in ([3, 4], [1000, 1000]))
+    eps = torch.cat([(u + 4 * (c - u))[:, :3], c[:, 3:]], 1)
+    bar = scheduler.alphas_cumprod[t]
+    assert close(seen[0], (x - (1 - bar) ** 0.5 * eps) / bar**0.5, 1e-9)
+
+
+def test_dits_classes_by_name():
+    f = family("dit")
+    f.pipe.scheduler.set_timesteps(3)
+    with guidestar.guided(f.pipe, "cfg(3, negative='cock')"):
+        named = f.draw()
+    with guidestar.guided(f.pipe, "cfg(3, negative=4)"):
+        assert torch.equal(f.draw(), named)
+    with guidestar.guided(f.pipe, "cfg(3, negative='dodo')"), pytest.raises(ValueError, match=r"has no class 'dodo'; pipe\.labels lists"):
+        f.draw()
+
+
+def test_a_pipeline_without_a_condition():
+    f = family("ddpm")
+    own = f.draw()
+    with guidestar.guided(f.pipe, "uncond"):
+        assert close(f.draw(), own, 1e-9)
+    with guidestar.guided(f.pipe, "pag(3) + sag(0.5)"):
+        assert not close(f.draw(), own, 1e-3)
+    with guidestar.guided(f.pipe, "cfg(3)"), pytest.raises(ValueError, match="cfg contrasts the model with and without its condition"):
+        f.draw()
+    assert torch.equal(f.draw(), own)
+
+
+def test_flux_without_its_negative_pass():
+    f = flux(distilled=True)
+    quiet(f.pipe)
+    ask = {"negative_prompt_embeds": None, "negative_pooled_prompt_embeds": None}
+    own = f.draw(**ask)
+    with guidestar.guided(f.pipe, "cond"):
+        assert close(f.draw(**ask), own)
+    with guidestar.guided(f.pipe, "pag(2)"):
+        assert not close(f.draw(**ask), own, 1e-3)
+    with guidestar.guided(f.pipe, "apg(4)"), pytest.raises(ValueError, match=r"apg needs the negative pass.*true_cfg_scale=2.*distilled for guidance.*pag\(3\)"):
+        f.draw(**ask)
+    negative = f.draw()
+    with guidestar.guided(f.pipe, "cfg(4)"):
+        assert close(f.draw(true_cfg_scale=2.0), negative)
+
+
+def test_sd3s_own_skipped_layers_are_refused():
+    f = family("sd3")
+    with guidestar.guided(f.pipe, "cfg(4)"), pytest.raises(ValueError, match=r"skip_guidance_layers of its own; leave that out, and write slg"):
+        f.draw(skip_guidance_layers=[1], skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0)
+    theirs = f.draw(skip_guidance_layers=[1], skip_layer_guidance_start=0.3, skip_layer_guidance_stop=1.0, skip_layer_guidance_scale=2.8)
+    level = float(f.pipe.scheduler.sigmas[1])
+    with guidestar.guided(f.pipe, f"cfg(4) + slg(2.8, layers='transformer_blocks.1', interval=(0, {level / (1 - level) * 1.001}))"):
+        assert close(f.draw(), theirs)
