@@ -29,13 +29,12 @@ from diffusers import (
 from PIL import Image
 
 import guidestar
-from _pipelines import SCHEDULE, in_double, seeded, stable_diffusion, text_unet
+from _pipelines import REQUEST, SCHEDULE, STEPS, close, drawn, in_double, seeded, stable_diffusion, text_unet, told, walked
 from guidestar import Post, cond
 
 # Diffusers turns tensors into arrays in a way that NumPy 2 deprecates, and says which of its parts are old.
 pytestmark = [pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
-STEPS = 4
 SCHEDULERS = {
     "ddim": lambda **k: in_double(DDIMScheduler(**SCHEDULE, clip_sample=False, steps_offset=1, **k)),
     "ddim-zero-snr": lambda **k: in_double(
@@ -63,15 +62,6 @@ MORE = {
     "pndm": lambda: in_double(PNDMScheduler(**SCHEDULE, skip_prk_steps=True)),
     "sa": lambda: SASolverScheduler(**SCHEDULE),
 }
-REQUEST = {"prompt": ["cat", "a dog"], "negative_prompt": ["", "mud"], "num_inference_steps": STEPS, "output_type": "latent", "guidance_scale": 5.0}
-
-
-def drawn(pipe, **more):
-    return pipe(**{**REQUEST, "generator": seeded(3, 4), **more}).images
-
-
-def close(a, b, tolerance=1e-6):
-    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
 
 
 @pytest.mark.parametrize("name", [*SCHEDULERS, *MORE])
@@ -82,40 +72,6 @@ def test_cfg_is_the_pipelines_own(name):
         assert close(drawn(pipe, guidance_scale=2.0), own)
         assert close(drawn(pipe, guidance_scale=9.0), own)
     assert torch.equal(drawn(pipe), own)
-
-
-def told(pipe):
-    """The conditions of the request: negative rows, then prompts."""
-    prompts, negative = pipe.encode_prompt(REQUEST["prompt"], "cpu", 1, True, REQUEST["negative_prompt"])
-    return torch.cat([negative, prompts])
-
-
-def alpha_sigma(scheduler, i, t):
-    """α and σ of the scheduler's own x at call i of the network, from its own numbers."""
-    if "DDIM" in type(scheduler).__name__:
-        return float(scheduler.alphas_cumprod[t]) ** 0.5, (1 - float(scheduler.alphas_cumprod[t])) ** 0.5
-    sigma = float(scheduler.sigmas[i])
-    scaled = type(scheduler).__name__.startswith(("Euler", "Heun"))
-    return (1.0, sigma) if scaled else (1 / (1 + sigma**2) ** 0.5, sigma / (1 + sigma**2) ** 0.5)
-
-
-@torch.no_grad()
-def walked(pipe, guide, x):
-    """Walk with the pipeline's scheduler, guided by ``guide(i, c, u, x, alpha, sigma) -> x0``, all of them written out."""
-    scheduler, v = pipe.scheduler, pipe.scheduler.config.prediction_type == "v_prediction"
-    scheduler.set_timesteps(STEPS)
-    x, embeds = x * scheduler.init_noise_sigma, told(pipe)
-    for i, t in enumerate(scheduler.timesteps):
-        seen = scheduler.scale_model_input(x, t)
-        out = pipe.unet(torch.cat([seen, seen]), t, encoder_hidden_states=embeds).sample
-        alpha, sigma = alpha_sigma(scheduler, i, t)
-        n = (alpha**2 + sigma**2) ** 0.5
-        a, s = alpha / n, sigma / n
-        u, c = ((a * x / n - s * o) if v else (x - sigma * o) / alpha for o in out.chunk(2))
-        x0 = guide(i, c, u, x, alpha, sigma)
-        eps = (x - alpha * x0) / sigma
-        x = scheduler.step(a * eps - s * x0 if v else eps, t, x).prev_sample
-    return x
 
 
 def per_sample(x):

@@ -200,19 +200,19 @@ class CallDenoiser:
     reads_t: bool
     answer: Any = None
 
-    def __call__(self, x: Tensor, level: Level, cond: Condition) -> Tensor | Prediction:
+    def __call__(self, x_t: Tensor, level: Level, cond: Condition) -> Tensor | Prediction:
         """Estimate x0 ``[n, C, *S]``."""
         grad = torch.is_grad_enabled()
         # Hooks may move weights while the network runs (offloading), which inference mode would spoil.
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
-            usable = x.clone() if x.is_inference() else x
+            usable = x_t.clone() if x_t.is_inference() else x_t
             cond = Condition({k: t.clone() if t.is_inference() else t for k, t in cond.items()})
             self.answer = self.run(self.net, self.call.told(usable, self._moved(level), cond))
-        out = self.call.family.unpack(first(self.answer), self.call.grid).to(x.dtype)
+        out = self.call.family.unpack(first(self.answer), self.call.grid).to(x_t.dtype)
         if not self.call.learned_variance:
-            return self.output.to_x0(x, out, level)
+            return self.output.to_x0(x_t, out, level)
         mean, share = out.split(self.call.channels, 1)
-        prediction = Prediction.from_x0(x, level, self.output.to_x0(x, mean, level))
+        prediction = Prediction.from_x0(x_t, level, self.output.to_x0(x_t, mean, level))
         return replace(prediction, log_var=share)
 
     def _moved(self, level: Level) -> Tensor | None:

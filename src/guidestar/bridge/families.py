@@ -147,6 +147,9 @@ def how_to_ask(pipe: Any, family: Family, arguments: Arguments) -> str:
     name = type(pipe).__name__
     if "true_cfg_scale" in arguments:
         return f"{name} was called without a negative prompt and a true_cfg_scale above 1; give negative_prompt= and true_cfg_scale=2"
+    scale = getattr(pipe, "guidance_scale", None)
+    if isinstance(scale, float | int) and scale <= 1 < arguments.get("guidance_scale", 0):
+        return f"{name} ended it during the run (a callback set its guidance_scale to {scale:g}); leave it on, and say where to guide, interval=(lo, hi)"
     if "guidance_scale" in arguments:
         return f"{name} was called with guidance_scale={arguments['guidance_scale']:g}, at which it makes none; give any guidance_scale above 1"
     return f"{name} makes none: it has no condition to leave out"
