@@ -21,6 +21,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/against_diffusers.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/pipelines.py
 
 figures: $(VENV)/.dev
 	$(PIP) --editable '.[docs]'

@@ -1,6 +1,8 @@
 """Guided pipelines of each family, against the pipeline's own guidance and against what is written out in plain torch."""
 
+import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,7 +145,9 @@ def test_a_pipeline_without_a_condition():
         assert close(f.draw(), own, 1e-9)
     with guidestar.guided(f.pipe, "pag(3) + sag(0.5)"):
         assert not close(f.draw(), own, 1e-3)
-    with guidestar.guided(f.pipe, "cfg(3)"), pytest.raises(ValueError, match="cfg contrasts the model with and without its condition"):
+    with guidestar.guided(f.pipe, "cfg(3)"), pytest.raises(ValueError, match=r"DDPMPipeline is told no condition: cfg contrasts the model with and without its condition$"):
+        f.draw()
+    with guidestar.guided(f.pipe, "uncond | rescale(0.7)"), pytest.raises(ValueError, match="is told no condition, but rescale needs the conditional pass"):
         f.draw()
     assert torch.equal(f.draw(), own)
 
@@ -172,3 +176,70 @@ def test_sd3s_own_skipped_layers_are_refused():
     level = float(f.pipe.scheduler.sigmas[1])
     with guidestar.guided(f.pipe, f"cfg(4) + slg(2.8, layers='transformer_blocks.1', interval=(0, {level / (1 - level) * 1.001}))"):
         assert close(f.draw(), theirs)
+
+
+class Dark:
+    """A classifier of anything."""
+
+    def log_prob(self, x, level, target):
+        return -(x.double() ** 2).flatten(1).sum(1)
+
+
+COLUMNS = {
+    "cfg": "apg(3) + tcfg(2) + mambo(2) + adaptive(2)",
+    "fdg": "fdg(3)",
+    "cfg_zero": "cfg_zero(3, zero=1)",
+    "posts": "cond | rescale(0.7) | threshold(0.9)",
+    "pag": "pag(2) + seg(2)",
+    "slg": "slg(2)",
+    "sag": "sag(0.5)",
+    "nag": "nag(5)",
+    "autoguidance": "autoguidance(2)",
+    "classifier": "classifier(1, target=0)",
+    "cads": "cond | cads(0.2)",
+    "icg": "icg(2)",
+    "tsg": "tsg(2)",
+}
+REASONS = {
+    "a": "the layers of .* are not known",
+    "b": "has no layer of attention to the text alone",
+    "c": "has no (layer of self-attention|block that can be skipped)",
+    "d": "computes its time from the noise ratio",
+    "e": "real numbers",
+    "f": "DDPMPipeline is told no condition",
+}
+
+
+def table():
+    """The table of what works, as the document has it."""
+    text = (Path(__file__).parent.parent / "docs" / "diffusers.md").read_text()
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in text.split("<!-- what works -->")[1].strip().splitlines()]
+    names = [cell.split("`")[1] for cell in lines[0][1:]]
+    return [(family.strip("`"), name, cell) for family, *cells in lines[2:] for name, cell in zip(names, cells, strict=True)]
+
+
+def test_the_documents_table_has_every_family():
+    families = {f for f, _, _ in table()}
+    assert families == set(MAKE) - {"sd3-heun"} and {c for _, c, _ in table()} == set(COLUMNS)
+
+
+@pytest.mark.parametrize("name", [n for n in MAKE if n != "sd3-heun"])
+def test_what_the_document_says_works_and_what_not(name):
+    f = family(name)
+    net = getattr(f.pipe, "unet", None) or f.pipe.transformer
+    weak = copy.deepcopy(net)
+    with torch.no_grad():
+        for p in weak.parameters():
+            p.mul_(0.9)
+    f.more = {"num_inference_steps": 2}
+    own = f.draw()
+    for _, column, cell in [row for row in table() if row[0] == name]:
+        expression = "uncond | threshold(0.9)" if (name, column) == ("ddpm", "posts") else COLUMNS[column]
+        options = {"nets": {"weak": weak}, "classifiers": {"classifier": Dark()}}
+        if cell == "✓":
+            with guidestar.guided(f.pipe, expression, **options):
+                changed = f.draw()
+            assert changed.isfinite().all() and not torch.equal(changed, own), column
+        else:
+            with pytest.raises(ValueError, match=REASONS[cell]), guidestar.guided(f.pipe, expression, **options):
+                f.draw()

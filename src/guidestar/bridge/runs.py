@@ -173,23 +173,29 @@ class Run:
         labels = call.condition("cond").get("class_labels") if "class_labels" in call.prompts else None
         target = w.target if w.target is not None else labels if labels is not None and not labels.is_floating_point() else None
         target = None if target is None else torch.as_tensor(target).reshape(-1) if not isinstance(target, Tensor) else target
-        return Guided(
-            w.guidance,
-            self.nets,
-            classifiers=w.classifiers,
-            target=target,
-            index=lambda name: label(self.pipe, name),
-            prompts=_prompts(self.arguments, batch),
-            seeds=w.seeds if w.seeds is not None else [_seed(self.streams, k) for k in range(batch)],
-            max_rows=w.max_rows,
-            check=w.check,
-        )
+        options: dict[str, Any] = {
+            "classifiers": w.classifiers,
+            "target": target,
+            "index": lambda name: label(self.pipe, name),
+            "prompts": _prompts(self.arguments, batch),
+            "seeds": w.seeds if w.seeds is not None else [_seed(self.streams, k) for k in range(batch)],
+            "max_rows": w.max_rows,
+            "check": w.check,
+        }
+        try:
+            return Guided(w.guidance, self.nets, **options)
+        except ValueError as error:
+            if call.prompts:
+                raise
+            raise ValueError(f"{type(self.pipe).__name__} is told no condition: {str(error).partition(', but')[0]}") from None
 
     def _check(self, call: Call, step: Step) -> None:
         """Refuse, by name, what asks for negative rows that the pipeline does not hand over."""
+        guided: Guided = self.guided  # type: ignore[assignment]
+        if not call.prompts:
+            self._check_unconditional(guided, step)
         if "uncond" in call.parts or not call.prompts:
             return
-        guided: Guided = self.guided  # type: ignore[assignment]
         missing = (Slot.NULL, Slot.NEGATIVE)
         asks = [t.name for t in guided.terms if any(p.cond in missing or p.against in missing for p in t.passes(step))]
         asks += [f"the base {guided.base.cond.value!r}"] if guided.base.cond in missing else []  # type: ignore[union-attr]
@@ -201,6 +207,12 @@ class Run:
         raise ValueError(
             f"{' and '.join(dict.fromkeys(asks))} needs the negative pass, but {how} (both halves get the guided result, so the pipeline's own number changes nothing){why}"
         )
+
+    def _check_unconditional(self, guided: Guided, step: Step) -> None:
+        asks = [x.name for x in (*guided.terms, *guided.posts) if any(p.cond is Slot.COND for p in x.passes(step))]
+        asks += ["the base 'cond'"] if guided.base.cond is Slot.COND else []
+        if asks:
+            raise ValueError(f"{type(self.pipe).__name__} is told no condition, but {' and '.join(asks)} needs the conditional pass; start the expression with 'uncond'")
 
     def _check_nets(self, main: Any, call: Call) -> None:
         for name, net in self.wanted.nets.items():
