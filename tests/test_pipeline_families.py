@@ -243,3 +243,28 @@ def test_what_the_document_says_works_and_what_not(name):
         else:
             with pytest.raises(ValueError, match=REASONS[cell]), guidestar.guided(f.pipe, expression, **options):
                 f.draw()
+
+
+def test_an_argument_left_out_has_the_pipelines_default():
+    f = family("dit")
+    f.scale = None
+    own = f.draw()
+    with guidestar.guided(f.pipe, "cfg(4)"):  # DiTPipeline's default
+        assert close(f.draw(), own)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_another_time_is_told_in_the_networks_units(name):
+    f, told = family(name), []
+    net = getattr(f.pipe, "unet", None) or f.pipe.transformer
+    embedding = net.time_embedding if name == "sdxl" else net.time_text_embed
+    module = net.time_proj if name == "sdxl" else embedding.time_proj
+    handle = module.register_forward_hook(lambda m, args, out: told.append(args[0].double()))
+    with guidestar.guided(f.pipe, "tsg(2, noise=0.3)"):
+        f.draw()
+    handle.remove()
+    assert len(told) == 3
+    for given, t in zip(told, f.pipe.scheduler.timesteps.double(), strict=True):
+        # Flux tells a share of 1 and multiplies it within; two rows are told the truth, two another time.
+        assert close(given[:2], t.expand(2)) and (t == 0 or not close(given[2:], t.expand(2), 1e-3))
+        assert bool((given >= 0).all()) and bool((given <= 1000).all())

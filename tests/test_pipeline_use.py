@@ -2,11 +2,22 @@
 
 import pytest
 import torch
-from diffusers import ControlNetModel, DDPMScheduler, EulerDiscreteScheduler, KarrasVeScheduler, StableDiffusionControlNetPipeline, UNet2DModel
+from diffusers import (
+    ControlNetModel,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KarrasVeScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    UNet2DModel,
+)
 from PIL import Image
 
 import guidestar
 from _pipelines import REQUEST, SCHEDULE, STEPS, close, drawn, seeded, stable_diffusion, text_unet, told, walked
+from guidestar.bridge.timetable import read_timetable
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -205,6 +216,17 @@ def test_offloaded_weights_stay_weights():
     assert not any(p.is_inference() for p in pipe.unet.parameters())
 
 
+def test_weights_that_are_moved_within_the_run_stay_weights():
+    pipe = stable_diffusion()
+    handle = pipe.unet.register_forward_pre_hook(lambda m, args: m._apply(torch.clone) and None)  # as moving to a device does
+    with guidestar.guided(pipe, "cfg(5) + pag(2)"):
+        drawn(pipe)
+    handle.remove()
+    assert not any(p.is_inference() for p in pipe.unet.parameters())
+    pipe.unet(start(), 5, encoder_hidden_states=told(pipe)[2:]).sample.sum().backward()
+    assert pipe.unet.conv_in.weight.grad is not None
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_compiled_networks_stay_compiled(in_place):
     graphs = []
@@ -266,7 +288,50 @@ def test_pipelines_that_cannot_be_guided():
     pipe.unet.__class__ = type("OddNet", (UNet2DModel,), {})
     with pytest.raises(ValueError, match=r"has no denoising network that guidestar knows how to guide; found vae \(AutoencoderKL\).*unet \(OddNet\).*known are UNet2DModel"):
         guidestar.guide(pipe, "cfg(5)")
-    from guidestar.bridge.timetable import read_timetable
-
     with pytest.raises(ValueError, match=r"KarrasVeScheduler has no table of noise levels that guidestar knows; these have: .*DDIMScheduler"):
         read_timetable(KarrasVeScheduler())
+
+
+class Twice(StableDiffusionPipeline):
+    """Walks through its timesteps twice in one call."""
+
+    def __call__(self, *args, **kwargs):
+        super().__call__(*args, **{**kwargs, "generator": seeded(8, 9)})
+        return super().__call__(*args, **kwargs)
+
+
+class Lazy(EulerDiscreteScheduler):
+    """Keeps its timesteps where it is asked for as many."""
+
+    def set_timesteps(self, count=None, **more):
+        kept = self.timesteps if self.num_inference_steps == count else None
+        super().set_timesteps(count, **more)
+        self.timesteps = self.timesteps if kept is None else kept
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, Lazy])
+def test_nothing_is_remembered_where_time_goes_up(scheduler):
+    once, twice = (guidestar.guide(stable_diffusion(kind, scheduler=scheduler(**SCHEDULE)), "apg(5, momentum=-0.7)") for kind in (StableDiffusionPipeline, Twice))
+    assert close(drawn(twice), drawn(once), 1e-9)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_rounded_timestep_is_found(known):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(60)
+    table = read_timetable(scheduler)
+    for i, t in enumerate(scheduler.timesteps):
+        scheduler._step_index = i if known else None
+        assert table.place((t.expand(2) / 1000).bfloat16(), -1 if known else i - 1) == i
+        assert table.place(t.expand(2) / 1000, -1) == table.place(float(t), -1) == i
+
+
+def test_a_timestep_of_the_table_is_found_without_reading_it():
+    scheduler = HeunDiscreteScheduler(**SCHEDULE)
+    scheduler.set_timesteps(4)
+    table = read_timetable(scheduler)
+    assert len(set(table.times)) < len(table.times)
+    for i, t in enumerate(scheduler.timesteps):
+        assert table._shared(t) == table._shared(t[None].expand(3)) == table.place(t, -1) == i
+        assert table._shared(t.clone()) is None and table._shared(float(t)) is None
+        assert table.place(float(t), i - 1) == i
