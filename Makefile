@@ -22,6 +22,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/against_diffusers.py
 	$(BIN)/python benchmarks/composed.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/pipelines.py
 
 figures: $(VENV)/.dev
 	$(PIP) --editable '.[docs]'

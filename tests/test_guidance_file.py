@@ -3,6 +3,8 @@
 import tomllib
 
 import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 import guidestar as gs
 from guidestar.bridge import recipe
@@ -85,3 +87,17 @@ def test_the_command_line_reads_it(tmp_path, capsys):
         assert end.value.code == 0
         plans.append(capsys.readouterr().out)
     assert plans[0] == plans[1] and plans[0]
+
+
+def test_a_pipeline_is_guided_by_the_file(tmp_path):
+    size = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "norm_num_groups": 2}
+    pipe = DDIMPipeline(UNet2DModel(sample_size=8, **size), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    (tmp_path / "guidance.toml").write_text('guidance = "uncond | threshold(0.5)"\n')
+
+    def drawn(guidance):
+        return gs.guide(pipe, guidance)(num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="np").images
+
+    written, plain = drawn("uncond | threshold(0.5)"), drawn(None)
+    assert (drawn(tmp_path / "guidance.toml") == written).all() and (drawn(str(tmp_path / "guidance.toml")) == written).all()
+    assert not (written == plain).all()

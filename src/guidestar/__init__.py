@@ -41,6 +41,7 @@ _HOMES = {
     "model": ("Model",),
     "samples": ("Samples", "Settings"),
     "folder": ("available", "load", "save"),
+    "bridge.pipelines": ("guide", "guided"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -1,0 +1,184 @@
+"""What differs between families of pipelines: how a network is told its request, and where the parts of a batch are.
+
+A pipeline hands its network the rows of several conditions at once (negative, then prompt; DiT the
+other way round), or calls it once for each (Flux, Wan). Families are found by the class of the network.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family of networks within their pipelines.
+
+    Args:
+        x: the network's argument that is the noisy sample.
+        prompts: arguments (or entries of dictionaries among them) that are the request; what else has
+            one row a sample is passed on row by row.
+        shared: arguments that have no rows, whatever their shape.
+        parts: whose rows come in which order, where a pipeline makes the negative pass.
+        calls: how many calls of the network these rows come in, 1 or 2.
+        grid: the sizes that ``unpack`` needs, from the arguments of a call.
+        unpack, pack: between what the network takes and samples ``[B, C, *S]``, by that grid.
+        channel: which dimension of what the network takes are channels.
+        encodes: what the pipeline's ``encode_prompt`` returns, by the names of ``prompts`` ("" is left out).
+    """
+
+    x: str = "hidden_states"
+    prompts: tuple[str, ...] = ("encoder_hidden_states",)
+    shared: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ("uncond", "cond")
+    calls: int = 1
+    grid: Callable[[Arguments], tuple[int, ...]] = lambda arguments: ()
+    unpack: Callable[[Tensor, tuple[int, ...]], Tensor] = lambda x, grid: x
+    pack: Callable[[Tensor, tuple[int, ...]], Tensor] = lambda x, grid: x
+    channel: int = 1
+    encodes: tuple[str, ...] = ("encoder_hidden_states",)
+
+
+def _frames_last(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    return x.transpose(1, 2)
+
+
+def _flux_grid(arguments: Arguments) -> tuple[int, ...]:
+    ids = arguments["img_ids"].reshape(-1, arguments["img_ids"].shape[-1])
+    height = int(ids[:, 1].max()) + 1
+    return height, len(ids) // height
+
+
+def _flux_unpack(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Unpack tokens of 2 × 2 pixels ``[B, hw, 4C]`` to ``[B, C, 2h, 2w]``."""
+    height, width = grid
+    x = x.reshape(len(x), height, width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(len(x), -1, 2 * height, 2 * width)
+
+
+def _flux_pack(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    b, c, height, width = x.shape
+    return x.reshape(b, c, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, 4 * c)
+
+
+def _ltx_grid(arguments: Arguments) -> tuple[int, ...]:
+    return arguments["num_frames"], arguments["height"], arguments["width"]
+
+
+def _ltx_unpack(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    return x.mT.reshape(len(x), -1, *grid)
+
+
+def _ltx_pack(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    return x.flatten(2).mT
+
+
+_UNET = Family(x="sample", prompts=("encoder_hidden_states", "text_embeds", "image_embeds", "class_labels"), shared=("ip_adapter_masks",))
+_MASKED = ("encoder_hidden_states", "encoder_attention_mask")
+_POOLED = ("encoder_hidden_states", "pooled_projections")
+
+FAMILIES: dict[str, Family] = {
+    "UNet2DModel": Family(x="sample", prompts=("class_labels",), parts=("cond",), encodes=()),
+    "UNet2DConditionModel": _UNET,
+    "UNetSpatioTemporalConditionModel": Family(x="sample", unpack=_frames_last, pack=_frames_last, channel=2, encodes=()),
+    "AudioLDM2UNet2DConditionModel": Family(x="sample", prompts=("encoder_hidden_states", "encoder_hidden_states_1", "encoder_attention_mask_1"), encodes=()),
+    "DiTTransformer2DModel": Family(prompts=("class_labels",), parts=("cond", "uncond"), encodes=("class_labels",)),
+    "PixArtTransformer2DModel": Family(prompts=_MASKED, encodes=_MASKED),
+    "SD3Transformer2DModel": Family(prompts=_POOLED, encodes=("encoder_hidden_states", "", "pooled_projections")),
+    "AuraFlowTransformer2DModel": Family(),
+    "FluxTransformer2DModel": Family(
+        prompts=_POOLED, shared=("img_ids", "txt_ids"), parts=("cond", "uncond"), calls=2, grid=_flux_grid, unpack=_flux_unpack, pack=_flux_pack, channel=2, encodes=_POOLED
+    ),
+    "WanTransformer3DModel": Family(parts=("cond", "uncond"), calls=2),
+    "LTXVideoTransformer3DModel": Family(prompts=_MASKED, shared=("rope_interpolation_scale",), grid=_ltx_grid, unpack=_ltx_unpack, pack=_ltx_pack, channel=2, encodes=_MASKED),
+    "StableAudioDiTModel": Family(prompts=("encoder_hidden_states", "global_hidden_states"), shared=("rotary_embedding",), encodes=()),
+}
+_PIX2PIX = ("cond", "image", "uncond")
+_PLACES = ("unet", "transformer", "transformer_2")
+
+
+def networks(pipe: Any) -> dict[str, Any]:
+    """Return the denoising networks of a pipeline, by their places in it.
+
+    Raises:
+        ValueError: it has none that is known; what it has is listed.
+    """
+    found = {place: net for place in _PLACES if (net := getattr(pipe, place, None)) is not None}
+    if found and all(_class(net) in FAMILIES for net in found.values()):
+        return found
+    parts = ", ".join(f"{name} ({_class(part)})" for name, part in getattr(pipe, "components", {}).items() if part is not None) or "nothing"
+    raise ValueError(f"{type(pipe).__name__} has no denoising network that guidestar knows how to guide; found {parts}; known are {', '.join(FAMILIES)}")
+
+
+def _class(net: Any) -> str:
+    return type(getattr(net, "_orig_mod", net)).__name__
+
+
+def family_of(pipe: Any, net: Any) -> Family:
+    """Return the family of a network within a pipeline."""
+    family = FAMILIES[_class(net)]
+    if "InstructPix2Pix" in type(pipe).__name__:
+        return replace(family, parts=_PIX2PIX)
+    return family
+
+
+def negative_rows(pipe: Any, family: Family, arguments: Arguments) -> bool:
+    """Tell whether the pipeline makes a negative pass in the call with these arguments, at this moment."""
+    if len(family.parts) < 2:
+        return False
+    if "true_cfg_scale" in arguments:
+        given = arguments.get("negative_prompt") is not None or arguments.get("negative_prompt_embeds") is not None
+        return arguments["true_cfg_scale"] > 1 and given
+    if hasattr(type(pipe), "do_classifier_free_guidance"):
+        return bool(pipe.do_classifier_free_guidance)
+    scale = arguments.get("guidance_scale")
+    return scale is not None and scale > 1
+
+
+def how_to_ask(pipe: Any, family: Family, arguments: Arguments) -> str:
+    """Say what makes the pipeline hand over negative rows."""
+    name = type(pipe).__name__
+    if "true_cfg_scale" in arguments:
+        return f"{name} was called without a negative prompt and a true_cfg_scale above 1; give negative_prompt= and true_cfg_scale=2"
+    scale = getattr(pipe, "guidance_scale", None)
+    if isinstance(scale, float | int) and scale <= 1 < arguments.get("guidance_scale", 0):
+        return f"{name} ended it during the run (a callback set its guidance_scale to {scale:g}); leave it on, and say where to guide, interval=(lo, hi)"
+    if "guidance_scale" in arguments:
+        return f"{name} was called with guidance_scale={arguments['guidance_scale']:g}, at which it makes none; give any guidance_scale above 1"
+    return f"{name} makes none: it has no condition to leave out"
+
+
+def encode(pipe: Any, family: Family, names: list[str | int], arguments: Arguments) -> dict[str, Tensor]:
+    """Encode prompts (or classes) written in an expression, as the pipeline encodes its own.
+
+    Raises:
+        ValueError: this family's pipeline cannot, or knows no such class.
+    """
+    if not family.encodes:
+        raise ValueError(f"prompts within an expression are not supported for {type(pipe).__name__}; give them to the pipeline, prompt= and negative_prompt=")
+    if family.encodes == ("class_labels",):
+        return {"class_labels": torch.tensor([label(pipe, n) for n in names])}
+    own = {"device": pipe._execution_device, "num_images_per_prompt": 1, "num_videos_per_prompt": 1, "do_classifier_free_guidance": False}
+    names_of = inspect.signature(pipe.encode_prompt).parameters
+    kept = {k: arguments[k] for k in ("clip_skip", "max_sequence_length", "clean_caption") if k in arguments}
+    given = {**dict.fromkeys(n for n, p in names_of.items() if p.default is p.empty), **own, **kept, "prompt": [str(n) for n in names]}
+    out = pipe.encode_prompt(**{k: v for k, v in given.items() if k in names_of})
+    wanted = ("encoder_hidden_states", "", "text_embeds") if family is _UNET and len(out) == 4 else family.encodes
+    return {name: tensor for name, tensor in zip(wanted, out, strict=False) if name and tensor is not None}
+
+
+def label(pipe: Any, name: str | int) -> int:
+    """Return the index of a class, by a DiT pipeline's own names."""
+    if isinstance(name, int):
+        return name
+    labels = getattr(pipe, "labels", None) or {}
+    if name not in labels:
+        raise ValueError(f"{type(pipe).__name__} has no class {name!r}; pipe.labels lists those it has")
+    return labels[name]

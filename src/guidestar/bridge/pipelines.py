@@ -1,0 +1,210 @@
+"""Our guidance inside the pipelines people already have: ``guidestar.guide(pipe, "cfg(7.5) + pag(3)")``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ..guidance import Direction, Guidance, parse
+from ..guidance._core import as_guidance
+from ..levels import VP, Level, uniform
+from .families import networks
+from .recipe import guidance_of
+from .runs import Run, Wanted
+
+P = TypeVar("P")
+_MARK = "_guidestar"
+
+
+def guide(
+    pipe: P,
+    guidance: str | Path | Guidance | Direction | None,
+    *,
+    nets: Mapping[str, Any] | None = None,
+    classifiers: Mapping[str, Any] | None = None,
+    target: int | Sequence[int] | Tensor | None = None,
+    seeds: Sequence[int] | None = None,
+    through_vae: bool = False,
+    max_rows: int | None = None,
+    check: bool = False,
+) -> P:
+    """Replace the guidance of a Diffusers pipeline by ours, and return the pipeline.
+
+    While the pipeline runs, each call of its denoising network is answered by
+    ``post( base + Σ weightᵢ(step) · shapeᵢ(directionᵢ) )`` of that network's own passes: its rows for
+    the prompt are ``cond``, those for the negative prompt ``uncond`` and ``neg``. Both halves of a
+    batch get the same answer g, so the pipeline's own ``u + s(c − u)`` leaves it as it is, whatever s.
+    The level is the scheduler's own at the given timestep. Between runs nothing is changed: LoRAs,
+    ControlNets, schedulers, devices, offloading and compiled networks may come and go as ever.
+
+    Args:
+        pipe: a pipeline with a ``unet`` or ``transformer`` of a family known here.
+        guidance: an expression, or a path to a ``guidance.toml``; None gives the pipeline its own guidance back.
+        nets: further networks by name, of the same arguments ("weak" for autoguidance).
+        classifiers: objects with ``log_prob(x, level, target)``, by name; CLIPs too. They see the
+            pipeline's latents, ``[B, C, *S]``.
+        target: the class of each sample, for classifiers; by default the pipeline's class labels.
+        seeds: one integer a sample, for guidances that draw random numbers; by default made of the
+            state of the pipeline's generator.
+        through_vae: classifiers see the pictures that the pipeline's VAE makes of clean estimates
+            (``through="cond"``), in [−1, 1]; recomputed for the gradient, to save memory.
+        max_rows: the most rows of one network call.
+        check: refuse outputs that are not finite.
+
+    Raises:
+        ExpressionError: the expression does not parse.
+        ValueError: the pipeline has no network known here, the network lacks a layer, or a term
+            cannot work within a pipeline; each is named with what to do instead. What only the run
+            can tell (no negative rows, another device) is said when the pipeline is called.
+
+    Example:
+        >>> from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
+        >>> size = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "norm_num_groups": 2}
+        >>> pipe = guide(DDPMPipeline(UNet2DModel(sample_size=8, **size), DDIMScheduler()), "uncond | threshold(0.995)")
+    """
+    kind = type(pipe)
+    plain = getattr(kind, _MARK, (kind,))[0]
+    if guidance is None:
+        return _become(pipe, plain)
+    guidance = guidance_of(guidance)
+    expression = parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
+    _check_terms(expression, pipe)
+    _check_layers(expression, networks(pipe), nets or {})
+    judges = {name: _Decoded(pipe, c) for name, c in (classifiers or {}).items()} if through_vae else classifiers or {}
+    wanted = Wanted(guidance=expression, nets=nets or {}, classifiers=judges, target=target, seeds=seeds, max_rows=max_rows, check=check)
+    return _become(pipe, _guided_kind(plain, wanted))
+
+
+@contextmanager
+def guided(pipe: P, guidance: str | Path | Guidance | Direction, **options: Any) -> Iterator[P]:
+    """Guide a pipeline within a ``with`` block; after it, it has the guidance that it had before.
+
+    Args:
+        pipe, guidance, options: as of `guide`.
+
+    Raises:
+        ValueError: as `guide` does.
+    """
+    before = type(pipe)
+    try:
+        yield guide(pipe, guidance, **options)
+    finally:
+        _become(pipe, before)
+
+
+def _become(thing: P, kind: type) -> P:
+    object.__setattr__(thing, "__class__", kind)  # some classes pass attributes on to what they wrap
+    return thing
+
+
+def _derived(kind: type, call: Callable[..., Any], **more: Any) -> type:
+    """Return a class that differs in what a call does, and passes for ``kind`` (saving writes its name)."""
+    return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, **more})
+
+
+def _guided_kind(plain: Any, wanted: Wanted) -> type:
+    signature = inspect.signature(plain.__call__)
+
+    @wraps(plain.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        _refuse_own(self, bound.arguments)
+        with _running(networks(self), Run(self, wanted, dict(bound.arguments), _as_it_is)):
+            return plain.__call__(self, *args, **kwargs)
+
+    return _derived(plain, call, **{_MARK: (plain, wanted)})
+
+
+@contextmanager
+def _running(nets: Mapping[str, Any], run: Run) -> Iterator[None]:
+    """Let ``run`` answer the calls of networks."""
+    with ExitStack() as stack:
+        for net in nets.values():
+            plain = type(net)
+            stack.callback(_become, net, plain)
+            _become(net, _derived(plain, lambda self, *args, **kwargs: run(self, args, kwargs), **{_MARK: (plain, None)}))
+        yield
+
+
+def _as_it_is(net: Any, arguments: Mapping[str, Any]) -> Any:
+    """Call a network that may be guided as it is without us: compiled code sees the class that it was compiled for."""
+    kind = type(net)
+    _become(net, getattr(kind, _MARK, (kind,))[0])
+    try:
+        return net(**arguments)
+    finally:
+        _become(net, kind)
+
+
+def _refuse_own(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse a pipeline's own further passes, which would come on top."""
+    if arguments.get("pag_scale") and hasattr(pipe, "do_perturbed_attention_guidance"):
+        raise ValueError(f"{type(pipe).__name__} makes a perturbed pass of its own; give pag_scale=0, and write pag({arguments['pag_scale']:g}) in the expression")
+
+
+def _check_terms(guidance: Guidance, pipe: Any) -> None:
+    """Refuse terms that a foreign scheduler cannot follow."""
+    for term in guidance.terms:
+        why = (
+            "splits the prediction (x0 moves, eps does not)"
+            if not term.linked
+            else "depends on the level that the step leads to"
+            if term.reads_target
+            else f"works with the solver {term.only_solver[0]} alone"
+            if term.only_solver
+            else None
+        )
+        if why:
+            raise ValueError(f"{term.name} {why}, which the scheduler of {type(pipe).__name__} cannot follow; load the model with guidestar.load and use a solver of ours")
+
+
+class _Held:
+    """A network as `guidestar.layers.layers_of` finds it."""
+
+    def __init__(self, net: Any) -> None:
+        self.net = net
+
+
+def _check_layers(guidance: Guidance, nets: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Let each perturbation find its layers."""
+    if "main" in others:
+        raise ValueError("the network 'main' is the pipeline's own; give further ones another name, as nets={'weak': net}")
+    step = uniform(VP.linear(), 2).step(0)
+    for term in guidance.terms:
+        for p in term.passes(step):
+            for net in nets.values() if p.perturb and p.net == "main" else ():
+                with p.perturb(_Held(net)):  # type: ignore[misc, arg-type]
+                    pass
+
+
+class _Decoded:
+    """A classifier of pictures, that sees what the pipeline's VAE makes of latents."""
+
+    def __init__(self, pipe: Any, inner: Any) -> None:
+        if getattr(pipe, "vae", None) is None:
+            raise ValueError(f"{type(pipe).__name__} has no VAE to look through; leave through_vae out")
+        self.pipe, self.inner, self.rho_max = pipe, inner, None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def log_prob(self, x: Tensor, level: Level, target: Any) -> Tensor:
+        """Return what the classifier says of the decoded latents ``x``."""
+        from torch.utils.checkpoint import checkpoint
+
+        return self.inner.log_prob(checkpoint(self._decode, x, use_reentrant=False), level, target)
+
+    def _decode(self, x: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        x = x.to(next(vae.parameters()).dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        return vae.decode(x, return_dict=False)[0]
+
+
+__all__ = ["guide", "guided"]

@@ -1,0 +1,269 @@
+"""One run of a guided pipeline: from its first call of the network to the last."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Condition
+from ..guidance import Guidance, Guided
+from ..levels import Grid, Step
+from ..passes import Net, Slot
+from .calls import Call, CallDenoiser, bound
+from .families import encode, family_of, how_to_ask, label, negative_rows
+from .timetable import Timetable, read_timetable
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Wanted:
+    """What was asked of `guidestar.guide`; its arguments are described there."""
+
+    guidance: Guidance
+    nets: Mapping[str, Any] = field(default_factory=dict)
+    classifiers: Mapping[str, Any] = field(default_factory=dict)
+    target: Any = None
+    seeds: Sequence[int] | None = None
+    max_rows: int | None = None
+    check: bool = False
+
+
+class _Nets(Mapping[str, Net]):
+    """The networks, told what the pipeline's present call tells."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names, self.now = tuple(names), dict[str, Net]()
+
+    def __getitem__(self, name: str) -> Net:
+        return self.now[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Run:
+    """Answer each call of a pipeline's network with the guided prediction.
+
+    Args:
+        pipe: the pipeline.
+        wanted: the guidance, and what it needs.
+        arguments: of the pipeline's call.
+        run: calls a network as it is when it is not guided.
+    """
+
+    def __init__(self, pipe: Any, wanted: Wanted, arguments: Mapping[str, Any], run: Callable[..., Any]) -> None:
+        self.pipe, self.wanted, self.arguments, self.run = pipe, wanted, arguments, run
+        self.table: Timetable | None = None
+        self.guided: Guided | None = None
+        self.nets = _Nets(["main", *wanted.nets])
+        self.streams = [g.get_state() for g in _generators(arguments)]
+        self.encoded: dict[Any, Condition] = {}
+        self.pending: tuple[int, Call, Tensor] | None = None
+        self._restart(0)
+
+    def _restart(self, place: int) -> None:
+        """Begin a walk through the timesteps: nothing is remembered."""
+        self.begin, self.last, self.step, self.state, self.after = place, place - 1, -1, None, None
+
+    def __call__(self, net: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer one call of ``net``."""
+        call = self._read(net, args, kwargs)
+        place = self._place(call)
+        if self.pending is not None and self.pending[0] == place:
+            return self._second(net, call, place)
+        if self.pending is not None:
+            raise RuntimeError(f"{type(self.pipe).__name__} was expected to call its network for the negative prompt at the same timestep, and did not")
+        if call.family.calls == 2 and negative_rows(self.pipe, call.family, self.arguments):
+            return self._first(call, place)
+        return self._answered(net, call, self._guide(net, call, place))
+
+    def _first(self, call: Call, place: int) -> Any:
+        """Answer the call for the prompt by a tensor that is filled when that for the negative comes."""
+        shape = [*call.whole.shape]
+        shape[call.family.channel] = call.channels
+        promised = call.whole.new_full(shape, torch.nan)
+        self.pending = place, call, promised
+        return _like_answer(None, call, promised)
+
+    def _second(self, net: Any, call: Call, place: int) -> Any:
+        _, before, promised = self.pending  # type: ignore[misc]
+        self.pending = None
+        out = self._guide(net, before.merged(call), place)
+        promised.copy_(out)
+        return self._answered(net, call, out.to(promised.dtype))
+
+    def _answered(self, net: Any, call: Call, out: Tensor) -> Any:
+        return _like_answer(self.nets.now["main"].denoiser.answer, call, torch.cat([out] * len(call.parts)))  # type: ignore[union-attr]
+
+    def _read(self, net: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        arguments = bound(net, args, kwargs)
+        if arguments.get("skip_layers") is not None:
+            raise ValueError(f"{type(self.pipe).__name__} asks for skip_guidance_layers of its own; leave that out, and write slg(2.8, interval=…) in the expression")
+        arguments["timestep"] = torch.as_tensor(arguments["timestep"])
+        family = family_of(self.pipe, net)
+        two = family.calls == 2
+        parts = ("uncond" if two and self.pending else "cond",) if two or not negative_rows(self.pipe, family, self.arguments) else family.parts
+        channels, learned = _channels(self.pipe, net, family.channel == 1)
+        return Call(family=family, arguments=arguments, parts=parts, channels=channels, learned_variance=learned)
+
+    def _place(self, call: Call) -> int:
+        if self.table is None or not self.table.current or self.table.scheduler is not self.pipe.scheduler:
+            self.table = read_timetable(self.pipe.scheduler)
+            self._restart(0)
+            self._restart(self.table.place(call.arguments["timestep"], -1))
+        place = self.table.place(call.arguments["timestep"], self.last)
+        if place < self.last:
+            self._restart(place)
+        self.last = place
+        return place
+
+    def _guide(self, net: Any, call: Call, place: int) -> Tensor:
+        table: Timetable = self.table  # type: ignore[assignment]
+        step = self._step(place, table)
+        denoiser = self._bind(net, call, step)
+        self._check(call, step)
+        if step.index != self.step:
+            self.step, self.state, self.after = step.index, self.after, None
+        dtype = torch.float32 if call.x.device.type == "mps" else torch.float64
+        prediction, state = self.guided(call.x.to(dtype), step, self.state)  # type: ignore[misc]
+        self.after = state if self.after is None else self.after
+        return denoiser.written(prediction)
+
+    def _step(self, place: int, table: Timetable) -> Step:
+        """Return where the run stands; all calls of one step of the scheduler's have that step's index."""
+        order, level = table.order, table.level(place)
+        index = (place - self.begin) // order
+        starts = table.levels[self.begin : -1 : order]
+        grid = Grid(levels=(*starts, table.levels[-1]), schedule=table.schedule)
+        return Step(level, grid[min(index + 1, grid.steps)], index, grid)
+
+    def _bind(self, net: Any, call: Call, step: Step) -> CallDenoiser:
+        """Tell the networks what this call says, and make the guided sum at the first."""
+        table: Timetable = self.table  # type: ignore[assignment]
+        conditional = bool(call.prompts)
+        has_null = "uncond" in call.parts or not conditional
+        own = {
+            "cond": call.condition("cond") if conditional else None,
+            "null": call.condition("uncond" if "uncond" in call.parts else "cond") if has_null else None,
+            "encode": lambda names: self._encode(call, tuple(names)),
+            "part": call.condition if "image" in call.parts else None,
+        }
+        everyone = {"main": net, **self.wanted.nets}
+        denoisers = {name: CallDenoiser(net=n, run=self.run, call=call, output=table.output, level=step.t, reads_t=table.reads_t) for name, n in everyone.items()}
+        self.nets.now = {name: Net(denoiser=d, **own) for name, d in denoisers.items()}
+        if self.guided is None:
+            self._check_nets(net, call)
+            self.guided = self._make(call)
+        return denoisers["main"]
+
+    def _encode(self, call: Call, names: tuple[str | int, ...]) -> Condition:
+        if names not in self.encoded:
+            self.encoded[names] = call.encoded(encode(self.pipe, call.family, list(names), self.arguments), len(names))
+        return self.encoded[names]
+
+    def _make(self, call: Call) -> Guided:
+        w, batch = self.wanted, call.batch
+        labels = call.condition("cond").get("class_labels") if "class_labels" in call.prompts else None
+        target = w.target if w.target is not None else labels if labels is not None and not labels.is_floating_point() else None
+        target = None if target is None else torch.as_tensor(target).reshape(-1) if not isinstance(target, Tensor) else target
+        options: dict[str, Any] = {
+            "classifiers": w.classifiers,
+            "target": target,
+            "index": lambda name: label(self.pipe, name),
+            "prompts": _prompts(self.arguments, batch),
+            "seeds": w.seeds if w.seeds is not None else [_seed(self.streams, k) for k in range(batch)],
+            "max_rows": w.max_rows,
+            "check": w.check,
+        }
+        try:
+            return Guided(w.guidance, self.nets, **options)
+        except ValueError as error:
+            if call.prompts:
+                raise
+            raise ValueError(f"{type(self.pipe).__name__} is told no condition: {str(error).partition(', but')[0]}") from None
+
+    def _check(self, call: Call, step: Step) -> None:
+        """Refuse, by name, what asks for negative rows that the pipeline does not hand over."""
+        guided: Guided = self.guided  # type: ignore[assignment]
+        if not call.prompts:
+            self._check_unconditional(guided, step)
+        if "uncond" in call.parts or not call.prompts:
+            return
+        missing = (Slot.NULL, Slot.NEGATIVE)
+        asks = [t.name for t in guided.terms if any(p.cond in missing or p.against in missing for p in t.passes(step))]
+        asks += [f"the base {guided.base.cond.value!r}"] if guided.base.cond in missing else []  # type: ignore[union-attr]
+        if not asks:
+            return
+        how = how_to_ask(self.pipe, call.family, self.arguments)
+        distilled = call.arguments.get("guidance") is not None or call.arguments.get("timestep_cond") is not None
+        why = "; its network is distilled for guidance, and has no other unconditional pass: or use a term that needs none, as pag(3)" if distilled else ""
+        raise ValueError(
+            f"{' and '.join(dict.fromkeys(asks))} needs the negative pass, but {how} (both halves get the guided result, so the pipeline's own number changes nothing){why}"
+        )
+
+    def _check_unconditional(self, guided: Guided, step: Step) -> None:
+        asks = [x.name for x in (*guided.terms, *guided.posts) if any(p.cond is Slot.COND for p in x.passes(step))]
+        asks += ["the base 'cond'"] if guided.base.cond is Slot.COND else []
+        if asks:
+            raise ValueError(f"{type(self.pipe).__name__} is told no condition, but {' and '.join(asks)} needs the conditional pass; start the expression with 'uncond'")
+
+    def _check_nets(self, main: Any, call: Call) -> None:
+        for name, net in self.wanted.nets.items():
+            parameter, own = next(net.parameters()), next(main.parameters())
+            if parameter.dtype != own.dtype:
+                raise ValueError(f"the network {name!r} is in {_word(parameter)}, but the pipeline's is in {_word(own)}; give one in {_word(own)}: net.to({own.dtype})")
+            if parameter.device != call.whole.device:
+                raise ValueError(f"the network {name!r} is on {parameter.device}, but the pipeline runs on {call.whole.device}; move it there: net.to('{call.whole.device}')")
+
+
+def _word(t: Tensor) -> str:
+    return str(t.dtype).removeprefix("torch.")
+
+
+def _channels(pipe: Any, net: Any, plain: bool) -> tuple[int, bool]:
+    """Return how many channels the sample has, and whether the network predicts its variance too."""
+    inputs = net.config.in_channels
+    outputs = net.config.out_channels or inputs
+    vae = getattr(pipe, "vae", None) or getattr(pipe, "movq", None)
+    latent = getattr(getattr(vae, "config", None), "latent_channels", None) if plain else None
+    learned = outputs == 2 * inputs or (inputs > outputs and latent is not None and outputs == 2 * latent)
+    return (outputs // 2 if learned else outputs), learned
+
+
+def _like_answer(answer: Any, call: Call, out: Tensor) -> Any:
+    """Return an output in the form in which the network gives it."""
+    if isinstance(answer, tuple) or (answer is None and call.arguments.get("return_dict") is False):
+        return (out, *(answer or ())[1:])
+    if answer is not None:
+        return type(answer)(sample=out)
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=out)
+
+
+def _generators(arguments: Mapping[str, Any]) -> list[torch.Generator]:
+    given = arguments.get("generator")
+    return list(given) if isinstance(given, list | tuple) else [torch.default_generator if given is None else given]
+
+
+def _seed(streams: Sequence[Tensor], k: int) -> int:
+    """Return the seed of sample k, from the state of its own generator, or of the one for all and k."""
+    state, more = (streams[k], 0) if len(streams) > 1 else (streams[0], k)
+    digest = hashlib.blake2b(bytes(state.tolist()) + str(more).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _prompts(arguments: Mapping[str, Any], batch: int) -> list[str] | None:
+    """Return the caption of each sample."""
+    given = arguments.get("prompt")
+    if given is None:
+        return None
+    captions = [given] if isinstance(given, str) else list(given)
+    return [c for c in captions for _ in range(batch // len(captions))] if batch % len(captions) == 0 else None

@@ -1,0 +1,107 @@
+"""Small random pipelines of each family, built on the spot, in float64 where the family allows it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+STEPS = 4
+REQUEST = {"prompt": ["cat", "a dog"], "negative_prompt": ["", "mud"], "num_inference_steps": STEPS, "output_type": "latent", "guidance_scale": 5.0}
+LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+
+
+@cache
+def clip_text():
+    """A tokenizer of letters and a text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    vocab = {t: i for i, t in enumerate([*LETTERS, *(c + "</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"])}
+    torch.manual_seed(4)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": len(vocab)}
+    end = vocab["<|endoftext|>"]
+    text = CLIPTextModel(CLIPTextConfig(**sizes, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end)).eval().double()
+    return text, CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+
+
+def vae(channels: int = 4) -> AutoencoderKL:
+    torch.manual_seed(5)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(block_out_channels=(4, 8), latent_channels=channels, norm_num_groups=2, sample_size=16, **blocks).eval().double()
+
+
+def text_unet(seed: int = 1, inputs: int = 4, **more) -> UNet2DConditionModel:
+    torch.manual_seed(seed)
+    blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+    sizes = blocks | {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 2, "sample_size": 8}
+    return UNet2DConditionModel(in_channels=inputs, out_channels=4, **{**sizes, **more}).eval().double()
+
+
+def in_double(scheduler):
+    """Let a scheduler with a table of ᾱ compute in float64, with the numbers of its own table."""
+    if hasattr(scheduler, "alphas_cumprod"):
+        scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    return scheduler
+
+
+def stable_diffusion(kind=StableDiffusionPipeline, scheduler=None, more=None, **unet):
+    text, tokenizer = clip_text()
+    scheduler = scheduler or in_double(DDIMScheduler(**SCHEDULE, clip_sample=False, steps_offset=1, set_alpha_to_one=False))
+    parts = {"vae": vae(), "text_encoder": text, "tokenizer": tokenizer, "unet": text_unet(**unet), "scheduler": scheduler}
+    parts.update(more or {})
+    if "safety_checker" in kind._optional_components:
+        parts.update(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    return quiet(kind(**parts))
+
+
+def quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def seeded(*seeds: int):
+    return [torch.Generator().manual_seed(s) for s in seeds]
+
+
+def drawn(pipe, **more):
+    return pipe(**{**REQUEST, "generator": seeded(3, 4), **more}).images
+
+
+def close(a, b, tolerance=1e-6):
+    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
+
+
+def told(pipe):
+    """The conditions of the request: negative rows, then prompts."""
+    prompts, negative = pipe.encode_prompt(REQUEST["prompt"], "cpu", 1, True, REQUEST["negative_prompt"])
+    return torch.cat([negative, prompts])
+
+
+def alpha_sigma(scheduler, i, t):
+    """α and σ of the scheduler's own x at call i of the network, from its own numbers."""
+    if "DDIM" in type(scheduler).__name__:
+        return float(scheduler.alphas_cumprod[t]) ** 0.5, (1 - float(scheduler.alphas_cumprod[t])) ** 0.5
+    sigma = float(scheduler.sigmas[i])
+    scaled = type(scheduler).__name__.startswith(("Euler", "Heun"))
+    return (1.0, sigma) if scaled else (1 / (1 + sigma**2) ** 0.5, sigma / (1 + sigma**2) ** 0.5)
+
+
+@torch.no_grad()
+def walked(pipe, guide, x):
+    """Walk with the pipeline's scheduler, guided by ``guide(i, c, u, x, alpha, sigma) -> x0``, all of them written out."""
+    scheduler, v = pipe.scheduler, pipe.scheduler.config.prediction_type == "v_prediction"
+    scheduler.set_timesteps(STEPS)
+    x, embeds = x * scheduler.init_noise_sigma, told(pipe)
+    for i, t in enumerate(scheduler.timesteps):
+        seen = scheduler.scale_model_input(x, t)
+        out = pipe.unet(torch.cat([seen, seen]), t, encoder_hidden_states=embeds).sample
+        alpha, sigma = alpha_sigma(scheduler, i, t)
+        n = (alpha**2 + sigma**2) ** 0.5
+        a, s = alpha / n, sigma / n
+        u, c = ((a * x / n - s * o) if v else (x - sigma * o) / alpha for o in out.chunk(2))
+        x0 = guide(i, c, u, x, alpha, sigma)
+        eps = (x - alpha * x0) / sigma
+        x = scheduler.step(a * eps - s * x0 if v else eps, t, x).prev_sample
+    return x

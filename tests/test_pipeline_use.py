@@ -1,0 +1,337 @@
+"""What people do with their pipelines goes on: adapters, callbacks, offloading, compiling; and what is refused says why."""
+
+import pytest
+import torch
+from diffusers import (
+    ControlNetModel,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KarrasVeScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    UNet2DModel,
+)
+from PIL import Image
+
+import guidestar
+from _pipelines import REQUEST, SCHEDULE, STEPS, close, drawn, seeded, stable_diffusion, text_unet, told, walked
+from guidestar.bridge.timetable import read_timetable
+
+pytestmark = [pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+
+def start():
+    return torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def ready(net):
+    """Draw the weights that start at zero."""
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for p in net.parameters():
+            if not p.any():
+                p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.2)
+    return net
+
+
+@pytest.mark.parametrize("guess", [False, True])
+def test_controlnet(guess):
+    torch.manual_seed(6)
+    sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 2}
+    net = ControlNetModel(**sizes, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), conditioning_embedding_out_channels=(4, 8)).double().eval()
+    pipe = stable_diffusion(StableDiffusionControlNetPipeline, more={"controlnet": ready(net)})
+    images = [Image.frombytes("RGB", (8, 8), bytes(range(k, 192 + k))) for k in (0, 9)]
+    more = {"image": images, "height": 8, "width": 8, "guess_mode": guess}
+    own = drawn(pipe, **more)
+    assert not close(drawn(pipe, **more, controlnet_conditioning_scale=0.0), own, 1e-2)
+    with guidestar.guided(pipe, "cfg(5)"):
+        assert close(drawn(pipe, **more, guidance_scale=2.0), own, 1e-9)
+    with guidestar.guided(pipe, "cfg(5, interval=(0, 3)) + pag(2)"):
+        together = drawn(pipe, **more)
+        second = {**more, "image": images[1], "prompt": REQUEST["prompt"][1], "negative_prompt": "mud", "generator": seeded(4)}
+        assert close(together[1:], drawn(pipe, **second), 1e-9)
+
+
+def test_lora():
+    pytest.importorskip("peft", reason="LoRA needs peft, which is not installed")
+    from peft import LoraConfig
+
+    pipe = guidestar.guide(stable_diffusion(), "cfg(5)")
+    before = drawn(pipe)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    with_lora = drawn(pipe)
+    assert not close(with_lora, before, 1e-3)
+    assert close(drawn(guidestar.guide(pipe, None)), with_lora, 1e-9)
+
+
+def test_ip_adapter():
+    pipe = guidestar.guide(stable_diffusion(), "cfg(5)")
+    without = drawn(pipe)
+    generator = torch.Generator().manual_seed(3)
+    weight = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    names = [n for n in pipe.unet.attn_processors if "attn2" in n]
+    keys = {f"{2 * i + 1}.to_{x}_ip.weight": weight(16, 8) for i, _ in enumerate(names) for x in "kv"}
+    image = {"proj.weight": weight(32, 6), "proj.bias": weight(32), "norm.weight": weight(8), "norm.bias": weight(8)}
+    pipe.unet._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": keys}])
+    pipe.unet.double()
+    embeds = torch.cat([torch.zeros(1, 1, 6, dtype=torch.float64), weight(1, 1, 6)])  # negative, then the image of all
+    own = drawn(guidestar.guide(pipe, None), ip_adapter_image_embeds=[embeds])
+    assert not close(own, without, 1e-3)
+    with guidestar.guided(pipe, "cfg(5)"):
+        assert close(drawn(pipe, ip_adapter_image_embeds=[embeds], guidance_scale=2.0), own, 1e-9)
+
+
+def test_callbacks_go_on():
+    pipe, seen = stable_diffusion(), []
+
+    def change(pipe, i, t, kept):
+        seen.append(i)
+        return {"latents": kept["latents"] * 0.9}
+
+    own = drawn(pipe, callback_on_step_end=change)
+    with guidestar.guided(pipe, "cfg(5)"):
+        assert close(drawn(pipe, callback_on_step_end=change), own, 1e-9)
+    assert seen == [*range(STEPS)] * 2
+
+
+def test_a_callback_that_ends_the_negative_pass_is_told_of_intervals():
+    def stop(pipe, i, t, kept):
+        pipe._guidance_scale = 1.0
+        return {"prompt_embeds": kept["prompt_embeds"].chunk(2)[1]}
+
+    with guidestar.guided(stable_diffusion(), "cfg(5)") as pipe, pytest.raises(ValueError, match=r"cfg needs the negative pass.*ended it during the run.*interval="):
+        drawn(pipe, callback_on_step_end=stop, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
+
+
+def traces(pipe):
+    """What guiding could leave behind."""
+    nets = (pipe.unet, pipe.vae, pipe.text_encoder)
+    return [type(pipe), *map(type, nets), dict(pipe.config), *[(n, vars(m).get("forward"), len(m._forward_pre_hooks)) for net in nets for n, m in net.named_modules()]]
+
+
+def test_nothing_is_left_behind_not_even_by_an_exception():
+    pipe = stable_diffusion()
+    before, own = traces(pipe), drawn(pipe)
+
+    def broken(pipe, i, t, kept):
+        assert pipe.unet.config.in_channels == 4 and type(pipe.unet).__name__ == "UNet2DConditionModel"
+        raise KeyError("broken")
+
+    with guidestar.guided(pipe, "apg(5) + pag(2)"):
+        clean = drawn(pipe)
+        with pytest.raises(KeyError, match="broken"):
+            drawn(pipe, callback_on_step_end=broken)
+        assert type(pipe.unet) is before[1]
+        assert torch.equal(drawn(pipe), clean)  # no momentum from the broken run
+    assert traces(pipe) == before and torch.equal(drawn(pipe), own)
+    guidestar.guide(guidestar.guide(pipe, "cfg(3)"), "cfg(4)")
+    with guidestar.guided(pipe, "cfg(2)"):
+        pass
+    assert close(drawn(pipe), drawn(stable_diffusion(), guidance_scale=4.0), 1e-9)
+    guidestar.guide(pipe, None)
+    assert traces(pipe) == before and torch.equal(drawn(pipe), own)
+
+
+def test_saving_a_guided_pipeline_saves_the_pipeline(tmp_path):
+    guidestar.guide(stable_diffusion(), "cfg(3)").save_pretrained(tmp_path)
+    assert '"_class_name": "StableDiffusionPipeline"' in (tmp_path / "model_index.json").read_text()
+
+
+def test_a_scheduler_may_be_changed():
+    pipe = guidestar.guide(stable_diffusion(), "cfg(5)")
+    pipe.scheduler = EulerDiscreteScheduler(**SCHEDULE)
+    assert close(drawn(pipe, guidance_scale=2.0), drawn(stable_diffusion(scheduler=EulerDiscreteScheduler(**SCHEDULE))))
+
+
+def test_seeds_are_the_pipelines():
+    with guidestar.guided(stable_diffusion(), "cfg(4) | cads(0.5)") as pipe:
+        first, again = drawn(pipe, latents=start()), drawn(pipe, latents=start())
+        other = drawn(pipe, latents=start(), generator=seeded(3, 9))
+        one = drawn(pipe, latents=start(), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(first, again) and torch.equal(first[0], other[0])
+    assert not close(first[1], other[1], 1e-3) and not close(one[1], first[1], 1e-3)
+    with guidestar.guided(stable_diffusion(), "cfg(4) | cads(0.5)", seeds=[5, 6]) as pipe:
+        given = drawn(pipe, latents=start())
+        assert torch.equal(given, drawn(pipe, latents=start(), generator=seeded(8, 9)))
+    assert not close(given, first, 1e-3)
+
+
+class Bright:
+    """A classifier of anything: how near its numbers are to the target."""
+
+    def log_prob(self, x, level, target):
+        return -((x.double() - target.double().reshape(-1, 1, 1, 1) / 10) ** 2).flatten(1).sum(1)
+
+
+def test_a_classifier_of_noisy_latents():
+    pipe, x = stable_diffusion(), start()
+    with guidestar.guided(pipe, "cfg(3) + classifier(2)", classifiers={"classifier": Bright()}, target=[3, 7]):
+        ours = drawn(pipe, latents=x)
+    goal = torch.tensor([0.3, 0.7], dtype=torch.float64).reshape(-1, 1, 1, 1)
+    assert close(ours, walked(pipe, lambda i, c, u, x, a, s: u + 3 * (c - u) + 2 * s**2 / a * -2 * (x - goal), x), 1e-9)
+
+
+def test_a_classifier_of_pictures_through_the_vae_and_the_network():
+    pipe, x = stable_diffusion(), start()
+    with guidestar.guided(pipe, "cond + classifier(0.1, through='cond')", classifiers={"classifier": Bright()}, target=5, through_vae=True):
+        ours = drawn(pipe, latents=x)
+    embeds, goal = told(pipe)[2:], torch.tensor([5.0])
+
+    def pushed(i, c, u, x, alpha, sigma):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            d = (leaf - sigma * pipe.unet(leaf, pipe.scheduler.timesteps[i], encoder_hidden_states=embeds).sample) / alpha
+            image = pipe.vae.decode(d / pipe.vae.config.scaling_factor).sample
+            (gradient,) = torch.autograd.grad(Bright().log_prob(image, None, goal).sum(), leaf)
+        return c + 0.1 * sigma**2 / alpha * gradient
+
+    assert close(ours, walked(pipe, pushed, x), 1e-9)
+
+
+def test_half_precision_keeps_its_type_and_is_no_further_off():
+    exact = drawn(stable_diffusion(), latents=start())
+    pipe = stable_diffusion()
+    pipe.to(torch.bfloat16)
+    own = drawn(pipe, latents=start().bfloat16())
+    with guidestar.guided(pipe, "cfg(5)"):
+        ours = drawn(pipe, latents=start().bfloat16())
+    pipe.to(torch.float64)  # the text encoder is shared by the tests
+    assert ours.dtype == own.dtype == torch.bfloat16
+    assert (ours.double() - exact).abs().mean() < 1.2 * (own.double() - exact).abs().mean()
+
+
+def test_offloaded_weights_stay_weights():
+    hooks = pytest.importorskip("accelerate.hooks")
+    accelerate = pytest.importorskip("accelerate")
+    pipe = stable_diffusion()
+    own = drawn(pipe)
+    guidestar.guide(pipe, "cfg(5)")
+    accelerate.cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
+    assert close(drawn(pipe), own, 1e-9)
+    guidestar.guide(pipe, None)
+    assert torch.equal(drawn(pipe), own)
+    hooks.remove_hook_from_submodules(pipe.unet)
+    assert not any(p.is_inference() for p in pipe.unet.parameters())
+
+
+def test_weights_that_are_moved_within_the_run_stay_weights():
+    pipe = stable_diffusion()
+    handle = pipe.unet.register_forward_pre_hook(lambda m, args: m._apply(torch.clone) and None)  # as moving to a device does
+    with guidestar.guided(pipe, "cfg(5) + pag(2)"):
+        drawn(pipe)
+    handle.remove()
+    assert not any(p.is_inference() for p in pipe.unet.parameters())
+    pipe.unet(start(), 5, encoder_hidden_states=told(pipe)[2:]).sample.sum().backward()
+    assert pipe.unet.conv_in.weight.grad is not None
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_compiled_networks_stay_compiled(in_place):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    small = {"block_out_channels": (8,), "down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    pipe = stable_diffusion(**small)
+    own = drawn(pipe)
+    if in_place:
+        pipe.unet.compile(backend=backend)
+    else:
+        pipe.unet = torch.compile(pipe.unet, backend=backend)
+    with guidestar.guided(pipe, "cfg(5)"):
+        assert close(drawn(pipe), own, 1e-6)
+        compiled = len(graphs)
+        assert compiled > 0
+        drawn(pipe)
+        assert len(graphs) == compiled
+    with pytest.raises(ValueError, match="compiled"):
+        guidestar.guide(pipe, "pag(3)")
+
+
+REFUSED = {
+    "cfgpp splits the prediction.*guidestar.load": lambda p: guidestar.guide(p, "cfgpp(0.6)"),
+    r"classifier splits the prediction": lambda p: guidestar.guide(p, "classifier(1, target=0, form='mean')"),
+    "UNet2DConditionModel has no layer of self-attention 'mid'; there are .*mid_block": lambda p: guidestar.guide(p, "pag(3, layers='mid')"),
+    "unknown name 'cgf'": lambda p: guidestar.guide(p, "cgf(3)"),
+    "'main' is the pipeline's own": lambda p: guidestar.guide(p, "cfg(3)", nets={"main": text_unet()}),
+    "cfg needs the negative pass, but StableDiffusionPipeline was called with guidance_scale=1, at which it makes none; give any guidance_scale above 1": lambda p: drawn(
+        guidestar.guide(p, "cfg(3)"), guidance_scale=1.0
+    ),
+    "the base 'uncond' needs the negative pass": lambda p: drawn(guidestar.guide(p, "uncond"), guidance_scale=1.0),
+    "nag needs the negative pass": lambda p: drawn(guidestar.guide(p, "nag(5)"), guidance_scale=0.0),
+    "there is no network 'weak'": lambda p: drawn(guidestar.guide(p, "autoguidance(2)")),
+    "the network 'weak' is in float32, but the pipeline's is in float64; give one in float64": lambda p: drawn(
+        guidestar.guide(p, "autoguidance(2)", nets={"weak": text_unet().float()})
+    ),
+    "the network 'weak' is on meta, but the pipeline runs on cpu; move it there": lambda p: drawn(guidestar.guide(p, "autoguidance(2)", nets={"weak": text_unet().to("meta")})),
+    "3 seeds were given for 2 samples": lambda p: drawn(guidestar.guide(p, "cfg(4) | cads(0.2)", seeds=[1, 2, 3])),
+    "there is no classifier 'classifier'": lambda p: drawn(guidestar.guide(p, "classifier(1, target=0)")),
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_is_refused_says_what_to_do(line):
+    with pytest.raises(ValueError, match=line) as caught:
+        REFUSED[line](stable_diffusion())
+    assert "unknown name" in line or "\n" not in str(caught.value)
+
+
+def test_pipelines_that_cannot_be_guided():
+    pipe = stable_diffusion()
+    pipe.scheduler = type("OddScheduler", (DDPMScheduler,), {})()
+    assert close(drawn(guidestar.guide(pipe, "cfg(5)")), drawn(guidestar.guide(pipe, None)), 1e-5)  # a table of a known kind
+    pipe.unet = UNet2DModel(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=2)
+    pipe.unet.__class__ = type("OddNet", (UNet2DModel,), {})
+    with pytest.raises(ValueError, match=r"has no denoising network that guidestar knows how to guide; found vae \(AutoencoderKL\).*unet \(OddNet\).*known are UNet2DModel"):
+        guidestar.guide(pipe, "cfg(5)")
+    with pytest.raises(ValueError, match=r"KarrasVeScheduler has no table of noise levels that guidestar knows; these have: .*DDIMScheduler"):
+        read_timetable(KarrasVeScheduler())
+
+
+class Twice(StableDiffusionPipeline):
+    """Walks through its timesteps twice in one call."""
+
+    def __call__(self, *args, **kwargs):
+        super().__call__(*args, **{**kwargs, "generator": seeded(8, 9)})
+        return super().__call__(*args, **kwargs)
+
+
+class Lazy(EulerDiscreteScheduler):
+    """Keeps its timesteps where it is asked for as many."""
+
+    def set_timesteps(self, count=None, **more):
+        kept = self.timesteps if self.num_inference_steps == count else None
+        super().set_timesteps(count, **more)
+        self.timesteps = self.timesteps if kept is None else kept
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, Lazy])
+def test_nothing_is_remembered_where_time_goes_up(scheduler):
+    once, twice = (guidestar.guide(stable_diffusion(kind, scheduler=scheduler(**SCHEDULE)), "apg(5, momentum=-0.7)") for kind in (StableDiffusionPipeline, Twice))
+    assert close(drawn(twice), drawn(once), 1e-9)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_rounded_timestep_is_found(known):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(60)
+    table = read_timetable(scheduler)
+    for i, t in enumerate(scheduler.timesteps):
+        scheduler._step_index = i if known else None
+        assert table.place((t.expand(2) / 1000).bfloat16(), -1 if known else i - 1) == i
+        assert table.place(t.expand(2) / 1000, -1) == table.place(float(t), -1) == i
+
+
+def test_a_timestep_of_the_table_is_found_without_reading_it():
+    scheduler = HeunDiscreteScheduler(**SCHEDULE)
+    scheduler.set_timesteps(4)
+    table = read_timetable(scheduler)
+    assert len(set(table.times)) < len(table.times)
+    for i, t in enumerate(scheduler.timesteps):
+        assert table._shared(t) == table._shared(t[None].expand(3)) == table.place(t, -1) == i
+        assert table._shared(t.clone()) is None and table._shared(float(t)) is None
+        assert table.place(float(t), i - 1) == i
