@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class Discriminator(Direction):
     def bind(self, context: Context) -> Direction:
         if self.log_odds is not None:
             return self
-        critic = context.classifiers.get(self.net)
+        critic: Any = context.classifiers.get(self.net)
         if not hasattr(critic, "log_odds"):
             known = ", ".join(n for n, c in context.classifiers.items() if hasattr(c, "log_odds")) or "none"
             raise ValueError(f"discriminator: there is no discriminator {self.net!r} (there is {known}); give log_odds=, or a model that carries one")

@@ -99,7 +99,7 @@ class Guided:
         self.base = Pass(cond=self.guidance.resolve_base(conditional))
         self.draw = None if seeds is None else Draw(list(seeds))
         self.evaluations: list[int] = []
-        self.answer = evaluate  # what evaluates passes: a bridge that is told predictions puts its own here
+        self.answer: Callable[..., dict[Pass, Evaluated]] = evaluate  # what evaluates passes: a bridge that is told predictions puts its own here
         about = {"target": target, "index": index, "prompts": prompts, "encode": nets["main"].encode, "base": self.base}
         context = Context(classifiers=classifiers or {}, losses=losses or {}, conditional=conditional, nets=tuple(nets), **about)
         self.names = [str(term) for term in self.guidance.terms]

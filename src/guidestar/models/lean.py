@@ -47,6 +47,7 @@ def plain_attention(network: nn.Module) -> None:
     """
     from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
+    module: Any
     for module in network.modules():
         if type(getattr(module, "processor", None)) is AttnProcessor2_0:
             module.set_processor(AttnProcessor())
