@@ -97,6 +97,15 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "number: 1.0  ->  0.0   in   p = r": "the same",
         "number: 0.0  ->  1.0   in   p = r": "a sample that does not go on takes no step in any direction",
     },
+    "guidance/_blur.py": {"[:, None] + offsets  ->  ": "the kernel is symmetric"},
+    "guidance/adaptive.py": {
+        "c  ->  u   in   looks = ": "both are of one length, shape and dtype",
+        "c  ->  u   in   done = ": "the same",
+    },
+    "guidance/cfg_zero.py": {"good  ->  bad   in   return (good.to_x0": "both are at one place and level"},
+    "guidance/mambo.py": {"c  ->  u   in   limits = ": "both are of one dtype"},
+    "guidance/pag.py": {"a.value  ->  a.key": "keys and values have one shape"},
+    "guidance/tcfg.py": {"good  ->  bad   in   return (good.to_x0": "both are at one place and level"},
     "guidance/tfg.py": {
         "kept * 0 + 1.0  ->  kept * 0 - 1.0": "a course is divided by its mean",
         "number: 0  ->  1   in   for _ in range(self.iterations if self.mean else 0)": "a step of size 0",

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from _families import family
 from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, net, noise, steps, toy
 from guidestar import Flow, Guided, Net, Network, Prediction, cfg, classifier, nag, pag, parse, sag, sample, seg, slg, uniform
+from guidestar.guidance._blur import blur
 from guidestar.guidance.pag import IdentityAttention
 from guidestar.guidance.seg import BlurredQueries
 from guidestar.guidance.slg import SkippedBlocks
@@ -363,3 +364,9 @@ def test_a_run_with_everything():
     nets = {"main": Net(denoiser=f.denoiser, cond=f.given(), null=null)}
     runs = [sample(Guided(guidance, nets, max_rows=m), grid=uniform(Flow(), 3), solver="ddim", seeds=[1, 2, 3], shape=(2, 8, 12)) for m in (None, 4)]
     torch.testing.assert_close(*runs, atol=1e-4, rtol=1e-4)
+
+
+def test_sag_blurs_a_single_point_to_itself():
+    """Mirrored at both of its edges, a line of one point is constant; a constant stays itself."""
+    x = noise(2, 3, 1, 4)
+    torch.testing.assert_close(blur(x, 1.0, 4, range(2, 3)), x, atol=1e-12, rtol=0)

@@ -76,10 +76,10 @@ class SAG(Direction):
 
     def push(self, live: Live) -> Rounds:
         u, level = live[self._first], live.step.t
-        blurred = blur(u.x0, self.sigma, self.radius, range(2, u.x0.ndim))
+        blurred = blur(u.x0, self.sigma, self.radius, range(2, live.x_t.ndim))
         if self.masked:
-            blurred = torch.where(self._mask(live, u.x0), blurred, u.x0)
-        x = expand(level.alpha, blurred) * blurred + expand(level.sigma, u.eps) * u.eps
+            blurred = torch.where(self._mask(live, live.x_t), blurred, u.x0)
+        x = expand(level.alpha, blurred) * blurred + expand(level.sigma, blurred) * u.eps
         there = Pass(cond=Slot.NULL, point=Point(x, level))
         answers = yield (there,)
         return blurred - answers[there].x0, live.state
