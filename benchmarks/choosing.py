@@ -99,7 +99,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="only write what is known into the documents")
     arguments = parser.parse_args()
     kept = HOME / f"results/choosing-{arguments.model}.json"
-    known = json.loads(kept.read_text()) if kept.exists() else {"tried": {}, "measured": {}}
+    how = {"tries": arguments.tries, "samples": arguments.samples, "steps": arguments.steps}
+    known = json.loads(kept.read_text()) if kept.exists() else {"how": how, "tried": {}, "measured": {}}
+    if known.setdefault("how", how) != how and not arguments.write:
+        parser.error(f"{kept.name} was measured with {known['how']}; repeat that, or move it away")
     if not arguments.write:
         measure_all(arguments, known, kept)
     draw_all(arguments, known)
@@ -135,7 +138,7 @@ def missing(part: str, expressions: list[str], samples: int, seed: int, model: M
     wanted = [e for e in dict.fromkeys(expressions) if e not in known[part]]
     if not wanted:
         return
-    names = iter(["real", *(["shuffled"] if model.classes is None else []), *wanted])
+    names = iter(["real", *([] if model.classes else ["shuffled"]), *wanted])
     for name, row in zip(names, rows(model, wanted, samples, seed, arguments), strict=True):
         known[part][name] = row
         write_text(json.dumps(known, indent=1) + "\n", kept)

@@ -18,6 +18,7 @@ from torch import Tensor
 from .guidance import METHODS, Guidance, Inpaint, Observation, Steered, get_operator, losses_of
 from .guidance._arguments import needed, problem
 from .guidance.operators import OPERATORS
+from .guidance.weights import finite
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -70,10 +71,11 @@ def read_operator(text: str, shape: Sequence[int]) -> tuple[Any, float]:
     """
     name, options = _call(text)
     noise = options.pop("noise", 0.0)
-    if isinstance(noise, bool) or not isinstance(noise, int | float):
-        raise ValueError(f"{name}: noise must be a number, not {noise!r}")
-    if name in OPERATORS:
-        _check(name, options)
+    if not finite(noise) or noise < 0:
+        raise ValueError(f"{name}: noise must be a finite number, 0 or more, not {noise!r}")
+    if name not in OPERATORS:
+        get_operator(name)  # which says what there is
+    _check(name, options)
     if "mask" in options:
         options["mask"] = (read_picture(Path(options["mask"]), (1, *shape[1:]), "the model's pictures") > 0).float()
     return get_operator(name, **options), float(noise)

@@ -78,7 +78,7 @@ def settings_of(model: Any, run: Mapping[str, Any], solver: Solver, x: Tensor, s
         solver=solver.name if plain else repr(solver),
         grid="custom" if isinstance(run["grid"], Grid) else run["grid"] or model.defaults.get("grid", "log_snr"),
         started=run.get("start") is not None,
-        lacking=(*lacking, *_not_kept(guidance)),
+        lacking=(*lacking, *_not_kept(guidance), *(() if plain else ("the solver it was given in Python",))),
         max_rows=run["max_rows"],
         threads=torch.get_num_threads(),
         dtype=str(x.dtype).removeprefix("torch."),

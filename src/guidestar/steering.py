@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from .guidance import Observation
 from .samples import Samples, settings_of
 from .sampling import Solver, crowd
 from .sampling import steer as steer_particles
@@ -31,13 +33,22 @@ def steer(model: Any, reward: Reward, run: Mapping[str, Any], solver: Solver, ho
     """
     seeds, grid = [int(s) for s in run["seeds"]], model.grid(run["steps"], run["grid"])
     count, names = max(1, how["particles"]), model.names(run["cond"], len(seeds))
-    own = {name: run[name] for name in ("negative", "losses", "max_rows")}
+    own = {name: run[name] for name in ("negative", "max_rows")}
+    own["losses"] = run["losses"] and {name: _repeated(loss, count) for name, loss in run["losses"].items()}
     guided = model.guided(run["guidance"], cond=names and [n for n in names for _ in range(count)], seeds=crowd(seeds, count), **own)
     rewarded = _Watched(lambda x: reward(model.decode(x)), grid.steps, watch)
     found = steer_particles(guided, grid=grid, solver=solver, seeds=seeds, reward=rewarded, shape=model.shape, device=model.device, **how)
+    if not bool(found.best.isfinite().all()):
+        raise FloatingPointError("the samples are not finite; lower the scale of the guidance")
     each = [sum(guided.evaluations[i : i + count]) for i in range(0, len(guided.evaluations), count)]
     settings = settings_of(model, run, solver, found.best, grid.steps, ("the reward it was steered by",))
     return Samples(x=found.best, images=model.decode(found.best), settings=settings, evaluations=tuple(each), population=found)
+
+
+def _repeated(loss: Any, count: int) -> Any:
+    """Let every particle of a sample have that sample's observation."""
+    each = isinstance(loss, Observation) and isinstance(loss.y, Tensor) and len(loss.y) > 1
+    return replace(loss, y=loss.y.repeat_interleave(count, 0)) if each else loss
 
 
 class _Watched:

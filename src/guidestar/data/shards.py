@@ -137,7 +137,7 @@ class Shards(Source):
             names = self.columns["label"].classes
             for sample, label in zip(found, labels, strict=True):
                 if not 0 <= label < len(names):
-                    where = f"{sample.get('__url__')}: {sample.get('__key__')!r}"
+                    where = f"{sample.get('__url__') or 'a shard'}: {sample.get('__key__')!r}"
                     raise ValueError(f"{where} has the class {label}, but there are {len(names)} names; mend it, or name all classes in classes.txt")
             targets["label"] = torch.tensor(labels)
         if "caption" in self.columns:

@@ -230,6 +230,11 @@ class Direction(_Sum, ABC):
         return False
 
     @property
+    def gradients(self) -> int:
+        """How many gradients it computes a step, for each sample."""
+        return int(self.needs_grad)
+
+    @property
     def only_solver(self) -> tuple[str, dict[str, object]] | None:
         """The name of the only solver it works with and how that must be set, if there is one."""
         return None

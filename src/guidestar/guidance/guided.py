@@ -319,4 +319,4 @@ class Guided:
         for t in talks:
             for i in range(t.term.later):
                 count[Pass(cond=f"round {i + 2} of {t.term}")] = size if t.local is None else len(t.local)
-        return count, sum(size if t.local is None else len(t.local) for t in talks if t.term.needs_grad)
+        return count, sum(t.term.gradients * (size if t.local is None else len(t.local)) for t in talks)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ._core import Context, Live
-from .operators import Linear, get_operator
+from .operators import Inpaint, Linear, get_operator
+from .weights import finite
 
 Loss = Callable[[Tensor], Tensor]
 """``loss(x0 [B, *S]) -> [B]``, differentiable; each number depends on its own sample alone."""
@@ -40,23 +41,38 @@ class Observation:
     def __post_init__(self) -> None:
         if isinstance(self.operator, str):
             object.__setattr__(self, "operator", get_operator(self.operator))
-        if not self.noise >= 0:
-            raise ValueError(f"observation: the noise must be 0 or more, not {self.noise!r}")
+        if not isinstance(self.y, Tensor) and not finite(self.y):
+            raise ValueError(f"observation: y must be a tensor [B, *O], or one number, not {type(self.y).__name__}")
+        if not finite(self.noise) or self.noise < 0:
+            raise ValueError(f"observation: the noise must be finite and 0 or more, not {self.noise!r}")
         if not callable(self.distance) and self.distance not in ("norm", "squared"):
             raise ValueError(f"observation: the distance must be norm, squared or a function, not {self.distance!r}")
 
     def of(self, live: Live) -> Observation:
         """Return the observation of these samples."""
-        return replace(self, y=live.mine(self.y).to(live.x_t.device, live.x_t.dtype)) if isinstance(self.y, Tensor) else self
+        return replace(self, y=live.mine(self.y).to(live.x_t.device, live.x_t.dtype, non_blocking=True)) if isinstance(self.y, Tensor) else self
+
+    def both(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y and ``A(x0)``, each ``[B, *O]``; of y, what a mask hides is hidden.
+
+        Raises:
+            ValueError: they differ in shape.
+        """
+        shown: Tensor = self.operator(x0)  # type: ignore[operator]
+        y = self.y if isinstance(self.y, Tensor) else torch.full_like(shown, self.y)
+        if y.shape[1:] != shown.shape[1:] or len(y) not in (1, len(shown)):
+            raise ValueError(f"observation: y is {tuple(y.shape)}, but the operator makes {tuple(shown.shape)} of the samples")
+        return self.operator(y) if isinstance(self.operator, Inpaint) else y, shown
 
     def residual(self, x0: Tensor) -> Tensor:
         """Return ``y − A(x0)``, ``[B, *O]``."""
-        return self.y - self.operator(x0)  # type: ignore[operator]
+        y, shown = self.both(x0)
+        return y - shown
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Return the loss of each sample, ``[B]``."""
         if callable(self.distance):
-            return self.distance(self.y, self.operator(x0))  # type: ignore[operator, arg-type]
+            return self.distance(*self.both(x0))
         distance = torch.linalg.vector_norm(self.residual(x0).flatten(1), dim=1)
         return distance if self.distance == "norm" else distance**2
 
@@ -86,8 +102,9 @@ def of_samples(name: str, loss: Loss, live: Live) -> Loss:
 
     def checked(x0: Tensor) -> Tensor:
         values = own(x0)
-        if values.shape != (len(x0),):
-            raise ValueError(f"{name}: a loss must return one number for each of {len(x0)} samples, not a tensor {tuple(values.shape)}")
+        if not isinstance(values, Tensor) or values.shape != (len(x0),):
+            told = f"a tensor {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+            raise ValueError(f"{name}: a loss must return one number for each of {len(x0)} samples, not {told}")
         if not values.requires_grad:
             raise ValueError(f"{name}: the loss cannot be differentiated in the clean estimate; it must be made of differentiable operations on it")
         return values

@@ -6,6 +6,7 @@ A linear operator maps ``[B, *S]`` to ``[B, *O]`` sample by sample, and its ``tr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -50,7 +51,9 @@ class Inpaint:
     mask: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x * self.mask.to(x.device, x.dtype)
+        if self.mask.ndim >= x.ndim and len(self.mask) != 1:
+            raise ValueError(f"inpaint: there must be one mask for all samples, not {tuple(self.mask.shape)} for {tuple(x.shape)}")
+        return x * self.mask.to(x.device, x.dtype, non_blocking=True)
 
     def transpose(self, y: Tensor) -> Tensor:
         return self(y)
@@ -92,7 +95,7 @@ class Blur:
     radius: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.deviation > 0 or (self.radius is not None and self.radius < 0):
+        if not 0 < self.deviation < math.inf or (self.radius is not None and self.radius < 0):
             raise ValueError(f"blur: the deviation must be above 0 and the radius not below, not {self.deviation} and {self.radius}")
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -118,13 +121,17 @@ class Colour:
         matrix: a row for each channel that comes out, a column for each that goes in.
 
     Raises:
-        ValueError: in a call, the sample has another number of channels.
+        ValueError: it is no matrix; in a call, the sample has another number of channels.
     """
 
     matrix: tuple[tuple[float, ...], ...] = ((0.299, 0.587, 0.114),)
 
+    def __post_init__(self) -> None:
+        if len({len(row) for row in self.matrix}) != 1 or not self.matrix[0]:
+            raise ValueError(f"gray: the matrix must have rows of one length, a number for each channel, not {self.matrix!r}")
+
     def _of(self, x: Tensor) -> Tensor:
-        return torch.tensor(self.matrix, device=x.device, dtype=x.dtype)
+        return torch.tensor(self.matrix, dtype=x.dtype).to(x.device, non_blocking=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[1] != len(self.matrix[0]):

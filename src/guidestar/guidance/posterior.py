@@ -71,6 +71,10 @@ class PiGDM(_Posterior):
     iterations: int = 10
     name = "pigdm"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_iterations(self.name, self.iterations)
+
     def push(self, live: Live) -> Pushed:
         variance = spread(live.step.t) ** 2
         return self.solved(live, lambda x: expand(variance, x) * x, self.iterations)
@@ -103,8 +107,21 @@ class MMPS(_Posterior):
     iterations: int = 3
     name = "mmps"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_iterations(self.name, self.iterations)
+
+    @property
+    def gradients(self) -> int:
+        return self.iterations + 1
+
     def push(self, live: Live) -> Pushed:
         return self.solved(live, lambda x: self.to_clean(live, x), self.iterations)
+
+
+def _check_iterations(name: str, iterations: int) -> None:
+    if iterations < 1:
+        raise ValueError(f"{name}: there must be at least one iteration, not {iterations}")
 
 
 def conjugate(apply: Map, b: Tensor, iterations: int) -> Tensor:

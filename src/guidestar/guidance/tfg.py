@@ -62,7 +62,7 @@ class TFG(Steered):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not finite(self.variance) or not finite(self.mean) or not self.smoothing >= 0:
+        if not finite(self.variance) or not finite(self.mean) or not finite(self.smoothing) or self.smoothing < 0:
             raise ValueError(f"tfg: variance, mean and smoothing must be finite, and smoothing 0 or more, not {self.variance!r}, {self.mean!r} and {self.smoothing!r}")
         if self.iterations < 0 or self.samples < 1:
             raise ValueError(f"tfg: iterations must be 0 or more and samples 1 or more, not {self.iterations} and {self.samples}")

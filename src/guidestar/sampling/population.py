@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -151,7 +152,7 @@ def steer(
     K evaluations a step, and K rewards. Nothing is differentiated.
 
     Raises:
-        ValueError: a solver that draws no noise, by which copies of a particle would stay equal.
+        ValueError: a reward that is not one finite number a particle; a solver that draws no noise, by which copies of a particle would stay equal.
 
     References:
         A General Framework for Inference-time Scaling and Steering of Diffusion Models, https://arxiv.org/abs/2501.06848
@@ -162,7 +163,7 @@ def steer(
     from . import get_solver
 
     solver = get_solver(solver)
-    _check(solver, particles, potential, every)
+    _check(solver, particles, potential, every, strength, threshold)
     solver.check(predict, grid)
     draw, own = Draw(crowd(seeds, particles)), Draw(list(seeds))
     x = noise(shape, grid[0], draw, device=device, dtype=dtype)
@@ -185,9 +186,11 @@ def steer(
     return Population(x=x.unflatten(0, zeros.shape), rewards=rewards, weights=weighing.log.softmax(1), sizes=tuple(sizes))
 
 
-def _check(solver: Solver, particles: int, potential: str, every: int) -> None:
-    if particles < 1 or every < 0:
+def _check(solver: Solver, particles: int, potential: str, every: int, strength: float, threshold: float) -> None:
+    if int(particles) != particles or int(every) != every or particles < 1 or every < 0:
         raise ValueError(f"there must be at least one particle, resampled every 0 or more steps, not {particles} and {every}")
+    if not math.isfinite(strength) or not threshold >= 0:
+        raise ValueError(f"the strength must be finite, and the threshold a share of the particles (above 1: always), not {strength!r} and {threshold!r}")
     if potential not in ("difference", "max", "sum"):
         raise ValueError(f"the potential must be difference, max or sum, not {potential!r}")
     if every and particles > 1 and not solver.stochastic:
@@ -196,8 +199,11 @@ def _check(solver: Solver, particles: int, potential: str, every: int) -> None:
 
 def _rewards(reward: Reward, x0: Tensor, like: Tensor) -> Tensor:
     values = reward(x0)
-    if values.shape != (len(x0),):
-        raise ValueError(f"a reward must return one number for each of {len(x0)} particles, not a tensor {tuple(values.shape)}")
+    if not isinstance(values, Tensor) or values.shape != (len(x0),):
+        told = f"a tensor {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise ValueError(f"a reward must return one number for each of {len(x0)} particles, not {told}")
+    if not bool(values.isfinite().all()):
+        raise ValueError("a reward must be finite for every particle; where something is forbidden, give it a large negative number")
     return values.detach().to("cpu", torch.float64).reshape(like.shape)
 
 

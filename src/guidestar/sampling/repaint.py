@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..draw import Draw
@@ -53,6 +54,16 @@ class RePaint(Solver):
 
     def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
         x_s, sstate, gstate = self.solver.step(predict, x_t, step, sstate, gstate, draw)
-        known, mask = (v.to(x_s.device, x_s.dtype) for v in (self.known, self.mask))
+        self._check_shapes(x_s)
+        known, mask = (v.to(x_s.device, x_s.dtype, non_blocking=True) for v in (self.known, self.mask))
         there = expand(step.s.alpha, x_s) * known + expand(step.s.sigma, x_s) * draw.normal_like("repaint", x_s)
         return mask * there + (1 - mask) * x_s, sstate, gstate
+
+    def _check_shapes(self, x: Tensor) -> None:
+        fits = self.known.shape[1:] == x.shape[1:] and len(self.known) in (1, len(x))
+        try:
+            fits = fits and torch.broadcast_shapes(self.mask.shape, x.shape) == x.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"repaint: known {tuple(self.known.shape)} and mask {tuple(self.mask.shape)} do not fit the samples {tuple(x.shape)}")

@@ -45,10 +45,12 @@ class TimeTravel(Solver):
     order = 1
 
     def __post_init__(self) -> None:
-        if self.solver.history or isinstance(self.solver, TimeTravel):
+        if self.solver.history:
             raise ValueError(f"time travel has no meaning around {self.solver.name!r}, which remembers other steps; use ddpm, ddim or heun")
-        if self.times < 1:
-            raise ValueError(f"time travel: a step must be taken at least once, not {self.times} times")
+        if isinstance(self.solver, TimeTravel):
+            raise ValueError("time travel around time travel takes the same steps again; set times instead")
+        if int(self.times) != self.times or self.times < 1:
+            raise ValueError(f"time travel: a step must be taken a whole number of times, at least once, not {self.times} times")
         if not 0 <= self.where[0] < self.where[1] <= 1:
             raise ValueError(f"time travel: where must be two shares of the run with 0 <= lo < hi <= 1, not {self.where!r}")
 
