@@ -207,3 +207,23 @@ def test_the_protocol_by_hand(from_block, dtype):
     wanted, found = (latents - alpha * x0) / sigma, guider(states)
     assert found.pred.dtype == dtype and torch.equal(found.pred_cond, states[0].noise_pred) and torch.equal(found.pred_uncond, states[1].noise_pred)
     assert float((found.pred.double() - wanted).abs().max()) <= (1e-5 if dtype == torch.float32 else 2e-2) * float(wanted.abs().max())
+
+
+def test_nothing_is_left_of_a_run_that_an_exception_ended():
+    pipe = modular("sdxl")
+    guider = Guider("cfg(2) + pag(3)", scheduler=pipe.scheduler)
+    with torch.no_grad():
+        before = sampled(pipe, guider)
+        calls = []
+
+        def failing(*_):
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+
+        handle = pipe.unet.register_forward_hook(failing)
+        with pytest.raises(KeyboardInterrupt):
+            sampled(pipe, guider)
+        handle.remove()
+        assert torch.equal(sampled(pipe, guider), before)
+    assert guider.num_conditions == 3  # at most, before a run

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +17,8 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 import guidestar as gs
 from guidestar.bridge.hub import is_hub_name, wanted
 from guidestar.bridge.text import read_text_model
-from guidestar.folder import WeightsError
+from guidestar.bridge.weights import conversion, encoder_settings
+from guidestar.folder import SHIPPED, WeightsError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _pipeline_folders import t5_text
@@ -162,3 +165,35 @@ def test_the_command_that_converts_pickled_weights_works(tmp_path):
         read_text_model(tmp_path, "T5")
     subprocess.run(["bash", "-c", f"{sys.executable} -c {str(caught.value).partition('python -c ')[2]}"], check=True, capture_output=True)
     assert all(torch.equal(v, text.state_dict()[k]) for k, v in read_text_model(tmp_path, "T5").state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("nets", ["../weak"], r"nets must be names of folders beside it, not \['../weak'\]$"),
+        ("nets", 5, "nets must be names of folders beside it, not 5$"),
+        ("classifiers", [5], r"classifiers must be names of folders beside it, not \[5\]$"),
+        ("clips", {"..": {}}, "clips must be names of folders beside it"),
+        ("defaults", [1], r"defaults must be an object, not \[1\]$"),
+    ],
+)
+def test_a_folder_names_nothing_outside_it(key, value, says, tmp_path):
+    folder = tmp_path / "it"
+    shutil.copytree(SHIPPED / "fashion-mnist", folder)
+    about = json.loads((folder / "guidestar.json").read_text(encoding="utf-8"))
+    (folder / "guidestar.json").write_text(json.dumps(about | {key: value}), encoding="utf-8")
+    with pytest.raises(WeightsError, match=says):
+        gs.load(folder)
+
+
+def test_settings_of_encoders_name_no_code(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"hidden_size": 8, "attn_implementation": "owner/kernel", "_attn_implementation_internal": "owner/kernel", "auto_map": {"x": "y"}})
+    )
+    assert encoder_settings(tmp_path / "config.json") == {"hidden_size": 8}
+
+
+def test_the_command_that_converts_quotes_the_path():
+    command = conversion(Path("/tmp/a '$(touch b)'/pytorch_model.bin")).removeprefix("write them anew with: ")
+    words = shlex.split(command)
+    assert words[:2] == ["python", "-c"] and len(words) == 3 and repr("/tmp/a '$(touch b)'/pytorch_model.bin") in words[2]

@@ -17,6 +17,7 @@ from PIL import Image
 
 import guidestar
 from _pipelines import REQUEST, SCHEDULE, STEPS, close, drawn, seeded, stable_diffusion, text_unet, told, walked
+from guidestar.bridge.families import FAMILIES, negative_rows
 from guidestar.bridge.timetable import read_timetable
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
@@ -335,3 +336,27 @@ def test_a_timestep_of_the_table_is_found_without_reading_it():
         assert table._shared(t) == table._shared(t[None].expand(3)) == table.place(t, -1) == i
         assert table._shared(t.clone()) is None and table._shared(float(t)) is None
         assert table.place(float(t), i - 1) == i
+
+
+def test_flux_without_a_true_scale_makes_no_negative_rows():
+    """Its guidance_scale is the distilled one: a Flux pipeline without true_cfg_scale calls its network once a step."""
+    flux = FAMILIES["FluxTransformer2DModel"]
+    given = {"negative_prompt": "mud", "true_cfg_scale": 2.0}
+    assert not negative_rows(object(), flux, {"guidance_scale": 30.0}) and negative_rows(object(), flux, given)
+
+
+@pytest.mark.parametrize("strength", [0.95, 0.9, 0.8])
+def test_a_run_that_begins_later_is_placed_by_the_scheduler(strength):
+    """As Flux is told it in bfloat16: rounded by more than its levels lie apart."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 28, 28).tolist(), mu=1.15)
+    begin = 28 - int(28 * strength)
+    scheduler.set_begin_index(begin)
+    told = scheduler.timesteps[begin].to(torch.bfloat16).expand(2) / 1000
+    assert read_timetable(scheduler).place(told, -1) == begin
+
+
+@pytest.mark.parametrize("name", ["FluxKontextPipeline", "StableDiffusionPanoramaPipeline", "IFSuperResolutionPipeline"])
+def test_pipelines_of_another_layout_are_refused(name):
+    with pytest.raises(ValueError, match=f"^{name} lays out what its network is told in a way that is not known here"):
+        guidestar.guide(type(name, (), {})(), "cfg(3)")

@@ -133,6 +133,7 @@ def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Mod
     about = read_json(folder / "guidestar.json")
     if about.get("format") != FORMAT:
         raise ValueError(f"{folder} is of the format {about.get('format')!r}; this version of guidestar reads {FORMAT}")
+    _check_names(folder, about)
     process = read_scheduler(folder)
     main = read_parts(_of_average(folder, about, average), process=process, known=_networks(), trust=trust)
     further = {n: read_parts(folder / n, process=process, known=_networks(), trust=trust) for n in about.get("nets", [])}
@@ -149,6 +150,16 @@ def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Mod
         defaults=about.get("defaults", {}),
         card=about,
     )
+
+
+def _check_names(folder: Path, about: Mapping[str, Any]) -> None:
+    """Refuse what names no folders within this one."""
+    kinds: dict[str, type] = {"nets": list, "classifiers": list, "clips": dict, "defaults": dict}
+    for key, kind in kinds.items():
+        given = about.get(key, kind())
+        named = isinstance(given, kind) and (key == "defaults" or all(isinstance(n, str) and Path(n).name == n and n not in ("", ".", "..") for n in given))
+        if not named:
+            raise ValueError(f"{folder / 'guidestar.json'}: {key} must be {'an object' if key == 'defaults' else 'names of folders beside it'}, not {given!r}")
 
 
 def _read_clips(folder: Path, about: Mapping[str, Any], encoder: Any) -> dict[str, Any]:

@@ -133,6 +133,11 @@ class Call:
         """Return this call and another one, of other rows of the same step, as one."""
         theirs: list[Tensor] = []
         other._visit(lambda name, t: theirs.append(t))
+        mine: list[tuple[str, Tensor]] = []
+        self._visit(lambda name, t: mine.append((name, t)))
+        if len(mine) != len(theirs) or any(a.shape[1:] != b.shape[1:] for (_, a), b in zip(mine, theirs, strict=False)):
+            odd = next((name for (name, a), b in zip(mine, theirs, strict=False) if a.shape[1:] != b.shape[1:]), "arguments")
+            raise ValueError(f"the prompt and the negative prompt are told to the network in other shapes ({odd}); give both of one length")
         rest = iter(theirs)
 
         def joined(name: str, t: Tensor) -> Tensor:
@@ -219,7 +224,7 @@ class CallDenoiser:
         """Return the times of rows that are told another one than the pipeline's, as the network is told them."""
         if not isinstance(level.t, Tensor):
             return None
-        told = torch.as_tensor(self.call.arguments[_TIME], dtype=torch.float64).flatten()[0].cpu()
+        told = torch.as_tensor(self.call.arguments[_TIME], dtype=torch.float64).max().cpu()
         return level.t * (told / self.level.t) if self.level.t else level.t
 
     def written(self, prediction: Prediction) -> Tensor:
@@ -240,4 +245,4 @@ def first(answer: Any) -> Tensor:
 def bound(net: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return a network's arguments by name."""
     signature = inspect.signature(getattr(net, "_orig_mod", net).forward)
-    return dict(signature.bind(*args, **kwargs).arguments)
+    return over(dict(signature.bind(*args, **kwargs).arguments), "", lambda _, t: t)  # pipelines change their dicts between two calls

@@ -13,7 +13,7 @@ from torch import nn
 from ..files import make_folder, whole_or_not
 from ..models.clip import CLIP, Vision
 from .encoders import TextEncoder, read_text, read_tokenizer
-from .weights import fill, one_line, read_json, read_safetensors, weights_file
+from .weights import encoder_settings, fill, one_line, read_json, read_safetensors, weights_file
 
 _PIXELS, _TIME = "preprocessor_config.json", "time.safetensors"
 
@@ -78,7 +78,7 @@ def read_tower(folder: Path) -> Vision:
     """
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    tower = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(read_json(folder / "config.json")))
+    tower = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(encoder_settings(folder / "config.json")))
     file = weights_file(folder, ("model.safetensors",))
     fill(tower, file, read_safetensors(file), torch.float32)
     about = read_json(folder / _PIXELS)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..denoiser import Condition
 from ..models.clip import masked, tokens, warn_of_cuts
-from .weights import fill, one_line, read_json, read_module, read_safetensors, weights_file
+from .weights import encoder_settings, fill, one_line, read_json, read_module, read_safetensors, weights_file
 
 
 class Encoder(Protocol):
@@ -241,7 +241,7 @@ def read_text(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     settings = folder / "text_encoder" / "config.json"
-    about = read_json(settings)
+    about = encoder_settings(settings)
     kind = CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in (about.get("architectures") or ()) else CLIPTextModel
     try:
         text = kind(CLIPTextConfig.from_dict(about))

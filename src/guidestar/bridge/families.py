@@ -133,6 +133,8 @@ def negative_rows(pipe: Any, family: Family, arguments: Arguments) -> bool:
     """Tell whether the pipeline makes a negative pass in the call with these arguments, at this moment."""
     if len(family.parts) < 2:
         return False
+    if family is FAMILIES["FluxTransformer2DModel"] and "true_cfg_scale" not in arguments:
+        return False  # its guidance_scale is the distilled one, which the network is told
     if "true_cfg_scale" in arguments:
         given = arguments.get("negative_prompt") is not None or arguments.get("negative_prompt_embeds") is not None
         return arguments["true_cfg_scale"] > 1 and given
@@ -165,6 +167,8 @@ def encode(pipe: Any, family: Family, names: list[str | int], arguments: Argumen
         raise ValueError(f"prompts within an expression are not supported for {type(pipe).__name__}; give them to the pipeline, prompt= and negative_prompt=")
     if family.encodes == ("class_labels",):
         return {"class_labels": torch.tensor([label(pipe, n) for n in names])}
+    if not hasattr(pipe, "encode_prompt"):
+        raise ValueError(f"{type(pipe).__name__} is told embeddings, so it cannot encode prompts written in an expression; give it negative embeddings")
     own = {"device": pipe._execution_device, "num_images_per_prompt": 1, "num_videos_per_prompt": 1, "do_classifier_free_guidance": False}
     names_of = inspect.signature(pipe.encode_prompt).parameters
     kept = {k: arguments[k] for k in ("clip_skip", "max_sequence_length", "clean_caption") if k in arguments}

@@ -106,6 +106,8 @@ def _shape(folder: Path, parts: Parts, family: Family, size: tuple[int, int] | N
     if size is None:
         return channels, height, width
     step = _factor(folder) * family.patch
+    if not isinstance(size, tuple | list) or len(size) != 2 or not all(isinstance(s, int) for s in size):
+        raise ValueError(f"size must be height and width in pixels, e.g. (512, 512), not {size!r}")
     if any(s < 1 or s % step for s in size):
         raise ValueError(f"{folder}: height and width must be multiples of {step} pixels, not {size[0]}×{size[1]}")
     return channels, size[0] // _factor(folder), size[1] // _factor(folder)

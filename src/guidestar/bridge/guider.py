@@ -92,6 +92,7 @@ class Guider(BaseGuidance):
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Perturb the network for the pass at hand, and look at what it is given."""
+        self._stack.close()  # of a run that an exception ended
         self._count_prepared += 1
         perturb = self._now[self._count_prepared - 1].perturb
         if perturb is not None:
@@ -107,6 +108,8 @@ class Guider(BaseGuidance):
         """Combine the predictions of all passes, by name."""
         raw = predictions["pred_cond"]
         pred = self._combined([predictions[name] for name in self._names()]).to(raw.dtype) if self._enabled else raw
+        if self._num_inference_steps is not None and self._step is not None and self._step + 1 == self._num_inference_steps:
+            self._now = []  # the next run begins by asking how many passes there are at most
         return GuiderOutput(pred=pred, pred_cond=raw, pred_uncond=predictions.get("pred_uncond"))
 
     # --- how it is answered ---
@@ -141,6 +144,7 @@ class Guider(BaseGuidance):
 
     def _plan(self, inputs: Sequence[Any]) -> None:
         """Choose the passes of this step; the first of the inputs tells how many samples there are."""
+        self._stack.close()  # of a run that an exception ended
         batch = next((len(v) for v in inputs if isinstance(v, Tensor) and v.ndim), 1)
         asked = self._guided._plan_step(self._here(), batch).passes if self._enabled else {}
         self._now = list(dict.fromkeys([COND, *sorted(asked, key=lambda p: (p.perturb is not None, p != NULL))]))

@@ -74,6 +74,7 @@ def guide(
         return _become(pipe, plain)
     guidance = guidance_of(guidance)
     expression = parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
+    _check_kind(pipe)
     _check_terms(expression, pipe)
     _check_layers(expression, networks(pipe), nets or {})
     judges = {name: _Decoded(pipe, c) for name, c in (classifiers or {}).items()} if through_vae else classifiers or {}
@@ -116,8 +117,11 @@ def _guided_kind(plain: Any, wanted: Wanted) -> type:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         _refuse_own(self, bound.arguments)
-        with _running(networks(self), Run(self, wanted, dict(bound.arguments), _as_it_is)):
-            return plain.__call__(self, *args, **kwargs)
+        run = Run(self, wanted, dict(bound.arguments), _as_it_is)
+        with _running(networks(self), run):
+            answer = plain.__call__(self, *args, **kwargs)
+        run.check_ended()
+        return answer
 
     return _derived(plain, call, **{_MARK: (plain, wanted)})
 
@@ -147,6 +151,19 @@ def _refuse_own(pipe: Any, arguments: Mapping[str, Any]) -> None:
     """Refuse a pipeline's own further passes, which would come on top."""
     if arguments.get("pag_scale") and hasattr(pipe, "do_perturbed_attention_guidance"):
         raise ValueError(f"{type(pipe).__name__} makes a perturbed pass of its own; give pag_scale=0, and write pag({arguments['pag_scale']:g}) in the expression")
+
+
+_UNLIKE = (
+    *("FluxKontext", "SemanticStableDiffusion", "LEditsPP", "StableDiffusionPanorama", "StableDiffusionSAG"),
+    *("IFSuperResolution", "IFImg2ImgSuperResolution", "IFInpaintingSuperResolution"),
+)
+"""Beginnings of the names of pipelines whose rows or channels are laid out in ways of their own."""
+
+
+def _check_kind(pipe: Any) -> None:
+    """Refuse pipelines of known networks that hand over other rows or channels than their families."""
+    if type(pipe).__name__.startswith(_UNLIKE):
+        raise ValueError(f"{type(pipe).__name__} lays out what its network is told in a way that is not known here, so it cannot be guided; use the family's plain pipeline")
 
 
 def _check_terms(guidance: Guidance, pipe: Any) -> None:

@@ -84,6 +84,15 @@ class Run:
             return self._first(call, place)
         return self._answered(net, call, self._guide(net, call, place))
 
+    def check_ended(self) -> None:
+        """Refuse a run whose last call for the prompt was not followed by one for the negative.
+
+        Raises:
+            RuntimeError: it was not.
+        """
+        if self.pending is not None:
+            raise RuntimeError(f"{type(self.pipe).__name__} was expected to call its network for the negative prompt at the same timestep, and did not")
+
     def _first(self, call: Call, place: int) -> Any:
         """Answer the call for the prompt by a tensor that is filled when that for the negative comes."""
         shape = [*call.whole.shape]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..denoiser import Condition
 from ..models.clip import warn_of_cuts
 from .encoders import checked_prompt, read_tokenizer, renamed
-from .weights import fill, one_line, read_json, read_tensors, weights_file
+from .weights import encoder_settings, fill, one_line, read_tensors, weights_file
 
 _FILES = ("model.safetensors", "model.safetensors.index.json", "model.fp16.safetensors", "model.safetensors.index.fp16.json")
 
@@ -245,7 +245,7 @@ def read_text_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32)
     import transformers
 
     file = folder / "config.json"
-    about = read_json(file)
+    about = encoder_settings(file)
     name = str((about.get("architectures") or [None])[0])
     if name not in _CONFIGS or not name.startswith(kind):
         raise ValueError(f"{file}: the text encoder {name!r} is not one that this pipeline has; expected {kind}…")

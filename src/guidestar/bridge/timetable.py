@@ -117,6 +117,7 @@ class Timetable:
         distances = min(([abs(t / scale - value) for t in self.times] for scale in self._scales), key=min)
         near = [i for i, d in enumerate(distances) if d <= min(distances) + 2 * rounding * abs(value)]
         hint = getattr(self.scheduler, "step_index", None)
+        hint = getattr(self.scheduler, "begin_index", None) if hint is None else hint
         return hint if hint in near else next((i for i in near if i > last), near[0])
 
     @property

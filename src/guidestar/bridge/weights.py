@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,15 +143,24 @@ def weights_file(folder: Path, names: tuple[str, ...]) -> Path:
     raise ValueError(f"{folder}: holds no weights; expected {names[0]}")
 
 
+def encoder_settings(file: Path) -> dict[str, Any]:
+    """Read the settings of a text or image encoder, without those that name code to be fetched.
+
+    Raises:
+        ValueError: as `read_json`.
+    """
+    return {k: v for k, v in read_json(file).items() if "attn_implementation" not in k and k != "auto_map"}
+
+
 def conversion(file: Path) -> str:
     """Say how a file of pickled weights becomes one of safetensors."""
     target = {f"{_STEM}.bin": f"{_STEM}.safetensors", "pytorch_model.bin": "model.safetensors"}.get(file.name)
     if target is None:
         return "save them again with save_pretrained(…, safe_serialization=True)"
     # Loaded with weights_only, which runs no code; copied, since a file of safetensors shares no memory between tensors.
-    load = f"w = torch.load('{file}', weights_only=True, map_location='cpu')"
-    keep = f"s.save_file({{k: v.clone() for k, v in w.items()}}, '{file.with_name(target)}', {{'format': 'pt'}})"
-    return f'write them anew with: python -c "import torch, safetensors.torch as s; {load}; {keep}"'
+    load = f"w = torch.load({str(file)!r}, weights_only=True, map_location='cpu')"
+    keep = f"s.save_file({{k: v.clone() for k, v in w.items()}}, {str(file.with_name(target))!r}, {{'format': 'pt'}})"
+    return f"write them anew with: python -c {shlex.quote(f'import torch, safetensors.torch as s; {load}; {keep}')}"
 
 
 def fill(module: nn.Module, file: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
