@@ -4,7 +4,7 @@
 
 Every side has the same number of settings (`SIDES`), tried on 200 seeds of their own; the one of the
 lowest Fréchet distance is then measured on 5 blocks of 1,000 other seeds, the same for all sides. So few
-trial seeds can mislead, so plain guidance is measured at three scales and the best of them on the blocks themselves
+trial seeds can mislead, so plain guidance is also measured at a scale that the larger tables favour, and the best on the blocks themselves
 is what the others are compared with. The difference is taken block by block; it counts from two standard errors. Figures are
 kept in `benchmarks/results/better-than-cfg.json` as soon as they are known, and a run that was stopped
 goes on from there.
@@ -40,7 +40,7 @@ def main() -> None:
     known: Figures = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     run(known, "tried", [e for side in SIDES.values() for e in side], TRIES)
     chosen = {name: min(side, key=lambda e: known["tried"][e]["frechet"]) for name, side in SIDES.items()}
-    plain = list(dict.fromkeys([chosen["cfg"], "cfg(1.15)", "cfg(1.25)"]))
+    plain = list(dict.fromkeys([chosen["cfg"], "cfg(1.15)"]))
     for block in range(BLOCKS):
         run(known, f"block {block}", [*chosen.values(), *plain[1:]], range(block * SIZE, (block + 1) * SIZE))
     best = min(plain, key=lambda e: sum(known[f"block {b}"][e]["frechet"] for b in range(BLOCKS)))

@@ -216,3 +216,9 @@ def test_a_guided_run_reads_text_and_refuses_it_the_same_way():
     for wrong in (3, rescale(0.7), cfg):
         with pytest.raises(TypeError):
             Guided(wrong, nets)
+
+
+@pytest.mark.parametrize("scale", [True, "3", None, [1.0, "x"], [False]])
+def test_a_scale_that_is_no_number_is_refused(scale):
+    with pytest.raises(ValueError, match=r"^cfg: the scale must be a finite number, or a list of one for each sample, not "):
+        cfg(scale)
