@@ -167,6 +167,8 @@ def draw_all(arguments: argparse.Namespace, known: dict[str, Figures]) -> None:
     chosen = {name: best(settings, known["tried"], arguments.model) for name, settings in trials.items()}
     document = HOME.parent / "docs/choosing.md"
     text, (start, end) = document.read_text(), (f"<!-- {arguments.model} -->", f"<!-- end of {arguments.model} -->")
+    if start not in text:  # the first table of this model is put at the end
+        text += f"\n{start}\n{end}\n"
     before, after = text.split(start)[0], text.split(end)[1]
     write_text(f"{before}{start}\n{table(arguments.model, chosen, known['measured'])}\n{end}{after}", document)
     model = load(arguments.model)

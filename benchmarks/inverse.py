@@ -121,7 +121,7 @@ def write(known: Figures, model: Model, x: Tensor) -> None:
     """Write the table into docs/choosing.md, and draw a few pictures of every problem and method."""
     lines = ["| problem | method | its best setting | PSNR | accuracy |", "|---|---|---|---|---|"]
     rows = [Row(label="the picture", images=to_pil(x))]
-    for problem in PROBLEMS:
+    for problem in [p for p in PROBLEMS if len(known.get(p, {}).get("measured", {})) == len(METHODS) + 2]:  # those that are done
         best, y = chosen(known, problem), observed(problem, x)
         lines.append(line(problem, "baseline", "", known[problem]["measured"]["baseline"]))
         lines += [line("", m, f"`{e}`", known[problem]["measured"][e]) for m, e in best.items()]
