@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from guidestar import DDPM, VP, Blur, Colour, Downsample, Guided, Identity, Inpaint, Observation, RePaint, TimeTravel, mmps, parse, pigdm, sample, steer, uniform
+from guidestar import DDPM, VP, Blur, Colour, Downsample, Guided, Identity, Inpaint, Observation, RePaint, TimeTravel, load, mmps, parse, pigdm, sample, steer, uniform
 from guidestar.observing import read_operator
 
 GRID = uniform(VP.linear(), 3)
@@ -107,3 +107,11 @@ def test_a_plan_counts_every_gradient_of_mmps():
     observed = Observation(Downsample(factor=2), 0.0, noise=0.1)
     plan = guided("uncond + mmps(1, iterations=2)", observed).plan(GRID, batch=2)
     assert [step.gradients for step in plan.steps] == [6, 6, 6]  # for each of 2 samples, each iteration and one more
+
+
+def test_every_particle_has_its_samples_observation():
+    """Pulled hard towards its own observation, each sample's best particle is nearest to that."""
+    model = load("fashion-mnist")
+    y = torch.stack([torch.full((1, 28, 28), -0.9), torch.full((1, 28, 28), 0.9)])
+    made = model.steer(lambda images: -images.mean((1, 2, 3)).abs(), guidance="uncond + mpgd(40)", losses={"loss": Observation("identity", y)}, particles=2, seeds=[0, 1], steps=3)
+    assert float(made.images[0].mean()) < -0.3 and float(made.images[1].mean()) > 0.3

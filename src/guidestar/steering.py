@@ -47,8 +47,8 @@ def steer(model: Any, reward: Reward, run: Mapping[str, Any], solver: Solver, ho
 
 def _repeated(loss: Any, count: int) -> Any:
     """Let every particle of a sample have that sample's observation."""
-    each = isinstance(loss, Observation) and isinstance(loss.y, Tensor) and len(loss.y) > 1
-    return replace(loss, y=loss.y.repeat_interleave(count, 0)) if each else loss
+    y = loss.y if isinstance(loss, Observation) else None
+    return replace(loss, y=y.repeat_interleave(count, 0)) if isinstance(y, Tensor) and len(y) > 1 else loss
 
 
 class _Watched:
