@@ -126,7 +126,7 @@ def write(known: Figures, model: Model, x: Tensor) -> None:
         lines.append(line(problem, "baseline", "", known[problem]["measured"]["baseline"]))
         lines += [line("", m, f"`{e}`", known[problem]["measured"][e]) for m, e in best.items()]
         shown = F.interpolate(y, size=28) if y.shape[-1] < 28 else y
-        rows += [Row(label=problem.replace('×', 'x'), images=to_pil(shown.clamp(-1, 1))), Row(label="baseline", images=to_pil(baseline(problem, y)))]
+        rows += [Row(label=problem.replace("×", "x"), images=to_pil(shown.clamp(-1, 1))), Row(label="baseline", images=to_pil(baseline(problem, y)))]
         rows += [Row(label=m, images=to_pil(restored(model, problem, e, y))) for m, e in best.items()]
     save_png(sheet(rows, title="Restored from what was observed", scale=2), HOME.parent / "docs/figures/inverse.png")
     document = HOME.parent / "docs/choosing.md"
