@@ -50,6 +50,17 @@ class Part:
     name: str
 
 
+def seeded(streams: Draw | None) -> Draw:
+    """Return the streams of random numbers of a run that has seeds.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if streams is None:
+        raise ValueError("this guidance draws random numbers, a stream for each sample; give Guided the seeds of the samples, seeds=")
+    return streams
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Told:
     """What a network is told in one pass, beside x.
@@ -71,9 +82,7 @@ class Told:
         Raises:
             ValueError: the run has no seeds.
         """
-        if self.streams is None:
-            raise ValueError("this guidance draws random numbers, a stream for each sample; give Guided the seeds of the samples, seeds=")
-        return self.streams
+        return seeded(self.streams)
 
 
 Edit = Callable[[Told], Told]

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..denoiser import Condition
 from ..draw import Draw
 from ..levels import Step, Value
-from ..passes import COND, Evaluated, Pass, Slot
+from ..passes import COND, Evaluated, Pass, Slot, seeded
 from ..prediction import Prediction
 from ._text import written
 from .weights import Scale, Schedule, checked_interval, checked_scale, checked_schedule, weigh
@@ -84,9 +84,8 @@ class Live:
         Raises:
             ValueError: the run has no seeds.
         """
-        if self.streams is None:
-            raise ValueError("this guidance draws random numbers, a stream for each sample; give Guided the seeds of the samples, seeds=")
-        return self.streams if self.rows is None else self.streams.take(self.rows)
+        streams = seeded(self.streams)
+        return streams if self.rows is None else streams.take(self.rows)
 
     def __getitem__(self, p: Pass) -> Prediction:
         return self.answers[p].at(self.local)
