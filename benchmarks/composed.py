@@ -17,7 +17,7 @@ import torch
 from against_diffusers import BATCH, in_turn
 
 from guidestar import Draw, load
-from guidestar.passes import Question, evaluate
+from guidestar.answers import Question, evaluate
 
 TERMS = ("cfg(3)", "autoguidance(2)", "pag(2)", "cfg(2, negative='bag')")
 

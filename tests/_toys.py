@@ -88,14 +88,24 @@ class ToyLayers:
         return tuple(names) or ("flat",)
 
     @contextmanager
-    def moving(self, by: Any):
-        before, self.spy.moved = self.spy.moved, by
+    def moving(self, by: Any, rows: Any = None):
+        before = self.spy.moved
+
+        def moved(x: Tensor, level: Level, cond: Condition) -> Tensor:
+            if rows is None:
+                return by(x, level, cond)
+            assert len(x) == rows.of
+            mine = torch.arange(rows.start, rows.stop)
+            shift = by(x[mine], level.take(mine), cond.take(mine) if cond else cond).double()
+            return (before(x, level, cond).double() if before else shift.new_zeros(len(x))).index_copy(0, mine, shift)
+
+        self.spy.moved = moved
         try:
             yield
         finally:
             self.spy.moved = before
 
-    def attending(self, names: Any, attend: Any):
+    def attending(self, names: Any, attend: Any, rows: Any = None):
         def by(x: Tensor, level: Level, cond: Condition) -> Tensor:
             places = "map" in names
             h = x * (col(level.alpha, x) ** 2 + col(level.sigma, x) ** 2).rsqrt()
@@ -105,7 +115,7 @@ class ToyLayers:
             a = Attention(query=q, key=k, value=v, image=slice(0, h.shape[1]), with_query=lambda q: F.scaled_dot_product_attention(q, k, v), find_grid=grid)
             return (attend(a) - a.compute()).square().mean((1, 2, 3)) / 2
 
-        return self.moving(by)
+        return self.moving(by, rows)
 
     def contrasting(self, names: Any, contrast: Any):
         def by(x: Tensor, level: Level, cond: Condition) -> Tensor:
@@ -115,8 +125,8 @@ class ToyLayers:
 
         return self.moving(by)
 
-    def skipping(self, names: Any):
-        return self.moving(lambda x, level, cond: torch.full((len(x),), 0.5))
+    def skipping(self, names: Any, rows: Any = None):
+        return self.moving(lambda x, level, cond: torch.full((len(x),), 0.5), rows)
 
 
 @dataclass

@@ -19,13 +19,14 @@ BELOW = {
     "denoiser": {"levels", "prediction"},
     "layers": {"denoiser"},
     "passes": {"levels", "layers", "prediction", "draw", "denoiser"},
-    "guidance": {"levels", "layers", "prediction", "draw", "denoiser", "passes"},
+    "answers": {"levels", "layers", "prediction", "draw", "denoiser", "passes"},
+    "guidance": {"levels", "layers", "prediction", "draw", "denoiser", "passes", "answers"},
     "sampling": {"levels", "prediction", "draw"},
     "data": {"levels", "prediction", "draw", "denoiser", "files"},
     "evaluate": {"levels", "prediction", "draw", "denoiser", "data"},
     "models": {"levels", "layers", "prediction", "draw", "denoiser", "passes"},
 }
-CORE = ("levels", "layers", "prediction", "draw", "denoiser", "passes", "guidance", "sampling")
+CORE = ("levels", "layers", "prediction", "draw", "denoiser", "passes", "answers", "guidance", "sampling")
 TOP = {"cli", "__main__"}
 
 

@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from _families import LEVEL, MAKE, WORDS, Family, dit, family
 from guidestar import Network, Prediction
+from guidestar.answers import Question, evaluate
 from guidestar.guidance.nag import ContrastedAttention
 from guidestar.guidance.pag import IdentityAttention
 from guidestar.guidance.sag import Look
 from guidestar.guidance.seg import BlurredQueries
 from guidestar.guidance.slg import SkippedBlocks
-from guidestar.layers import layers_of
+from guidestar.layers import Rows, layers_of
+from guidestar.passes import COND, Net, Pass
 
 JOINT = (SD3Transformer2DModel, FluxTransformer2DModel)
 FAMILIES, TEXT = sorted(MAKE), ("text", "pixart")
@@ -83,6 +85,55 @@ def test_nothing_is_left_behind_by_an_exception(name):
             assert traces(f.net) != before
             raise ZeroDivisionError
     assert torch.equal(ask(f), clean) and traces(f.net) == before
+
+
+@pytest.mark.parametrize("max_rows", [None, 4])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_call_holds_plain_and_perturbed_rows(name, max_rows):
+    """Each as in a call of its own; samples are left out, and a call may end within a pass."""
+    f = family(name)
+    before, clean = traces(f.net), ask(f)
+    x, kept = f.x(), torch.tensor([1])
+    passes = {COND: None, **{Pass(perturb=change): None if key in ("mean", "skip") else kept for key, change in CHANGES.items()}}
+    with counting(f.net) as rows, torch.no_grad():
+        q = Question(x_t=x, level=LEVEL, rows=None, batch=len(x), max_rows=max_rows)
+        answers = evaluate(passes, q, {"main": Net(denoiser=f.denoiser, cond=f.given())})
+    assert rows == ([11] if max_rows is None else [4, 4, 3])
+    for p, selected in passes.items():
+        alone = ask(f, p.perturb)
+        torch.testing.assert_close(answers[p].prediction.x0, alone if selected is None else alone[selected], atol=2e-5, rtol=2e-5)
+        assert p.perturb is None or (alone - clean).abs().max() > 1e-4
+    assert torch.equal(ask(f), clean) and traces(f.net) == before
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_look_and_a_change_share_a_call(name):
+    f, x = family(name), family(name).x()
+    with torch.no_grad():
+        q = Question(x_t=x, level=LEVEL, rows=None, batch=len(x))
+        nets = {"main": Net(denoiser=f.denoiser, cond=f.given())}
+        look = Pass(perturb=Look())
+        alone, together = (evaluate(dict.fromkeys(passes), q, nets)[look] for passes in ([look], [Pass(perturb=IdentityAttention()), look, COND]))
+    torch.testing.assert_close(together.seen, alone.seen, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together.prediction.x0, ask(f), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("change", ["identity", "skip"])
+def test_rows_that_are_not_those_of_the_call_are_refused(change):
+    """A network that makes several rows of one cannot be perturbed in some of them."""
+    f = family("dit")
+    before = traces(f.net)
+    with pytest.raises(ValueError, match=r"perturbed in some rows of a call was given 3 rows where the call has 4; .*max_rows=1"), CHANGES[change](f.denoiser, Rows(1, 2, 4)):
+        ask(f)
+    assert traces(f.net) == before
+
+
+@contextmanager
+def counting(net):
+    rows = []
+    handle = net.register_forward_hook(lambda m, args, kwargs, out: rows.append(len(args[0])), with_kwargs=True)
+    yield rows
+    handle.remove()
 
 
 def test_perturbations_may_be_nested():

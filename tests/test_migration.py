@@ -29,7 +29,7 @@ class Fixed:
     """A network that says C for the prompt, U without it, and P when a layer is changed."""
 
     space: str
-    changed: bool = False
+    changed: slice | None = None
 
     def layers(self):
         return self
@@ -38,17 +38,20 @@ class Fixed:
         return tuple(names) or ("layer",)
 
     @contextmanager
-    def attending(self, names, attend):
-        self.changed = True
+    def attending(self, names, attend, rows=None):
+        self.changed = rows.slice if rows else slice(None)
         yield
-        self.changed = False
+        self.changed = None
 
-    def skipping(self, names):
-        return self.attending(names, None)
+    def skipping(self, names, rows=None):
+        return self.attending(names, None, rows)
 
     def __call__(self, x, level, cond):
         rows = cond["row"]
-        out = torch.where(cond["asked"].bool().reshape(-1, 1, 1, 1), P[rows] if self.changed else C[rows], U[rows])
+        said = C[rows]
+        if self.changed is not None:
+            said[self.changed] = P[rows[self.changed]]
+        out = torch.where(cond["asked"].bool().reshape(-1, 1, 1, 1), said, U[rows])
         a, s = level.alpha, level.sigma
         return (x - s * out) / (a if self.space == "eps" else a + s)
 

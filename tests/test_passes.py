@@ -10,11 +10,12 @@ import torch
 
 from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, encode, log_prob_gradient, mixed_step, net, noise, steps, toy
 from guidestar import Guided, Level, Net, Pass, Prediction, Slot, cfg, parse, uniform
+from guidestar.answers import Question, evaluate, union
 from guidestar.guidance import Contrast, Direction, classifier
 from guidestar.passes import COND as C
 from guidestar.passes import NEGATIVE as N
 from guidestar.passes import NULL as U
-from guidestar.passes import Point, Question, by_name, evaluate, union
+from guidestar.passes import Point, by_name
 
 B = 3
 STEP = steps("flow")[0]
@@ -122,18 +123,21 @@ def test_a_perturbed_pass_that_is_differentiated_is_not_checkpointed():
     class Deep(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.blocks, self.moved = torch.nn.ModuleList([torch.nn.Identity()]), 0.0
+            self.blocks, self.moved = torch.nn.ModuleList([torch.nn.Identity()]), None
 
         def forward(self, x, level, cond):
-            return self.blocks[0](x) + self.moved
+            moved = torch.zeros(len(x), 1)
+            if self.moved is not None:
+                moved[self.moved] = 1.0
+            return self.blocks[0](x) + moved
 
     @dataclass(frozen=True)
     class Moved:
         @contextmanager
-        def __call__(self, denoiser):
-            denoiser.moved = 1.0
+        def __call__(self, denoiser, rows=None):
+            denoiser.moved = rows.slice if rows else slice(None)
             yield
-            denoiser.moved = 0.0
+            denoiser.moved = None
 
     moved, x = Pass(perturb=Moved()), noise(B, 4)
     q, nets = Question(x_t=x, level=STEP.t, rows=None, batch=B), {"main": Net(denoiser=Deep(), cond=condition(COND))}
@@ -243,15 +247,22 @@ def test_later_rounds_are_planned():
 
 
 class Shift:
-    """A perturbation that adds to every answer, and remembers whether it is on."""
+    """A perturbation that adds to the answers of its rows, and remembers whether it is on."""
 
     def __init__(self, by: float) -> None:
         self.by, self.on = by, False
 
     @contextmanager
-    def __call__(self, denoiser):
+    def __call__(self, denoiser, rows=None):
         self.on, before = True, denoiser.answer
-        denoiser.answer = lambda x, level, c: before(x, level, c) + self.by
+
+        def answer(x, level, c):
+            out, here = before(x, level, c), slice(None) if rows is None else slice(rows.start, rows.stop)
+            assert rows is None or len(x) == rows.of
+            out[here] += self.by
+            return out
+
+        denoiser.answer = answer
         try:
             yield
         finally:
@@ -272,12 +283,27 @@ class Perturbed(Contrast):
         return Pass(perturb=self.by)
 
 
-def test_a_perturbed_pass_is_a_call_of_its_own_and_leaves_no_trace():
+def test_a_perturbed_pass_shares_the_call_of_the_others_and_leaves_no_trace():
     spy, x = Spy(), noise(B, 4)
     out, _ = Guided(Perturbed(2) + Perturbed([1, 0, 0]) + cfg(3), {"main": net(spy)})(x, STEP)
-    assert [len(c) for c in spy.calls] == [6, 3] and not Perturbed.by.on
+    assert [len(c) for c in spy.calls] == [9] and not Perturbed.by.on
     c = toy(x, STEP.t, COND)
     torch.testing.assert_close(out.x0, c - 0.5 * col(torch.tensor([3.0, 2, 2]), x) + 2 * (c - toy(x, STEP.t, NEGATIVE)))
+
+
+@pytest.mark.parametrize("max_rows", [None, 1, 2, 4, 5])
+def test_each_perturbation_has_its_rows(max_rows):
+    """Also in calls that are cut anywhere, for rows of some samples, and where some have no noise."""
+    first, second, x = Shift(0.5), Shift(-2.0), noise(B, 4)
+    passes = {Pass(perturb=first): None, C: torch.tensor([1]), Pass(perturb=second): torch.tensor([0, 2]), Pass(cond=Slot.NULL, perturb=first): torch.tensor([2])}
+    spy = Spy()
+    answers = ask(passes, spy, x, max_rows=max_rows)
+    assert [len(c) for c in spy.calls] == {None: [7], 1: [1] * 7, 2: [2, 2, 2, 1], 4: [4, 3], 5: [5, 2]}[max_rows]
+    shifts = {Pass(perturb=first): 0.5, C: 0.0, Pass(perturb=second): -2.0, Pass(cond=Slot.NULL, perturb=first): 0.5}
+    for p, rows in passes.items():
+        expected = toy(x, STEP.t, COND if p.cond is Slot.COND else UNCOND) + shifts[p]
+        torch.testing.assert_close(answers[p].prediction.x0, expected if rows is None else expected[rows], rtol=1e-12, atol=1e-12)
+    assert not first.on and not second.on
 
 
 def test_a_perturbation_ends_with_an_exception():

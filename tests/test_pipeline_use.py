@@ -13,6 +13,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DModel,
 )
+from peft import LoraConfig
 from PIL import Image
 
 import guidestar
@@ -56,15 +57,27 @@ def test_controlnet(guess):
 
 
 def test_lora():
-    pytest.importorskip("peft", reason="LoRA needs peft, which is not installed")
-    from peft import LoraConfig
-
-    pipe = guidestar.guide(stable_diffusion(), "cfg(5)")
+    """Adapters loaded, scaled and fused under a guidance act as they do without it; one of the second network is its own."""
+    pipe, plain = guidestar.guide(stable_diffusion(), "cfg(5)"), stable_diffusion()
     before = drawn(pipe)
-    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    with_lora = drawn(pipe)
-    assert not close(with_lora, before, 1e-3)
-    assert close(drawn(guidestar.guide(pipe, None)), with_lora, 1e-9)
+    for p in (pipe, plain):
+        torch.manual_seed(5)
+        p.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), adapter_name="style")
+    with_lora = drawn(pipe, guidance_scale=2.0)
+    assert not close(with_lora, before, 1e-3) and close(with_lora, drawn(plain), 1e-9)
+    for p in (pipe, plain):
+        p.unet.set_adapters(["style"], weights=[0.3])
+    weaker = drawn(pipe)
+    assert close(weaker, drawn(plain), 1e-9) and not close(weaker, with_lora, 1e-3)
+    with guidestar.guided(plain, "cfg(5) + pag(2) + autoguidance(1.5, net='weak')", nets={"weak": stable_diffusion().unet}):
+        assert not close(drawn(plain), weaker, 1e-3)
+    for p in (pipe, plain):
+        p.unet.fuse_lora()
+    assert close(drawn(pipe), weaker, 1e-9)
+    for p in (pipe, plain):
+        p.unet.unfuse_lora()
+        p.unet.delete_adapters(["style"])
+    assert close(drawn(pipe), before, 1e-9) and close(drawn(guidestar.guide(plain, None)), before, 1e-9)
 
 
 def test_ip_adapter():

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,15 +27,43 @@ AGAINST = "against_"
 Kind = Literal["attention", "cross", "block"]
 
 
+class Rows(NamedTuple):
+    """Some rows of a network call: from ``start`` up to ``stop``, of ``of``."""
+
+    start: int
+    stop: int
+    of: int
+
+    @property
+    def slice(self) -> slice:
+        """The rows themselves."""
+        return slice(self.start, self.stop)
+
+    def put(self, whole: Tensor, part: Tensor) -> Tensor:
+        """Return ``whole [of, …]`` with ``part [stop − start, …]`` at these rows."""
+        return torch.cat([whole[: self.start], part, whole[self.stop :]])
+
+    def check(self, tensor: Tensor) -> None:
+        """Refuse a tensor within the network whose rows are not those of the call.
+
+        Raises:
+            ValueError: it has another number of them.
+        """
+        if len(tensor) != self.of:
+            raise ValueError(
+                f"a layer that is perturbed in some rows of a call was given {len(tensor)} rows where the call has {self.of}; let this network run its passes apart, max_rows=1"
+            )
+
+
 class Perturbation(Hashable, Protocol):
-    """A change of a network that lasts for one pass.
+    """A change of a network that lasts for one call, in some of its rows.
 
     One that changes nothing but looks at the network says so by ``watches = True``: its context
-    gives a list, to which each call of the network adds what was seen, ``[rows, …]`` (`guidestar.passes.Evaluated`).
+    gives a list, to which each call of the network adds what was seen, ``[rows, …]`` (`guidestar.answers.Evaluated`).
     """
 
-    def __call__(self, denoiser: Denoiser) -> AbstractContextManager[list[Tensor] | None]:
-        """Return a context in which ``denoiser`` is perturbed."""
+    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[list[Tensor] | None]:
+        """Return a context in which ``denoiser`` is perturbed, in ``rows`` of its next call (None: in all)."""
         ...
 
 
@@ -44,7 +72,8 @@ class Attention:
     """Self-attention that is about to be computed: ``softmax(QKᵀ/√d) V``.
 
     Args:
-        query, key, value: ``[B, heads, tokens, d]``, as the layer made them (normalised, rotated).
+        query, key, value: ``[B, heads, tokens, d]``, as the layer made them (normalised, rotated), of
+            the perturbed rows alone.
         image: which tokens are the picture's; the others are text.
         with_query: computes the attention as the layer would, of another query.
         find_grid: tells the height and width of the picture in tokens.
@@ -72,8 +101,31 @@ class Attention:
         return torch.cat([before, image, after], 2) if before.shape[2] or after.shape[2] else image
 
 
+Change = tuple[Callable[[Attention], Tensor], Rows | None]
+"""What self-attention becomes in some rows of a call (None: in all)."""
+
+
+def by_rows(changes: Sequence[Change], query: Tensor, answer: Callable[[slice, Callable[[Attention], Tensor]], Tensor]) -> Tensor:
+    """Answer the rows of each change by it, and those between as the layer would.
+
+    Args:
+        changes: of rows that do not overlap.
+        query: ``[B, …]``, the rows of the whole call.
+        answer: makes the answer of some rows, by what it is given.
+    """
+    parts, done = [], 0
+    for attend, rows in sorted(changes, key=lambda c: c[1].start if c[1] else 0):
+        mine = rows or Rows(0, len(query), len(query))
+        mine.check(query)
+        parts += [answer(slice(done, mine.start), Attention.compute)] if mine.start > done else []
+        parts.append(answer(mine.slice, attend))
+        done = mine.stop
+    parts += [answer(slice(done, None), Attention.compute)] if done < len(query) else []
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
 class Layers(Protocol):
-    """What can be perturbed in a network. An empty sequence of names means the family's usual layers."""
+    """What can be perturbed in a network. An empty sequence of names means the family's usual layers, no rows all of them."""
 
     def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
         """Return names of layers: of attention among the picture's tokens, of attention to the text, or whole blocks.
@@ -83,7 +135,7 @@ class Layers(Protocol):
         """
         ...
 
-    def attending(self, names: Sequence[str], attend: Callable[[Attention], Tensor]) -> AbstractContextManager[None]:
+    def attending(self, names: Sequence[str], attend: Callable[[Attention], Tensor], rows: Rows | None = None) -> AbstractContextManager[None]:
         """Return a context in which self-attention is what ``attend`` makes of it."""
         ...
 
@@ -91,7 +143,7 @@ class Layers(Protocol):
         """Return a context in which attention to the text is ``contrast(Z, Z of the condition against)``, before its output map."""
         ...
 
-    def skipping(self, names: Sequence[str]) -> AbstractContextManager[None]:
+    def skipping(self, names: Sequence[str], rows: Rows | None = None) -> AbstractContextManager[None]:
         """Return a context in which blocks return what they are given."""
         ...
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import Attention
+from ..layers import Attention, Change, by_rows
 
 
 def frequencies(t: Tensor, width: int) -> Tensor:
@@ -97,19 +97,21 @@ class SelfAttention(nn.Module):
         self.norm = nn.GroupNorm(groups, width)
         self.qkv = nn.Conv1d(width, 3 * width, 1)
         self.proj_out = nn.Conv1d(width, width, 1)
-        self.attend: Callable[[Attention], Tensor] | None = None
+        self.changes: Sequence[Change] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         batch, width, *sides = x.shape
         flat = x.reshape(batch, width, -1)
         q, k, v = _heads(self.qkv(self.norm(flat)), self.heads, self.new_order)
-        out = self._changed(q, k, v, tuple(sides)) if self.attend else F.scaled_dot_product_attention(q, k, v)
+        out = self._changed(q, k, v, tuple(sides)) if self.changes else F.scaled_dot_product_attention(q, k, v)
         return x + self.proj_out(out.transpose(-1, -2).reshape(batch, width, -1)).reshape(x.shape)
 
     def _changed(self, q: Tensor, k: Tensor, v: Tensor, sides: tuple[int, ...]) -> Tensor:
-        assert self.attend is not None
-        plain = lambda query: F.scaled_dot_product_attention(query, k, v)  # noqa: E731
-        return self.attend(Attention(query=q, key=k, value=v, image=slice(0, q.shape[2]), with_query=plain, find_grid=lambda: sides))
+        def answer(part: slice, attend: Callable[[Attention], Tensor]) -> Tensor:
+            plain = lambda query: F.scaled_dot_product_attention(query, k[part], v[part])  # noqa: E731
+            return attend(Attention(query=q[part], key=k[part], value=v[part], image=slice(0, q.shape[2]), with_query=plain, find_grid=lambda: sides))
+
+        return by_rows(self.changes, q, answer)
 
 
 class AttentionPool(nn.Module):

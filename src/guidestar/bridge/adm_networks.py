@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import Attention, Kind
+from ..layers import Attention, Kind, Rows
 from ..levels import Level
 from .adm_blocks import AttentionPool, Downsample, Residual, SelfAttention, Upsample, frequencies, run
 
@@ -248,11 +248,12 @@ class ADMLayers:
         return tuple(dict.fromkeys(names)) or tuple(n for n in there if n.startswith("middle_block."))
 
     @contextmanager
-    def attending(self, names: Sequence[str], attend: Callable[[Attention], Tensor]) -> Iterator[None]:
+    def attending(self, names: Sequence[str], attend: Callable[[Attention], Tensor], rows: Rows | None = None) -> Iterator[None]:
         """Let self-attention be what ``attend`` makes of it."""
         with ExitStack() as stack:
             for name in self.find("attention", names):
-                stack.enter_context(_set(self.net.get_submodule(name), "attend", attend))
+                module: Any = self.net.get_submodule(name)
+                stack.enter_context(_set(module, "changes", [*(module.changes if rows else ()), (attend, rows)]))
             yield
 
     @contextmanager
@@ -262,12 +263,17 @@ class ADMLayers:
         yield
 
     @contextmanager
-    def skipping(self, names: Sequence[str]) -> Iterator[None]:
-        """Let layers of attention return what they are given."""
+    def skipping(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[None]:
+        """Let layers of attention return what they are given; where that is in some rows alone, they work for all of them."""
         with ExitStack() as stack:
             for name in self.find("block", names):
-                stack.enter_context(_set(self.net.get_submodule(name), "forward", lambda x: x))
+                module = self.net.get_submodule(name)
+                stack.enter_context(_set(module, "forward", _skip(module.forward, rows)))
             yield
+
+
+def _skip(forward: Callable[[Tensor], Tensor], rows: Rows | None) -> Callable[[Tensor], Tensor]:
+    return lambda x: x if rows is None else rows.put(forward(x), x[rows.slice])
 
 
 @contextmanager
@@ -279,5 +285,5 @@ def _set(module: nn.Module, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         delattr(module, name)
-        if before is not None or name == "attend":
+        if before is not None:
             setattr(module, name, before)

@@ -10,11 +10,12 @@ import torch
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
+from ..answers import Evaluated, Question
 from ..denoiser import Condition, Network
 from ..guidance import Guidance, Guided, parse
 from ..guidance._core import as_guidance
 from ..levels import Grid, Level, Step
-from ..passes import COND, NULL, Evaluated, Net, Pass, Question, Slot
+from ..passes import COND, NULL, Net, Pass, Slot
 from ..prediction import Prediction
 from .recipe import guidance_of
 from .schedulers import process_of

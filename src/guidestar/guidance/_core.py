@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..answers import Evaluated
 from ..denoiser import Condition
 from ..draw import Draw
 from ..levels import Step, Value
-from ..passes import COND, Evaluated, Pass, Slot, seeded
+from ..passes import COND, Pass, Slot, seeded
 from ..prediction import Prediction
 from ._text import written
 from .weights import Scale, Schedule, checked_interval, checked_scale, checked_schedule, weigh

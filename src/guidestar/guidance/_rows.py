@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..answers import Evaluated, Question
 from ..levels import Value, expand
-from ..passes import Evaluated, Pass, Question
+from ..passes import Pass
 from ..prediction import Prediction
 from ._core import State
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..answers import Evaluated, Question, evaluate, union
 from ..denoiser import Condition, Denoiser
 from ..draw import Draw
 from ..levels import Grid, Step, Value, expand, inverse_or_zero
-from ..passes import Evaluated, Net, Pass, Question, by_name, evaluate, union
+from ..passes import Net, Pass, by_name
 from ..prediction import Prediction
 from ._core import Context, Direction, Guidance, Live, Post, State, as_guidance
 from ._rows import Answer, Answers, Awake, add_rows, alive, assembled, others, own_state, remember, take

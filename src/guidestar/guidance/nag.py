@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Condition, Denoiser
-from ..layers import layers_of
+from ..layers import Rows, layers_of
 from ..levels import Step, Value, expand
 from ..passes import COND, Pass, Slot
 from ._core import Context, Direction, Live, Pushed
@@ -100,7 +100,7 @@ class ContrastedAttention:
     tau: float
     alpha: float
 
-    def __call__(self, denoiser: Denoiser) -> AbstractContextManager[None]:
+    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
         return layers_of(denoiser).contrasting(self.layers, self._contrast)
 
     def _contrast(self, good: Tensor, bad: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..layers import Attention, layers_of
+from ..layers import Attention, Rows, layers_of
 from ..passes import Perturbation
 from ._perturbed import Perturbed
 from .expression import register
@@ -48,8 +48,8 @@ class IdentityAttention:
 
     layers: tuple[str, ...] = ()
 
-    def __call__(self, denoiser: Denoiser) -> AbstractContextManager[None]:
-        return layers_of(denoiser).attending(self.layers, _attend)
+    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
+        return layers_of(denoiser).attending(self.layers, _attend, rows)
 
 
 def _attend(a: Attention) -> Tensor:

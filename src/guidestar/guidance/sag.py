@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..layers import Attention, layers_of
+from ..layers import Attention, Rows, layers_of
 from ..levels import Step, expand
 from ..passes import NULL, Pass, Point, Slot
 from ._blur import blur
@@ -102,14 +102,14 @@ class Look:
     watches: ClassVar[bool] = True
 
     @contextmanager
-    def __call__(self, denoiser: Denoiser) -> Iterator[list[Tensor]]:
+    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> Iterator[list[Tensor]]:
         layers, seen = layers_of(denoiser), []
 
         def attend(a: Attention) -> Tensor:
             seen.append(_received(a))
             return a.compute()
 
-        with layers.attending(layers.find("attention", [self.layer] if self.layer else [])[:1], attend):
+        with layers.attending(layers.find("attention", [self.layer] if self.layer else [])[:1], attend, rows):
             yield seen
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..layers import Attention, layers_of
+from ..layers import Attention, Rows, layers_of
 from ..passes import Perturbation
 from ._blur import blur
 from ._perturbed import Perturbed
@@ -58,8 +58,8 @@ class BlurredQueries:
     layers: tuple[str, ...] = ()
     sigma: float = math.inf
 
-    def __call__(self, denoiser: Denoiser) -> AbstractContextManager[None]:
-        return layers_of(denoiser).attending(self.layers, self._attend)
+    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
+        return layers_of(denoiser).attending(self.layers, self._attend, rows)
 
     def _attend(self, a: Attention) -> Tensor:
         return a.with_query(a.replace(a.query, self._blurred(a.query[:, :, a.image], a)))

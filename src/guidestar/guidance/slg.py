@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from ..denoiser import Denoiser
-from ..layers import layers_of
+from ..layers import Rows, layers_of
 from ..passes import Perturbation
 from ._perturbed import Perturbed
 from .expression import register
@@ -48,5 +48,5 @@ class SkippedBlocks:
 
     layers: tuple[str, ...] = ()
 
-    def __call__(self, denoiser: Denoiser) -> AbstractContextManager[None]:
-        return layers_of(denoiser).skipping(self.layers)
+    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
+        return layers_of(denoiser).skipping(self.layers, rows)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..layers import AGAINST, Attention, Kind
+from ..layers import AGAINST, Attention, Change, Kind, Rows, by_rows
 
 _UNETS = (UNet2DModel, UNet2DConditionModel)
 _KNOWN = (*_UNETS, DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, FluxTransformer2DModel)
@@ -81,17 +81,17 @@ class DiffusersLayers:
         return f"{name}.".startswith(f"{blocks[len(blocks) // 2]}.")
 
     @contextmanager
-    def attending(self, names: Sequence[str], attend: Callable[[Attention], Tensor]) -> Iterator[None]:
+    def attending(self, names: Sequence[str], attend: Callable[[Attention], Tensor], rows: Rows | None = None) -> Iterator[None]:
         """Let self-attention be what ``attend`` makes of it."""
         with ExitStack() as stack:
             told = stack.enter_context(_overheard(self.net))
             for name in self.find("attention", names):
-                stack.enter_context(_attending(self.net, name, told, attend))
+                stack.enter_context(_attending(self.net, name, told, attend, rows))
             yield
 
     @contextmanager
     def contrasting(self, names: Sequence[str], contrast: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-        """Let attention to the text be ``contrast`` of it and of the attention to the text against."""
+        """Let attention to the text be ``contrast`` of it and of the attention to the text against; in joint attention, for the picture's tokens."""
         with ExitStack() as stack:
             told = stack.enter_context(_overheard(self.net))
             for name in self.find("cross", names):
@@ -99,12 +99,12 @@ class DiffusersLayers:
             yield
 
     @contextmanager
-    def skipping(self, names: Sequence[str]) -> Iterator[None]:
-        """Let blocks return what they are given."""
+    def skipping(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[None]:
+        """Let blocks return what they are given; where that is in some rows alone, they work for all of them."""
         with ExitStack() as stack:
             for name in self.find("block", names):
                 module = self.net.get_submodule(name)
-                stack.enter_context(_replaced(module, _skip(module)))
+                stack.enter_context(_replaced(module, _skip(module, rows)))
             yield
 
 
@@ -194,7 +194,21 @@ def _intercepted(name: str, module: Any, call: Callable[..., Tensor], forward: C
 
 
 @contextmanager
-def _attending(net: nn.Module, name: str, told: Mapping[str, Any], attend: Callable[[Attention], Tensor]) -> Iterator[None]:
+def _attending(net: nn.Module, name: str, told: Mapping[str, Any], attend: Callable[[Attention], Tensor], rows: Rows | None) -> Iterator[None]:
+    module, mine = net.get_submodule(name), (attend, rows)
+    changes: list[Change] = getattr(module.forward, "changes", [])
+    with ExitStack() as stack:
+        if rows is None or not changes:
+            forward = _changed(net, name, told, changes := [])
+            stack.enter_context(_with_known_processor(module))
+            stack.enter_context(_replaced(module, forward))
+        changes.append(mine)  # beside those of other rows of the same call
+        stack.callback(changes.remove, mine)
+        yield
+
+
+def _changed(net: nn.Module, name: str, told: Mapping[str, Any], changes: list[Change]) -> Callable[..., Any]:
+    """Return a layer's forward in which each change has its rows."""
     module = net.get_submodule(name)
     original, signature = module.forward, inspect.signature(module.forward)
 
@@ -203,15 +217,24 @@ def _attending(net: nn.Module, name: str, told: Mapping[str, Any], attend: Calla
         hidden = signature.bind(*args, **kwargs).arguments["hidden_states"]
 
         def change(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Tensor:
-            plain = lambda q: F.scaled_dot_product_attention(q, key, value, *rest, **more)  # noqa: E731
             image = _image(net, told, hidden, query.shape[2])
             grid = lambda: _grid(net, told, hidden, image.stop - image.start)  # noqa: E731
-            return attend(Attention(query=query, key=key, value=value, image=image, with_query=plain, find_grid=grid))
+
+            def answer(part: slice, attend: Callable[[Attention], Tensor]) -> Tensor:
+                q, k, v = query[part], key[part], value[part]
+
+                def own(mask: Any) -> Any:
+                    return mask[part] if isinstance(mask, Tensor) and mask.ndim == query.ndim and len(mask) == len(query) else mask
+
+                plain = lambda q: F.scaled_dot_product_attention(q, k, v, *map(own, rest), **{name: own(m) for name, m in more.items()})  # noqa: E731
+                return attend(Attention(query=q, key=k, value=v, image=image, with_query=plain, find_grid=grid))
+
+            return by_rows(changes, query, answer)
 
         return _intercepted(name, module, change, lambda: original(*args, **kwargs))
 
-    with _with_known_processor(module), _replaced(module, forward):
-        yield
+    forward.changes = changes  # type: ignore[attr-defined]
+    return forward
 
 
 def _image(net: nn.Module, told: Mapping[str, Any], hidden: Tensor, tokens: int) -> slice:
@@ -269,12 +292,21 @@ def _against(net: Any, told: Mapping[str, Any], hidden: Tensor) -> dict[str, Ten
     return {"encoder_hidden_states": states, "attention_mask": bias}
 
 
-def _skip(module: nn.Module) -> Callable[..., Any]:
-    signature = inspect.signature(module.forward)
+def _skip(module: nn.Module, rows: Rows | None) -> Callable[..., Any]:
+    original, signature = module.forward, inspect.signature(module.forward)
 
-    @wraps(module.forward)
+    @wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
-        return (given["encoder_hidden_states"], given["hidden_states"]) if isinstance(module, _JOINT) else given["hidden_states"]
+        told = signature.bind(*args, **kwargs).arguments
+        given = (told["encoder_hidden_states"], told["hidden_states"]) if isinstance(module, _JOINT) else told["hidden_states"]
+        return given if rows is None else _kept(original(*args, **kwargs), given, rows)
 
     return forward
+
+
+def _kept(done: Any, given: Any, rows: Rows) -> Any:
+    """Return what a block made, but in ``rows`` what it was given; the last joint block makes no text."""
+    if isinstance(given, tuple):
+        return tuple(None if d is None else _kept(d, g, rows) for d, g in zip(done, given, strict=True))
+    rows.check(done)
+    return rows.put(done, given[rows.slice])
