@@ -292,7 +292,7 @@ def test_nag_contrasts_a_condition():
 
 
 @pytest.mark.parametrize("max_rows", [None, 1, 2])
-@pytest.mark.parametrize("name", ["text", "pixart"])
+@pytest.mark.parametrize("name", ["text", "pixart", "sd3", "flux"])
 def test_nag_on_a_network(name, max_rows):
     f = family(name)
     x, step, cond, null = f.x(), uniform(Flow(), 10).step(4), f.given(), type(f.given())(f.cond(12))
@@ -303,9 +303,9 @@ def test_nag_on_a_network(name, max_rows):
     torch.testing.assert_close(same, plain, atol=1e-5, rtol=1e-5)
     again = Guided("nag([5, 1, 5])", f.denoiser, cond=cond, null=null)(x, step)[0].x0
     torch.testing.assert_close(again, torch.stack([guided[0], plain[1], guided[2]]), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="SD3Transformer2DModel has no layer of attention to the text alone"):
-        joint = family("sd3")
-        Guided("nag(5)", joint.denoiser, cond=joint.given(), null=joint.given())(joint.x(), step)
+    with pytest.raises(ValueError, match="DiTTransformer2DModel has no layer of attention to text that can be contrasted"):
+        other = family("dit")
+        Guided("nag(5)", other.denoiser, cond=other.given(), null=other.given())(other.x(), step)
 
 
 # --- real networks ---

@@ -168,6 +168,30 @@ def test_flux_without_its_negative_pass():
         assert close(f.draw(true_cfg_scale=2.0), negative)
 
 
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_a_negative_in_the_attention_of_a_pipeline_without_a_negative_pass(name):
+    f = family(name)
+    f.scale, negative = None, f.ask(2, 0)
+    ask = {"guidance_scale": 0.0} if name == "sd3" else {k: None for k in negative if k.startswith("negative_")}
+    told = negative["negative_prompt_embeds"][:1], negative["negative_pooled_prompt_embeds"][:1]
+
+    def encode_prompt(prompt=None, prompt_embeds=None, pooled_prompt_embeds=None, own=f.pipe.encode_prompt, **more):
+        if prompt != ["mud"]:
+            return own(prompt=prompt, prompt_embeds=prompt_embeds, pooled_prompt_embeds=pooled_prompt_embeds, **more)
+        return (told[0], None, told[1], None) if name == "sd3" else (*told, None)
+
+    f.pipe.encode_prompt = encode_prompt
+    own = f.draw(1, **ask)
+    with guidestar.guided(f.pipe, "nag(5, negative='mud')"):
+        named = f.draw(1, **ask)
+    assert not close(named, own, 1e-3)
+    with guidestar.guided(f.pipe, "nag(5)"), pytest.raises(ValueError, match="nag needs the negative pass"):
+        f.draw(1, **ask)
+    f.scale = "guidance_scale" if name == "sd3" else "true_cfg_scale"
+    with guidestar.guided(f.pipe, "nag(5)"):
+        assert close(f.draw(1), named)
+
+
 def test_sd3s_own_skipped_layers_are_refused():
     f = family("sd3")
     with guidestar.guided(f.pipe, "cfg(4)"), pytest.raises(ValueError, match=r"skip_guidance_layers of its own; leave that out, and write slg"):
@@ -202,7 +226,7 @@ COLUMNS = {
 }
 REASONS = {
     "a": "the layers of .* are not known",
-    "b": "has no layer of attention to the text alone",
+    "b": "has no layer of attention to text that can be contrasted",
     "c": "has no (layer of self-attention|block that can be skipped)",
     "d": "computes its time from the noise ratio",
     "e": "real numbers",

@@ -33,17 +33,21 @@ class NAG(Direction):
 
     It adds ``c_n − c``, so c is evaluated too; a schedule blends between the two.
 
+    In joint attention (SD3, Flux), where text and picture attend to each other, the negative's text goes
+    through the network beside the prompt's, with the same picture: Z⁺ and Z⁻ are what the picture's
+    tokens get from themselves and from either text; each text goes on with its own. Modulation, and what
+    else pooled embeddings do, stays that of the prompt.
+
     Args:
         scale: s; 1 is the plain conditional model. Usual: 5.
         tau: τ, the most by which the L1 norm of a token may grow, usually 2.5.
-        alpha: α, usually 0.25.
+        alpha: α, usually 0.25 (in SD3 its authors' code has 0.125).
         negative: a name or prompt (or a `Condition`) to move away from, in place of the run's
             negative (the null by default).
-        layers: names of layers of attention to the text; by default all. Joint blocks, whose text
-            changes on its way through the network, have none.
+        layers: names of layers of attention to the text, or of joint attention; by default all.
 
-    1 evaluation more than the conditional one, in which these layers work twice; with a list of
-    scales one for each different scale.
+    1 evaluation more than the conditional one, in which these layers work twice (with joint attention
+    all blocks up to the last of these layers); with a list of scales one for each different scale.
 
     References:
         Normalized Attention Guidance: Universal Negative Guidance for Diffusion Models, https://arxiv.org/abs/2505.21179
@@ -93,7 +97,7 @@ class NAG(Direction):
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastedAttention:
-    """Attention to the text, extrapolated away from another text."""
+    """Attention to the text, or of the picture's tokens in joint attention, extrapolated away from another text."""
 
     layers: tuple[str, ...] = ()
     scale: float

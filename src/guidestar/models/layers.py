@@ -13,24 +13,25 @@ from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
-from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention as DiffusersAttention
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
-from diffusers.models.transformers.transformer_flux import FluxAttention, FluxSingleTransformerBlock, FluxTransformer2DModel, FluxTransformerBlock
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from ..layers import AGAINST, Attention, Change, Kind, Rows, by_rows
+from .intercept import intercepted, replaced
+from .joint import BLOCKS, beside, text_against
 
 _UNETS = (UNet2DModel, UNet2DConditionModel)
-_KNOWN = (*_UNETS, DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, FluxTransformer2DModel)
-_JOINT = (JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
+_JOINT_NETS = (SD3Transformer2DModel, FluxTransformer2DModel)
+_KNOWN = (*_UNETS, DiTTransformer2DModel, PixArtTransformer2DModel, *_JOINT_NETS)
 _EXACT = ("AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor")
 """Processors that compute the same by other means, to save memory."""
 
@@ -94,8 +95,12 @@ class DiffusersLayers:
         """Let attention to the text be ``contrast`` of it and of the attention to the text against; in joint attention, for the picture's tokens."""
         with ExitStack() as stack:
             told = stack.enter_context(_overheard(self.net))
-            for name in self.find("cross", names):
-                stack.enter_context(_contrasting(self.net, name, told, contrast))
+            found = self.find("cross", names)
+            if isinstance(self.net, _JOINT_NETS):
+                stack.enter_context(beside(self.net, found, told, contrast))
+            else:
+                for name in found:
+                    stack.enter_context(_contrasting(self.net, name, told, contrast))
             yield
 
     @contextmanager
@@ -104,7 +109,7 @@ class DiffusersLayers:
         with ExitStack() as stack:
             for name in self.find("block", names):
                 module = self.net.get_submodule(name)
-                stack.enter_context(_replaced(module, _skip(module, rows)))
+                stack.enter_context(replaced(module, _skip(module, rows)))
             yield
 
 
@@ -113,29 +118,19 @@ def _is_self_attention(m: nn.Module) -> bool:
 
 
 def _is_cross_attention(m: nn.Module) -> bool:
-    return isinstance(m, DiffusersAttention) and m.is_cross_attention and m.added_kv_proj_dim is None
+    """Tell attention whose text can be another: to the text alone, or joint, in which the text asks too."""
+    if not isinstance(m, DiffusersAttention):
+        return isinstance(m, FluxAttention)
+    return m.context_pre_only is not None or (m.is_cross_attention and m.added_kv_proj_dim is None)
 
 
 def _is_block(m: nn.Module) -> bool:
     """Tell what can be left out: it adds to what it is given. In U-Nets that is not the residual blocks, which change its width."""
-    return isinstance(m, (BasicTransformerBlock, *_JOINT)) or (isinstance(m, DiffusersAttention) and m.residual_connection)
+    return isinstance(m, (BasicTransformerBlock, *BLOCKS)) or (isinstance(m, DiffusersAttention) and m.residual_connection)
 
 
 _IS: Mapping[Kind, Callable[[nn.Module], bool]] = {"attention": _is_self_attention, "cross": _is_cross_attention, "block": _is_block}
-_WORDS: Mapping[Kind, str] = {"attention": "layer of self-attention", "cross": "layer of attention to the text alone", "block": "block that can be skipped"}
-
-
-@contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the forward of one module, which may have been replaced before."""
-    before = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
+_WORDS: Mapping[Kind, str] = {"attention": "layer of self-attention", "cross": "layer of attention to text that can be contrasted", "block": "block that can be skipped"}
 
 
 @contextmanager
@@ -170,29 +165,6 @@ def _overheard(net: nn.Module) -> Iterator[dict[str, Any]]:
         handle.remove()
 
 
-class _Intercept(TorchFunctionMode):
-    """Hand calls of ``scaled_dot_product_attention`` over."""
-
-    def __init__(self, call: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.call, self.count = call, 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        self.count += 1
-        return self.call(*args, **(kwargs or {}))
-
-
-def _intercepted(name: str, module: Any, call: Callable[..., Tensor], forward: Callable[[], Any]) -> Any:
-    with _Intercept(call) as mode:
-        out = forward()
-    if not mode.count:
-        processor = type(module.processor).__name__
-        raise ValueError(f"the attention of {name!r} cannot be perturbed under its processor, {processor}, which calls no scaled_dot_product_attention; use the network's default")
-    return out
-
-
 @contextmanager
 def _attending(net: nn.Module, name: str, told: Mapping[str, Any], attend: Callable[[Attention], Tensor], rows: Rows | None) -> Iterator[None]:
     module, mine = net.get_submodule(name), (attend, rows)
@@ -201,7 +173,7 @@ def _attending(net: nn.Module, name: str, told: Mapping[str, Any], attend: Calla
         if rows is None or not changes:
             forward = _changed(net, name, told, changes := [])
             stack.enter_context(_with_known_processor(module))
-            stack.enter_context(_replaced(module, forward))
+            stack.enter_context(replaced(module, forward))
         changes.append(mine)  # beside those of other rows of the same call
         stack.callback(changes.remove, mine)
         yield
@@ -231,7 +203,7 @@ def _changed(net: nn.Module, name: str, told: Mapping[str, Any], changes: list[C
 
             return by_rows(changes, query, answer)
 
-        return _intercepted(name, module, change, lambda: original(*args, **kwargs))
+        return intercepted(name, module, change, lambda: original(*args, **kwargs))
 
     forward.changes = changes  # type: ignore[attr-defined]
     return forward
@@ -272,18 +244,16 @@ def _contrasting(net: nn.Module, name: str, told: Mapping[str, Any], contrast: C
 
         other = signature.bind(*args, **kwargs)
         other.arguments.update(_against(net, told, call.arguments["hidden_states"]))
-        _intercepted(name, module, keep, lambda: original(*other.args, **other.kwargs))
-        return _intercepted(name, module, lambda *a, **k: contrast(F.scaled_dot_product_attention(*a, **k), found[-1]), lambda: original(*args, **kwargs))
+        intercepted(name, module, keep, lambda: original(*other.args, **other.kwargs))
+        return intercepted(name, module, lambda *a, **k: contrast(F.scaled_dot_product_attention(*a, **k), found[-1]), lambda: original(*args, **kwargs))
 
-    with _with_known_processor(module), _replaced(module, forward):
+    with _with_known_processor(module), replaced(module, forward):
         yield
 
 
 def _against(net: Any, told: Mapping[str, Any], hidden: Tensor) -> dict[str, Tensor | None]:
     """Return the text against as a layer is told it: mapped as the network maps text, its mask as a bias."""
-    states, mask = (told.get(f"{AGAINST}encoder_{kind}") for kind in ("hidden_states", "attention_mask"))
-    if states is None:
-        raise ValueError(f"{type(net).__name__} was given no text to contrast with (encoder_hidden_states)")
+    states, mask = text_against(net, told), told.get(f"{AGAINST}encoder_attention_mask")
     if getattr(net, "encoder_hid_proj", None) is not None and net.config.encoder_hid_dim_type != "text_proj":
         raise ValueError(f"a {type(net).__name__} that is told pictures cannot be contrasted in its attention")
     project = getattr(net, "caption_projection", None) or getattr(net, "encoder_hid_proj", None)
@@ -298,7 +268,7 @@ def _skip(module: nn.Module, rows: Rows | None) -> Callable[..., Any]:
     @wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
         told = signature.bind(*args, **kwargs).arguments
-        given = (told["encoder_hidden_states"], told["hidden_states"]) if isinstance(module, _JOINT) else told["hidden_states"]
+        given = (told["encoder_hidden_states"], told["hidden_states"]) if isinstance(module, BLOCKS) else told["hidden_states"]
         return given if rows is None else _kept(original(*args, **kwargs), given, rows)
 
     return forward

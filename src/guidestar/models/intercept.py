@@ -1,0 +1,52 @@
+"""Changes of one module of a network that are taken back: of what it does, and of the attention within it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace the forward of one module, which may have been replaced before."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+class _Intercept(TorchFunctionMode):
+    """Hand calls of ``scaled_dot_product_attention`` over."""
+
+    def __init__(self, call: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.call, self.count = call, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self.count += 1
+        return self.call(*args, **(kwargs or {}))
+
+
+def intercepted(name: str, module: Any, call: Callable[..., Tensor], forward: Callable[[], Any]) -> Any:
+    """Run ``forward`` of a layer, ``call`` in the place of ``scaled_dot_product_attention``.
+
+    Raises:
+        ValueError: its processor makes no such call.
+    """
+    with _Intercept(call) as mode:
+        out = forward()
+    if not mode.count:
+        processor = type(module.processor).__name__
+        raise ValueError(f"the attention of {name!r} cannot be perturbed under its processor, {processor}, which calls no scaled_dot_product_attention; use the network's default")
+    return out
