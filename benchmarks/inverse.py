@@ -44,6 +44,10 @@ METHODS: dict[str, list[str]] = {
         "uncond + tfg(1, variance=2, mean=1)",
         "uncond + tfg(1, variance=4, mean=1)",
     ],
+    "mmps": ["uncond + mmps(1)", "uncond + mmps(0.8)", "uncond + mmps(1, iterations=1)", "uncond + mmps(0.8, iterations=1)"],
+    "lgd": ["uncond + lgd(1)", "uncond + lgd(3)", "uncond + lgd(10)", "uncond + lgd(30)"],
+    "freedom": ["uncond + freedom(1)", "uncond + freedom(3)", "uncond + freedom(10)", "uncond + freedom(30)"],
+    "ugd": ["uncond + ugd(1)", "uncond + ugd(3)", "uncond + ugd(10)", "uncond + ugd(30)"],
     "pigdm": ["uncond + pigdm(0.5)", "uncond + pigdm(0.8)", "uncond + pigdm(1)", "uncond + pigdm(1.2)"],
 }
 """Settings of each method; as many for each."""

@@ -2,6 +2,7 @@
 
     make bench                                   (what docs/diffusers.md quotes)
     python benchmarks/pipelines.py --rounds 15
+    python benchmarks/pipelines.py --images 1    (a call of one row costs more than half of one of two)
 
 Random networks in the shape of SDXL and SD3, smaller; the passes are what takes the time. For each:
 `cfg` at equal passes; `cfg` in an interval that guides half of the steps; `cfg + pag` in three passes
@@ -80,10 +81,11 @@ def halfway(pipe):
     return sigma / (1 - sigma) if "Flow" in type(pipe.scheduler).__name__ else sigma
 
 
-def measure(name, make, size, rounds):
+def measure(name, make, size, rounds, images):
     pipe, twin, asked, pag = make(size)
     for p in (pipe, twin):
         p.set_progress_bar_config(disable=True)
+    asked = {name: t.repeat(images, *[1] * (t.ndim - 1)) for name, t in asked.items()}
     common = {**asked, "num_inference_steps": STEPS, "guidance_scale": SCALE, "output_type": "latent", "height": 8 * size, "width": 8 * size}
 
     def own(p=pipe, **more):
@@ -114,10 +116,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--size", type=int, default=32, help="of the latents")
+    parser.add_argument("--images", type=int, default=4, help="of the prompt, in one call")
     arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.rounds} rounds in turn, medians")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.images} images, {arguments.rounds} rounds in turn, medians")
     for name, make in (("SDXL-shaped", sdxl), ("SD3-shaped", sd3)):
-        measure(name, make, arguments.size, arguments.rounds)
+        measure(name, make, arguments.size, arguments.rounds, arguments.images)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,9 @@ TESTED: dict[str, Sequence[str]] = {
     "guidance/tsg.py": ["test_tsg.py"],
     "guidance/ugd.py": ["test_training_free.py -k 'universal or ugd'", "test_training_free.py"],
     "guidance/weights.py": [OF_METHODS.format("interval or schedule or linear"), "test_expression.py", OF_METHODS.format("")],
+    "answers.py": ["test_passes.py", "test_layers.py -k 'seen or one_call'", "test_tsg.py", "test_cads.py"],
+    "layers.py": ["test_layers.py -k 'one_call or look or rows'", "test_layers.py -k 'text_stream or joint or blur'"],
+    "models/joint.py": ["test_joint.py"],
     "sampling/population.py": ["test_population.py"],
     "sampling/repaint.py": ["test_travel.py"],
     "sampling/travel.py": ["test_travel.py"],
@@ -90,6 +93,14 @@ TESTED: dict[str, Sequence[str]] = {
 """The tests of each file, to be run one after the other until one fails; METHODS' files also have the laws."""
 
 EQUIVALENT: dict[str, dict[str, str]] = {
+    "answers.py": {
+        "number: 1  ->  0   in   x = torch.cat": "what is joined of one part is that part",
+        "prediction.x0  ->  prediction.eps": "what a network returns is linked: both are finite, or neither",
+    },
+    "layers.py": {
+        "number: 1  ->  0   in   return torch.cat": "what is joined of one part is that part",
+        "number: 0  ->  1   in   for attend": "a change of all rows is the only one",
+    },
     "sampling/population.py": {"number: 0.0  ->  1.0   in   self.log = ": "only differences of log-weights within a sample count"},
     "guidance/posterior.py": {
         "number: 1  ->  0   in   carried = ": "what is differentiated is summed over everything in any case",

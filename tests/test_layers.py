@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from _families import LEVEL, MAKE, WORDS, Family, dit, family
-from guidestar import Network, Prediction
+from guidestar import Level, Network, Prediction
 from guidestar.answers import Question, evaluate
 from guidestar.guidance.nag import ContrastedAttention
 from guidestar.guidance.pag import IdentityAttention
@@ -20,7 +20,7 @@ from guidestar.guidance.sag import Look
 from guidestar.guidance.seg import BlurredQueries
 from guidestar.guidance.slg import SkippedBlocks
 from guidestar.layers import Rows, layers_of
-from guidestar.passes import COND, Net, Pass
+from guidestar.passes import COND, NULL, Net, Pass, Point, Slot
 
 JOINT = (SD3Transformer2DModel, FluxTransformer2DModel)
 FAMILIES, TEXT = sorted(MAKE), ("text", "pixart")
@@ -116,6 +116,25 @@ def test_a_look_and_a_change_share_a_call(name):
         alone, together = (evaluate(dict.fromkeys(passes), q, nets)[look] for passes in ([look], [Pass(perturb=IdentityAttention()), look, COND]))
     torch.testing.assert_close(together.seen, alone.seen, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(together.prediction.x0, ask(f), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("max_rows", [None, 3])
+def test_what_was_seen_belongs_to_its_rows(max_rows):
+    """Two passes are looked at, each in some samples, one of which has no noise: there nothing is seen."""
+    f, x = family("unet"), family("unet").x()
+    levels = Level(*(torch.full((len(x),), v, dtype=torch.float64) for v in LEVEL))
+    clean = Level(*(v.index_fill(0, torch.tensor([1]), now) for v, now in zip(levels, (1.0, 0.0, 0.0), strict=True)))
+    nets = {"main": Net(denoiser=f.denoiser)}
+    moved = Pass(cond=Slot.NULL, perturb=Look(), point=Point(x[1:] / 2, levels.take(torch.arange(2))))
+    looks, rows = Pass(cond=Slot.NULL, perturb=Look()), {"first": torch.tensor([0, 1]), "second": torch.tensor([1, 2])}
+    with torch.no_grad():
+        ask_of = lambda passes, level: evaluate(passes, Question(x_t=x, level=level, rows=None, batch=len(x), max_rows=max_rows), nets)  # noqa: E731
+        together = ask_of({NULL: None, looks: rows["first"], moved: rows["second"]}, clean)
+        alone, elsewhere = ask_of({looks: None}, levels)[looks].seen, ask_of({moved: rows["second"]}, levels)[moved].seen
+    torch.testing.assert_close(together[looks].seen[0], alone[0], atol=1e-5, rtol=1e-5)
+    assert not together[looks].seen[1].any() and len(together[looks].seen) == 2
+    torch.testing.assert_close(together[moved].seen, elsewhere, atol=1e-5, rtol=1e-5)
+    assert (elsewhere - alone[1:]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("change", ["identity", "skip"])

@@ -306,6 +306,16 @@ def test_each_perturbation_has_its_rows(max_rows):
     assert not first.on and not second.on
 
 
+def test_the_rows_of_a_perturbation_between_others():
+    first, second, x, spy = Shift(0.5), Shift(-2.0), noise(B, 4), Spy()
+    rows = {C: torch.tensor([0, 1]), Pass(perturb=first): torch.tensor([1]), Pass(perturb=second): torch.tensor([0, 2])}
+    answers = ask(rows, spy, x)
+    plain = toy(x, STEP.t, COND)
+    for p, moved in ((C, 0.0), (Pass(perturb=first), 0.5), (Pass(perturb=second), -2.0)):
+        torch.testing.assert_close(answers[p].prediction.x0, plain[rows[p]] + moved)
+    assert isinstance(spy.levels[0].sigma, float)  # one level of all rows, and no tensor of them
+
+
 def test_a_perturbation_ends_with_an_exception():
     def broken(x, level, c):
         raise KeyError("broken")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from _scenes import PLACES
-from _toys import col, mixed_step, noise, steps
-from guidestar import Blur, Colour, Downsample, Guided, Identity, Inpaint, Level, Linear, Observation, get_operator, mmps, pigdm
+from _toys import SCHEDULES, col, mixed_step, noise, steps
+from guidestar import Blur, Colour, Downsample, Guided, Identity, Inpaint, Level, Linear, Observation, get_operator, mmps, pigdm, uniform
 from guidestar.guidance.posterior import conjugate
 
 D = 5
@@ -155,6 +155,25 @@ def test_means_of_squares_are_those_of_the_last_two_dimensions_whatever_the_othe
     for shape in ((6, 9, 8), (6, 8, 9), (4, 8)):
         with pytest.raises(ValueError, match="must divide height and width"):
             Downsample(factor=4)(noise(*shape))
+
+
+def test_one_observation_or_mask_serves_all_samples():
+    x, y, mask = noise(3, 1, 4, 4), noise(1, 1, 4, 4, seed=1), (noise(1, 1, 4, 4, seed=2) > 0).double()
+    torch.testing.assert_close(Observation(Inpaint(mask=mask), y, distance="squared")(x), ((mask * (y - x)) ** 2).sum((1, 2, 3)))
+    with pytest.raises(ValueError, match=r"y is \(2, 1, 4, 4\), but the operator makes \(3, 1, 4, 4\)"):
+        Observation(Identity(), noise(2, 1, 4, 4))(x)
+    with pytest.raises(ValueError, match="one mask for all samples, not \\(3, 1, 4, 4\\)"):
+        Inpaint(mask=mask.repeat(3, 1, 1, 1))(x)
+
+
+def test_the_cost_of_iterations_is_planned_and_none_are_refused():
+    y = noise(3, D)
+    plan = lambda term: Guided(term, denoiser(SIGMA)).plan(uniform(SCHEDULES["flow"], 4), batch=3).gradients  # noqa: E731
+    observed = Observation(Identity(), y, noise=0.1)
+    assert plan(mmps(1.0, observed, iterations=3)) == 4 * 4 and plan(mmps(1.0, observed, iterations=1)) == 4 * 2 and plan(pigdm(1.0, observed)) == 4
+    for made in (mmps, pigdm):
+        with pytest.raises(ValueError, match="at least one iteration, not 0"):
+            made(1.0, observed, iterations=0)
 
 
 def test_operators_by_name_and_what_is_refused():
