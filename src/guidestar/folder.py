@@ -32,7 +32,7 @@ from .bridge.export import described, scheduler_settings, write_index
 from .bridge.folders import family_of, read_pipeline
 from .bridge.hub import fetch, is_hub_name
 from .bridge.schedulers import read_scheduler
-from .bridge.vae import Decoder
+from .bridge.vae import Decoder, read_decoder
 from .bridge.weights import read_json, read_module
 from .files import make_folder, whole_or_not
 from .levels import Flow
@@ -200,7 +200,7 @@ def _classifiers() -> dict[str, Any]:
 def _decoder(folder: Path, about: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
     """Return what turns the model's samples into data: pixels, values in their own units, or decoded latents."""
     if (folder / "vae" / "config.json").is_file():
-        return Decoder(read_module(folder / "vae"))
+        return read_decoder(folder / "vae")
     if "scale" in about:
         mean, std = (torch.tensor(about["scale"][k]) for k in ("mean", "std"))
         return lambda x: x * std.to(x) + mean.to(x)

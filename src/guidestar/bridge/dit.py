@@ -16,8 +16,8 @@ from .checkpoints import read_state_dict
 from .diffusers import denoiser
 from .encoders import ClassLabels
 from .schedulers import Process
-from .vae import Decoder
-from .weights import fill, read_module
+from .vae import read_decoder
+from .weights import fill
 
 _HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}
 """Heads of attention by width, of the published sizes XL, L, B and S."""
@@ -53,7 +53,7 @@ def dit_model(path: str | Path, *, vae: str | Path | None = None, heads: int | N
         schedule=VP.linear(),
         shape=(net.config.in_channels, side, side),
         encoder=ClassLabels(classes=names, null_index=count),
-        decode=(lambda x: x) if vae is None else Decoder(read_module(Path(vae))),
+        decode=(lambda x: x) if vae is None else read_decoder(vae),
         defaults={"guidance": "cfg(4, channels=3)"},
     )
 
