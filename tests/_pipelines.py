@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 STEPS = 4
@@ -54,6 +55,37 @@ def stable_diffusion(kind=StableDiffusionPipeline, scheduler=None, more=None, **
     if "safety_checker" in kind._optional_components:
         parts.update(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     return quiet(kind(**parts))
+
+
+def without_zeros(net):
+    """Draw the weights that start at zero."""
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for p in net.parameters():
+            if not p.any():
+                p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.2)
+    return net
+
+
+def controlled():
+    """A pipeline with a ControlNet, and the pictures it is told for two samples."""
+    torch.manual_seed(6)
+    sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 2}
+    net = ControlNetModel(**sizes, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), conditioning_embedding_out_channels=(4, 8)).double().eval()
+    pipe = stable_diffusion(StableDiffusionControlNetPipeline, more={"controlnet": without_zeros(net)})
+    return pipe, {"image": [Image.frombytes("RGB", (8, 8), bytes(range(k, 192 + k))) for k in (0, 9)], "height": 8, "width": 8}
+
+
+def image_prompted(pipe):
+    """Give a pipeline an IP-Adapter; return what its network is told of images: of no image, and of that of all samples."""
+    generator = torch.Generator().manual_seed(3)
+    weight = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    names = [n for n in pipe.unet.attn_processors if "attn2" in n]
+    keys = {f"{2 * i + 1}.to_{x}_ip.weight": weight(16, 8) for i, _ in enumerate(names) for x in "kv"}
+    image = {"proj.weight": weight(32, 6), "proj.bias": weight(32), "norm.weight": weight(8), "norm.bias": weight(8)}
+    pipe.unet._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": keys}])
+    pipe.unet.double()
+    return {"ip_adapter_image_embeds": [torch.cat([torch.zeros(1, 1, 6, dtype=torch.float64), weight(1, 1, 6)])]}
 
 
 def quiet(pipe):

@@ -3,20 +3,17 @@
 import pytest
 import torch
 from diffusers import (
-    ControlNetModel,
     DDPMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     KarrasVeScheduler,
-    StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     UNet2DModel,
 )
-from PIL import Image
 
 import guidestar
-from _pipelines import REQUEST, SCHEDULE, STEPS, close, drawn, seeded, stable_diffusion, text_unet, told, walked
+from _pipelines import REQUEST, SCHEDULE, STEPS, close, controlled, drawn, image_prompted, seeded, stable_diffusion, text_unet, told, walked
 from guidestar.bridge.families import FAMILIES, negative_rows
 from guidestar.bridge.timetable import read_timetable
 
@@ -27,31 +24,17 @@ def start():
     return torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def ready(net):
-    """Draw the weights that start at zero."""
-    generator = torch.Generator().manual_seed(8)
-    with torch.no_grad():
-        for p in net.parameters():
-            if not p.any():
-                p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.2)
-    return net
-
-
 @pytest.mark.parametrize("guess", [False, True])
 def test_controlnet(guess):
-    torch.manual_seed(6)
-    sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 2}
-    net = ControlNetModel(**sizes, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), conditioning_embedding_out_channels=(4, 8)).double().eval()
-    pipe = stable_diffusion(StableDiffusionControlNetPipeline, more={"controlnet": ready(net)})
-    images = [Image.frombytes("RGB", (8, 8), bytes(range(k, 192 + k))) for k in (0, 9)]
-    more = {"image": images, "height": 8, "width": 8, "guess_mode": guess}
+    pipe, told_it = controlled()
+    more = {**told_it, "guess_mode": guess}
     own = drawn(pipe, **more)
     assert not close(drawn(pipe, **more, controlnet_conditioning_scale=0.0), own, 1e-2)
     with guidestar.guided(pipe, "cfg(5)"):
         assert close(drawn(pipe, **more, guidance_scale=2.0), own, 1e-9)
     with guidestar.guided(pipe, "cfg(5, interval=(0, 3)) + pag(2)"):
         together = drawn(pipe, **more)
-        second = {**more, "image": images[1], "prompt": REQUEST["prompt"][1], "negative_prompt": "mud", "generator": seeded(4)}
+        second = {**more, "image": more["image"][1], "prompt": REQUEST["prompt"][1], "negative_prompt": "mud", "generator": seeded(4)}
         assert close(together[1:], drawn(pipe, **second), 1e-9)
 
 
@@ -70,18 +53,11 @@ def test_lora():
 def test_ip_adapter():
     pipe = guidestar.guide(stable_diffusion(), "cfg(5)")
     without = drawn(pipe)
-    generator = torch.Generator().manual_seed(3)
-    weight = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    names = [n for n in pipe.unet.attn_processors if "attn2" in n]
-    keys = {f"{2 * i + 1}.to_{x}_ip.weight": weight(16, 8) for i, _ in enumerate(names) for x in "kv"}
-    image = {"proj.weight": weight(32, 6), "proj.bias": weight(32), "norm.weight": weight(8), "norm.bias": weight(8)}
-    pipe.unet._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": keys}])
-    pipe.unet.double()
-    embeds = torch.cat([torch.zeros(1, 1, 6, dtype=torch.float64), weight(1, 1, 6)])  # negative, then the image of all
-    own = drawn(guidestar.guide(pipe, None), ip_adapter_image_embeds=[embeds])
+    image = image_prompted(pipe)
+    own = drawn(guidestar.guide(pipe, None), **image)
     assert not close(own, without, 1e-3)
     with guidestar.guided(pipe, "cfg(5)"):
-        assert close(drawn(pipe, ip_adapter_image_embeds=[embeds], guidance_scale=2.0), own, 1e-9)
+        assert close(drawn(pipe, **image, guidance_scale=2.0), own, 1e-9)
 
 
 def test_callbacks_go_on():

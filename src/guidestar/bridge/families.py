@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guidance import AND, NOT, Guidance
+
 Arguments = Mapping[str, Any]
 
 
@@ -176,6 +178,25 @@ def encode(pipe: Any, family: Family, names: list[str | int], arguments: Argumen
     out = pipe.encode_prompt(**{k: v for k, v in given.items() if k in names_of})
     wanted = ("encoder_hidden_states", "", "text_embeds") if family is _UNET and len(out) == 4 else family.encodes
     return {name: tensor for name, tensor in zip(wanted, out, strict=False) if name and tensor is not None}
+
+
+def moved_from(guidance: Guidance) -> frozenset[str | int]:
+    """Return the prompts (or classes) written in an expression that it moves away from: ``negative=``, and what NOT names.
+
+    Raises:
+        ValueError: one of them is asked for too (AND); it is named.
+    """
+    away = {n for t in guidance.terms for n in _named(getattr(t, "concept" if isinstance(t, NOT) else "negative", None))}
+    asked = {n for t in guidance.terms if isinstance(t, AND) for n in _named(getattr(t, "concept", None))}
+    if both := away & asked:
+        raise ValueError(
+            f"the expression asks for {min(map(repr, both))} and moves away from it, and the pipeline tells its network other settings for each; word one of them otherwise"
+        )
+    return frozenset(away)
+
+
+def _named(given: Any) -> tuple[str | int, ...]:
+    return tuple(n for n in (given if isinstance(given, tuple) else (given,)) if isinstance(n, str | int))
 
 
 def label(pipe: Any, name: str | int) -> int:

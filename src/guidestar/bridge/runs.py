@@ -15,7 +15,7 @@ from ..guidance import Guidance, Guided
 from ..levels import Grid, Step
 from ..passes import Net, Slot
 from .calls import Call, CallDenoiser, bound
-from .families import encode, family_of, how_to_ask, label, negative_rows
+from .families import encode, family_of, how_to_ask, label, moved_from, negative_rows
 from .timetable import Timetable, read_timetable
 
 
@@ -173,9 +173,11 @@ class Run:
         return denoisers["main"]
 
     def _encode(self, call: Call, names: tuple[str | int, ...]) -> Condition:
-        if names not in self.encoded:
-            self.encoded[names] = call.encoded(encode(self.pipe, call.family, list(names), self.arguments), len(names))
-        return self.encoded[names]
+        key = names, call.parts
+        if key not in self.encoded:
+            away = call.has_settings and names[0] in moved_from(self.wanted.guidance)
+            self.encoded[key] = call.encoded(encode(self.pipe, call.family, list(names), self.arguments), len(names), away=away)
+        return self.encoded[key]
 
     def _make(self, call: Call) -> Guided:
         w, batch = self.wanted, call.batch
