@@ -80,13 +80,24 @@ def test_the_command_line_reads_it(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main([*run, "--guidance", "cfg(3)"])
     assert end.value.code == 2 and "give --guidance or --guidance-file, not both" in capsys.readouterr().err
-    plans = []
-    for options in (["--guidance-file", str(file)], ["--guidance", "cfg(2) + apg(1.5)", "--steps", "2", "--solver", "ddim", "--levels", "uniform"]):
-        with pytest.raises(SystemExit) as end:
-            main(["plan", "fashion-mnist", *options])
-        assert end.value.code == 0
-        plans.append(capsys.readouterr().out)
-    assert plans[0] == plans[1] and plans[0]
+
+
+def planned(options, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "fashion-mnist", *options])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_a_plan_is_of_the_whole_file(tmp_path, capsys):
+    file = tmp_path / "mine.toml"
+    recipe.write(GuidanceRecipe(guidance="uncond + cfg(2)", steps=2, solver="heun", grid="uniform", negative="bag"), file)
+    written = ["--guidance", "uncond + cfg(2)", "--steps", "2", "--solver", "heun", "--levels", "uniform"]
+    plan = planned(["--guidance-file", str(file)], capsys)
+    # Two steps of Heun's with a second evaluation in the first of them, of three passes each: the negative is not the null.
+    assert plan == planned([*written, "--negative", "bag"], capsys) and "neg" in plan and "total NFE 9 a sample" in plan
+    assert "total NFE 6 a sample" in planned(written, capsys)
+    assert planned(["--guidance-file", str(file), "--negative", ""], capsys) == planned(written, capsys)
 
 
 def test_a_pipeline_is_guided_by_the_file(tmp_path):
