@@ -168,6 +168,13 @@ def test_flux_without_its_negative_pass():
         assert close(f.draw(true_cfg_scale=2.0), negative)
 
 
+def test_a_video_without_its_negative_pass():
+    f = family("svd")
+    line = "cfg needs the negative pass, but StableVideoDiffusionPipeline was called with max_guidance_scale=1, at which it makes none; give any max_guidance_scale above 1"
+    with guidestar.guided(f.pipe, "cfg(4)"), pytest.raises(ValueError, match=line):
+        f.draw(min_guidance_scale=1.0, max_guidance_scale=1.0)
+
+
 def test_sd3s_own_skipped_layers_are_refused():
     f = family("sd3")
     with guidestar.guided(f.pipe, "cfg(4)"), pytest.raises(ValueError, match=r"skip_guidance_layers of its own; leave that out, and write slg"):

@@ -154,8 +154,9 @@ def how_to_ask(pipe: Any, family: Family, arguments: Arguments) -> str:
     scale = getattr(pipe, "guidance_scale", None)
     if isinstance(scale, float | int) and scale <= 1 < arguments.get("guidance_scale", 0):
         return f"{name} ended it during the run (a callback set its guidance_scale to {scale:g}); leave it on, and say where to guide, interval=(lo, hi)"
-    if "guidance_scale" in arguments:
-        return f"{name} was called with guidance_scale={arguments['guidance_scale']:g}, at which it makes none; give any guidance_scale above 1"
+    for asked in ("guidance_scale", "max_guidance_scale"):
+        if asked in arguments:
+            return f"{name} was called with {asked}={arguments[asked]:g}, at which it makes none; give any {asked} above 1"
     return f"{name} makes none: it has no condition to leave out"
 
 
