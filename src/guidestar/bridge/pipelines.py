@@ -46,7 +46,8 @@ def guide(
 
     Args:
         pipe: a pipeline with a ``unet`` or ``transformer`` of a family known here.
-        guidance: an expression, or a path to a ``guidance.toml``; None gives the pipeline its own guidance back.
+        guidance: an expression, or a path to a ``guidance.toml``, of which the guidance alone is taken (a
+            warning names what else it sets); None gives the pipeline its own guidance back.
         nets: further networks by name, of the same arguments ("weak" for autoguidance).
         classifiers: objects with ``log_prob(x, level, target)``, by name; CLIPs too. They see the
             pipeline's latents, ``[B, C, *S]``.
