@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..guidance import AND, NOT, Guidance
+from . import flux
 
 Arguments = Mapping[str, Any]
 
@@ -55,19 +56,15 @@ def _frames_last(x: Tensor, grid: tuple[int, ...]) -> Tensor:
 def _flux_grid(arguments: Arguments) -> tuple[int, ...]:
     ids = arguments["img_ids"].reshape(-1, arguments["img_ids"].shape[-1])
     height = int(ids[:, 1].max()) + 1
-    return height, len(ids) // height
+    return 2 * height, 2 * (len(ids) // height)
 
 
 def _flux_unpack(x: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """Unpack tokens of 2 × 2 pixels ``[B, hw, 4C]`` to ``[B, C, 2h, 2w]``."""
-    height, width = grid
-    x = x.reshape(len(x), height, width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(len(x), -1, 2 * height, 2 * width)
+    return flux.unpack(x, *grid)
 
 
 def _flux_pack(x: Tensor, grid: tuple[int, ...]) -> Tensor:
-    b, c, height, width = x.shape
-    return x.reshape(b, c, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, 4 * c)
+    return flux.pack(x)
 
 
 def _ltx_grid(arguments: Arguments) -> tuple[int, ...]:
