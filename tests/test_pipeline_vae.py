@@ -51,7 +51,7 @@ def test_a_classifiers_pictures_have_the_vaes_mean_and_spread_of_each_channel():
     with guidestar.guided(pipe, "cond + classifier(0.01, through='cond')", classifiers={"classifier": Bright()}, **THROUGH):
         ours = drawn(pipe, latents=x)
     mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 4, 1, 1) for v in (MEAN, STD))
-    wanted = walked(pipe, pushed(pipe, lambda x0: pipe.vae.decode(x0 * std / 0.18215 + mean + 0.25).sample, 0.01), x)
+    wanted = walked(pipe, pushed(pipe, lambda x0: pipe.vae.decode(x0 * std / 0.6 + mean + 0.25).sample, 0.01), x)
     assert close(ours, wanted, 1e-9) and not close(ours, drawn(pipe, latents=x, guidance_scale=1.0), 1e-2)
 
 
@@ -70,7 +70,7 @@ def test_a_vae_that_overflows_in_half_precision_decodes_in_float32_and_is_in_hal
     with guidestar.guided(pipe, "cond + classifier(0.1, through='cond')", classifiers={"classifier": judge}, **THROUGH):
         ours = drawn(pipe, latents=x)
     assert {seen.dtype for seen in judge.seen} == {torch.float32} and same(pipe.vae, before)
-    wanted = walked(pipe, pushed(pipe, lambda x0: single.decode((x0 / 0.18215).float()).sample, 0.1), x)
+    wanted = walked(pipe, pushed(pipe, lambda x0: single.decode((x0 / 0.6).float()).sample, 0.1), x)
     assert close(ours, wanted, 1e-5) and not close(ours, drawn(pipe, latents=x, guidance_scale=1.0), 1e-2)
 
 
@@ -96,7 +96,7 @@ def test_a_models_decoder_decodes_in_float32_too():
     images = Decoder(net)(x)
     assert images.dtype == torch.float32 and same(net, before)
     with torch.no_grad():
-        assert torch.equal(images, single.decode(x / 0.18215).sample.clamp(-1, 1))
+        assert torch.equal(images, single.decode(x / 0.6).sample.clamp(-1, 1))
 
 
 OTHERS = {
