@@ -1,5 +1,7 @@
 """What people do with their pipelines goes on: adapters, callbacks, offloading, compiling; and what is refused says why."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import (
@@ -15,7 +17,9 @@ from diffusers import (
 import guidestar
 from _pipelines import REQUEST, SCHEDULE, STEPS, close, controlled, drawn, image_prompted, seeded, stable_diffusion, text_unet, told, walked
 from guidestar.bridge.families import FAMILIES, negative_rows
+from guidestar.bridge.runs import Run, Wanted
 from guidestar.bridge.timetable import read_timetable
+from guidestar.guidance._core import as_guidance
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -133,6 +137,32 @@ def test_seeds_are_the_pipelines():
         given = drawn(pipe, latents=start())
         assert torch.equal(given, drawn(pipe, latents=start(), generator=seeded(8, 9)))
     assert not close(given, first, 1e-3)
+
+
+def test_without_a_generator_seeds_are_of_what_the_latents_are_drawn_from():
+    with guidestar.guided(stable_diffusion(), "cfg(4) | cads(0.5)") as pipe:
+        torch.manual_seed(1)
+        first, second = (drawn(pipe, latents=start(), generator=None) for _ in "ab")  # given latents draw nothing
+        torch.manual_seed(2)
+        other = drawn(pipe, latents=start(), generator=None)
+    assert torch.equal(first, second) and not close(other, first, 1e-3)
+
+
+def test_without_a_generator_the_device_of_the_run_has_one(monkeypatch):
+    each = tuple(seeded(7, 8))
+    for name, value in (("default_generators", each), ("current_device", lambda: 0), ("init", lambda: None)):
+        monkeypatch.setattr(torch.cuda, name, value)
+
+    def streams(device, **asked):
+        pipe = SimpleNamespace(_execution_device=torch.device(device))
+        return Run(pipe, Wanted(guidance=as_guidance(guidestar.cfg(2))), asked, lambda *_: None).streams
+
+    for device, generator in (("cuda:1", each[1]), ("cuda", each[0]), ("cpu", torch.default_generator)):
+        (state,) = streams(device)
+        assert torch.equal(state, generator.get_state()), device
+    given = seeded(3, 4)
+    assert [s.tolist() for s in streams("cuda:1", generator=given)] == [g.get_state().tolist() for g in given]
+    assert streams("cuda:1", generator=given[1])[0].tolist() == given[1].get_state().tolist()
 
 
 class Bright:
