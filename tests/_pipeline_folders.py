@@ -51,18 +51,21 @@ def ddim(kind="epsilon"):
     return DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False, set_alpha_to_one=True, prediction_type=kind)
 
 
-def unet(cross, **more):
-    torch.manual_seed(1)
+def unet(cross=8, seed=1, **more):
+    torch.manual_seed(seed)
     blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 2}
     sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 8, "cross_attention_dim": cross}
-    return spread(diffusers.UNet2DConditionModel(in_channels=4, out_channels=4, **blocks, **sizes, **more))
+    return spread(diffusers.UNet2DConditionModel(**{"in_channels": 4, "out_channels": 4, **blocks, **sizes, **more}))
 
 
-def sd():
-    parts = {"vae": vae(), "text_encoder": clip_text(), "tokenizer": clip_tokenizer(), "unet": unet(8), "scheduler": ddim()}
+def sd(kind=diffusers.StableDiffusionPipeline, **parts):
+    own = {"vae": vae, "text_encoder": clip_text, "tokenizer": clip_tokenizer, "unet": unet, "scheduler": ddim}
+    parts = {**{name: make() for name, make in own.items() if name not in parts}, **parts}
+    if "safety_checker" in kind._optional_components:
+        parts.update(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return diffusers.StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        return kind(**parts)
 
 
 def sdxl(zeros=True):

@@ -1,42 +1,32 @@
-"""Small random pipelines of each family, built on the spot, in float64 where the family allows it."""
+"""Small random Stable Diffusion pipelines in float64, and what their runs are compared with."""
 
 from __future__ import annotations
 
 from functools import cache
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from PIL import Image
+
+import _pipeline_folders as made
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 STEPS = 4
 REQUEST = {"prompt": ["cat", "a dog"], "negative_prompt": ["", "mud"], "num_inference_steps": STEPS, "output_type": "latent", "guidance_scale": 5.0}
-LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 
 
 @cache
 def clip_text():
-    """A tokenizer of letters and a text encoder."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    vocab = {t: i for i, t in enumerate([*LETTERS, *(c + "</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"])}
-    torch.manual_seed(4)
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": len(vocab)}
-    end = vocab["<|endoftext|>"]
-    text = CLIPTextModel(CLIPTextConfig(**sizes, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end)).eval().double()
-    return text, CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+    """A text encoder of letters; all pipelines of the tests share it."""
+    return made.clip_text().double()
 
 
-def vae(channels: int = 4) -> AutoencoderKL:
-    torch.manual_seed(5)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return AutoencoderKL(block_out_channels=(4, 8), latent_channels=channels, norm_num_groups=2, sample_size=16, **blocks).eval().double()
+def vae(channels: int = 4):
+    return made.vae(channels).double()
 
 
-def text_unet(seed: int = 1, inputs: int = 4, **more) -> UNet2DConditionModel:
-    torch.manual_seed(seed)
-    blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
-    sizes = blocks | {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 2, "sample_size": 8}
-    return UNet2DConditionModel(in_channels=inputs, out_channels=4, **{**sizes, **more}).eval().double()
+def text_unet(seed: int = 1, inputs: int = 4, **more):
+    return made.unet(seed=seed, in_channels=inputs, **more).double()
 
 
 def in_double(scheduler):
@@ -47,13 +37,39 @@ def in_double(scheduler):
 
 
 def stable_diffusion(kind=StableDiffusionPipeline, scheduler=None, more=None, **unet):
-    text, tokenizer = clip_text()
     scheduler = scheduler or in_double(DDIMScheduler(**SCHEDULE, clip_sample=False, steps_offset=1, set_alpha_to_one=False))
-    parts = {"vae": vae(), "text_encoder": text, "tokenizer": tokenizer, "unet": text_unet(**unet), "scheduler": scheduler}
-    parts.update(more or {})
-    if "safety_checker" in kind._optional_components:
-        parts.update(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    return quiet(kind(**parts))
+    return quiet(made.sd(kind, vae=vae(), text_encoder=clip_text(), unet=text_unet(**unet), scheduler=scheduler, **(more or {})))
+
+
+def without_zeros(net):
+    """Draw the weights that start at zero."""
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for p in net.parameters():
+            if not p.any():
+                p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.2)
+    return net
+
+
+def controlled():
+    """A pipeline with a ControlNet, and the pictures it is told for two samples."""
+    torch.manual_seed(6)
+    sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 2}
+    net = ControlNetModel(**sizes, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), conditioning_embedding_out_channels=(4, 8)).double().eval()
+    pipe = stable_diffusion(StableDiffusionControlNetPipeline, more={"controlnet": without_zeros(net)})
+    return pipe, {"image": [Image.frombytes("RGB", (8, 8), bytes(range(k, 192 + k))) for k in (0, 9)], "height": 8, "width": 8}
+
+
+def image_prompted(pipe):
+    """Give a pipeline an IP-Adapter; return what its network is told of images: of no image, and of that of all samples."""
+    generator = torch.Generator().manual_seed(3)
+    weight = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    names = [n for n in pipe.unet.attn_processors if "attn2" in n]
+    keys = {f"{2 * i + 1}.to_{x}_ip.weight": weight(16, 8) for i, _ in enumerate(names) for x in "kv"}
+    image = {"proj.weight": weight(32, 6), "proj.bias": weight(32), "norm.weight": weight(8), "norm.bias": weight(8)}
+    pipe.unet._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": keys}])
+    pipe.unet.double()
+    return {"ip_adapter_image_embeds": [torch.cat([torch.zeros(1, 1, 6, dtype=torch.float64), weight(1, 1, 6)])]}
 
 
 def quiet(pipe):

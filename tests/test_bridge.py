@@ -449,7 +449,7 @@ FIRST = "pos_embed.proj.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.update({FIRST: torch.zeros(3, 3)}), rf"'{FIRST}' has the shape \(3, 3\), but config.json asks for \(16, 2, 2, 2\)"),
+        (lambda t: t.update({FIRST: torch.zeros(3, 3)}), rf"'{FIRST}' has the shape \(3, 3\), but the network asks for \(16, 2, 2, 2\)"),
         (lambda t: t.pop(FIRST), rf"'{FIRST}' is missing"),
         (lambda t: t.update(extra=torch.zeros(1)), "'extra' is unexpected"),
         (lambda t: t.update({FIRST: t[FIRST].to(torch.int8)}), rf"'{FIRST}' holds torch.int8"),
@@ -608,7 +608,7 @@ def test_wrong_class_table(tmp_path):
     ddim("epsilon").save_pretrained(tmp_path / "scheduler")
     file = tmp_path / "condition" / "diffusion_pytorch_model.safetensors"
     rewrite(file, lambda t: t.update({"table.weight": torch.zeros(3, WIDTH)}))
-    with pytest.raises(ValueError, match=r"'table.weight' has the shape \(3, 32\), but config.json asks for \(4, 32\)") as caught:
+    with pytest.raises(ValueError, match=r"'table.weight' has the shape \(3, 32\), but the network asks for \(4, 32\)") as caught:
         read(tmp_path)
     refused(caught, file)
 

@@ -423,7 +423,10 @@ def test_adm_that_is_refused(tmp_path):
     refused(r"d.pt: the tensor 'out.2.weight' is missing$", {k: v for k, v in state.items() if k != "out.2.weight"})
     refused(r"d.pt: the tensor 'extra' is unexpected", {**state, "extra": torch.zeros(1)})
     refused(r"'input_blocks.0.0.weight' has the shape \(8, 6, 3, 3\)", {**state, "input_blocks.0.0.weight": torch.zeros(8, 6, 3, 3)})
+    refused(r"'out.2.bias' has the shape \(\), but the network asks for \(6,\)$", {**state, "out.2.bias": torch.zeros(())})
+    refused(r"'label_emb.weight' has the shape \(5,\), but the network asks for \(5, 32\)$", {**state, "label_emb.weight": torch.zeros(5)})
     refused(r"d.pt: holds no state dict \(tensors by name\), but a list", [1])
+    refused(r"d.pt: holds no state dict \(tensors by name\), but a dict of other things", {**state, 3: torch.zeros(1)})
     refused(r"2 names were given for 5 classes", state, classes=["a", "b"])
     file.write_bytes(b"x")
     with pytest.raises(ValueError, match=r"d.pt: not readable as a state dict without running code from it"):
@@ -535,12 +538,26 @@ def test_dit_that_is_refused(tmp_path):
     refused("the tensor 'blocks.1.attn.qkv.bias' is missing; is this DiT's", lambda w: w.pop("blocks.1.attn.qkv.bias"))
     refused("the tensor 'blocks.0.attn.q_norm.weight' is unexpected", lambda w: w.update({"blocks.0.attn.q_norm.weight": torch.ones(8)}))
     refused("'pos_embed' is not the official one", lambda w: w.update(pos_embed=w["pos_embed"] + 0.1))
-    refused(r"'proj_out_2.weight' has the shape \(32, 23\)", lambda w: w.update({"final_layer.linear.weight": torch.zeros(32, 23)}))
+    refused(
+        r"'final_layer.linear.weight' has the shape \(32, 23\), but the other tensors ask for \(32, 24\)$", lambda w: w.update({"final_layer.linear.weight": torch.zeros(32, 23)})
+    )
     torch.save(dit_state(), file)
     with pytest.raises(ValueError, match=r"a width of 24 is none of the published ones .*; give heads=, a divisor of it"):
         read_dit(file)
     with pytest.raises(ValueError, match="2 names were given for 5 classes"):
         dit_model(file, heads=3, classes=["a", "b"])
+
+
+@pytest.mark.parametrize("name", dit_state())
+def test_a_tensor_of_dit_of_another_shape_is_named(name, tmp_path):
+    """Whatever its rank: with its shape, and what was expected."""
+    for shape in [(), (5,), (1, 1), (2, 3, 4), (0, 24, 2, 2), (1, 17, 24), (72, 24, 1)]:
+        torch.save({**dit_state(), name: torch.zeros(shape)}, tmp_path / "d.pt")
+        with pytest.raises(ValueError, match=r"d.pt: the tensor '.*' has the shape \(.*\), but (\[.*\] was expected; is this DiT's|the other tensors ask for \()") as caught:
+            read_dit(tmp_path / "d.pt", heads=3)
+        # The sizes of four tensors tell those of the others; where one of these is of the right rank, another may be found at fault.
+        tells = name in ("pos_embed", "final_layer.linear.weight", "y_embedder.embedding_table.weight") and 0 not in shape
+        assert f"the tensor {name!r} has the shape {shape}, " in str(caught.value) or (tells and len(shape) == dit_state()[name].ndim), (shape, str(caught.value))
 
 
 # --- EDM and k-diffusion ---

@@ -1,5 +1,6 @@
 """guidance.toml: what is written is read, and what is wrong is refused by its key."""
 
+import re
 import tomllib
 
 import pytest
@@ -20,7 +21,6 @@ def test_what_is_written_is_read(made, tmp_path):
     content = tomllib.loads((tmp_path / "guidance.toml").read_text(encoding="utf-8"))
     assert content == {k: v for k, v in vars(made).items() if v is not None}
     assert recipe.read(tmp_path) == recipe.read(tmp_path / "guidance.toml") == recipe.read(str(tmp_path)) == made
-    assert recipe.guidance_of(tmp_path / "guidance.toml") == recipe.guidance_of(str(tmp_path / "guidance.toml")) == made.guidance
     assert recipe.guidance_of("cfg(3)") == "cfg(3)" and recipe.guidance_of(gs.cfg(3)) == gs.cfg(3)
 
 
@@ -80,19 +80,35 @@ def test_the_command_line_reads_it(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main([*run, "--guidance", "cfg(3)"])
     assert end.value.code == 2 and "give --guidance or --guidance-file, not both" in capsys.readouterr().err
-    plans = []
-    for options in (["--guidance-file", str(file)], ["--guidance", "cfg(2) + apg(1.5)", "--steps", "2", "--solver", "ddim", "--levels", "uniform"]):
-        with pytest.raises(SystemExit) as end:
-            main(["plan", "fashion-mnist", *options])
-        assert end.value.code == 0
-        plans.append(capsys.readouterr().out)
-    assert plans[0] == plans[1] and plans[0]
 
 
-def test_a_pipeline_is_guided_by_the_file(tmp_path):
+def planned(options, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "fashion-mnist", *options])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_a_plan_is_of_the_whole_file(tmp_path, capsys):
+    file = tmp_path / "mine.toml"
+    recipe.write(GuidanceRecipe(guidance="uncond + cfg(2)", steps=2, solver="heun", grid="uniform", negative="bag"), file)
+    written = ["--guidance", "uncond + cfg(2)", "--steps", "2", "--solver", "heun", "--levels", "uniform"]
+    plan = planned(["--guidance-file", str(file)], capsys)
+    # Two steps of Heun's with a second evaluation in the first of them, of three passes each: the negative is not the null.
+    assert plan == planned([*written, "--negative", "bag"], capsys) and "neg" in plan and "total NFE 9 a sample" in plan
+    assert "total NFE 6 a sample" in planned(written, capsys)
+    assert planned(["--guidance-file", str(file), "--negative", ""], capsys) == planned(written, capsys)
+
+
+def pipeline():
     size = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "norm_num_groups": 2}
     pipe = DDIMPipeline(UNet2DModel(sample_size=8, **size), DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_pipeline_is_guided_by_the_file(tmp_path):
+    pipe = pipeline()
     (tmp_path / "guidance.toml").write_text('guidance = "uncond | threshold(0.5)"\n')
 
     def drawn(guidance):
@@ -101,3 +117,35 @@ def test_a_pipeline_is_guided_by_the_file(tmp_path):
     written, plain = drawn("uncond | threshold(0.5)"), drawn(None)
     assert (drawn(tmp_path / "guidance.toml") == written).all() and (drawn(str(tmp_path / "guidance.toml")) == written).all()
     assert not (written == plain).all()
+
+
+DROPPED = {
+    "steps = 12": "it decides steps by its own arguments and scheduler: call it with num_inference_steps=12$",
+    "negative = 'a \"red\" cat'": "it decides negative by its own arguments and scheduler: call it with negative_prompt='a \"red\" cat'$",
+    "solver = 'ddim'\ngrid = 'karras'": "it decides solver, grid by its own arguments and scheduler$",
+    "grid = 'karras'\nsteps = 3\nnegative = 'x'": "it decides steps, grid, negative by .*: call it with num_inference_steps=3, negative_prompt='x'$",
+}
+
+
+@pytest.mark.parametrize("lines", DROPPED)
+def test_what_a_pipeline_decides_itself_is_said(lines, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(f'guidance = "cfg(3)"\n{lines}\n')
+    for given in (file, str(file)):
+        with pytest.warns(UserWarning, match=f"^{re.escape(str(file))}: of this file a pipeline takes the guidance alone; {DROPPED[lines]}") as caught:
+            assert recipe.guidance_of(given) == "cfg(3)"
+        assert len(caught) == 1 and "\n" not in str(caught[0].message)
+
+
+def test_a_file_of_the_guidance_alone_is_taken_whole(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('guidance = "cfg(3)"\nnegative = ""\n')
+    assert recipe.guidance_of(file) == recipe.guidance_of(str(file)) == "cfg(3)"  # a warning would be an error
+
+
+def test_a_pipeline_warns_where_it_is_guided(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('guidance = "uncond | threshold(0.5)"\nsteps = 12\n')
+    with pytest.warns(UserWarning, match="it decides steps") as caught:
+        gs.guide(pipeline(), file)
+    assert caught[0].filename == __file__

@@ -173,7 +173,7 @@ def test_the_command_that_converts_pickled_weights_works(tmp_path):
         ("nets", ["../weak"], r"nets must be names of folders beside it, not \['../weak'\]$"),
         ("nets", 5, "nets must be names of folders beside it, not 5$"),
         ("classifiers", [5], r"classifiers must be names of folders beside it, not \[5\]$"),
-        ("clips", {"..": {}}, "clips must be names of folders beside it"),
+        ("clips", {"..": {}}, "clips must be names of folders beside it, each with an object"),
         ("defaults", [1], r"defaults must be an object, not \[1\]$"),
     ],
 )

@@ -306,6 +306,19 @@ def test_each_perturbation_has_its_rows(max_rows):
     assert not first.on and not second.on
 
 
+def test_a_batch_in_which_one_sample_has_no_noise():
+    x, levels = noise(B, 4), [(0.5, 0.5), (1.0, 0.0), (0.3, 0.7)]
+    alpha, sigma = torch.tensor(levels, dtype=torch.float64).T
+    spy = Spy()
+    answer = ask({C: None}, spy, x, step=STEP._replace(t=Level(alpha, sigma, sigma)))[C].prediction
+    assert [len(c) for c in spy.calls] == [2]
+    for k in (0, 2):
+        x0 = toy(x[k : k + 1], Level(*levels[k], levels[k][1]), COND)[0]
+        torch.testing.assert_close(answer.x0[k], x0)
+        torch.testing.assert_close(answer.eps[k], (x[k] - levels[k][0] * x0) / levels[k][1])
+    torch.testing.assert_close(answer.x0[1], x[1])
+
+
 def test_the_rows_of_a_perturbation_between_others():
     first, second, x, spy = Shift(0.5), Shift(-2.0), noise(B, 4), Spy()
     rows = {C: torch.tensor([0, 1]), Pass(perturb=first): torch.tensor([1]), Pass(perturb=second): torch.tensor([0, 2])}

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 
 import guidestar
 from _pipeline_families import MAKE, family, flux
 from _pipelines import quiet
 from guidestar import Post, cond
+from guidestar.bridge.families import FAMILIES
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -190,6 +192,23 @@ def test_a_negative_in_the_attention_of_a_pipeline_without_a_negative_pass(name)
     f.scale = "guidance_scale" if name == "sd3" else "true_cfg_scale"
     with guidestar.guided(f.pipe, "nag(5)"):
         assert close(f.draw(1), named)
+
+
+def test_flux_packs_in_one_way():
+    """As its pipeline does, and with the refusal of odd sides wherever latents are packed."""
+    x, packing = torch.arange(2 * 4 * 6 * 10.0).reshape(2, 4, 6, 10), FAMILIES["FluxTransformer2DModel"]
+    grid = packing.grid({"img_ids": FluxPipeline._prepare_latent_image_ids(2, 3, 5, "cpu", torch.float32)})
+    packed = FluxPipeline._pack_latents(x, 2, 4, 6, 10)
+    assert grid == (6, 10) and torch.equal(packing.pack(x, grid), packed) and torch.equal(packing.unpack(packed, grid), x)
+    with pytest.raises(ValueError, match="sides must be even, not 5×10"):
+        packing.pack(x[:, :, :5], grid)
+
+
+def test_a_video_without_its_negative_pass():
+    f = family("svd")
+    line = "cfg needs the negative pass, but StableVideoDiffusionPipeline was called with max_guidance_scale=1, at which it makes none; give any max_guidance_scale above 1"
+    with guidestar.guided(f.pipe, "cfg(4)"), pytest.raises(ValueError, match=line):
+        f.draw(min_guidance_scale=1.0, max_guidance_scale=1.0)
 
 
 def test_sd3s_own_skipped_layers_are_refused():

@@ -1,25 +1,26 @@
 """What people do with their pipelines goes on: adapters, callbacks, offloading, compiling; and what is refused says why."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import (
-    ControlNetModel,
     DDPMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     KarrasVeScheduler,
-    StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     UNet2DModel,
 )
 from peft import LoraConfig
-from PIL import Image
 
 import guidestar
-from _pipelines import REQUEST, SCHEDULE, STEPS, close, drawn, seeded, stable_diffusion, text_unet, told, walked
+from _pipelines import REQUEST, SCHEDULE, STEPS, close, controlled, drawn, image_prompted, seeded, stable_diffusion, text_unet, told, walked
 from guidestar.bridge.families import FAMILIES, negative_rows
+from guidestar.bridge.runs import Run, Wanted
 from guidestar.bridge.timetable import read_timetable
+from guidestar.guidance._core import as_guidance
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -28,31 +29,17 @@ def start():
     return torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def ready(net):
-    """Draw the weights that start at zero."""
-    generator = torch.Generator().manual_seed(8)
-    with torch.no_grad():
-        for p in net.parameters():
-            if not p.any():
-                p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.2)
-    return net
-
-
 @pytest.mark.parametrize("guess", [False, True])
 def test_controlnet(guess):
-    torch.manual_seed(6)
-    sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 2}
-    net = ControlNetModel(**sizes, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), conditioning_embedding_out_channels=(4, 8)).double().eval()
-    pipe = stable_diffusion(StableDiffusionControlNetPipeline, more={"controlnet": ready(net)})
-    images = [Image.frombytes("RGB", (8, 8), bytes(range(k, 192 + k))) for k in (0, 9)]
-    more = {"image": images, "height": 8, "width": 8, "guess_mode": guess}
+    pipe, told_it = controlled()
+    more = {**told_it, "guess_mode": guess}
     own = drawn(pipe, **more)
     assert not close(drawn(pipe, **more, controlnet_conditioning_scale=0.0), own, 1e-2)
     with guidestar.guided(pipe, "cfg(5)"):
         assert close(drawn(pipe, **more, guidance_scale=2.0), own, 1e-9)
     with guidestar.guided(pipe, "cfg(5, interval=(0, 3)) + pag(2)"):
         together = drawn(pipe, **more)
-        second = {**more, "image": images[1], "prompt": REQUEST["prompt"][1], "negative_prompt": "mud", "generator": seeded(4)}
+        second = {**more, "image": more["image"][1], "prompt": REQUEST["prompt"][1], "negative_prompt": "mud", "generator": seeded(4)}
         assert close(together[1:], drawn(pipe, **second), 1e-9)
 
 
@@ -83,18 +70,11 @@ def test_lora():
 def test_ip_adapter():
     pipe = guidestar.guide(stable_diffusion(), "cfg(5)")
     without = drawn(pipe)
-    generator = torch.Generator().manual_seed(3)
-    weight = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    names = [n for n in pipe.unet.attn_processors if "attn2" in n]
-    keys = {f"{2 * i + 1}.to_{x}_ip.weight": weight(16, 8) for i, _ in enumerate(names) for x in "kv"}
-    image = {"proj.weight": weight(32, 6), "proj.bias": weight(32), "norm.weight": weight(8), "norm.bias": weight(8)}
-    pipe.unet._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": keys}])
-    pipe.unet.double()
-    embeds = torch.cat([torch.zeros(1, 1, 6, dtype=torch.float64), weight(1, 1, 6)])  # negative, then the image of all
-    own = drawn(guidestar.guide(pipe, None), ip_adapter_image_embeds=[embeds])
+    image = image_prompted(pipe)
+    own = drawn(guidestar.guide(pipe, None), **image)
     assert not close(own, without, 1e-3)
     with guidestar.guided(pipe, "cfg(5)"):
-        assert close(drawn(pipe, ip_adapter_image_embeds=[embeds], guidance_scale=2.0), own, 1e-9)
+        assert close(drawn(pipe, **image, guidance_scale=2.0), own, 1e-9)
 
 
 def test_callbacks_go_on():
@@ -170,6 +150,32 @@ def test_seeds_are_the_pipelines():
         given = drawn(pipe, latents=start())
         assert torch.equal(given, drawn(pipe, latents=start(), generator=seeded(8, 9)))
     assert not close(given, first, 1e-3)
+
+
+def test_without_a_generator_seeds_are_of_what_the_latents_are_drawn_from():
+    with guidestar.guided(stable_diffusion(), "cfg(4) | cads(0.5)") as pipe:
+        torch.manual_seed(1)
+        first, second = (drawn(pipe, latents=start(), generator=None) for _ in "ab")  # given latents draw nothing
+        torch.manual_seed(2)
+        other = drawn(pipe, latents=start(), generator=None)
+    assert torch.equal(first, second) and not close(other, first, 1e-3)
+
+
+def test_without_a_generator_the_device_of_the_run_has_one(monkeypatch):
+    each = tuple(seeded(7, 8))
+    for name, value in (("default_generators", each), ("current_device", lambda: 0), ("init", lambda: None)):
+        monkeypatch.setattr(torch.cuda, name, value)
+
+    def streams(device, **asked):
+        pipe = SimpleNamespace(_execution_device=torch.device(device))
+        return Run(pipe, Wanted(guidance=as_guidance(guidestar.cfg(2))), asked, lambda *_: None).streams
+
+    for device, generator in (("cuda:1", each[1]), ("cuda", each[0]), ("cpu", torch.default_generator)):
+        (state,) = streams(device)
+        assert torch.equal(state, generator.get_state()), device
+    given = seeded(3, 4)
+    assert [s.tolist() for s in streams("cuda:1", generator=given)] == [g.get_state().tolist() for g in given]
+    assert streams("cuda:1", generator=given[1])[0].tolist() == given[1].get_state().tolist()
 
 
 class Bright:

@@ -21,6 +21,7 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Guidance = Annotated[Optional[str], typer.Option("--guidance", help="Expression, e.g. 'cfg(3) + classifier(1)'; the model's own by default.")]  # noqa: UP045
 GuidanceFile = Annotated[Optional[Path], typer.Option("--guidance-file", help="A guidance.toml: guidance, steps, solver, grid, negative; options go before it.")]  # noqa: UP045
+Negative = Annotated[Optional[str], typer.Option("--negative", help="What cfg moves away from; '' is the null.")]  # noqa: UP045
 Steps = Annotated[Optional[int], typer.Option("--steps", help="Solver steps.")]  # noqa: UP045
 SolverName = Annotated[Optional[str], typer.Option("--solver", help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun.")]  # noqa: UP045
 GridName = Annotated[Optional[str], typer.Option("--levels", help="How levels are spaced: uniform, log_snr, karras, leading, linspace or trailing.")]  # noqa: UP045
@@ -87,7 +88,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the first sample; the others follow.")] = 0,
     guidance: Guidance = None,
     guidance_file: GuidanceFile = None,
-    negative: Annotated[Optional[str], typer.Option(help="What cfg moves away from; '' is the null.")] = None,  # noqa: UP045
+    negative: Negative = None,
     steps: Steps = None,
     solver: SolverName = None,
     levels: GridName = None,
@@ -263,6 +264,7 @@ def plan(
     model: Annotated[str, typer.Argument(help="A shipped model or a folder.")],
     guidance: Guidance = None,
     guidance_file: GuidanceFile = None,
+    negative: Negative = None,
     steps: Steps = None,
     solver: SolverName = None,
     levels: GridName = None,
@@ -270,7 +272,7 @@ def plan(
     """Print the network passes of every step, before anything runs."""
     from .folder import load
 
-    asked = _with_file(guidance_file, guidance=guidance, steps=steps, solver=solver, grid=levels)
+    asked = _with_file(guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels)
     typer.echo(str(load(model).plan(**asked)))
 
 

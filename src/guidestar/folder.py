@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .about import FORMAT, NAME, read_about
 from .bridge import recipe
 from .bridge.clip import write_pretrained
 from .bridge.diffusers import Adapter
@@ -32,7 +33,7 @@ from .bridge.export import described, scheduler_settings, write_index
 from .bridge.folders import family_of, read_pipeline
 from .bridge.hub import fetch, is_hub_name
 from .bridge.schedulers import read_scheduler
-from .bridge.vae import Decoder
+from .bridge.vae import Decoder, read_decoder
 from .bridge.weights import read_json, read_module
 from .files import make_folder, whole_or_not
 from .levels import Flow
@@ -42,7 +43,6 @@ from .pictures import write_text
 
 SHIPPED = Path(__file__).parent / "weights"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-FORMAT = 1
 
 
 class WeightsError(RuntimeError):
@@ -51,7 +51,7 @@ class WeightsError(RuntimeError):
 
 def available() -> dict[str, str]:
     """List the models that ship, with a line on each."""
-    return {p.parent.name: str(read_json(p).get("summary", "")) for p in sorted(SHIPPED.glob("*/guidestar.json"))}
+    return {p.parent.name: str(read_json(p).get("summary", "")) for p in sorted(SHIPPED.glob(f"*/{NAME}"))}
 
 
 def load(
@@ -83,7 +83,7 @@ def load(
     """
     folder = _find(name)
     try:
-        ours = (folder / "guidestar.json").is_file()
+        ours = (folder / NAME).is_file()
         if average is not None and not ours:
             raise ValueError(f"{folder} holds no averages but the one")
         if ours and (size, dtype) != (None, None):
@@ -99,7 +99,7 @@ def load(
 
 def _find(name: str | Path) -> Path:
     """Return the folder of a model that ships, of a path, or of the hub."""
-    folder = SHIPPED / str(name) if (SHIPPED / str(name) / "guidestar.json").is_file() else Path(name)
+    folder = SHIPPED / str(name) if (SHIPPED / str(name) / NAME).is_file() else Path(name)
     if folder.is_dir():
         return folder
     if folder.is_file():
@@ -130,10 +130,7 @@ def _read_foreign(folder: Path, name: str, size: tuple[int, int] | None, dtype: 
 
 
 def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Model:
-    about = read_json(folder / "guidestar.json")
-    if about.get("format") != FORMAT:
-        raise ValueError(f"{folder} is of the format {about.get('format')!r}; this version of guidestar reads {FORMAT}")
-    _check_names(folder, about)
+    about = read_about(folder)
     process = read_scheduler(folder)
     main = read_parts(_of_average(folder, about, average), process=process, known=_networks(), trust=trust)
     further = {n: read_parts(folder / n, process=process, known=_networks(), trust=trust) for n in about.get("nets", [])}
@@ -152,16 +149,6 @@ def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Mod
     )
 
 
-def _check_names(folder: Path, about: Mapping[str, Any]) -> None:
-    """Refuse what names no folders within this one."""
-    kinds: dict[str, type] = {"nets": list, "classifiers": list, "clips": dict, "defaults": dict}
-    for key, kind in kinds.items():
-        given = about.get(key, kind())
-        named = isinstance(given, kind) and (key == "defaults" or all(isinstance(n, str) and Path(n).name == n and n not in ("", ".", "..") for n in given))
-        if not named:
-            raise ValueError(f"{folder / 'guidestar.json'}: {key} must be {'an object' if key == 'defaults' else 'names of folders beside it'}, not {given!r}")
-
-
 def _read_clips(folder: Path, about: Mapping[str, Any], encoder: Any) -> dict[str, Any]:
     from .bridge.clip import read_tower
     from .models.clip import CLIP
@@ -176,7 +163,7 @@ def _read_judge(folder: Path) -> Any:
 
 
 def _of_average(folder: Path, about: Mapping[str, Any], average: str | None) -> Path:
-    known = [str(n) for n in about.get("averages", ())]
+    known = about.get("averages", [])
     if average is None or average == next(iter(known), None):
         return folder
     if average not in known:
@@ -200,7 +187,7 @@ def _classifiers() -> dict[str, Any]:
 def _decoder(folder: Path, about: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
     """Return what turns the model's samples into data: pixels, values in their own units, or decoded latents."""
     if (folder / "vae" / "config.json").is_file():
-        return Decoder(read_module(folder / "vae"))
+        return read_decoder(folder / "vae")
     if "scale" in about:
         mean, std = (torch.tensor(about["scale"][k]) for k in ("mean", "std"))
         return lambda x: x * std.to(x) + mean.to(x)
@@ -246,7 +233,7 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
         recipe.write(recipe.GuidanceRecipe(guidance=guidance, **{k: model.defaults.get(k) for k in ("steps", "solver", "grid")}), root)
     if clips:
         about["clips"] = {n: {"log_scale": float(c.log_scale.detach()), "rho_max": c.rho_max} for n, c in clips.items()}
-    write_text(json.dumps(about, indent=2) + "\n", root / "guidestar.json")
+    write_text(json.dumps(about, indent=2) + "\n", root / NAME)
 
 
 def _write_classifier(net: Any, folder: Path, dtype: torch.dtype, *, whole: bool) -> None:

@@ -193,16 +193,17 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         *,
         cond: Names | None = 0,
+        negative: str | int | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | None = None,
     ) -> Plan:
-        """Tell which passes a run would evaluate, without running anything (so no losses are needed)."""
+        """Tell which passes a run would evaluate, without running anything (so no losses are needed); arguments as in `sample`."""
         cond = "anything" if cond == 0 and self.told_by_text else cond
         count = 1 if cond is None or isinstance(cond, str | int) else len(cond)
         names = self.names(cond if self.encoder is not None else None, count)
         unseen = {name: Observation("identity", 0.0) for name in losses_of(self.expression(guidance, conditional=names is not None))}
-        guided, solver = self.guided(guidance, cond=names, losses=unseen), self._solver(solver)
+        guided, solver = self.guided(guidance, cond=names, negative=negative, losses=unseen), self._solver(solver)
         levels = self.grid(steps, grid)
         solver.check(guided, levels)
         return guided.plan(levels, batch=count, evaluations=solver.evaluations)

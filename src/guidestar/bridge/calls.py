@@ -113,8 +113,16 @@ class Call:
         prompts = {name: t[start : start + self.batch] for name, t in self.prompts.items()}
         return Condition({**prompts, **({_ROWS: torch.arange(start, start + self.batch)} if self.has_settings else {})})
 
-    def encoded(self, tensors: Mapping[str, Tensor], names: int) -> Condition:
+    def encoded(self, tensors: Mapping[str, Tensor], names: int, *, away: bool = False) -> Condition:
         """Return the condition of prompts that were encoded elsewhere.
+
+        What else the network is told row by row (an image prompt, a ControlNet's residuals, sizes) is that of the
+        pipeline's own prompt, or of its negative prompt where it hands such rows over.
+
+        Args:
+            tensors: the prompts, as the network is told them.
+            names: how many they are.
+            away: they stand in the place of the negative prompt.
 
         Raises:
             ValueError: they do not fit what the pipeline asks its network.
@@ -126,7 +134,7 @@ class Call:
             return Condition(told)
         if names > 1:
             raise ValueError("several conditions to draw from (among=) are not supported where a pipeline tells its network more of each sample than the prompt")
-        rows = self.condition("cond")[_ROWS]
+        rows = self.condition("uncond" if away and "uncond" in self.parts else "cond")[_ROWS]
         return Condition({**{k: t.expand(self.batch, *t.shape[1:]) for k, t in told.items()}, _ROWS: rows})
 
     def merged(self, other: Call) -> Call:

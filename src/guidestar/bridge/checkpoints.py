@@ -28,7 +28,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:
         raise ValueError(f"{file}: not readable as a state dict without running code from it ({one_line(error)[:120]}); {_HOW}") from error
     found = found.get("ema", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         raise ValueError(f"{file}: holds no state dict (tensors by name), but a {type(found).__name__} of other things; {_HOW}")
     return dict(found)
 

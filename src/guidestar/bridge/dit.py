@@ -16,8 +16,8 @@ from .checkpoints import read_state_dict
 from .diffusers import denoiser
 from .encoders import ClassLabels
 from .schedulers import Process
-from .vae import Decoder
-from .weights import fill, read_module
+from .vae import read_decoder
+from .weights import fill
 
 _HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}
 """Heads of attention by width, of the published sizes XL, L, B and S."""
@@ -53,7 +53,7 @@ def dit_model(path: str | Path, *, vae: str | Path | None = None, heads: int | N
         schedule=VP.linear(),
         shape=(net.config.in_channels, side, side),
         encoder=ClassLabels(classes=names, null_index=count),
-        decode=(lambda x: x) if vae is None else Decoder(read_module(Path(vae))),
+        decode=(lambda x: x) if vae is None else read_decoder(vae),
         defaults={"guidance": "cfg(4, channels=3)"},
     )
 
@@ -65,8 +65,10 @@ def read_dit(path: str | Path, *, heads: int | None = None, dtype: torch.dtype =
         ValueError: the file is missing or damaged, or a tensor does not fit.
     """
     file, given = Path(path), read_state_dict(path)
-    net = DiTTransformer2DModel(**_sizes(file, given, heads))
-    fill(net, file, _renamed(file, given, len(net.transformer_blocks)), dtype)
+    sizes = _sizes(file, given, heads)
+    _check_shapes(file, given, _official(sizes))
+    net = DiTTransformer2DModel(**sizes)
+    fill(net, file, _renamed(given, sizes["num_layers"]), dtype)
     _check_places(file, given, net)
     for block in net.transformer_blocks:
         # The authors' frequencies are 10000^(−k/128), k < 128; Diffusers' class spaces them over 127.
@@ -80,23 +82,66 @@ def _need(file: Path, given: Mapping[str, Tensor], name: str) -> Tensor:
     return given[name]
 
 
+def _shape(file: Path, given: Mapping[str, Tensor], name: str, *meaning: str) -> tuple[int, ...]:
+    """Return the sizes of a tensor, of as many dimensions as are named."""
+    shape = tuple(_need(file, given, name).shape)
+    if len(shape) != len(meaning) or 0 in shape:
+        raise ValueError(f"{file}: the tensor {name!r} has the shape {shape}, but [{', '.join(meaning)}] was expected; is this DiT's official state dict?")
+    return shape
+
+
 def _sizes(file: Path, given: Mapping[str, Tensor], heads: int | None) -> dict[str, Any]:
-    width, channels, patch, _ = _need(file, given, "x_embedder.proj.weight").shape
+    width, channels, patch, _ = _shape(file, given, "x_embedder.proj.weight", "width", "channels", "patch", "patch")
+    _, places, _ = _shape(file, given, "pos_embed", "1", "places", "width")
+    outputs, _ = _shape(file, given, "final_layer.linear.weight", "patch² · channels", "width")
+    rows, _ = _shape(file, given, "y_embedder.embedding_table.weight", "classes + 1", "width")
     heads = heads or _HEADS.get(width)
     if heads is None or width % heads:
         raise ValueError(f"{file}: a width of {width} is none of the published ones ({', '.join(map(str, _HEADS))}); give heads=, a divisor of it")
-    side = round(_need(file, given, "pos_embed").shape[1] ** 0.5) * patch
     return {
         "num_attention_heads": heads,
         "attention_head_dim": width // heads,
         "in_channels": channels,
-        "out_channels": len(_need(file, given, "final_layer.linear.weight")) // patch**2,
-        "num_layers": len({k.split(".")[1] for k in given if k.startswith("blocks.")}),
-        "sample_size": side,
+        "out_channels": outputs // patch**2,
+        "num_layers": max(1, len({k.split(".")[1] for k in given if k.startswith("blocks.")})),
+        "sample_size": round(places**0.5) * patch,
         "patch_size": patch,
-        "num_embeds_ada_norm": len(_need(file, given, "y_embedder.embedding_table.weight")) - 1,
+        "num_embeds_ada_norm": rows - 1,
         "norm_eps": 1e-6,
     }
+
+
+_BLOCK = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4), "adaLN_modulation.1": (6, 1)}
+"""The weights of a block, in widths."""
+
+
+def _official(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of the official state dict."""
+    width, patch = sizes["num_attention_heads"] * sizes["attention_head_dim"], sizes["patch_size"]
+    weights = {
+        "x_embedder.proj": (width, sizes["in_channels"], patch, patch),
+        "t_embedder.mlp.0": (width, 256),
+        "t_embedder.mlp.2": (width, width),
+        "y_embedder.embedding_table": (sizes["num_embeds_ada_norm"] + 1, width),
+        "final_layer.adaLN_modulation.1": (2 * width, width),
+        "final_layer.linear": (patch**2 * sizes["out_channels"], width),
+        **{f"blocks.{i}.{name}": (out * width, into * width) for i in range(sizes["num_layers"]) for name, (out, into) in _BLOCK.items()},
+    }
+    tensors = {f"{name}.{kind}": shape if kind == "weight" else shape[:1] for name, shape in weights.items() for kind in _kinds(name)}
+    return {"pos_embed": (1, (sizes["sample_size"] // patch) ** 2, width), **tensors}
+
+
+def _kinds(name: str) -> tuple[str, ...]:
+    return ("weight",) if name == "y_embedder.embedding_table" else ("weight", "bias")
+
+
+def _check_shapes(file: Path, given: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in wanted.items():
+        if tuple(_need(file, given, name).shape) != shape:
+            raise ValueError(f"{file}: the tensor {name!r} has the shape {tuple(given[name].shape)}, but the other tensors ask for {shape}")
+    other = next((k for k in given if k not in wanted), None)
+    if other is not None:
+        raise ValueError(f"{file}: the tensor {other!r} is unexpected; DiT's official state dict has none of that name")
 
 
 _OUTSIDE = {"x_embedder.proj": "pos_embed.proj", "final_layer.adaLN_modulation.1": "proj_out_1", "final_layer.linear": "proj_out_2"}
@@ -104,7 +149,7 @@ _SHARED = {"t_embedder.mlp.0": "timestep_embedder.linear_1", "t_embedder.mlp.2":
 _INSIDE = {"adaLN_modulation.1": "norm1.linear", "attn.proj": "attn1.to_out.0", "mlp.fc1": "ff.net.0.proj", "mlp.fc2": "ff.net.2"}
 
 
-def _renamed(file: Path, given: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+def _renamed(given: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
     """Name tensors as Diffusers does: every block has its copy of the embeddings, and queries, keys and values apart."""
     names: dict[str, list[str]] = {}
     for old, new in _OUTSIDE.items():
@@ -113,24 +158,12 @@ def _renamed(file: Path, given: Mapping[str, Tensor], depth: int) -> dict[str, T
         names[old] = [f"transformer_blocks.{i}.norm1.emb.{new}" for i in range(depth)]
     for i in range(depth):
         names |= {f"blocks.{i}.{old}": [f"transformer_blocks.{i}.{new}"] for old, new in _INSIDE.items()}
-    made = {f"{new}.{kind}": _need(file, given, f"{old}.{kind}") for old, news in names.items() for new in news for kind in _kinds(old)}
+    made = {f"{new}.{kind}": given[f"{old}.{kind}"] for old, news in names.items() for new in news for kind in _kinds(old)}
     for i in range(depth):
-        for kind in _kinds("attn.qkv"):
-            parts = _need(file, given, f"blocks.{i}.attn.qkv.{kind}").chunk(3)
+        for kind in ("weight", "bias"):
+            parts = given[f"blocks.{i}.attn.qkv.{kind}"].chunk(3)
             made |= {f"transformer_blocks.{i}.attn1.to_{n}.{kind}": part for n, part in zip("qkv", parts, strict=True)}
-    _refuse_others(file, given, [*names, *(f"blocks.{i}.attn.qkv" for i in range(depth))])
     return made
-
-
-def _kinds(name: str) -> tuple[str, ...]:
-    return ("weight",) if name == "y_embedder.embedding_table" else ("weight", "bias")
-
-
-def _refuse_others(file: Path, given: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    known = {"pos_embed", *(f"{name}.{kind}" for name in names for kind in _kinds(name))}
-    other = next((k for k in given if k not in known), None)
-    if other is not None:
-        raise ValueError(f"{file}: the tensor {other!r} is unexpected; DiT's official state dict has none of that name")
 
 
 def _check_places(file: Path, given: Mapping[str, Tensor], net: Any) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guidance import AND, NOT, Guidance
+from . import flux
+
 Arguments = Mapping[str, Any]
 
 
@@ -53,19 +56,15 @@ def _frames_last(x: Tensor, grid: tuple[int, ...]) -> Tensor:
 def _flux_grid(arguments: Arguments) -> tuple[int, ...]:
     ids = arguments["img_ids"].reshape(-1, arguments["img_ids"].shape[-1])
     height = int(ids[:, 1].max()) + 1
-    return height, len(ids) // height
+    return 2 * height, 2 * (len(ids) // height)
 
 
 def _flux_unpack(x: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """Unpack tokens of 2 × 2 pixels ``[B, hw, 4C]`` to ``[B, C, 2h, 2w]``."""
-    height, width = grid
-    x = x.reshape(len(x), height, width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(len(x), -1, 2 * height, 2 * width)
+    return flux.unpack(x, *grid)
 
 
 def _flux_pack(x: Tensor, grid: tuple[int, ...]) -> Tensor:
-    b, c, height, width = x.shape
-    return x.reshape(b, c, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, 4 * c)
+    return flux.pack(x)
 
 
 def _ltx_grid(arguments: Arguments) -> tuple[int, ...]:
@@ -152,8 +151,9 @@ def how_to_ask(pipe: Any, family: Family, arguments: Arguments) -> str:
     scale = getattr(pipe, "guidance_scale", None)
     if isinstance(scale, float | int) and scale <= 1 < arguments.get("guidance_scale", 0):
         return f"{name} ended it during the run (a callback set its guidance_scale to {scale:g}); leave it on, and say where to guide, interval=(lo, hi)"
-    if "guidance_scale" in arguments:
-        return f"{name} was called with guidance_scale={arguments['guidance_scale']:g}, at which it makes none; give any guidance_scale above 1"
+    for asked in ("guidance_scale", "max_guidance_scale"):
+        if asked in arguments:
+            return f"{name} was called with {asked}={arguments[asked]:g}, at which it makes none; give any {asked} above 1"
     return f"{name} makes none: it has no condition to leave out"
 
 
@@ -176,6 +176,25 @@ def encode(pipe: Any, family: Family, names: list[str | int], arguments: Argumen
     out = pipe.encode_prompt(**{k: v for k, v in given.items() if k in names_of})
     wanted = ("encoder_hidden_states", "", "text_embeds") if family is _UNET and len(out) == 4 else family.encodes
     return {name: tensor for name, tensor in zip(wanted, out, strict=False) if name and tensor is not None}
+
+
+def moved_from(guidance: Guidance) -> frozenset[str | int]:
+    """Return the prompts (or classes) written in an expression that it moves away from: ``negative=``, and what NOT names.
+
+    Raises:
+        ValueError: one of them is asked for too (AND); it is named.
+    """
+    away = {n for t in guidance.terms for n in _named(getattr(t, "concept" if isinstance(t, NOT) else "negative", None))}
+    asked = {n for t in guidance.terms if isinstance(t, AND) for n in _named(getattr(t, "concept", None))}
+    if both := away & asked:
+        raise ValueError(
+            f"the expression asks for {min(map(repr, both))} and moves away from it, and the pipeline tells its network other settings for each; word one of them otherwise"
+        )
+    return frozenset(away)
+
+
+def _named(given: Any) -> tuple[str | int, ...]:
+    return tuple(n for n in (given if isinstance(given, tuple) else (given,)) if isinstance(n, str | int))
 
 
 def label(pipe: Any, name: str | int) -> int:

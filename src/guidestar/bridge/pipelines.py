@@ -17,6 +17,7 @@ from ..levels import VP, Level, uniform
 from .families import networks
 from .recipe import guidance_of
 from .runs import Run, Wanted
+from .vae import check_known, decoded
 
 P = TypeVar("P")
 _MARK = "_guidestar"
@@ -45,7 +46,8 @@ def guide(
 
     Args:
         pipe: a pipeline with a ``unet`` or ``transformer`` of a family known here.
-        guidance: an expression, or a path to a ``guidance.toml``; None gives the pipeline its own guidance back.
+        guidance: an expression, or a path to a ``guidance.toml``, of which the guidance alone is taken (a
+            warning names what else it sets); None gives the pipeline its own guidance back.
         nets: further networks by name, of the same arguments ("weak" for autoguidance).
         classifiers: objects with ``log_prob(x, level, target)``, by name; CLIPs too. They see the
             pipeline's latents, ``[B, C, *S]``.
@@ -207,6 +209,10 @@ class _Decoded:
     def __init__(self, pipe: Any, inner: Any) -> None:
         if getattr(pipe, "vae", None) is None:
             raise ValueError(f"{type(pipe).__name__} has no VAE to look through; leave through_vae out")
+        try:
+            check_known(pipe.vae)
+        except ValueError as error:
+            raise ValueError(f"{type(pipe).__name__}: {error}; leave through_vae out, and classify the latents") from None
         self.pipe, self.inner, self.rho_max = pipe, inner, None
 
     def __getattr__(self, name: str) -> Any:
@@ -216,12 +222,7 @@ class _Decoded:
         """Return what the classifier says of the decoded latents ``x``."""
         from torch.utils.checkpoint import checkpoint
 
-        return self.inner.log_prob(checkpoint(self._decode, x, use_reentrant=False), level, target)
-
-    def _decode(self, x: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        x = x.to(next(vae.parameters()).dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        return vae.decode(x, return_dict=False)[0]
+        return self.inner.log_prob(checkpoint(decoded, self.pipe.vae, x, use_reentrant=False), level, target)
 
 
 __all__ = ["guide", "guided"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,23 @@ def settings(folder: str | Path) -> dict[str, Any]:
 def guidance_of(given: Any) -> Any:
     """Return the expression where a path to a ``guidance.toml`` is given in its place; anything else as it is.
 
+    What else the file says is for a pipeline to decide, by its arguments and its scheduler: a warning names it.
+
     Raises:
         ValueError: as `read`.
     """
     named = isinstance(given, str) and given.endswith(".toml")
-    return read(given).guidance if isinstance(given, Path) or named else given
+    if not isinstance(given, Path) and not named:
+        return given
+    found = read(given)
+    # "" is what a pipeline moves away from by itself.
+    if left := [key for key in ("steps", "solver", "grid", "negative") if getattr(found, key) not in (None, "")]:
+        warnings.warn(f"{given}: of this file a pipeline takes the guidance alone; it decides {', '.join(left)} by its own arguments and scheduler{_asked(found)}", stacklevel=3)
+    return found.guidance
+
+
+def _asked(found: GuidanceRecipe) -> str:
+    """Say what to call a pipeline with, for what a file asks beside the guidance."""
+    asked = {"num_inference_steps": found.steps, "negative_prompt": found.negative}
+    words = [f"{name}={value!r}" for name, value in asked.items() if value]
+    return f": call it with {', '.join(words)}" if words else ""

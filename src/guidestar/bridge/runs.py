@@ -15,7 +15,7 @@ from ..guidance import Guidance, Guided
 from ..levels import Grid, Step
 from ..passes import Net, Slot
 from .calls import Call, CallDenoiser, bound
-from .families import encode, family_of, how_to_ask, label, negative_rows
+from .families import encode, family_of, how_to_ask, label, moved_from, negative_rows
 from .timetable import Timetable, read_timetable
 
 
@@ -63,7 +63,7 @@ class Run:
         self.table: Timetable | None = None
         self.guided: Guided | None = None
         self.nets = _Nets(["main", *wanted.nets])
-        self.streams = [g.get_state() for g in _generators(arguments)]
+        self.streams = [g.get_state() for g in _generators(pipe, arguments)]
         self.encoded: dict[Any, Condition] = {}
         self.pending: tuple[int, Call, Tensor] | None = None
         self._restart(0)
@@ -173,9 +173,11 @@ class Run:
         return denoisers["main"]
 
     def _encode(self, call: Call, names: tuple[str | int, ...]) -> Condition:
-        if names not in self.encoded:
-            self.encoded[names] = call.encoded(encode(self.pipe, call.family, list(names), self.arguments), len(names))
-        return self.encoded[names]
+        key = names, call.parts
+        if key not in self.encoded:
+            away = call.has_settings and names[0] in moved_from(self.wanted.guidance)
+            self.encoded[key] = call.encoded(encode(self.pipe, call.family, list(names), self.arguments), len(names), away=away)
+        return self.encoded[key]
 
     def _make(self, call: Call) -> Guided:
         w, batch = self.wanted, call.batch
@@ -257,9 +259,20 @@ def _like_answer(answer: Any, call: Call, out: Tensor) -> Any:
     return Transformer2DModelOutput(sample=out)
 
 
-def _generators(arguments: Mapping[str, Any]) -> list[torch.Generator]:
+def _generators(pipe: Any, arguments: Mapping[str, Any]) -> list[torch.Generator]:
+    """Return what the pipeline draws its latents from: the generators that it was given, or its device's own."""
     given = arguments.get("generator")
-    return list(given) if isinstance(given, list | tuple) else [torch.default_generator if given is None else given]
+    if isinstance(given, list | tuple):
+        return list(given)
+    return [_default_generator(pipe._execution_device) if given is None else given]
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    """Return what torch draws from on a device where it is given no generator."""
+    if device.type != "cuda":
+        return torch.default_generator
+    torch.cuda.init()  # a pipeline that is offloaded may be the first to use it
+    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
 
 
 def _seed(streams: Sequence[Tensor], k: int) -> int:

@@ -207,7 +207,7 @@ def _check(file: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tenso
         if name not in tensors:
             raise ValueError(f"{file}: the tensor {name!r} is missing")
         if tensors[name].shape != like.shape:
-            raise ValueError(f"{file}: the tensor {name!r} has the shape {tuple(tensors[name].shape)}, but config.json asks for {tuple(like.shape)}")
+            raise ValueError(f"{file}: the tensor {name!r} has the shape {tuple(tensors[name].shape)}, but the network asks for {tuple(like.shape)}")
         if tensors[name].is_floating_point() != like.is_floating_point():
             raise ValueError(f"{file}: the tensor {name!r} holds {tensors[name].dtype}, but the network asks for {like.dtype}")
     unexpected = next((name for name in tensors if name not in wanted), None)

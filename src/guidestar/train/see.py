@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bridge.weights import read_module
+from ..bridge.vae import read_decoder
 from ..data._core import Source
 from ..draw import Draw
-from ..folder import Decoder
 from ..model import Model
 from ..pictures import Row, save_png, sheet, to_drawings
 from .build import process
@@ -122,7 +121,7 @@ def _word(value: Any, classes: tuple[str, ...]) -> str:
 def decoding(recipe: Recipe, source: Source) -> Callable[[Tensor], Tensor]:
     """Return what turns the network's samples into the data's own: through the VAE, or into their units."""
     if recipe.data.vae:
-        return Decoder(read_module(recipe.data.vae))
+        return read_decoder(recipe.data.vae)
     scale = scale_of(source)
     return scale.undo if scale is not None else lambda x: x
 
