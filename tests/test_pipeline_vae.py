@@ -10,7 +10,7 @@ from diffusers import AsymmetricAutoencoderKL, AutoencoderTiny, VQModel
 import guidestar
 from _pipeline_families import family
 from _pipelines import close, drawn, stable_diffusion, told, vae, walked
-from guidestar.bridge.vae import Decoder, decoded, read_decoder
+from guidestar.bridge.vae import Decoder, decoded, encoded, read_decoder
 
 MEAN, STD = [0.1, -0.2, 0.3, 0.4], [1.0, 2.0, 0.5, 3.0]
 THROUGH = {"target": 5, "through_vae": True}
@@ -122,3 +122,22 @@ def test_vaes_whose_latents_are_treated_otherwise_are_refused(tmp_path):
     VQModel(block_out_channels=(8,), norm_num_groups=2, num_vq_embeddings=4).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}/config.json: how the latents of VQModel are packed and normalised is not known here"):
         read_decoder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+def test_encoding_is_the_inverse_of_decodings_scaling(kind):
+    """Of the latents that a VAE encodes pictures into: minus mean and shift, through the spread, times the factor."""
+    torch.manual_seed(2)
+    net = (
+        vae()
+        if kind == "kl"
+        else AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).double()
+    )
+    net.register_to_config(latents_mean=MEAN, latents_std=STD, shift_factor=0.25, scaling_factor=0.6)
+    x = torch.rand(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        raw = net.encode(x).latent_dist.mean if kind == "kl" else net.encode(x).latents
+        mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 4, 1, 1) for v in (MEAN, STD))
+        made = encoded(net, x)
+        torch.testing.assert_close(made, (raw - mean - 0.25) / std * 0.6)
+        torch.testing.assert_close(decoded(net, made), net.decode(raw).sample)

@@ -40,11 +40,32 @@ def decoded(vae: Any, x: Tensor) -> Tensor:
         ValueError: as `check_known`.
     """
     check_known(vae)
-    config = vae.config
-    mean, std = (x.new_tensor(config.get(k) or default).view(-1, 1, 1) for k, default in (("latents_mean", 0.0), ("latents_std", 1.0)))
-    latents = x * std / config.scaling_factor + mean + (config.get("shift_factor") or 0.0)
+    mean, std = _spread(vae, x)
     with _upcast(vae):
-        return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return vae.decode((x * std / vae.config.scaling_factor + mean).to(vae.dtype), return_dict=False)[0]
+
+
+def encoded(vae: Any, x: Tensor) -> Tensor:
+    """Encode pictures ``[B, C, H, W]`` in [−1, 1] into latents: the inverse of the scaling of `decoded`, of the posterior's mean.
+
+    Returns:
+        Latents in the type of ``x``.
+
+    Raises:
+        ValueError: as `check_known`.
+    """
+    check_known(vae)
+    with _upcast(vae):
+        found = vae.encode(x.to(vae.dtype))
+    latents = (found.latents if hasattr(found, "latents") else found.latent_dist.mean).to(x.dtype)
+    mean, std = _spread(vae, latents)
+    return (latents - mean) / std * vae.config.scaling_factor
+
+
+def _spread(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean (with the shift) and the standard deviation of each channel of the VAE's latents."""
+    mean, std = (x.new_tensor(vae.config.get(k) or default).view(-1, 1, 1) for k, default in (("latents_mean", 0.0), ("latents_std", 1.0)))
+    return mean + (vae.config.get("shift_factor") or 0.0), std
 
 
 @contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from ..bridge.vae import encoded as into_latents
 from ..bridge.weights import read_json, read_module
 from ..data import fashion_mnist
 from ..data._core import Column, InMemory, Source, split
@@ -81,16 +82,12 @@ def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 
 
 @torch.no_grad()
 def encoded(source: Pictures, spec: Data, path: str) -> Source:
-    """Return the latents of pictures: the mean of the VAE's posterior, scaled as its settings say."""
-    vae = read_module(str(spec.vae))
-    config, where = vae.config, "cuda" if torch.cuda.is_available() else "cpu"
+    """Return the latents of pictures (`guidestar.bridge.vae.encoded`)."""
+    vae: Any = read_module(str(spec.vae))
+    where = "cuda" if torch.cuda.is_available() else "cpu"
     vae.to(where)
-
-    def encode(x: Tensor) -> Tensor:
-        return (vae.encode(x.to(where)).latent_dist.mean - (config.get("shift_factor") or 0.0)) * config.scaling_factor
-
-    digest = hashlib.blake2b(repr(sorted(config.items())).encode(), digest_size=12)
+    digest = hashlib.blake2b(repr(sorted(vae.config.items())).encode(), digest_size=12)
     for tensor in vae.state_dict().values():
         digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
     digest.update(source.pixels.numpy())  # by what they are made of, not where that lies: files may change in place  # type: ignore[arg-type]
-    return latents(source, encode, Path(spec.cache or Path(path).parent / ".latents"), key=digest.hexdigest())
+    return latents(source, lambda x: into_latents(vae, x.to(where)), Path(spec.cache or Path(path).parent / ".latents"), key=digest.hexdigest())
