@@ -125,7 +125,10 @@ def by_rows(changes: Sequence[Change], query: Tensor, answer: Callable[[slice, C
 
 
 class Layers(Protocol):
-    """What can be perturbed in a network. An empty sequence of names means the family's usual layers, no rows all of them."""
+    """What can be perturbed in a network. An empty sequence of names means the family's usual layers, no rows all of them.
+
+    Layers whose network's samples have their channels last (``[B, T, C]``) say so by ``channels_last = True``.
+    """
 
     def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
         """Return names of layers: of attention among the picture's tokens, of attention to the text, or whole blocks.

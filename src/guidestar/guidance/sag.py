@@ -104,6 +104,8 @@ class Look:
     @contextmanager
     def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> Iterator[list[Tensor]]:
         layers, seen = layers_of(denoiser), []
+        if getattr(layers, "channels_last", False):
+            raise ValueError("sag blurs the dimensions after the channels, but the samples of this network have their channels last; use pag, seg or slg")
 
         def attend(a: Attention) -> Tensor:
             seen.append(_received(a))

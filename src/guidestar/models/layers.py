@@ -1,4 +1,4 @@
-"""The perturbable layers of Diffusers' networks: U-Nets, DiT, PixArt, SD3 and Flux.
+"""The perturbable layers of Diffusers' networks (U-Nets, DiT, PixArt, SD3 and Flux) and of our sequence network.
 
 Whatever processor a layer of attention has, it ends in one call of ``scaled_dot_product_attention``
 of its heads. That call is what is changed, so normalised and rotated queries, masks, fused
@@ -28,10 +28,11 @@ from torch.nn import functional as F
 from ..layers import AGAINST, Attention, Change, Kind, Rows, by_rows
 from .intercept import intercepted, replaced
 from .joint import BLOCKS, beside, text_against
+from .sequence import SequenceAttention, SequenceBlock, SequenceTransformer
 
 _UNETS = (UNet2DModel, UNet2DConditionModel)
 _JOINT_NETS = (SD3Transformer2DModel, FluxTransformer2DModel)
-_KNOWN = (*_UNETS, DiTTransformer2DModel, PixArtTransformer2DModel, *_JOINT_NETS)
+_KNOWN = (*_UNETS, DiTTransformer2DModel, PixArtTransformer2DModel, *_JOINT_NETS, SequenceTransformer)
 _EXACT = ("AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor")
 """Processors that compute the same by other means, to save memory."""
 
@@ -57,7 +58,7 @@ class DiffusersLayers:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self.net = net
+        self.net, self.channels_last = net, isinstance(net, SequenceTransformer)
 
     def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
         """Return names of layers, as they are or the usual ones."""
@@ -114,19 +115,19 @@ class DiffusersLayers:
 
 
 def _is_self_attention(m: nn.Module) -> bool:
-    return isinstance(m, FluxAttention) or (isinstance(m, DiffusersAttention) and not m.is_cross_attention)
+    return isinstance(m, FluxAttention) or (isinstance(m, DiffusersAttention | SequenceAttention) and not m.is_cross_attention)
 
 
 def _is_cross_attention(m: nn.Module) -> bool:
     """Tell attention whose text can be another: to the text alone, or joint, in which the text asks too."""
     if not isinstance(m, DiffusersAttention):
-        return isinstance(m, FluxAttention)
+        return isinstance(m, FluxAttention) or (isinstance(m, SequenceAttention) and m.is_cross_attention)
     return m.context_pre_only is not None or (m.is_cross_attention and m.added_kv_proj_dim is None)
 
 
 def _is_block(m: nn.Module) -> bool:
     """Tell what can be left out: it adds to what it is given. In U-Nets that is not the residual blocks, which change its width."""
-    return isinstance(m, (BasicTransformerBlock, *BLOCKS)) or (isinstance(m, DiffusersAttention) and m.residual_connection)
+    return isinstance(m, (BasicTransformerBlock, SequenceBlock, *BLOCKS)) or (isinstance(m, DiffusersAttention) and m.residual_connection)
 
 
 _IS: Mapping[Kind, Callable[[nn.Module], bool]] = {"attention": _is_self_attention, "cross": _is_cross_attention, "block": _is_block}
@@ -136,13 +137,14 @@ _WORDS: Mapping[Kind, str] = {"attention": "layer of self-attention", "cross": "
 @contextmanager
 def _with_known_processor(module: Any) -> Iterator[None]:
     """Let attention that is computed in slices be computed at once."""
-    before = module.processor
+    before = getattr(module, "processor", None)
     if type(before).__name__ in _EXACT and getattr(module, "scale_qk", False):
         module.processor = AttnProcessor2_0()
     try:
         yield
     finally:
-        module.processor = before
+        if before is not None:
+            module.processor = before
 
 
 @contextmanager
@@ -216,7 +218,9 @@ def _image(net: nn.Module, told: Mapping[str, Any], hidden: Tensor, tokens: int)
     return slice(0, hidden.shape[1] if hidden.ndim == 3 else hidden[0, 0].numel())
 
 
-def _grid(net: nn.Module, told: Mapping[str, Any], hidden: Tensor, tokens: int) -> tuple[int, int]:
+def _grid(net: nn.Module, told: Mapping[str, Any], hidden: Tensor, tokens: int) -> tuple[int, ...]:
+    if isinstance(net, SequenceTransformer):
+        return (tokens,)
     if hidden.ndim == 4:
         return hidden.shape[2], hidden.shape[3]
     if isinstance(net, FluxTransformer2DModel):
@@ -258,6 +262,8 @@ def _against(net: Any, told: Mapping[str, Any], hidden: Tensor) -> dict[str, Ten
         raise ValueError(f"a {type(net).__name__} that is told pictures cannot be contrasted in its attention")
     project = getattr(net, "caption_projection", None) or getattr(net, "encoder_hid_proj", None)
     states = project(states) if project else states
+    if isinstance(net, SequenceTransformer):  # attends by the mask itself
+        return {"encoder_hidden_states": states, "attention_mask": mask}
     bias = None if mask is None else ((1 - mask.to(hidden.dtype)) * -10000.0).unsqueeze(1)
     return {"encoder_hidden_states": states, "attention_mask": bias}
 

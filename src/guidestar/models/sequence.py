@@ -14,29 +14,31 @@ def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-class _Attention(nn.Module):
-    """Attention of ``x`` to itself, or to what it is told."""
+class SequenceAttention(nn.Module):
+    """Attention of tokens to each other, or to what they are told (``told``, its width)."""
 
     def __init__(self, width: int, heads: int, told: int | None = None) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.is_cross_attention = heads, told is not None
         self.query, self.key_value, self.out = nn.Linear(width, width), nn.Linear(told or width, 2 * width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor, told: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None) -> Tensor:
+        """Return ``[B, L, width]`` of as much; of the told ``[B, M, told]`` only what the mask ``[B, M]`` has."""
+        x, told, mask = hidden_states, encoder_hidden_states, attention_mask
         split = lambda t: t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731
         key, value = self.key_value(x if told is None else told).chunk(2, -1)
         mixed = F.scaled_dot_product_attention(split(self.query(x)), split(key), split(value), attn_mask=None if mask is None else mask[:, None, None].bool())
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-class _Block(nn.Module):
+class SequenceBlock(nn.Module):
     """``x += g₁ attend(norm(x)); x += g₂ mlp(norm(x))``, shifts, scales and gates from the embedding; at first the identity."""
 
     def __init__(self, width: int, heads: int, told: int | None) -> None:
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
-        self.attention = _Attention(width, heads)
-        self.cross = _Attention(width, heads, told) if told else None
+        self.attention = SequenceAttention(width, heads)
+        self.cross = SequenceAttention(width, heads, told) if told else None
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
@@ -45,7 +47,9 @@ class _Block(nn.Module):
             nn.init.zeros_(self.cross.out.weight)
             nn.init.zeros_(self.cross.out.bias)
 
-    def forward(self, x: Tensor, emb: Tensor, told: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden_states: Tensor, emb: Tensor, told: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Return tokens ``[B, L, width]`` like those given."""
+        x = hidden_states
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(emb)).chunk(6, -1)
         x = x + gate1[:, None] * self.attention(_modulated(self.norm1(x), shift1, scale1))
         if self.cross is not None and told is not None:
@@ -79,7 +83,7 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
         self.position = nn.Parameter(torch.randn((length or 1) // patch, width) * 0.02)
         self.frequencies = Timesteps(width, True, 0)
         self.time = TimestepEmbedding(width, width)
-        self.blocks = nn.ModuleList(_Block(width, heads, cross_attention_dim) for _ in range(depth))
+        self.blocks = nn.ModuleList(SequenceBlock(width, heads, cross_attention_dim) for _ in range(depth))
         self.norm, self.modulation, self.outward = nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, 2 * width), nn.Linear(width, patch * channels)
         for layer in (self.modulation, self.outward):
             nn.init.zeros_(layer.weight)
