@@ -136,6 +136,21 @@ def test_what_guidance_remembers_is_kept_from_the_first_visit():
     assert given == [0, 0, 1, 1, 3, 3]
 
 
+def test_who_watches_sees_the_estimate_that_leads_on():
+    """Not that of a visit that was led back from."""
+    seen = []
+
+    def watched(x: Tensor, step: Any, gstate: Any) -> Any:
+        seen.append((step.index, step.visit, step.t.sigma, x))
+        return denoised(x, step, gstate)
+
+    states = list(trajectory(watched, noise(3, 4), grid=uniform(VP.linear(), 3), solver=TimeTravel(solver=Heun(), times=2), draw=Draw(SEEDS)))
+    firsts = [next(x for i, v, sigma, x in seen if (i, v) == (index, 1)) for index in range(3)]
+    assert len(states) == 3 and len(seen) > 6
+    for state, x in zip(states, firsts, strict=True):
+        torch.testing.assert_close(state.prediction.x_t, x)
+
+
 @pytest.mark.parametrize("solver", [TimeTravel(times=3), TimeTravel(solver=Heun(), times=2), RePaint(known=noise(1, 4), mask=torch.tensor([1.0, 0, 0, 1]))])
 def test_a_sample_depends_on_its_own_seed_alone(solver):
     run = {"grid": GRIDS["ve"], "solver": solver, "shape": (4,), "dtype": torch.float64}

@@ -98,15 +98,16 @@ class State:
 
 
 class _Recorder:
-    """Keeps the first prediction of each step for whoever watches."""
+    """Keeps the first prediction of a step's last visit, the one that leads on, for whoever watches."""
 
     def __init__(self, predict: Predict, explain: bool) -> None:
         self.predict, self.explain = predict, explain
+        self.visit = -1
         self.prediction: Prediction | None = None
         self.pushes: dict[str, Tensor] | None = None
 
     def __call__(self, x_t: Tensor, step: Step, gstate: dict[str, Tensor]) -> tuple[Prediction, dict[str, Tensor]]:
-        first = self.prediction is None
+        first, self.visit = step.visit != self.visit, step.visit
         if self.explain and first:
             self.prediction, gstate, self.pushes = self.predict(x_t, step, gstate, explain=True)
             return self.prediction, gstate  # type: ignore[return-value]
