@@ -22,8 +22,9 @@ from ..model import Model
 from ..models.clip import CLIP
 from ._core import profiles, read_checkpoint
 from .build import build, judged, process, said, scheduler_config
+from .parts import ClassifierPart
 from .reading import scale_of, sources
-from .recipe import ClassifierPart, Recipe
+from .recipe import Recipe
 from .run import averaged, checkpoint, settings, snapshot_file, snapshot_steps
 from .see import decoding
 

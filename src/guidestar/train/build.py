@@ -29,7 +29,9 @@ from . import classification as supervised
 from ._core import Objective
 from .contrastive import Contrastive
 from .denoising import Conditional, Denoising
-from .recipe import PARTS, ClassifierPart, CLIPPart, ConditionSpec, NetworkPart, Recipe, VisionPart
+from .parts import PARTS, ClassifierPart, CLIPPart, NetworkPart, VisionPart
+from .recipe import Recipe
+from .tables import ConditionSpec
 from .times import LogitNormal, UniformTime
 from .weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform
 

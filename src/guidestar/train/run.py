@@ -17,8 +17,9 @@ from ._core import Progress, Settings, Trainer, fit, profiles, read_checkpoint
 from ._safely import Stop
 from .build import Built, activations, build, memory, take_from_clip, uses_clip
 from .ema import EMA
+from .parts import PARTS, CLIPPart, NetworkPart
 from .reading import sources
-from .recipe import PARTS, CLIPPart, NetworkPart, Recipe
+from .recipe import Recipe
 from .report import Report
 from .see import Board, previewing
 
