@@ -33,6 +33,21 @@ class Objective(ABC):
         """Return the loss ``[B]`` of ``net`` on clean data ``x0 [B, *S]`` and its target or condition."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a part trains.
+
+    Args:
+        module: the network, fresh.
+        objective: its loss.
+        prepare: turns what is known of a batch into the objective's target.
+    """
+
+    module: nn.Module
+    objective: Objective
+    prepare: Callable[[Targets], Any]
+
+
 class Lossy(nn.Module):
     """A network with its objective: what several processes must call as one module, to share its gradients."""
 

@@ -21,7 +21,9 @@ from ..folder import save, write_average
 from ..model import Model
 from ..models.clip import CLIP
 from ._core import profiles, read_checkpoint
-from .build import build, judged, process, said, scheduler_config
+from .build import build, judged
+from .captions import said
+from .noise import process, scheduler_config
 from .parts import ClassifierPart
 from .reading import scale_of, sources
 from .recipe import Recipe

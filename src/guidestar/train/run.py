@@ -13,10 +13,12 @@ from torch import Tensor
 from ..data._core import Source
 from ..draw import Draw
 from ..files import make_folder, whole_or_not
-from ._core import Progress, Settings, Trainer, fit, profiles, read_checkpoint
+from ._core import Built, Progress, Settings, Trainer, fit, profiles, read_checkpoint
 from ._safely import Stop
-from .build import Built, activations, build, memory, take_from_clip, uses_clip
+from .build import build
+from .clips import take_from_clip, uses_clip
 from .ema import EMA
+from .memory import activations, memory
 from .parts import PARTS, CLIPPart, NetworkPart
 from .reading import sources
 from .recipe import Recipe
