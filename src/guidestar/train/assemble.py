@@ -20,9 +20,10 @@ from ..files import Damaged
 from ..folder import save, write_average
 from ..model import Model
 from ..models.clip import CLIP
-from ._core import profiles, read_checkpoint
+from ._core import profiles
 from .build import build, judged
 from .captions import said
+from .checkpoints import read_checkpoint
 from .noise import process, scheduler_config
 from .parts import ClassifierPart
 from .reading import scale_of, sources
