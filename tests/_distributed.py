@@ -13,9 +13,11 @@ from guidestar.draw import Draw
 from guidestar.levels import VP
 from guidestar.models.conditional import ConditionalModel
 from guidestar.models.conditions import ClassEncoder, Conditions
-from guidestar.train._core import Settings, Trainer, fit
+from guidestar.train._core import Settings
 from guidestar.train.denoising import Conditional, Denoising, LogitNormal
 from guidestar.train.ema import EMA
+from guidestar.train.loop import fit
+from guidestar.train.trainer import Trainer
 
 STEPS = 300
 

@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from guidestar.data._core import Column, InMemory
-from guidestar.train import _core
-from guidestar.train._core import Objective, Settings, Trainer, fit
+from guidestar.train._core import Objective, Settings
+from guidestar.train.loop import fit
+from guidestar.train.trainer import Trainer
 
 SAVE = 3  # the save during which events are counted
 STEPS = 8
@@ -70,7 +71,7 @@ class Events:
             self.saves += self.saves < SAVE or self.full is None  # on a full disk the next save fails likewise
             save(state, Written(self, file))
 
-        _core.torch.save = counted
+        torch.save = counted
 
     def before(self, name, function):
         def call(*arguments, **more):

@@ -46,6 +46,8 @@ OF_METHODS = "test_methods.py -k '{}'"
 LAWS = "test_guidance_laws.py -k '{}'"
 TESTED: dict[str, Sequence[str]] = {
     "guidance/_blur.py": ["test_perturbed.py -k 'sag_everywhere or mean_query'", "test_perturbed.py -k 'sag or seg'"],
+    "guidance/_climbing.py": [OF_METHODS.format("classifier"), "test_clip_guidance.py"],
+    "guidance/_conditioned.py": [OF_METHODS.format("cfg and not cfgpp"), "test_tcfg.py", LAWS.format("cfg or tcfg or mambo")],
     "guidance/_perturbed.py": ["test_perturbed.py -k 'pag_and_seg or slg'", "test_perturbed.py"],
     "guidance/_statistics.py": [OF_METHODS.format("apg or rescale or threshold"), LAWS.format("zero_norms or one_number or dtype")],
     "guidance/_steered.py": ["test_training_free.py -k 'dps or lgd or forward or tfg'", "test_training_free.py", "test_observing.py -k library"],

@@ -8,9 +8,9 @@ from torch.distributions import Normal
 
 import guidestar as gs
 from guidestar.bridge.weights import read_module
+from guidestar.bridge.writing import write_module
 from guidestar.draw import Draw
 from guidestar.evaluate.calibration import best_temperature, by_level, expected_calibration_error, fit_temperatures, regression_by_level
-from guidestar.folder import write_module
 from guidestar.levels import VP, Flow, Level
 from guidestar.models.classifier import Classifier
 from guidestar.models.sequence import SequenceTransformer

@@ -9,13 +9,15 @@ from torch.nn import functional as F
 
 import guidestar as gs
 from guidestar.bridge.encoders import TextEncoder, read_condition
+from guidestar.bridge.writing import write_condition
 from guidestar.data._core import Column, InMemory
 from guidestar.denoiser import Network
-from guidestar.folder import write_condition
 from guidestar.models.conditional import ConditionalModel
 from guidestar.models.conditions import ClassEncoder, Conditions, LabelEncoder, VectorEncoder
-from guidestar.train._core import Settings, Trainer, fit
+from guidestar.train._core import Settings
 from guidestar.train.denoising import Conditional, Denoising, LogitNormal
+from guidestar.train.loop import fit
+from guidestar.train.trainer import Trainer
 
 CLASSES = ("coat", "shirt", "bag")
 

@@ -11,9 +11,9 @@ from torch import nn
 from guidestar.denoiser import Condition, Network
 from guidestar.draw import Draw
 from guidestar.levels import VE, VP, Flow, Level
-from guidestar.train.build import denoising
 from guidestar.train.classification import Classification, NoisyClassification, NoisyRegression
 from guidestar.train.denoising import Conditional, Denoising, LogitNormal, dropped
+from guidestar.train.noise import denoising
 from guidestar.train.recipe import read
 from guidestar.train.times import UniformTime
 from guidestar.train.weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform

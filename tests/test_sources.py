@@ -19,7 +19,9 @@ from guidestar.data.pictures import Look
 from guidestar.data.shards import Shards
 from guidestar.data.tensors import Scale, Scaled, latents, tensors
 from guidestar.draw import Draw
-from guidestar.train._core import Objective, Settings, Trainer, fit
+from guidestar.train._core import Objective, Settings
+from guidestar.train.loop import fit
+from guidestar.train.trainer import Trainer
 
 LOOK = Look(size=8)
 

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from guidestar.data._core import Column, InMemory
 from guidestar.files import make_folder, whole_or_not
-from guidestar.train._core import NotFinite, Objective, Progress, Settings, Trainer, fit, order
+from guidestar.train._core import NotFinite, Objective, Progress, Settings
 from guidestar.train._safely import Stop, asked_by_signals, held_back
+from guidestar.train.loop import fit
 from guidestar.train.report import Figures, Smoothed, progress_report
+from guidestar.train.trainer import Trainer, order
 
 # --- the stream of data, the averaged weights ---
 

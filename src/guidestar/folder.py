@@ -26,8 +26,6 @@ from torch import Tensor
 
 from .about import FORMAT, NAME, read_about
 from .bridge import recipe
-from .bridge.clip import write_pretrained
-from .bridge.diffusers import Adapter
 from .bridge.diffusers import read as read_parts
 from .bridge.export import described, scheduler_settings, write_index
 from .bridge.folders import family_of, read_pipeline
@@ -35,14 +33,14 @@ from .bridge.hub import fetch, is_hub_name
 from .bridge.schedulers import read_scheduler
 from .bridge.vae import Decoder, read_decoder
 from .bridge.weights import read_json, read_module
-from .files import make_folder, whole_or_not
+from .bridge.writing import write_classifier, write_denoiser, write_module, write_scheduler
+from .files import make_folder
 from .levels import Flow
 from .model import Model
 from .models.lean import lean
 from .pictures import write_text
 
 SHIPPED = Path(__file__).parent / "weights"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class WeightsError(RuntimeError):
@@ -210,13 +208,13 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
     """
     config = _scheduler(model)
     root = make_folder(Path(folder))
-    _write_pair(model.denoiser, model.encoder, root, dtype)
+    write_denoiser(model.denoiser, model.encoder, root, dtype)
     for name, (denoiser, encoder) in model.nets.items():
-        _write_pair(denoiser, encoder, root / name, dtype)
+        write_denoiser(denoiser, encoder, root / name, dtype)
     clips = {n: c for n, c in model.classifiers.items() if hasattr(c, "embed_text")}
     for name, net in {**model.classifiers, **({"judge": model.judge} if model.judge is not None else {})}.items():
-        _write_classifier(net, root / name, dtype, whole=name == "judge")
-    _write_scheduler(config, root / "scheduler")
+        write_classifier(net, root / name, dtype, whole=name == "judge")
+    write_scheduler(config, root / "scheduler")
     if isinstance(model.decode, Decoder):
         write_module(model.decode.vae, root / "vae", dtype)
     about = {
@@ -236,78 +234,15 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
     write_text(json.dumps(about, indent=2) + "\n", root / NAME)
 
 
-def _write_classifier(net: Any, folder: Path, dtype: torch.dtype, *, whole: bool) -> None:
-    if not hasattr(net, "embed_text"):
-        write_module(net, folder, dtype)
-        return
-    from .bridge.clip import write_clip, write_tower
-
-    if whole:
-        write_clip(net, folder, dtype)
-    else:
-        write_tower(net.vision, folder, dtype)
-
-
 def write_average(module: Any, folder: Path, name: str, dtype: torch.dtype = torch.float16) -> None:
     """Add another average of the main network's weights (a `ConditionalModel`) to a folder, under ``name``."""
-    _write_pair(module.denoiser, module.encoder.alone(), folder / "averages" / name, dtype)
-
-
-def _write_pair(denoiser: Any, encoder: Any, folder: Path, dtype: torch.dtype) -> None:
-    # What is read from a folder is called through an adapter; the network itself is within.
-    net = denoiser.net.net if isinstance(denoiser.net, Adapter) else denoiser.net
-    own = getattr(net, "made_by", None)
-    write_module(net, folder / ("network" if own else "unet" if type(net).__name__.startswith("UNet") else "transformer"), dtype, own)
-    if hasattr(encoder, "tokenizer"):
-        _write_text(encoder, folder, dtype)
-        write_text(json.dumps({"_class_name": "TextEncoder", **encoder.settings}) + "\n", folder / "condition" / "config.json")
-    elif encoder is not None:
-        write_condition(encoder, folder / "condition", dtype)
-
-
-def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write a condition encoder, or several."""
-    if hasattr(encoder, "tokenizer"):
-        _write_text(encoder, make_folder(folder), dtype)
-        write_text(json.dumps({"_class_name": "TextEncoder", **encoder.settings}) + "\n", folder / "config.json")
-    elif hasattr(encoder, "parts"):
-        for name, part in encoder.parts.items():
-            write_condition(part, folder / name, dtype)
-        write_text(json.dumps({"_class_name": "Conditions", "names": list(encoder.parts)}) + "\n", folder / "config.json")
-    else:
-        write_module(encoder, folder, dtype)
-
-
-def _write_text(encoder: Any, folder: Path, dtype: torch.dtype) -> None:
-    write_pretrained(encoder.text, folder / "text_encoder", dtype)
-    encoder.tokenizer.save_pretrained(folder / "tokenizer")
-
-
-def write_module(module: Any, folder: Path, dtype: torch.dtype = torch.float16, made_by: Mapping[str, Any] | None = None) -> None:
-    """Write a module's config (or what made it), and its weights in ``dtype``: beside, then renamed."""
-    from safetensors.torch import save as serialised
-
-    make_folder(folder)
-    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).cpu().contiguous() for k, v in module.state_dict().items()}
-    with whole_or_not(folder / WEIGHTS) as beside:
-        beside.write_bytes(serialised(tensors, {"format": "pt"}))
-    if made_by is None:
-        module.save_config(folder)
-    else:
-        write_text(json.dumps(made_by, indent=2) + "\n", folder / "config.json")
+    write_denoiser(module.denoiser, module.encoder.alone(), folder / "averages" / name, dtype)
 
 
 def _scheduler(model: Model) -> dict[str, Any]:
     if "scheduler" not in model.card and "schedule" not in model.card:
         raise ValueError(f"the model {model.name!r} was not trained here and says nothing of its scheduler (card); copy the folder that it was read from")
     return scheduler_settings(model, model.card.get("scheduler") or _of_betas(model))
-
-
-def _write_scheduler(config: Mapping[str, Any], folder: Path) -> None:
-    import diffusers
-
-    settings = {k: v for k, v in config.items() if k != "_class_name"}
-    getattr(diffusers, config["_class_name"])(**settings).save_config(folder)
 
 
 def _of_betas(model: Model) -> dict[str, Any]:

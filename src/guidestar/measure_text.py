@@ -48,7 +48,7 @@ def read_captioned(folder: Path, size: int) -> Captioned:
     from .data.folders import image_folder
     from .data.pictures import Look
     from .draw import Draw
-    from .train.build import text_column
+    from .train.captions import text_column
 
     source = image_folder(folder, Look(size=size, channels=3))
     held: Any = source.targets[text_column(source)]

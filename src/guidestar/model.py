@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +15,11 @@ from .guidance import Guidance, Guided, Observation, Plan, losses_of, parse
 from .guidance._core import Direction, as_guidance
 from .guidance.losses import Loss
 from .levels import GRIDS, Grid, Schedule
-from .passes import Net
-from .samples import Samples, settings_of
+from .naming import Names, names_of, net_of
+from .samples import Samples, arguments_of, settings_of
 from .sampling import Potential, Solver, State, get_solver, noise, noised, trajectory
 from .steering import Reward, steer
 
-Names = str | int | Sequence[str | int]
 Watch = Callable[[int, int], None]
 
 
@@ -113,31 +111,7 @@ class Model:
         Raises:
             ValueError: an unknown name, or neither one nor ``count`` of them.
         """
-        if cond is None:
-            return None
-        if self.encoder is None:
-            raise ValueError(f"the model {self.name!r} is unconditional; leave cond out")
-        names = [cond] if isinstance(cond, str | int) else list(cond)
-        if len(names) not in (1, count):
-            raise ValueError(f"{len(names)} conditions were given for {count} samples; give 1, or one for each")
-        if self.told_by_text:
-            self._check_prompts(names)
-        names = [self._canonical(n) for n in names]
-        return tuple(names if len(names) == count else names * count)
-
-    def _check_prompts(self, names: Sequence[str | int]) -> None:
-        wordless = next((n for n in names if not isinstance(n, str)), None)
-        if wordless is not None:
-            raise ValueError(f"the model {self.name!r} is told by a prompt, not by a class; write what you want to see in place of {wordless!r}")
-        if any(not n.strip() for n in names):  # type: ignore[union-attr]
-            warnings.warn("an empty prompt asks for nothing: its samples are unconditional", stacklevel=3)
-
-    def _canonical(self, name: str | int) -> str | int:
-        """Name a class by its name, or by its index where two share a name."""
-        if not self.classes or name == "":
-            return name
-        index = self.encoder.index(name)
-        return self.classes[index] if self.encoder.index(self.classes[index]) == index else index
+        return names_of(self, cond, count)
 
     def guided(
         self,
@@ -156,7 +130,7 @@ class Model:
         ``seeds``, one a sample, are for guidances that draw random numbers; the others as in `sample`.
         """
         everyone = {"main": (self.denoiser, self.encoder), **self.nets}
-        nets = {name: self._net(denoiser, encoder, cond, negative) for name, (denoiser, encoder) in everyone.items()}
+        nets = {name: net_of(self, denoiser, encoder, cond, negative) for name, (denoiser, encoder) in everyone.items()}
         index = getattr(self.encoder, "index", None) if self.classifiers or hasattr(self.encoder, "classes") else None
         named = None if isinstance(cond, Condition) else cond
         target = torch.tensor([index(n) for n in named]) if named is not None and index is not None and "" not in named else None
@@ -164,29 +138,6 @@ class Model:
         prompts = [str(c) for c in named] if named is not None and self.told_by_text else None
         more = {"target": target, "index": index, "prompts": prompts, "seeds": seeds, "losses": losses, "max_rows": max_rows, "checkpoint": checkpoint, "check": check}
         return Guided(expression, nets, classifiers=self.classifiers, **more)  # type: ignore[arg-type]
-
-    def _net(self, denoiser: Denoiser, encoder: Any, cond: Sequence[str | int] | Condition | None, negative: str | int | None) -> Net:
-        if encoder is None:
-            if negative not in (None, ""):
-                raise ValueError(f"the model {self.name!r} takes no condition, so no negative either; leave it out")
-            return Net(denoiser=denoiser)
-
-        @torch.no_grad()
-        def encode(names: Sequence[str | int]) -> Condition:
-            return encoder.encode(names).to(self.device)
-
-        def part(name: str) -> Condition:
-            return encode([encoder.only(n, name) for n in cond or ()])
-
-        null = encoder.null(1)
-        return Net(
-            denoiser=denoiser,
-            cond=cond if cond is None or isinstance(cond, Condition) else encode(list(cond)),
-            null=None if null is None else null.to(self.device),
-            negative=None if negative in (None, "") else encode([negative]),
-            encode=encode,
-            part=part if hasattr(encoder, "only") and not isinstance(cond, Condition) else None,
-        )
 
     def plan(
         self,
@@ -349,16 +300,9 @@ class Model:
             ValueError: the settings are not a run's, or it depended on what they lack: an image to start
                 from, a loss, a reward, a function.
         """
-        keys = ("cond", "guidance", "seeds", "negative", "steps", "solver", "grid", "max_rows")
-        missing = [k for k in keys if k not in settings]
-        if missing:
-            raise ValueError(f"the settings lack {', '.join(missing)}; they were written by another version of guidestar")
-        if settings.get("started"):
-            raise ValueError("this run started from an image, which its settings do not carry; sample with start= again")
-        if settings.get("lacking"):
-            raise ValueError(f"this run depended on {' and '.join(settings['lacking'])}, which its settings do not carry; run it again with that")
+        arguments = arguments_of(settings)
         try:
-            return self.sample(**{k: settings[k] for k in keys}, watch=watch)
+            return self.sample(**arguments, watch=watch)
         except TypeError as error:
             raise ValueError(f"the settings cannot be read: {error}") from error
 

@@ -87,6 +87,23 @@ def settings_of(model: Any, run: Mapping[str, Any], solver: Solver, x: Tensor, s
     )
 
 
+def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``Model.sample`` that repeat the run of these settings.
+
+    Raises:
+        ValueError: they are not a run's, or it depended on what they lack.
+    """
+    keys = ("cond", "guidance", "seeds", "negative", "steps", "solver", "grid", "max_rows")
+    missing = [k for k in keys if k not in settings]
+    if missing:
+        raise ValueError(f"the settings lack {', '.join(missing)}; they were written by another version of guidestar")
+    if settings.get("started"):
+        raise ValueError("this run started from an image, which its settings do not carry; sample with start= again")
+    if settings.get("lacking"):
+        raise ValueError(f"this run depended on {' and '.join(settings['lacking'])}, which its settings do not carry; run it again with that")
+    return {k: settings[k] for k in keys}
+
+
 def _not_kept(guidance: Guidance) -> tuple[str, ...]:
     """Tell what of an expression its text does not carry: losses, and functions or tensors in its arguments."""
     losses = tuple(f"the loss {name!r}" for name in losses_of(guidance))

@@ -188,7 +188,7 @@ def is_masked(network: object) -> bool:
 
 
 def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
-    """Read a condition encoder as guidestar writes it (see `folder.write_condition`).
+    """Read a condition encoder as guidestar writes it (see `bridge.writing.write_condition`).
 
     Raises:
         ValueError: a file is missing or corrupt; it is named.

@@ -9,18 +9,17 @@ from torch import Tensor
 
 from ..denoiser import Condition
 from ..levels import Level, Step, expand
-from ..passes import COND, NEGATIVE, Pass
 from ..prediction import Prediction
-from ._core import Context, Contrast, Direction, Live, Pushed, State
+from ._conditioned import Conditioned
+from ._core import Live, Pushed, State
 from ._statistics import dot, norm, safe
-from .cfg import needs_condition
 from .expression import register
 from .weights import finite
 
 
 @register
 @dataclass(frozen=True)
-class Adaptive(Contrast):
+class Adaptive(Conditioned):
     """Adaptive guidance: ``u + s(c − u)`` until ``cos(c, u) > γ``, from then on c alone, for each sample.
 
     The step at which the cosine is first above γ is still guided; after it the null pass of that
@@ -46,7 +45,6 @@ class Adaptive(Contrast):
     below: float = 5.0
     negative: str | int | Condition | None = None
     name = "adaptive"
-    neutral = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,15 +52,6 @@ class Adaptive(Contrast):
             raise ValueError(f"adaptive: gamma must be in (-1, 1], not {self.gamma!r}")
         if not finite(self.below) or self.below <= 0:
             raise ValueError(f"adaptive: below must be a positive noise ratio, not {self.below!r}")
-
-    def bind(self, context: Context) -> Direction:
-        return needs_condition(self, context)
-
-    def good(self, step: Step) -> Pass:
-        return COND
-
-    def bad(self, step: Step) -> Pass:
-        return NEGATIVE if self.negative is None else Pass(cond=self.negative)
 
     def start(self, x_t: Tensor) -> State:
         return {"done": x_t.new_zeros(len(x_t))}

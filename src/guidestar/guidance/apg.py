@@ -8,19 +8,17 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Condition
-from ..levels import Step
-from ..passes import COND, NEGATIVE, Pass
 from ..prediction import Prediction
-from ._core import Context, Contrast, Direction, Live, Pushed, State
+from ._conditioned import Conditioned
+from ._core import Live, Pushed, State
 from ._statistics import dot, norm, safe
-from .cfg import needs_condition
 from .expression import register
 from .weights import finite
 
 
 @register
 @dataclass(frozen=True)
-class APG(Contrast):
+class APG(Conditioned):
     """Adaptive projected guidance: cfg without the part of its push that over-saturates.
 
     In x0, with c and u the conditional and the null estimate:
@@ -49,7 +47,6 @@ class APG(Contrast):
     radius: float | None = None
     negative: str | int | Condition | None = None
     name = "apg"
-    neutral = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,15 +56,6 @@ class APG(Contrast):
                 raise ValueError(f"apg: {name} must be a finite number, not {number!r}")
         if self.radius is not None and self.radius <= 0:
             raise ValueError(f"apg: the radius must be positive, not {self.radius}")
-
-    def bind(self, context: Context) -> Direction:
-        return needs_condition(self, context)
-
-    def good(self, step: Step) -> Pass:
-        return COND
-
-    def bad(self, step: Step) -> Pass:
-        return NEGATIVE if self.negative is None else Pass(cond=self.negative)
 
     def start(self, x_t: Tensor) -> State:
         return {"average": torch.zeros_like(x_t)} if self.momentum else {}

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 import torch
 
 from ..denoiser import Condition
-from ..levels import Step
-from ..passes import COND, NEGATIVE, Pass
 from ..prediction import Prediction
-from ._core import Context, Contrast, Direction, Live, Pushed
+from ._conditioned import Conditioned
+from ._core import Live, Pushed
 from .expression import register
 
 
 @register
 @dataclass(frozen=True)
-class CFG(Contrast):
+class CFG(Conditioned):
     """Classifier-free guidance: ``D̂ = u + s(c − u)``, written ``c + (s − 1)(c − u)``.
 
     Args:
@@ -38,31 +37,14 @@ class CFG(Contrast):
     negative: str | int | Condition | None = None
     channels: int | None = None
     name = "cfg"
-    neutral = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"cfg: channels must be at least 1, not {self.channels}")
 
-    def bind(self, context: Context) -> Direction:
-        return needs_condition(self, context)
-
-    def good(self, step: Step) -> Pass:
-        return COND
-
-    def bad(self, step: Step) -> Pass:
-        return NEGATIVE if self.negative is None else Pass(cond=self.negative)
-
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
         delta = good.x0 - bad.x0
         if self.channels is not None:
             delta = torch.cat([delta[:, : self.channels], torch.zeros_like(delta[:, self.channels :])], dim=1)
         return delta, live.state
-
-
-def needs_condition(term: Direction, context: Context) -> Direction:
-    """Refuse a term that contrasts the condition in a run that has none."""
-    if not context.conditional:
-        raise ValueError(f"{term.name} contrasts the model with and without its condition, but no condition was given; give cond=")
-    return term

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 from ..denoiser import Condition
 from ..levels import Step
-from ..passes import COND, NEGATIVE, Pass
 from ..prediction import Prediction
-from ._core import Context, Contrast, Direction, Live, Pushed
+from ._conditioned import Conditioned
+from ._core import Live, Pushed
 from ._statistics import dot, safe
-from .cfg import needs_condition
 from .expression import register
 
 
 @register
 @dataclass(frozen=True)
-class CFGZero(Contrast):
+class CFGZero(Conditioned):
     """CFG-Zero*: ``v̂ = a u + s(c − a u)`` with ``a = ⟨c, u⟩/‖u‖²``, in velocity (``ε − x0``).
 
     In the first K steps the velocity is 0: no pass is evaluated, for no term of the sum, and no
@@ -38,24 +37,14 @@ class CFGZero(Contrast):
     zero: int | None = None
     negative: str | int | Condition | None = None
     name = "cfg_zero"
-    neutral = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.zero is not None and (isinstance(self.zero, bool) or not isinstance(self.zero, int) or self.zero < 0):
             raise ValueError(f"cfg_zero: zero must be a number of steps, 0 or more, not {self.zero!r}")
 
-    def bind(self, context: Context) -> Direction:
-        return needs_condition(self, context)
-
     def still(self, step: Step) -> bool:
         return step.index < (max(1, round(0.04 * step.grid.steps)) if self.zero is None else self.zero)
-
-    def good(self, step: Step) -> Pass:
-        return COND
-
-    def bad(self, step: Step) -> Pass:
-        return NEGATIVE if self.negative is None else Pass(cond=self.negative)
 
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
         c, u = good.view("velocity"), bad.view("velocity")

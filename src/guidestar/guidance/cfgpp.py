@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ..levels import Step
 from ..passes import COND, NULL, Pass, Slot
+from ._conditioned import needs_condition
 from ._core import Context, Contrast, Direction
-from .cfg import needs_condition
 from .expression import register
 
 

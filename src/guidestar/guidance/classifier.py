@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..levels import VP, Level, Step, expand, inverse_or_zero
-from ..passes import COND, NULL, Pass
+from ..levels import VP, Step, expand, inverse_or_zero
+from ..passes import Pass
+from ._climbing import Climbing, LogProb
 from ._core import Context, Direction, Live, Pushed
+from ._steered import scoring
 from .expression import register
-
-LogProb = Callable[[Tensor, Level, Tensor], Tensor]
 
 
 @register
 @dataclass(frozen=True)
-class Classifier(Direction):
+class Classifier(Climbing):
     """Classifier guidance, from Bayes: ``∇ log p(x|y) = ∇ log p(x) + ∇ log p(y|x)``.
 
     Score form (every solver): ``D̂ = D + s (σ²/α) ∇_{x_t} log p(y | x_t)``, that is
@@ -61,10 +61,10 @@ class Classifier(Direction):
         if isinstance(self.target, list | Tensor):
             rows = self.target.tolist() if isinstance(self.target, Tensor) else self.target
             object.__setattr__(self, "target", tuple(tuple(r) if isinstance(r, list) else r for r in rows))
-        choices = {"form": ("score", "mean"), "variance": ("small", "large", "learned"), "through": (None, "cond", "uncond")}
+        choices = {"form": ("score", "mean"), "variance": ("small", "large", "learned")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"classifier: {name} must be one of {', '.join(map(str, allowed))}, not {getattr(self, name)!r}")
+                raise ValueError(f"classifier: {name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
 
     def bind(self, context: Context) -> Direction:
         log_prob, interval = self.log_prob, self.interval
@@ -73,7 +73,7 @@ class Classifier(Direction):
                 known = ", ".join(sorted(context.classifiers)) or "none"
                 raise ValueError(f"classifier: there is no classifier {self.net!r} (there is {known}); give log_prob=, or a model that carries one")
             net = context.classifiers[self.net]
-            log_prob, interval = net.log_prob, trusted(self, net, self.net)
+            log_prob, interval = net.log_prob, self.trusted(net, self.net)
         target = self._resolve(context)
         _check_targets(target, context.classifiers.get(self.net) if self.log_prob is None else None)
         return replace(self, log_prob=log_prob, interval=interval, target=target)
@@ -108,30 +108,21 @@ class Classifier(Direction):
         # The mean is displaced by the variance of the very step, so the two must be the same.
         return ("ddpm", {"variance": self.variance}) if self.form == "mean" else None
 
-    @property
-    def needs_grad(self) -> bool:
-        return True
-
-    @property
-    def differentiates(self) -> Pass | None:
-        return {None: None, "cond": COND, "uncond": NULL}[self.through]
-
     def passes(self, step: Step) -> tuple[Pass, ...]:
         if self.form == "mean" and not isinstance(step.grid.schedule, VP):
             raise ValueError(f"classifier(form='mean') is defined on variance-preserving schedules, not on {type(step.grid.schedule).__name__}; use form='score'")
-        return (self.differentiates,) if self.differentiates else ()
+        return super().passes(step)
 
     def push(self, live: Live) -> Pushed:
         target = None if self.target is None else live.mine(torch.tensor(self.target)).to(live.x_t.device, non_blocking=True)
-        level = live.step.grid.schedule.clean if self.through else live.step.t
-        gradient = live.gradient(lambda x: self.log_prob(x, level, target), self.differentiates)  # type: ignore[misc, arg-type]
+        gradient = self.uphill(live, self.log_prob, target)  # type: ignore[arg-type]
         return self._factor(live, gradient) * gradient, live.state
 
     def _factor(self, live: Live, like: Tensor) -> Tensor | float:
         """Return what turns the gradient into a push of x0: ``σ²/α``, or ``Σ/α_s``."""
         t, s = live.step.t, live.step.s
         if self.form == "score":
-            return expand(t.sigma**2 * inverse_or_zero(t.alpha), like)
+            return expand(scoring(t), like)
         small, large = live.step.posterior_variance, live.step.transition_variance
         if self.variance != "learned":
             return expand((small if self.variance == "small" else large) * inverse_or_zero(s.alpha), like)
@@ -140,20 +131,6 @@ class Classifier(Direction):
             raise ValueError("classifier(variance='learned') needs a network that predicts its variance (2C channels, learned_variance=True)")
         variance = expand(small, like) * (expand(large, like) * expand(inverse_or_zero(small), like)) ** ((share + 1) / 2)
         return variance * expand(inverse_or_zero(s.alpha), like)
-
-
-def trusted(term: Any, net: Any, name: str) -> tuple[float, float] | None:
-    """Return where a term is to use ``net``: as written, else up to the noise ratio to which that is trusted.
-
-    Raises:
-        ValueError: it was found to know nothing anywhere.
-    """
-    rho_max = getattr(net, "rho_max", None)
-    if term.interval is not None or term.through is not None or rho_max is None:
-        return term.interval
-    if not rho_max > 0:
-        raise ValueError(f"{term.name}: {name!r} was found to know nothing at any noise ratio; give interval= to use it all the same")
-    return 0.0, rho_max
 
 
 def _check_targets(target: tuple[Any, ...] | None, net: Any) -> None:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..levels import Level, Step, expand, inverse_or_zero
-from ..passes import COND, NULL, Pass
+from ..levels import expand
+from ._climbing import Climbing, LogProb
 from ._core import Context, Direction, Live, Pushed
-from .classifier import trusted
+from ._steered import scoring
 from .expression import register
-
-Fit = Callable[[Tensor, Level, Tensor], Tensor]
 
 
 @register
 @dataclass(frozen=True)
-class Clip(Direction):
+class Clip(Climbing):
     """CLIP guidance, classifier guidance by an image–text classifier.
 
     ``D̂ = D + s (σ²/α) ∇_{x_t} e^{scale}⟨f(x_t, level), g(caption)⟩``, with unit embeddings f of pictures
@@ -48,7 +46,7 @@ class Clip(Direction):
 
     text: str | Sequence[str] | Tensor | None = None
     net: str | None = None
-    fit: Fit | None = None
+    fit: LogProb | None = None
     through: Literal["cond", "uncond"] | None = None
     name = "clip"
 
@@ -56,8 +54,6 @@ class Clip(Direction):
         super().__post_init__()
         if isinstance(self.text, list):
             object.__setattr__(self, "text", tuple(self.text))
-        if self.through not in (None, "cond", "uncond"):
-            raise ValueError(f"clip: through must be one of None, cond, uncond, not {self.through!r}")
 
     def bind(self, context: Context) -> Direction:
         if self.fit is not None:
@@ -67,7 +63,7 @@ class Clip(Direction):
         name = self.net or ("clean_clip" if self.through else "clip")
         clip = self._find(name, context)
         embedded = self.text if isinstance(self.text, Tensor) else _embedded(clip, self._captions(context))
-        return replace(self, net=name, fit=clip.log_prob, text=embedded, interval=trusted(self, clip, name))
+        return replace(self, net=name, fit=clip.log_prob, text=embedded, interval=self.trusted(clip, name))
 
     def _find(self, name: str, context: Context) -> Any:
         clip = context.classifiers.get(name)
@@ -84,23 +80,10 @@ class Clip(Direction):
         captions: Any = context.prompts if self.text is None else self.text
         return [captions] if isinstance(captions, str) else captions
 
-    @property
-    def needs_grad(self) -> bool:
-        return True
-
-    @property
-    def differentiates(self) -> Pass | None:
-        return {None: None, "cond": COND, "uncond": NULL}[self.through]
-
-    def passes(self, step: Step) -> tuple[Pass, ...]:
-        return (self.differentiates,) if self.differentiates else ()
-
     def push(self, live: Live) -> Pushed:
         target = live.mine(self.text).to(live.x_t.device, non_blocking=True)  # type: ignore[arg-type]
-        t = live.step.t
-        level = live.step.grid.schedule.clean if self.through else t
-        gradient = live.gradient(lambda x: self.fit(x, level, target), self.differentiates)  # type: ignore[misc]
-        return expand(t.sigma**2 * inverse_or_zero(t.alpha), gradient) * gradient, live.state
+        gradient = self.uphill(live, self.fit, target)  # type: ignore[arg-type]
+        return expand(scoring(live.step.t), gradient) * gradient, live.state
 
 
 def _embedded(clip: Any, captions: Sequence[str]) -> Tensor:

@@ -11,18 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..denoiser import Condition
-from ..levels import Step
-from ..passes import COND, NEGATIVE, Pass
 from ..prediction import Prediction
-from ._core import Context, Contrast, Direction, Live, Pushed
-from .cfg import needs_condition
+from ._conditioned import Conditioned
+from ._core import Live, Pushed
 from .expression import register
 from .weights import finite
 
 
 @register
 @dataclass(frozen=True)
-class FDG(Contrast):
+class FDG(Conditioned):
     """Frequency-decoupled guidance: ``c + (s − 1) Σ_b g_b L_b(c − u)``, L_b the bands of a Laplacian pyramid.
 
     So band b is guided at the scale ``1 + (s − 1) g_b``: the paper's scales 10 (high) and 5 (low)
@@ -46,22 +44,12 @@ class FDG(Contrast):
     gains: Sequence[float] = (1.0, 4 / 9)
     negative: str | int | Condition | None = None
     name = "fdg"
-    neutral = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.gains, list | tuple) or not self.gains or not all(map(finite, self.gains)):
             raise ValueError(f"fdg: gains must be finite numbers, one for each band, not {self.gains!r}")
         object.__setattr__(self, "gains", tuple(self.gains))
-
-    def bind(self, context: Context) -> Direction:
-        return needs_condition(self, context)
-
-    def good(self, step: Step) -> Pass:
-        return COND
-
-    def bad(self, step: Step) -> Pass:
-        return NEGATIVE if self.negative is None else Pass(cond=self.negative)
 
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
         difference = good.x0 - bad.x0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,23 +16,11 @@ from ..levels import Grid, Step, Value, expand, inverse_or_zero
 from ..passes import Net, Pass, by_name
 from ..prediction import Prediction
 from ._core import Context, Direction, Guidance, Live, Post, State, as_guidance
-from ._rows import Answer, Answers, Awake, add_rows, alive, assembled, others, own_state, remember, take
+from ._rows import Answer, Answers, Awake, alive, assembled, others, own_state, remember, take
+from ._talk import _Talk, added
 from .expression import parse
 from .papers import used
 from .plan import Plan, StepPlan
-
-
-@dataclass
-class _Talk:
-    """A term in conversation with the evaluator."""
-
-    key: int
-    term: Direction
-    weight: Value
-    local: Tensor | None
-    talk: Any = None
-    delta: Any = None
-    state: State | None = None
 
 
 class Guided:
@@ -235,39 +222,12 @@ class Guided:
         answers = Answers(self._evaluate(passes, q, self._through(talks, step)), lambda p: self._canonical(p, step))
         whole = Live(x_t=q.x_t, step=step, base=self.base, answers=answers, local=None, rows=q.rows, state=state, streams=q.draw)
         for talk in talks:
-            self._begin(talk, whole)
+            talk.begin(whole)
         self._converse([t for t in talks if t.talk], q, step)
-        prediction, pushes = self._add(answers[self.base].prediction, talks, whole)
+        prediction, pushes = added(answers[self.base].prediction, talks, whole, self.names)
         for post in self.posts:
             prediction = post.apply(prediction, whole)
         return prediction, remember(state, ((t.key, t.local, t.state) for t in talks)), pushes
-
-    def _begin(self, t: _Talk, whole: Live) -> None:
-        mine = own_state(whole.state, t.key)
-        live = replace(whole, state=mine)
-        if t.local is not None:
-            rows = t.local if whole.rows is None else whole.rows[t.local]
-            x_t, step = whole.x_t[t.local.to(whole.x_t.device)], whole.step.take(t.local)
-            live = replace(whole, x_t=x_t, step=step, local=t.local, rows=rows, state=take(mine, t.local))
-        answer = t.term.push(live)
-        if isinstance(answer, Generator):
-            t.talk = answer
-        else:
-            t.delta, t.state = answer
-
-    def _add(self, base: Prediction, talks: list[_Talk], whole: Live) -> tuple[Prediction, dict[str, Tensor]]:
-        """Add the pushes to the base, which is cut off from the graph if one was differentiated."""
-        log_var = None if base.log_var is None else base.log_var.detach()
-        prediction = Prediction(x_t=whole.x_t, level=base.level, x0=base.x0.detach(), eps=base.eps.detach(), log_var=log_var)
-        zeros = torch.zeros_like(base.x0)
-        totals, pushes = {True: zeros, False: zeros}, dict.fromkeys(self.names, zeros)
-        for t in talks:
-            push = add_rows(zeros, t.delta, t.weight, t.local)
-            totals[t.term.linked] = totals[t.term.linked] + push
-            pushes[self.names[t.key]] = pushes[self.names[t.key]] + push
-        for linked, total in totals.items():
-            prediction = prediction if total is zeros else prediction.shifted(total, linked=linked)
-        return prediction, pushes
 
     def _converse(self, talks: list[_Talk], q: Question, step: Step) -> None:
         """Run further rounds in lockstep: each round's passes of all terms are evaluated together."""

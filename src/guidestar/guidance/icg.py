@@ -10,9 +10,9 @@ from torch import Tensor
 from ..denoiser import Condition
 from ..levels import Step
 from ..passes import COND, Pass, Told
+from ._conditioned import needs_condition
 from ._core import Context, Contrast, Direction
 from ._statistics import std
-from .cfg import needs_condition
 from .expression import register
 
 

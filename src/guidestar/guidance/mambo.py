@@ -7,19 +7,17 @@ from dataclasses import dataclass
 import torch
 
 from ..denoiser import Condition
-from ..levels import Step
-from ..passes import COND, NEGATIVE, Pass
 from ..prediction import Prediction, Space
-from ._core import Context, Contrast, Direction, Live, Pushed
+from ._conditioned import Conditioned
+from ._core import Live, Pushed
 from ._statistics import norm
-from .cfg import needs_condition
 from .expression import register
 from .weights import finite
 
 
 @register
 @dataclass(frozen=True)
-class Mambo(Contrast):
+class Mambo(Conditioned):
     """Magnitude-aware guidance: ``u + s'(c − u)`` with ``s' = 1 + (s − 1) exp(−a ‖c − u‖/‖u‖)``, in velocity.
 
     Args:
@@ -40,7 +38,6 @@ class Mambo(Contrast):
     space: Space = "velocity"
     negative: str | int | Condition | None = None
     name = "mambo"
-    neutral = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,15 +45,6 @@ class Mambo(Contrast):
             raise ValueError(f"mambo: the damping must be 0 or more, not {self.damping!r}")
         if self.space not in ("v", "eps", "x0", "velocity"):
             raise ValueError(f"mambo: the space must be velocity, v, eps or x0, not {self.space!r}")
-
-    def bind(self, context: Context) -> Direction:
-        return needs_condition(self, context)
-
-    def good(self, step: Step) -> Pass:
-        return COND
-
-    def bad(self, step: Step) -> Pass:
-        return NEGATIVE if self.negative is None else Pass(cond=self.negative)
 
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
         c, u = good.view(self.space), bad.view(self.space)

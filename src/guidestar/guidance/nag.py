@@ -13,10 +13,10 @@ from ..denoiser import Condition, Denoiser
 from ..layers import Rows, layers_of
 from ..levels import Step, Value, expand
 from ..passes import COND, Pass, Slot
+from ._conditioned import needs_condition
 from ._core import Context, Direction, Live, Pushed
 from ._perturbed import checked_layers
 from ._statistics import safe
-from .cfg import needs_condition
 from .expression import register
 from .weights import finite, weigh
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ..denoiser import Condition
 from ..levels import Step
 from ..passes import COND, NEGATIVE, NULL, Pass, Slot
+from ._conditioned import needs_condition
 from ._core import Context, Direction, Live, Pushed
 from ._statistics import dot, safe
-from .cfg import needs_condition
 from .expression import register
 from .weights import finite
 

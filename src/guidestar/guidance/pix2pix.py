@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..levels import Step, Value, expand
 from ..passes import COND, NULL, Part, Pass
+from ._conditioned import needs_condition
 from ._core import Context, Direction, Live, Pushed
-from .cfg import needs_condition
 from .expression import register
 from .weights import Scale, checked_scale, weigh
 

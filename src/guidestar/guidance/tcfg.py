@@ -7,18 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from ..denoiser import Condition
-from ..levels import Step
-from ..passes import COND, NEGATIVE, Pass
 from ..prediction import Prediction
-from ._core import Context, Contrast, Direction, Live, Pushed
+from ._conditioned import Conditioned
+from ._core import Live, Pushed
 from ._statistics import dot, norm, safe
-from .cfg import needs_condition
 from .expression import register
 
 
 @register
 @dataclass(frozen=True)
-class TCFG(Contrast):
+class TCFG(Conditioned):
     """Tangential damping: ``ε̂ = u' + s(c − u')`` with ``u' = ⟨u, v₁⟩ v₁``, in ε.
 
     v₁ is the first right singular vector of the two rows [c; u]: ``v₁ ∝ cos θ c + sin θ u`` with
@@ -39,16 +37,6 @@ class TCFG(Contrast):
 
     negative: str | int | Condition | None = None
     name = "tcfg"
-    neutral = 1.0
-
-    def bind(self, context: Context) -> Direction:
-        return needs_condition(self, context)
-
-    def good(self, step: Step) -> Pass:
-        return COND
-
-    def bad(self, step: Step) -> Pass:
-        return NEGATIVE if self.negative is None else Pass(cond=self.negative)
 
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
         c, u = good.eps, bad.eps

@@ -1,28 +1,17 @@
-"""The training loop: objectives, the trainer and its checkpoints, and `fit`."""
+"""What a training is made of: objectives, settings, and where it stands."""
 
 from __future__ import annotations
 
-import math
-import platform
-import time
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..data._core import Source, Targets
-from ..denoiser import Network
+from ..data._core import Targets
 from ..draw import Draw
-from ..files import Damaged, keep_former, whole_or_not
-from ._safely import Stop, held_back
-from ._sharded import is_sharded, load_module, load_optimiser, module_state, optimiser_state, whole
-from .ema import EMA, Power, Profile, Standard
+from .ema import Power, Profile, Standard
 
 
 class Objective(ABC):
@@ -33,16 +22,19 @@ class Objective(ABC):
         """Return the loss ``[B]`` of ``net`` on clean data ``x0 [B, *S]`` and its target or condition."""
 
 
-class Lossy(nn.Module):
-    """A network with its objective: what several processes must call as one module, to share its gradients."""
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a part trains.
 
-    def __init__(self, module: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.module, self.objective = module, objective
+    Args:
+        module: the network, fresh.
+        objective: its loss.
+        prepare: turns what is known of a batch into the objective's target.
+    """
 
-    def forward(self, x0: Tensor, target: Any, draw: Draw) -> Tensor:
-        """Return the loss ``[B]``."""
-        return self.objective(self.module, x0, target, draw)
+    module: nn.Module
+    objective: Objective
+    prepare: Callable[[Targets], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,273 +95,5 @@ def profiles(settings: Settings) -> list[Profile]:
     return [Standard(decay=settings.decay), *(Power.of_width(w) for w in settings.power)]
 
 
-def order(position: int, count: int, size: int, seed: int) -> Tensor:
-    """Return the data indices of positions ``position … position + count − 1`` of an endless stream.
-
-    Each pass over the data is a permutation of its own, and what is left of one pass in a batch
-    is filled from the next: the stream depends on the seed and the position alone.
-    """
-    passes = range(position // size, (position + count - 1) // size + 1)
-    perms = [torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + p)) for p in passes]
-    start = position - passes[0] * size
-    return torch.cat(perms)[start : start + count]
-
-
 class NotFinite(RuntimeError):
     """The loss or its gradient stopped being a number; weights and the last checkpoint are intact."""
-
-
-class Trainer:
-    """Everything of a training that a checkpoint holds, and its one step.
-
-    Batch k is the same samples with the same noise for any number of processes, and every loss
-    counts ``1/batch``.
-
-    Args:
-        module: the network.
-        objective: the loss of each sample.
-        data: clean samples and what is known of each.
-        settings: how long and how fast.
-        made_from: what else shaped the training (the network, the objective), as plain numbers and
-            words by name: a checkpoint that was made from anything else is refused.
-        prepare: turns what is known of a batch into the objective's target.
-        accelerator: where and by how many processes; by default as ``accelerate launch`` says.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        objective: Objective,
-        data: Source,
-        settings: Settings,
-        made_from: Mapping[str, Any] | None = None,
-        *,
-        prepare: Callable[[Targets], Any] = lambda targets: targets,
-        accelerator: Any = None,
-    ) -> None:
-        from accelerate import Accelerator
-
-        self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
-        self.module, self.data, self.settings, self.prepare = module, data, settings, prepare
-        self.made_from, self.done, self.seconds, self.norm, self.loss = dict(made_from or {}), 0, 0.0, 0.0, 0.0
-        self.due = False
-        self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
-        nn.Module.to(module, self.dtype)  # Diffusers' own would warn of layers it keeps in float32, of which these have none
-        for part in module.modules():
-            if isinstance(part, Network):
-                part.dtype = self.dtype  # it computes in what its parameters now are
-        if torch.cuda.is_available():  # on the CPU training is no faster for it, and in bfloat16 slower
-            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        trained = [p for p in module.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(trained, settings.rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True)
-        if settings.batch < self._world * settings.accumulate:
-            raise ValueError(f"a batch of {settings.batch} is too small for {self._world} processes that take {settings.accumulate} parts each")
-        lossy = Lossy(module, objective)
-        if settings.compile:
-            module.compile()
-        self._lossy, self.optimiser = self.accelerator.prepare(lossy, self.optimiser)
-        self.averages = {p.name: EMA(module, p) for p in profiles(settings)}
-
-    @property
-    def _world(self) -> int:
-        return self.accelerator.num_processes
-
-    @property
-    def ema(self) -> EMA:
-        """The averaged weights that are used unless others are named."""
-        return next(iter(self.averages.values()))
-
-    def rate(self) -> float:
-        """Return this step's learning rate: linear warm-up, then a cosine to 0."""
-        s = self.settings
-        ahead = (self.done - s.warmup) / max(1, s.steps - s.warmup)
-        return s.rate * min((self.done + 1) / max(1, s.warmup), 0.5 + 0.5 * math.cos(math.pi * max(0.0, ahead)))
-
-    def _parts(self) -> Iterator[tuple[Tensor, Any, Draw]]:
-        """Give out this process's share of the batch, in ``accumulate`` parts."""
-        s, first, rank = self.settings, self.done * self.settings.batch, self.accelerator.process_index
-        rows = torch.arange(first, first + s.batch) if self.data.size is None else order(first, s.batch, self.data.size, s.seed)
-        for share in torch.arange(rank, s.batch, self._world).tensor_split(s.accumulate):
-            draw = Draw([s.seed * 1_000_003 + first + i for i in share.tolist()], self.done)
-            x, targets = self.data.batch(rows[share].tolist(), draw)
-            yield x.to(self.accelerator.device, self.dtype), _moved(self.prepare(targets), self.accelerator.device), draw
-
-    def step(self, stop: Stop | None = None) -> float:
-        """Train on one batch and return its mean loss.
-
-        Raises:
-            NotFinite: the loss or the gradient is not; nothing was changed.
-        """
-        s, a = self.settings, self.accelerator
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
-        torch.manual_seed((s.seed * 1_000_003 + self.done) * 1024 + a.process_index)  # for dropout layers alone
-        total = torch.zeros((), device=a.device, dtype=torch.float64)
-        for i, (x, target, draw) in enumerate(self._parts()):
-            with a.no_sync(self._lossy) if i < s.accumulate - 1 else nullcontext(), torch.autocast(a.device.type, torch.bfloat16, enabled=s.precision == "bfloat16"):
-                losses = self._lossy(x, target, draw)
-                a.backward(losses.sum() * (self._world / s.batch))
-            total += losses.detach().sum()
-        norm = a.clip_grad_norm_(self._lossy.parameters(), s.clip)
-        # What processes must agree on: the loss, whether one was asked to stop, whether the main one wants to save.
-        wishes = torch.tensor([float(stop is not None and stop.asked), float(self.due and a.is_main_process)], device=a.device, dtype=total.dtype)
-        shared = a.reduce(torch.cat([total[None] / s.batch, wishes]))
-        loss, asked, due, self.norm = torch.cat([shared, torch.as_tensor(whole(norm)).double().view(1).to(a.device)]).tolist()  # type: ignore[arg-type]
-        if not (math.isfinite(loss) and math.isfinite(self.norm)):  # one such step would spoil every weight, and the next checkpoint with them
-            self.optimiser.zero_grad(set_to_none=True)
-            what = f"the gradient's norm became {self.norm:g}" if math.isfinite(loss) else f"the loss became {loss:g}"
-            raise NotFinite(f"{what} at step {self.done}")
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        for average in self.averages.values():
-            average.update(self.module)
-        self.done += 1
-        # A running mean of the last steps or so, for those who look at the end alone.
-        self.loss += (loss - self.loss) * max(0.01, 1 / self.done)
-        self.due = due > 0
-        if stop is not None:
-            stop.agreed = asked > 0
-        return loss
-
-    def save(self, path: Path, *, keep: int = 1) -> None:
-        """Write a checkpoint, whole or not at all; ``keep − 1`` former ones stay beside it.
-
-        Raises:
-            OSError: it cannot be written; the former checkpoint is intact.
-        """
-        # Of a network that is spread over processes every one gives its part, so all of them come here.
-        state = {
-            "module": module_state(self.module),
-            "averages": {name: average.state_dict() for name, average in self.averages.items()},
-            "optimiser": optimiser_state(self.optimiser),
-            "done": self.done,
-            "seconds": self.seconds,
-            "loss": self.loss,
-            "settings": asdict(self.settings),
-            "made_from": self.made_from,
-            "where": self._where(),
-        }
-        if not self.accelerator.is_main_process:
-            return
-        with whole_or_not(path) as beside:
-            with beside.open("wb") as file:
-                torch.save(state, file)
-            keep_former(path, keep)
-
-    def _where(self) -> dict[str, Any]:
-        """Say on what the last bits depend."""
-        device = self.accelerator.device
-        cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"  # by which the kernels, and so the last bits, are chosen
-        machine = cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
-        return {"machine": machine, "threads": torch.get_num_threads(), "processes": self._world, "device": device.type, "torch": str(torch.__version__)}
-
-    def load(self, path: Path) -> None:
-        """Take up a checkpoint.
-
-        Raises:
-            Damaged: it is.
-            ValueError: it was written under other settings (named).
-        """
-        state = read_checkpoint(path)
-        changed = _changed(state["settings"], asdict(self.settings)) + _changed(state["made_from"], self.made_from)
-        if changed:
-            raise ValueError(f"{path} was trained with other settings ({', '.join(changed)}); give another --out, or the recipe it was started with")
-        elsewhere = _changed(state["where"], self._where())
-        if elsewhere:
-            warnings.warn(f"{path} was written with other {', '.join(elsewhere)}; the training goes on, but not to the last bit as it would have there", stacklevel=2)
-        try:
-            load_module(self.module, state["module"])
-            for name, average in self.averages.items():
-                average.load_state_dict(state["averages"][name])
-            load_optimiser(self.optimiser, state["optimiser"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} holds the weights of another network; give another --out, or the recipe it was started with") from error
-        self.done, self.seconds, self.loss = state["done"], state["seconds"], state["loss"]
-
-
-def _moved(target: Any, device: torch.device) -> Any:
-    if isinstance(target, Mapping):
-        return {name: _moved(t, device) for name, t in target.items()}
-    return target.to(device) if isinstance(target, Tensor) else target
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without unpickling code.
-
-    Raises:
-        Damaged: it is none, or is damaged; former ones beside it are named.
-    """
-    formers = sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))
-    hint = f"copy {formers[0].name} over it to go on from there, or remove it to start again" if formers else "remove it to start again"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of damaged bytes the unpickler may trip over anything: keys, indices, words
-        raise Damaged(f"{path} is not a checkpoint, or a damaged one; {hint}") from error
-    if not isinstance(state, dict) or not {"module", "averages", "optimiser", "done", "seconds", "loss", "settings", "made_from", "where"} <= state.keys():
-        raise Damaged(f"{path} is not a checkpoint of a training (by this version of guidestar); {hint}")
-    return state
-
-
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Name the entries in which two mappings differ."""
-    absent = object()
-    return sorted(k for k in old.keys() | new.keys() if old.get(k, absent) != new.get(k, absent))
-
-
-def fit(
-    trainer: Trainer,
-    checkpoint: Path | None = None,
-    *,
-    every: float = 60.0,
-    keep: int = 1,
-    after: Sequence[Callable[[Trainer], None]] = (),
-    stop: Stop | None = None,
-) -> Generator[Progress, None, None]:
-    """Train to the end, yielding after each step; closing the generator stops and saves.
-
-    An interrupt waits for the end of the step (with ``stop``, those who set it decide). A step that
-    fails is not saved: the last checkpoint stays, and the training goes on from there.
-
-    Args:
-        trainer: what to train; taken up from ``checkpoint`` where that exists.
-        checkpoint: file to write, every ``every`` seconds and at the end.
-        every: seconds between checkpoints.
-        keep: how many checkpoints to keep, the former ones beside the last.
-        after: called after each step, as part of it: where one fails the step is done again (so a
-            snapshot is never skipped).
-        stop: where any process was asked to stop, all stop after the same step, and the training is saved.
-
-    Raises:
-        NotFinite: a loss stopped being a number.
-        OSError: something cannot be written, e.g. because the disk is full. Either says that the last checkpoint is intact.
-    """
-    if checkpoint and checkpoint.exists():
-        trainer.load(checkpoint)
-    trainer.module.train()
-    try:
-        yield from _fit(trainer, checkpoint, every, keep, after, stop)
-    except (NotFinite, OSError) as error:
-        kept = f"the last good checkpoint is intact, {checkpoint}" if checkpoint and checkpoint.exists() else "no checkpoint had been written yet"
-        raise (NotFinite if isinstance(error, NotFinite) else OSError)(f"{error}; {kept}") from error
-
-
-def _fit(trainer: Trainer, checkpoint: Path | None, every: float, keep: int, after: Sequence[Callable[[Trainer], None]], stop: Stop | None) -> Generator[Progress, None, None]:
-    saved_at, saved_step, complete = time.monotonic(), trainer.done, True
-    try:
-        while trainer.done < trainer.settings.steps and not (stop and stop.agreed):
-            trainer.due = checkpoint is not None and time.monotonic() - saved_at > every
-            with held_back() if stop is None else nullcontext():
-                start, complete, rate = time.monotonic(), False, trainer.rate()
-                loss = trainer.step(stop)
-                trainer.seconds += time.monotonic() - start
-                for hook in after:
-                    hook(trainer)
-                complete = True
-            yield Progress(step=trainer.done, loss=loss, norm=trainer.norm, rate=rate, seconds=trainer.seconds, samples=trainer.done * trainer.settings.batch)
-            if checkpoint and trainer.due:
-                trainer.save(checkpoint, keep=keep)
-                saved_at, saved_step = time.monotonic(), trainer.done
-    finally:
-        together = trainer.done >= trainer.settings.steps or (stop is not None and stop.agreed)
-        if checkpoint and complete and trainer.done > saved_step and (together or not is_sharded(trainer.module)):
-            trainer.save(checkpoint, keep=keep)

@@ -18,12 +18,17 @@ from ..evaluate.levels import trusted_rho
 from ..evaluate.retrieval import retrieval
 from ..files import Damaged
 from ..folder import save, write_average
+from ..levels import Schedule
 from ..model import Model
 from ..models.clip import CLIP
-from ._core import profiles, read_checkpoint
-from .build import build, judged, process, said, scheduler_config
+from ._core import profiles
+from .build import build, judged
+from .captions import said
+from .checkpoints import read_checkpoint
+from .noise import process, scheduler_config
+from .parts import ClassifierPart
 from .reading import scale_of, sources
-from .recipe import ClassifierPart, Recipe
+from .recipe import Recipe
 from .run import averaged, checkpoint, settings, snapshot_file, snapshot_steps
 from .see import decoding
 
@@ -164,12 +169,11 @@ def examine_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, float]:
 @torch.inference_mode()
 def examine_noisy_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, Any]:
     """Report how often a noise-aware CLIP finds the caption among all held-out ones, by level, and set up to where it is trusted."""
-    schedule = process(recipe).schedule
+    schedule, rhos = _levels(recipe)
     x, captions = _captioned(aside)
     noise, texts = Draw(list(range(len(x)))).normal_like("noise", x), clip.embed_captions(captions)
-    low, high = schedule.rho_range
     found = {}
-    for rho in (r for r in RHOS if low <= r <= high):
+    for rho in rhos:
         level = schedule.at_rho(rho)
         found[rho] = retrieval(clip.embed_image(level.alpha * x + level.sigma * noise, level), texts)["image to text R@5"]
     clip.rho_max = trusted_rho(found, min(1.0, 5 / len(captions)))
@@ -186,9 +190,7 @@ def gathered(source: Source, spec: ClassifierPart, most: int | None = None) -> t
 
 def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
     """Calibrate a noise-aware classifier on every other sample, find on the rest up to where it is worth guiding by, and report both by level."""
-    schedule = process(recipe).schedule
-    low, high = schedule.rho_range
-    rhos = [r for r in RHOS if low <= r <= high]
+    schedule, rhos = _levels(recipe)
     before = calibration.by_level(classifier, _reported(x, y), schedule, rhos)
     if recipe.classifier is not None and recipe.classifier.calibrate:
         fitted = calibration.fit_temperatures(classifier, (x[::2], y[::2]), schedule, rhos)
@@ -204,6 +206,13 @@ def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, 
     }
 
 
+def _levels(recipe: Recipe) -> tuple[Schedule, list[float]]:
+    """Return the schedule, and the noise ratios at which what sees noise is examined on it."""
+    schedule = process(recipe).schedule
+    low, high = schedule.rho_range
+    return schedule, [r for r in RHOS if low <= r <= high]
+
+
 def _reported(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the samples that are not calibrated on (or the only one there is)."""
     return x[-1:] if len(x) == 1 else x[1::2], y[-1:] if len(y) == 1 else y[1::2]
@@ -211,9 +220,7 @@ def _reported(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def examine_regressor(regressor: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
     """Bring a regressor's variances to those of its errors by level on every other sample, and report both on the rest."""
-    schedule = process(recipe).schedule
-    low, high = schedule.rho_range
-    rhos = [r for r in RHOS if low <= r <= high]
+    schedule, rhos = _levels(recipe)
     found = calibration.regression_by_level(regressor, _reported(x, y), schedule, rhos)
     if recipe.classifier is not None and recipe.classifier.calibrate:
         fitted = calibration.regression_by_level(regressor, (x[::2], y[::2]), schedule, rhos, seed=1)

@@ -1,103 +1,32 @@
-"""From a recipe to what trains: networks, objectives."""
+"""From a recipe and its data to what trains: fresh networks, each with its objective and its targets."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..bridge.clip import find_text
 from ..bridge.diffusers import denoiser as bridged
-from ..bridge.encoders import TextEncoder, is_masked, read_tokenizer
-from ..bridge.schedulers import Process
-from ..data._core import Column, Source, Targets
+from ..bridge.encoders import TextEncoder, is_masked
+from ..data._core import Column, Source
 from ..draw import Draw
-from ..files import whole_or_not
-from ..levels import VE, VP, Flow
 from ..models import networks
 from ..models.classifier import Classifier
-from ..models.clip import CLIP, make_clip, make_tokenizer, make_vision
 from ..models.conditional import ConditionalModel
 from ..models.conditions import ClassEncoder, Conditions, LabelEncoder, VectorEncoder
 from ..models.lean import plain_attention
 from . import classification as supervised
-from ._core import Objective
-from .contrastive import Contrastive
-from .denoising import Conditional, Denoising
-from .recipe import PARTS, ClassifierPart, CLIPPart, ConditionSpec, NetworkPart, Recipe, VisionPart
-from .times import LogitNormal, UniformTime
-from .weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform
-
-
-@dataclass(frozen=True, kw_only=True)
-class Built:
-    """What a part trains.
-
-    Args:
-        module: the network, fresh.
-        objective: its loss.
-        prepare: turns what is known of a batch into the objective's target.
-    """
-
-    module: nn.Module
-    objective: Objective
-    prepare: Callable[[Targets], Any]
-
-
-# --- the noise ---
-
-
-def process(recipe: Recipe) -> Process:
-    """Return the schedule, and what the network is to predict."""
-    s, predicts = recipe.schedule, recipe.predicts()
-    if s.kind == "edm":
-        return Process(schedule=VE(t_min=s.sigma_min, t_max=s.sigma_max), predicts="edm", sigma_data=s.sigma_data)
-    if s.kind == "flow":
-        return Process(schedule=Flow(shift=s.shift), predicts=predicts, time_scale=float(s.num_train_timesteps))  # type: ignore[arg-type]
-    if s.beta_schedule == "squaredcos_cap_v2":
-        table = VP.cosine(s.num_train_timesteps)
-    else:
-        make = VP.linear if s.beta_schedule == "linear" else VP.scaled_linear
-        table = make(s.num_train_timesteps, s.beta_start, s.beta_end)
-    return Process(schedule=table.zero_terminal_snr() if s.zero_terminal_snr else table, predicts=predicts)  # type: ignore[arg-type]
-
-
-def scheduler_config(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings of the Diffusers scheduler that says the same."""
-    s, predicts = recipe.schedule, recipe.predicts()
-    if s.kind == "edm":
-        return {"_class_name": "EDMEulerScheduler", "sigma_min": s.sigma_min, "sigma_max": s.sigma_max, "sigma_data": s.sigma_data, "prediction_type": "epsilon"}
-    if s.kind == "flow" and predicts == "velocity":
-        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": s.num_train_timesteps, "shift": s.shift}
-    kind = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[predicts]
-    if s.kind == "flow":
-        flow = {"use_flow_sigmas": True, "flow_shift": s.shift}
-        return {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": s.num_train_timesteps, "prediction_type": kind, **flow}
-    table = {k: getattr(s, k) for k in ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end")}
-    zero = {"rescale_betas_zero_snr": True} if s.zero_terminal_snr else {}
-    return {"_class_name": "DDPMScheduler", **table, "prediction_type": kind, "clip_sample": False, **zero}
-
-
-def denoising(recipe: Recipe) -> Denoising:
-    """Return the objective of a denoiser."""
-    p, o, levels = process(recipe), recipe.objective, recipe.levels
-    times = LogitNormal(mean=levels.mean, std=levels.std, data_std=levels.data_std) if levels.kind == "logit-normal" else UniformTime()
-    weightings = {
-        "uniform": lambda: Uniform(space="x0" if p.predicts == "edm" else p.predicts),
-        "min-snr": lambda: MinSNR(gamma=o.gamma),
-        "snr+1": SNRPlusOne,
-        "edm": lambda: EDM(sigma_data=recipe.schedule.sigma_data),
-        "sigmoid": lambda: Sigmoid(bias=o.bias),
-    }
-    return Denoising(schedule=p.schedule, levels=times, weighting=weightings[o.weighting or ("edm" if p.predicts == "edm" else "uniform")]())
-
-
-# --- networks ---
+from ._core import Built, Objective
+from .clips import build_clip, build_noisy_clip, fresh_clip
+from .denoising import Conditional
+from .noise import denoising, process
+from .parts import PARTS, ClassifierPart, CLIPPart, NetworkPart, VisionPart
+from .recipe import Recipe
+from .tables import ConditionSpec
 
 
 def told(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSpec]:
@@ -128,105 +57,10 @@ def build(recipe: Recipe, part: str, source: Source, out: Path | None = None) ->
     if isinstance(spec, NetworkPart):
         return _build_model(recipe, spec, source, out)
     if isinstance(spec, CLIPPart):
-        return _contrastive(_build_clip(spec, part, source, out), Contrastive(shift=spec.shift), source)
+        return build_clip(spec, part, source, out)
     if isinstance(spec, VisionPart):
-        return _build_noisy_clip(recipe, spec, source, out)
+        return build_noisy_clip(recipe, spec, source, out)
     return _build_classifier(recipe, spec, source, noise_aware=part == "classifier")
-
-
-def _build_clip(spec: CLIPPart, part: str, source: Source, out: Path | None) -> CLIP:
-    if len(source.shape) != 3 or source.shape[0] != 3 or source.shape[1] != source.shape[2] or source.shape[1] % spec.patch:
-        raise ValueError(f"CLIP is trained on square pictures of 3 channels, cut into patches of {spec.patch}; these are {list(source.shape)}")
-    sizes = spec.model_dump(exclude={"vocabulary", "length", "shift", "train"})
-    clip = make_clip(_tokenizer(spec, part, source, out), size=source.shape[1], **sizes)
-    if not torch.cuda.is_available():  # where few tokens are compared, plain products are faster than the CPU's fused kernel
-        clip.text.set_attn_implementation("eager")
-        clip.vision.tower.set_attn_implementation("eager")
-    return clip
-
-
-def _tokenizer(spec: CLIPPart, part: str, source: Source, out: Path | None) -> Any:
-    """Learn a tokenizer from the captions, or take up the one that was: learning it again may part with ties otherwise."""
-    folder = out / "tokenizers" / part if out else None
-    if folder is None or not folder.is_dir():
-        made = make_tokenizer(captions(source), vocabulary=spec.vocabulary, length=spec.length)
-        if folder is None:
-            return made
-        with whole_or_not(folder) as beside:
-            made.save_pretrained(beside)
-    return read_tokenizer(folder)
-
-
-def text_column(source: Source) -> str:
-    """Return the column of captions.
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = next((n for n, c in source.columns.items() if c.kind == "text"), None)
-    if found is None:
-        raise ValueError(f"CLIP needs captions; the data's columns are {', '.join(f'{n} ({c.kind})' for n, c in source.columns.items()) or 'none'}")
-    return found
-
-
-def captions(source: Source, most: int = 20_000) -> list[str]:
-    """Return captions of the first samples; where a sample has several, those of eight draws."""
-    name, found = text_column(source), {}
-    rows = list(range(min(source.size or most, most)))
-    for round_ in range(8 if source.size is not None else 1):
-        found |= dict.fromkeys(source.batch(rows, Draw(rows, round_))[1][name])
-    return list(found)
-
-
-def said(source: Source, rows: Sequence[int], *, shortest: bool = False) -> list[str]:
-    """Return the first caption of each row, which asks for the picture, or the shortest, which names it."""
-    name = text_column(source)
-    while not hasattr(source, "targets"):
-        rows = [source.kept[r] for r in rows]  # type: ignore[attr-defined]
-        source = source.source  # type: ignore[attr-defined]
-    held = source.targets[name]  # type: ignore[attr-defined]
-    every = [(held[r],) if isinstance(held[r], str) else held[r] for r in rows]
-    return [min(captions, key=len) if shortest else captions[0] for captions in every]
-
-
-def _contrastive(clip: CLIP, objective: Contrastive, source: Source) -> Built:
-    name = text_column(source)
-    return Built(module=clip, objective=objective, prepare=lambda targets: clip.tokens(targets[name]))  # type: ignore[arg-type]
-
-
-def _build_noisy_clip(recipe: Recipe, spec: VisionPart, source: Source, out: Path | None) -> Built:
-    assert recipe.clip is not None  # the recipe was checked
-    clip = _build_clip(recipe.clip, "clip", source, out)
-    sizes = spec.model_dump(exclude={"shift", "train"})
-    clip.vision = make_vision(size=source.shape[1], embed=recipe.clip.embed, noise_aware=True, **sizes)
-    if not torch.cuda.is_available():
-        clip.vision.tower.set_attn_implementation("eager")
-    clip.text.requires_grad_(False)
-    objective = Contrastive(shift=spec.shift, schedule=process(recipe).schedule, levels=denoising(recipe).levels)
-    return _contrastive(clip, objective, source)
-
-
-def take_from_clip(module: Any, clip: CLIP) -> None:
-    """Give a fresh part what it has of the trained ``clip``: the text tower, and of a noise-aware one the image tower and scale.
-
-    Of a model, its encoder's text tower.
-    """
-    if isinstance(module, CLIP):
-        module.text.load_state_dict(clip.text.state_dict())
-        module.log_scale.data.copy_(clip.log_scale.data)
-        own, given = module.vision.tower.state_dict(), clip.vision.tower.state_dict()
-        if {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in given.items()}:
-            module.vision.tower.load_state_dict(given)
-        return
-    for part in module.encoder.parts.values():
-        if isinstance(part, TextEncoder):
-            part.text.load_state_dict(clip.text.state_dict())
-
-
-def uses_clip(recipe: Recipe, part: str) -> bool:
-    """Tell whether a part starts from the recipe's own trained CLIP."""
-    own = any(c.encoder == "clip" for c in (recipe.conditions or {}).values())
-    return part == "noisy_clip" or (own and isinstance(getattr(recipe, part), NetworkPart))
 
 
 def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | None) -> Built:
@@ -253,7 +87,7 @@ def _text(recipe: Recipe, name: str, spec: ConditionSpec, source: Source, out: P
     if spec.encoder is None:
         raise ValueError(f'the condition {name!r} is text: say which CLIP encodes it, conditions.{name}.encoder = "clip" (the recipe\'s own), or a name or folder')
     if spec.encoder == "clip" and recipe.clip is not None:
-        clip = _build_clip(recipe.clip, "clip", source, out)
+        clip = fresh_clip(recipe.clip, "clip", source, out)
         return TextEncoder(clip.text.requires_grad_(False), clip.tokenizer, layer=spec.layer, output=spec.output)
     found = find_text(spec.encoder)
     return TextEncoder(found.text, found.tokenizer, layer=spec.layer, output=spec.output)
@@ -361,33 +195,3 @@ def judged(spec: ClassifierPart, columns: Mapping[str, Column]) -> tuple[str, Co
         wanted = f"no class or vector {spec.column!r}" if spec.column else "no classes or vectors to tell"
         raise ValueError(f"the data have {wanted}; their columns are {', '.join(f'{n} ({c.kind})' for n, c in columns.items()) or 'none'}")
     return fit[0], columns[fit[0]]
-
-
-def memory(module: nn.Module, settings: Any, shape: tuple[int, ...]) -> dict[str, float]:
-    """Estimate what a training holds, in MB: weights, gradients, two moments of AdamW, averages; and a batch of data."""
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in module.parameters()) - trained
-    size = 8 if settings.precision == "float64" else 4
-    copies = 4 + 1 + len(settings.power)
-    return {"weights and optimiser": (trained * copies + frozen) * size / 1e6, "a batch of data": settings.batch * math.prod(shape) * size / 1e6}
-
-
-@torch.no_grad()
-def activations(built: Built, source: Source, dtype: torch.dtype = torch.float32) -> float:
-    """Count the outputs of all layers for one sample, in MB: about what a sample adds to memory in training."""
-    total, handles = [0], []
-
-    def count(module: nn.Module, given: Any, out: Any) -> None:
-        total[0] += out.numel() * out.element_size() if isinstance(out, Tensor) else 0
-
-    for module in built.module.modules():
-        if not list(module.children()):
-            handles.append(module.register_forward_hook(count))
-    draw = Draw([0])
-    x, targets = source.batch([0], draw)
-    try:
-        built.objective(built.module, x.to(dtype), built.prepare(targets), draw)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total[0] / 1e6

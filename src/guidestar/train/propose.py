@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data._core import Column, Source
+from .parts import NetworkPart, Training
 from .reading import sources
-from .recipe import Data, NetworkPart, Recipe, Training
+from .recipe import Recipe
+from .tables import Data
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 

@@ -17,7 +17,8 @@ from ..data.folders import image_folder, parquet
 from ..data.pictures import Look, Pictures
 from ..data.shards import Shards
 from ..data.tensors import Scale, Scaled, latents, tensors
-from .recipe import Data, Recipe
+from .recipe import Recipe
+from .tables import Data
 
 
 def sources(recipe: Recipe, bad: Callable[[str], None] | None = None) -> tuple[Source, Source | None]:

@@ -13,14 +13,20 @@ from torch import Tensor
 from ..data._core import Source
 from ..draw import Draw
 from ..files import make_folder, whole_or_not
-from ._core import Progress, Settings, Trainer, fit, profiles, read_checkpoint
+from ._core import Built, Progress, Settings, profiles
 from ._safely import Stop
-from .build import Built, activations, build, memory, take_from_clip, uses_clip
+from .build import build
+from .checkpoints import read_checkpoint
+from .clips import take_from_clip, uses_clip
 from .ema import EMA
+from .loop import fit
+from .memory import activations, memory
+from .parts import PARTS, CLIPPart, NetworkPart
 from .reading import sources
-from .recipe import PARTS, CLIPPart, NetworkPart, Recipe
+from .recipe import Recipe
 from .report import Report
 from .see import Board, previewing
+from .trainer import Trainer
 
 
 def settings(recipe: Recipe, part: str) -> Settings:

@@ -14,7 +14,7 @@ from ..data._core import Source
 from ..draw import Draw
 from ..model import Model
 from ..pictures import Row, save_png, sheet, to_drawings
-from .build import process
+from .noise import process
 from .reading import scale_of
 from .recipe import Recipe
 

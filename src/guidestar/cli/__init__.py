@@ -1,0 +1,50 @@
+"""The command line; every command is a call of the library."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import typer
+
+from ..files import Damaged
+from ._terminal import fail, warn
+from .data import datasets
+from .measuring import evaluate
+from .sampling import demo, sample, strip
+from .telling import methods, models, plan
+from .training import recipe, train
+
+app = typer.Typer(name="guidestar", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+# In the order in which --help lists them.
+for command in (demo, sample, strip, models, methods, plan, recipe, train, evaluate):
+    app.command()(command)
+app.add_typer(datasets, name="data")
+
+# Typer carries its own click, or uses the installed one: take the class from where it is public.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every error is one clear message, and an exit code of 2 for usage, else 1 (a damaged file, a full disk, a loss that is no number)."""
+    code = 0
+    warnings.showwarning = _note  # what the library warns of, people read as one line
+    try:
+        code = app(args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False, prog_name="guidestar")
+    except _UsageError as error:
+        fail(error.format_message(), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        fail("stopped", 130)
+    except ValueError as error:
+        fail(str(error), 1 if isinstance(error, Damaged) else 2)
+    except ImportError as error:
+        fail(f"{error.name or error} is missing; install it with: pip install 'guidestar[all]'", 1)
+    except (OSError, RuntimeError, ArithmeticError) as error:
+        fail(str(error), 1)
+    sys.exit(code or 0)
+
+
+def _note(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if category is UserWarning:
+        warn(str(message))

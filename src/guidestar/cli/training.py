@@ -1,0 +1,80 @@
+"""Commands that train: recipe, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ._options import Out
+from ._terminal import fail, warn
+
+
+def recipe(
+    data: Annotated[Path, typer.Argument(help="Folder of images, parquet or webdataset files, or a .safetensors or .npy file.")],
+    out: Annotated[Path, typer.Option("--out", help="The recipe to write.")] = Path("recipe.toml"),
+    size: Annotated[Optional[int], typer.Option(min=8, help="Pixels of a side; by default what suits the images, at most 64.")] = None,  # noqa: UP045
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of the model.")] = 1200,
+) -> None:
+    """Write a recipe that suits your data, to read, change and train."""
+    from ..pictures import write_text
+    from ..train.propose import propose
+
+    if out.exists():
+        raise ValueError(f"{out} exists; give another --out, or remove it")
+    text, said = propose(data, name=out.stem, size=size, steps=steps)
+    write_text(text, out)
+    typer.echo(f"{said}\n{out}; try: guidestar train {out} --dry-run")
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/fashion-mnist.toml, or one that 'guidestar recipe' wrote.")],
+    out: Out = Path("out/train"),
+    data: Annotated[Optional[Path], typer.Option(help="Path of the data, in place of the recipe's.")] = None,  # noqa: UP045
+    only: Annotated[Optional[list[str]], typer.Option("--only", help="Train this part alone (model, weak, classifier, judge); several times for several.")] = None,  # noqa: UP045
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be trained, draw one batch, and train nothing.")] = False,
+) -> None:
+    """Train a recipe, going on where it was stopped, and write the model's folder."""
+    from ..files import make_folder
+    from ..train import recipe as recipes
+
+    spec = recipes.read(recipe)
+    if data:
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(data)})})
+    make_folder(out)
+    if dry_run:
+        _dry_run(spec, out, only)
+    else:
+        _train(spec, recipe, out, only)
+
+
+def _dry_run(spec: Any, out: Path, only: list[str] | None) -> None:
+    from ..pictures import Row, save_png, sheet, to_drawings
+    from ..train.run import dry_run
+
+    lines, batch = dry_run(spec, only, warn)
+    drawings = to_drawings(batch[:64])
+    save_png(sheet([Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings) // 8 * 8 or 1, 8)]), out / "batch.png")
+    typer.echo("\n".join([*lines, f"the first samples are drawn in {out / 'batch.png'}"]))
+
+
+def _train(spec: Any, file: Path, out: Path, only: list[str] | None) -> None:
+    from accelerate import PartialState
+
+    from ..train._safely import Stop, asked_by_signals
+    from ..train.assemble import assemble
+    from ..train.report import progress_report
+    from ..train.run import train
+
+    with asked_by_signals(Stop()) as stop, progress_report() as report:
+        finished = train(spec, out, report, only=only, stop=stop, say=warn)
+    if not finished:
+        fail(f"stopped; what was trained is saved in {out}, and the same command goes on from there", 130)
+    if not PartialState().is_main_process:
+        return
+    if only:
+        typer.echo(f"trained {', '.join(only)} in {out}; run it without --only for the whole model")
+        return
+    model = assemble(spec, out, command=f"guidestar train {file}")
+    typer.echo(f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name}{' --cond all' if model.classes else ''} --grid")
