@@ -93,12 +93,29 @@ def test_a_sample_hears_the_same_in_any_batch_and_chunk():
     torch.testing.assert_close(told("cond | cads(0.25)", 3, max_rows=1)[0], whole, rtol=1e-12, atol=1e-12)
 
 
-def test_a_single_number_is_left_as_it_is():
-    """It has no deviation to be rescaled to."""
+def test_a_single_number_is_noised_and_not_rescaled():
+    """It has no deviation to be rescaled to; to rescale it all the same would take its noise away."""
     heard = Heard()
     one = Net(denoiser=heard, cond=Condition(y=torch.tensor([[0.3], [0.6]]).double()))
-    Guided("cond | cads(0.5)", {"main": one}, seeds=[1, 2])(noise(2, 4), GRID.step(3))
-    torch.testing.assert_close(heard.told[0]["y"], torch.tensor([[0.3], [0.6]]).double())
+    Guided("cond | cads(0.5, 0.2, 0.9)", {"main": one}, seeds=[1, 2])(noise(2, 4), GRID.step(3))
+    gamma = (0.9 - (1 - 3 / N)) / 0.7
+    n = Draw([1, 2]).at(3).normal("cads/y", (1,)).double()
+    assert 0 < gamma < 1
+    torch.testing.assert_close(heard.told[0]["y"], math.sqrt(gamma) * torch.tensor([[0.3], [0.6]]).double() + 0.5 * math.sqrt(1 - gamma) * n)
+
+
+def test_passes_that_another_term_edits_are_annealed_too():
+    """Else a contrast would be one of noise and no noise: tsg's pass has the condition, at another time."""
+    heard = Heard()
+    one = Net(denoiser=heard, cond=Condition(y=Y))
+    Guided("tsg(2) | cads(0.25)", {"main": one}, seeds=SEEDS)(noise(len(Y), 4), GRID.step(3))
+    both = torch.cat([t["y"] for t in heard.told])
+    torch.testing.assert_close(both, torch.cat([annealed(Y, 3)] * 2), rtol=1e-6, atol=1e-6)
+
+
+def test_it_stands_once():
+    with pytest.raises(ValueError, match="cads stands twice"):
+        Guided("cond | cads(0.25) | cads(0.1)", {"main": Net(denoiser=Heard(), cond=Condition(y=Y))}, seeds=SEEDS)(noise(len(Y), 4), GRID.step(0))
 
 
 def test_a_run_depends_on_its_seeds_alone():

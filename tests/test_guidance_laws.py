@@ -24,6 +24,7 @@ from guidestar.guidance._core import as_guidance
 
 MAKE: dict[str, Callable[..., Any]] = {
     "clip": lambda scale, **more: METHODS["clip"](scale, "cat", **more),
+    "icg": lambda scale, **more: METHODS["icg"](scale, 4, **more),  # one number has no deviation that noise could have
     "sag": lambda scale, **more: METHODS["sag"](scale, layer="map", **more),
     "mmps": lambda scale, **more: METHODS["mmps"](scale, "observation", **more),
     "pigdm": lambda scale, **more: METHODS["pigdm"](scale, "observation", **more),

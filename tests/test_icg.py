@@ -98,5 +98,7 @@ def test_what_makes_no_sense_is_refused():
         Guided("icg(3)", toy)
     with pytest.raises(ValueError, match="has no real numbers"):
         Guided("icg(3)", toy, cond=Condition(c=torch.tensor([1])), seeds=SEEDS)(scene.x, scene.step)
+    with pytest.raises(ValueError, match=r"icg: the condition \(c\) has one number a sample.*among="):
+        Guided("icg(3)", toy, cond=condition(1.0), seeds=SEEDS)(scene.x, scene.step)
     with pytest.raises(ValueError, match="seeds="):
         Guided("icg(3)", toy, cond=condition(1.0))(scene.x, scene.step)

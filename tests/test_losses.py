@@ -3,7 +3,30 @@
 import pytest
 import torch
 
-from guidestar import DDPM, VP, Blur, Colour, Downsample, Guided, Identity, Inpaint, Observation, RePaint, TimeTravel, load, mmps, parse, pigdm, sample, steer, uniform
+from guidestar import (
+    DDPM,
+    VP,
+    Blur,
+    Colour,
+    Downsample,
+    Flow,
+    Guided,
+    Identity,
+    Inpaint,
+    Observation,
+    RePaint,
+    TimeTravel,
+    classifier,
+    clip,
+    discriminator,
+    load,
+    mmps,
+    parse,
+    pigdm,
+    sample,
+    steer,
+    uniform,
+)
 from guidestar.observing import read_operator
 
 GRID = uniform(VP.linear(), 3)
@@ -84,7 +107,7 @@ def test_known_pixels_that_do_not_fit_are_refused(known, mask):
 
 
 def test_a_loss_that_is_no_tensor_is_refused():
-    with pytest.raises(ValueError, match="a loss must return one number for each of 2 samples, not a float"):
+    with pytest.raises(ValueError, match="the loss must return one number for each of 2 samples, not a float"):
         guided("uncond + mpgd(1)", lambda x0: 0.0)(x(), GRID.step(0))
 
 
@@ -115,3 +138,36 @@ def test_every_particle_has_its_samples_observation():
     y = torch.stack([torch.full((1, 28, 28), -0.9), torch.full((1, 28, 28), 0.9)])
     made = model.steer(lambda images: -images.mean((1, 2, 3)).abs(), guidance="uncond + mpgd(40)", losses={"loss": Observation("identity", y)}, particles=2, seeds=[0, 1], steps=3)
     assert float(made.images[0].mean()) < -0.3 and float(made.images[1].mean()) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("term", "made"),
+    [
+        ("classifier", lambda f: classifier(1.0, log_prob=lambda x, level, target: f(x))),
+        ("discriminator", lambda f: discriminator(1.0, log_odds=lambda x, level: f(x))),
+        ("clip", lambda f: clip(1.0, torch.ones(1, 2), fit=lambda x, level, text: f(x))),
+    ],
+)
+def test_a_function_that_is_not_of_each_sample_is_refused(term, made):
+    """A mean would push each sample by a share that changes with the batch."""
+    for function, said in (
+        (lambda x: -x.square().mean(), r"must return one number for each of 4 samples, not a tensor \(\)"),
+        (lambda x: x.sum(1, keepdim=True), r"must return one number for each of 4 samples, not a tensor \(4, 1\)"),
+        (lambda x: x.detach().sum(1), "cannot be differentiated in the samples"),
+    ):
+        with pytest.raises(ValueError, match=f"{term}: .*{said}"):
+            Guided(made(function), lambda x, level, cond: x / 2)(torch.ones(4, 2), uniform(Flow(), 4).step(1))
+
+
+@pytest.mark.parametrize("options", [{}, {"max_rows": 2}])
+@pytest.mark.parametrize("count", [3, 5])
+def test_targets_are_as_many_as_the_samples(options, count):
+    term = classifier(1.0, log_prob=lambda x, level, target: -((x[:, 0] - target) ** 2), target=list(range(count)))
+    with pytest.raises(ValueError, match=f"{count} values were given for 4 samples"):
+        Guided(term, lambda x, level, cond: x / 2, **options)(torch.ones(4, 2), uniform(Flow(), 4).step(1))
+
+
+@pytest.mark.parametrize(("answer", "said"), [(lambda x: x[:, 0], r"a tensor \(4,\)"), (lambda x: x[:, :1], r"a tensor \(4, 1\)"), (lambda x: None, "a NoneType")])
+def test_a_denoiser_that_returns_another_shape_is_refused(answer, said):
+    with pytest.raises(ValueError, match=f"a denoiser must return the clean estimate of each sample, .4, 2. as it was given, not {said}"):
+        Guided("uncond", lambda x, level, cond: answer(x))(torch.ones(4, 2), uniform(Flow(), 4).step(1))

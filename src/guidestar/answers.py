@@ -253,4 +253,13 @@ def _predict(denoiser: Denoiser, b: _Batch) -> _Answer:
     with ExitStack() as stack:
         contexts = [(perturb, stack.enter_context(perturb(denoiser, rows))) for perturb, rows in b.perturbed()]
         out = denoiser(b.x, b.level, b.cond)
-    return out if isinstance(out, Prediction) else Prediction.from_x0(b.x, b.level, out), {perturb: looks for perturb, looks in contexts if looks is not None}
+    return _checked(out, b), {perturb: looks for perturb, looks in contexts if looks is not None}
+
+
+def _checked(out: object, b: _Batch) -> Prediction:
+    """Return what a denoiser answers as a prediction; another shape would be broadcast in what follows."""
+    x0 = out.x0 if isinstance(out, Prediction) else out
+    if not isinstance(x0, Tensor) or x0.shape != b.x.shape:
+        told = f"a tensor {tuple(x0.shape)}" if isinstance(x0, Tensor) else f"a {type(x0).__name__}"
+        raise ValueError(f"a denoiser must return the clean estimate of each sample, {tuple(b.x.shape)} as it was given, not {told}")
+    return out if isinstance(out, Prediction) else Prediction.from_x0(b.x, b.level, x0)

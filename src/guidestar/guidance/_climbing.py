@@ -39,7 +39,7 @@ class Climbing(Direction, ABC):
     def uphill(self, live: Live, log_prob: LogProb, target: Tensor | None) -> Tensor:
         """Return ``∇_{x_t} log_prob`` ``[b, *S]``; a clean estimate is looked at as data, at the clean level."""
         level = live.step.grid.schedule.clean if self.through else live.step.t
-        return live.gradient(lambda x: log_prob(x, level, target), self.differentiates)  # type: ignore[arg-type]
+        return live.slope(f"{self.name}: the log-probability", lambda x: log_prob(x, level, target), self.differentiates)  # type: ignore[arg-type]
 
     def trusted(self, net: Any, name: str) -> tuple[float, float] | None:
         """Return where ``net`` is to be used: as written, else up to the noise ratio to which it is trusted.

@@ -55,6 +55,7 @@ class Live:
         x_t: ``[b, *S]``.
         step: their step.
         answers: the evaluated passes.
+        samples: how many the run has.
         local: these samples' rows within ``answers``.
         rows: which samples of the run they are (None: all).
         state: the term's memory of these samples.
@@ -66,6 +67,7 @@ class Live:
     step: Step
     base: Pass
     answers: Mapping[Pass, Evaluated]
+    samples: int
     local: Tensor | None
     rows: Tensor | None
     state: State
@@ -86,12 +88,22 @@ class Live:
 
     def mine(self, per_sample: Tensor) -> Tensor:
         """Select these samples from a tensor of the whole run, ``[B, …]`` or ``[1, …]``."""
-        samples = len(self.x_t) if self.rows is None else int(self.rows.max()) + 1
-        if len(per_sample) != 1 and (len(per_sample) < samples or (self.rows is None and len(per_sample) > samples)):
-            raise ValueError(f"{len(per_sample)} values were given for {samples} samples; give one, or one for each")
+        if len(per_sample) not in (1, self.samples):
+            raise ValueError(f"{len(per_sample)} values were given for {self.samples} samples; give one, or one for each")
         if len(per_sample) == 1 or self.rows is None:
             return per_sample.expand(len(self.x_t), *per_sample.shape[1:]) if len(per_sample) == 1 else per_sample
         return per_sample[self.rows.to(per_sample.device)]
+
+    def slope(self, what: str, function: Callable[[Tensor], Tensor], through: Pass | None) -> Tensor:
+        """Return `gradient` of a user's function, which says so where it does not return one number a sample.
+
+        Args:
+            what: the function, for the message.
+
+        Raises:
+            ValueError: it returns something else, or what cannot be differentiated.
+        """
+        return self.gradient(lambda x: one_each(what, function(x), x), through)
 
     def gradient(self, energy: Callable[[Tensor], Tensor], through: Pass | None) -> Tensor:
         """Return ``∇_{x_t} Σ energy`` ``[b, *S]``: of ``energy(x_t)``, or of ``energy(x0)`` through a pass.
@@ -110,3 +122,17 @@ class Live:
             gradient = torch.autograd.grad(energy(prediction.x0).sum(), leaf, retain_graph=True)[0]
         where = answer.positions(self.local)
         return gradient if where is None else gradient[where.to(gradient.device)]
+
+
+def one_each(what: str, values: object, x: Tensor) -> Tensor:
+    """Return what a user's function made of samples ``x [B, *S]``: one number each, which can be differentiated in them.
+
+    Raises:
+        ValueError: it is something else; a mean over samples, for one, would make each depend on the others.
+    """
+    if not isinstance(values, Tensor) or values.shape != (len(x),):
+        told = f"a tensor {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise ValueError(f"{what} must return one number for each of {len(x)} samples, not {told}")
+    if not values.requires_grad:
+        raise ValueError(f"{what} cannot be differentiated in the samples; it must be made of differentiable operations on them")
+    return values

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..denoiser import Condition
 from ..levels import Step
-from ..passes import Pass, Slot, Told
+from ..passes import Edit, Pass, Slot, Told
 from ..prediction import Prediction
 from ._core import Live, Post
 from ._statistics import safe, std
@@ -36,6 +36,9 @@ class CADS(Post):
         tau2: above it only noise is told.
         mix: ψ in [0, 1], usually 1.
         only: which tensor of the condition; all that are real numbers by default.
+
+    A tensor of one number a sample has no deviation, and is not rescaled. Passes whose condition another
+    term draws, or whose time it changes (icg, tsg), are told with noise too. It stands once.
 
     0 evaluations more than the sum. Mean and deviation are per sample (the paper's code takes them
     of the whole batch). Needs the samples' seeds.
@@ -64,9 +67,11 @@ class CADS(Post):
 
     def instead(self, p: Pass, step: Step) -> Pass:
         gamma = self.gamma(step)
-        if p.cond is not Slot.COND or p.edit is not None or gamma == 1:
+        if p.cond is not Slot.COND or gamma == 1:
             return p
-        return replace(p, edit=Annealed(gamma, self.scale, self.mix, self.only))
+        if isinstance(p.edit, Annealed):
+            raise ValueError("cads stands twice, and the second would put its noise on noise; write it once, with a larger scale")
+        return replace(p, edit=Annealed(gamma, self.scale, self.mix, self.only, p.edit))
 
     def apply(self, prediction: Prediction, live: Live) -> Prediction:
         return prediction
@@ -74,14 +79,16 @@ class CADS(Post):
 
 @dataclass(frozen=True)
 class Annealed:
-    """The condition with noise of scale ``s`` on what ``γ`` leaves of it."""
+    """The condition (of another edit, if there is one) with noise of scale ``s`` on what ``γ`` leaves of it."""
 
     gamma: float
     scale: float
     mix: float
     only: str | None
+    before: Edit | None = None
 
     def __call__(self, told: Told) -> Told:
+        told = self.before(told) if self.before else told
         names = [k for k, y in told.cond.items() if y.is_floating_point() and self.only in (None, k)]
         if not names:
             listed = ", ".join(f"{k} ({str(y.dtype).removeprefix('torch.')})" for k, y in told.cond.items())
@@ -91,5 +98,7 @@ class Annealed:
     def _noised(self, name: str, condition: Tensor, told: Told) -> Tensor:
         y, n = (v.reshape(len(condition), -1) for v in (condition, told.draw.normal_like(f"cads/{name}", condition)))
         noisy = math.sqrt(self.gamma) * y + self.scale * math.sqrt(1 - self.gamma) * n
+        if y.shape[1] == 1:
+            return noisy.reshape(condition.shape)
         rescaled = (noisy - noisy.mean(1, keepdim=True)) / safe(std(noisy)) * std(y) + y.mean(1, keepdim=True)
         return (self.mix * rescaled + (1 - self.mix) * noisy).reshape(condition.shape)

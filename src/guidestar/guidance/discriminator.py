@@ -60,12 +60,5 @@ class Discriminator(Direction):
 
     def push(self, live: Live) -> Pushed:
         t = live.step.t
-
-        def odds(x: Tensor) -> Tensor:
-            values = self.log_odds(x, t)  # type: ignore[misc]
-            if not values.requires_grad:
-                raise ValueError("discriminator: the log odds cannot be differentiated in the sample; they must be made of differentiable operations on it")
-            return values
-
-        up = live.gradient(odds, None)
+        up = live.slope("discriminator: log_odds", lambda x: self.log_odds(x, t), None)  # type: ignore[misc]
         return expand(scoring(t), up) * up, live.state

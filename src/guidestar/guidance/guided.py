@@ -220,7 +220,7 @@ class Guided:
     def _some(self, q: Question, step: Step, state: State, awake: Awake) -> Answer:
         passes, talks = self._asked(step, q.rows, len(q.x_t), awake)
         answers = Answers(self._evaluate(passes, q, self._through(talks, step)), lambda p: self._canonical(p, step))
-        whole = Live(x_t=q.x_t, step=step, base=self.base, answers=answers, local=None, rows=q.rows, state=state, streams=q.draw)
+        whole = Live(x_t=q.x_t, step=step, base=self.base, answers=answers, samples=q.batch, local=None, rows=q.rows, state=state, streams=q.draw)
         for talk in talks:
             talk.begin(whole)
         self._converse([t for t in talks if t.talk], q, step)

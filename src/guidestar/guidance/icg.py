@@ -28,7 +28,7 @@ class ICG(Contrast):
         scale: s, as in cfg.
         among: what to draw from, evenly: a list of names or prompts, a `Condition` of several rows,
             or a number K, for the classes 0 to K − 1. By default normal noise of the mean and
-            deviation of the sample's own condition, tensor by tensor.
+            deviation of the sample's own condition, tensor by tensor; of one number a sample there is none.
 
     2 evaluations a step. Linear, so it reads the same in every space. Needs the samples' seeds.
 
@@ -75,9 +75,12 @@ class Independent:
         return replace(told, cond=self.among.take(chosen))
 
     def _noise(self, told: Told) -> Condition:
+        draw = told.draw
         if not any(y.is_floating_point() for y in told.cond.values()):
             raise ValueError(f"icg: the condition ({', '.join(told.cond)}) has no real numbers that noise could take the place of; say what to draw from, among=")
-        return Condition({k: _like(y, told.draw.normal_like(f"icg/{k}", y)) if y.is_floating_point() else y for k, y in told.cond.items()})
+        if all(y[0].numel() == 1 for y in told.cond.values() if y.is_floating_point()):
+            raise ValueError(f"icg: the condition ({', '.join(told.cond)}) has one number a sample, which has no deviation to draw noise of; say what to draw from, among=")
+        return Condition({k: _like(y, draw.normal_like(f"icg/{k}", y)) if y.is_floating_point() else y for k, y in told.cond.items()})
 
 
 def _like(y: Tensor, noise: Tensor) -> Tensor:

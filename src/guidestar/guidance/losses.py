@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._core import Context, Live
+from ._live import one_each
 from .operators import Inpaint, Linear, get_operator
 from .weights import finite
 
@@ -101,13 +102,7 @@ def of_samples(name: str, loss: Loss, live: Live) -> Loss:
     own = loss.of(live) if isinstance(loss, Observation) else loss
 
     def checked(x0: Tensor) -> Tensor:
-        values = own(x0)
-        if not isinstance(values, Tensor) or values.shape != (len(x0),):
-            told = f"a tensor {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-            raise ValueError(f"{name}: a loss must return one number for each of {len(x0)} samples, not {told}")
-        if not values.requires_grad:
-            raise ValueError(f"{name}: the loss cannot be differentiated in the clean estimate; it must be made of differentiable operations on it")
-        return values
+        return one_each(f"{name}: the loss", own(x0), x0)
 
     return checked
 

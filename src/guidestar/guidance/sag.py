@@ -25,7 +25,7 @@ from .weights import finite
 class SAG(Direction):
     """Self-attention guidance: away from what the network makes of a picture blurred where it looks.
 
-    With u the pass without condition, and M the places that the attention of its middle block looks
+    ``ε̂ = ε + s (ε_u − ε_u(x̃))``, x̃ the sample blurred there. With u the pass without condition, and M the places that the attention of its middle block looks
     at more than on average (the map's mean over heads, summed over queries, > threshold):
 
         D̃ = M ⊙ blur(D_u) + (1 − M) ⊙ D_u;   x̃ = α D̃ + σ ε_u

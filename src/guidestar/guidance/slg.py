@@ -28,7 +28,7 @@ class SLG(Perturbed):
             in U-Nets, what can be skipped of the middle block.
         of: as in pag.
 
-    1 evaluation more than what it is added to, without the skipped blocks. Linear, so it reads the
+    1 evaluation more than what it is added to (in a call that it shares, the blocks work for all rows). Linear, so it reads the
     same in every space.
 
     References:
