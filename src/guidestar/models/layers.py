@@ -1,8 +1,9 @@
 """The perturbable layers of Diffusers' networks (U-Nets, DiT, PixArt, SD3 and Flux) and of our sequence network.
 
-Whatever processor a layer of attention has, it ends in one call of ``scaled_dot_product_attention``
-of its heads. That call is what is changed, so normalised and rotated queries, masks, fused
-projections and joint attention are what they are without us.
+Whatever processor a layer of attention has, it calls ``scaled_dot_product_attention`` of its heads.
+The first call in a layer is what is changed, so normalised and rotated queries, masks, fused projections
+and joint attention are what they are without us; so are the calls after it, in which processors of
+IP-Adapters (SD3, Flux) let the picture attend to image prompts.
 """
 
 from __future__ import annotations
