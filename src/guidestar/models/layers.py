@@ -55,7 +55,8 @@ class DiffusersLayers:
     """Named layers of a network (see `guidestar.layers.Layers`): names are those of ``net.named_modules()``.
 
     What is usual: the middle block of a U-Net, the block in the middle of a transformer; of attention
-    to the text, every layer. One pass at a time: the change is made to the network, and taken back.
+    to the text, every layer. A change lasts as long as its context, and acts on some rows of a call (on all
+    by default), so that several share one; only contrasted text has a call of its own.
     """
 
     def __init__(self, net: nn.Module) -> None:
