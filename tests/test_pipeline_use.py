@@ -15,8 +15,9 @@ from diffusers import (
 )
 from peft import LoraConfig
 
+import _pipeline_folders as made
 import guidestar
-from _pipelines import REQUEST, SCHEDULE, STEPS, close, controlled, drawn, image_prompted, seeded, stable_diffusion, text_unet, told, walked
+from _pipelines import REQUEST, SCHEDULE, STEPS, close, controlled, drawn, image_prompted, quiet, seeded, stable_diffusion, text_unet, told, walked
 from guidestar.bridge.families import FAMILIES, negative_rows
 from guidestar.bridge.runs import Run, Wanted
 from guidestar.bridge.timetable import read_timetable
@@ -282,6 +283,7 @@ REFUSED = {
         guidestar.guide(p, "cfg(3)"), guidance_scale=1.0
     ),
     "the base 'uncond' needs the negative pass": lambda p: drawn(guidestar.guide(p, "uncond"), guidance_scale=1.0),
+    "tcfg and the base 'uncond' need the negative pass": lambda p: drawn(guidestar.guide(p, "uncond + tcfg(3)"), guidance_scale=1.0),
     "nag needs the negative pass": lambda p: drawn(guidestar.guide(p, "nag(5)"), guidance_scale=0.0),
     "there is no network 'weak'": lambda p: drawn(guidestar.guide(p, "autoguidance(2)")),
     "the network 'weak' is in float32, but the pipeline's is in float64; give one in float64": lambda p: drawn(
@@ -298,6 +300,51 @@ def test_what_is_refused_says_what_to_do(line):
     with pytest.raises(ValueError, match=line) as caught:
         REFUSED[line](stable_diffusion())
     assert "unknown name" in line or "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("expression", ["cfg(1)", "cfg([1, 1])", "cfg(3, interval=(0, 0.0001))", "tcfg(1) + cfg(3, interval=(1e5, inf))"])
+def test_what_has_no_weight_in_the_whole_run_needs_no_negative_pass(expression):
+    own = drawn(stable_diffusion(), guidance_scale=1.0)
+    with guidestar.guided(stable_diffusion(), expression) as pipe:
+        assert close(drawn(pipe, guidance_scale=1.0), own, 1e-9)
+    with guidestar.guided(stable_diffusion(), f"{expression} + pag(3)") as pipe:
+        assert not close(drawn(pipe, guidance_scale=1.0), own, 1e-3)
+
+
+def test_a_missing_negative_pass_is_told_of_before_the_first_step():
+    """Of the four steps, only the last has so little noise."""
+    pipe, seen = stable_diffusion(), []
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps(STEPS)
+    ratios = [float((1 / scheduler.alphas_cumprod[t] - 1).sqrt()) for t in scheduler.timesteps]
+    assert ratios[-1] < 0.5 < ratios[-2]
+    pipe.unet.register_forward_hook(lambda *_: seen.append(1))
+    with guidestar.guided(pipe, "cfg(3, interval=(0, 0.5))"), pytest.raises(ValueError, match="^cfg needs the negative pass"):
+        drawn(pipe, guidance_scale=1.0)
+    assert not seen
+
+
+def test_a_run_that_ends_early_is_asked_for_no_more_than_its_own_steps():
+    pipe = quiet(made.sdxl())
+    draw = lambda **more: pipe("cat", num_inference_steps=4, generator=seeded(1), output_type="latent", guidance_scale=1.0, **more).images  # noqa: E731
+    own = draw(denoising_end=0.5)
+    with guidestar.guided(pipe, "cfg(3, interval=(0, 0.5))"):
+        assert close(draw(denoising_end=0.5), own, 1e-5)
+        with pytest.raises(ValueError, match="^cfg needs the negative pass"):
+            draw()
+
+
+def test_a_callback_may_end_the_negative_pass_where_nothing_needs_it_any_more():
+    def stop(pipe, i, t, kept):
+        if i == 1:
+            pipe._guidance_scale = 1.0
+            kept["prompt_embeds"] = kept["prompt_embeds"].chunk(2)[1]
+        return kept
+
+    more = {"callback_on_step_end": stop, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
+    own = drawn(stable_diffusion(), **more)
+    with guidestar.guided(stable_diffusion(), "cfg(5, interval=(1, inf))") as pipe:
+        assert close(drawn(pipe, **more), own, 1e-9)
 
 
 def test_pipelines_that_cannot_be_guided():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..denoiser import Condition
 from ..guidance import Guidance, Guided
-from ..levels import Grid, Step
-from ..passes import Net, Slot
+from ..levels import Grid, Level, Step
+from ..passes import Net, Pass, Slot
 from .calls import Call, CallDenoiser, bound
 from .families import encode, family_of, how_to_ask, label, moved_from, negative_rows
 from .timetable import Timetable, read_timetable
@@ -65,6 +65,7 @@ class Run:
         self.nets = _Nets(["main", *wanted.nets])
         self.streams = [g.get_state() for g in _generators(pipe, arguments)]
         self.encoded: dict[Any, Condition] = {}
+        self.foreseen: tuple[int, tuple[str, ...]] | None = None
         self.pending: tuple[int, Call, Tensor] | None = None
         self._restart(0)
 
@@ -137,7 +138,7 @@ class Run:
         table: Timetable = self.table  # type: ignore[assignment]
         step = self._step(place, table)
         denoiser = self._bind(net, call, step)
-        self._check(call, step)
+        self._check(call, [step, *self._ahead(call, place)])
         if step.index != self.step:
             self.step, self.state, self.after = step.index, self.after, None
         dtype = torch.float32 if call.x.device.type == "mps" else torch.float64
@@ -147,11 +148,23 @@ class Run:
 
     def _step(self, place: int, table: Timetable) -> Step:
         """Return where the run stands; all calls of one step of the scheduler's have that step's index."""
-        order, level = table.order, table.level(place)
-        index = (place - self.begin) // order
-        starts = table.levels[self.begin : -1 : order]
+        return next(self._steps([(place, table.level(place))], table))
+
+    def _steps(self, levels: Iterable[tuple[int, Level]], table: Timetable) -> Iterator[Step]:
+        starts = table.levels[self.begin : -1 : table.order]
         grid = Grid(levels=(*starts, table.levels[-1]), schedule=table.schedule)
-        return Step(level, grid[min(index + 1, grid.steps)], index, grid)
+        for place, level in levels:
+            index = (place - self.begin) // table.order
+            yield Step(level, grid[min(index + 1, grid.steps)], index, grid)
+
+    def _ahead(self, call: Call, place: int) -> Iterator[Step]:
+        """Return the steps that are still to come, when this part of the run is told its first rows of this kind."""
+        table: Timetable = self.table  # type: ignore[assignment]
+        if self.foreseen != (self.begin, call.parts):
+            self.foreseen = self.begin, call.parts
+            count = getattr(self.pipe, "_num_timesteps", None)  # a run may end before its table does
+            stop = len(table.times) if count is None else min(len(table.times), self.begin + count)
+            yield from self._steps(((k, table.levels[k]) for k in range(place + 1, stop)), table)
 
     def _bind(self, net: Any, call: Call, step: Step) -> CallDenoiser:
         """Tell the networks what this call says, and make the guided sum at the first."""
@@ -200,30 +213,30 @@ class Run:
                 raise
             raise ValueError(f"{type(self.pipe).__name__} is told no condition: {str(error).partition(', but')[0]}") from None
 
-    def _check(self, call: Call, step: Step) -> None:
-        """Refuse, by name, what asks for negative rows that the pipeline does not hand over."""
+    def _asked(self, steps: Iterable[Step]) -> dict[tuple[str, Pass], None]:
+        """Return who asks for which passes, at any of these steps: terms whose weight is not 0, posts and the base."""
         guided: Guided = self.guided  # type: ignore[assignment]
-        if not call.prompts:
-            self._check_unconditional(guided, step)
-        if "uncond" in call.parts or not call.prompts:
+        asked: dict[tuple[str, Pass], None] = {}
+        for step in steps:
+            acting = [t for t in guided.terms if bool((torch.as_tensor(t.weight(step)) != 0).any())]
+            asked.update({(x.name, p): None for x in (*acting, *guided.posts) for p in x.passes(step)})
+        return asked | {(f"the base {guided.base.cond.value!r}", guided.base): None}  # type: ignore[union-attr]
+
+    def _check(self, call: Call, steps: Sequence[Step]) -> None:
+        """Refuse, by name, what asks for rows that the pipeline does not hand over."""
+        if "uncond" in call.parts and call.prompts:
             return
-        missing = (Slot.NULL, Slot.NEGATIVE)
-        asks = [t.name for t in guided.terms if any(p.cond in missing or p.against in missing for p in t.passes(step))]
-        asks += [f"the base {guided.base.cond.value!r}"] if guided.base.cond in missing else []  # type: ignore[union-attr]
+        missing = (Slot.NULL, Slot.NEGATIVE) if call.prompts else (Slot.COND,)
+        asks = list(dict.fromkeys(name for name, p in self._asked(steps) if p.cond in missing or p.against in missing))
         if not asks:
             return
+        who = f"{' and '.join(asks)} {'needs' if len(asks) == 1 else 'need'}"
+        if not call.prompts:
+            raise ValueError(f"{type(self.pipe).__name__} is told no condition, but {who} the conditional pass; start the expression with 'uncond'")
         how = how_to_ask(self.pipe, call.family, self.arguments)
         distilled = call.arguments.get("guidance") is not None or call.arguments.get("timestep_cond") is not None
         why = "; its network is distilled for guidance, and has no other unconditional pass: or use a term that needs none, as pag(3)" if distilled else ""
-        raise ValueError(
-            f"{' and '.join(dict.fromkeys(asks))} needs the negative pass, but {how} (both halves get the guided result, so the pipeline's own number changes nothing){why}"
-        )
-
-    def _check_unconditional(self, guided: Guided, step: Step) -> None:
-        asks = [x.name for x in (*guided.terms, *guided.posts) if any(p.cond is Slot.COND for p in x.passes(step))]
-        asks += ["the base 'cond'"] if guided.base.cond is Slot.COND else []
-        if asks:
-            raise ValueError(f"{type(self.pipe).__name__} is told no condition, but {' and '.join(asks)} needs the conditional pass; start the expression with 'uncond'")
+        raise ValueError(f"{who} the negative pass, but {how} (both halves get the guided result, so the pipeline's own number changes nothing){why}")
 
     def _check_nets(self, main: Any, call: Call) -> None:
         for name, net in self.wanted.nets.items():
