@@ -179,6 +179,49 @@ def test_without_a_generator_the_device_of_the_run_has_one(monkeypatch):
     assert streams("cuda:1", generator=given[1])[0].tolist() == given[1].get_state().tolist()
 
 
+def far(x0):
+    """A loss of clean latents: how far their numbers are from 0.3."""
+    return ((x0 - 0.3) ** 2).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("through", [None, "cond"])
+def test_a_loss_made_in_python_is_lowered(through):
+    """Of the base's clean estimate, and of that of a pass that is named, through the network."""
+    pipe, x = stable_diffusion(), start()
+    with guidestar.guided(pipe, guidestar.cond + guidestar.ugd(0.1, far, through=through)):
+        ours = drawn(pipe, latents=x)
+    embeds = told(pipe)[2:]
+
+    def pushed(i, c, u, x, alpha, sigma):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            x0 = (leaf - sigma * pipe.unet(leaf, pipe.scheduler.timesteps[i], encoder_hidden_states=embeds).sample) / alpha
+            (gradient,) = torch.autograd.grad(((x0 - 0.3) ** 2).sum(), leaf)
+        return c - 0.1 * sigma**2 / alpha * gradient
+
+    assert close(ours, walked(pipe, pushed, x), 1e-9) and not close(ours, walked(pipe, lambda i, c, *_: c, x), 1e-2)
+
+
+@pytest.mark.parametrize("name", ["ugd", "ugd_backward", "pigdm", "mmps"])
+def test_a_loss_by_name_is_refused_and_one_of_its_own_works(name):
+    pipe = stable_diffusion()
+    own = drawn(pipe, guidance_scale=1.0)
+    line = rf"^{name} lowers a loss, and a pipeline has none by name; make the term in Python with its own, {name}\(2, loss=…\), or load the pipeline's folder with guidestar\.load"
+    with pytest.raises(ValueError, match=line):
+        guidestar.guide(pipe, f"cfg(5) + {name}(2)")
+    loss = far if name.startswith("ugd") else guidestar.Observation(guidestar.Downsample(factor=2), 0.3, noise=0.1)
+    with guidestar.guided(pipe, guidestar.cfg(1) + getattr(guidestar, name)(0.5, loss)):
+        assert not close(drawn(pipe, guidance_scale=1.0), own, 1e-3)
+
+
+@pytest.mark.parametrize("name", ["dps", "freedom", "lgd", "mpgd", "tfg"])
+def test_a_loss_whose_push_splits_the_prediction_is_sent_to_our_solvers(name):
+    line = f"^{name} splits the prediction .* cannot follow; load the model with guidestar.load and use a solver of ours$"
+    for term in (f"{name}(1)", getattr(guidestar, name)(1, far)):
+        with pytest.raises(ValueError, match=line):
+            guidestar.guide(stable_diffusion(), term)
+
+
 class Bright:
     """A classifier of anything: how near its numbers are to the target."""
 
