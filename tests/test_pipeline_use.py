@@ -362,7 +362,7 @@ def test_a_missing_negative_pass_is_told_of_before_the_first_step():
     ratios = [float((1 / scheduler.alphas_cumprod[t] - 1).sqrt()) for t in scheduler.timesteps]
     assert ratios[-1] < 0.5 < ratios[-2]
     pipe.unet.register_forward_hook(lambda *_: seen.append(1))
-    with guidestar.guided(pipe, "cfg(3, interval=(0, 0.5))"), pytest.raises(ValueError, match="^cfg needs the negative pass"):
+    with guidestar.guided(pipe, "cfg(3, interval=(0, 0.5))"), pytest.raises(ValueError, match=r"^cfg needs the negative pass"):
         drawn(pipe, guidance_scale=1.0)
     assert not seen
 
@@ -373,7 +373,7 @@ def test_a_run_that_ends_early_is_asked_for_no_more_than_its_own_steps():
     own = draw(denoising_end=0.5)
     with guidestar.guided(pipe, "cfg(3, interval=(0, 0.5))"):
         assert close(draw(denoising_end=0.5), own, 1e-5)
-        with pytest.raises(ValueError, match="^cfg needs the negative pass"):
+        with pytest.raises(ValueError, match=r"^cfg needs the negative pass"):
             draw()
 
 

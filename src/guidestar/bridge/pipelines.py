@@ -185,8 +185,10 @@ def _check_terms(guidance: Guidance, pipe: Any) -> None:
         if why:
             raise ValueError(f"{term.name} {why}, which the scheduler of {type(pipe).__name__} cannot follow; load the model with guidestar.load and use a solver of ours")
         if isinstance(term, Steered) and isinstance(term.loss, str):
+            own = f"{term.name}({literal(term.scale)}, loss=…)"
             raise ValueError(
-                f"{term.name} lowers a loss, and a pipeline has none by name; make the term in Python with its own, {term.name}({literal(term.scale)}, loss=…), or load the pipeline's folder with guidestar.load and use sample(losses=…)"
+                f"{term.name} lowers a loss, and a pipeline has none by name; make the term in Python with its own, {own}, "
+                "or load the pipeline's folder with guidestar.load and use sample(losses=…)"
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,8 @@ from ..guidance import Guidance, Guided
 from ..levels import Grid, Level, Step
 from ..passes import Net, Pass, Slot
 from .calls import Call, CallDenoiser, bound
-from .families import encode, family_of, how_to_ask, label, moved_from, negative_rows
+from .families import check_prompt, encode, family_of, how_to_ask, label, moved_from, negative_rows
+from .seeds import generators, seed_of
 from .timetable import Timetable, read_timetable
 
 
@@ -63,7 +63,7 @@ class Run:
         self.table: Timetable | None = None
         self.guided: Guided | None = None
         self.nets = _Nets(["main", *wanted.nets])
-        self.streams = [g.get_state() for g in _generators(pipe, arguments)]
+        self.streams = [g.get_state() for g in generators(pipe, arguments)]
         self.encoded: dict[Any, Condition] = {}
         self.foreseen: tuple[int, tuple[str, ...]] | None = None
         self.pending: tuple[int, Call, Tensor] | None = None
@@ -188,9 +188,14 @@ class Run:
     def _encode(self, call: Call, names: tuple[str | int, ...]) -> Condition:
         key = names, call.parts
         if key not in self.encoded:
+            self._check_prompts(call, names)
             away = call.has_settings and names[0] in moved_from(self.wanted.guidance)
             self.encoded[key] = call.encoded(encode(self.pipe, call.family, list(names), self.arguments), len(names), away=away)
         return self.encoded[key]
+
+    def _check_prompts(self, call: Call, names: Iterable[Any]) -> None:
+        for name in names:
+            check_prompt(self.pipe, call.family, name, () if call.has_settings else call.prompts)
 
     def _make(self, call: Call) -> Guided:
         w, batch = self.wanted, call.batch
@@ -202,7 +207,7 @@ class Run:
             "target": target,
             "index": lambda name: label(self.pipe, name),
             "prompts": _prompts(self.arguments, batch),
-            "seeds": w.seeds if w.seeds is not None else [_seed(self.streams, k) for k in range(batch)],
+            "seeds": w.seeds if w.seeds is not None else [seed_of(self.streams, k) for k in range(batch)],
             "max_rows": w.max_rows,
             "check": w.check,
         }
@@ -223,11 +228,13 @@ class Run:
         return asked | {(f"the base {guided.base.cond.value!r}", guided.base): None}  # type: ignore[union-attr]
 
     def _check(self, call: Call, steps: Sequence[Step]) -> None:
-        """Refuse, by name, what asks for rows that the pipeline does not hand over."""
+        """Refuse, by name, what asks for rows that the pipeline does not hand over, or for a prompt that it cannot encode."""
+        asked = self._asked(steps)
+        self._check_prompts(call, (key for _, p in asked for key in (p.cond, p.against) if isinstance(key, str | int)))
         if "uncond" in call.parts and call.prompts:
             return
         missing = (Slot.NULL, Slot.NEGATIVE) if call.prompts else (Slot.COND,)
-        asks = list(dict.fromkeys(name for name, p in self._asked(steps) if p.cond in missing or p.against in missing))
+        asks = list(dict.fromkeys(name for name, p in asked if p.cond in missing or p.against in missing))
         if not asks:
             return
         who = f"{' and '.join(asks)} {'needs' if len(asks) == 1 else 'need'}"
@@ -270,29 +277,6 @@ def _like_answer(answer: Any, call: Call, out: Tensor) -> Any:
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
     return Transformer2DModelOutput(sample=out)
-
-
-def _generators(pipe: Any, arguments: Mapping[str, Any]) -> list[torch.Generator]:
-    """Return what the pipeline draws its latents from: the generators that it was given, or its device's own."""
-    given = arguments.get("generator")
-    if isinstance(given, list | tuple):
-        return list(given)
-    return [_default_generator(pipe._execution_device) if given is None else given]
-
-
-def _default_generator(device: torch.device) -> torch.Generator:
-    """Return what torch draws from on a device where it is given no generator."""
-    if device.type != "cuda":
-        return torch.default_generator
-    torch.cuda.init()  # a pipeline that is offloaded may be the first to use it
-    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-
-
-def _seed(streams: Sequence[Tensor], k: int) -> int:
-    """Return the seed of sample k, from the state of its own generator, or of the one for all and k."""
-    state, more = (streams[k], 0) if len(streams) > 1 else (streams[0], k)
-    digest = hashlib.blake2b(bytes(state.tolist()) + str(more).encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "big")
 
 
 def _prompts(arguments: Mapping[str, Any], batch: int) -> list[str] | None:
