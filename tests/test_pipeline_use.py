@@ -78,6 +78,20 @@ def test_ip_adapter():
         assert close(drawn(pipe, **image, guidance_scale=2.0), own, 1e-9)
 
 
+def test_nag_is_refused_where_pictures_are_told_with_the_text():
+    """As soon as it is asked for: when guiding, or at the first call under an adapter that was loaded afterwards."""
+    pipe, line = stable_diffusion(), r"^a UNet2DConditionModel that is told pictures .* leave nag out, or take the adapter off first: pipe.unload_ip_adapter\(\)$"
+    with guidestar.guided(pipe, "cfg(5) + nag(3)"):
+        plain = drawn(pipe)
+        image = image_prompted(pipe)
+        with pytest.raises(ValueError, match=line):
+            drawn(pipe, **image)
+        with pytest.raises(ValueError, match=line):
+            guidestar.guide(pipe, "nag(3, interval=(0, 1e-9))")
+        pipe.unload_ip_adapter()
+        assert torch.equal(drawn(pipe), plain)
+
+
 def test_callbacks_go_on():
     pipe, seen = stable_diffusion(), []
 
