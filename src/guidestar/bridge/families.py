@@ -186,7 +186,9 @@ def check_prompt(pipe: Any, family: Family, name: str | int, told: Iterable[str]
 
 
 def _missing(pipe: Any, family: Family) -> list[str]:
-    """Return the text encoders and tokenizers that a pipeline is without, and cannot do without."""
+    """Return the text encoders and tokenizers that a pipeline is without, and cannot do without; where it encodes in a way of its own, that is not known."""
+    if not pipe.encode_prompt.__module__.startswith("diffusers."):
+        return []
     spare = ("text_encoder_3", "tokenizer_3") if family is FAMILIES["SD3Transformer2DModel"] else ()
     if family is _UNET and getattr(pipe, "text_encoder_2", None) is not None:  # SDXL's refiner has the second alone
         spare = ("text_encoder", "tokenizer")
