@@ -341,6 +341,7 @@ REFUSED = {
     ),
     "the base 'uncond' needs the negative pass": lambda p: drawn(guidestar.guide(p, "uncond"), guidance_scale=1.0),
     "tcfg and the base 'uncond' need the negative pass": lambda p: drawn(guidestar.guide(p, "uncond + tcfg(3)"), guidance_scale=1.0),
+    "^cfg needs the negative pass, but": lambda p: drawn(guidestar.guide(p, "cfg([3, 1])"), guidance_scale=1.0),
     "nag needs the negative pass": lambda p: drawn(guidestar.guide(p, "nag(5)"), guidance_scale=0.0),
     "there is no network 'weak'": lambda p: drawn(guidestar.guide(p, "autoguidance(2)")),
     "the network 'weak' is in float32, but the pipeline's is in float64; give one in float64": lambda p: drawn(
