@@ -132,8 +132,11 @@ def test_other_schedulers_of_the_same_network():
     [
         ("classifier(2, target=1)", "classifier needs a gradient, and the pipeline evaluates its network without, so it cannot be in a guider; use guidestar.guide"),
         ("clip(2, 'a cat')", "clip needs a gradient"),
+        ("ugd(2)", r"^ugd needs a gradient, .*; use guidestar.guide on the whole pipeline, the term made in Python with its loss, ugd\(2, loss=…\), or guidestar.load$"),
+        (gs.cfg(2) + gs.ugd(2, loss=lambda x0: x0.flatten(1).sum(1)), r"^ugd needs a gradient, .*; use guidestar.guide on the whole pipeline"),
+        ("dps(1)", "^dps needs a gradient, .*, so it cannot be in a guider; load the model with guidestar.load and use a solver of ours$"),
         ("sag(1)", "sag needs a pass at a place that other passes tell"),
-        ("cfgpp(0.6)", "cfgpp needs a split prediction|cfgpp needs the level that a step leads to"),
+        ("cfgpp(0.6)", "^cfgpp needs (a split prediction|the level that a step leads to).*; load the model with guidestar.load and use a solver of ours$"),
         ("autoguidance(2)", "there is no network 'weak'|the pass 'cond weak' is not one that a modular pipeline can be asked for|autoguidance"),
         ("cfg(3, negative='blue')", "the pass ''blue'' is not one that a modular pipeline can be asked for"),
         ("AND(2, 'a dog')", "the pass ''a dog'' is not one"),

@@ -15,8 +15,9 @@ from diffusers import (
 )
 from peft import LoraConfig
 
+import _pipeline_folders as made
 import guidestar
-from _pipelines import REQUEST, SCHEDULE, STEPS, close, controlled, drawn, image_prompted, seeded, stable_diffusion, text_unet, told, walked
+from _pipelines import REQUEST, SCHEDULE, STEPS, close, controlled, drawn, image_prompted, quiet, seeded, stable_diffusion, text_unet, told, walked
 from guidestar.bridge.families import FAMILIES, negative_rows
 from guidestar.bridge.runs import Run, Wanted
 from guidestar.bridge.timetable import read_timetable
@@ -75,6 +76,20 @@ def test_ip_adapter():
     assert not close(own, without, 1e-3)
     with guidestar.guided(pipe, "cfg(5)"):
         assert close(drawn(pipe, **image, guidance_scale=2.0), own, 1e-9)
+
+
+def test_nag_is_refused_where_pictures_are_told_with_the_text():
+    """As soon as it is asked for: when guiding, or at the first call under an adapter that was loaded afterwards."""
+    pipe, line = stable_diffusion(), r"^a UNet2DConditionModel that is told pictures .* leave nag out, or take the adapter off first: pipe.unload_ip_adapter\(\)$"
+    with guidestar.guided(pipe, "cfg(5) + nag(3)"):
+        plain = drawn(pipe)
+        image = image_prompted(pipe)
+        with pytest.raises(ValueError, match=line):
+            drawn(pipe, **image)
+        with pytest.raises(ValueError, match=line):
+            guidestar.guide(pipe, "nag(3, interval=(0, 1e-9))")
+        pipe.unload_ip_adapter()
+        assert torch.equal(drawn(pipe), plain)
 
 
 def test_callbacks_go_on():
@@ -176,6 +191,49 @@ def test_without_a_generator_the_device_of_the_run_has_one(monkeypatch):
     given = seeded(3, 4)
     assert [s.tolist() for s in streams("cuda:1", generator=given)] == [g.get_state().tolist() for g in given]
     assert streams("cuda:1", generator=given[1])[0].tolist() == given[1].get_state().tolist()
+
+
+def far(x0):
+    """A loss of clean latents: how far their numbers are from 0.3."""
+    return ((x0 - 0.3) ** 2).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("through", [None, "cond"])
+def test_a_loss_made_in_python_is_lowered(through):
+    """Of the base's clean estimate, and of that of a pass that is named, through the network."""
+    pipe, x = stable_diffusion(), start()
+    with guidestar.guided(pipe, guidestar.cond + guidestar.ugd(0.1, far, through=through)):
+        ours = drawn(pipe, latents=x)
+    embeds = told(pipe)[2:]
+
+    def pushed(i, c, u, x, alpha, sigma):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            x0 = (leaf - sigma * pipe.unet(leaf, pipe.scheduler.timesteps[i], encoder_hidden_states=embeds).sample) / alpha
+            (gradient,) = torch.autograd.grad(((x0 - 0.3) ** 2).sum(), leaf)
+        return c - 0.1 * sigma**2 / alpha * gradient
+
+    assert close(ours, walked(pipe, pushed, x), 1e-9) and not close(ours, walked(pipe, lambda i, c, *_: c, x), 1e-2)
+
+
+@pytest.mark.parametrize("name", ["ugd", "ugd_backward", "pigdm", "mmps"])
+def test_a_loss_by_name_is_refused_and_one_of_its_own_works(name):
+    pipe = stable_diffusion()
+    own = drawn(pipe, guidance_scale=1.0)
+    line = rf"^{name} lowers a loss, and a pipeline has none by name; make the term in Python with its own, {name}\(2, loss=…\), or load the pipeline's folder with guidestar\.load"
+    with pytest.raises(ValueError, match=line):
+        guidestar.guide(pipe, f"cfg(5) + {name}(2)")
+    loss = far if name.startswith("ugd") else guidestar.Observation(guidestar.Downsample(factor=2), 0.3, noise=0.1)
+    with guidestar.guided(pipe, guidestar.cfg(1) + getattr(guidestar, name)(0.5, loss)):
+        assert not close(drawn(pipe, guidance_scale=1.0), own, 1e-3)
+
+
+@pytest.mark.parametrize("name", ["dps", "freedom", "lgd", "mpgd", "tfg"])
+def test_a_loss_whose_push_splits_the_prediction_is_sent_to_our_solvers(name):
+    line = f"^{name} splits the prediction .* cannot follow; load the model with guidestar.load and use a solver of ours$"
+    for term in (f"{name}(1)", getattr(guidestar, name)(1, far)):
+        with pytest.raises(ValueError, match=line):
+            guidestar.guide(stable_diffusion(), term)
 
 
 class Bright:
@@ -282,6 +340,8 @@ REFUSED = {
         guidestar.guide(p, "cfg(3)"), guidance_scale=1.0
     ),
     "the base 'uncond' needs the negative pass": lambda p: drawn(guidestar.guide(p, "uncond"), guidance_scale=1.0),
+    "tcfg and the base 'uncond' need the negative pass": lambda p: drawn(guidestar.guide(p, "uncond + tcfg(3)"), guidance_scale=1.0),
+    "^cfg needs the negative pass, but": lambda p: drawn(guidestar.guide(p, "cfg([3, 1])"), guidance_scale=1.0),
     "nag needs the negative pass": lambda p: drawn(guidestar.guide(p, "nag(5)"), guidance_scale=0.0),
     "there is no network 'weak'": lambda p: drawn(guidestar.guide(p, "autoguidance(2)")),
     "the network 'weak' is in float32, but the pipeline's is in float64; give one in float64": lambda p: drawn(
@@ -298,6 +358,51 @@ def test_what_is_refused_says_what_to_do(line):
     with pytest.raises(ValueError, match=line) as caught:
         REFUSED[line](stable_diffusion())
     assert "unknown name" in line or "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("expression", ["cfg(1)", "cfg([1, 1])", "cfg(3, interval=(0, 0.0001))", "tcfg(1) + cfg(3, interval=(1e5, inf))"])
+def test_what_has_no_weight_in_the_whole_run_needs_no_negative_pass(expression):
+    own = drawn(stable_diffusion(), guidance_scale=1.0)
+    with guidestar.guided(stable_diffusion(), expression) as pipe:
+        assert close(drawn(pipe, guidance_scale=1.0), own, 1e-9)
+    with guidestar.guided(stable_diffusion(), f"{expression} + pag(3)") as pipe:
+        assert not close(drawn(pipe, guidance_scale=1.0), own, 1e-3)
+
+
+def test_a_missing_negative_pass_is_told_of_before_the_first_step():
+    """Of the four steps, only the last has so little noise."""
+    pipe, seen = stable_diffusion(), []
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps(STEPS)
+    ratios = [float((1 / scheduler.alphas_cumprod[t] - 1).sqrt()) for t in scheduler.timesteps]
+    assert ratios[-1] < 0.5 < ratios[-2]
+    pipe.unet.register_forward_hook(lambda *_: seen.append(1))
+    with guidestar.guided(pipe, "cfg(3, interval=(0, 0.5))"), pytest.raises(ValueError, match=r"^cfg needs the negative pass"):
+        drawn(pipe, guidance_scale=1.0)
+    assert not seen
+
+
+def test_a_run_that_ends_early_is_asked_for_no_more_than_its_own_steps():
+    pipe = quiet(made.sdxl())
+    draw = lambda **more: pipe("cat", num_inference_steps=4, generator=seeded(1), output_type="latent", guidance_scale=1.0, **more).images  # noqa: E731
+    own = draw(denoising_end=0.5)
+    with guidestar.guided(pipe, "cfg(3, interval=(0, 0.5))"):
+        assert close(draw(denoising_end=0.5), own, 1e-5)
+        with pytest.raises(ValueError, match=r"^cfg needs the negative pass"):
+            draw()
+
+
+def test_a_callback_may_end_the_negative_pass_where_nothing_needs_it_any_more():
+    def stop(pipe, i, t, kept):
+        if i == 1:
+            pipe._guidance_scale = 1.0
+            kept["prompt_embeds"] = kept["prompt_embeds"].chunk(2)[1]
+        return kept
+
+    more = {"callback_on_step_end": stop, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
+    own = drawn(stable_diffusion(), **more)
+    with guidestar.guided(stable_diffusion(), "cfg(5, interval=(1, inf))") as pipe:
+        assert close(drawn(pipe, **more), own, 1e-9)
 
 
 def test_pipelines_that_cannot_be_guided():

@@ -74,6 +74,14 @@ def test_a_vae_that_overflows_in_half_precision_decodes_in_float32_and_is_in_hal
     assert close(ours, wanted, 1e-5) and not close(ours, drawn(pipe, latents=x, guidance_scale=1.0), 1e-2)
 
 
+def test_a_vae_that_overflows_in_half_precision_says_nothing_at_every_step(caplog):
+    pipe = stable_diffusion()
+    pipe.vae.half()
+    with guidestar.guided(pipe, "cond + classifier(0.1, through='cond')", classifiers={"classifier": Bright()}, **THROUGH):
+        drawn(pipe, latents=latents())
+    assert not [r for r in caplog.records if "float32" in r.getMessage()]
+
+
 def test_a_vae_that_does_not_overflow_stays_in_half_precision():
     pipe, judge = stable_diffusion(), Bright()
     pipe.vae.half().register_to_config(force_upcast=False)

@@ -98,7 +98,7 @@ class Attention:
     def replace(self, whole: Tensor, image: Tensor) -> Tensor:
         """Put ``image`` in the place of the picture's tokens of ``whole``."""
         before, after = whole[:, :, : self.image.start], whole[:, :, self.image.stop :]
-        return torch.cat([before, image, after], 2) if before.shape[2] or after.shape[2] else image
+        return joined([before, image, after], 1) if before.shape[2] or after.shape[2] else image
 
 
 Change = tuple[Callable[[Attention], Tensor], Rows | None]
@@ -121,7 +121,16 @@ def by_rows(changes: Sequence[Change], query: Tensor, answer: Callable[[slice, C
         parts.append(answer(mine.slice, attend))
         done = mine.stop
     parts += [answer(slice(done, None), Attention.compute)] if done < len(query) else []
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    return joined(parts, 0)
+
+
+def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Join ``[B, heads, tokens, d]`` by rows (``dim`` 0) or tokens (1), laid out as attention's own answer is.
+
+    There the heads of a token lie side by side, and some processors rely on it: ``out.transpose(1, 2).view(B, -1, heads·d)``.
+    """
+    laid = [part.transpose(1, 2) for part in parts]
+    return (torch.cat(laid, dim) if len(laid) > 1 else laid[0].contiguous()).transpose(1, 2)
 
 
 class Layers(Protocol):

@@ -7,7 +7,7 @@ other way round), or calls it once for each (Flux, Wan). Families are found by t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -157,18 +157,48 @@ def how_to_ask(pipe: Any, family: Family, arguments: Arguments) -> str:
     return f"{name} makes none: it has no condition to leave out"
 
 
-def encode(pipe: Any, family: Family, names: list[str | int], arguments: Arguments) -> dict[str, Tensor]:
-    """Encode prompts (or classes) written in an expression, as the pipeline encodes its own.
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def check_prompt(pipe: Any, family: Family, name: str | int, told: Iterable[str] = ()) -> None:
+    """Refuse a prompt (or class) within an expression that the pipeline cannot encode.
+
+    Args:
+        pipe, family: the pipeline.
+        name: the prompt.
+        told: what a `Condition` in its place would consist of; nothing where none would do.
 
     Raises:
-        ValueError: this family's pipeline cannot, or knows no such class.
+        ValueError: this family's pipelines cannot, it is without a text encoder, or knows no such class.
     """
+    kind = type(pipe).__name__
     if not family.encodes:
-        raise ValueError(f"prompts within an expression are not supported for {type(pipe).__name__}; give them to the pipeline, prompt= and negative_prompt=")
+        raise ValueError(f"prompts within an expression are not supported for {kind}; give them to the pipeline, prompt= and negative_prompt=")
+    if family.encodes == ("class_labels",):
+        label(pipe, name)
+    elif not hasattr(pipe, "encode_prompt"):
+        raise ValueError(f"{kind} is told embeddings, so it cannot encode prompts written in an expression; give it negative embeddings")
+    elif missing := _missing(pipe, family):
+        instead = (
+            f"give a Condition({', '.join(f'{t}=…' for t in told)}) in its place, in Python" if told else "give the pipeline embeddings, prompt_embeds= and negative_prompt_embeds="
+        )
+        raise ValueError(f"{kind} has no text encoder ({', '.join(missing)} missing), so {name!r} within the expression cannot be encoded; load it with them, or {instead}")
+
+
+def _missing(pipe: Any, family: Family) -> list[str]:
+    """Return the text encoders and tokenizers that a pipeline is without, and cannot do without; where it encodes in a way of its own, that is not known."""
+    if not pipe.encode_prompt.__module__.startswith("diffusers."):
+        return []
+    spare = ("text_encoder_3", "tokenizer_3") if family is FAMILIES["SD3Transformer2DModel"] else ()
+    if family is _UNET and getattr(pipe, "text_encoder_2", None) is not None:  # SDXL's refiner has the second alone
+        spare = ("text_encoder", "tokenizer")
+    return [part for e in _ENCODERS for part in (e, e.replace("text_encoder", "tokenizer")) if part not in spare and getattr(pipe, part, e) is None]
+
+
+def encode(pipe: Any, family: Family, names: list[str | int], arguments: Arguments) -> dict[str, Tensor]:
+    """Encode prompts (or classes) written in an expression, as the pipeline encodes its own; `check_prompt` tells whether it can."""
     if family.encodes == ("class_labels",):
         return {"class_labels": torch.tensor([label(pipe, n) for n in names])}
-    if not hasattr(pipe, "encode_prompt"):
-        raise ValueError(f"{type(pipe).__name__} is told embeddings, so it cannot encode prompts written in an expression; give it negative embeddings")
     own = {"device": pipe._execution_device, "num_images_per_prompt": 1, "num_videos_per_prompt": 1, "do_classifier_free_guidance": False}
     names_of = inspect.signature(pipe.encode_prompt).parameters
     kept = {k: arguments[k] for k in ("clip_skip", "max_sequence_length", "clean_caption") if k in arguments}

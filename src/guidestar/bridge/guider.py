@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from ..answers import Evaluated, Question
 from ..denoiser import Condition, Network
-from ..guidance import Guidance, Guided, parse
+from ..guidance import Direction, Guidance, Guided, parse
 from ..guidance._core import as_guidance
+from ..guidance._steered import Steered
+from ..guidance._text import literal
 from ..levels import Grid, Level, Step
 from ..passes import COND, NULL, Net, Pass, Slot
 from ..prediction import Prediction
@@ -54,12 +56,13 @@ class Guider(BaseGuidance):
     def __init__(self, guidance: str | Guidance = "cfg(7.5)", scheduler: Any = None, enabled: bool = True) -> None:
         super().__init__(0.0, 1.0, enabled)
         settings = _settings(scheduler)
-        text = str(guidance_of(guidance))
+        given = guidance_of(guidance)
+        _refuse(as_guidance(parse(given) if isinstance(given, str) else given))
+        text = str(given)
         self.register_to_config(guidance=text, scheduler=settings, enabled=enabled)
         self.process, self._guidance = process_of(settings), as_guidance(parse(text))
         if self.process.predicts == "edm":
             raise ValueError("a guider cannot serve an EDM scheduler, whose pipelines scale what the network says afterwards")
-        _refuse(self._guidance)
         one = Condition(of=torch.zeros(1))
         self._guided = Guided(self._guidance, {"main": Net(denoiser=_nothing, cond=one, null=one)})
         self._guided.answer = self._answer
@@ -209,4 +212,13 @@ def _refuse(guidance: Guidance) -> None:
         reason = next((why for name, why in reasons if getattr(term, name)), None)
         reason = reason or (None if term.linked else "a split prediction, and a pipeline has one")
         if reason:
-            raise ValueError(f"{term.name} needs {reason}, so it cannot be in a guider; {_INSTEAD}")
+            raise ValueError(f"{term.name} needs {reason}, so it cannot be in a guider; {_instead(term)}")
+
+
+def _instead(term: Direction) -> str:
+    """Say where a term works that the protocol cannot serve."""
+    if not term.linked or term.reads_target or term.only_solver:
+        return "load the model with guidestar.load and use a solver of ours"
+    if isinstance(term, Steered):
+        return f"use guidestar.guide on the whole pipeline, the term made in Python with its loss, {term.name}({literal(term.scale)}, loss=…), or guidestar.load"
+    return _INSTEAD

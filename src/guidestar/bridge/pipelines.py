@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..guidance import Direction, Guidance, parse
 from ..guidance._core import as_guidance
+from ..guidance._steered import Steered
+from ..guidance._text import literal
 from ..levels import VP, Level, uniform
 from .families import networks
 from .recipe import guidance_of
@@ -169,7 +171,7 @@ def _check_kind(pipe: Any) -> None:
 
 
 def _check_terms(guidance: Guidance, pipe: Any) -> None:
-    """Refuse terms that a foreign scheduler cannot follow."""
+    """Refuse terms that a foreign scheduler cannot follow, and those that name a loss."""
     for term in guidance.terms:
         why = (
             "splits the prediction (x0 moves, eps does not)"
@@ -182,6 +184,12 @@ def _check_terms(guidance: Guidance, pipe: Any) -> None:
         )
         if why:
             raise ValueError(f"{term.name} {why}, which the scheduler of {type(pipe).__name__} cannot follow; load the model with guidestar.load and use a solver of ours")
+        if isinstance(term, Steered) and isinstance(term.loss, str):
+            own = f"{term.name}({literal(term.scale)}, loss=…)"
+            raise ValueError(
+                f"{term.name} lowers a loss, and a pipeline has none by name; make the term in Python with its own, {own}, "
+                "or load the pipeline's folder with guidestar.load and use sample(losses=…)"
+            )
 
 
 class _Held:
@@ -197,7 +205,7 @@ def _check_layers(guidance: Guidance, nets: Mapping[str, Any], others: Mapping[s
         raise ValueError("the network 'main' is the pipeline's own; give further ones another name, as nets={'weak': net}")
     step = uniform(VP.linear(), 2).step(0)
     for term in guidance.terms:
-        for p in term.passes(step):
+        for p in () if isinstance(term, Steered) else term.passes(step):  # a loss perturbs nothing, and its pass is the run's
             for net in nets.values() if p.perturb and p.net == "main" else ():
                 with p.perturb(_Held(net)):  # type: ignore[misc, arg-type]
                     pass

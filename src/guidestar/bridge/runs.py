@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +11,11 @@ from torch import Tensor
 
 from ..denoiser import Condition
 from ..guidance import Guidance, Guided
-from ..levels import Grid, Step
-from ..passes import Net, Slot
+from ..levels import Grid, Level, Step
+from ..passes import Net, Pass, Slot
 from .calls import Call, CallDenoiser, bound
-from .families import encode, family_of, how_to_ask, label, moved_from, negative_rows
+from .families import check_prompt, encode, family_of, how_to_ask, label, moved_from, negative_rows
+from .seeds import generators, seed_of
 from .timetable import Timetable, read_timetable
 
 
@@ -63,8 +63,9 @@ class Run:
         self.table: Timetable | None = None
         self.guided: Guided | None = None
         self.nets = _Nets(["main", *wanted.nets])
-        self.streams = [g.get_state() for g in _generators(pipe, arguments)]
+        self.streams = [g.get_state() for g in generators(pipe, arguments)]
         self.encoded: dict[Any, Condition] = {}
+        self.foreseen: tuple[int, tuple[str, ...]] | None = None
         self.pending: tuple[int, Call, Tensor] | None = None
         self._restart(0)
 
@@ -137,7 +138,7 @@ class Run:
         table: Timetable = self.table  # type: ignore[assignment]
         step = self._step(place, table)
         denoiser = self._bind(net, call, step)
-        self._check(call, step)
+        self._check(call, [step, *self._ahead(call, place)])
         if step.index != self.step:
             self.step, self.state, self.after = step.index, self.after, None
         dtype = torch.float32 if call.x.device.type == "mps" else torch.float64
@@ -147,11 +148,23 @@ class Run:
 
     def _step(self, place: int, table: Timetable) -> Step:
         """Return where the run stands; all calls of one step of the scheduler's have that step's index."""
-        order, level = table.order, table.level(place)
-        index = (place - self.begin) // order
-        starts = table.levels[self.begin : -1 : order]
+        return next(self._steps([(place, table.level(place))], table))
+
+    def _steps(self, levels: Iterable[tuple[int, Level]], table: Timetable) -> Iterator[Step]:
+        starts = table.levels[self.begin : -1 : table.order]
         grid = Grid(levels=(*starts, table.levels[-1]), schedule=table.schedule)
-        return Step(level, grid[min(index + 1, grid.steps)], index, grid)
+        for place, level in levels:
+            index = (place - self.begin) // table.order
+            yield Step(level, grid[min(index + 1, grid.steps)], index, grid)
+
+    def _ahead(self, call: Call, place: int) -> Iterator[Step]:
+        """Return the steps that are still to come, when this part of the run is told its first rows of this kind."""
+        table: Timetable = self.table  # type: ignore[assignment]
+        if self.foreseen != (self.begin, call.parts):
+            self.foreseen = self.begin, call.parts
+            count = getattr(self.pipe, "_num_timesteps", None)  # a run may end before its table does
+            stop = len(table.times) if count is None else min(len(table.times), self.begin + count)
+            yield from self._steps(((k, table.levels[k]) for k in range(place + 1, stop)), table)
 
     def _bind(self, net: Any, call: Call, step: Step) -> CallDenoiser:
         """Tell the networks what this call says, and make the guided sum at the first."""
@@ -175,9 +188,14 @@ class Run:
     def _encode(self, call: Call, names: tuple[str | int, ...]) -> Condition:
         key = names, call.parts
         if key not in self.encoded:
+            self._check_prompts(call, names)
             away = call.has_settings and names[0] in moved_from(self.wanted.guidance)
             self.encoded[key] = call.encoded(encode(self.pipe, call.family, list(names), self.arguments), len(names), away=away)
         return self.encoded[key]
+
+    def _check_prompts(self, call: Call, names: Iterable[Any]) -> None:
+        for name in names:
+            check_prompt(self.pipe, call.family, name, () if call.has_settings else call.prompts)
 
     def _make(self, call: Call) -> Guided:
         w, batch = self.wanted, call.batch
@@ -189,7 +207,7 @@ class Run:
             "target": target,
             "index": lambda name: label(self.pipe, name),
             "prompts": _prompts(self.arguments, batch),
-            "seeds": w.seeds if w.seeds is not None else [_seed(self.streams, k) for k in range(batch)],
+            "seeds": w.seeds if w.seeds is not None else [seed_of(self.streams, k) for k in range(batch)],
             "max_rows": w.max_rows,
             "check": w.check,
         }
@@ -200,30 +218,32 @@ class Run:
                 raise
             raise ValueError(f"{type(self.pipe).__name__} is told no condition: {str(error).partition(', but')[0]}") from None
 
-    def _check(self, call: Call, step: Step) -> None:
-        """Refuse, by name, what asks for negative rows that the pipeline does not hand over."""
+    def _asked(self, steps: Iterable[Step]) -> dict[tuple[str, Pass], None]:
+        """Return who asks for which passes, at any of these steps: terms whose weight is not 0, posts and the base."""
         guided: Guided = self.guided  # type: ignore[assignment]
-        if not call.prompts:
-            self._check_unconditional(guided, step)
-        if "uncond" in call.parts or not call.prompts:
+        asked: dict[tuple[str, Pass], None] = {}
+        for step in steps:
+            acting = [t for t in guided.terms if bool((torch.as_tensor(t.weight(step)) != 0).any())]
+            asked.update({(x.name, p): None for x in (*acting, *guided.posts) for p in x.passes(step)})
+        return asked | {(f"the base {guided.base.cond.value!r}", guided.base): None}  # type: ignore[union-attr]
+
+    def _check(self, call: Call, steps: Sequence[Step]) -> None:
+        """Refuse, by name, what asks for rows that the pipeline does not hand over, or for a prompt that it cannot encode."""
+        asked = self._asked(steps)
+        self._check_prompts(call, (key for _, p in asked for key in (p.cond, p.against) if isinstance(key, str | int)))
+        if "uncond" in call.parts and call.prompts:
             return
-        missing = (Slot.NULL, Slot.NEGATIVE)
-        asks = [t.name for t in guided.terms if any(p.cond in missing or p.against in missing for p in t.passes(step))]
-        asks += [f"the base {guided.base.cond.value!r}"] if guided.base.cond in missing else []  # type: ignore[union-attr]
+        missing = (Slot.NULL, Slot.NEGATIVE) if call.prompts else (Slot.COND,)
+        asks = list(dict.fromkeys(name for name, p in asked if p.cond in missing or p.against in missing))
         if not asks:
             return
+        who = f"{' and '.join(asks)} {'needs' if len(asks) == 1 else 'need'}"
+        if not call.prompts:
+            raise ValueError(f"{type(self.pipe).__name__} is told no condition, but {who} the conditional pass; start the expression with 'uncond'")
         how = how_to_ask(self.pipe, call.family, self.arguments)
         distilled = call.arguments.get("guidance") is not None or call.arguments.get("timestep_cond") is not None
         why = "; its network is distilled for guidance, and has no other unconditional pass: or use a term that needs none, as pag(3)" if distilled else ""
-        raise ValueError(
-            f"{' and '.join(dict.fromkeys(asks))} needs the negative pass, but {how} (both halves get the guided result, so the pipeline's own number changes nothing){why}"
-        )
-
-    def _check_unconditional(self, guided: Guided, step: Step) -> None:
-        asks = [x.name for x in (*guided.terms, *guided.posts) if any(p.cond is Slot.COND for p in x.passes(step))]
-        asks += ["the base 'cond'"] if guided.base.cond is Slot.COND else []
-        if asks:
-            raise ValueError(f"{type(self.pipe).__name__} is told no condition, but {' and '.join(asks)} needs the conditional pass; start the expression with 'uncond'")
+        raise ValueError(f"{who} the negative pass, but {how} (both halves get the guided result, so the pipeline's own number changes nothing){why}")
 
     def _check_nets(self, main: Any, call: Call) -> None:
         for name, net in self.wanted.nets.items():
@@ -257,29 +277,6 @@ def _like_answer(answer: Any, call: Call, out: Tensor) -> Any:
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
     return Transformer2DModelOutput(sample=out)
-
-
-def _generators(pipe: Any, arguments: Mapping[str, Any]) -> list[torch.Generator]:
-    """Return what the pipeline draws its latents from: the generators that it was given, or its device's own."""
-    given = arguments.get("generator")
-    if isinstance(given, list | tuple):
-        return list(given)
-    return [_default_generator(pipe._execution_device) if given is None else given]
-
-
-def _default_generator(device: torch.device) -> torch.Generator:
-    """Return what torch draws from on a device where it is given no generator."""
-    if device.type != "cuda":
-        return torch.default_generator
-    torch.cuda.init()  # a pipeline that is offloaded may be the first to use it
-    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-
-
-def _seed(streams: Sequence[Tensor], k: int) -> int:
-    """Return the seed of sample k, from the state of its own generator, or of the one for all and k."""
-    state, more = (streams[k], 0) if len(streams) > 1 else (streams[0], k)
-    digest = hashlib.blake2b(bytes(state.tolist()) + str(more).encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "big")
 
 
 def _prompts(arguments: Mapping[str, Any], batch: int) -> list[str] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .weights import read_module
 
@@ -74,10 +74,10 @@ def _upcast(vae: Any) -> Iterator[None]:
         yield
         return
     try:
-        vae.to(torch.float32)
+        nn.Module.to(vae, torch.float32)  # Diffusers' own warns each time
         yield
     finally:
-        vae.to(torch.float16)
+        nn.Module.to(vae, torch.float16)
 
 
 class Decoder:

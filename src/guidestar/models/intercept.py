@@ -25,7 +25,7 @@ def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 class _Intercept(TorchFunctionMode):
-    """Hand calls of ``scaled_dot_product_attention`` over."""
+    """Hand the first call of ``scaled_dot_product_attention`` over; others (of image prompts) go on as they are."""
 
     def __init__(self, call: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -35,11 +35,11 @@ class _Intercept(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self.count += 1
-        return self.call(*args, **(kwargs or {}))
+        return (self.call if self.count == 1 else func)(*args, **(kwargs or {}))
 
 
 def intercepted(name: str, module: Any, call: Callable[..., Tensor], forward: Callable[[], Any]) -> Any:
-    """Run ``forward`` of a layer, ``call`` in the place of ``scaled_dot_product_attention``.
+    """Run ``forward`` of a layer, ``call`` in the place of its first ``scaled_dot_product_attention``.
 
     Raises:
         ValueError: its processor makes no such call.

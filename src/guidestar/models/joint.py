@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
 
-import torch
 from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformer2DModel, FluxTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import AGAINST
+from ..layers import AGAINST, joined
 from .intercept import intercepted, replaced
 
 BLOCKS = (JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
@@ -126,7 +125,7 @@ class _Mixed:
     def mix(self, *args: Any, **kwargs: Any) -> Tensor:
         z, against = F.scaled_dot_product_attention(*args, **kwargs), self.found.pop(0)
         before, good, after = self._split(z)
-        return torch.cat([before, self.contrast(good, self._split(against)[1]), after], 2)
+        return joined([before, self.contrast(good, self._split(against)[1]), after], 1)
 
     def _split(self, z: Tensor) -> tuple[Tensor, ...]:
         text = z.shape[2] - self.tokens

@@ -1,8 +1,9 @@
 """The perturbable layers of Diffusers' networks (U-Nets, DiT, PixArt, SD3 and Flux) and of our sequence network.
 
-Whatever processor a layer of attention has, it ends in one call of ``scaled_dot_product_attention``
-of its heads. That call is what is changed, so normalised and rotated queries, masks, fused
-projections and joint attention are what they are without us.
+Whatever processor a layer of attention has, it calls ``scaled_dot_product_attention`` of its heads.
+The first call in a layer is what is changed, so normalised and rotated queries, masks, fused projections
+and joint attention are what they are without us; so are the calls after it, in which processors of
+IP-Adapters (SD3, Flux) let the picture attend to image prompts.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class DiffusersLayers:
     """Named layers of a network (see `guidestar.layers.Layers`): names are those of ``net.named_modules()``.
 
     What is usual: the middle block of a U-Net, the block in the middle of a transformer; of attention
-    to the text, every layer. One pass at a time: the change is made to the network, and taken back.
+    to the text, every layer. A change lasts as long as its context, and acts on some rows of a call (on all
+    by default), so that several share one; only contrasted text has a call of its own.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -97,6 +99,7 @@ class DiffusersLayers:
         with ExitStack() as stack:
             told = stack.enter_context(_overheard(self.net))
             found = self.find("cross", names)
+            _check_told(self.net)
             if isinstance(self.net, _JOINT_NETS):
                 stack.enter_context(beside(self.net, found, told, contrast))
             else:
@@ -258,14 +261,21 @@ def _contrasting(net: nn.Module, name: str, told: Mapping[str, Any], contrast: C
 def _against(net: Any, told: Mapping[str, Any], hidden: Tensor) -> dict[str, Tensor | None]:
     """Return the text against as a layer is told it: mapped as the network maps text, its mask as a bias."""
     states, mask = text_against(net, told), told.get(f"{AGAINST}encoder_attention_mask")
-    if getattr(net, "encoder_hid_proj", None) is not None and net.config.encoder_hid_dim_type != "text_proj":
-        raise ValueError(f"a {type(net).__name__} that is told pictures cannot be contrasted in its attention")
     project = getattr(net, "caption_projection", None) or getattr(net, "encoder_hid_proj", None)
     states = project(states) if project else states
     if isinstance(net, SequenceTransformer):  # attends by the mask itself
         return {"encoder_hidden_states": states, "attention_mask": mask}
     bias = None if mask is None else ((1 - mask.to(hidden.dtype)) * -10000.0).unsqueeze(1)
     return {"encoder_hidden_states": states, "attention_mask": bias}
+
+
+def _check_told(net: Any) -> None:
+    """Refuse a network whose layers of attention to the text are told pictures with it."""
+    if getattr(net, "encoder_hid_proj", None) is not None and net.config.encoder_hid_dim_type != "text_proj":
+        raise ValueError(
+            f"a {type(net).__name__} that is told pictures with its text (an IP-Adapter's) cannot be contrasted in its attention to the text; "
+            "leave nag out, or take the adapter off first: pipe.unload_ip_adapter()"
+        )
 
 
 def _skip(module: nn.Module, rows: Rows | None) -> Callable[..., Any]:
