@@ -192,7 +192,8 @@ class Guided:
                 wanted.setdefault(self._canonical(p, step), []).append(None)
         for p in [p for p in wanted if p.unwatched in wanted]:
             # A pass that is looked at answers for the same pass, but not where that one is differentiated.
-            if p.unwatched not in self._through(talks, step):
+            # The first of several looks does: for the others the plain pass is gone.
+            if p.unwatched in wanted and p.unwatched not in self._through(talks, step):
                 wanted[p] += wanted.pop(p.unwatched)  # type: ignore[arg-type]
         return {p: union(r, size) for p, r in wanted.items()}, talks
 
@@ -210,7 +211,8 @@ class Guided:
         for rows in passes.values():
             for row in (everyone if rows is None else everyone[rows]).tolist():
                 self.evaluations[row] += 1
-        return self.answer(passes, q, self.nets, through, checkpoint=self.checkpoint)
+        answers = self.answer(passes, q, self.nets, through, checkpoint=self.checkpoint)
+        return {p: answers[p] for p in passes}  # in their order: the first look at a pass answers for it
 
     def _rest(self, q: Question, state: State) -> Answer:
         """Hold samples still: ``x0 = eps = x_t/(alpha + sigma)``, the pair whose velocity is 0."""
