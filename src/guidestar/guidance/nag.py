@@ -72,7 +72,8 @@ class NAG(Direction):
 
     def weight(self, step: Step, rows: Tensor | None = None) -> Value:
         on = tuple(float(s != self.neutral) for s in self.scale) if isinstance(self.scale, Sequence) else float(self.scale != self.neutral)
-        return weigh(on, self.schedule, self.interval, step, rows)
+        # At scale 1 there is nothing to push, whatever a schedule makes of the weight 0.
+        return weigh(on, self.schedule, self.interval, step, rows) * weigh(on, None, None, step, rows)
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (COND, *self._changed.values())
