@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -104,6 +105,7 @@ class ContrastedAttention:
     scale: float
     tau: float
     alpha: float
+    name: ClassVar[str] = "nag"
 
     def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
         return layers_of(denoiser).contrasting(self.layers, self._contrast)
