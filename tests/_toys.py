@@ -107,7 +107,7 @@ class ToyLayers:
 
     def attending(self, names: Any, attend: Any, rows: Any = None):
         def by(x: Tensor, level: Level, cond: Condition) -> Tensor:
-            places = "flat" not in names
+            places = bool({"map", "map2"} & set(names))
             h = x * (col(level.alpha, x) ** 2 + col(level.sigma, x) ** 2).rsqrt()
             h = (h.flatten(2).mT if h.ndim > 2 else h[:, None]) if places else h.flatten(1)[..., None]
             q, k, v = (t[:, None] for t in ((6 if "map2" in names else 3) * h, h, 2 * h))

@@ -98,6 +98,8 @@ def test_a_plan_is_of_the_whole_file(tmp_path, capsys):
     assert plan == planned([*written, "--negative", "bag"], capsys) and "neg" in plan and "total NFE 9 a sample" in plan
     assert "total NFE 6 a sample" in planned(written, capsys)
     assert planned(["--guidance-file", str(file), "--negative", ""], capsys) == planned(written, capsys)
+    recipe.write(GuidanceRecipe(guidance="cfg([1, 1, 2, 4])", steps=2), file)
+    assert "uncond (2 of 4)" in (plan := planned(["--guidance-file", str(file)], capsys)) and "total NFE 3 a sample" in plan
 
 
 def pipeline():

@@ -244,6 +244,8 @@ def test_rounds_run_in_lockstep():
 def test_later_rounds_are_planned():
     plan = Guided(Look([0, 1, 3]), {"main": net(Spy())}).plan(uniform(SCHEDULES["flow"], 2), batch=3)
     assert sum(plan.steps[0].passes.values()) == 3 + 2 + 2 + 2
+    twice = Guided("sag(1, masked=False) + sag(1, masked=False)", {"main": net(Spy())}).plan(uniform(SCHEDULES["flow"], 2))
+    assert list(map(str, twice.steps[0].passes)) == ["cond", "uncond", *["round 2 of sag(1, masked=False)"] * 2] and twice.steps[0].nfe == 4
 
 
 class Shift:
@@ -466,6 +468,38 @@ def test_values_that_are_not_finite_are_refused_by_network_pass_and_step():
 def test_passes_print_what_they_are():
     names = [C, U, N, Pass(cond="cat"), Pass(cond=condition(1.0)), Pass(net="weak", perturb=Shift(1.0), edit=encode, point=Point(x=noise(1), level=STEP.t))]
     assert list(map(str, names)) == ["cond", "uncond", "neg", "'cat'", "condition", "cond weak perturbed elsewhere edited"]
+
+
+def test_a_plan_tells_perturbations_apart():
+    plan = Guided("pag(1) + seg(1) + nag(5)", {"main": net(Spy())}).plan(uniform(SCHEDULES["flow"], 2))
+    assert list(map(str, plan.steps[0].passes)) == ["cond", "cond pag", "cond seg", "cond nag"]
+
+
+def test_a_plan_is_of_as_many_samples_as_its_lists_are_for():
+    grid, nets = uniform(SCHEDULES["flow"], 3), {"main": net(Spy())}
+    assert Guided("cfg([1, 2, 4])", nets).plan(grid).nfe == pytest.approx(3 * 5 / 3)
+    assert Guided("pix2pix(1, [1, 2, 4], keep='c')", nets).plan(grid).nfe == pytest.approx(3 * (1 + 2 * 2 / 3))
+    assert Guided("cfg(2)", nets, seeds=[1, 2]).plan(grid).steps[0].batch == 2
+    assert Guided("cfg(2)", {"main": net(Spy(), condition(1.0, 2, 3))}).plan(grid).steps[0].batch == 3
+    assert Guided("cfg(2)", nets).plan(grid, batch=7).steps[0].batch == 7
+
+
+@pytest.mark.parametrize("max_rows", [None, 2])
+def test_a_plan_and_a_run_refuse_lists_for_another_number_of_samples(max_rows):
+    grid, x = uniform(SCHEDULES["flow"], 3), noise(8, 4)
+    for guidance, seeds, cond, said in (
+        ("cfg([1, 1, 3, 3])", None, condition(1.0), "cfg has 4 scales for 8 samples; give one number, or one for each sample"),
+        ("cfg_zero(2) + cfg([1, 1, 3, 3])", None, condition(1.0), "cfg has 4 scales for 8 samples"),
+        ("cfg(2) + pix2pix(1, [1, 2, 4], keep='c')", None, condition(1.0), "pix2pix has 3 scales for 8 samples"),
+        ("cfg(2)", [1, 2], condition(1.0), "2 seeds were given for 8 samples"),
+        ("cfg(2)", None, condition(1.0, 2.0), "a condition of 2 samples cannot serve 8 samples"),
+    ):
+        guided = Guided(guidance, {"main": net(Spy(), cond)}, seeds=seeds, max_rows=max_rows)
+        for go in (lambda guided=guided: guided.plan(grid, batch=8), lambda guided=guided: guided(x, grid.step(1))):
+            with pytest.raises(ValueError, match=said):
+                go()
+    with pytest.raises(ValueError, match="a condition of 2 samples cannot serve 4 samples"):
+        Guided("cfg([1, 1, 3, 3])", {"main": net(Spy(), condition(1.0, 2.0))}).plan(grid)
 
 
 def test_a_plan_prints_as_a_table():

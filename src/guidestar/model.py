@@ -149,15 +149,18 @@ class Model:
         solver: str | Solver | None = None,
         grid: str | None = None,
     ) -> Plan:
-        """Tell which passes a run would evaluate, without running anything (so no losses are needed); arguments as in `sample`."""
+        """Tell which passes a run would evaluate, without running anything (so no losses are needed); arguments as in `sample`.
+
+        It is of as many samples as there are conditions, or scales in the expression's lists.
+        """
         cond = "anything" if cond == 0 and self.told_by_text else cond
-        count = 1 if cond is None or isinstance(cond, str | int) else len(cond)
+        count = 1 if cond is None or isinstance(cond, str | int) else max(1, len(cond))
         names = self.names(cond if self.encoder is not None else None, count)
         unseen = {name: Observation("identity", 0.0) for name in losses_of(self.expression(guidance, conditional=names is not None))}
         guided, solver = self.guided(guidance, cond=names, negative=negative, losses=unseen), self._solver(solver)
         levels = self.grid(steps, grid)
         solver.check(guided, levels)
-        return guided.plan(levels, batch=count, evaluations=solver.evaluations)
+        return guided.plan(levels, batch=count if count > 1 else None, evaluations=solver.evaluations)
 
     def _solver(self, solver: str | Solver | None) -> Solver:
         return get_solver(solver if solver is not None else self.defaults.get("solver", "dpmpp-2m"))

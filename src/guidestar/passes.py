@@ -111,7 +111,7 @@ class Pass:
 
     def __str__(self) -> str:
         what = self.cond.value if isinstance(self.cond, Slot) else self._words()
-        change = "" if not self.perturb else "watched" if self.unwatched else "perturbed"
+        change = "" if not self.perturb else "watched" if self.unwatched else getattr(self.perturb, "name", "perturbed")
         marks = [self.net if self.net != "main" else "", change, "elsewhere" if self.point else "", "edited" if self.edit else ""]
         return " ".join([what, *(m for m in marks if m)])
 
@@ -150,6 +150,11 @@ class Net:
     encode: Callable[[Sequence[str | int]], Condition] | None = None
     part: Callable[[str], Condition] | None = None
     _encoded: dict[str | int | Part, Condition] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The conditions that were given."""
+        return tuple(c for c in (self.cond, self.null, self.negative) if c is not None)
 
     def condition(self, key: Slot | Part | Condition | str | int, batch: int) -> Condition:
         """Return the condition a pass means, for ``batch`` samples."""

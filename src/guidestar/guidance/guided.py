@@ -20,7 +20,7 @@ from ._rows import Answer, Answers, Awake, alive, assembled, others, own_state, 
 from ._talk import _Talk, added
 from .expression import parse
 from .papers import used
-from .plan import Plan, StepPlan
+from .plan import Later, Plan, StepPlan
 
 
 class Guided:
@@ -133,11 +133,12 @@ class Guided:
         Returns:
             The guided prediction and the new state; with ``explain``, the pushes as a third.
         """
+        self._check(len(x_t))
         with self._mode():
             x_t = x_t.clone() if self.needs_grad and x_t.is_inference() else x_t
             state = gstate or self._start(x_t)
             awake = {key: term.awake(own_state(state, key)) for key, term in enumerate(self.terms)}
-            whole = Question(x_t=x_t, level=step.t, rows=None, batch=len(x_t), max_rows=self.max_rows, check=self.check, index=step.index, draw=self._draw(step, len(x_t)))
+            whole = Question(x_t=x_t, level=step.t, rows=None, batch=len(x_t), max_rows=self.max_rows, check=self.check, index=step.index, draw=self._draw(step))
             self.evaluations = self.evaluations if len(self.evaluations) == len(x_t) else [0] * len(x_t)
             groups, still = self._groups(len(x_t), step, awake)
             parts = []
@@ -147,9 +148,7 @@ class Guided:
             prediction, state, pushes = assembled(parts, groups, whole)
         return (prediction, state, pushes) if explain else (prediction, state)
 
-    def _draw(self, step: Step, batch: int) -> Draw | None:
-        if self.draw is not None and len(self.draw.seeds) != batch:
-            raise ValueError(f"{len(self.draw.seeds)} seeds were given for {batch} samples; give one for each")
+    def _draw(self, step: Step) -> Draw | None:
         return self.draw and self.draw.at(step.index).again(step.visit)
 
     def _start(self, x_t: Tensor) -> State:
@@ -253,16 +252,38 @@ class Guided:
         """Return the BibTeX entries of the papers behind this guidance, each once."""
         return "\n\n".join(paper.bibtex() for paper in used(self.guidance))
 
-    def plan(self, grid: Grid, *, batch: int = 1, evaluations: Callable[[Step], Sequence[Step]] = lambda step: [step]) -> Plan:
+    def plan(self, grid: Grid, *, batch: int | None = None, evaluations: Callable[[Step], Sequence[Step]] = lambda step: [step]) -> Plan:
         """Tell which passes a run over ``grid`` will evaluate, without running anything.
 
         Args:
             grid: the levels of the run.
-            batch: how many samples (weights may differ between them).
+            batch: how many samples (weights may differ between them); by default as many as seeds,
+                conditions and lists of scales are for, 1 where they serve any number.
             evaluations: where the solver evaluates in a step (`Solver.evaluations`).
+
+        Raises:
+            ValueError: seeds, conditions or lists of scales are for other numbers of samples.
         """
+        batch = self._check(max(self._sizes()) if batch is None else batch)
+        for told in (c for net in self.nets.values() for c in net.conditions):
+            told.repeat(batch)
         steps = [s for i in range(grid.steps) for s in evaluations(grid.step(i))]
         return Plan(steps=tuple(self._plan_step(step, batch) for step in steps))
+
+    def _sizes(self) -> list[int]:
+        """Return for how many samples each of what this is bound to is."""
+        seeds = [] if self.draw is None else [len(self.draw.seeds)]
+        lists = [len(scales) for term in self.guidance.terms for scales in term.lists.values()]
+        return [1, *seeds, *lists, *(c.batch for net in self.nets.values() for c in net.conditions)]
+
+    def _check(self, batch: int) -> int:
+        """Refuse a number of samples that this is not for."""
+        if batch < 1:
+            raise ValueError("there are no samples to guide (a batch of 0); give at least one")
+        if self.draw is not None and len(self.draw.seeds) != batch:
+            raise ValueError(f"{len(self.draw.seeds)} seeds were given for {batch} samples; give one for each")
+        self.guidance.check_samples(batch)
+        return batch
 
     def _plan_step(self, step: Step, batch: int) -> StepPlan:
         moving = others(batch, self._still(batch, step, {}))
@@ -281,5 +302,5 @@ class Guided:
         count = {p: size if r is None else len(r) for p, r in passes.items()}
         for t in talks:
             for i in range(t.term.later):
-                count[Pass(cond=f"round {i + 2} of {t.term}")] = size if t.local is None else len(t.local)
+                count[Later(term=self.names[t.key], key=t.key, round=i + 2)] = size if t.local is None else len(t.local)
         return count, sum(t.term.gradients * (size if t.local is None else len(t.local)) for t in talks)
