@@ -107,6 +107,12 @@ def test_a_plan_is_of_each_scale_and_each_condition(model):
             model.plan("cfg([1, 2, 4])", cond=cond)
 
 
+def test_seeds_are_a_list(model):
+    for seeds, said in ((0, r"seeds must be a list of integers, one for each sample, not 0"), ([], "at least one seed is needed"), (["a"], "seeds must be")):
+        with pytest.raises(ValueError, match=said):
+            model.sample("bag", seeds=seeds)
+
+
 def test_weights_together_are_small():
     assert sum(p.stat().st_size for p in SHIPPED.rglob("*.safetensors")) < 25e6
     assert (FOLDER / "weak" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 1e6

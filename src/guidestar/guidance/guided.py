@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..answers import Evaluated, Question, evaluate, union
 from ..denoiser import Condition, Denoiser
-from ..draw import Draw
+from ..draw import Draw, checked_seeds
 from ..levels import Grid, Step, Value, expand, inverse_or_zero
 from ..passes import Net, Pass, by_name
 from ..prediction import Prediction
@@ -28,7 +28,8 @@ class Guided:
 
     Args:
         guidance: an expression, as text or as made in Python.
-        nets: a denoiser, or networks by name (`Net`); "main" is the one that is guided.
+        nets: a denoiser, or networks by name (each a `Net`, or a denoiser that takes no condition);
+            "main" is the one that is guided.
         cond, null, negative: conditions of a single denoiser (with ``nets`` they are in each `Net`).
         encode: turns names or prompts in the expression into conditions of a single denoiser.
         classifiers: objects with ``log_prob(x, level, target)``, by name.
@@ -61,7 +62,7 @@ class Guided:
     def __init__(
         self,
         guidance: str | Guidance | Direction,
-        nets: Denoiser | Mapping[str, Net],
+        nets: Denoiser | Net | Mapping[str, Net | Denoiser],
         *,
         cond: Condition | None = None,
         null: Condition | None = None,
@@ -85,7 +86,7 @@ class Guided:
         self.nets, self.max_rows, self.checkpoint, self.check = nets, max_rows, checkpoint, check
         conditional = nets["main"].cond is not None
         self.base = Pass(cond=self.guidance.resolve_base(conditional))
-        self.draw = None if seeds is None else Draw(list(seeds))
+        self.draw = None if seeds is None else Draw(checked_seeds(seeds))
         self.evaluations: list[int] = []
         self.answer: Callable[..., dict[Pass, Evaluated]] = evaluate  # what evaluates passes: a bridge that is told predictions puts its own here
         about = {"target": target, "index": index, "prompts": prompts, "encode": nets["main"].encode, "base": self.base}
@@ -133,6 +134,8 @@ class Guided:
         Returns:
             The guided prediction and the new state; with ``explain``, the pushes as a third.
         """
+        if x_t.ndim < 2:
+            raise ValueError(f"samples are [B, *S] with at least one dimension each, not {list(x_t.shape)}; write single numbers as [B, 1]")
         self._check(len(x_t))
         with self._mode():
             x_t = x_t.clone() if self.needs_grad and x_t.is_inference() else x_t
