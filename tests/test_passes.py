@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, encode, log_prob_gradient, mixed_step, net, noise, steps, toy
-from guidestar import Guided, Level, Net, Pass, Prediction, Slot, cfg, parse, uniform
+from guidestar import Guided, Level, Net, Pass, Prediction, Slot, cfg, parse, sample, steer, uniform
 from guidestar.answers import Question, evaluate, union
 from guidestar.guidance import Contrast, Direction, classifier
 from guidestar.passes import COND as C
@@ -443,6 +443,47 @@ def test_a_pass_asked_of_a_run_that_lacks_it_is_refused_by_name():
     with pytest.raises(ValueError, match="cfg has 2 scales for 3 samples"):
         Guided("cfg([1, 2])", {"main": net(Spy())})(noise(3, 4), STEP)
     assert by_name(toy, {})["main"].denoiser is toy
+
+
+def test_conditions_and_networks_of_another_kind_are_refused_when_given():
+    t = torch.tensor([1.0])
+    for name in ("cond", "null", "negative"):
+        for wrong, kind in (({"c": t}, "dict"), ([1.0], "list"), (t, "Tensor")):
+            with pytest.raises(TypeError, match=rf"^{name} must be a Condition, not {kind}; write Condition\(NAME=tensor\)"):
+                Guided("cond", Spy(), **{name: wrong})
+    for wrong in ({"main": 5}, {"main": Spy(), "weak": 5}, 5):
+        with pytest.raises(TypeError, match=r"^a denoiser must be callable as denoiser\(x_t, level, cond\), not 5; give a function or a Network$"):
+            Guided("uncond", wrong)
+
+
+def test_a_denoiser_by_name_and_a_net_alone_are_taken():
+    spy, x = Spy(), noise(2, 4)
+    torch.testing.assert_close(Guided("uncond", {"main": spy})(x, STEP)[0].x0, toy(x, STEP.t, 0.0))
+    torch.testing.assert_close(Guided("cond", net(spy, condition(2.0)))(x, STEP)[0].x0, toy(x, STEP.t, 2.0))
+    with pytest.raises(ValueError, match="cond belongs in each Net"):
+        Guided("cond", Net(denoiser=spy), cond=condition(1.0))
+
+
+def test_a_further_network_without_a_condition_is_named():
+    guided = Guided("autoguidance(2)", {"main": net(Spy()), "weak": Spy()})
+    with pytest.raises(ValueError, match=r"^the network 'weak': no condition was given, .* \(each Net has its own: Net\(denoiser=…, cond=…\)\)$"):
+        guided(noise(2, 4), STEP)
+
+
+def test_samples_that_are_none_or_have_no_dimension_are_refused():
+    for x, said in ((noise(0, 4), r"no samples to guide \(a batch of 0\)"), (noise(3), r"^samples are \[B, \*S\] .* not \[3\]; write single numbers as \[B, 1\]$"), (torch.tensor(1.0), r"not \[\]")):
+        with pytest.raises(ValueError, match=said):
+            Guided("cfg(2)", {"main": net(Spy())})(x, STEP)
+    with pytest.raises(ValueError, match="no samples to guide"):
+        Guided("cfg(2)", {"main": net(Spy())}).plan(STEP.grid, batch=0)
+    run = {"grid": STEP.grid, "shape": (4,)}
+    for seeds, said in (([], "at least one seed is needed"), (0, "seeds must be a list of integers")):
+        with pytest.raises(ValueError, match=said):
+            sample(Guided("uncond", Spy()), seeds=seeds, **run)
+        with pytest.raises(ValueError, match=said):
+            steer(Guided("uncond", Spy()), seeds=seeds, particles=2, reward=torch.sum, **run)
+        with pytest.raises(ValueError, match=said):
+            Guided("uncond", Spy(), seeds=seeds)
 
 
 def test_an_unconditional_network_is_asked_without_condition():

@@ -151,14 +151,30 @@ class Net:
     part: Callable[[str], Condition] | None = None
     _encoded: dict[str | int | Part, Condition] = field(default_factory=dict, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if not callable(self.denoiser):
+            raise TypeError(f"a denoiser must be callable as denoiser(x_t, level, cond), not {self.denoiser!r}; give a function or a Network")
+        for name in ("cond", "null", "negative"):
+            if not isinstance(value := getattr(self, name), Condition | None):
+                raise TypeError(f"{name} must be a Condition, not {type(value).__name__}; write Condition(NAME=tensor), with the network's own name for it")
+
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """The conditions that were given."""
         return tuple(c for c in (self.cond, self.null, self.negative) if c is not None)
 
-    def condition(self, key: Slot | Part | Condition | str | int, batch: int) -> Condition:
-        """Return the condition a pass means, for ``batch`` samples."""
-        return self._resolve(key).repeat(batch)
+    def condition(self, key: Slot | Part | Condition | str | int, batch: int, name: str = "main") -> Condition:
+        """Return the condition a pass means, for ``batch`` samples, of the network ``name``.
+
+        Raises:
+            ValueError: it has none, or one of another number of samples; a network beside the main one is named.
+        """
+        try:
+            return self._resolve(key).repeat(batch)
+        except ValueError as error:
+            if name == "main":
+                raise
+            raise ValueError(f"the network {name!r}: {error} (each Net has its own: Net(denoiser=…, cond=…))") from error
 
     def _encode(self, key: str | int) -> Condition:
         if self.encode is None:
@@ -201,12 +217,15 @@ class Net:
         return p
 
 
-def by_name(nets: Denoiser | Mapping[str, Net], own: Mapping[str, Any]) -> Mapping[str, Net]:
-    """Return networks by name, one of them "main"."""
-    if not isinstance(nets, Mapping):
+def by_name(nets: Denoiser | Net | Mapping[str, Net | Denoiser], own: Mapping[str, Any]) -> Mapping[str, Net]:
+    """Return networks by name, one of them "main"; a denoiser among them is a `Net` without conditions."""
+    if not isinstance(nets, Mapping | Net):
         return {"main": Net(denoiser=nets, **own)}
     if own:
         raise ValueError(f"with networks by name, {', '.join(own)} belongs in each Net")
+    nets = {"main": nets} if isinstance(nets, Net) else nets
     if "main" not in nets:
         raise ValueError(f"one of the networks must be named 'main', the one that is guided; these are {', '.join(sorted(nets)) or 'none'}")
-    return nets
+    if not isinstance(nets, dict):  # networks that come later, as in a pipeline
+        return nets  # type: ignore[return-value]
+    return {name: net if isinstance(net, Net) else Net(denoiser=net) for name, net in nets.items()}
