@@ -471,7 +471,11 @@ def test_a_further_network_without_a_condition_is_named():
 
 
 def test_samples_that_are_none_or_have_no_dimension_are_refused():
-    for x, said in ((noise(0, 4), r"no samples to guide \(a batch of 0\)"), (noise(3), r"^samples are \[B, \*S\] .* not \[3\]; write single numbers as \[B, 1\]$"), (torch.tensor(1.0), r"not \[\]")):
+    for x, said in (
+        (noise(0, 4), r"no samples to guide \(a batch of 0\)"),
+        (noise(3), r"^samples are \[B, \*S\] .* not \[3\]; write single numbers as \[B, 1\]$"),
+        (torch.tensor(1.0), r"not \[\]"),
+    ):
         with pytest.raises(ValueError, match=said):
             Guided("cfg(2)", {"main": net(Spy())})(x, STEP)
     with pytest.raises(ValueError, match="no samples to guide"):

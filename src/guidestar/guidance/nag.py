@@ -14,6 +14,7 @@ from ..denoiser import Condition, Denoiser
 from ..layers import Rows, layers_of
 from ..levels import Step, Value, expand
 from ..passes import COND, Pass, Slot
+from ._arguments import check
 from ._conditioned import needs_condition
 from ._core import Context, Direction, Live, Pushed
 from ._perturbed import checked_layers
@@ -64,6 +65,7 @@ class NAG(Direction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self, "negative", "layers")
         object.__setattr__(self, "layers", checked_layers(self.layers))
         if not finite(self.tau) or self.tau <= 0 or not finite(self.alpha):
             raise ValueError(f"nag: tau must be positive and alpha a number, not {self.tau!r} and {self.alpha!r}")
