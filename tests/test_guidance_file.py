@@ -75,11 +75,19 @@ def test_the_command_line_reads_it(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*run, "--steps", "3", "--negative", "", "--out", str(tmp_path / "b")])
     found = settings_of(tmp_path / "b")
-    assert (found["steps"], found["solver"], found["negative"]) == (3, "ddim", ""), "an option goes before the file"
+    assert (found["steps"], found["solver"], found["negative"]) == (3, "ddim", ""), "an option overrides the file"
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main([*run, "--guidance", "cfg(3)"])
     assert end.value.code == 2 and "give --guidance or --guidance-file, not both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["sample", "plan"])
+def test_the_help_says_which_options_override_the_file(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = " ".join(re.sub(r"[│|]", " ", capsys.readouterr().out).split())
+    assert "A guidance.toml: guidance, steps, solver, grid, negative; the options for the last four override it, and --guidance takes its place." in said
 
 
 def planned(options, capsys):
