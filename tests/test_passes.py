@@ -15,7 +15,7 @@ from guidestar.guidance import Contrast, Direction, classifier
 from guidestar.passes import COND as C
 from guidestar.passes import NEGATIVE as N
 from guidestar.passes import NULL as U
-from guidestar.passes import Point, by_name
+from guidestar.passes import Later, Point, by_name
 
 B = 3
 STEP = steps("flow")[0]
@@ -426,6 +426,7 @@ def test_a_pass_asked_of_a_run_that_lacks_it_is_refused_by_name():
     for passes, nets, said in (
         ({Pass(net="weak"): None}, {"main": bare, "big": bare}, r"no network 'weak'; this model has big, main"),
         ({Pass(cond="cat"): None}, {"main": bare}, "'cat' needs an encoder"),
+        ({Pass(cond=Later(term="sag(1)", key=0, round=2)): None}, {"main": bare}, r"^round 2 of sag\(1\) is known when it runs"),
         ({U: None}, {"main": bare}, "no null condition; give null="),
         ({N: None}, {"main": bare}, "no null condition; give null="),
         ({C: None}, {"main": Net(denoiser=Spy())}, "no condition was given"),

@@ -48,6 +48,24 @@ class Part:
     name: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Later:
+    """What a term will ask for in a later round: a plan counts it, and what it is turns out when it runs.
+
+    Args:
+        term: its expression.
+        key: its place in the sum, as equal terms ask at places of their own.
+        round: which round; the first is 1.
+    """
+
+    term: str
+    key: int
+    round: int
+
+    def __str__(self) -> str:
+        return f"round {self.round} of {self.term}"
+
+
 def seeded(streams: Draw | None) -> Draw:
     """Return the streams of random numbers of a run that has seeds.
 
@@ -93,7 +111,7 @@ class Pass:
 
     Args:
         cond: a `Slot`, a `Part` of the requested condition, a `Condition` of 1 or B samples, or a
-            name or prompt for the encoder.
+            name or prompt for the encoder; in a plan also what is asked for `Later`.
         net: which network.
         perturb: a change of the network for this pass.
         against: another condition, that the perturbation contrasts this one with; the network is
@@ -102,7 +120,7 @@ class Pass:
         edit: changes what the network is told, its condition or the time.
     """
 
-    cond: Slot | Part | Condition | str | int = Slot.COND
+    cond: Slot | Part | Later | Condition | str | int = Slot.COND
     net: str = "main"
     perturb: Perturbation | None = None
     against: Slot | Condition | str | int | None = None
@@ -123,6 +141,8 @@ class Pass:
     def _words(self) -> str:
         if isinstance(self.cond, Part):
             return f"{self.cond.name} of cond"
+        if isinstance(self.cond, Later):
+            return str(self.cond)
         return "condition" if isinstance(self.cond, Condition) else repr(self.cond)
 
 
@@ -163,7 +183,7 @@ class Net:
         """The conditions that were given."""
         return tuple(c for c in (self.cond, self.null, self.negative) if c is not None)
 
-    def condition(self, key: Slot | Part | Condition | str | int, batch: int, name: str = "main") -> Condition:
+    def condition(self, key: Slot | Part | Later | Condition | str | int, batch: int, name: str = "main") -> Condition:
         """Return the condition a pass means, for ``batch`` samples, of the network ``name``.
 
         Raises:
@@ -197,9 +217,11 @@ class Net:
             raise ValueError(f"the condition has no part {name!r}; it has {', '.join(cond)}")
         return Condition({k: v if k == name else null[k].expand(len(v), *null[k].shape[1:]) for k, v in cond.items()})
 
-    def _resolve(self, key: Slot | Part | Condition | str | int) -> Condition:
+    def _resolve(self, key: Slot | Part | Later | Condition | str | int) -> Condition:
         if isinstance(key, Part):
             return self._only(key)
+        if isinstance(key, Later):
+            raise ValueError(f"{key} is known when it runs; it cannot be asked for by itself")
         if not isinstance(key, Slot):
             return key if isinstance(key, Condition) else self._encode(key)
         if key is Slot.COND and self.cond is None:

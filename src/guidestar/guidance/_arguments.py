@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .weights import Schedule
 
-_WORDS = {float: "a number", int: "a whole number", str: "a string", bool: "True or False", NoneType: "None"}
+_WORDS = {float: "a number", int: "a whole number", str: "a string", bool: "True or False", NoneType: "None", Schedule: "a weight schedule (linear, cosine, clamp(…))"}
 
 
 @cache
@@ -83,11 +83,9 @@ def _words(hint: Any, python: bool = False) -> list[str]:
         return [f"({', '.join('number' for _ in parts)})"]
     if origin in (list, Sequence):
         return [f"a list of {' or '.join(map(_plural, _words(parts[0], python)))}"]
-    if hint == Schedule:
-        return ["a weight schedule (linear, cosine, clamp(…))"]
-    if origin is Callable:
-        return ["a function"] if python else []
-    return [_WORDS[hint]] if hint in _WORDS else [f"a {hint.__name__}"] if python else []
+    if hint in _WORDS:
+        return [_WORDS[hint]]
+    return ["a function" if origin is Callable else f"a {hint.__name__}"] if python else []
 
 
 def _plural(word: str) -> str:

@@ -13,14 +13,14 @@ from ..answers import Evaluated, Question, evaluate, union
 from ..denoiser import Condition, Denoiser
 from ..draw import Draw, checked_seeds
 from ..levels import Grid, Step, Value, expand, inverse_or_zero
-from ..passes import Net, Pass, by_name
+from ..passes import Later, Net, Pass, by_name
 from ..prediction import Prediction
 from ._core import Context, Direction, Guidance, Live, Post, State, as_guidance
 from ._rows import Answer, Answers, Awake, alive, assembled, others, own_state, remember, take
 from ._talk import _Talk, added
 from .expression import parse
 from .papers import used
-from .plan import Later, Plan, StepPlan
+from .plan import Plan, StepPlan
 
 
 class Guided:
@@ -305,5 +305,5 @@ class Guided:
         count = {p: size if r is None else len(r) for p, r in passes.items()}
         for t in talks:
             for i in range(t.term.later):
-                count[Later(term=self.names[t.key], key=t.key, round=i + 2)] = size if t.local is None else len(t.local)
+                count[Pass(cond=Later(term=self.names[t.key], key=t.key, round=i + 2))] = size if t.local is None else len(t.local)
         return count, sum(t.term.gradients * (size if t.local is None else len(t.local)) for t in talks)

@@ -9,24 +9,6 @@ from ..passes import Pass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Later(Pass):
-    """A pass of a later round, of which only the term that will ask for it is known.
-
-    Args:
-        term: its expression.
-        key: its place in the sum, as equal terms ask at places of their own.
-        round: which round; the first is 1.
-    """
-
-    term: str
-    key: int
-    round: int
-
-    def __str__(self) -> str:
-        return f"round {self.round} of {self.term}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class StepPlan:
     """What one step will ask of the networks.
 
