@@ -7,6 +7,7 @@ the toy, whose perturbation is written out here; and on real small networks.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from torch.nn import functional as F
 
 from _families import family
 from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, net, noise, steps, toy
-from guidestar import Flow, Guided, Net, Network, Prediction, cfg, classifier, nag, pag, parse, sag, sample, seg, slg, uniform
+from guidestar import Flow, Guided, Net, Network, Pass, Prediction, Slot, cfg, classifier, nag, pag, parse, sag, sample, seg, slg, uniform
+from guidestar.guidance import Direction
 from guidestar.guidance._blur import blur
 from guidestar.guidance.pag import IdentityAttention
+from guidestar.guidance.sag import Look
 from guidestar.guidance.seg import BlurredQueries
 from guidestar.guidance.slg import SkippedBlocks
 
@@ -199,6 +202,25 @@ def test_looks_at_two_layers_and_the_plain_pass(scales):
     torch.testing.assert_close(both, scene.u + 3 * (scene.c - scene.u) + rows[0] * looked_push(scene) + rows[1] * looked_push(scene, 6))
     second = 3 if isinstance(scales[1], int) else 2
     assert spy.rows == 3 + 3 + second + sum(3 if isinstance(s, int) else 2 for s in scales)
+
+
+@dataclass(frozen=True)
+class Glance(Direction):
+    """Looks at another pass, and pushes nothing."""
+
+    name = "glance"
+
+    def passes(self, step):
+        return (Pass(cond=Slot.COND, perturb=Look(layer="map2")),)
+
+    def push(self, live):
+        return torch.zeros_like(live.x_t), live.state
+
+
+def test_the_first_look_at_a_pass_answers_for_it_whatever_else_is_looked_at():
+    scene = Scene("flow", (3, 2, 6, 5))
+    some = scene.run(Glance(1) + cfg(3) + sag(1, layer="map") + sag([1, 0, 1], layer="map2"), negative=None).x0
+    torch.testing.assert_close(some, scene.u + 3 * (scene.c - scene.u) + looked_push(scene) + per_sample(1, 0, 1)[..., None] * looked_push(scene, 6))
 
 
 def test_a_look_leaves_alone_a_pass_that_is_differentiated():
