@@ -78,13 +78,13 @@ class Spy:
 class ToyLayers:
     """The layers of the toy: a perturbation moves the condition it is told, by as much as the layer's output changes.
 
-    The layer "flat" attends among all numbers of a sample, "map" among its places.
+    The layer "flat" attends among all numbers of a sample, "map" among its places, "map2" too, more sharply.
     """
 
     spy: Spy
 
     def find(self, kind: str, names: Any = ()) -> tuple[str, ...]:
-        assert set(names) <= {"flat", "map"}
+        assert set(names) <= {"flat", "map", "map2"}
         return tuple(names) or ("flat",)
 
     @contextmanager
@@ -107,10 +107,10 @@ class ToyLayers:
 
     def attending(self, names: Any, attend: Any, rows: Any = None):
         def by(x: Tensor, level: Level, cond: Condition) -> Tensor:
-            places = "map" in names
+            places = bool({"map", "map2"} & set(names))
             h = x * (col(level.alpha, x) ** 2 + col(level.sigma, x) ** 2).rsqrt()
             h = (h.flatten(2).mT if h.ndim > 2 else h[:, None]) if places else h.flatten(1)[..., None]
-            q, k, v = (t[:, None] for t in (3 * h, h, 2 * h))
+            q, k, v = (t[:, None] for t in ((6 if "map2" in names else 3) * h, h, 2 * h))
             grid = lambda: tuple(x.shape[2:] if places else x.shape[1:])  # noqa: E731
             a = Attention(query=q, key=k, value=v, image=slice(0, h.shape[1]), with_query=lambda q: F.scaled_dot_product_attention(q, k, v), find_grid=grid)
             return (attend(a) - a.compute()).square().mean((1, 2, 3)) / 2

@@ -196,6 +196,21 @@ def test_a_condition_agrees_in_its_batch():
         Condition(a=torch.zeros(2), b=torch.zeros(3))
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Condition(label=[1, 2, 3]), r"^'label' of a condition must be a tensor \[B, …\], not list; write torch.as_tensor"),
+        (lambda: Condition({"y": torch.zeros(2).numpy()}), r"^'y' of a condition must be a tensor \[B, …\], not ndarray"),
+        (lambda: Condition(label=3), r"^'label' of a condition must be a tensor \[B, …\], not int"),
+        (lambda: Condition(label=torch.tensor(3)), r"^'label' of a condition must be .* not a single number; write it as \[number\]$"),
+        (lambda: Condition(torch.zeros(2)), r"^a condition is of tensors by name, as in Condition\(label=tensor\), not Tensor"),
+    ],
+)
+def test_a_condition_is_of_tensors_with_rows(make, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        make()
+
+
 def test_take_repeat_and_to():
     cond = Condition(a=torch.arange(6).reshape(3, 2), b=torch.tensor([7, 8, 9]))
     taken = cond.take(torch.tensor([2, 0]))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from guidestar.draw import Draw
+from guidestar.draw import Draw, checked_seeds
 
 KINDS = {
     "normal": lambda draw, tag="a": draw.normal(tag, (3, 5)),
@@ -78,3 +78,12 @@ def test_neighbouring_seeds_steps_and_tags_are_uncorrelated():
     base = Draw(range(200)).normal("a", (50,)).flatten()
     for other in (Draw(range(1, 201)).normal("a", (50,)), Draw(range(200), step=1).normal("a", (50,)), Draw(range(200)).normal("b", (50,))):
         assert abs((base * other.flatten()).mean()) < 5 / len(base) ** 0.5
+
+
+def test_seeds_are_integers_and_at_least_one():
+    assert checked_seeds((3, True)) == [3, 1] and checked_seeds(torch.tensor([5, -2])) == [5, -2] and checked_seeds(range(2)) == [0, 1]
+    with pytest.raises(ValueError, match=r"no samples; at least one seed is needed, seeds=\[0\]"):
+        checked_seeds([])
+    for wrong in (0, None, "ab", [1.5], [None]):
+        with pytest.raises(ValueError, match=r"^seeds must be a list of integers, one for each sample, not .*; write e.g. seeds=\[0, 1\]$"):
+            checked_seeds(wrong)

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pytest
+import torch
 
 import guidestar
-from _toys import Spy, net, noise, steps
-from guidestar import AND, NOT, ExpressionError, Guided, Slot, apg, cfg, cfgpp, clamp, classifier, clip_x0, cond, cosine, linear, neg, parse, rescale, threshold, uncond
+from _toys import COND, NEGATIVE, Spy, net, noise, steps, toy
+from guidestar import (
+    AND,
+    NOT,
+    ExpressionError,
+    Guided,
+    Slot,
+    apg,
+    cfg,
+    cfgpp,
+    clamp,
+    classifier,
+    clip_x0,
+    cond,
+    cosine,
+    linear,
+    nag,
+    neg,
+    pag,
+    parse,
+    perp_neg,
+    rescale,
+    threshold,
+    uncond,
+)
 from guidestar.guidance import Guidance
 
 
@@ -128,7 +155,7 @@ REFUSED = [
     ("cfg(3, scale=2)", 13, "scale is given twice"),
     ("cfg(3, channels=1, channels=2)", 28, "channels is given twice"),
     # values
-    ("cfg('3')", 4, "cfg: scale must be a number or a list, not '3'"),
+    ("cfg('3')", 4, "cfg: scale must be a number or a list of numbers, not '3'"),
     ("cfg(True)", 4, "scale must be a number"),
     ("cfg(None)", 4, "scale must be a number"),
     ("cfg(inf)", 4, "numbers must be finite"),
@@ -137,7 +164,12 @@ REFUSED = [
     ("cfg(-1" + "0" * 400 + ")", 5, "this number is too large"),
     ("cfg([1, inf])", 0, "the scale must be a finite number"),
     ("cfg([])", 0, "the scale must be a finite number"),
-    ("cfg([1, 'a'])", 4, "scale must be a number or a list"),
+    ("cfg([1, 'a'])", 4, "scale must be a number or a list of numbers, not [1, 'a']"),
+    ("cfg(3, schedule='linear')", 16, "cfg: schedule must be a weight schedule (linear, cosine, clamp(…)) or None, not 'linear'"),
+    ("cfg(3, schedule=clamp)", 16, "clamp needs its floor: write clamp(…)"),
+    ("cfg(3, schedule=line)", 16, "unknown name 'line'; did you mean 'linear'? there are clamp(…), cosine, linear"),
+    ("pag(3, layers=[1])", 14, "pag: layers must be a string or a list of strings, not [1]"),
+    ("perp_neg(3, negative=[1.5])", 21, "negative must be a string or a whole number or a list of strings or whole numbers or None, not [1.5]"),
     ("cfg(-'3')", 4, "expected a number"),
     ("cfg(linear)", 4, "scale must be a number"),
     ("cfg(3, channels='a')", 16, "channels must be a whole number or None"),
@@ -148,8 +180,6 @@ REFUSED = [
     ("cfg(3, interval=(1,))", 0, "must be two numbers with 0 <= lo < hi"),
     ("cfg(3, interval=(3, 1))", 0, "must be two numbers with 0 <= lo < hi, not (3, 1)"),
     ("cfg(3, interval=(-1, 1))", 0, "must be two numbers with 0 <= lo < hi"),
-    ("cfg(3, schedule='linear')", 16, "schedule must be None"),
-    ("cfg(3, schedule=clamp)", 16, "unknown name 'clamp'"),
     ("cfg(3, schedule=clamp())", 16, "clamp needs its floor"),
     ("cfg(3, schedule=clamp('a'))", 22, "floor must be a number"),
     ("cfg(3, schedule=clamp(1, 2))", 25, "clamp: schedule must be"),
@@ -222,3 +252,47 @@ def test_a_guided_run_reads_text_and_refuses_it_the_same_way():
 def test_a_scale_that_is_no_number_is_refused(scale):
     with pytest.raises(ValueError, match=r"^cfg: the scale must be a finite number, or a list of one for each sample, not "):
         cfg(scale)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: cfg(3, negative=["a", "b"]), "cfg: negative must be a string or a whole number or a Condition or None, not ['a', 'b']"),
+        (lambda: apg(3, negative=1.5), "apg: negative must be a string or a whole number or a Condition or None, not 1.5"),
+        (lambda: nag(3, negative=["a", "b"]), "nag: negative must be a string or a whole number or a Condition or None, not ['a', 'b']"),
+        (lambda: nag(3, layers=None), "nag: layers must be a string or a list of strings, not None"),
+        (lambda: pag(3, layers=None), "pag: layers must be a string or a list of strings, not None"),
+        (lambda: pag(3, layers=[3]), "pag: layers must be a string or a list of strings, not [3]"),
+        (
+            lambda: perp_neg(3, negative=[["a"]]),
+            "perp_neg: negative must be a string or a whole number or a Condition or a list of strings or whole numbers or Conditions or None, not [['a']]",
+        ),
+        (lambda: perp_neg(3, weights="a"), "perp_neg: weights must be a number or a list of numbers, not 'a'"),
+        (lambda: AND(3, ["a"]), "AND: concept must be a string or a whole number or a Condition or None, not ['a']"),
+        (lambda: NOT(3, None), "NOT: concept must be a string or a whole number or a Condition, not None"),
+    ],
+)
+def test_values_that_python_alone_can_give_are_refused_when_made(make, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        make()
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    for three in (np.float32(3), np.float64(3), np.int64(3), np.array(3), torch.tensor(3.0), torch.tensor(3)):
+        assert cfg(three) == cfg(3) and str(cfg(three)) == "cfg(3)"
+        assert cfg([three, 2.5]) == cfg([3, 2.5])
+    for several in (np.array([3, 0.5]), torch.tensor([3, 0.5])):
+        assert cfg(several) == cfg([3, 0.5]) and hash(cfg(several)) == hash(cfg([3, 0.5])) and str(cfg(several)) == "cfg([3, 0.5])"
+    assert cfg(2, interval=(np.float32(0.5), torch.tensor(2.0))) == cfg(2, interval=(0.5, 2))
+    assert cfg(2, negative=np.int64(3)) == cfg(2, negative=3)
+    for wrong in (torch.tensor(float("nan")), torch.ones(2, 2), np.array([]), torch.tensor(True), np.array(["a"])):
+        with pytest.raises(ValueError, match=r"^cfg: the scale must be a finite number, or a list of one for each sample, not "):
+            cfg(wrong)
+
+
+@pytest.mark.parametrize("made", [torch.tensor(0.5), np.float32(0.5), np.array(0.5), 0.5])
+def test_a_schedule_may_return_a_single_number_of_any_kind(made):
+    x, step = noise(3, 4), steps("flow")[0]
+    out = Guided(cfg([2, 3, 4], schedule=lambda w, step: made), {"main": net(Spy())})(x, step)[0]
+    c, n = (toy(x, step.t, v) for v in (COND, NEGATIVE))
+    torch.testing.assert_close(out.x0, c + 0.5 * (c - n))

@@ -75,11 +75,19 @@ def test_the_command_line_reads_it(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*run, "--steps", "3", "--negative", "", "--out", str(tmp_path / "b")])
     found = settings_of(tmp_path / "b")
-    assert (found["steps"], found["solver"], found["negative"]) == (3, "ddim", ""), "an option goes before the file"
+    assert (found["steps"], found["solver"], found["negative"]) == (3, "ddim", ""), "an option overrides the file"
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main([*run, "--guidance", "cfg(3)"])
     assert end.value.code == 2 and "give --guidance or --guidance-file, not both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["sample", "plan"])
+def test_the_help_says_which_options_override_the_file(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = " ".join(re.sub(r"[│|]", " ", capsys.readouterr().out).split())
+    assert "A guidance.toml: guidance, steps, solver, grid, negative; the options for the last four override it, and --guidance takes its place." in said
 
 
 def planned(options, capsys):
@@ -98,6 +106,8 @@ def test_a_plan_is_of_the_whole_file(tmp_path, capsys):
     assert plan == planned([*written, "--negative", "bag"], capsys) and "neg" in plan and "total NFE 9 a sample" in plan
     assert "total NFE 6 a sample" in planned(written, capsys)
     assert planned(["--guidance-file", str(file), "--negative", ""], capsys) == planned(written, capsys)
+    recipe.write(GuidanceRecipe(guidance="cfg([1, 1, 2, 4])", steps=2), file)
+    assert "uncond (2 of 4)" in (plan := planned(["--guidance-file", str(file)], capsys)) and "total NFE 3 a sample" in plan
 
 
 def pipeline():

@@ -98,6 +98,21 @@ def test_plan_knows_what_runs(model):
     assert model.plan("cfg(2)", steps=7, solver="heun").nfe == 26
 
 
+def test_a_plan_is_of_each_scale_and_each_condition(model):
+    assert model.plan("cfg([1, 2, 4])", steps=2).nfe == pytest.approx(2 * 5 / 3)
+    assert model.plan("cfg([1, 2, 4])", cond=["bag"], steps=2).nfe == pytest.approx(2 * 5 / 3)
+    assert model.plan("cfg([1, 2])", cond=["bag", "coat"], steps=2).nfe == 3
+    for cond, said in ((["bag", "bag"], "cfg has 3 scales for 2 samples"), ([], "0 conditions were given")):
+        with pytest.raises(ValueError, match=said):
+            model.plan("cfg([1, 2, 4])", cond=cond)
+
+
+def test_seeds_are_a_list(model):
+    for seeds, said in ((0, r"seeds must be a list of integers, one for each sample, not 0"), ([], "at least one seed is needed"), (["a"], "seeds must be")):
+        with pytest.raises(ValueError, match=said):
+            model.sample("bag", seeds=seeds)
+
+
 def test_weights_together_are_small():
     assert sum(p.stat().st_size for p in SHIPPED.rglob("*.safetensors")) < 25e6
     assert (FOLDER / "weak" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 1e6
@@ -192,6 +207,10 @@ def test_a_reward_steers_a_loaded_model(model):
     assert found.population.rewards.mean() > best.population.rewards.mean() and (best.population.rewards.max(1).values >= reward(one.images)).all()
     told = model.steer(reward, "bag", particles=2, steps=3, guidance="cfg(2)")
     assert told.settings.cond == ("bag",) and told.evaluations == (12,)
+    each = model.steer(reward, "bag", particles=2, seeds=[0, 1], steps=2, guidance="cfg([1, 3])", every=0)
+    assert each.evaluations == (4, 8) and each.settings.guidance == "cfg([1, 3])", "both particles of a sample have its scale"
+    with pytest.raises(ValueError, match="cfg has 2 scales for 3 samples"):
+        model.steer(reward, "bag", particles=2, seeds=[0, 1, 2], steps=2, guidance="cfg([1, 3])")
     for more, said in (({"solver": "ddim"}, "draws no noise"), ({"particles": 0}, "at least one particle"), ({"seeds": []}, "at least one seed")):
         with pytest.raises(ValueError, match=said):
             model.steer(reward, steps=2, **more)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, encode, log_prob_gradient, mixed_step, net, noise, steps, toy
-from guidestar import Guided, Level, Net, Pass, Prediction, Slot, cfg, parse, uniform
+from guidestar import Guided, Level, Net, Pass, Prediction, Slot, cfg, parse, sample, steer, uniform
 from guidestar.answers import Question, evaluate, union
 from guidestar.guidance import Contrast, Direction, classifier
 from guidestar.passes import COND as C
 from guidestar.passes import NEGATIVE as N
 from guidestar.passes import NULL as U
-from guidestar.passes import Point, by_name
+from guidestar.passes import Later, Point, by_name
 
 B = 3
 STEP = steps("flow")[0]
@@ -244,6 +244,8 @@ def test_rounds_run_in_lockstep():
 def test_later_rounds_are_planned():
     plan = Guided(Look([0, 1, 3]), {"main": net(Spy())}).plan(uniform(SCHEDULES["flow"], 2), batch=3)
     assert sum(plan.steps[0].passes.values()) == 3 + 2 + 2 + 2
+    twice = Guided("sag(1, masked=False) + sag(1, masked=False)", {"main": net(Spy())}).plan(uniform(SCHEDULES["flow"], 2))
+    assert list(map(str, twice.steps[0].passes)) == ["cond", "uncond", *["round 2 of sag(1, masked=False)"] * 2] and twice.steps[0].nfe == 4
 
 
 class Shift:
@@ -424,6 +426,7 @@ def test_a_pass_asked_of_a_run_that_lacks_it_is_refused_by_name():
     for passes, nets, said in (
         ({Pass(net="weak"): None}, {"main": bare, "big": bare}, r"no network 'weak'; this model has big, main"),
         ({Pass(cond="cat"): None}, {"main": bare}, "'cat' needs an encoder"),
+        ({Pass(cond=Later(term="sag(1)", key=0, round=2)): None}, {"main": bare}, r"^round 2 of sag\(1\) is known when it runs"),
         ({U: None}, {"main": bare}, "no null condition; give null="),
         ({N: None}, {"main": bare}, "no null condition; give null="),
         ({C: None}, {"main": Net(denoiser=Spy())}, "no condition was given"),
@@ -441,6 +444,51 @@ def test_a_pass_asked_of_a_run_that_lacks_it_is_refused_by_name():
     with pytest.raises(ValueError, match="cfg has 2 scales for 3 samples"):
         Guided("cfg([1, 2])", {"main": net(Spy())})(noise(3, 4), STEP)
     assert by_name(toy, {})["main"].denoiser is toy
+
+
+def test_conditions_and_networks_of_another_kind_are_refused_when_given():
+    t = torch.tensor([1.0])
+    for name in ("cond", "null", "negative"):
+        for wrong, kind in (({"c": t}, "dict"), ([1.0], "list"), (t, "Tensor")):
+            with pytest.raises(TypeError, match=rf"^{name} must be a Condition, not {kind}; write Condition\(NAME=tensor\)"):
+                Guided("cond", Spy(), **{name: wrong})
+    for wrong in ({"main": 5}, {"main": Spy(), "weak": 5}, 5):
+        with pytest.raises(TypeError, match=r"^a denoiser must be callable as denoiser\(x_t, level, cond\), not 5; give a function or a Network$"):
+            Guided("uncond", wrong)
+
+
+def test_a_denoiser_by_name_and_a_net_alone_are_taken():
+    spy, x = Spy(), noise(2, 4)
+    torch.testing.assert_close(Guided("uncond", {"main": spy})(x, STEP)[0].x0, toy(x, STEP.t, 0.0))
+    torch.testing.assert_close(Guided("cond", net(spy, condition(2.0)))(x, STEP)[0].x0, toy(x, STEP.t, 2.0))
+    with pytest.raises(ValueError, match="cond belongs in each Net"):
+        Guided("cond", Net(denoiser=spy), cond=condition(1.0))
+
+
+def test_a_further_network_without_a_condition_is_named():
+    guided = Guided("autoguidance(2)", {"main": net(Spy()), "weak": Spy()})
+    with pytest.raises(ValueError, match=r"^the network 'weak': no condition was given, .* \(each Net has its own: Net\(denoiser=…, cond=…\)\)$"):
+        guided(noise(2, 4), STEP)
+
+
+def test_samples_that_are_none_or_have_no_dimension_are_refused():
+    for x, said in (
+        (noise(0, 4), r"no samples to guide \(a batch of 0\)"),
+        (noise(3), r"^samples are \[B, \*S\] .* not \[3\]; write single numbers as \[B, 1\]$"),
+        (torch.tensor(1.0), r"not \[\]"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Guided("cfg(2)", {"main": net(Spy())})(x, STEP)
+    with pytest.raises(ValueError, match="no samples to guide"):
+        Guided("cfg(2)", {"main": net(Spy())}).plan(STEP.grid, batch=0)
+    run = {"grid": STEP.grid, "shape": (4,)}
+    for seeds, said in (([], "at least one seed is needed"), (0, "seeds must be a list of integers")):
+        with pytest.raises(ValueError, match=said):
+            sample(Guided("uncond", Spy()), seeds=seeds, **run)
+        with pytest.raises(ValueError, match=said):
+            steer(Guided("uncond", Spy()), seeds=seeds, particles=2, reward=torch.sum, **run)
+        with pytest.raises(ValueError, match=said):
+            Guided("uncond", Spy(), seeds=seeds)
 
 
 def test_an_unconditional_network_is_asked_without_condition():
@@ -466,6 +514,38 @@ def test_values_that_are_not_finite_are_refused_by_network_pass_and_step():
 def test_passes_print_what_they_are():
     names = [C, U, N, Pass(cond="cat"), Pass(cond=condition(1.0)), Pass(net="weak", perturb=Shift(1.0), edit=encode, point=Point(x=noise(1), level=STEP.t))]
     assert list(map(str, names)) == ["cond", "uncond", "neg", "'cat'", "condition", "cond weak perturbed elsewhere edited"]
+
+
+def test_a_plan_tells_perturbations_apart():
+    plan = Guided("pag(1) + seg(1) + nag(5)", {"main": net(Spy())}).plan(uniform(SCHEDULES["flow"], 2))
+    assert list(map(str, plan.steps[0].passes)) == ["cond", "cond pag", "cond seg", "cond nag"]
+
+
+def test_a_plan_is_of_as_many_samples_as_its_lists_are_for():
+    grid, nets = uniform(SCHEDULES["flow"], 3), {"main": net(Spy())}
+    assert Guided("cfg([1, 2, 4])", nets).plan(grid).nfe == pytest.approx(3 * 5 / 3)
+    assert Guided("pix2pix(1, [1, 2, 4], keep='c')", nets).plan(grid).nfe == pytest.approx(3 * (1 + 2 * 2 / 3))
+    assert Guided("cfg(2)", nets, seeds=[1, 2]).plan(grid).steps[0].batch == 2
+    assert Guided("cfg(2)", {"main": net(Spy(), condition(1.0, 2, 3))}).plan(grid).steps[0].batch == 3
+    assert Guided("cfg(2)", nets).plan(grid, batch=7).steps[0].batch == 7
+
+
+@pytest.mark.parametrize("max_rows", [None, 2])
+def test_a_plan_and_a_run_refuse_lists_for_another_number_of_samples(max_rows):
+    grid, x = uniform(SCHEDULES["flow"], 3), noise(8, 4)
+    for guidance, seeds, cond, said in (
+        ("cfg([1, 1, 3, 3])", None, condition(1.0), "cfg has 4 scales for 8 samples; give one number, or one for each sample"),
+        ("cfg_zero(2) + cfg([1, 1, 3, 3])", None, condition(1.0), "cfg has 4 scales for 8 samples"),
+        ("cfg(2) + pix2pix(1, [1, 2, 4], keep='c')", None, condition(1.0), "pix2pix has 3 scales for 8 samples"),
+        ("cfg(2)", [1, 2], condition(1.0), "2 seeds were given for 8 samples"),
+        ("cfg(2)", None, condition(1.0, 2.0), "a condition of 2 samples cannot serve 8 samples"),
+    ):
+        guided = Guided(guidance, {"main": net(Spy(), cond)}, seeds=seeds, max_rows=max_rows)
+        for go in (lambda guided=guided: guided.plan(grid, batch=8), lambda guided=guided: guided(x, grid.step(1))):
+            with pytest.raises(ValueError, match=said):
+                go()
+    with pytest.raises(ValueError, match="a condition of 2 samples cannot serve 4 samples"):
+        Guided("cfg([1, 1, 3, 3])", {"main": net(Spy(), condition(1.0, 2.0))}).plan(grid)
 
 
 def test_a_plan_prints_as_a_table():

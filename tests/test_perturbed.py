@@ -7,6 +7,7 @@ the toy, whose perturbation is written out here; and on real small networks.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from torch.nn import functional as F
 
 from _families import family
 from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, net, noise, steps, toy
-from guidestar import Flow, Guided, Net, Network, Prediction, cfg, classifier, nag, pag, parse, sag, sample, seg, slg, uniform
+from guidestar import Flow, Guided, Net, Network, Pass, Prediction, Slot, cfg, classifier, nag, pag, parse, sag, sample, seg, slg, uniform
+from guidestar.guidance import Direction
 from guidestar.guidance._blur import blur
 from guidestar.guidance.pag import IdentityAttention
+from guidestar.guidance.sag import Look
 from guidestar.guidance.seg import BlurredQueries
 from guidestar.guidance.slg import SkippedBlocks
 
@@ -180,6 +183,46 @@ def test_a_look_shares_the_pass_it_looks_at():
     assert sum(plan.steps[0].passes.values()) == 3 + 3 + 2 + 3
 
 
+def looked_push(scene, sharpness=3):
+    """``D̃ − D_u(x̃)``, blurred where a layer of this sharpness looks."""
+    h = scene.h.reshape(3, 2, 30).mT
+    mask = ((sharpness * h @ h.mT / 2**0.5).softmax(-1).sum(1).reshape(3, 1, 6, 5) > 1).double()
+    blurred = mask * smooth(scene.u) + (1 - mask) * scene.u
+    eps = (scene.x - scene.a * scene.u) / scene.s
+    return blurred - toy(scene.a * blurred + scene.s * eps, scene.step.t, UNCOND)
+
+
+@pytest.mark.parametrize("scales", [(1, 1), ([1, 0, 1], 1), (1, [1, 0, 1]), ([1, 0, 1], [0, 1, 1])])
+def test_looks_at_two_layers_and_the_plain_pass(scales):
+    scene, spy = Scene("flow", (3, 2, 6, 5)), Spy()
+    said = [f"sag({s}, layer='{layer}')" for s, layer in zip(scales, ("map", "map2"), strict=True)]
+    both = scene.run(" + ".join(["cfg(3)", *said]), spy, negative=None).x0
+    rows = [per_sample(*([s] * 3 if isinstance(s, int) else s))[..., None] for s in scales]
+    assert (looked_push(scene) - looked_push(scene, 6)).abs().max() > 1e-3
+    torch.testing.assert_close(both, scene.u + 3 * (scene.c - scene.u) + rows[0] * looked_push(scene) + rows[1] * looked_push(scene, 6))
+    second = 3 if isinstance(scales[1], int) else 2
+    assert spy.rows == 3 + 3 + second + sum(3 if isinstance(s, int) else 2 for s in scales)
+
+
+@dataclass(frozen=True)
+class Glance(Direction):
+    """Looks at another pass, and pushes nothing."""
+
+    name = "glance"
+
+    def passes(self, step):
+        return (Pass(cond=Slot.COND, perturb=Look(layer="map2")),)
+
+    def push(self, live):
+        return torch.zeros_like(live.x_t), live.state
+
+
+def test_the_first_look_at_a_pass_answers_for_it_whatever_else_is_looked_at():
+    scene = Scene("flow", (3, 2, 6, 5))
+    some = scene.run(Glance(1) + cfg(3) + sag(1, layer="map") + sag([1, 0, 1], layer="map2"), negative=None).x0
+    torch.testing.assert_close(some, scene.u + 3 * (scene.c - scene.u) + looked_push(scene) + per_sample(1, 0, 1)[..., None] * looked_push(scene, 6))
+
+
 def test_a_look_leaves_alone_a_pass_that_is_differentiated():
     scene, spy = Scene("flow", (3, 2, 6, 5)), Spy()
     term = classifier(2, through="uncond")
@@ -284,6 +327,15 @@ def test_nag_is_neutral_at_one_and_blends_by_its_schedule(scene):
     out = scene.run("nag(5, schedule=linear)")
     weight = 2 * (1 - scene.step.tau)
     torch.testing.assert_close(out.x0, scene.c + weight * (nagged(scene, 5) - scene.c), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["schedule=clamp(0.5)", "schedule=clamp(0.5, cosine), interval=(0, inf)"])
+def test_nag_at_scale_one_pushes_nothing_whatever_its_schedule(scene, schedule):
+    spy = Spy()
+    assert torch.equal(scene.run(f"nag(1, {schedule})", spy).x0, scene.c) and spy.rows == 3
+    some = scene.run(f"nag([5, 1, 5], {schedule})", spy).x0
+    torch.testing.assert_close(some[1], scene.c[1])
+    assert Guided(f"nag([5, 1, 5], {schedule})", {"main": net(Spy())}).plan(uniform(SCHEDULES["flow"], 2), batch=3).nfe == pytest.approx(2 + 4 / 3)
 
 
 def test_nag_contrasts_a_condition():

@@ -173,9 +173,9 @@ def _input(p: Pass, rows: Tensor | None, q: Question, differentiable: bool) -> t
 
 def _told(net: Net, p: Pass, rows: Tensor | None, q: Question, level: Level) -> tuple[Condition, Level]:
     """Return the condition of a pass's rows, and their level with the time that the network is told."""
-    cond = net.condition(p.cond, q.batch)
+    cond = net.condition(p.cond, q.batch, p.net)
     if p.against is not None:
-        cond = Condition({**cond, **{f"{AGAINST}{name}": t for name, t in net.condition(p.against, q.batch).items()}})
+        cond = Condition({**cond, **{f"{AGAINST}{name}": t for name, t in net.condition(p.against, q.batch, p.net).items()}})
     absolute = rows if q.rows is None else q.rows if rows is None else q.rows[rows]
     cond = cond if absolute is None or not cond else cond.take(absolute)
     if p.edit is None:

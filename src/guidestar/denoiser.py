@@ -29,7 +29,11 @@ class Condition(Mapping[str, Tensor]):
     """
 
     def __init__(self, tensors: Mapping[str, Tensor] | None = None, **more: Tensor) -> None:
+        if tensors is not None and not isinstance(tensors, Mapping):
+            raise TypeError(f"a condition is of tensors by name, as in Condition(label=tensor), not {type(tensors).__name__} without a name")
         self._tensors = {**(tensors or {}), **more}
+        for name, value in self._tensors.items():
+            _check_tensor(name, value)
         sizes = {len(t) for t in self._tensors.values()}
         if len(sizes) > 1:
             raise ValueError(f"the tensors of a condition must agree in their first dimension, not {sorted(sizes)}")
@@ -78,6 +82,13 @@ class Condition(Mapping[str, Tensor]):
             if shapes[0] != shapes[1]:
                 raise ValueError(f"conditions of one model must have the same names and shapes, not {shapes[0]} and {shapes[1]}")
         return first if len(parts) == 1 else Condition({name: torch.cat([c[name] for c in parts]) for name in first})
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name!r} of a condition must be a tensor [B, …], not {type(value).__name__}; write torch.as_tensor(…)")
+    if not value.ndim:
+        raise ValueError(f"{name!r} of a condition must be a tensor [B, …] with one row a sample, not a single number; write it as [number]")
 
 
 class Denoiser(Protocol):

@@ -8,6 +8,7 @@ other numbers were drawn before, and a resumed run equals an unbroken one.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,21 @@ from torch import Tensor
 def _generator(seed: int, step: str, tag: str) -> torch.Generator:
     key = hashlib.blake2b(f"{seed}/{step}/{tag}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "big"))
+
+
+def checked_seeds(seeds: Sequence[int]) -> list[int]:
+    """Return one integer a sample; refuse anything else.
+
+    Raises:
+        ValueError: there is none, or they are no integers.
+    """
+    try:
+        found = [operator.index(s) for s in seeds]
+    except TypeError:
+        raise ValueError(f"seeds must be a list of integers, one for each sample, not {seeds!r}; write e.g. seeds=[0, 1]") from None
+    if not found:
+        raise ValueError("there are no seeds, so no samples; at least one seed is needed, seeds=[0]")
+    return found
 
 
 @dataclass(frozen=True)

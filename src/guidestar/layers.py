@@ -60,6 +60,7 @@ class Perturbation(Hashable, Protocol):
 
     One that changes nothing but looks at the network says so by ``watches = True``: its context
     gives a list, to which each call of the network adds what was seen, ``[rows, …]`` (`guidestar.answers.Evaluated`).
+    A ``name`` is what a plan calls a pass by that it changes; by default "perturbed".
     """
 
     def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[list[Tensor] | None]:

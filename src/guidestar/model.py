@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .denoiser import Condition, Denoiser
-from .draw import Draw
+from .draw import Draw, checked_seeds
 from .guidance import Guidance, Guided, Observation, Plan, losses_of, parse
 from .guidance._core import Direction, as_guidance
 from .guidance.losses import Loss
@@ -149,15 +149,18 @@ class Model:
         solver: str | Solver | None = None,
         grid: str | None = None,
     ) -> Plan:
-        """Tell which passes a run would evaluate, without running anything (so no losses are needed); arguments as in `sample`."""
+        """Tell which passes a run would evaluate, without running anything (so no losses are needed); arguments as in `sample`.
+
+        It is of as many samples as there are conditions, or scales in the expression's lists.
+        """
         cond = "anything" if cond == 0 and self.told_by_text else cond
-        count = 1 if cond is None or isinstance(cond, str | int) else len(cond)
+        count = 1 if cond is None or isinstance(cond, str | int) else max(1, len(cond))
         names = self.names(cond if self.encoder is not None else None, count)
         unseen = {name: Observation("identity", 0.0) for name in losses_of(self.expression(guidance, conditional=names is not None))}
         guided, solver = self.guided(guidance, cond=names, negative=negative, losses=unseen), self._solver(solver)
         levels = self.grid(steps, grid)
         solver.check(guided, levels)
-        return guided.plan(levels, batch=count, evaluations=solver.evaluations)
+        return guided.plan(levels, batch=count if count > 1 else None, evaluations=solver.evaluations)
 
     def _solver(self, solver: str | Solver | None) -> Solver:
         return get_solver(solver if solver is not None else self.defaults.get("solver", "dpmpp-2m"))
@@ -181,10 +184,10 @@ class Model:
         check: bool = False,
     ) -> Iterator[State]:
         """Yield the state after each step (previews, progress, cancelling); arguments as in `sample`."""
-        seeds = _checked_seeds(seeds)
+        seeds = checked_seeds(seeds)
         bounds = {"losses": losses, "max_rows": max_rows, "checkpoint": checkpoint, "check": check}
         guided = self.guided(guidance, cond=self.names(cond, len(seeds)), negative=negative, seeds=seeds, **bounds)  # type: ignore[arg-type]
-        levels, draw = self.grid(steps, grid), Draw(list(seeds))
+        levels, draw = self.grid(steps, grid), Draw(seeds)
         if start_rho is not None:
             levels = levels.from_rho(start_rho)
         x = self._start(start, levels, draw)
@@ -283,7 +286,7 @@ class Model:
         Raises:
             ValueError: as in `sample`; a solver that draws no noise; a reward that is not one number an image.
         """
-        about = {"cond": cond, "guidance": guidance, "seeds": _checked_seeds(seeds), "negative": negative, "steps": steps, "grid": grid, "losses": losses, "max_rows": max_rows}
+        about = {"cond": cond, "guidance": guidance, "seeds": checked_seeds(seeds), "negative": negative, "steps": steps, "grid": grid, "losses": losses, "max_rows": max_rows}
         how = {"particles": particles, "strength": strength, "potential": potential, "every": every, "threshold": threshold}
         return steer(self, reward, about, self._solver(solver), how, watch)
 
@@ -305,12 +308,6 @@ class Model:
             return self.sample(**arguments, watch=watch)
         except TypeError as error:
             raise ValueError(f"the settings cannot be read: {error}") from error
-
-
-def _checked_seeds(seeds: Sequence[int]) -> list[int]:
-    if len(seeds) < 1:
-        raise ValueError("at least one seed is needed")
-    return [int(s) for s in seeds]
 
 
 def _checked_start(start: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:

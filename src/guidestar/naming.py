@@ -14,8 +14,10 @@ from .passes import Net
 Names = str | int | Sequence[str | int]
 
 
-def names_of(model: Any, cond: Names | None, count: int) -> tuple[str | int, ...] | None:
+def names_of(model: Any, cond: Names | None, count: int, *, note: bool = True) -> tuple[str | int, ...] | None:
     """Return the condition of each of ``count`` samples of a `Model`.
+
+    ``note=False``, where a run's names are asked for again, does not warn of an empty prompt.
 
     Raises:
         ValueError: an unknown name, or neither one nor ``count`` of them.
@@ -28,16 +30,16 @@ def names_of(model: Any, cond: Names | None, count: int) -> tuple[str | int, ...
     if len(names) not in (1, count):
         raise ValueError(f"{len(names)} conditions were given for {count} samples; give 1, or one for each")
     if model.told_by_text:
-        _check_prompts(model, names)
+        _check_prompts(model, names, note)
     names = [_canonical(model, n) for n in names]
     return tuple(names if len(names) == count else names * count)
 
 
-def _check_prompts(model: Any, names: Sequence[str | int]) -> None:
+def _check_prompts(model: Any, names: Sequence[str | int], note: bool) -> None:
     wordless = next((n for n in names if not isinstance(n, str)), None)
     if wordless is not None:
         raise ValueError(f"the model {model.name!r} is told by a prompt, not by a class; write what you want to see in place of {wordless!r}")
-    if any(not n.strip() for n in names):  # type: ignore[union-attr]
+    if note and any(not n.strip() for n in names):  # type: ignore[union-attr]
         warnings.warn("an empty prompt asks for nothing: its samples are unconditional", stacklevel=4)
 
 

@@ -48,6 +48,24 @@ class Part:
     name: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Later:
+    """What a term will ask for in a later round: a plan counts it, and what it is turns out when it runs.
+
+    Args:
+        term: its expression.
+        key: its place in the sum, as equal terms ask at places of their own.
+        round: which round; the first is 1.
+    """
+
+    term: str
+    key: int
+    round: int
+
+    def __str__(self) -> str:
+        return f"round {self.round} of {self.term}"
+
+
 def seeded(streams: Draw | None) -> Draw:
     """Return the streams of random numbers of a run that has seeds.
 
@@ -93,7 +111,7 @@ class Pass:
 
     Args:
         cond: a `Slot`, a `Part` of the requested condition, a `Condition` of 1 or B samples, or a
-            name or prompt for the encoder.
+            name or prompt for the encoder; in a plan also what is asked for `Later`.
         net: which network.
         perturb: a change of the network for this pass.
         against: another condition, that the perturbation contrasts this one with; the network is
@@ -102,7 +120,7 @@ class Pass:
         edit: changes what the network is told, its condition or the time.
     """
 
-    cond: Slot | Part | Condition | str | int = Slot.COND
+    cond: Slot | Part | Later | Condition | str | int = Slot.COND
     net: str = "main"
     perturb: Perturbation | None = None
     against: Slot | Condition | str | int | None = None
@@ -111,7 +129,7 @@ class Pass:
 
     def __str__(self) -> str:
         what = self.cond.value if isinstance(self.cond, Slot) else self._words()
-        change = "" if not self.perturb else "watched" if self.unwatched else "perturbed"
+        change = "" if not self.perturb else "watched" if self.unwatched else getattr(self.perturb, "name", "perturbed")
         marks = [self.net if self.net != "main" else "", change, "elsewhere" if self.point else "", "edited" if self.edit else ""]
         return " ".join([what, *(m for m in marks if m)])
 
@@ -123,6 +141,8 @@ class Pass:
     def _words(self) -> str:
         if isinstance(self.cond, Part):
             return f"{self.cond.name} of cond"
+        if isinstance(self.cond, Later):
+            return str(self.cond)
         return "condition" if isinstance(self.cond, Condition) else repr(self.cond)
 
 
@@ -151,9 +171,30 @@ class Net:
     part: Callable[[str], Condition] | None = None
     _encoded: dict[str | int | Part, Condition] = field(default_factory=dict, init=False, repr=False)
 
-    def condition(self, key: Slot | Part | Condition | str | int, batch: int) -> Condition:
-        """Return the condition a pass means, for ``batch`` samples."""
-        return self._resolve(key).repeat(batch)
+    def __post_init__(self) -> None:
+        if not callable(self.denoiser):
+            raise TypeError(f"a denoiser must be callable as denoiser(x_t, level, cond), not {self.denoiser!r}; give a function or a Network")
+        for name in ("cond", "null", "negative"):
+            if not isinstance(value := getattr(self, name), Condition | None):
+                raise TypeError(f"{name} must be a Condition, not {type(value).__name__}; write Condition(NAME=tensor), with the network's own name for it")
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The conditions that were given."""
+        return tuple(c for c in (self.cond, self.null, self.negative) if c is not None)
+
+    def condition(self, key: Slot | Part | Later | Condition | str | int, batch: int, name: str = "main") -> Condition:
+        """Return the condition a pass means, for ``batch`` samples, of the network ``name``.
+
+        Raises:
+            ValueError: it has none, or one of another number of samples; a network beside the main one is named.
+        """
+        try:
+            return self._resolve(key).repeat(batch)
+        except ValueError as error:
+            if name == "main":
+                raise
+            raise ValueError(f"the network {name!r}: {error} (each Net has its own: Net(denoiser=…, cond=…))") from error
 
     def _encode(self, key: str | int) -> Condition:
         if self.encode is None:
@@ -176,9 +217,11 @@ class Net:
             raise ValueError(f"the condition has no part {name!r}; it has {', '.join(cond)}")
         return Condition({k: v if k == name else null[k].expand(len(v), *null[k].shape[1:]) for k, v in cond.items()})
 
-    def _resolve(self, key: Slot | Part | Condition | str | int) -> Condition:
+    def _resolve(self, key: Slot | Part | Later | Condition | str | int) -> Condition:
         if isinstance(key, Part):
             return self._only(key)
+        if isinstance(key, Later):
+            raise ValueError(f"{key} is known when it runs; it cannot be asked for by itself")
         if not isinstance(key, Slot):
             return key if isinstance(key, Condition) else self._encode(key)
         if key is Slot.COND and self.cond is None:
@@ -196,12 +239,15 @@ class Net:
         return p
 
 
-def by_name(nets: Denoiser | Mapping[str, Net], own: Mapping[str, Any]) -> Mapping[str, Net]:
-    """Return networks by name, one of them "main"."""
-    if not isinstance(nets, Mapping):
+def by_name(nets: Denoiser | Net | Mapping[str, Net | Denoiser], own: Mapping[str, Any]) -> Mapping[str, Net]:
+    """Return networks by name, one of them "main"; a denoiser among them is a `Net` without conditions."""
+    if not isinstance(nets, Mapping | Net):
         return {"main": Net(denoiser=nets, **own)}
     if own:
         raise ValueError(f"with networks by name, {', '.join(own)} belongs in each Net")
+    nets = {"main": nets} if isinstance(nets, Net) else nets
     if "main" not in nets:
         raise ValueError(f"one of the networks must be named 'main', the one that is guided; these are {', '.join(sorted(nets)) or 'none'}")
-    return nets
+    if not isinstance(nets, dict):  # networks that come later, as in a pipeline
+        return nets  # type: ignore[return-value]
+    return {name: net if isinstance(net, Net) else Net(denoiser=net) for name, net in nets.items()}

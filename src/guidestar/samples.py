@@ -16,6 +16,7 @@ from . import __version__
 from .files import make_folder
 from .guidance import ExpressionError, Guidance, losses_of, parse
 from .levels import Grid
+from .naming import names_of
 from .pictures import Row, save_png, sheet, to_pil
 from .sampling import SOLVERS, Population, Solver
 
@@ -66,7 +67,7 @@ def settings_of(model: Any, run: Mapping[str, Any], solver: Solver, x: Tensor, s
         lacking: on what it depended that is not kept, beside losses and functions of its expression.
     """
     plain = solver.name in SOLVERS and solver == SOLVERS[solver.name]()
-    names = model.names(run["cond"], len(run["seeds"]))
+    names = names_of(model, run["cond"], len(run["seeds"]), note=False)
     guidance = model.expression(run["guidance"], conditional=names is not None)
     return Settings(
         model=model.name,

@@ -35,7 +35,9 @@ def steer(model: Any, reward: Reward, run: Mapping[str, Any], solver: Solver, ho
     count, names = max(1, how["particles"]), model.names(run["cond"], len(seeds))
     own = {name: run[name] for name in ("negative", "max_rows")}
     own["losses"] = run["losses"] and {name: _repeated(loss, count) for name, loss in run["losses"].items()}
-    guided = model.guided(run["guidance"], cond=names and [n for n in names for _ in range(count)], seeds=crowd(seeds, count), **own)
+    guidance = model.expression(run["guidance"], conditional=names is not None)
+    guidance.check_samples(len(seeds))
+    guided = model.guided(guidance.repeated(count), cond=names and [n for n in names for _ in range(count)], seeds=crowd(seeds, count), **own)
     rewarded = _Watched(lambda x: reward(model.decode(x)), grid.steps, watch)
     found = steer_particles(guided, grid=grid, solver=solver, seeds=seeds, reward=rewarded, shape=model.shape, device=model.device, **how)
     if not bool(found.best.isfinite().all()):

@@ -9,7 +9,8 @@ import typer
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Guidance = Annotated[Optional[str], typer.Option("--guidance", help="Expression, e.g. 'cfg(3) + classifier(1)'; the model's own by default.")]  # noqa: UP045
-GuidanceFile = Annotated[Optional[Path], typer.Option("--guidance-file", help="A guidance.toml: guidance, steps, solver, grid, negative; options go before it.")]  # noqa: UP045
+_FILE_HELP = "A guidance.toml: guidance, steps, solver, grid, negative; the options for the last four override it, and --guidance takes its place."
+GuidanceFile = Annotated[Optional[Path], typer.Option("--guidance-file", help=_FILE_HELP)]  # noqa: UP045
 Negative = Annotated[Optional[str], typer.Option("--negative", help="What cfg moves away from; '' is the null.")]  # noqa: UP045
 Steps = Annotated[Optional[int], typer.Option("--steps", help="Solver steps.")]  # noqa: UP045
 SolverName = Annotated[Optional[str], typer.Option("--solver", help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun.")]  # noqa: UP045

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import cache
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-_WORDS = {float: "a number", int: "a whole number", str: "a string", bool: "True or False", NoneType: "None"}
+from .weights import Schedule
+
+_WORDS = {float: "a number", int: "a whole number", str: "a string", bool: "True or False", NoneType: "None", Schedule: "a weight schedule (linear, cosine, clamp(…))"}
 
 
 @cache
@@ -16,10 +19,28 @@ def _hints(method: type) -> dict[str, Any]:
     return get_type_hints(method)
 
 
-def problem(method: type, name: str, value: object) -> str | None:
-    """Say what is wrong with ``value`` as the argument ``name`` of ``method``, if anything is."""
+def problem(method: type, name: str, value: object, python: bool = False) -> str | None:
+    """Say what is wrong with ``value`` as the argument ``name`` of ``method``, if anything is.
+
+    Args:
+        method: a term, a post or a schedule.
+        name: of the argument.
+        value: of the argument.
+        python: whether it was given in Python, where it may also be what a text cannot carry.
+    """
     hint = _hints(method)[name]
-    return None if _fits(value, hint) else f"{name} must be {' or '.join(dict.fromkeys(_words(hint)))}, not {value!r}"
+    return None if _fits(value, hint) else f"{name} must be {' or '.join(dict.fromkeys(_words(hint, python)))}, not {value!r}"
+
+
+def check(term: Any, *names: str) -> None:
+    """Refuse arguments of another kind than their annotation says.
+
+    Raises:
+        ValueError: the term, the argument and what it may be are named.
+    """
+    for name in names:
+        if wrong := problem(type(term), name, getattr(term, name), python=True):
+            raise ValueError(f"{term.name}: {wrong}")
 
 
 def unnamed(method: type) -> list[str]:
@@ -47,19 +68,25 @@ def _fits(value: object, hint: Any) -> bool:
     if origin is Callable:
         return callable(value)
     if hint in (float, int):
-        return isinstance(value, int | hint) and not isinstance(value, bool)
+        return isinstance(value, Real if hint is float else Integral) and not isinstance(value, bool)
     return isinstance(value, hint)
 
 
-def _words(hint: Any) -> list[str]:
-    """Describe what a text can give; tensors and functions cannot be written in one."""
+def _words(hint: Any, python: bool = False) -> list[str]:
+    """Describe what a text can give, or Python; tensors and functions cannot be written in a text."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return [word for part in parts for word in _words(part)]
+        return [word for part in parts for word in _words(part, python)]
     if origin is Literal:
         return [repr(choice) for choice in parts]
     if origin is tuple:
         return [f"({', '.join('number' for _ in parts)})"]
     if origin in (list, Sequence):
-        return ["a list"]
-    return [_WORDS[hint]] if hint in _WORDS else []
+        return [f"a list of {' or '.join(map(_plural, _words(parts[0], python)))}"]
+    if hint in _WORDS:
+        return [_WORDS[hint]]
+    return ["a function" if origin is Callable else f"a {hint.__name__}"] if python else []
+
+
+def _plural(word: str) -> str:
+    return f"{word.removeprefix('a ')}s"

@@ -7,6 +7,7 @@ from abc import ABC
 from ..denoiser import Condition
 from ..levels import Step
 from ..passes import COND, NEGATIVE, Pass
+from ._arguments import check
 from ._core import Context, Contrast, Direction
 
 
@@ -15,6 +16,10 @@ class Conditioned(Contrast, ABC):
 
     negative: str | int | Condition | None  # a method has it among its arguments, in a place of its own
     neutral = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "negative")
 
     def bind(self, context: Context) -> Direction:
         return needs_condition(self, context)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -58,6 +58,8 @@ class Direction(_Sum, ABC):
     neutral: ClassVar[float] = 0.0
     requires: ClassVar[Slot | None] = None
     later: ClassVar[int] = 0
+    per_sample: ClassVar[tuple[str, ...]] = ("scale",)
+    """Its arguments that may be a list of one number for each sample."""
 
     def __post_init__(self) -> None:
         checks = {"scale": checked_scale, "interval": checked_interval, "schedule": checked_schedule}
@@ -69,6 +71,11 @@ class Direction(_Sum, ABC):
         scale, neutral = self.scale, self.neutral
         value = tuple(s - neutral for s in scale) if isinstance(scale, Sequence) else scale - neutral
         return weigh(value, self.schedule, self.interval, step, rows)
+
+    @property
+    def lists(self) -> dict[str, tuple[float, ...]]:
+        """Its arguments that are a list of one number for each sample."""
+        return {name: getattr(self, name) for name in self.per_sample if isinstance(getattr(self, name), tuple)}
 
     @abstractmethod
     def passes(self, step: Step) -> tuple[Pass, ...]:
@@ -232,6 +239,22 @@ class Guidance(_Sum):
                 raise ValueError(f"{term.name} needs the base '{slot.value}', not '{self.base.value}'")  # type: ignore[union-attr]
             return slot
         return self.base or (Slot.COND if conditional else Slot.NULL)
+
+    def check_samples(self, count: int) -> None:
+        """Refuse lists of scales that are for another number of samples than ``count``.
+
+        Raises:
+            ValueError: a list has more or fewer; the term is named.
+        """
+        for term in self.terms:
+            for scales in term.lists.values():
+                if len(scales) != count:
+                    raise ValueError(f"{term.name} has {len(scales)} scales for {count} samples; give one number, or one for each sample")
+
+    def repeated(self, count: int) -> Guidance:
+        """Return this guidance for ``count`` copies of each sample, one after the other: lists of scales follow."""
+        lists = [{name: [s for s in scales for _ in range(count)] for name, scales in term.lists.items()} for term in self.terms]
+        return replace(self, terms=tuple(replace(term, **more) for term, more in zip(self.terms, lists, strict=True)))
 
     def __str__(self) -> str:
         base = [self.base.value] if self.base else [] if self.terms else ["cond"]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..levels import Step
 from ..passes import Pass, Perturbation, Slot
+from ._arguments import check
 from ._core import Context, Contrast, Direction
 
 
@@ -26,6 +27,7 @@ class Perturbed(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self, "layers")
         object.__setattr__(self, "layers", checked_layers(self.layers))
         if self.of not in (None, "cond", "uncond", "neg"):
             raise ValueError(f"{self.name}: of must be cond, uncond or neg, not {self.of!r}")

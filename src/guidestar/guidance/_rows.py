@@ -22,10 +22,11 @@ Answer = tuple[Prediction, State, State]
 
 
 class Answers(Mapping[Pass, Evaluated]):
-    """Answers by pass, under any of a pass's equal names."""
+    """Answers by pass, under any of a pass's equal names; a plain pass is answered by the first look at it."""
 
     def __init__(self, answers: Mapping[Pass, Evaluated], canonical: Callable[[Pass], Pass]) -> None:
-        self._answers = {**{p.unwatched: a for p, a in answers.items() if p.unwatched}, **answers}
+        first = {p.unwatched: a for p, a in reversed(list(answers.items())) if p.unwatched}
+        self._answers = {**first, **answers}
         self._canonical = canonical
 
     def __getitem__(self, p: Pass) -> Evaluated:

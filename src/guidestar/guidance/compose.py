@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..denoiser import Condition
 from ..levels import Step
 from ..passes import COND, NULL, Pass, Slot
+from ._arguments import check
 from ._core import Contrast
 from .expression import register
 
@@ -30,6 +31,10 @@ class AND(Contrast):
     concept: str | int | Condition | None = None
     name = "AND"
     requires = Slot.NULL
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "concept")
 
     def good(self, step: Step) -> Pass:
         return COND if self.concept is None else Pass(cond=self.concept)
@@ -57,6 +62,10 @@ class NOT(Contrast):
     concept: str | int | Condition = ""
     name = "NOT"
     requires = Slot.NULL
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "concept")
 
     def good(self, step: Step) -> Pass:
         return NULL

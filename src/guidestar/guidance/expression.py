@@ -157,7 +157,9 @@ class _Reader:
         if isinstance(node, ast.Name):
             if node.id == "inf" and not inside:
                 raise self.refuse(node, "numbers must be finite; inf has a meaning in an interval only")
-            return self._known(node, node.id, {**weights.SCHEDULES, **({"inf": float("inf")} if inside else {})})
+            if node.id == "clamp":
+                raise self.refuse(node, f"clamp needs its {_first(weights.clamp)}: write clamp(…)")
+            return self._known(node, node.id, {**weights.SCHEDULES, "clamp(…)": weights.clamp, **({"inf": float("inf")} if inside else {})})
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "clamp":
             return self._make(weights.clamp, "clamp", node)
         raise self.refuse(node, "expected a number, a string, a list, or a weight schedule (linear, cosine, clamp(…))")

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..answers import Evaluated, Question, evaluate, union
 from ..denoiser import Condition, Denoiser
-from ..draw import Draw
+from ..draw import Draw, checked_seeds
 from ..levels import Grid, Step, Value, expand, inverse_or_zero
-from ..passes import Net, Pass, by_name
+from ..passes import Later, Net, Pass, by_name
 from ..prediction import Prediction
 from ._core import Context, Direction, Guidance, Live, Post, State, as_guidance
 from ._rows import Answer, Answers, Awake, alive, assembled, others, own_state, remember, take
@@ -28,7 +28,8 @@ class Guided:
 
     Args:
         guidance: an expression, as text or as made in Python.
-        nets: a denoiser, or networks by name (`Net`); "main" is the one that is guided.
+        nets: a denoiser, or networks by name (each a `Net`, or a denoiser that takes no condition);
+            "main" is the one that is guided.
         cond, null, negative: conditions of a single denoiser (with ``nets`` they are in each `Net`).
         encode: turns names or prompts in the expression into conditions of a single denoiser.
         classifiers: objects with ``log_prob(x, level, target)``, by name.
@@ -61,7 +62,7 @@ class Guided:
     def __init__(
         self,
         guidance: str | Guidance | Direction,
-        nets: Denoiser | Mapping[str, Net],
+        nets: Denoiser | Net | Mapping[str, Net | Denoiser],
         *,
         cond: Condition | None = None,
         null: Condition | None = None,
@@ -85,7 +86,7 @@ class Guided:
         self.nets, self.max_rows, self.checkpoint, self.check = nets, max_rows, checkpoint, check
         conditional = nets["main"].cond is not None
         self.base = Pass(cond=self.guidance.resolve_base(conditional))
-        self.draw = None if seeds is None else Draw(list(seeds))
+        self.draw = None if seeds is None else Draw(checked_seeds(seeds))
         self.evaluations: list[int] = []
         self.answer: Callable[..., dict[Pass, Evaluated]] = evaluate  # what evaluates passes: a bridge that is told predictions puts its own here
         about = {"target": target, "index": index, "prompts": prompts, "encode": nets["main"].encode, "base": self.base}
@@ -133,11 +134,14 @@ class Guided:
         Returns:
             The guided prediction and the new state; with ``explain``, the pushes as a third.
         """
+        if x_t.ndim < 2:
+            raise ValueError(f"samples are [B, *S] with at least one dimension each, not {list(x_t.shape)}; write single numbers as [B, 1]")
+        self._check(len(x_t))
         with self._mode():
             x_t = x_t.clone() if self.needs_grad and x_t.is_inference() else x_t
             state = gstate or self._start(x_t)
             awake = {key: term.awake(own_state(state, key)) for key, term in enumerate(self.terms)}
-            whole = Question(x_t=x_t, level=step.t, rows=None, batch=len(x_t), max_rows=self.max_rows, check=self.check, index=step.index, draw=self._draw(step, len(x_t)))
+            whole = Question(x_t=x_t, level=step.t, rows=None, batch=len(x_t), max_rows=self.max_rows, check=self.check, index=step.index, draw=self._draw(step))
             self.evaluations = self.evaluations if len(self.evaluations) == len(x_t) else [0] * len(x_t)
             groups, still = self._groups(len(x_t), step, awake)
             parts = []
@@ -147,9 +151,7 @@ class Guided:
             prediction, state, pushes = assembled(parts, groups, whole)
         return (prediction, state, pushes) if explain else (prediction, state)
 
-    def _draw(self, step: Step, batch: int) -> Draw | None:
-        if self.draw is not None and len(self.draw.seeds) != batch:
-            raise ValueError(f"{len(self.draw.seeds)} seeds were given for {batch} samples; give one for each")
+    def _draw(self, step: Step) -> Draw | None:
         return self.draw and self.draw.at(step.index).again(step.visit)
 
     def _start(self, x_t: Tensor) -> State:
@@ -192,7 +194,8 @@ class Guided:
                 wanted.setdefault(self._canonical(p, step), []).append(None)
         for p in [p for p in wanted if p.unwatched in wanted]:
             # A pass that is looked at answers for the same pass, but not where that one is differentiated.
-            if p.unwatched not in self._through(talks, step):
+            # The first of several looks does: for the others the plain pass is gone.
+            if p.unwatched in wanted and p.unwatched not in self._through(talks, step):
                 wanted[p] += wanted.pop(p.unwatched)  # type: ignore[arg-type]
         return {p: union(r, size) for p, r in wanted.items()}, talks
 
@@ -210,7 +213,8 @@ class Guided:
         for rows in passes.values():
             for row in (everyone if rows is None else everyone[rows]).tolist():
                 self.evaluations[row] += 1
-        return self.answer(passes, q, self.nets, through, checkpoint=self.checkpoint)
+        answers = self.answer(passes, q, self.nets, through, checkpoint=self.checkpoint)
+        return {p: answers[p] for p in passes}  # in their order: the first look at a pass answers for it
 
     def _rest(self, q: Question, state: State) -> Answer:
         """Hold samples still: ``x0 = eps = x_t/(alpha + sigma)``, the pair whose velocity is 0."""
@@ -251,16 +255,38 @@ class Guided:
         """Return the BibTeX entries of the papers behind this guidance, each once."""
         return "\n\n".join(paper.bibtex() for paper in used(self.guidance))
 
-    def plan(self, grid: Grid, *, batch: int = 1, evaluations: Callable[[Step], Sequence[Step]] = lambda step: [step]) -> Plan:
+    def plan(self, grid: Grid, *, batch: int | None = None, evaluations: Callable[[Step], Sequence[Step]] = lambda step: [step]) -> Plan:
         """Tell which passes a run over ``grid`` will evaluate, without running anything.
 
         Args:
             grid: the levels of the run.
-            batch: how many samples (weights may differ between them).
+            batch: how many samples (weights may differ between them); by default as many as seeds,
+                conditions and lists of scales are for, 1 where they serve any number.
             evaluations: where the solver evaluates in a step (`Solver.evaluations`).
+
+        Raises:
+            ValueError: seeds, conditions or lists of scales are for other numbers of samples.
         """
+        batch = self._check(max(self._sizes()) if batch is None else batch)
+        for told in (c for net in self.nets.values() for c in net.conditions):
+            told.repeat(batch)
         steps = [s for i in range(grid.steps) for s in evaluations(grid.step(i))]
         return Plan(steps=tuple(self._plan_step(step, batch) for step in steps))
+
+    def _sizes(self) -> list[int]:
+        """Return for how many samples each of what this is bound to is."""
+        seeds = [] if self.draw is None else [len(self.draw.seeds)]
+        lists = [len(scales) for term in self.guidance.terms for scales in term.lists.values()]
+        return [1, *seeds, *lists, *(c.batch for net in self.nets.values() for c in net.conditions)]
+
+    def _check(self, batch: int) -> int:
+        """Refuse a number of samples that this is not for."""
+        if batch < 1:
+            raise ValueError("there are no samples to guide (a batch of 0); give at least one")
+        if self.draw is not None and len(self.draw.seeds) != batch:
+            raise ValueError(f"{len(self.draw.seeds)} seeds were given for {batch} samples; give one for each")
+        self.guidance.check_samples(batch)
+        return batch
 
     def _plan_step(self, step: Step, batch: int) -> StepPlan:
         moving = others(batch, self._still(batch, step, {}))
@@ -279,5 +305,5 @@ class Guided:
         count = {p: size if r is None else len(r) for p, r in passes.items()}
         for t in talks:
             for i in range(t.term.later):
-                count[Pass(cond=f"round {i + 2} of {t.term}")] = size if t.local is None else len(t.local)
+                count[Pass(cond=Later(term=self.names[t.key], key=t.key, round=i + 2))] = size if t.local is None else len(t.local)
         return count, sum(t.term.gradients * (size if t.local is None else len(t.local)) for t in talks)

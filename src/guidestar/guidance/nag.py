@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..denoiser import Condition, Denoiser
 from ..layers import Rows, layers_of
 from ..levels import Step, Value, expand
 from ..passes import COND, Pass, Slot
+from ._arguments import check
 from ._conditioned import needs_condition
 from ._core import Context, Direction, Live, Pushed
 from ._perturbed import checked_layers
@@ -63,6 +65,7 @@ class NAG(Direction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self, "negative", "layers")
         object.__setattr__(self, "layers", checked_layers(self.layers))
         if not finite(self.tau) or self.tau <= 0 or not finite(self.alpha):
             raise ValueError(f"nag: tau must be positive and alpha a number, not {self.tau!r} and {self.alpha!r}")
@@ -72,7 +75,8 @@ class NAG(Direction):
 
     def weight(self, step: Step, rows: Tensor | None = None) -> Value:
         on = tuple(float(s != self.neutral) for s in self.scale) if isinstance(self.scale, Sequence) else float(self.scale != self.neutral)
-        return weigh(on, self.schedule, self.interval, step, rows)
+        # At scale 1 there is nothing to push, whatever a schedule makes of the weight 0.
+        return weigh(on, self.schedule, self.interval, step, rows) * weigh(on, None, None, step, rows)
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (COND, *self._changed.values())
@@ -103,6 +107,7 @@ class ContrastedAttention:
     scale: float
     tau: float
     alpha: float
+    name: ClassVar[str] = "nag"
 
     def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
         return layers_of(denoiser).contrasting(self.layers, self._contrast)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -47,6 +48,7 @@ class IdentityAttention:
     """Self-attention in which each of the picture's tokens attends to itself alone."""
 
     layers: tuple[str, ...] = ()
+    name: ClassVar[str] = "pag"
 
     def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
         return layers_of(denoiser).attending(self.layers, _attend, rows)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..denoiser import Condition
 from ..levels import Step
 from ..passes import COND, NEGATIVE, NULL, Pass, Slot
+from ._arguments import check
 from ._conditioned import needs_condition
 from ._core import Context, Direction, Live, Pushed
 from ._statistics import dot, safe
@@ -43,6 +44,7 @@ class PerpNeg(Direction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self, "negative", "weights")
         for field in ("negative", "weights"):
             value = getattr(self, field)
             object.__setattr__(self, field, tuple(value) if isinstance(value, list) else value)

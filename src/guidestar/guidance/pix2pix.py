@@ -42,6 +42,7 @@ class Pix2Pix(Direction):
     keep: str = "image"
     name = "pix2pix"
     neutral = 1.0
+    per_sample = ("scale", "text")
 
     def __post_init__(self) -> None:
         super().__post_init__()

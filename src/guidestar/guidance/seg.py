@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -57,6 +58,7 @@ class BlurredQueries:
 
     layers: tuple[str, ...] = ()
     sigma: float = math.inf
+    name: ClassVar[str] = "seg"
 
     def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
         return layers_of(denoiser).attending(self.layers, self._attend, rows)

@@ -88,19 +88,28 @@ def finite(number: object) -> bool:
     return abs(number) < 2**1000 and math.isfinite(number)
 
 
+def _plain(value: Any) -> Any:
+    """Return the numbers of a tensor, an array or a list of such as Python's own; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def checked_scale(name: str, scale: Any) -> Scale:
     """Return one finite number, or a tuple of them; refuse anything else."""
-    numbers = scale if isinstance(scale, list | tuple) else [scale]
+    value = _plain(scale)
+    numbers = value if isinstance(value, list) else [value]
     if not numbers or not all(map(finite, numbers)):
         raise ValueError(f"{name}: the scale must be a finite number, or a list of one for each sample, not {scale!r}")
-    return tuple(numbers) if isinstance(scale, list | tuple) else scale
+    return tuple(numbers) if isinstance(value, list) else value
 
 
 def checked_interval(name: str, interval: tuple[float, float] | None) -> tuple[float, float] | None:
     """Return the pair ``0 <= lo < hi`` (which may be infinite); refuse anything else."""
     if interval is None:
         return None
-    numbers = interval if isinstance(interval, list | tuple) and len(interval) == 2 else ()
+    found = _plain(interval)
+    numbers = found if isinstance(found, list) and len(found) == 2 else ()
     if not all(n == math.inf or finite(n) for n in numbers) or not (numbers and 0 <= numbers[0] < numbers[1]):
         raise ValueError(f"{name}: the interval (lo, hi] of noise ratios must be two numbers with 0 <= lo < hi, not {interval!r}")
     return numbers[0], numbers[1]
@@ -128,13 +137,18 @@ def weigh(value: Scale, schedule: Schedule | None, interval: tuple[float, float]
             Tuomas Kynkäänniemi, Miika Aittala, Tero Karras, Samuli Laine, Timo Aila, Jaakko Lehtinen
     """
     weight: Value = _per_sample(value, rows) if isinstance(value, Sequence) else float(value)
-    weight = schedule(weight, step) if schedule else weight
+    weight = _scheduled(schedule(weight, step)) if schedule else weight
     if interval is None:
         return weight
     rho, (low, high) = step.t.rho, interval
     if isinstance(rho, Tensor):
         return torch.where((rho > low) & (rho <= high), torch.as_tensor(weight, dtype=torch.float64), 0.0)
     return weight if low < rho <= high else 0.0
+
+
+def _scheduled(weight: Any) -> Value:
+    """Return what a schedule made: a single number as Python's own, whatever holds it."""
+    return float(weight) if getattr(weight, "ndim", 0) == 0 else weight
 
 
 def _per_sample(values: Sequence[float], rows: Tensor | None) -> Tensor:

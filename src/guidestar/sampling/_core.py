@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..draw import Draw
+from ..draw import Draw, checked_seeds
 from ..levels import Grid, Level, Step, expand
 from ..prediction import Prediction
 
@@ -187,11 +187,11 @@ def sample(
         device, dtype: of the samples, where there is no ``start``.
 
     Raises:
-        ValueError: unknown solver, or one that cannot serve this guidance.
+        ValueError: no seeds, unknown solver, or one that cannot serve this guidance.
     """
     from . import get_solver
 
-    draw = Draw(list(seeds))
+    draw = Draw(checked_seeds(seeds))
     if start is None and shape is None:
         raise ValueError("sample() needs the shape of one sample, or data to start from (start=)")
     if start is not None and len(start) != len(draw.seeds):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..draw import Draw
+from ..draw import Draw, checked_seeds
 from ..levels import Grid
 from ._core import Predict, Solver, _Recorder, noise
 
@@ -165,7 +165,8 @@ def steer(
     solver = get_solver(solver)
     _check(solver, particles, potential, every, strength, threshold)
     solver.check(predict, grid)
-    draw, own = Draw(crowd(seeds, particles)), Draw(list(seeds))
+    own = Draw(checked_seeds(seeds))
+    draw = Draw(crowd(own.seeds, particles))
     x = noise(shape, grid[0], draw, device=device, dtype=dtype)
     zeros = torch.zeros(len(seeds), particles, dtype=torch.float64)
     weighing = _Weighing(potential, zeros, zeros, zeros if potential != "max" else zeros - torch.inf)
