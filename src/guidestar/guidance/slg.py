@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..denoiser import Denoiser
 from ..layers import Rows, layers_of
@@ -47,6 +48,7 @@ class SkippedBlocks:
     """Blocks that return what they are given."""
 
     layers: tuple[str, ...] = ()
+    name: ClassVar[str] = "slg"
 
     def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
         return layers_of(denoiser).skipping(self.layers, rows)
