@@ -193,7 +193,7 @@ def table(model: str, chosen: dict[str, str], measured: Figures) -> str:
     lines.append(f"| real pictures | | {' | '.join(cells(measured['real']))} | | |")
     for name, expression in chosen.items():
         r = measured[expression]
-        lines.append(f"| {name} | `{expression.replace('|', chr(92) + '|')}` | {' | '.join(cells(r))} | {r['nfe']:g} | {r['batch'] / unit:.2f} |")
+        lines.append(f"| {name} | `{expression.replace('|', chr(92) + '|')}` | {' | '.join(cells(r))} | {round(r['nfe'], 1):g} | {r['batch'] / unit:.2f} |")
     return "\n".join(lines)
 
 

@@ -36,6 +36,15 @@ def test_all_passes_of_a_network_are_one_call():
         torch.testing.assert_close(answers[p].prediction.eps, (x - STEP.t.alpha * toy(x, STEP.t, c)) / STEP.t.sigma)
 
 
+@pytest.mark.parametrize(("max_rows", "calls"), [(None, [27, 27, 26]), (80, [80]), (50, [50, 30])])
+def test_calls_on_a_cpu_are_of_at_most_32_rows_of_one_size(max_rows, calls):
+    spy, x = Spy(), noise(40, 4)
+    answers = ask({C: None, U: None}, spy, x, max_rows=max_rows)
+    assert [len(c) for c in spy.calls] == calls
+    for p, c in ((C, COND), (U, UNCOND)):
+        torch.testing.assert_close(answers[p].prediction.x0, toy(x, STEP.t, c))
+
+
 def test_equal_passes_are_one_pass():
     assert Pass(cond="cat") == Pass(cond="cat") and len({C, Pass(), Pass(cond=Slot.COND)}) == 1
     spy = Spy()
