@@ -37,7 +37,7 @@ def test_every_condition_is_drawn_alike_and_anew_each_step():
         scene.step = scene.step._replace(index=index)
         spy = Spy()
         Guided("icg(2, among=4)", {"main": toy_net(spy)}, seeds=range(64))(noise(64, 2), scene.step)
-        told = torch.tensor(sum(spy.calls, [])[64:])
+        told = torch.tensor([c for call in spy.calls for c in call][64:])
         counts += torch.stack([(told == k / 10).sum() for k in range(4)])
         assert before is None or not told.equal(before)
         before = told
