@@ -97,10 +97,12 @@ TESTED: dict[str, Sequence[str]] = {
 EQUIVALENT: dict[str, dict[str, str]] = {
     "answers.py": {
         "number: 1  ->  0   in   x = torch.cat": "what is joined of one part is that part",
+        "out.x0  ->  out.eps   in   x0 = out.x0": "both have the samples' shape",
+        "number: 1  ->  0   in   return -(-len(x)": "one call of all rows is what no limit means",
         "prediction.x0  ->  prediction.eps": "what a network returns is linked: both are finite, or neither",
     },
     "layers.py": {
-        "number: 1  ->  0   in   return torch.cat": "what is joined of one part is that part",
+        "number: 1  ->  0   in   return (torch.cat": "what is joined of one part is that part",
         "number: 0  ->  1   in   for attend": "a change of all rows is the only one",
     },
     "sampling/population.py": {"number: 0.0  ->  1.0   in   self.log = ": "only differences of log-weights within a sample count"},
@@ -116,6 +118,8 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "c  ->  u   in   done = ": "the same",
     },
     "guidance/cfg_zero.py": {"good  ->  bad   in   return (good.to_x0": "both are at one place and level"},
+    "guidance/weights.py": {"number: 0  ->  1   in   return float(weight) if getattr": "a plain number is one already"},
+    "models/joint.py": {"number: 1  ->  0   in   return self.found[-1]": "one is kept at a time"},
     "guidance/mambo.py": {"c  ->  u   in   limits = ": "both are of one dtype"},
     "guidance/pag.py": {"a.value  ->  a.key": "keys and values have one shape"},
     "guidance/tcfg.py": {"good  ->  bad   in   return (good.to_x0": "both are at one place and level"},

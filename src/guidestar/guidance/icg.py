@@ -78,7 +78,7 @@ class Independent:
         draw = told.draw
         if not any(y.is_floating_point() for y in told.cond.values()):
             raise ValueError(f"icg: the condition ({', '.join(told.cond)}) has no real numbers that noise could take the place of; say what to draw from, among=")
-        if all(y[0].numel() == 1 for y in told.cond.values() if y.is_floating_point()):
+        if all(y.numel() == len(y) for y in told.cond.values() if y.is_floating_point()):
             raise ValueError(f"icg: the condition ({', '.join(told.cond)}) has one number a sample, which has no deviation to draw noise of; say what to draw from, among=")
         return Condition({k: _like(y, draw.normal_like(f"icg/{k}", y)) if y.is_floating_point() else y for k, y in told.cond.items()})
 
