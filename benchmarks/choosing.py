@@ -177,7 +177,12 @@ def draw_all(arguments: argparse.Namespace, known: dict[str, Figures]) -> None:
         Row(label=f"{name}\n{e}", images=to_pil(model.sample(list(prompts), guidance=e, seeds=range(len(prompts)), steps=arguments.steps).images)) for name, e in chosen.items()
     ]
     save_png(
-        sheet(sheets, columns=[str(p).partition(",")[0].replace(" ", "\n") for p in prompts], title=f"{model.name}: the same seeds under every guidance, each at its best setting", scale=2),
+        sheet(
+            sheets,
+            columns=[str(p).partition(",")[0].replace(" ", "\n") for p in prompts],
+            title=f"{model.name}: the same seeds under every guidance, each at its best setting",
+            scale=2,
+        ),
         HOME.parent / f"docs/figures/choosing-{model.name}.png",
     )
 
