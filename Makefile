@@ -21,6 +21,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/against_diffusers.py
 	$(BIN)/python benchmarks/composed.py
+	MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 $(BIN)/python benchmarks/composed.py  # an allocator that keeps its pages
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/pipelines.py
 
