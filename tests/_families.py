@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,3 +128,12 @@ def family(name: str) -> Family:
     made = MAKE[name]()
     made.net.eval().requires_grad_(False)
     return made
+
+
+@contextmanager
+def counting(net: nn.Module) -> Iterator[list[int]]:
+    """Collect how many rows each call of a network has."""
+    rows: list[int] = []
+    handle = net.register_forward_hook(lambda m, args, kwargs, out: rows.append(len(args[0])), with_kwargs=True)
+    yield rows
+    handle.remove()

@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor, PAGIdentitySelfA
 from torch import nn
 from torch.nn import functional as F
 
-from _families import LEVEL, MAKE, WORDS, Family, dit, family
+from _families import LEVEL, MAKE, WORDS, Family, counting, dit, family
 from guidestar import Level, Network, Prediction
 from guidestar.answers import Question, evaluate
 from guidestar.guidance.nag import ContrastedAttention
@@ -145,14 +145,6 @@ def test_rows_that_are_not_those_of_the_call_are_refused(change):
     with pytest.raises(ValueError, match=r"perturbed in some rows of a call was given 3 rows where the call has 4; .*max_rows=1"), CHANGES[change](f.denoiser, Rows(1, 2, 4)):
         ask(f)
     assert traces(f.net) == before
-
-
-@contextmanager
-def counting(net):
-    rows = []
-    handle = net.register_forward_hook(lambda m, args, kwargs, out: rows.append(len(args[0])), with_kwargs=True)
-    yield rows
-    handle.remove()
 
 
 def test_perturbations_may_be_nested():

@@ -6,7 +6,6 @@ the toy, whose perturbation is written out here; and on real small networks.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -15,7 +14,7 @@ from diffusers import UNet2DModel
 from diffusers.models.attention_processor import PAGCFGIdentitySelfAttnProcessor2_0
 from torch.nn import functional as F
 
-from _families import family
+from _families import counting, family
 from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, net, noise, steps, toy
 from guidestar import Flow, Guided, Net, Network, Pass, Prediction, Slot, cfg, classifier, nag, pag, parse, sag, sample, seg, slg, uniform
 from guidestar.guidance import Direction
@@ -361,14 +360,6 @@ def test_nag_on_a_network(name, max_rows):
 
 
 # --- real networks ---
-
-
-@contextmanager
-def counting(net):
-    rows = []
-    handle = net.register_forward_hook(lambda m, args, kwargs, out: rows.append(len(args[0])), with_kwargs=True)
-    yield rows
-    handle.remove()
 
 
 @pytest.mark.parametrize(
