@@ -37,13 +37,12 @@ def kind_of(path: Path) -> str:
 
 def _side(path: Path) -> int:
     """Return a size that suits the images of a folder: their median shorter side, at most 64, a multiple of 4."""
-    from PIL import Image
+    from ..decoding import open_picture
 
     sides = []
     for file in sorted(f for f in path.rglob("*") if f.suffix.lower() in PICTURES)[:50]:
         try:
-            with Image.open(file) as image:
-                sides.append(min(image.size))
+            sides.append(min(open_picture(file, pixels=False).size))
         except OSError:
             continue
     return max(8, min(64, sorted(sides)[len(sides) // 2] // 4 * 4)) if sides else 32
