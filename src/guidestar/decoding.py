@@ -80,9 +80,7 @@ def _narrow(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= 1):  # nor where one is not a number
-            raise ValueError(
-                f"its numbers run from {low:g} to {high:g}; floats must be from 0 (black) to 1 (white)"
-            )
+            raise ValueError(f"its numbers run from {low:g} to {high:g}; floats must be from 0 (black) to 1 (white)")
         return Image.fromarray(np.rint(values * 255).astype(np.uint8))
     if not image.mode.startswith("I"):
         return image

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..draw import Draw
 from ..files import Damaged
 from ._core import Column, Source, Targets
+from .folders import find_data_files, literal
 from .pictures import Look, Say, decode, opened, prepared
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -76,7 +77,7 @@ class Shards(Source):
         import datasets
 
         try:
-            stream = datasets.load_dataset("webdataset", data_files=self.files, split="train", streaming=True)
+            stream = datasets.load_dataset("webdataset", data_files=[f if "://" in f else literal(Path(f)) for f in self.files], split="train", streaming=True)
         except Exception as error:
             raise self._damaged(error) from error
         for name in PICTURES:
@@ -174,19 +175,13 @@ def _label(sample: Mapping[str, Any]) -> int:
     try:
         return int(sample["cls"])
     except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            f"{_place(sample)} has the class {sample.get('cls')!r}, which is no number (.cls)"
-        ) from None
+        raise ValueError(f"{_place(sample)} has the class {sample.get('cls')!r}, which is no number (.cls)") from None
 
 
 def _files(path: Path | str) -> list[str]:
     if "://" in str(path):
         return [str(path)]
-    path = Path(path)
-    files = [path] if path.is_file() else sorted(path.glob("*.tar"))
-    if not files:
-        raise FileNotFoundError(f"{path}: there are no .tar shards")
-    return [str(f) for f in files]
+    return [str(f) for f in find_data_files(Path(path), ".tar")]
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
