@@ -295,7 +295,7 @@ def test_parquet_holds_encoded_pictures(tmp_path):
     assert torch.equal(batch(parquet(tmp_path / "holed", LOOK, max_bad=1, say=said.append), [0])[0][0], as_x(pixels[1])) and "row 0 (there is none)" in said[0]
     with pytest.raises(ValueError, match=r"there is no column 'img'; the columns are image, text$"):
         parquet(tmp_path, LOOK, image="img")
-    with pytest.raises(FileNotFoundError, match=r"no parquet file$"):
+    with pytest.raises(FileNotFoundError, match=r"there is no \.parquet file$"):
         parquet(tmp_path / "none", LOOK)
 
 
@@ -404,7 +404,7 @@ def test_streams_without_names_or_pictures_are_refused(shards, tmp_path):
     (shards / "classes.txt").unlink()
     with pytest.raises(ValueError, match=r"holds classes without names; give them as data.classes"):
         Shards(shards, LOOK)
-    with pytest.raises(FileNotFoundError, match=r"there are no .tar shards$"):
+    with pytest.raises(FileNotFoundError, match=r"there is no \.tar file$"):
         Shards(tmp_path / "none", LOOK)
     with pytest.raises(ValueError, match=r"'02' has the class 2, but there are 2 names; mend it, or name all classes in classes.txt$"):
         batch(Shards(shards, LOOK, classes=["a", "b"], buffer=1), [0, 1, 2])

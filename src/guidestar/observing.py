@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .decoding import open_picture, to_8_bits
 from .guidance import METHODS, Guidance, Inpaint, Observation, Steered, get_operator, losses_of
 from .guidance._arguments import needed, problem
 from .guidance.operators import OPERATORS
@@ -115,15 +116,13 @@ def read_picture(path: Path, shape: Sequence[int], what: str) -> Tensor:
         ValueError: it cannot be read, or is of another size.
     """
     import numpy as np
-    from PIL import Image, ImageOps
 
     channels, height, width = shape
     if channels not in (1, 3):
         raise ValueError(f"{what} have {channels} channels, which no picture has")
     try:
-        with Image.open(path) as image:
-            pixels = torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")))
-    except (OSError, Image.DecompressionBombError) as error:
+        pixels = torch.from_numpy(np.array(to_8_bits(open_picture(path), channels)))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     if pixels.shape[:2] != (height, width):
         raise ValueError(f"{path} is {pixels.shape[1]} × {pixels.shape[0]} pixels, but {what} are {width} × {height}")

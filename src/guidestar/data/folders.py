@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 
 from ..files import Damaged
 from ._core import Column
+from .layout import SPLITS, TRAINING, find, find_files
 from .pictures import Look, Pictures, Say, all_grey, decoded
 
 Kind = Literal["class", "vector", "text"]
@@ -26,10 +27,12 @@ def image_folder(
     cache: Path | None = None,
     say: Say | None = None,
 ) -> Pictures:
-    """Read a folder of pictures: a sub-folder for each class, or ``metadata.jsonl``/``.csv`` with a row for each.
+    """Read a folder of pictures: a sub-folder for each class, a table with a row for each, or captions beside them.
 
     Args:
-        folder: as Hugging Face's ``imagefolder`` wants it.
+        folder: as Hugging Face's ``imagefolder`` wants it (``cat/1.png``; ``metadata.jsonl``,
+            ``.csv`` or ``.parquet`` with a ``file_name``), or with a caption beside each picture
+            (``1.txt`` beside ``1.png``), which is the column "text".
         look: how they are made alike.
         columns: what each further column is; by default text is a caption, and numbers a vector; the
             sub-folders' names are the column "label".
@@ -46,11 +49,31 @@ def image_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder of images")
-    _check_folder(folder)
-    table = _load("imagefolder", folder)
-    if "image" not in table.column_names or not len(table):
-        raise FileNotFoundError(f"{folder}: holds no images")
+    table = _as_table(folder, columns or {})
     return _from_table(table, folder, "image", look, columns=columns, classes=classes, max_bad=max_bad, cache=cache, say=say)
+
+
+def _as_table(folder: Path, columns: Mapping[str, Kind]) -> Any:
+    """Return the pictures of a folder as a table of paths, with what is known of each."""
+    import datasets
+
+    found = find(folder, text=[name for name, kind in columns.items() if kind == "text"])
+    pictures = [{"bytes": None, "path": str(file)} for file in found.files]
+    try:
+        table = datasets.Dataset.from_dict(found.columns) if found.columns else None
+    except Exception as error:
+        # Whatever Arrow trips over, it is the values that are not of one kind.
+        raise ValueError(f"{folder}: a column holds values of several kinds ({' '.join(str(error).split())[:200]})") from error
+    images = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image(decode=False)}))
+    table = datasets.concatenate_datasets([images, table], axis=1) if table is not None else images
+    if found.labels is None:
+        return table
+    names = sorted(set(found.labels))
+    labels = datasets.Dataset.from_dict(
+        {"label": [names.index(label) for label in found.labels]},
+        features=datasets.Features({"label": datasets.ClassLabel(names=names)}),
+    )
+    return datasets.concatenate_datasets([table, labels], axis=1)
 
 
 def parquet(
@@ -71,82 +94,64 @@ def parquet(
         ValueError: there is no such column, or as `image_folder`.
     """
     path = Path(path)
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"{path}: there is no parquet file")
-    table = _load("parquet", files)
+    table = _load(find_data_files(path, ".parquet"))
     if image not in table.column_names:
         raise ValueError(f"{path}: there is no column {image!r}; the columns are {', '.join(table.column_names)}")
     return _from_table(table, path, image, look, columns=columns, classes=classes, max_bad=max_bad, cache=cache, say=say)
 
 
-def _load(builder: str, what: Path | list[Path]) -> Any:
+def _load(files: Sequence[Path]) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    # All files are one split: else a class that is called "train" or "test" would be taken for one, and the others left out.
-    where = {"data_dir": str(what), "data_files": {"train": "**"}} if isinstance(what, Path) else {"data_files": [str(f) for f in what]}
     try:
-        return datasets.load_dataset(builder, split="train", **where)  # type: ignore[arg-type]
+        return datasets.load_dataset("parquet", split="train", data_files=[literal(f) for f in files])
     except Exception as error:
         # Whatever the reader trips over, it is the data that are not as it expects.
         cause = error.__cause__ or error
-        raise Damaged(f"{what if isinstance(what, Path) else what[0]}: not readable as {builder} ({' '.join(str(cause).split())[:300]})") from error
+        raise Damaged(f"{files[0]}: not readable as parquet ({' '.join(str(cause).split())[:300]})") from error
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse what would be found out late: class folders without pictures, metadata that name missing pictures."""
-    from PIL import Image
-
-    known = set(Image.registered_extensions())
-    pictures = [f for f in folder.rglob("*") if f.suffix.lower() in known and f.is_file()]
-    if not pictures:
-        raise FileNotFoundError(f"{folder}: holds no images")
-    metadata = next((folder / n for n in ("metadata.jsonl", "metadata.csv", "metadata.parquet") if (folder / n).is_file()), None)
-    if metadata is None:
-        empty = sorted(d.name for d in folder.iterdir() if d.is_dir() and not any(d in p.parents for p in pictures))
-        if empty:
-            raise ValueError(f"{folder}: the class folder {empty[0]!r} holds no images; fill or remove it")
-        depths = {len(p.relative_to(folder).parts): p.relative_to(folder).as_posix() for p in sorted(pictures)}
-        if len(depths) > 1:  # the reader would leave all labels out, and say nothing
-            one, other = depths[min(depths)], depths[max(depths)]
-            raise ValueError(f"{folder}: {one!r} and {other!r} lie at different depths, so that folders cannot be classes; move one of them")
-        return
-    named = _named(metadata)
-    missing = [n for n in named if not (folder / n).is_file()]
-    if missing:
-        raise ValueError(f"{metadata}: names images that are not there: {missing[0]!r}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}")
-    unnamed = sorted({p.relative_to(folder).as_posix() for p in pictures} - set(named))
-    if unnamed:
-        raise ValueError(f"{metadata}: says nothing about {unnamed[0]!r}{f' and {len(unnamed) - 1} more images' if len(unnamed) > 1 else ''}; add or remove them")
+def literal(file: Path) -> str:
+    """Write a path so that the reader takes none of its signs for a pattern."""
+    return re.sub(r"([*?[])", r"[\1]", str(file))
 
 
-def _named(metadata: Path) -> list[str]:
-    if metadata.suffix == ".parquet":
-        import pyarrow.parquet
+def check_split_files(path: Path, files: Sequence[Path]) -> None:
+    """Refuse files of several splits: ``train-000.parquet`` beside ``test-000.parquet``.
 
-        return [str(n) for n in pyarrow.parquet.read_table(metadata, columns=["file_name"])["file_name"].to_pylist()]
-    names = []
-    for number, row in enumerate(_rows(metadata), 1):
-        if "file_name" not in row:
-            raise ValueError(f"{metadata}: row {number} has no file_name")
-        names.append(str(row["file_name"]))
-    return names
+    Raises:
+        ValueError: there are several; names a pattern that takes those to train on.
+    """
+    words: dict[str, Path] = {}
+    for file in files:
+        parts = (*file.relative_to(path).parts[:-1], re.split(r"[-_.]", file.name)[0])
+        for word in filter(SPLITS.fullmatch, parts):
+            words.setdefault(word.lower(), file)
+    if len(words) > 1 and any(map(TRAINING.fullmatch, words)):
+        word, file = next((w, f) for w, f in words.items() if TRAINING.fullmatch(w))
+        inside = file.relative_to(path).parts[0]
+        mine = path / (inside if len(file.relative_to(path).parts) > 1 else f"{word}*{file.suffix}")
+        raise ValueError(f'{path}: holds the splits {", ".join(words)}, which would be mixed; give the one to train on: path = "{mine}"')
 
 
-def _rows(metadata: Path) -> Iterator[dict[str, Any]]:
-    import csv
+def find_data_files(path: Path, suffix: str) -> list[Path]:
+    """Return a file, the files of a folder, or those of a pattern (``data/train*.parquet``).
 
-    with metadata.open(encoding="utf-8", newline="") as file:
-        if metadata.suffix == ".csv":
-            yield from csv.DictReader(file)
-            return
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{metadata}: line {number} is not JSON ({error})") from error
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they are of several splits.
+    """
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(f for f in find_files(path) if f.suffix == suffix)
+        check_split_files(path, files)
+    else:
+        files = sorted(f for f in path.parent.glob(path.name) if f.is_file()) if path.parent.is_dir() else []
+    if not files:
+        raise FileNotFoundError(f"{path}: there is no {suffix} file")
+    return files
 
 
 def _from_table(table: Any, path: Path, image: str, look: Look, *, columns: Any, classes: Sequence[str], max_bad: int, cache: Path | None, say: Say | None) -> Pictures:
@@ -179,7 +184,7 @@ def _describe(table: Any, name: str, stated: Kind | None, path: Path, classes: S
     import datasets
 
     feature = table.features[name]
-    first: Any = table[name][0]
+    first: Any = next((value for value in table[name] if value is not None), None)
     listed: list[Any] = first if isinstance(first, list) else []
     text, number, many = isinstance(first, str), isinstance(first, int | float) and not isinstance(first, bool), isinstance(first, list)
     text = text or (bool(listed) and all(isinstance(v, str) for v in listed))  # several captions

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..decoding import is_grey, open_picture, to_8_bits
 from ..draw import Draw
 from ..files import Damaged, make_folder, whole_or_not
 from ._core import Column, Held, Source, Targets, picked
@@ -85,15 +86,15 @@ def prepared(pixels: Tensor, look: Look, draw: Draw) -> Tensor:
 
 
 def decode(picture: Any, look: Look, channels: int) -> Tensor:
-    """Bring a picture (Pillow's) to ``[C, side, side]``, uint8: upright, on white, resized and cut in the middle."""
+    """Bring an open picture to ``[C, side, side]``, uint8: 8 bits, on white, resized and cut in the middle.
+
+    Raises:
+        ValueError: its numbers have no known black and white (`to_8_bits`).
+    """
     import numpy as np
     from PIL import Image, ImageOps
 
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    plain = upright.convert("L" if channels == 1 else "RGB")
+    plain = to_8_bits(picture, channels)
     if plain.size != (look.side, look.side):
         plain = ImageOps.fit(plain, (look.side, look.side), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(plain))
@@ -102,31 +103,24 @@ def decode(picture: Any, look: Look, channels: int) -> Tensor:
 
 def all_grey(pictures: Sequence[Mapping[str, Any] | None]) -> bool:
     """Tell whether no picture has colours."""
-    from PIL import Image
-
     for picture in pictures:
         try:
-            with opened(picture) as image:
-                if image.mode not in ("1", "L", "LA", "I", "I;16"):
-                    return False
-        except (OSError, Image.DecompressionBombError):
+            if not is_grey(opened(picture, pixels=False)):
+                return False
+        except OSError:
             continue
     return True
 
 
-def opened(picture: Mapping[str, Any] | None) -> Any:
-    """Open an encoded picture, as `datasets` holds it.
+def opened(picture: Mapping[str, Any] | None, *, pixels: bool = True) -> Any:
+    """Open an encoded picture, as `datasets` holds it; ``pixels`` as in `open_picture`.
 
     Raises:
         OSError: there is none, or it is not one.
     """
-    import io
-
-    from PIL import Image
-
     if picture is None:
         raise OSError("there is none")
-    return Image.open(io.BytesIO(picture["bytes"]) if picture.get("bytes") else picture["path"])
+    return open_picture(picture.get("bytes") or picture["path"], pixels=pixels)
 
 
 def decoded(pictures: Any, look: Look, channels: int, max_bad: int, cache: Path | None, path: Path, say: Say | None) -> tuple[Tensor, list[int]]:
@@ -162,20 +156,19 @@ def _good(pictures: Any, look: Look, channels: int, max_bad: int, path: Path, sa
     Raises:
         Damaged: more than ``max_bad`` cannot.
     """
-    from PIL import Image
-
     bad: list[str] = []
     for i, picture in enumerate(pictures):
         try:
-            with opened(picture) as image:
-                yield i, decode(image, look, channels)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            pixels = decode(opened(picture), look, channels)
+        except (OSError, ValueError) as error:
             bad.append(f"{(picture or {}).get('path') or f'row {i}'} ({' '.join(str(error).split())})")
             if len(bad) > max_bad:
                 more = f", after {', '.join(b.split(' (')[0] for b in bad[:-1][:3])}" if len(bad) > 1 else ""
                 raise Damaged(f"{path}: cannot read the image {bad[-1]}{more}; mend or remove it, or set data.max_bad (now {max_bad})") from error
             if say:
                 say(f"skipped an image that cannot be read: {bad[-1]}")
+            continue
+        yield i, pixels
 
 
 def _key(pictures: Any, look: Look, channels: int) -> str:

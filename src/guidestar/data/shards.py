@@ -13,6 +13,7 @@ from torch import Tensor
 from ..draw import Draw
 from ..files import Damaged
 from ._core import Column, Source, Targets
+from .folders import find_data_files, literal
 from .pictures import Look, Say, decode, opened, prepared
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -49,7 +50,8 @@ class Shards(Source):
         self.channels = look.channels or 3
         self.shape = (self.channels, look.size, look.size)
         self._at, self._stream = 0, iter(())
-        first = next(iter(self._as_they_lie()))
+        self._stream = iter(self._as_they_lie())
+        first = self._next()
         self._picture = next((k for k in PICTURES if k in first), "")
         if not self._picture:
             raise ValueError(
@@ -60,10 +62,24 @@ class Shards(Source):
         if "cls" in first and not names:
             raise ValueError(f"{self.files[0]}: holds classes without names; give them as data.classes, or in classes.txt beside the shards, one a line")
 
+    def _next(self) -> Mapping[str, Any]:
+        try:
+            return next(self._stream)
+        except Exception as error:
+            # Whatever the reader trips over, it is the shards that are not as it expects.
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> Damaged:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        return Damaged(f"{self.files[0]}{' …' if len(self.files) > 1 else ''}: not readable as webdataset ({reason})")
+
     def _as_they_lie(self) -> Any:
         import datasets
 
-        stream = datasets.load_dataset("webdataset", data_files=self.files, split="train", streaming=True)
+        try:
+            stream = datasets.load_dataset("webdataset", data_files=[f if "://" in f else literal(Path(f)) for f in self.files], split="train", streaming=True)
+        except Exception as error:
+            raise self._damaged(error) from error
         for name in PICTURES:
             if stream.features and name in stream.features:
                 stream = stream.cast_column(name, datasets.Image(decode=False))
@@ -90,11 +106,10 @@ class Shards(Source):
             self._at, self._stream = 0, self._endless()
         found = []
         for row in rows:
-            while self._at < row:
-                next(self._stream)
+            while self._at <= row:
+                sample = self._next()
                 self._at += 1
-            found.append(next(self._stream))
-            self._at += 1
+            found.append(sample)
         pixels, samples = zip(*[self._readable(sample) for sample in found], strict=True)
         return prepared(torch.stack(pixels), self.look, draw), self._targets(samples)
 
@@ -125,15 +140,14 @@ class Shards(Source):
 
     def _decoded(self, sample: Mapping[str, Any]) -> Tensor:
         try:
-            with opened(sample[self._picture]) as image:
-                return decode(image, self.look, self.channels)
-        except (OSError, SyntaxError, ValueError) as error:
+            return decode(opened(sample[self._picture]), self.look, self.channels)
+        except (OSError, ValueError, KeyError) as error:
             raise Damaged(f"{sample.get('__url__')}: cannot read the image of {sample.get('__key__')!r} ({' '.join(str(error).split())})") from error
 
     def _targets(self, found: Sequence[Mapping[str, Any]]) -> Targets:
         targets: dict[str, Tensor | list[str]] = {}
         if "label" in self.columns:
-            labels = [int(s["cls"]) for s in found]
+            labels = [_label(s) for s in found]
             names = self.columns["label"].classes
             for sample, label in zip(found, labels, strict=True):
                 if not 0 <= label < len(names):
@@ -141,18 +155,33 @@ class Shards(Source):
                     raise ValueError(f"{where} has the class {label}, but there are {len(names)} names; mend it, or name all classes in classes.txt")
             targets["label"] = torch.tensor(labels)
         if "caption" in self.columns:
-            targets["caption"] = [s["txt"] if isinstance(s["txt"], str) else bytes(s["txt"]).decode() for s in found]
+            targets["caption"] = [_caption(s) for s in found]
         return targets
+
+
+def _place(sample: Mapping[str, Any]) -> str:
+    return f"{sample.get('__url__') or 'a shard'}: {sample.get('__key__')!r}"
+
+
+def _caption(sample: Mapping[str, Any]) -> str:
+    text = sample.get("txt")
+    try:
+        return text if isinstance(text, str) else bytes(text).decode()  # type: ignore[arg-type]
+    except (TypeError, UnicodeDecodeError):
+        raise ValueError(f"{_place(sample)} has no caption in UTF-8 (.txt); mend or remove it") from None
+
+
+def _label(sample: Mapping[str, Any]) -> int:
+    try:
+        return int(sample["cls"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{_place(sample)} has the class {sample.get('cls')!r}, which is no number (.cls)") from None
 
 
 def _files(path: Path | str) -> list[str]:
     if "://" in str(path):
         return [str(path)]
-    path = Path(path)
-    files = [path] if path.is_file() else sorted(path.glob("*.tar"))
-    if not files:
-        raise FileNotFoundError(f"{path}: there are no .tar shards")
-    return [str(f) for f in files]
+    return [str(f) for f in find_data_files(Path(path), ".tar")]
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

@@ -75,7 +75,8 @@ def _read_npy(path: Path) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
         return torch.from_numpy(array)
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except Exception as error:
+        # Whatever the reader trips over (a damaged zip too), it is the file that is not as it expects.
         raise Damaged(f"{path}: not readable as a NumPy array of numbers ({' '.join(str(error).split())})") from error
 
 

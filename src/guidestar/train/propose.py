@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ..data._core import Column, Source
+from ..data.layout import find_files, find_pictures, find_splits
 from .parts import NetworkPart, Training
 from .reading import sources
 from .recipe import Recipe
@@ -26,7 +28,7 @@ def kind_of(path: Path) -> str:
         if path.suffix in suffixes:
             return suffixes[path.suffix]
         raise ValueError(f"{path}: data are a folder of images, .parquet, .tar (webdataset), .safetensors or .npy files")
-    names = [f.suffix.lower() for f in path.rglob("*") if f.is_file()]
+    names = [f.suffix.lower() for f in find_files(path)]
     for suffix, kind in ((".tar", "shards"), (".parquet", "parquet"), (".npy", "tensors")):
         if suffix in names:
             return kind
@@ -37,13 +39,12 @@ def kind_of(path: Path) -> str:
 
 def _side(path: Path) -> int:
     """Return a size that suits the images of a folder: their median shorter side, at most 64, a multiple of 4."""
-    from PIL import Image
+    from ..decoding import open_picture
 
     sides = []
-    for file in sorted(f for f in path.rglob("*") if f.suffix.lower() in PICTURES)[:50]:
+    for file in find_pictures(path)[:50]:
         try:
-            with Image.open(file) as image:
-                sides.append(min(image.size))
+            sides.append(min(open_picture(file, pixels=False).size))
         except OSError:
             continue
     return max(8, min(64, sorted(sides)[len(sides) // 2] // 4 * 4)) if sides else 32
@@ -56,9 +57,11 @@ def propose(path: Path, *, name: str, size: int | None = None, steps: int = 2000
         ValueError: the data cannot be read as they are.
     """
     kind = kind_of(path)
-    side = size or (_side(path) if kind == "images" else 32)
+    split = find_splits(path) if kind == "images" and path.is_dir() else {}
+    train, *others = split.values() or [path]
+    side = size or (_side(train) if kind == "images" else 32)
     bare = Training(steps=1)
-    data = Data(kind=kind, path=str(path), size=side, max_bad=10)  # type: ignore[arg-type]
+    data = Data(kind=kind, path=str(train), test=str(others[0]) if others else None, size=side, max_bad=10)  # type: ignore[arg-type]
     source, _ = sources(Recipe(name="look", data=data, model=NetworkPart(widths=(8,), head=8, train=bare)))
     found = f"{path}: {kind}, {'a stream' if source.size is None else f'{source.size:,} samples to train on'} of {list(source.shape)}"
     return "\n".join(_lines(name, data, source, steps)) + "\n", f"{found}; {_columns(source)}"
@@ -70,14 +73,18 @@ def _columns(source: Source) -> str:
 
 def _lines(name: str, data: Data, source: Source, steps: int) -> list[str]:
     image = len(source.shape) == 3
-    lines = [f'name = "{name}"', 'licence = "" # of your data', "seed = 0", "", "[data]", f'kind = "{data.kind}"', f'path = "{data.path}"']
+    lines = [f"name = {_quoted(name)}", 'licence = "" # of your data', "seed = 0", "", "[data]", f'kind = "{data.kind}"', f"path = {_quoted(data.path or '')}"]
+    if data.test:
+        lines += [f"test = {_quoted(data.test)} # to measure on"]
     if image:
+        if any(c.kind == "text" for c in source.columns.values()):
+            lines += ["channels = 3 # as CLIP takes them"]
         lines += [f"size = {data.size}", "flip = false # mirror images left to right", "max_bad = 10 # unreadable images to skip before giving up"]
     else:
         lines += ["standardise = true"]
-    lines += ["holdout = 0.1 # kept aside, to measure on", ""]
+    lines += [""] if data.test else ["holdout = 0.1 # kept aside, to measure on", ""]
     for column, about in source.columns.items():
-        lines += _condition(column, about)
+        lines += _condition(column, about, image)
     lines += ["[levels]", "mean = -0.3", "std = 1.3", "", "[model]", *_network(source), "condition_dropout = 0.1", "snapshots = [0.25]"]
     lines += [f'train = {{ steps = {steps}, batch = 64, rate = 2e-3, warmup = {min(100, steps // 10)}, decay = 0.998, precision = "{"bfloat16" if image else "float32"}" }}', ""]
     if any(c.kind == "class" for c in source.columns.values()):
@@ -85,13 +92,34 @@ def _lines(name: str, data: Data, source: Source, steps: int) -> list[str]:
             head, _, remark = part.partition(" ")
             train = f"train = {{ steps = {max(1, steps // 3)}, batch = 64, rate = 1e-3, warmup = {min(50, steps // 30)}, decay = 0.99, weight_decay = 0.01 }}"
             lines += [f"[{head}] {remark}", "widths = [16, 32, 64]", "dropout = 0.1", train, ""]
+    if image and any(c.kind == "text" for c in source.columns.values()):
+        lines += _clips(steps)
     return [*lines, "[preview]", f"every = {max(1, steps // 4)}", ""]
 
 
-def _condition(name: str, about: Column) -> list[str]:
+def _quoted(text: str) -> str:
+    """Write a string as TOML does."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _condition(name: str, about: Column, image: bool) -> list[str]:
+    if about.kind == "text" and image:
+        return [f"[conditions.{name}] # a caption", 'encoder = "clip" # trained here, see [clip]; or a CLIP by name or folder', ""]
     if about.kind == "text":
-        return [f"[conditions.{name}] # a caption", 'encoder = "PATH" # a folder with CLIP\'s text_encoder/ and tokenizer/', ""]
+        encoder = 'encoder = "openai/clip-vit-base-patch32" # from the Hugging Face hub; or a folder'
+        return [f"[conditions.{name}] # a caption", encoder, ""]
     return [f"[conditions.{name}] # {about.kind}" + (f": {', '.join(about.classes[:8])}{', …' if len(about.classes) > 8 else ''}" if about.classes else ""), ""]
+
+
+def _clips(steps: int) -> list[str]:
+    """Return the parts that encode captions, guide by them, and measure whether they are met."""
+    train = f"train = {{ steps = {max(1, steps // 3)}, batch = 128, rate = 1e-3, warmup = {min(50, steps // 30)}, decay = 0.99, weight_decay = 0.05 }}"
+    return [
+        *("[clip] # encodes the captions", "width = 64", "layers = 3", "text_width = 96", "text_layers = 2", "vocabulary = 1024", train, ""),
+        "[measuring_clip] # of another size; it guides nothing, and only measures",
+        *("width = 96", "layers = 2", "text_width = 64", "text_layers = 2", "vocabulary = 768", train, ""),
+        *("[noisy_clip] # sees noise, and guides", "width = 64", "layers = 3", train, ""),
+    ]
 
 
 def _network(source: Source) -> list[str]:
