@@ -150,7 +150,7 @@ REFUSED = [
     ("(cfg(3) | clip_x0(1)) + cfg(2)", 24, "terms must come before '|'"),
     ("cfg(3) + cond", 9, "the base 'cond' must come first in the sum"),
     ("cond + cond", 7, "and only once"),
-    ("cfg(3)\ncfg(2)", 0, "one line of at most 2000 characters"),
+    ("cfg(3)\ncfg(2)", 0, "one line of at most 100000 characters"),
     ("cfg(3, 'a', 1, 2)", 15, "cfg takes at most 3 arguments without a name: scale, negative, channels"),
     ("cfg(3, scale=2)", 13, "scale is given twice"),
     ("cfg(3, channels=1, channels=2)", 28, "channels is given twice"),

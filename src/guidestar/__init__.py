@@ -40,7 +40,8 @@ _HOMES = {
     ),
     "model": ("Model",),
     "samples": ("Samples", "Settings"),
-    "folder": ("available", "load", "save"),
+    "folder": ("load", "save"),
+    "shipped": ("available",),
     "bridge.pipelines": ("guide", "guided"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

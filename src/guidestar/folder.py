@@ -39,17 +39,32 @@ from .levels import Flow
 from .model import Model
 from .models.lean import lean
 from .pictures import write_text
-
-SHIPPED = Path(__file__).parent / "weights"
+from .shipped import SHIPPED, available
 
 
 class WeightsError(RuntimeError):
     """A model's folder is damaged: a file is missing, unreadable, or does not fit its network."""
 
 
-def available() -> dict[str, str]:
-    """List the models that ship, with a line on each."""
-    return {p.parent.name: str(read_json(p).get("summary", "")) for p in sorted(SHIPPED.glob(f"*/{NAME}"))}
+class UnknownAverageError(ValueError):
+    """A model's folder has no such average of its weights."""
+
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES |= {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return torch's dtype of a name.
+
+    Raises:
+        ValueError: there is none, or it is not a floating point one.
+    """
+    if isinstance(dtype, str):
+        dtype = DTYPES.get(dtype.removeprefix("torch."), dtype)
+    if dtype is not None and dtype not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)} (or torch's), not {str(dtype)!r}")
+    return dtype
 
 
 def load(
@@ -59,7 +74,7 @@ def load(
     average: str | None = None,
     trust: bool = False,
     size: tuple[int, int] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> Model:
     """Load a model that ships with guidestar, a pipeline of Diffusers, or any folder with a network and a scheduler.
 
@@ -73,21 +88,24 @@ def load(
         average: which average of its weights, where its training kept several; by default the first.
         trust: import and call the user's own code that a folder names; without it, such a folder is refused.
         size: height and width in pixels, of a pipeline that is told by a prompt.
-        dtype: of a pipeline's network and text encoders; float32 by default. The VAE stays in float32.
+        dtype: of a pipeline's network and text encoders, as torch's or by name ("bfloat16"); float32
+            by default. The VAE stays in float32.
 
     Raises:
-        ValueError: there is no such model, here or on the hub.
+        ValueError: there is no such model, here or on the hub; no such average or dtype.
         WeightsError: a file is damaged, or does not fit its network; it is named.
     """
     folder = _find(name)
+    ours, kind = (folder / NAME).is_file(), dtype_of(dtype)
+    if average is not None and not ours:
+        raise ValueError(f"{folder} holds no averages but the one")
+    if ours and (size, dtype) != (None, None):
+        raise ValueError(f"{folder}: size= and dtype= are for pipelines of Diffusers")
     try:
-        ours = (folder / NAME).is_file()
-        if average is not None and not ours:
-            raise ValueError(f"{folder} holds no averages but the one")
-        if ours and (size, dtype) != (None, None):
-            raise ValueError(f"{folder}: size= and dtype= are for pipelines of Diffusers")
-        model = _read_ours(folder, str(name), average, trust) if ours else _read_foreign(folder, str(name), size, dtype or torch.float32)
+        model = _read_ours(folder, str(name), average, trust) if ours else _read_foreign(folder, str(name), size, kind or torch.float32)
         model.defaults |= recipe.settings(folder)
+    except UnknownAverageError:
+        raise
     except ValueError as error:
         raise WeightsError(str(error)) from error
     for denoiser in (model.denoiser, *(d for d, _ in model.nets.values())):
@@ -165,7 +183,7 @@ def _of_average(folder: Path, about: Mapping[str, Any], average: str | None) -> 
     if average is None or average == next(iter(known), None):
         return folder
     if average not in known:
-        raise ValueError(f"{folder} has no average {average!r}; it has {', '.join(known) or 'only one'}")
+        raise UnknownAverageError(f"{folder} has no average {average!r}; it has {', '.join(known) or 'only one'}")
     return folder / "averages" / average
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -22,8 +23,11 @@ from .steering import Reward, steer
 
 Watch = Callable[[int, int], None]
 
+BLAMED = 1000.0
+"""How many times as large as the samples a term's push is when it is to blame for what is not finite."""
 
-@dataclass(kw_only=True)
+
+@dataclass(kw_only=True, repr=False)
 class Model:
     """A denoiser with its schedule, condition encoder, decoder, further networks and card.
 
@@ -82,6 +86,17 @@ class Model:
             if isinstance(part, nn.Module):
                 part.to(device)
         return self
+
+    def to_images(self, x: Tensor) -> Tensor:
+        """Decode samples ``[B, *S]`` into images.
+
+        Raises:
+            FloatingPointError: the decoder returned values that are not finite.
+        """
+        images = self.decode(x)
+        if not bool(images.isfinite().all()) and bool(x.isfinite().all()):
+            raise FloatingPointError(f"the decoder of {self.name!r} returned values that are not finite from finite samples; load it in float32")
+        return images
 
     def grid(self, steps: int | None = None, grid: str | Grid | None = None) -> Grid:
         """Make a grid of levels; both default to the card's.
@@ -157,12 +172,13 @@ class Model:
         count = 1 if cond is None or isinstance(cond, str | int) else max(1, len(cond))
         names = self.names(cond if self.encoder is not None else None, count)
         unseen = {name: Observation("identity", 0.0) for name in losses_of(self.expression(guidance, conditional=names is not None))}
-        guided, solver = self.guided(guidance, cond=names, negative=negative, losses=unseen), self._solver(solver)
+        guided, solver = self.guided(guidance, cond=names, negative=negative, losses=unseen), self.solver(solver)
         levels = self.grid(steps, grid)
         solver.check(guided, levels)
         return guided.plan(levels, batch=count if count > 1 else None, evaluations=solver.evaluations)
 
-    def _solver(self, solver: str | Solver | None) -> Solver:
+    def solver(self, solver: str | Solver | None = None) -> Solver:
+        """Return a solver by its name; by default the card's."""
         return get_solver(solver if solver is not None else self.defaults.get("solver", "dpmpp-2m"))
 
     def trajectory(
@@ -184,6 +200,21 @@ class Model:
         check: bool = False,
     ) -> Iterator[State]:
         """Yield the state after each step (previews, progress, cancelling); arguments as in `sample`."""
+        run = {
+            "cond": cond, "guidance": guidance, "seeds": seeds, "negative": negative, "steps": steps, "solver": solver, "grid": grid,
+            "start": start, "start_rho": start_rho, "losses": losses, "max_rows": max_rows, "checkpoint": checkpoint, "explain": explain,
+        }  # fmt: skip
+        try:
+            yield from self._states(**run, check=check)
+        except FloatingPointError as error:
+            if check:
+                raise
+            raise FloatingPointError(self._blame(run) or str(error)) from error
+
+    def _states(
+        self, cond: Names | None, *, guidance: Any, seeds: Sequence[int], negative: Any, steps: int | None, solver: Any, grid: Any,
+        start: Tensor | None, start_rho: float | None, losses: Any, max_rows: int | None, checkpoint: bool, explain: bool, check: bool,
+    ) -> Iterator[State]:  # fmt: skip
         seeds = checked_seeds(seeds)
         bounds = {"losses": losses, "max_rows": max_rows, "checkpoint": checkpoint, "check": check}
         guided = self.guided(guidance, cond=self.names(cond, len(seeds)), negative=negative, seeds=seeds, **bounds)  # type: ignore[arg-type]
@@ -191,7 +222,25 @@ class Model:
         if start_rho is not None:
             levels = levels.from_rho(start_rho)
         x = self._start(start, levels, draw)
-        return trajectory(guided, x, grid=levels, solver=self._solver(solver), draw=draw, explain=explain)
+        yield from trajectory(guided, x, grid=levels, solver=self.solver(solver), draw=draw, explain=explain)
+
+    def _blame(self, run: dict[str, Any]) -> str | None:
+        """Run again, looking at every output, and return which term or network made the samples not finite."""
+        largest: tuple[float, str, int] = (0.0, "", 0)
+        try:
+            for state in self._states(**run | {"explain": True}, check=True):
+                size = float(state.prediction.x_t.abs().max()) + 1
+                for term, push in (state.pushes or {}).items():
+                    pushed = float(push.abs().max()) / size
+                    if not pushed < BLAMED and not largest[1]:
+                        largest = pushed, term, state.step.index
+        except FloatingPointError as error:
+            if not largest[1]:
+                return str(error)
+        if not largest[1]:
+            return None
+        times, term, step = largest
+        return f"the samples are not finite: at step {step} the push of '{term}' was {times:.1g} times as large as the samples; lower its scale"
 
     def _start(self, start: Tensor | None, levels: Grid, draw: Draw) -> Tensor:
         if start is None:
@@ -234,7 +283,7 @@ class Model:
 
         Raises:
             ValueError: unknown names, an expression that does not parse, numbers out of range.
-            FloatingPointError: a network returned values that are not finite (which, and where).
+            FloatingPointError: samples are not finite; names the term and its step, or the network and its pass.
         """
         run = {
             "cond": cond, "guidance": guidance, "seeds": seeds, "negative": negative, "steps": steps, "solver": solver,
@@ -245,10 +294,8 @@ class Model:
             if watch:
                 watch(state.step.index + 1, state.step.grid.steps)
         assert state is not None  # a grid has at least one step
-        if not bool(state.x.isfinite().all()):
-            self._explain_not_finite(run)
-        settings = settings_of(self, run, self._solver(solver), state.x, state.step.grid.steps)
-        return Samples(x=state.x, images=self.decode(state.x), settings=settings, evaluations=state.evaluations)
+        settings = settings_of(self, run, self.solver(solver), steps=state.step.grid.steps, dtype=state.x.dtype)
+        return Samples(x=state.x, images=self.to_images(state.x), settings=settings, evaluations=state.evaluations)
 
     def steer(
         self,
@@ -288,13 +335,7 @@ class Model:
         """
         about = {"cond": cond, "guidance": guidance, "seeds": checked_seeds(seeds), "negative": negative, "steps": steps, "grid": grid, "losses": losses, "max_rows": max_rows}
         how = {"particles": particles, "strength": strength, "potential": potential, "every": every, "threshold": threshold}
-        return steer(self, reward, about, self._solver(solver), how, watch)
-
-    def _explain_not_finite(self, run: dict[str, Any]) -> None:
-        """Run again, looking at every output, to say where it went wrong."""
-        for _ in self.trajectory(**run, check=True):
-            pass
-        raise FloatingPointError("the samples are not finite, though every network output was; lower the scale of the guidance")
+        return steer(self, reward, about, self.solver(solver), how, watch)
 
     def again(self, settings: Mapping[str, Any], watch: Watch | None = None) -> Samples:
         """Repeat the run that a picture carries.
@@ -303,11 +344,40 @@ class Model:
             ValueError: the settings are not a run's, or it depended on what they lack: an image to start
                 from, a loss, a reward, a function.
         """
-        arguments = arguments_of(settings)
-        try:
-            return self.sample(**arguments, watch=watch)
-        except TypeError as error:
-            raise ValueError(f"the settings cannot be read: {error}") from error
+        return self.sample(**arguments_of(settings), watch=watch)
+
+    def __repr__(self) -> str:
+        """Describe the model in at most ten lines."""
+        named = ", ".join(self.classes[:4]) + (", …" if len(self.classes) > 4 else "")
+        takes = "a prompt" if self.told_by_text else f"{len(self.classes)} classes ({named})" if self.classes else "a condition" if self.encoder else "nothing"
+        lines = [
+            f"Model {self.name!r}: {self.card.get('summary', '')}".rstrip(": "),
+            f"  network      {type(network_of(self.denoiser)).__name__}, {_count(self.denoiser):,} parameters, on {self.device}",
+            f"  schedule     {type(self.schedule).__name__}",
+            f"  samples      {list(self.shape)}{', latents of a VAE' if self.latent else ''}",
+            f"  condition    {takes}",
+            f"  nets         {', '.join(self.nets) or 'none'}",
+            f"  classifiers  {', '.join(self.classifiers) or 'none'}{'; a judge' if self.judge is not None else ''}",
+            f"  defaults     {', '.join(f'{k}={v}' for k, v in self.defaults.items()) or 'none'}",
+        ]
+        return "\n".join(lines)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        return Model(**{f.name: deepcopy(getattr(self, f.name), memo) for f in fields(self)})
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Model holds functions that cannot be pickled; pass its name or folder on, and call guidestar.load there")
+
+
+def network_of(denoiser: Any) -> Any:
+    """Return the network within its wrappers."""
+    while isinstance(getattr(denoiser, "net", None), nn.Module):
+        denoiser = denoiser.net
+    return denoiser
+
+
+def _count(denoiser: Any) -> int:
+    return sum(p.numel() for p in denoiser.parameters()) if isinstance(denoiser, nn.Module) else 0
 
 
 def _checked_start(start: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:

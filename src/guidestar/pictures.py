@@ -82,14 +82,17 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             text = image.info.get(KEY)
-    except (OSError, Image.DecompressionBombError) as error:
+    except Exception as error:  # whatever a damaged file makes Pillow trip over
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     if text is None:
         raise ValueError(f"{path} carries no guidestar settings; give a PNG that 'guidestar sample' wrote")
     try:
-        return dict(json.loads(text))
-    except (TypeError, ValueError) as error:
+        settings = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} carries settings that cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} carries settings that cannot be read: they are no JSON object")
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)

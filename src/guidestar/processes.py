@@ -38,3 +38,13 @@ def gather(parts: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
     everyone: list[Any] = [None] * state.num_processes
     torch.distributed.all_gather_object(everyone, [(i, x.cpu()) for i, x in parts])
     return sorted((p for part in everyone for p in part), key=lambda p: p[0])
+
+
+def count(number: int) -> int:
+    """Return the sum of a number over all processes; all of them wait for each other."""
+    state = several()
+    if state is None:
+        return number
+    everyone: list[Any] = [None] * state.num_processes
+    torch.distributed.all_gather_object(everyone, number)
+    return sum(everyone)

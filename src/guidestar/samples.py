@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,15 @@ class Settings:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def settings_of(model: Any, run: Mapping[str, Any], solver: Solver, x: Tensor, steps: int, lacking: Sequence[str] = ()) -> Settings:
+def settings_of(model: Any, run: Mapping[str, Any], solver: Solver, *, steps: int, dtype: torch.dtype = torch.float32, lacking: Sequence[str] = ()) -> Settings:
     """Return the settings of a run.
 
     Args:
         model: a `Model`.
         run: the arguments of its ``sample``.
         solver: as it was made of them.
-        x: the samples.
         steps: how many there were.
+        dtype: of the samples.
         lacking: on what it depended that is not kept, beside losses and functions of its expression.
     """
     plain = solver.name in SOLVERS and solver == SOLVERS[solver.name]()
@@ -82,10 +82,41 @@ def settings_of(model: Any, run: Mapping[str, Any], solver: Solver, x: Tensor, s
         lacking=(*lacking, *_not_kept(guidance), *(() if plain else ("the solver it was given in Python",))),
         max_rows=run["max_rows"],
         threads=torch.get_num_threads(),
-        dtype=str(x.dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         device=str(model.device),
         versions={"guidestar": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(map(fits, value))
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) or _is_int(value)
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "model": lambda v: isinstance(v, str),
+    "cond": lambda v: v is None or _is_list(v, _is_name),
+    "negative": lambda v: v is None or _is_name(v),
+    "guidance": lambda v: isinstance(v, str),
+    "seeds": lambda v: _is_list(v, _is_int) and len(v) > 0,
+    "steps": _is_int,
+    "solver": lambda v: isinstance(v, str),
+    "grid": lambda v: isinstance(v, str),
+    "started": lambda v: isinstance(v, bool),
+    "lacking": lambda v: _is_list(v, lambda word: isinstance(word, str)),
+    "max_rows": lambda v: v is None or (_is_int(v) and v > 0),
+    "index": _is_int,
+    "number": _is_int,
+    "stride": _is_int,
+}
+"""What the settings that a picture carries must be."""
 
 
 def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +129,9 @@ def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     missing = [k for k in keys if k not in settings]
     if missing:
         raise ValueError(f"the settings lack {', '.join(missing)}; they were written by another version of guidestar")
+    for key, fits in _FITS.items():
+        if key in settings and not fits(settings[key]):
+            raise ValueError(f"the settings cannot be read: {key} should not be {str(settings[key])[:80]!r}")
     if settings.get("started"):
         raise ValueError("this run started from an image, which its settings do not carry; sample with start= again")
     if settings.get("lacking"):
@@ -113,6 +147,17 @@ def _not_kept(guidance: Guidance) -> tuple[str, ...]:
     except ExpressionError:
         return (*losses, "what its guidance was given in Python")
     return losses
+
+
+def label_of(settings: Settings, index: int) -> str:
+    """Name the condition of a sample."""
+    return str(settings.cond[index]) if settings.cond else "uncond"
+
+
+def file_name(settings: Settings, index: int, number: int) -> str:
+    """Name the PNG file of a sample: its number, condition and seed."""
+    label = re.sub(r"[^\w.-]+", "-", label_of(settings, index))[:60]
+    return f"{number:04d}-{label}-seed{settings.seeds[index]}.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +188,7 @@ class Samples:
         return to_pil(self.images)
 
     def save(self, folder: Path | str, numbers: Sequence[int] | None = None) -> list[Path]:
-        """Write one PNG a sample, each carrying the whole run; return their paths.
+        """Write one PNG a sample, each carrying the run; return their paths.
 
         Args:
             folder: made if it is missing.
@@ -152,17 +197,19 @@ class Samples:
         Raises:
             OSError: the folder cannot be written to.
         """
+        numbers = range(len(self.x)) if numbers is None else numbers
         where, paths = make_folder(Path(folder)), []
+        stride = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+        settings = {**asdict(self.settings), "stride": stride}
         for i, image in enumerate(self.pil()):
-            label = re.sub(r"[^\w.-]+", "-", self.label(i))[:60]
-            name = f"{i if numbers is None else numbers[i]:04d}-{label}-seed{self.settings.seeds[i]}.png"
-            save_png(image, where / name, {**asdict(self.settings), "index": i})
-            paths.append(where / name)
+            path = where / file_name(self.settings, i, numbers[i])
+            save_png(image, path, {**settings, "index": i, "number": numbers[i]})
+            paths.append(path)
         return paths
 
     def label(self, index: int) -> str:
         """Name the condition of a sample."""
-        return str(self.settings.cond[index]) if self.settings.cond else "uncond"
+        return label_of(self.settings, index)
 
     def contact_sheet(self, columns: int = 8) -> Any:
         """Lay all samples out on one picture."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .guidance import Observation
 from .samples import Samples, settings_of
-from .sampling import Solver, crowd
+from .sampling import Solver, check_finite, crowd
 from .sampling import steer as steer_particles
 
 Reward = Callable[[Tensor], Tensor]
@@ -38,13 +38,17 @@ def steer(model: Any, reward: Reward, run: Mapping[str, Any], solver: Solver, ho
     guidance = model.expression(run["guidance"], conditional=names is not None)
     guidance.check_samples(len(seeds))
     guided = model.guided(guidance.repeated(count), cond=names and [n for n in names for _ in range(count)], seeds=crowd(seeds, count), **own)
-    rewarded = _Watched(lambda x: reward(model.decode(x)), grid.steps, watch)
+
+    def of_samples(x: Tensor) -> Tensor:
+        check_finite(x)
+        return reward(model.to_images(x))
+
+    rewarded = _Watched(of_samples, grid.steps, watch)
     found = steer_particles(guided, grid=grid, solver=solver, seeds=seeds, reward=rewarded, shape=model.shape, device=model.device, **how)
-    if not bool(found.best.isfinite().all()):
-        raise FloatingPointError("the samples are not finite; lower the scale of the guidance")
+    check_finite(found.best)
     each = [sum(guided.evaluations[i : i + count]) for i in range(0, len(guided.evaluations), count)]
-    settings = settings_of(model, run, solver, found.best, grid.steps, ("the reward it was steered by",))
-    return Samples(x=found.best, images=model.decode(found.best), settings=settings, evaluations=tuple(each), population=found)
+    settings = settings_of(model, run, solver, steps=grid.steps, dtype=found.best.dtype, lacking=("the reward it was steered by",))
+    return Samples(x=found.best, images=model.to_images(found.best), settings=settings, evaluations=tuple(each), population=found)
 
 
 def _repeated(loss: Any, count: int) -> Any:

@@ -64,7 +64,19 @@ def _same_seed(model: Model, guidance: Guidance, cond: Condition, count: int, se
         x = state.x
         if watch:
             watch(state.step.index + 1, levels.steps)
-    return model.decode(x)
+    return model.to_images(x)
+
+
+def strip_kind(path: Path) -> str:
+    """Return the kind of file a strip is written to: png, gif or webp.
+
+    Raises:
+        ValueError: another kind.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "gif", "webp"):
+        raise ValueError(f"a strip is a .png, an animation a .gif or .webp, not {path.name!r}")
+    return kind
 
 
 def write_strip(images: Tensor, path: Path, *, scale: int = 4, milliseconds: int = 200) -> None:
@@ -75,10 +87,8 @@ def write_strip(images: Tensor, path: Path, *, scale: int = 4, milliseconds: int
     """
     from PIL import Image
 
+    kind = strip_kind(path)
     frames = [p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST) for p in to_pil(images)]
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "gif", "webp"):
-        raise ValueError(f"a strip is a .png, an animation a .gif or .webp, not {path.name!r}")
     with whole_or_not(path) as beside:
         if kind == "png":
             sheet = Image.new("RGB", (sum(f.width for f in frames), frames[0].height))

@@ -16,7 +16,7 @@ from .sampling import demo, sample, strip
 from .telling import methods, models, plan
 from .training import recipe, train
 
-app = typer.Typer(name="guidestar", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(name="guidestar", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 # In the order in which --help lists them.
 for command in (demo, sample, strip, models, methods, plan, recipe, train, evaluate):
     app.command()(command)

@@ -7,14 +7,43 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+
+def model_names(incomplete: str) -> list[str]:
+    """Complete the name of a model that ships."""
+    from ..shipped import available
+
+    return [name for name in available() if name.startswith(incomplete)]
+
+
+def method_names(incomplete: str) -> list[str]:
+    """Complete the name of a method."""
+    from ..guidance import METHODS
+
+    return [name for name in sorted(METHODS) if name.startswith(incomplete)]
+
+
+def solver_names(incomplete: str) -> list[str]:
+    """Complete the name of a solver."""
+    from ..sampling import SOLVERS
+
+    return [name for name in SOLVERS if name.startswith(incomplete)]
+
+
+def grid_names(incomplete: str) -> list[str]:
+    """Complete the name of a grid."""
+    from ..levels import GRIDS
+
+    return [name for name in GRIDS if name.startswith(incomplete)]
+
+
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Guidance = Annotated[Optional[str], typer.Option("--guidance", help="Expression, e.g. 'cfg(3) + classifier(1)'; the model's own by default.")]  # noqa: UP045
 _FILE_HELP = "A guidance.toml: guidance, steps, solver, grid, negative; the options for the last four override it, and --guidance takes its place."
 GuidanceFile = Annotated[Optional[Path], typer.Option("--guidance-file", help=_FILE_HELP)]  # noqa: UP045
 Negative = Annotated[Optional[str], typer.Option("--negative", help="What cfg moves away from; '' is the null.")]  # noqa: UP045
 Steps = Annotated[Optional[int], typer.Option("--steps", help="Solver steps.")]  # noqa: UP045
-SolverName = Annotated[Optional[str], typer.Option("--solver", help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun.")]  # noqa: UP045
-GridName = Annotated[Optional[str], typer.Option("--levels", help="How levels are spaced: uniform, log_snr, karras, leading, linspace or trailing.")]  # noqa: UP045
+SolverName = Annotated[Optional[str], typer.Option("--solver", autocompletion=solver_names, help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun.")]  # noqa: UP045
+GridName = Annotated[Optional[str], typer.Option("--levels", autocompletion=grid_names, help="How levels are spaced: uniform, log_snr, karras, leading, linspace or trailing.")]  # noqa: UP045
 
 _OPERATOR_HELP = "What --observe shows: downsample(factor=2), inpaint(mask='mask.png'), blur(deviation=2), gray or identity; with noise, e.g. gray(noise=0.05)."
 Observe = Annotated[Optional[list[Path]], typer.Option("--observe", help="A picture, or a folder of them, to find the whole of; several times for several.")]  # noqa: UP045
@@ -34,3 +63,21 @@ def with_file(file: Path | None, **given: Any) -> dict[str, Any]:
         raise ValueError("give --guidance or --guidance-file, not both")
     found = read(file)
     return {key: getattr(found, key) if value is None else value for key, value in given.items()}
+
+
+def check_run(guidance: str | None = None, solver: str | None = None, grid: str | None = None) -> None:
+    """Refuse what cannot be, before anything is loaded.
+
+    Raises:
+        ValueError: an expression that does not parse, or an unknown solver or grid.
+    """
+    from ..guidance import parse
+    from ..levels import GRIDS
+    from ..sampling import get_solver
+
+    if guidance is not None:
+        parse(guidance)
+    if solver is not None:
+        get_solver(solver)
+    if grid is not None and grid not in GRIDS:
+        raise ValueError(f"unknown grid {grid!r}; the grids are {', '.join(GRIDS)}")

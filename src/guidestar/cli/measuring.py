@@ -7,12 +7,12 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ._options import Average, GridName, SolverName, Steps, Trust
+from ._options import Average, GridName, SolverName, Steps, Trust, check_run, model_names
 from ._terminal import progress, table
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A class model with a judge.")],
+    model: Annotated[str, typer.Argument(help="A class model with a judge, or a text model.", autocompletion=model_names)],
     guidance: Annotated[list[str], typer.Option("--guidance", help="Expression; several times for several.")],
     seeds: Annotated[str, typer.Option(help="First and last seed, e.g. 0-999; classes in turn, prompts evenly spread over the data.")] = "0-999",
     steps: Steps = None,
@@ -33,10 +33,13 @@ def evaluate(
     from ..pictures import write_text
     from ..processes import is_main
 
+    for expression in guidance:
+        check_run(expression, solver, levels)
+    span = _span(seeds)
     if out:
         make_folder(out.parent)
     with progress("measuring") as watch:
-        chosen, span, how = load(model, average=average, trust=trust), _span(seeds), {"steps": steps, "solver": solver, "grid": levels, "data": data, "watch": watch}
+        chosen, how = load(model, average=average, trust=trust), {"steps": steps, "solver": solver, "grid": levels, "data": data, "watch": watch}
         measured: Any = measure_text(chosen, guidance, count=len(span), seed=span[0], **how) if chosen.told_by_text else measure(chosen, guidance, seeds=span, **how)
         rows = list(measured)
     if not is_main():

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ._options import Average, GridName, Guidance, GuidanceFile, Negative, Observe, Operator, Out, SolverName, Steps, Trust, with_file
+from ._options import Average, GridName, Guidance, GuidanceFile, Negative, Observe, Operator, Out, SolverName, Steps, Trust, check_run, model_names, with_file
 from ._terminal import progress, table, warn
 
 
@@ -37,12 +37,12 @@ def demo(
 
 
 def sample(
-    model: Annotated[Optional[str], typer.Argument(help="A shipped model or a folder.")] = None,  # noqa: UP045
+    model: Annotated[Optional[str], typer.Argument(help="A shipped model or a folder.", autocompletion=model_names)] = None,  # noqa: UP045
     prompts: Annotated[Optional[list[str]], typer.Argument(help="What to show, to a text model.")] = None,  # noqa: UP045
     cond: Annotated[Optional[list[str]], typer.Option("--cond", help="Class name or index (or prompt); several times for several; 'all' for every class.")] = None,  # noqa: UP045
     file: Annotated[Optional[Path], typer.Option("--prompts", help="A file of prompts, one a line.")] = None,  # noqa: UP045
-    num: Annotated[int, typer.Option(min=1, max=100_000, help="Samples of each condition.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the first sample; the others follow.")] = 0,
+    num: Annotated[Optional[int], typer.Option(min=1, max=10_000_000, help="Samples of each condition (1).")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(help="Seed of the first sample (0); the others follow.")] = None,  # noqa: UP045
     guidance: Guidance = None,
     guidance_file: GuidanceFile = None,
     negative: Negative = None,
@@ -50,6 +50,7 @@ def sample(
     solver: SolverName = None,
     levels: GridName = None,
     max_rows: Annotated[Optional[int], typer.Option(min=1, help="Most rows of one network call.")] = None,  # noqa: UP045
+    batch: Annotated[Optional[int], typer.Option(min=1, help="Images that are sampled at once (32).")] = None,  # noqa: UP045
     grid: Annotated[bool, typer.Option("--grid", help="Also write a contact sheet.")] = False,
     like: Annotated[Optional[Path], typer.Option(help="Repeat the run of this PNG, bit for bit.")] = None,  # noqa: UP045
     observe: Observe = None,
@@ -58,7 +59,10 @@ def sample(
     trust: Trust = False,
     out: Out = Path("out/samples"),
 ) -> None:
-    """Sample images, as PNG files that carry the whole run; sequences and vectors as samples.safetensors and curves.png."""
+    """Sample images, as PNG files that carry their run; sequences and vectors as samples.safetensors and curves.png.
+
+    Images are written as they are made. The same command goes on where a run was stopped.
+    """
     from dataclasses import replace
 
     from .. import processes
@@ -66,39 +70,82 @@ def sample(
     from ..folder import load
     from ..observing import read_observation
     from ..pictures import read_settings
+    from ..streaming import BATCH, Job, again_to_folder, sample_to_folder
 
-    if like and any(v is not None for v in (prompts, cond, file, guidance, guidance_file, negative, steps, solver, levels, max_rows, observe, operator)):
-        raise ValueError("--like repeats a run as it was; leave the options of a new run out")
+    new = {"prompts": prompts, "--cond": cond, "--prompts": file, "--num": num, "--seed": seed, "--guidance": guidance}
+    new |= {"--guidance-file": guidance_file, "--negative": negative, "--steps": steps, "--solver": solver, "--levels": levels}
+    new |= {"--max-rows": max_rows, "--batch": batch, "--observe": observe, "--operator": operator}
+    if like and (given := [name for name, value in new.items() if value is not None]):
+        raise ValueError(f"--like repeats a run as it was; leave {', '.join(given)} out")
+    check_run(guidance, solver, levels)
+    make_folder(out)
     settings = read_settings(like) if like else None
     chosen = load(_model_name(model, settings), average=average, trust=trust)
-    make_folder(out)
+    if settings is not None:
+        with progress("sampling") as watch:
+            samples = again_to_folder(chosen, settings, out, watch) if _makes_pictures(chosen) else chosen.again(settings, watch)
+        _warn_of_differences(settings, samples.settings)
+        _finish(samples, out, grid)
+        return
+    num, seed = 1 if num is None else num, 0 if seed is None else seed
+    names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num)
+    asked = with_file(guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels)
+    observed = read_observation(chosen, chosen.expression(asked["guidance"], conditional=bool(names)), observe, operator)
+    each = len(names) if names else num
+    rows = processes.mine(each if observed is None else each * len(observed.y))  # type: ignore[arg-type]
+    if not rows:
+        raise ValueError("there are more processes than samples; launch fewer")
+    job = Job(
+        model=chosen,
+        names=[names[i % each] for i in rows] if names else None,
+        seeds=[seed + i for i in rows],
+        numbers=rows,
+        run={**asked, "max_rows": max_rows},
+        losses=lambda numbers: observed and {"loss": replace(observed, y=observed.y[[i // each for i in numbers]])},  # type: ignore[index]
+        batch=batch or BATCH,
+    )
+    if not _makes_pictures(chosen):
+        with progress("sampling") as watch:
+            samples = chosen.sample(**job.arguments(slice(None)), watch=watch)
+        _finish(samples, out, grid, rows)
+        return
     with progress("sampling") as watch:
-        if settings is not None:
-            samples = chosen.again(settings, watch)
-            _warn_of_differences(settings, samples.settings)
-        else:
-            names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num)
-            asked = with_file(guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels)
-            observed = read_observation(chosen, chosen.expression(asked["guidance"], conditional=bool(names)), observe, operator)
-            each = len(names) if names else num
-            rows = processes.mine(each if observed is None else each * len(observed.y))  # type: ignore[arg-type]
-            if not rows:
-                raise ValueError("there are more processes than samples; launch fewer")
-            losses = observed and {"loss": replace(observed, y=observed.y[[i // each for i in rows]])}  # type: ignore[index]
-            given = {**asked, "max_rows": max_rows, "losses": losses, "watch": watch}
-            samples = chosen.sample([names[i % each] for i in rows] if names else None, seeds=[seed + i for i in rows], **given)  # type: ignore[arg-type]
-    _write(samples, rows if settings is None else None, out, grid)
+        done = sample_to_folder(job, out, watch)
+    total = processes.count(len(done.paths))
+    if processes.is_main():
+        if grid:
+            _write_grid(out, [p for p in sorted(out.glob("*.png")) if p.name[:4].isdecimal()])
+        before = f" ({done.kept} were there already)" if done.kept else ""
+        typer.echo(f"{total} images in {out}{before}: {done.guidance}, NFE {done.evaluations:g}")
 
 
-def _write(samples: Any, rows: list[int] | None, out: Path, grid: bool) -> None:
-    """Write samples (numbered by ``rows``), and from the main process what shows all of them."""
+def _makes_pictures(model: Any) -> bool:
+    """Return whether a model's samples are pictures (or become some, through its decoder)."""
+    return model.latent or (len(model.shape) == 3 and model.shape[0] in (1, 3))
+
+
+ON_A_GRID = 1000
+"""Pictures on a contact sheet, at most."""
+
+
+def _write_grid(out: Path, files: list[Path]) -> None:
+    """Lay pictures out that were written, without holding all of them in memory at their full number."""
+    from ..decoding import open_picture
+    from ..pictures import Row, save_png, sheet
+
+    shown = [open_picture(file) for file in files[:ON_A_GRID]]
+    if len(files) > ON_A_GRID:
+        warn(f"the contact sheet shows the first {ON_A_GRID} of {len(files)} images")
+    save_png(sheet([Row(label="", images=shown[i : i + 8]) for i in range(0, len(shown), 8)], scale=3), out / "grid.png")
+
+
+def _finish(samples: Any, out: Path, grid: bool, rows: list[int] | None = None) -> None:
+    """Write what shows all samples: of pictures that were repeated, or of other data."""
     from .. import processes
     from ..pictures import Row, save_png, sheet, to_drawings, write_tensors
 
-    rows = list(range(len(samples.x))) if rows is None else rows
     pictures = samples.images.ndim == 4 and samples.images.shape[1] in (1, 3)
-    if pictures:
-        samples.save(out, rows)
+    rows = list(range(len(samples.x))) if rows is None else rows
     everyone = processes.gather(list(zip(rows, samples.images, strict=True)))
     if not processes.is_main():
         return
@@ -108,10 +155,9 @@ def _write(samples: Any, rows: list[int] | None, out: Path, grid: bool) -> None:
     if not pictures:
         write_tensors({"x": x}, samples.settings, out / "samples.safetensors")
     if grid or not pictures:
-        drawings = to_drawings(x)
-        save_png(
-            sheet([Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)], scale=3 if pictures else 1), out / ("grid.png" if pictures else "curves.png")
-        )
+        drawings = to_drawings(x[:ON_A_GRID])
+        laid = [Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)]
+        save_png(sheet(laid, scale=3 if pictures else 1), out / ("grid.png" if pictures else "curves.png"))
     what = f"{len(x)} images in {out}" if pictures else f"{len(x)} samples of {list(x.shape[1:])} in {out / 'samples.safetensors'}"
     typer.echo(f"{what}: {samples.settings.guidance}, NFE {samples.nfe:g}")
 
@@ -124,9 +170,18 @@ def _warn_of_differences(then: dict[str, Any], now: Any) -> None:
 
 def _model_name(model: str | None, settings: dict[str, Any] | None) -> str:
     name = model or (settings or {}).get("model")
+    if model is None and isinstance(name, str) and not _is_here(name):
+        # A picture's text is anyone's: what it names is not fetched unasked.
+        raise ValueError(f"the picture names the model {name!r}, which is not here; name the model yourself: guidestar sample MODEL --like PICTURE")
     if not name or not isinstance(name, str):
         raise ValueError("name a model (see 'guidestar models'), or give a picture with --like")
     return name
+
+
+def _is_here(name: str) -> bool:
+    from ..shipped import available
+
+    return name in available() or Path(name).is_dir()
 
 
 def _prompts_of(file: Path | None) -> list[str]:
@@ -145,7 +200,7 @@ def _conditions(model: Any, cond: list[str], num: int) -> list[str] | None:
 
 
 def strip(
-    model: Annotated[str, typer.Argument(help="A shipped model or a folder.")],
+    model: Annotated[str, typer.Argument(help="A shipped model or a folder.", autocompletion=model_names)],
     prompts: Annotated[list[str], typer.Argument(help="Two prompts (or classes) to go between, or one to show at rising scales.")],
     out: Annotated[Path, typer.Option("--out", help="A strip (.png), or an animation (.gif, .webp).")] = Path("strip.png"),
     frames: Annotated[int, typer.Option(min=2, max=1000, help="Pictures between two prompts.")] = 9,
@@ -155,17 +210,22 @@ def strip(
     steps: Steps = None,
 ) -> None:
     """Draw one seed on the way from one prompt to another, or at rising scales of its guidance."""
+    from ..files import make_folder
     from ..folder import load
-    from ..strip import morph, rising, write_strip
+    from ..strip import morph, rising, strip_kind, write_strip
 
     if len(prompts) > 2:
         raise ValueError(f"a strip goes between two prompts, or raises the scale of one, not {len(prompts)}")
+    raised = _numbers(scales)
+    strip_kind(out)
+    check_run(guidance)
+    make_folder(out.parent)
     chosen = load(model)
     with progress("sampling") as watch:
         if len(prompts) == 2:
             images = morph(chosen, *prompts, frames=frames, seed=seed, guidance=guidance, steps=steps, watch=watch)
         else:
-            images = rising(chosen, prompts[0], _numbers(scales), seed=seed, steps=steps, watch=watch)
+            images = rising(chosen, prompts[0], raised, seed=seed, steps=steps, watch=watch)
     write_strip(images, out)
     typer.echo(str(out))
 

@@ -24,7 +24,7 @@ METHODS: dict[str, type[Direction] | type[Post]] = {}
 """Every method by the name it has in an expression."""
 
 
-_LONGEST = 2000
+_LONGEST = 100_000
 
 
 def register(method: type) -> type:
@@ -57,7 +57,10 @@ def parse(text: str) -> Guidance:
     if len(text.splitlines()) > 1 or len(text) > _LONGEST:
         raise ExpressionError(text.splitlines()[0][:80], 0, f"an expression is one line of at most {_LONGEST} characters")
     try:
-        return _Reader(text).guidance(ast.parse(text, mode="eval").body)
+        guidance = _Reader(text).guidance(ast.parse(text, mode="eval").body)
+        if len(str(guidance)) > _LONGEST:  # its text must be readable again
+            raise ExpressionError(text[:80], 0, f"written out this has more than {_LONGEST} characters")
+        return guidance
     except ExpressionError:
         raise
     except SyntaxError as error:

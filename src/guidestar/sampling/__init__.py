@@ -1,6 +1,6 @@
 """Solvers, and the loop that runs them."""
 
-from ._core import Solver, State, noise, noised, sample, trajectory
+from ._core import Solver, State, check_finite, noise, noised, sample, trajectory
 from .ddim import DDIM, DDPM
 from .dpmpp import DPMpp2M, SDEDPMpp2M
 from .heun import Heun
@@ -38,6 +38,7 @@ __all__ = [
     "Solver",
     "State",
     "TimeTravel",
+    "check_finite",
     "crowd",
     "effective_size",
     "get_solver",

@@ -117,20 +117,25 @@ class _Recorder:
         return prediction, gstate
 
 
-def trajectory(predict: Predict, x: Float[Tensor, " b *s"], *, grid: Grid, solver: Solver, draw: Draw, explain: bool = False) -> Iterator[State]:
+def trajectory(predict: Predict, x: Float[Tensor, " b *s"], *, grid: Grid, solver: Solver | str, draw: Draw, explain: bool = False) -> Iterator[State]:
     """Yield the state after each step; stop iterating to cancel.
 
     Args:
         predict: a `Guided`, or any ``predict(x_t, step, gstate)``.
         x: samples ``[B, *S]`` at the first level of ``grid``.
         grid: levels to walk.
-        solver: how to step.
+        solver: how to step: a solver or its name.
         draw: noise of the stochastic solvers.
         explain: also carry each term's push in the states.
 
     Raises:
-        ValueError: the solver cannot serve this guidance.
+        ValueError: the solver is unknown, or cannot serve this guidance.
+        FloatingPointError: after the last step, samples are not finite.
     """
+    if isinstance(solver, str):
+        from . import get_solver
+
+        solver = get_solver(solver)
     solver.check(predict, grid)
     sstate: SState = {}
     gstate: dict[str, Tensor] = {}
@@ -140,7 +145,24 @@ def trajectory(predict: Predict, x: Float[Tensor, " b *s"], *, grid: Grid, solve
         with torch.no_grad():
             step = grid.step(index)
             x, sstate, gstate = solver.step(watched, x, step, sstate, gstate, draw.at(index))
+        if index == grid.steps - 1:
+            check_finite(x)
         yield State(x=x, step=step, prediction=watched.prediction, pushes=watched.pushes, evaluations=_since(before, predict))  # type: ignore[arg-type]
+
+
+def check_finite(x: Tensor, what: str = "samples") -> None:
+    """Refuse samples ``[B, *S]`` that are not finite; waits for the device once.
+
+    Raises:
+        FloatingPointError: which are not.
+    """
+    bad = (~x.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
+    if bad:
+        which = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
+        raise FloatingPointError(
+            f"{len(bad)} of {len(x)} {what} are not finite (number {which}); lower the scale of the "
+            "guidance, or take more steps"
+        )
 
 
 def _evaluations(predict: Predict) -> tuple[int, ...]:
