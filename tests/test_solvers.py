@@ -24,11 +24,13 @@ VARIANTS = {
     **DEFAULTS,
     "ddim eta=0.6": DDIM(eta=0.6),
     "ddim eta=1": DDIM(eta=1.0),
+    "heun edm": Heun(form="edm"),
     "heun flow": Heun(form="flow"),
     "heun churn": Heun(churn=40.0),
+    "heun edm churn": Heun(form="edm", churn=40.0),
     "heun flow churn": Heun(form="flow", churn=40.0, churn_interval=(0.05, 50.0)),
 }
-NO_PURE_NOISE = {"heun", "heun churn"}
+NO_PURE_NOISE = {"heun edm", "heun edm churn"}
 GRIDS = {
     "vp": trailing(VP.linear(), 9),
     "vp leading": leading(VP.cosine(), 7),
@@ -129,7 +131,7 @@ def test_point_mass_at_every_level(name, grid):
 @pytest.mark.parametrize("grid", PURE_NOISE.values(), ids=PURE_NOISE)
 def test_point_mass_from_pure_noise(name, grid):
     if name in NO_PURE_NOISE:
-        with pytest.raises(ValueError, match=r"pure noise \(alpha = 0\); use Heun\(form='flow'\)"):
+        with pytest.raises(ValueError, match=r"pure noise \(alpha = 0\); leave the form out, or use a grid that starts below it"):
             assert_point_mass(VARIANTS[name], grid)
     else:
         assert_point_mass(VARIANTS[name], grid)
@@ -450,6 +452,34 @@ def test_heun_flow_form_is_finite_at_both_ends(churn):
         assert x.isfinite().all() and x.abs().max() < 5
 
 
+def test_heun_by_name_takes_the_form_that_works():
+    """EDM's but from pure noise, for each sample of a batch by itself."""
+    for grid, form in ((uniform(Flow(), 5), "flow"), (PURE_NOISE["zero-snr"], "flow"), (GRIDS["flow"], "edm"), (GRIDS["vp"], "edm")):
+        options = {"grid": grid, "seeds": [1, 2], "shape": (3,), "dtype": torch.float64}
+        assert torch.equal(sample(predictor(), solver="heun", **options), sample(predictor(), solver=Heun(form=form), **options))
+    mixed = stacked(MIXED["flow from t=1"][:2])
+    x = noise((2,), mixed[0], Draw([1, 2]), dtype=torch.float64)
+    one, *_ = Heun().step(predictor(), x, mixed.step(0), {}, {}, NoDraw())
+    for k, form in enumerate(("flow", "edm")):
+        alone, row = MIXED["flow from t=1"][k], x[k : k + 1]
+        expected, *_ = Heun(form=form).step(predictor(), row, alone.step(0), {}, {}, NoDraw())
+        torch.testing.assert_close(one[k : k + 1], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["edm", "flow"])
+@pytest.mark.parametrize("several", [False, True])
+def test_churn_is_added_within_its_interval_and_at_both_of_its_ends(form, several):
+    """Levels of ρ = 4, 2, 1, .5 with the interval [1, 2]: γ = churn/n at 2 and 1, nothing at 4 and .5."""
+    levels = [VE()(r) for r in (4.0, 2.0, 1.0, 0.5)]
+    grid = Grid(levels=(*levels, VE().clean), schedule=VE())
+    grid = stacked([grid, grid]) if several else grid
+    solver = Heun(form=form, churn=1.2, churn_interval=(1.0, 2.0))
+    lifted = [torch.as_tensor(solver.evaluations(grid.step(i))[0].t.rho, dtype=torch.float64).flatten()[0].item() for i in range(4)]
+    assert lifted == pytest.approx([4.0, 2 * 1.3, 1.3, 0.5], rel=1e-12)
+    capped = Heun(form=form, churn=8.0).evaluations(grid.step(3))[0].t.rho
+    assert torch.as_tensor(capped, dtype=torch.float64).flatten()[0].item() == pytest.approx(0.5 * math.sqrt(2), rel=1e-12)
+
+
 def test_churn_outside_its_interval_changes_nothing():
     for grid in (GRIDS["vp"], stacked([GRIDS["vp"]] * 2)):
         plain, outside = (
@@ -464,7 +494,7 @@ def test_churn_outside_its_interval_changes_nothing():
         (lambda: DDIM(eta=1.5), "eta"),
         (lambda: DDIM(eta=-0.1), "eta"),
         (lambda: DDPM(variance="tiny"), "'tiny'"),
-        (lambda: Heun(form="rk4"), "'rk4'"),
+        (lambda: Heun(form="rk4"), "must be auto, edm or flow, not 'rk4'"),
         (lambda: Heun(churn=-1.0), "churn"),
         (lambda: get_solver("euler"), "unknown solver 'euler'; the solvers are ddim"),
     ],

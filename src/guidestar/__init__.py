@@ -38,6 +38,7 @@ _HOMES = {
         "crowd",
         "steer",
     ),
+    "checking": ("check",),
     "model": ("Model",),
     "samples": ("Samples", "Settings"),
     "folder": ("load", "save"),

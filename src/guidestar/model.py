@@ -305,7 +305,7 @@ class Model:
         particles: int = 8,
         strength: float = 1.0,
         potential: Potential = "difference",
-        every: int = 1,
+        every: int | None = None,
         threshold: float = 0.5,
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),

@@ -19,6 +19,9 @@ class DPS(Steered):
     coordinates: on any schedule, with n = √(α² + σ²), ``d = −ζ n_t n_s ∇_{x_t}``, which is a split
     shift of x0 by d/α_s.
 
+    ζ is that of the authors' code. The paper writes the step as ``ζ' ∇‖·‖²/‖·‖``, which is
+    ``2 ζ' ∇‖·‖``: a ζ' of the paper is ζ = 2ζ' here.
+
     Args:
         scale: ζ, usually 0.3 to 1 with the paper's 1000 steps. No step moves a sample by more than about
             ζ, so few steps want more: 5 with 12 steps on pictures of 28 × 28.

@@ -2,6 +2,7 @@
 
 from ._core import Solver, State, check_finite, noise, noised, sample, trajectory
 from .ddim import DDIM, DDPM
+from .divergence import DivergenceWarning, diverged, warn_of_divergence
 from .dpmpp import DPMpp2M, SDEDPMpp2M
 from .heun import Heun
 from .population import Population, Potential, crowd, effective_size, steer, systematic
@@ -30,6 +31,7 @@ __all__ = [
     "DDPM",
     "SOLVERS",
     "DPMpp2M",
+    "DivergenceWarning",
     "Heun",
     "Population",
     "Potential",
@@ -40,6 +42,7 @@ __all__ = [
     "TimeTravel",
     "check_finite",
     "crowd",
+    "diverged",
     "effective_size",
     "get_solver",
     "noise",
@@ -48,4 +51,5 @@ __all__ = [
     "steer",
     "systematic",
     "trajectory",
+    "warn_of_divergence",
 ]

@@ -16,9 +16,21 @@ from ..prediction import Prediction
 from ._core import Predict, Solver, SState, Stepped
 
 
-def _to_flow(level: Level) -> tuple[Value, Value]:
-    total = level.alpha + level.sigma
-    return total, level.sigma / total
+def _coordinates(level: Level, flow: bool | Tensor) -> tuple[Value, Value]:
+    """Return what x is divided by, and the time, in flow coordinates or EDM's."""
+    if not isinstance(flow, Tensor):
+        total = level.alpha + level.sigma
+        return (total, level.sigma / total) if flow else (level.alpha, level.rho)
+    pairs = zip(_coordinates(level, True), _coordinates(level, False), strict=True)
+    n, tau = (torch.where(flow, *(torch.as_tensor(v, dtype=torch.float64) for v in p)) for p in pairs)
+    return n, tau
+
+
+def _slope(prediction: Prediction, flow: bool | Tensor) -> Tensor:
+    if not isinstance(flow, Tensor):
+        return prediction.view("velocity") if flow else prediction.eps
+    chosen = torch.as_tensor(expand(flow * 1.0, prediction.eps)) > 0
+    return torch.where(chosen, prediction.view("velocity"), prediction.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +45,8 @@ class Heun(Solver):
     The step to data is Euler's. 2 evaluations a step, 1 in the last.
 
     Args:
-        form: "edm" (needs alpha > 0) or "flow".
+        form: "edm" (needs alpha > 0), "flow", or "auto": the flow form for samples that start at pure
+            noise (alpha = 0), and EDM's for all others.
         churn: EDM's S_churn: noise added before a step raises ρ by ``min(churn/n, √2 − 1)`` of itself.
         churn_interval: noise ratios [lo, hi] where it is added.
         churn_noise: EDM's S_noise.
@@ -44,7 +57,7 @@ class Heun(Solver):
         Elucidating the Design Space, algorithms 1 and 2, https://arxiv.org/abs/2206.00364
     """
 
-    form: Literal["edm", "flow"] = "edm"
+    form: Literal["auto", "edm", "flow"] = "auto"
     churn: float = 0.0
     churn_interval: tuple[float, float] = (0.0, math.inf)
     churn_noise: float = 1.0
@@ -53,8 +66,8 @@ class Heun(Solver):
     accepts_split = False
 
     def __post_init__(self) -> None:
-        if self.form not in ("edm", "flow"):
-            raise ValueError(f"heun: the form must be edm or flow, not {self.form!r}")
+        if self.form not in ("auto", "edm", "flow"):
+            raise ValueError(f"heun: the form must be auto, edm or flow, not {self.form!r}")
         if not 0 <= self.churn < math.inf:
             raise ValueError(f"heun: churn must be finite and not negative, not {self.churn}")
 
@@ -65,7 +78,7 @@ class Heun(Solver):
     def check(self, predict: Predict, grid: Grid) -> None:
         super().check(predict, grid)
         if self.form == "edm" and any(bool((torch.as_tensor(level.alpha) == 0).any()) for level in grid):
-            raise ValueError("heun in its edm form divides by alpha and cannot start at pure noise (alpha = 0); use Heun(form='flow') or a grid that starts below it")
+            raise ValueError("heun in its edm form divides by alpha and cannot start at pure noise (alpha = 0); leave the form out, or use a grid that starts below it")
 
     def evaluations(self, step: Step) -> Sequence[Step]:
         start = self._raised(step)
@@ -74,23 +87,24 @@ class Heun(Solver):
     def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
         x, step = self._churned(x_t, step, draw)
         first, kept = predict(x, step, gstate)
-        (n_t, tau_t), (n_s, tau_s) = self._coordinates(step.t), self._coordinates(step.s)
-        y, d, gap = x * expand(inverse_or_zero(n_t), x), self._slope(first), expand(tau_s - tau_t, x)
+        flow = self._flow(step.grid)
+        (n_t, tau_t), (n_s, tau_s) = _coordinates(step.t, flow), _coordinates(step.s, flow)
+        y, d, gap = x * expand(inverse_or_zero(n_t), x), _slope(first, flow), expand(tau_s - tau_t, x)
         euler = expand(n_s, x) * (y + gap * d)
         if _all_clean(step.s):
             return euler, sstate, kept
         second, _ = predict(euler, self._second(step), gstate)
-        heun = expand(n_s, x) * (y + gap * (d + self._slope(second)) / 2)
+        heun = expand(n_s, x) * (y + gap * (d + _slope(second, flow)) / 2)
         if not isinstance(step.s.sigma, Tensor):
             return heun, sstate, kept
         clean = torch.as_tensor(expand((step.s.sigma == 0) * 1.0, x)) > 0
         return torch.where(clean, euler, heun), sstate, kept
 
-    def _coordinates(self, level: Level) -> tuple[Value, Value]:
-        return _to_flow(level) if self.form == "flow" else (level.alpha, level.rho)
-
-    def _slope(self, prediction: Prediction) -> Tensor:
-        return prediction.view("velocity") if self.form == "flow" else prediction.eps
+    def _flow(self, grid: Grid) -> bool | Tensor:
+        """Return whether the flow form is used, for all samples or for each."""
+        if self.form != "auto":
+            return self.form == "flow"
+        return grid[0].alpha == 0
 
     def _second(self, step: Step) -> Step:
         return step._replace(t=step.s)

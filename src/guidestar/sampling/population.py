@@ -30,13 +30,17 @@ class Population:
         x: particles ``[B, K, *S]``.
         rewards: of each, ``[B, K]``, CPU float64.
         weights: ``[B, K]``, with sum 1 over K: particle k stands for that share of the tilted distribution.
-        sizes: effective sample size before each resampling (and at the end), one ``[B]`` a step.
+        sizes: effective sample size ``(Σ w)²/Σ w²`` of the potential after each step (and at the end, of
+            ``weights``), one ``[B]`` a step.
+        starts: how many of the K starts the weights rest on, ``1/Σ_a (Σ w of those from start a)²``,
+            ``[B]``: at most the last of ``sizes``, which does not know that particles are copies.
     """
 
     x: Tensor
     rewards: Tensor
     weights: Tensor
     sizes: tuple[Tensor, ...]
+    starts: Tensor
 
     @property
     def best(self) -> Tensor:
@@ -82,29 +86,28 @@ def systematic(weights: Float[Tensor, " k"], u: float) -> Int64[Tensor, " k"]:
 
 @dataclass
 class _Weighing:
-    """Log-weights ``[B, K]``, and the rewards on each particle's way."""
+    """The potentials ``[B, K]`` of each particle's way: those multiplied in, and what the next is made of."""
 
     potential: Potential
-    log: Tensor
     spent: Tensor
     seen: Tensor
 
-    def add(self, score: Tensor, last: bool) -> None:
-        """Multiply in the next potential; all of a particle's way make ``exp(score)`` of its end."""
-        if last:
-            gain = score - self.spent
-        elif self.potential == "difference":
-            gain = score - self.seen
-            self.seen = score
-        else:
-            self.seen = torch.maximum(self.seen, score) if self.potential == "max" else self.seen + score
-            gain = self.seen
-        self.log, self.spent = self.log + gain, self.spent + gain
+    def log(self, score: Tensor, last: bool) -> Tensor:
+        """Return the log-weights ``[B, K]``: of the next potential, were particles resampled now.
 
-    def take(self, ancestors: Tensor, resampled: Tensor) -> None:
-        """Let each particle have its ancestor's way, and equal weights where it was resampled."""
-        self.spent, self.seen = self.spent.gather(1, ancestors), self.seen.gather(1, ancestors)
-        self.log = torch.where(resampled[:, None], 0.0, self.log)
+        At the end it is what makes the product of all of a way's potentials ``exp(score)``.
+        """
+        if last or self.potential == "difference":
+            return score - self.spent
+        return self._met(score)
+
+    def _met(self, score: Tensor) -> Tensor:
+        return torch.maximum(self.seen, score) if self.potential == "max" else self.seen + score
+
+    def take(self, score: Tensor, ancestors: Tensor, resampled: Tensor) -> None:
+        """Multiply the potential in where samples are resampled, and let particles have their ancestors' way."""
+        spent = self.spent + torch.where(resampled[:, None], self.log(score, False), 0.0)
+        self.spent, self.seen = spent.gather(1, ancestors), self._met(score).gather(1, ancestors)
 
 
 def steer(
@@ -118,20 +121,25 @@ def steer(
     shape: Sequence[int],
     strength: float = 1.0,
     potential: Potential = "difference",
-    every: int = 1,
+    every: int | None = None,
     threshold: float = 0.5,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Population:
     """Sample from ``p(x_0) exp(λ r(x_0))`` with K particles a sample (Feynman–Kac steering).
 
-    At each step particle k is weighed by a potential, and where the effective sample size of its
-    sample falls below a share of K, the K particles are resampled. The potentials of a way are
+    After each ``every`` steps particle k is weighed by a potential, and where the effective sample
+    size of its sample falls below a share of K, the K particles are resampled, which multiplies the
+    potential in. With r_t the rewards of the clean estimates after those steps, they are
 
-        difference: exp(λ(r_t − r_before));  max: exp(λ max r);  sum: exp(λ Σ r)
+        difference: exp(λ(r_t − r_u)), u the last resampling;  max: exp(λ max r);  sum: exp(λ Σ r)
 
-    of the clean estimates on it, and the last makes their product ``exp(λ r(x_0))``: as K grows, the
-    weighted particles are exactly of the tilted distribution, whatever the rewards on the way.
+    and the last, at data, is what makes the product of all that were multiplied in ``exp(λ r(x_0))``:
+    as K grows, the weighted particles are exactly of the sampler's distribution times
+    ``exp(λ r(x_0))``, whatever the rewards on the way.
+
+    max and sum tilt anew at each resampling, so on the way particles stand for more than the end
+    wants: resample a few times a run only. Where that went wrong, ``starts`` is small.
 
     Args:
         predict: a `Guided` of B·K samples (conditions of each sample K times; seeds ``crowd(seeds, K)``),
@@ -144,8 +152,9 @@ def steer(
         shape: of one sample.
         strength: λ.
         potential: "difference", "max" or "sum".
-        every: resample after each so many steps at most; 0 for never, which leaves K independent
-            samples: with ``best``, best-of-K.
+        every: resample after each so many steps at most; by default each step for "difference", and a
+            third of the run for the others. 0 for never, which leaves K independent samples: with
+            ``best``, best-of-K.
         threshold: the share of K below which the effective sample size lets particles be resampled.
         device, dtype: of the samples.
 
@@ -169,25 +178,35 @@ def steer(
     draw = Draw(crowd(own.seeds, particles))
     x = noise(shape, grid[0], draw, device=device, dtype=dtype)
     zeros = torch.zeros(len(seeds), particles, dtype=torch.float64)
-    weighing = _Weighing(potential, zeros, zeros, zeros if potential != "max" else zeros - torch.inf)
-    sstate, gstate, sizes, rewards = {}, {}, [], zeros
+    weighing = _Weighing(potential, zeros, zeros if potential != "max" else zeros - torch.inf)
+    every = every if every is not None else 1 if potential == "difference" else max(1, grid.steps // 3)
+    starts = torch.arange(particles).expand(len(seeds), -1)
+    sstate, gstate, sizes, rewards, log = {}, {}, [], zeros, zeros
     for index in range(grid.steps):
         watched, last = _Recorder(predict, False), index + 1 == grid.steps
         with torch.no_grad():
             x, sstate, gstate = solver.step(watched, x, grid.step(index), sstate, gstate, draw.at(index))
             rewards = _rewards(reward, x if last else watched.prediction.x0, zeros)  # type: ignore[union-attr]
-        weighing.add(strength * rewards, last)
-        sizes.append(effective_size(weighing.log))
+        log = weighing.log(strength * rewards, last)
+        sizes.append(effective_size(log))
         if not last and every and (index + 1) % every == 0:
             resampled = sizes[-1] < threshold * particles
-            ancestors = _ancestors(weighing.log.softmax(1), own.at(index).uniform("resample"), resampled)
-            weighing.take(ancestors, resampled)
+            ancestors = _ancestors(log.softmax(1), own.at(index).uniform("resample"), resampled)
+            weighing.take(strength * rewards, ancestors, resampled)
+            starts = starts.gather(1, ancestors)
             rows = (ancestors + particles * torch.arange(len(seeds))[:, None]).flatten()
             x, sstate, gstate = x[rows.to(x.device)], _taken(sstate, rows), _taken(gstate, rows)
-    return Population(x=x.unflatten(0, zeros.shape), rewards=rewards, weights=weighing.log.softmax(1), sizes=tuple(sizes))
+    weights = log.softmax(1)
+    return Population(x=x.unflatten(0, zeros.shape), rewards=rewards, weights=weights, sizes=tuple(sizes), starts=_starts(weights, starts))
 
 
-def _check(solver: Solver, particles: int, potential: str, every: int, strength: float, threshold: float) -> None:
+def _starts(weights: Tensor, starts: Tensor) -> Tensor:
+    """Return the effective number of starts, ``1/Σ_a (Σ w of those from start a)²``, ``[B]``."""
+    return 1 / (torch.zeros_like(weights).scatter_add(1, starts, weights) ** 2).sum(1)
+
+
+def _check(solver: Solver, particles: int, potential: str, every: int | None, strength: float, threshold: float) -> None:
+    every = 1 if every is None else every
     if int(particles) != particles or int(every) != every or particles < 1 or every < 0:
         raise ValueError(f"there must be at least one particle, resampled every 0 or more steps, not {particles} and {every}")
     if not math.isfinite(strength) or not threshold >= 0:
