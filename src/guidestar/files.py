@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import reprlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +15,45 @@ from pathlib import Path
 
 class Damaged(ValueError):
     """A file is truncated, corrupt or of another format: no mistake of whoever named it (the command line's exit code is 1)."""
+
+
+_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+LONGEST_NAME = 100
+"""Bytes of a name that becomes a file or a folder: file systems take 255, and suffixes are added."""
+
+
+def check_name(name: object, what: str, *, taken: Container[str] = ()) -> str:
+    """Check that a name may become a file or a folder within another, on any system, and return it.
+
+    Args:
+        name: as it was read.
+        what: what has this name, for the message.
+        taken: names that already mean something there.
+
+    Raises:
+        ValueError: it is no text, is empty, "." or "..", a path, too long, or taken.
+    """
+    why = _unfit(name, taken)
+    if why:
+        raise ValueError(f"{what} becomes a folder's name and cannot be {reprlib.repr(name)} ({why}); use letters, digits, '-', '_' and '.'")
+    return str(name)
+
+
+def _unfit(name: object, taken: Container[str]) -> str | None:
+    """Say why a name cannot be a file's, if it cannot."""
+    if not isinstance(name, str):
+        return "it is no text"
+    size = len(name.encode(errors="replace"))
+    faults = {
+        "it is empty": not name.strip(),
+        f"it is longer than {LONGEST_NAME} bytes": size > LONGEST_NAME,
+        "it holds a sign of paths": re.search(r'[/\\:*?"<>|\x00-\x1f\x7f\ud800-\udfff]', name),
+        "it starts with '.' or '-'": name.startswith((".", "-", " ")),
+        "it ends in '.' or a space": name.endswith((".", " ")),
+        "a device has this name on Windows": _DEVICES.fullmatch(name),
+        "it is taken": name.lower() in taken,
+    }
+    return next((why for why, so in faults.items() if so), None)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ._options import Out
+from ._options import Out, TrustRecipe
 from ._terminal import fail, warn
 
 
@@ -34,12 +34,13 @@ def train(
     data: Annotated[Optional[Path], typer.Option(help="Path of the data, in place of the recipe's.")] = None,  # noqa: UP045
     only: Annotated[Optional[list[str]], typer.Option("--only", help="Train this part alone (model, weak, classifier, judge); several times for several.")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be trained, draw one batch, and train nothing.")] = False,
+    trust: TrustRecipe = False,
 ) -> None:
     """Train a recipe, going on where it was stopped, and write the model's folder."""
     from ..files import make_folder
     from ..train import recipe as recipes
 
-    spec = recipes.read(recipe)
+    spec = recipes.read(recipe, trust=trust)
     if data:
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(data)})})
     make_folder(out)
@@ -77,4 +78,4 @@ def _train(spec: Any, file: Path, out: Path, only: list[str] | None) -> None:
         typer.echo(f"trained {', '.join(only)} in {out}; run it without --only for the whole model")
         return
     model = assemble(spec, out, command=f"guidestar train {file}")
-    typer.echo(f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name}{' --cond all' if model.classes else ''} --grid")
+    typer.echo(f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name}{' --cond all' if model.classes else ''}{' --trust' if spec.code() else ''} --grid")

@@ -17,7 +17,13 @@ from ..draw import Draw
 from ..models import networks
 from ..models.classifier import Classifier
 from ..models.conditional import ConditionalModel
-from ..models.conditions import ClassEncoder, Conditions, LabelEncoder, VectorEncoder
+from ..models.conditions import (
+    ClassEncoder,
+    Conditions,
+    LabelEncoder,
+    VectorEncoder,
+    check_condition_name,
+)
 from ..models.lean import plain_attention
 from . import classification as supervised
 from ._core import Built, Objective
@@ -39,6 +45,8 @@ def told(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSp
     strange = [name for name in chosen if name not in columns]
     if strange:
         raise ValueError(f"the recipe's condition {strange[0]!r} is not a column of the data, which {'are ' + ', '.join(columns) if columns else 'have none'}")
+    for name in chosen:
+        check_condition_name(name)
     return chosen
 
 
