@@ -24,6 +24,8 @@ Average = Annotated[Optional[str], typer.Option("--average", help="Which average
 Trust = Annotated[bool, typer.Option("--trust", help="Run the code that the model's folder names for its network.")]
 
 _TRUST_RECIPE = "Run the code that the recipe names for its networks (module:callable)."
+_ACCEPT_HELP = "Go on though samples were added, removed or changed since the checkpoint."
+AcceptData = Annotated[bool, typer.Option("--accept-data", help=_ACCEPT_HELP)]
 TrustRecipe = Annotated[bool, typer.Option("--trust", help=_TRUST_RECIPE)]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ._options import Out, TrustRecipe
+from ._options import AcceptData, Out, TrustRecipe
 from ._terminal import fail, warn
 
 
@@ -35,6 +35,7 @@ def train(
     only: Annotated[Optional[list[str]], typer.Option("--only", help="Train this part alone (model, weak, classifier, judge); several times for several.")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be trained, draw one batch, and train nothing.")] = False,
     trust: TrustRecipe = False,
+    accept_data: AcceptData = False,
 ) -> None:
     """Train a recipe, going on where it was stopped, and write the model's folder."""
     from ..files import make_folder
@@ -47,7 +48,7 @@ def train(
     if dry_run:
         _dry_run(spec, out, only)
     else:
-        _train(spec, recipe, out, only)
+        _train(spec, recipe, out, only, accept_data)
 
 
 def _dry_run(spec: Any, out: Path, only: list[str] | None) -> None:
@@ -60,7 +61,7 @@ def _dry_run(spec: Any, out: Path, only: list[str] | None) -> None:
     typer.echo("\n".join([*lines, f"the first samples are drawn in {out / 'batch.png'}"]))
 
 
-def _train(spec: Any, file: Path, out: Path, only: list[str] | None) -> None:
+def _train(spec: Any, file: Path, out: Path, only: list[str] | None, accept_data: bool) -> None:
     from accelerate import PartialState
 
     from ..train._safely import Stop, asked_by_signals
@@ -69,7 +70,7 @@ def _train(spec: Any, file: Path, out: Path, only: list[str] | None) -> None:
     from ..train.run import train
 
     with asked_by_signals(Stop()) as stop, progress_report() as report:
-        finished = train(spec, out, report, only=only, stop=stop, say=warn)
+        finished = train(spec, out, report, only=only, stop=stop, say=warn, accept_data=accept_data)
     if not finished:
         fail(f"stopped; what was trained is saved in {out}, and the same command goes on from there", 130)
     if not PartialState().is_main_process:

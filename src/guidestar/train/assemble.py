@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..bridge.export import described
 from ..card import write_card
 from ..data._core import Source
+from ..data.identity import identify
 from ..draw import Draw
 from ..evaluate import calibration
 from ..evaluate.levels import trusted_rho
@@ -102,6 +103,7 @@ def _about(recipe: Recipe, out: Path, trained: dict[str, Any], source: Source, a
         "summary": recipe.summary or _summary(recipe, source),
         "licence": recipe.licence or "unknown",
         "data": _data(recipe, source),
+        "data_identity": identify(source),
         "scheduler": scheduler_config(recipe),
         "shape": list(source.shape),
         "averages": [p.name for p in profiles(settings(recipe, "model"))],

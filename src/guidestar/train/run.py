@@ -21,6 +21,7 @@ from .clips import take_from_clip, uses_clip
 from .ema import EMA
 from .loop import fit
 from .memory import activations, memory
+from .origins import read_parts
 from .parts import PARTS, CLIPPart, NetworkPart
 from .reading import sources
 from .recipe import Recipe
@@ -34,6 +35,10 @@ def settings(recipe: Recipe, part: str) -> Settings:
     return Settings(**getattr(recipe, part).train.model_dump(), seed=recipe.seed + PARTS.index(part))
 
 
+_IDLE = ("cache", "test", "max_bad", "about")
+"""Keys of data that shape no weights; where the data lie does not either, but their identity."""
+
+
 def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
     """Say all that shapes a part's weights besides its settings, by dotted names."""
     own = getattr(recipe, part).model_dump(exclude={"train", "snapshots", "calibrate"})  # which snapshots are kept shapes nothing
@@ -45,7 +50,7 @@ def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
     conditions = {name: spec.model_dump() for name, spec in (recipe.conditions or {}).items()}
     tables = {
         **noise,
-        "data": recipe.data.model_dump(exclude={"cache", "test", "max_bad", "about"}),
+        "data": recipe.data.model_dump(exclude={"path", *_IDLE}),
         "conditions": conditions,
         part: own,
         "": {"joint_dropout": recipe.joint_dropout},
@@ -104,12 +109,33 @@ def save_snapshot(weights: Mapping[str, Tensor], path: Path) -> None:
         beside.write_bytes(save({k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in weights.items()}))
 
 
-def train_part(recipe: Recipe, part: str, out: Path, source: Source, *, stop: Stop | None = None, accelerator: Any = None) -> Generator[Progress, None, None]:
+def train_part(
+    recipe: Recipe,
+    part: str,
+    out: Path,
+    source: Source,
+    *,
+    stop: Stop | None = None,
+    accelerator: Any = None,
+    accept_data: bool = False,
+) -> Generator[Progress, None, None]:
     """Train one part, from its checkpoint if there is one; keep the snapshots and pictures it asks for."""
+    if accept_data and recipe.data.standardise:
+        raise ValueError("data.standardise takes its units from the data, so a training cannot go on with other data; leave --accept-data out, or give another --out")
     built = build(recipe, part, source, out)
-    if uses_clip(recipe, part) and not checkpoint(out, part).is_file():
+    if uses_clip(recipe, part):
         take_from_clip(built.module, averaged(recipe, "clip", out, source))
-    trainer = Trainer(built.module, built.objective, source, settings(recipe, part), made_from(recipe, part), prepare=built.prepare, accelerator=accelerator)
+    made = made_from(recipe, part) | read_parts(recipe, part, built.module)
+    trainer = Trainer(
+        built.module,
+        built.objective,
+        source,
+        settings(recipe, part),
+        made,
+        prepare=built.prepare,
+        accelerator=accelerator,
+        accept_data=accept_data,
+    )
     keep = set(snapshot_steps(recipe, part))
 
     def snapshot(trainer: Trainer) -> None:
@@ -128,7 +154,14 @@ def train_part(recipe: Recipe, part: str, out: Path, source: Source, *, stop: St
 
 
 def train(
-    recipe: Recipe, out: Path, report: Report | None = None, *, only: Sequence[str] | None = None, stop: Stop | None = None, say: Callable[[str], None] | None = None
+    recipe: Recipe,
+    out: Path,
+    report: Report | None = None,
+    *,
+    only: Sequence[str] | None = None,
+    stop: Stop | None = None,
+    say: Callable[[str], None] | None = None,
+    accept_data: bool = False,
 ) -> bool:
     """Train the parts of ``recipe`` under ``out``; each goes on from its checkpoint.
 
@@ -139,6 +172,7 @@ def train(
         only: which parts to train; by default all.
         stop: where it was asked, the training stops after a step, saved.
         say: told of images that were skipped.
+        accept_data: go on from checkpoints though samples were added, removed or changed since.
 
     Returns:
         Whether it went to the end.
@@ -162,7 +196,7 @@ def train(
             build(recipe, part, source, out)  # refuse what cannot be before an hour of the part before it
     for part in parts:
         steps = getattr(recipe, part).train.steps
-        with closing(train_part(recipe, part, out, source, stop=stop, accelerator=accelerator)) as progresses:
+        with closing(train_part(recipe, part, out, source, stop=stop, accelerator=accelerator, accept_data=accept_data)) as progresses:
             for progress in progresses:
                 if report and accelerator.is_main_process:
                     report(part, progress, steps)
