@@ -73,10 +73,41 @@ def whole_or_not(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
         _flush(path.parent)  # the new name itself
     except OSError as error:
+        if str(error).startswith("cannot write"):
+            raise
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            shutil.rmtree(beside) if beside.is_dir() else beside.unlink(missing_ok=True)
+
+
+_SYSTEM = re.compile(r"\(os error \d+\)|\[Errno \d+\]|inline_container|PytorchStreamWriter")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Say which file another library could not write, whatever it raises.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = _of_system(error)
+        if cause is None and not _SYSTEM.search(str(error)):  # of code in other languages
+            raise
+        if str(cause).startswith("cannot write"):
+            raise
+        why = cause.strerror if cause and cause.strerror else " ".join(str(cause or error).split())
+        raise OSError(f"cannot write {path}: {why}") from error
+
+
+def _of_system(error: BaseException | None) -> OSError | None:
+    """Find the system's error of which another came: torch hides it behind one of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _flush(path: Path) -> None:

@@ -62,21 +62,40 @@ def _dry_run(spec: Any, out: Path, only: list[str] | None) -> None:
 
 
 def _train(spec: Any, file: Path, out: Path, only: list[str] | None, accept_data: bool) -> None:
+    from contextlib import nullcontext
+
+    import torch
     from accelerate import PartialState
 
     from ..train._safely import Stop, asked_by_signals
-    from ..train.assemble import assemble
+    from ..train.lock import locked
     from ..train.report import progress_report
     from ..train.run import train
 
-    with asked_by_signals(Stop()) as stop, progress_report() as report:
-        finished = train(spec, out, report, only=only, stop=stop, say=warn, accept_data=accept_data)
-    if not finished:
-        fail(f"stopped; what was trained is saved in {out}, and the same command goes on from there", 130)
-    if not PartialState().is_main_process:
-        return
-    if only:
-        typer.echo(f"trained {', '.join(only)} in {out}; run it without --only for the whole model")
-        return
-    model = assemble(spec, out, command=f"guidestar train {file}")
+    main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    with locked(out) if main else nullcontext():
+        with asked_by_signals(Stop()) as stop, progress_report() as report:
+            finished = train(
+                spec, out, report, only=only, stop=stop, say=warn, accept_data=accept_data
+            )
+        if not finished:
+            again = "the same command goes on from there"
+            fail(f"stopped; what was trained is saved in {out}, and {again}", 130)
+        if not main:
+            return
+        if only:
+            whole = "run it without --only for the whole model"
+            typer.echo(f"trained {', '.join(only)} in {out}; {whole}")
+            return
+        model = _assembled(spec, out, f"guidestar train {file}")
     typer.echo(f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name}{' --cond all' if model.classes else ''}{' --trust' if spec.code() else ''} --grid")
+
+
+def _assembled(spec: Any, out: Path, command: str) -> Any:
+    from ..train.assemble import assemble
+
+    try:
+        return assemble(spec, out, command=command)
+    except OSError as error:
+        kept = f"all parts are trained, their checkpoints in {out / 'parts'} are intact"
+        raise OSError(f"{error}; {kept}, and the same command finishes the model") from error

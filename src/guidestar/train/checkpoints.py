@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..data.identity import compare
-from ..files import Damaged, keep_former, whole_or_not
+from ..files import Damaged, keep_former, whole_or_not, written
 
 
 def write_checkpoint(state: Mapping[str, Any], path: Path, keep: int) -> None:
@@ -20,7 +20,7 @@ def write_checkpoint(state: Mapping[str, Any], path: Path, keep: int) -> None:
         OSError: it cannot be written; the former checkpoint is intact.
     """
     with whole_or_not(path) as beside:
-        with beside.open("wb") as file:
+        with written(path), beside.open("wb") as file:
             torch.save(state, file)
         keep_former(path, keep)
 

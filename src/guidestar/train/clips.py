@@ -9,7 +9,7 @@ import torch
 
 from ..bridge.encoders import TextEncoder, read_tokenizer
 from ..data._core import Source
-from ..files import whole_or_not
+from ..files import whole_or_not, written
 from ..models.clip import CLIP, make_clip, make_tokenizer, make_vision
 from ._core import Built
 from .captions import captions, text_column
@@ -65,7 +65,7 @@ def _tokenizer(spec: CLIPPart, part: str, source: Source, out: Path | None) -> A
         made = make_tokenizer(captions(source), vocabulary=spec.vocabulary, length=spec.length)
         if folder is None:
             return made
-        with whole_or_not(folder) as beside:
+        with written(folder), whole_or_not(folder) as beside:
             made.save_pretrained(beside)
     return read_tokenizer(folder)
 

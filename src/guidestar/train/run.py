@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .build import build
 from .checkpoints import read_checkpoint
 from .clips import take_from_clip, uses_clip
 from .ema import EMA
+from .lock import locked
 from .loop import fit
 from .memory import activations, memory
 from .origins import read_parts
@@ -182,13 +183,39 @@ def train(
             not go together, or a checkpoint is damaged or of another recipe.
         OSError: ``out`` cannot be written to, or the data are missing; nothing was trained.
         NotFinite: a loss stopped being a number.
+        Locked: another training works in ``out``.
     """
     from accelerate import Accelerator
 
     parts = recipe.parts(only)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    with locked(make_folder(out)) if accelerator.is_main_process else nullcontext():
+        return _train(
+            recipe,
+            parts,
+            out,
+            accelerator,
+            report=report,
+            stop=stop,
+            say=say,
+            accept_data=accept_data,
+        )
+
+
+def _train(
+    recipe: Recipe,
+    parts: Sequence[str],
+    out: Path,
+    accelerator: Any,
+    *,
+    report: Report | None,
+    stop: Stop | None,
+    say: Callable[[str], None] | None,
+    accept_data: bool,
+) -> bool:
+    """Train ``parts``; arguments as of `train`."""
     for folder in (out / "parts", out / "snapshots"):
         make_folder(folder)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     with accelerator.main_process_first():  # so that caches are written once
         source = sources(recipe, say)[0]
     with accelerator.main_process_first():
