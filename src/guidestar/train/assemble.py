@@ -48,7 +48,7 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
     source, aside = sources(recipe)
     trained = {part: averaged(recipe, part, out, source) for part in recipe.parts()}
     about = _about(recipe, out, trained, source, aside, command)
-    model = _model(recipe, trained, source, about)
+    model = model_of(recipe, trained, source, about)
     model.nets |= _snapshots(recipe, out, source)
     save(model, out / recipe.name)
     for name in [p.name for p in profiles(settings(recipe, "model"))][1:]:
@@ -57,7 +57,10 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
     return model
 
 
-def _model(recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[str, Any]) -> Model:
+def model_of(
+    recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[str, Any]
+) -> Model:
+    """Return the model that trained parts are; ``about`` is its card."""
     main, e = trained["model"], recipe.export
     encoder = main.encoder.alone()
     guides = {"classifier": "classifier", "noisy_clip": "clip", "clip": "clean_clip"}

@@ -147,7 +147,8 @@ def _explain(error: Any) -> str:
         return f"unknown key {where!r}{suggestion(str(error['loc'][-1]), _keys(error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"missing key {where!r}"
-    message = error["msg"].removeprefix("Value error, ")
+    # Of an expression the further lines point at the place; the first says it in words.
+    message = error["msg"].removeprefix("Value error, ").split("\n")[0]
     given = error["input"]
     shown = "" if isinstance(given, dict | BaseModel) else f", not {reprlib.repr(given)}"
     return (f"{where}: " if where else "") + f"{message[0].lower()}{message[1:]}{shown}"

@@ -19,6 +19,7 @@ from .build import build
 from .checkpoints import read_checkpoint
 from .clips import take_from_clip, uses_clip
 from .ema import EMA
+from .foresee import check_out, foresee
 from .lock import locked
 from .loop import fit
 from .memory import activations, memory
@@ -214,13 +215,12 @@ def _train(
     accept_data: bool,
 ) -> bool:
     """Train ``parts``; arguments as of `train`."""
-    for folder in (out / "parts", out / "snapshots"):
-        make_folder(folder)
+    check_out(recipe, out)
     with accelerator.main_process_first():  # so that caches are written once
         source = sources(recipe, say)[0]
     with accelerator.main_process_first():
-        for part in parts:
-            build(recipe, part, source, out)  # refuse what cannot be before an hour of the part before it
+        # Refuse what cannot be before an hour of the part before it, or at the very end.
+        foresee(recipe, {part: build(recipe, part, source, out) for part in parts}, source)
     for part in parts:
         steps = getattr(recipe, part).train.steps
         with closing(train_part(recipe, part, out, source, stop=stop, accelerator=accelerator, accept_data=accept_data)) as progresses:
@@ -246,7 +246,9 @@ def dry_run(recipe: Recipe, only: Sequence[str] | None = None, say: Callable[[st
     rows = list(range(min(recipe.model.train.batch, source.size or recipe.model.train.batch)))
     first = source.batch(rows, Draw(rows))[0]
     lines[0] += f"; the first batch has mean {first.mean():.3g} and standard deviation {first.std(correction=0):.3g}"
-    return lines + [_line(recipe, part, build(recipe, part, source), source) for part in recipe.parts(only)], first
+    built = {part: build(recipe, part, source) for part in recipe.parts(only)}
+    foresee(recipe, built, source)
+    return lines + [_line(recipe, part, b, source) for part, b in built.items()], first
 
 
 def _line(recipe: Recipe, part: str, built: Built, source: Source) -> str:

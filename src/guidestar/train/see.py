@@ -125,11 +125,18 @@ def previewing(recipe: Recipe, part: str, folder: Path, source: Source, board: B
 
 def _rows(recipe: Recipe, module: Any, source: Source, decode: Callable[[Tensor], Tensor]) -> Any:
     model, count = live_model(recipe, module, source.shape, decode), recipe.preview.seeds
-    known = model.classes or (recipe.preview.prompts if model.told_by_text else ())
-    names = [known[k % len(known)] for k in range(count)] if known else spelled(module.encoder, source, count)
+    names = names_for(recipe, model, module, source, count)
     for guidance in recipe.preview.guidance if names else ("uncond",):
         x = model.sample(names, guidance=guidance, seeds=range(count), steps=recipe.preview.steps, solver=recipe.export.solver, grid=recipe.export.grid).images
         yield Row(label=guidance, images=to_drawings(x))
+
+
+def names_for(recipe: Recipe, model: Model, module: Any, source: Source, count: int) -> list[str] | None:
+    """Return the conditions of the samples of a preview; None of an unconditional model."""
+    known = model.classes or (recipe.preview.prompts if model.told_by_text else ())
+    if known:
+        return [known[k % len(known)] for k in range(count)]
+    return spelled(module.encoder, source, count)
 
 
 def spelled(encoder: Any, source: Source, count: int) -> list[str] | None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from ..bridge.recipe import GuidanceRecipe
 from ._strict import Rate, Words, _Strict
 
 
@@ -153,6 +154,12 @@ class Preview(_Strict):
     steps: int = Field(default=20, gt=0)
     prompts: Words = ()
 
+    @model_validator(mode="after")
+    def _check(self) -> Preview:
+        for guidance in self.guidance:
+            GuidanceRecipe(guidance=guidance)
+        return self
+
 
 class Export(_Strict):
     """What the finished model recommends and holds.
@@ -167,3 +174,8 @@ class Export(_Strict):
     solver: str = "dpmpp-2m"
     grid: str = "log_snr"
     snapshots: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Export:
+        GuidanceRecipe(guidance=self.guidance, steps=self.steps, solver=self.solver, grid=self.grid)
+        return self
