@@ -57,9 +57,7 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
     return model
 
 
-def model_of(
-    recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[str, Any]
-) -> Model:
+def model_of(recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[str, Any]) -> Model:
     """Return the model that trained parts are; ``about`` is its card."""
     main, e = trained["model"], recipe.export
     encoder = main.encoder.alone()

@@ -40,10 +40,10 @@ class Recipe(_Strict):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_folder_name)]
     summary: str = ""
     licence: str = ""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     joint_dropout: Rate = 0.0
     checkpoint_seconds: float = Field(default=60.0, gt=0)
-    keep_checkpoints: int = Field(default=2, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0, le=1_000)
     data: Data
     conditions: dict[str, ConditionSpec] | None = None
     schedule: Noise = Noise()
