@@ -9,6 +9,7 @@ from typing import Any
 
 from .bridge.recipe import GuidanceRecipe
 from .bridge.weights import read_json
+from .files import check_name
 
 NAME = "guidestar.json"
 FORMAT = 1
@@ -44,7 +45,12 @@ def _texts(given: Any) -> bool:
 
 def _folders(given: Any) -> bool:
     """Tell whether these name folders within another, and nothing outside it."""
-    return _texts(given) and all(Path(n).name == n and n not in ("", ".", "..") for n in given)
+    if not isinstance(given, list):
+        return False
+    try:
+        return all(check_name(name, "a name") for name in given)
+    except ValueError:
+        return False
 
 
 def _number(given: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from ..data._core import Column, Source
@@ -67,15 +68,25 @@ def propose(path: Path, *, name: str, size: int | None = None, steps: int = 2000
     return "\n".join(_lines(name, data, source, steps)) + "\n", f"{found}; {_columns(source)}"
 
 
+def quoted(text: str) -> str:
+    """Write a text as TOML does: JSON's signs, and nothing that ends a line."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _fit(name: str) -> str:
+    """Make a recipe's name of a file's."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:60] or "model"
+
+
 def _columns(source: Source) -> str:
     return "columns: " + (", ".join(f"{n} ({c.kind}{f', {len(c.classes)} classes' if c.classes else ''})" for n, c in source.columns.items()) or "none")
 
 
 def _lines(name: str, data: Data, source: Source, steps: int) -> list[str]:
     image = len(source.shape) == 3
-    lines = [f"name = {_quoted(name)}", 'licence = "" # of your data', "seed = 0", "", "[data]", f'kind = "{data.kind}"', f"path = {_quoted(data.path or '')}"]
+    lines = [f"name = {quoted(_fit(name))}", 'licence = "" # of your data', "seed = 0", "", "[data]", f'kind = "{data.kind}"', f"path = {quoted(data.path or '')}"]
     if data.test:
-        lines += [f"test = {_quoted(data.test)} # to measure on"]
+        lines += [f"test = {quoted(data.test)} # to measure on"]
     if image:
         if any(c.kind == "text" for c in source.columns.values()):
             lines += ["channels = 3 # as CLIP takes them"]
@@ -97,18 +108,16 @@ def _lines(name: str, data: Data, source: Source, steps: int) -> list[str]:
     return [*lines, "[preview]", f"every = {max(1, steps // 4)}", ""]
 
 
-def _quoted(text: str) -> str:
-    """Write a string as TOML does."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def _condition(name: str, about: Column, image: bool) -> list[str]:
+    key = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else quoted(name)
     if about.kind == "text" and image:
-        return [f"[conditions.{name}] # a caption", 'encoder = "clip" # trained here, see [clip]; or a CLIP by name or folder', ""]
+        return [f"[conditions.{key}] # a caption", 'encoder = "clip" # trained here, see [clip]; or a CLIP by name or folder', ""]
     if about.kind == "text":
         encoder = 'encoder = "openai/clip-vit-base-patch32" # from the Hugging Face hub; or a folder'
-        return [f"[conditions.{name}] # a caption", encoder, ""]
-    return [f"[conditions.{name}] # {about.kind}" + (f": {', '.join(about.classes[:8])}{', …' if len(about.classes) > 8 else ''}" if about.classes else ""), ""]
+        return [f"[conditions.{key}] # a caption", encoder, ""]
+    named = " ".join(", ".join(about.classes[:8]).split()) + (", …" if len(about.classes) > 8 else "")
+    said = "".join(sign for sign in named if sign.isprintable())
+    return [f"[conditions.{key}] # {about.kind}" + (f": {said}" if about.classes else ""), ""]
 
 
 def _clips(steps: int) -> list[str]:
