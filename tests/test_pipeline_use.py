@@ -480,6 +480,15 @@ def test_a_run_that_begins_later_is_placed_by_the_scheduler(strength):
     assert read_timetable(scheduler).place(told, -1) == begin
 
 
+def test_second_calls_between_two_levels_are_at_their_geometric_mean():
+    """As DPMSolverSDEScheduler keeps them, which only is there where torchsde is."""
+    scheduler = type("DPMSolverSDEScheduler", (HeunDiscreteScheduler,), {})()
+    scheduler.timesteps, scheduler.sigmas = torch.tensor([900.0, 700.0, 500.0]), torch.tensor([4.0, 2.0, 2.0, 0.0])
+    table = read_timetable(scheduler)
+    assert [float(level.rho) for level in table.levels] == pytest.approx([4, 8**0.5, 2, 0])
+    assert table.order == 2
+
+
 @pytest.mark.parametrize("name", ["FluxKontextPipeline", "StableDiffusionPanoramaPipeline", "IFSuperResolutionPipeline"])
 def test_pipelines_of_another_layout_are_refused(name):
     with pytest.raises(ValueError, match=f"^{name} lays out what its network is told in a way that is not known here"):

@@ -189,7 +189,7 @@ class Call:
     def _times(self, given: Tensor, times: Tensor | None, n: int) -> Tensor:
         if times is not None:
             return times.to(given.device, torch.promote_types(given.dtype, torch.float32))
-        return given if not given.ndim or len(given) == 1 else given[:1].expand(n, *given.shape[1:])
+        return given[:1].expand(n, *given.shape[1:]) if given.ndim else given
 
 
 @dataclass(eq=False)
