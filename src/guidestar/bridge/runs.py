@@ -73,7 +73,7 @@ class Run:
         """Begin a walk through the timesteps: nothing is remembered."""
         self.begin, self.last, self.step, self.state, self.after = place, place - 1, -1, None, None
 
-    def __call__(self, net: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def answer(self, net: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer one call of ``net``."""
         call = self._read(net, args, kwargs)
         place = self._place(call)
