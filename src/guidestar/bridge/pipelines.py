@@ -117,7 +117,7 @@ def _guided_kind(plain: Any, wanted: Wanted) -> type:
         run = Run(self, wanted, dict(bound.arguments), as_it_is)
         with answered(networks(self), run.answer):
             result = plain.__call__(self, *args, **kwargs)
-        run.check_ended()
+        run.check_ended(result)
         return result
 
     return guided_kind(plain, call, wanted)
