@@ -17,6 +17,7 @@ import string
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,8 @@ def _stand_ins(home: Path) -> dict[str, str]:
         kind(config(**sizes)).save_pretrained(home / name)
         words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((c, -3.0) for c in string.ascii_letters)]
         T5TokenizerFast(vocab=words, extra_ids=0, model_max_length=512).save_pretrained(home / name)
-    return {f"hf-internal-testing/tiny-random-{name}": str(home / name) for name in ("clip", "t5", "umt5")}
+    found = {"clip": "clip", "t5": "t5", "umt5": "umt5", "T5ForConditionalGeneration": "t5"}
+    return {f"hf-internal-testing/tiny-random-{name}": str(home / folder) for name, folder in found.items()}
 
 
 def _redirect(folders: Mapping[str, str]) -> None:
@@ -239,7 +241,9 @@ def main(arguments: Sequence[str]) -> int:
     for family in families or FAMILIES:
         c = compare(Path(checkout), family, arguments[cut:])
         print(f"{family} | {len(c.passed)} | {len(c.untouched)} | {len(c.refused)} | {len(c.broken)} | {len(c.plain)} | {len(c.skipped)}", flush=True)
-        for kind in ("broken", "refused", "plain"):
+        for why, count in Counter(c.refused.values()).items():
+            print(f"  refused in {count}: {why.partition('refused: ')[2][:200]}", flush=True)
+        for kind in ("broken", "plain"):
             for name, why in getattr(c, kind).items():
                 print(f"  {kind} {name.removeprefix('tests/pipelines/')}: {why[:300]}", flush=True)
         broken += len(c.broken)

@@ -256,7 +256,7 @@ class Run:
         how = how_to_ask(self.pipe, call.family, self.arguments)
         distilled = call.arguments.get("guidance") is not None or call.arguments.get("timestep_cond") is not None
         why = "; its network is distilled for guidance, and has no other unconditional pass: or use a term that needs none, as pag(3)" if distilled else ""
-        raise ValueError(f"{who} the negative pass, but {how} (both halves get the guided result, so the pipeline's own number changes nothing){why}")
+        raise ValueError(f"{who} the negative pass, but {how}{why}")
 
     def _check_nets(self, main: Any, call: Call) -> None:
         for name, net in self.wanted.nets.items():
