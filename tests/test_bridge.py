@@ -1,6 +1,7 @@
 """Loading Diffusers folders: what is read equals the original network, its scheduler and its sampling loop."""
 
 import json
+import math
 import shutil
 
 import diffusers
@@ -11,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from guidestar import VE, VP, Condition, Draw, Flow, Grid, Guided, leading, sample
 from guidestar.bridge.diffusers import Process, denoiser, read, read_network, read_scheduler
-from guidestar.bridge.schedulers import _EDM, _FLOW, _TABLES
+from guidestar.bridge.schedulers import KINDS
+from guidestar.bridge.timetable import read_timetable
 from guidestar.levels import Level
 from guidestar.models.conditions import ClassEncoder
 from guidestar.prediction import Prediction
@@ -355,9 +357,14 @@ def spell(folder, **config):
     return read_scheduler(folder)
 
 
-@pytest.mark.parametrize("name", _TABLES)
+TABLES = [name for name, kind in KINDS.items() if kind not in ("edm", "flow")]
+COSINE = "UnCLIPScheduler"
+
+
+@pytest.mark.parametrize("name", [n for n in TABLES if n != COSINE])
 def test_every_scheduler_of_betas(name, tmp_path):
-    told = spell(tmp_path, _class_name=name, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=1000, prediction_type="v_prediction")
+    more = {"snr_shift_scale": 1.0} if name.startswith("CogVideoX") else {}
+    told = spell(tmp_path, _class_name=name, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=1000, prediction_type="v_prediction", **more)
     assert isinstance(told.schedule, VP)
     assert told.predicts == "v"
     assert torch.tensor(told.schedule.alphas_cumprod, dtype=torch.float64).allclose(bars(0.00085, 0.012, scaled=True), rtol=1e-12)
@@ -384,26 +391,55 @@ def test_tables_are_those_of_diffusers(config, tmp_path):
     assert (level.alpha == 0) == bool(config.get("rescale_betas_zero_snr"))
 
 
-@pytest.mark.parametrize("name", ["DDPMScheduler", "HeunDiscreteScheduler"])
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_loaded_can_be_guided_and_the_other_way_round(name, tmp_path):
+    """Of each scheduler that is known: the levels at its timesteps are those of the process that it tells."""
+    kind = getattr(diffusers, name)
+    if "torchsde" in getattr(kind, "_backends", ()):
+        pytest.skip(f"{name} needs torchsde")
+    scheduler = kind()
+    scheduler.save_pretrained(tmp_path)
+    if name == "CosineDPMSolverMultistepScheduler":
+        with pytest.raises(ValueError, match="which only its pipeline does: guide that"):
+            read_scheduler(tmp_path)
+        return
+    process = read_scheduler(tmp_path)
+    scheduler.set_timesteps(7)
+    table = read_timetable(scheduler)
+    assert len(table.times) >= 7 and len(table.levels) >= len(table.times)
+    for t, level in zip(table.times, table.levels, strict=False):
+        if KINDS[name] in ("by time", "on ratios", "scaled") and t == round(t):
+            assert float(level.rho) == pytest.approx(float(process.schedule(t).rho), rel=1e-3), t
+        if KINDS[name] == "flow":
+            assert float(level.sigma) == pytest.approx(t / 1000, rel=1e-5)
+        if KINDS[name] == "inverted":
+            told = process.schedule(float(max(0, t - 1000 // 7)))
+            assert float(level.rho) == pytest.approx(float(told.rho), rel=1e-3)
+        if KINDS[name] == "edm":
+            assert float(level.rho) == pytest.approx(math.exp(4 * t), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "HeunDiscreteScheduler", "CogVideoXDDIMScheduler", "UnCLIPScheduler"])
 def test_missing_keys_are_the_defaults_of_the_class(name, tmp_path):
     expected = getattr(diffusers, name)()
     table = torch.tensor(spell(tmp_path, _class_name=name).schedule.alphas_cumprod)
-    assert table.allclose(expected.alphas_cumprod, rtol=2e-5)
+    assert table.allclose(expected.alphas_cumprod.float(), rtol=2e-5)
 
 
 def test_flows(tmp_path):
-    for name in _FLOW:
+    for name in (n for n, kind in KINDS.items() if kind == "flow"):
         assert spell(tmp_path, _class_name=name, shift=3.0) == Process(schedule=Flow(shift=3.0), predicts="velocity", time_scale=1000.0)
     flow = spell(tmp_path, _class_name="UniPCMultistepScheduler", use_flow_sigmas=True, flow_shift=2, prediction_type="flow_prediction")
     assert flow == Process(schedule=Flow(shift=2.0), predicts="velocity", time_scale=1000.0)
-    for name in _EDM:
+    for name in ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"):
         assert spell(tmp_path, _class_name=name).schedule == VE()
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "VQDiffusionScheduler"}, r"'VQDiffusionScheduler' is not supported; these are: DDIMInverseScheduler, .*UniPCMultistepScheduler$"),
+        ({"_class_name": "VQDiffusionScheduler"}, r"'VQDiffusionScheduler' is not supported; these are: CogVideoXDDIMScheduler, .*UniPCMultistepScheduler$"),
         ({}, "None is not supported"),
         ({"_class_name": "DDPMScheduler", "beta_schedule": "laplace"}, r"'laplace' is not supported; these are: linear, scaled_linear"),
         ({"_class_name": "DDPMScheduler", "prediction_type": "noise"}, r"'noise' is not supported; these are: epsilon, v_prediction"),

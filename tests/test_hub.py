@@ -197,3 +197,16 @@ def test_the_command_that_converts_quotes_the_path():
     command = conversion(Path("/tmp/a '$(touch b)'/pytorch_model.bin")).removeprefix("write them anew with: ")
     words = shlex.split(command)
     assert words[:2] == ["python", "-c"] and len(words) == 3 and repr("/tmp/a '$(touch b)'/pytorch_model.bin") in words[2]
+
+
+def test_of_several_variants_one_is_fetched():
+    part = lambda *names: [f"unet/diffusion_pytorch_model{n}" for n in names]  # noqa: E731
+    at = lambda *names: list(wanted("x/y", part(*names)))  # noqa: E731
+    assert at(".bf16.safetensors", ".non_ema.safetensors") == part(".bf16.safetensors")
+    assert at(".bf16.safetensors", ".fp16.safetensors") == part(".fp16.safetensors")
+    assert at(".bf16.safetensors", ".fp16.safetensors", ".safetensors") == part(".safetensors")
+    shards = ("-00001-of-00002.safetensors", "-00002-of-00002.safetensors", ".safetensors.index.json")
+    older = ("-00001-of-00002.bf16.safetensors", ".safetensors.bf16.index.json")
+    newer = (".bf16-00001-of-00002.safetensors", ".safetensors.index.bf16.json")
+    assert at(*shards, *older) == part(*shards) and at(*older) == part(*older) and at(*newer) == part(*newer)
+    assert at(".safetensors", *shards, ".fp16.safetensors") == part(".safetensors", *shards)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, PixArtAlphaPipeline
 
 import guidestar
 from _pipeline_families import MAKE, family, flux
@@ -93,6 +93,23 @@ def test_a_sample_does_not_depend_on_the_others(name):
         assert torch.equal(f.draw(2, 0), together)
     with guidestar.guided(f.pipe, "cfg(4)"):
         assert not close(f.draw(), together, 1e-4)
+
+
+@pytest.mark.parametrize("kind", [*LAYERED, "pixart-alpha"])
+def test_one_image_without_a_negative_pass(kind):
+    """Its network is told one timestep, and more rows than one."""
+    f = family(kind.removesuffix("-alpha"))
+    if kind == "pixart-alpha":
+        parts = dict(f.pipe.components)
+        f.pipe = quiet(PixArtAlphaPipeline(**parts))
+    f.more = {"guidance_scale": 1.0}
+    if kind == "flux":
+        f.more |= {"negative_prompt_embeds": None, "negative_pooled_prompt_embeds": None}
+    f.scale = None
+    own = f.draw(1)
+    with guidestar.guided(f.pipe, "cond + pag(3)"):
+        one, two = f.draw(1), f.draw(2)
+    assert close(one, two[:1], 1e-5) and not close(one, own, 1e-3)
 
 
 def heard(net):

@@ -1,7 +1,9 @@
 """What people do with their pipelines goes on: adapters, callbacks, offloading, compiling; and what is refused says why."""
 
+import inspect
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -19,6 +21,7 @@ import _pipeline_folders as made
 import guidestar
 from _pipelines import REQUEST, SCHEDULE, STEPS, close, controlled, drawn, image_prompted, quiet, seeded, stable_diffusion, text_unet, told, walked
 from guidestar.bridge.families import FAMILIES, negative_rows
+from guidestar.bridge.kinds import KNOWN
 from guidestar.bridge.runs import Run, Wanted
 from guidestar.bridge.timetable import read_timetable
 from guidestar.guidance._core import as_guidance
@@ -143,6 +146,7 @@ def test_nothing_is_left_behind_not_even_by_an_exception():
     assert traces(pipe) == before and torch.equal(drawn(pipe), own)
 
 
+@pytest.mark.filterwarnings("ignore:this StableDiffusionPipeline is guided")
 def test_saving_a_guided_pipeline_saves_the_pipeline(tmp_path):
     guidestar.guide(stable_diffusion(), "cfg(3)").save_pretrained(tmp_path)
     assert '"_class_name": "StableDiffusionPipeline"' in (tmp_path / "model_index.json").read_text()
@@ -480,7 +484,41 @@ def test_a_run_that_begins_later_is_placed_by_the_scheduler(strength):
     assert read_timetable(scheduler).place(told, -1) == begin
 
 
-@pytest.mark.parametrize("name", ["FluxKontextPipeline", "StableDiffusionPanoramaPipeline", "IFSuperResolutionPipeline"])
+def test_second_calls_between_two_levels_are_at_their_geometric_mean():
+    """As DPMSolverSDEScheduler keeps them, which only is there where torchsde is."""
+    scheduler = type("DPMSolverSDEScheduler", (HeunDiscreteScheduler,), {})()
+    scheduler.timesteps, scheduler.sigmas = torch.tensor([900.0, 700.0, 500.0]), torch.tensor([4.0, 2.0, 2.0, 0.0])
+    table = read_timetable(scheduler)
+    assert [float(level.rho) for level in table.levels] == pytest.approx([4, 8**0.5, 2, 0])
+    assert table.order == 2
+
+
+LOOK_ALIKES = (
+    *("FluxKontextPipeline", "StableDiffusionPanoramaPipeline", "IFSuperResolutionPipeline", "LTXConditionPipeline"),
+    *("StableDiffusionAttendAndExcitePipeline", "CycleDiffusionPipeline", "StableDiffusionLatentUpscalePipeline"),
+    *("KandinskyV22ControlnetPipeline", "KandinskyV22CombinedPipeline", "MarigoldDepthPipeline", "LDMTextToImagePipeline"),
+    *("StableDiffusionSAGPipeline", "VisualClozePipeline", "LucyEditPipeline", "KandinskyV22ControlnetImg2ImgPipeline"),
+)
+
+
+@pytest.mark.parametrize("name", LOOK_ALIKES)
 def test_pipelines_of_another_layout_are_refused(name):
+    kind = getattr(diffusers, name)
     with pytest.raises(ValueError, match=f"^{name} lays out what its network is told in a way that is not known here"):
-        guidestar.guide(type(name, (), {})(), "cfg(3)")
+        guidestar.guide(kind.__new__(kind), "cfg(3)")
+
+
+def test_every_pipeline_that_is_known_is_one():
+    """And its network is of a family; Kolors and IF are read with Stable Diffusion's."""
+    for name in KNOWN:
+        kind = getattr(diffusers, name)
+        if "sentencepiece" in getattr(kind, "_backends", ()):
+            continue
+        told = inspect.signature(kind.__init__).parameters
+        asked = " ".join(str(told[part].annotation) for part in ("unet", "transformer") if part in told)
+        assert any(family in asked for family in FAMILIES), name
+
+
+def test_a_pipeline_of_ones_own_is_guided_as_the_one_it_comes_from():
+    once = drawn(guidestar.guide(stable_diffusion(), "cfg(5)"))
+    assert torch.equal(drawn(guidestar.guide(stable_diffusion(type("Mine", (StableDiffusionPipeline,), {})), "cfg(5)")), once)

@@ -1,14 +1,18 @@
 """Guided Stable Diffusion pipelines, against the pipeline's own guidance and against loops written out in plain torch."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from diffusers import (
+    DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DEISMultistepScheduler,
+    DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSDEScheduler,
     DPMSolverSinglestepScheduler,
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
@@ -24,8 +28,10 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPAGPipeline,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.utils import is_torchsde_available
 from PIL import Image
 
 import guidestar
@@ -48,12 +54,16 @@ SCHEDULERS = {
     "unipc": lambda **k: UniPCMultistepScheduler(**SCHEDULE, **k),
     "heun": lambda **k: HeunDiscreteScheduler(**SCHEDULE, **k),
 }
+ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+"""With Diffusers' own betas, whose table then ends in 2⁻²⁴, above its neighbour."""
 MORE = {
     "ancestral": lambda: EulerAncestralDiscreteScheduler(**SCHEDULE),
+    "ddim-inverted": lambda: in_double(DDIMInverseScheduler(**SCHEDULE, clip_sample=False)),
     "ddpm": lambda: in_double(DDPMScheduler(**SCHEDULE, clip_sample=False)),
     "deis": lambda: DEISMultistepScheduler(**SCHEDULE),
     "dpm-single": lambda: DPMSolverSinglestepScheduler(**SCHEDULE),
     "edm": EDMEulerScheduler,
+    "dpm++-inverted": lambda: DPMSolverMultistepInverseScheduler(**SCHEDULE),
     "flow": lambda: UniPCMultistepScheduler(**SCHEDULE, use_flow_sigmas=True, prediction_type="flow_prediction"),
     "kdpm2": lambda: KDPM2DiscreteScheduler(**SCHEDULE),
     "kdpm2-a": lambda: KDPM2AncestralDiscreteScheduler(**SCHEDULE),
@@ -61,6 +71,12 @@ MORE = {
     "lms": lambda: LMSDiscreteScheduler(**SCHEDULE),
     "pndm": lambda: in_double(PNDMScheduler(**SCHEDULE, skip_prk_steps=True)),
     "sa": lambda: SASolverScheduler(**SCHEDULE),
+    **({"sde": lambda: DPMSolverSDEScheduler(**SCHEDULE, noise_sampler_seed=0)} if is_torchsde_available() else {}),
+    "tcd": lambda: in_double(TCDScheduler(**SCHEDULE)),
+    **{
+        f"{name}-zero-snr": partial(kind, **ZERO_SNR)
+        for name, kind in (("euler", EulerDiscreteScheduler), ("dpm++", DPMSolverMultistepScheduler), ("unipc", UniPCMultistepScheduler))
+    },
 }
 
 
@@ -236,8 +252,9 @@ def test_what_a_network_means_is_what_the_scheduler_reads(name):
 
     def stepped(out, t, x, **more):
         answer = step(out, t, x, **{**more, "return_dict": True})
-        if name in ("pndm", "ddpm", "lcm"):
-            a = scheduler.alphas_cumprod[t] ** 0.5
+        if name in ("pndm", "ddpm", "lcm", "tcd", "ddim-inverted"):
+            # An inversion is told the time of the step that it goes to.
+            a = scheduler.alphas_cumprod[max(0, t - 1000 // STEPS) if name == "ddim-inverted" else t] ** 0.5
             theirs.append((x - (1 - a * a) ** 0.5 * out) / a)
         elif hasattr(answer, "pred_original_sample"):
             theirs.append(answer.pred_original_sample)

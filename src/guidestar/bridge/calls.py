@@ -189,7 +189,7 @@ class Call:
     def _times(self, given: Tensor, times: Tensor | None, n: int) -> Tensor:
         if times is not None:
             return times.to(given.device, torch.promote_types(given.dtype, torch.float32))
-        return given if not given.ndim or len(given) == 1 else given[:1].expand(n, *given.shape[1:])
+        return given[:1].expand(n, *given.shape[1:]) if given.ndim else given
 
 
 @dataclass(eq=False)
@@ -213,6 +213,10 @@ class CallDenoiser:
     reads_t: bool
     answer: Any = None
 
+    def __post_init__(self) -> None:
+        self.finite = torch.ones((), dtype=torch.bool, device=self.call.whole.device)
+        """Whether all that it answered was finite."""
+
     def __call__(self, x_t: Tensor, level: Level, cond: Condition) -> Tensor | Prediction:
         """Estimate x0 ``[n, C, *S]``."""
         grad = torch.is_grad_enabled()
@@ -221,6 +225,7 @@ class CallDenoiser:
             usable = x_t.clone() if x_t.is_inference() else x_t
             cond = Condition({k: t.clone() if t.is_inference() else t for k, t in cond.items()})
             self.answer = self.run(self.net, self.call.told(usable, self._moved(level), cond))
+            self.finite = self.finite & first(self.answer).isfinite().all().to(self.finite.device)
         out = self.call.family.unpack(first(self.answer), self.call.grid).to(x_t.dtype)
         if not self.call.learned_variance:
             return self.output.to_x0(x_t, out, level)

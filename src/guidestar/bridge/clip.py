@@ -13,7 +13,7 @@ from torch import nn
 from ..files import make_folder, whole_or_not, written
 from ..models.clip import CLIP, Vision
 from .encoders import TextEncoder, read_text, read_tokenizer
-from .weights import encoder_settings, fill, one_line, read_json, read_safetensors, weights_file
+from .weights import encoder_settings, fill, one_line, read_json, read_safetensors, read_tensors, variant_of, weights_file
 
 _PIXELS, _TIME = "preprocessor_config.json", "time.safetensors"
 
@@ -80,8 +80,8 @@ def read_tower(folder: Path) -> Vision:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     tower = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(encoder_settings(folder / "config.json")))
-    file = weights_file(folder, ("model.safetensors",))
-    fill(tower, file, read_safetensors(file), torch.float32)
+    file = weights_file(folder, "model")
+    fill(tower, file, read_tensors(file), torch.float32)
     about = read_json(folder / _PIXELS)
     vision = Vision(tower, noise_aware=(folder / _TIME).is_file(), mean=about["image_mean"], std=about["image_std"])
     if vision.time is not None:
@@ -114,7 +114,10 @@ def _log_scale(name: str | Path) -> float:
 def _hub_pixels(name: str | Path) -> dict[str, Any]:
     from transformers import CLIPImageProcessor
 
-    processor = CLIPImageProcessor.from_pretrained(str(name))
+    try:
+        processor = CLIPImageProcessor.from_pretrained(str(name))
+    except Exception as error:
+        raise ValueError(f"{name}: no settings of its pixels ({_PIXELS}) could be read ({one_line(error)[:200]})") from error
     return {"image_mean": processor.image_mean, "image_std": processor.image_std}
 
 
@@ -126,13 +129,25 @@ def _pretrained(kind: Any, name: str | Path) -> nn.Module:
     logging.set_verbosity_error()  # of the tensors of the other tower
     logging.disable_progress_bar()
     try:
-        return kind.from_pretrained(str(name), use_safetensors=True, torch_dtype=torch.float32).eval().requires_grad_(False)
+        return kind.from_pretrained(str(name), use_safetensors=True, torch_dtype=torch.float32, **_chosen(kind, Path(name))).eval().requires_grad_(False)
     except Exception as error:
         raise ValueError(f"{name}: no CLIP of this name or path could be read ({one_line(error)[:200]})") from error
     finally:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def _chosen(kind: Any, folder: Path) -> dict[str, Any]:
+    """Return what lets transformers read the file that `weights_file` finds; it reads a whole file before newer shards."""
+    if not folder.is_dir():
+        return {}
+    file = weights_file(folder, "model")
+    if variant := variant_of(file.name, "model"):
+        return {"variant": variant}
+    config = kind.config_class.from_pretrained(str(folder))
+    config.transformers_weights = file.name
+    return {"config": config}
 
 
 def _tokenizer(name: str | Path) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..denoiser import Condition
 from ..models.clip import masked, tokens, warn_of_cuts
-from .weights import encoder_settings, fill, one_line, read_json, read_module, read_safetensors, weights_file
+from .weights import encoder_settings, fill, one_line, read_json, read_module, read_tensors, weights_file
 
 
 class Encoder(Protocol):
@@ -247,8 +247,8 @@ def read_text(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
         text = kind(CLIPTextConfig.from_dict(about))
     except Exception as error:
         raise ValueError(f"{settings}: {kind.__name__} refuses these settings ({one_line(error)})") from error
-    file = weights_file(settings.parent, ("model.safetensors", "model.fp16.safetensors"))
-    fill(text, file, renamed(read_safetensors(file), text), dtype)
+    file = weights_file(settings.parent, "model")
+    fill(text, file, renamed(read_tensors(file), text), dtype)
     return TextEncoder(text, read_tokenizer(folder / "tokenizer"))
 
 

@@ -132,28 +132,40 @@ def negative_rows(pipe: Any, family: Family, arguments: Arguments) -> bool:
     """Tell whether the pipeline makes a negative pass in the call with these arguments, at this moment."""
     if len(family.parts) < 2:
         return False
-    if family is FAMILIES["FluxTransformer2DModel"] and "true_cfg_scale" not in arguments:
-        return False  # its guidance_scale is the distilled one, which the network is told
+    if _flux_alone(family, arguments):
+        return False
     if "true_cfg_scale" in arguments:
-        given = arguments.get("negative_prompt") is not None or arguments.get("negative_prompt_embeds") is not None
+        embedded = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
+        given = arguments.get("negative_prompt") is not None or all(arguments.get(k) is not None for k in embedded)
         return arguments["true_cfg_scale"] > 1 and given
     if hasattr(type(pipe), "do_classifier_free_guidance"):
         return bool(pipe.do_classifier_free_guidance)
     scale = arguments.get("guidance_scale")
-    return scale is not None and scale > 1
+    return scale is not None and scale > 1 and arguments.get("image_guidance_scale", 1) >= 1
+
+
+def _flux_alone(family: Family, arguments: Arguments) -> bool:
+    """Tell whether a Flux pipeline has no true_cfg_scale: its guidance_scale is the distilled one, which the network is told."""
+    return family is FAMILIES["FluxTransformer2DModel"] and "true_cfg_scale" not in arguments
 
 
 def how_to_ask(pipe: Any, family: Family, arguments: Arguments) -> str:
-    """Say what makes the pipeline hand over negative rows."""
-    name = type(pipe).__name__
+    """Say what makes the pipeline hand over negative rows, or that nothing does."""
+    name, changes_nothing = type(pipe).__name__, " (both halves get the guided result, so the pipeline's own number changes nothing)"
+    told = getattr(getattr(getattr(pipe, "unet", None), "config", None), "time_cond_proj_dim", None) is not None
+    if told or _flux_alone(family, arguments):
+        return f"{name} makes none at any guidance_scale, which it tells its network"
     if "true_cfg_scale" in arguments:
-        return f"{name} was called without a negative prompt and a true_cfg_scale above 1; give negative_prompt= and true_cfg_scale=2"
+        return f"{name} was called without a negative prompt and a true_cfg_scale above 1; give negative_prompt= and true_cfg_scale=2{changes_nothing}"
     scale = getattr(pipe, "guidance_scale", None)
     if isinstance(scale, float | int) and scale <= 1 < arguments.get("guidance_scale", 0):
-        return f"{name} ended it during the run (a callback set its guidance_scale to {scale:g}); leave it on, and say where to guide, interval=(lo, hi)"
+        return f"{name} ended it during the run (a callback set its guidance_scale to {scale:g}); leave it on, and say where to guide, interval=(lo, hi){changes_nothing}"
+    if (image := arguments.get("image_guidance_scale", 1)) < 1:
+        needed = "give any image_guidance_scale of at least 1, and a guidance_scale above 1"
+        return f"{name} was called with image_guidance_scale={image:g}, at which it makes none; {needed}{changes_nothing}"
     for asked in ("guidance_scale", "max_guidance_scale"):
         if asked in arguments:
-            return f"{name} was called with {asked}={arguments[asked]:g}, at which it makes none; give any {asked} above 1"
+            return f"{name} was called with {asked}={arguments[asked]:g}, at which it makes none; give any {asked} above 1{changes_nothing}"
     return f"{name} makes none: it has no condition to leave out"
 
 

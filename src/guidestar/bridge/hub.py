@@ -11,7 +11,12 @@ from .weights import one_line
 _NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 _SETTINGS = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler", *_PARTS)
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.fp16)?(-\d{5}-of-\d{5})?\.safetensors(\.index(\.fp16)?\.json)?")
+_SHARD = r"(?:-\d{5}-of-\d{5})"
+_WEIGHTS = re.compile(
+    rf"(?:diffusion_pytorch_model|model)"
+    rf"(?:(?:\.([^.]+?))?{_SHARD}?\.safetensors|{_SHARD}\.([^.]+)\.safetensors|\.safetensors(?:\.([^.]+)\.index|\.index(?:\.([^.]+))?)\.json)"
+)
+"""Files of weights and indices of shards, with the variant that they are named by."""
 
 
 def is_hub_name(name: str) -> bool:
@@ -22,7 +27,7 @@ def is_hub_name(name: str) -> bool:
 def fetch(name: str) -> Path:
     """Fetch the parts of a repository that a model is read from (or find them where they were fetched before).
 
-    Settings, tokenizers and safetensors only; of weights in two precisions those of the full one.
+    Settings, tokenizers and safetensors only; of weights in several variants the full ones.
 
     Raises:
         ValueError: no network, no such repository, or one of pickled weights only; said in one line.
@@ -64,8 +69,7 @@ def wanted(name: str, files: Sequence[str]) -> list[str]:
         return [f for f in files if f.endswith((".json", ".safetensors", ".toml", ".txt", ".md"))]
     in_parts = any(f.startswith(("unet/", "transformer/")) for f in files)
     weights = [f for f in files if _is_weights(f, in_parts)]
-    full = {f.replace(".fp16", "") for f in weights if ".fp16" not in f}
-    chosen = [f for f in weights if ".fp16" not in f or not _twin(f, full)]
+    chosen = [f for home in dict.fromkeys(map(_home, weights)) for f in _of_one_variant([w for w in weights if _home(w) == home])]
     if not any(f.endswith(".safetensors") for f in chosen):
         pickled = next((f for f in files if f.endswith((".bin", ".ckpt", ".pt", ".pth"))), None)
         what = f"pickled weights only ({pickled}), which can run any code and are not read" if pickled else "no weights"
@@ -83,6 +87,13 @@ def _is_weights(file: str, in_parts: bool) -> bool:
     return _home(file) in homes and _WEIGHTS.fullmatch(file.rpartition("/")[2]) is not None
 
 
-def _twin(file: str, full: set[str]) -> bool:
-    """Tell whether a part's weights of half precision are there in full precision too (whatever their shards)."""
-    return any(_home(f) == _home(file) for f in full)
+def _of_one_variant(weights: Sequence[str]) -> list[str]:
+    """Return a part's full weights; where there are none, those of half precision, else those of the first variant."""
+    variants = {f: _variant(f) for f in weights}
+    chosen = next((v for v in ("", "fp16") if v in variants.values()), min(variants.values()))
+    return [f for f, v in variants.items() if v == chosen]
+
+
+def _variant(file: str) -> str:
+    """Return the variant of a file of weights; "" for the full ones."""
+    return next(filter(None, _WEIGHTS.fullmatch(file.rpartition("/")[2]).groups()), "")  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,13 +16,14 @@ from ..guidance._core import as_guidance
 from ..guidance._steered import Steered
 from ..guidance._text import literal
 from ..levels import VP, Level, uniform
+from .classes import answered, as_it_is, become, guided_kind, plain_kind
 from .families import networks
+from .kinds import check_kind, warn_of_numbers
 from .recipe import guidance_of
 from .runs import Run, Wanted
 from .vae import check_known, decoded
 
 P = TypeVar("P")
-_MARK = "_guidestar"
 
 
 def guide(
@@ -73,17 +74,17 @@ def guide(
         >>> pipe = guide(DDPMPipeline(UNet2DModel(sample_size=8, **size), DDIMScheduler()), "uncond | threshold(0.995)")
     """
     kind = type(pipe)
-    plain = getattr(kind, _MARK, (kind,))[0]
+    plain = plain_kind(kind)
     if guidance is None:
-        return _become(pipe, plain)
+        return become(pipe, plain)
     guidance = guidance_of(guidance)
     expression = parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
-    _check_kind(pipe)
+    check_kind(pipe)
     _check_terms(expression, pipe)
     _check_layers(expression, networks(pipe), nets or {})
     judges = {name: _Decoded(pipe, c) for name, c in (classifiers or {}).items()} if through_vae else classifiers or {}
     wanted = Wanted(guidance=expression, nets=nets or {}, classifiers=judges, target=target, seeds=seeds, max_rows=max_rows, check=check)
-    return _become(pipe, _guided_kind(plain, wanted))
+    return become(pipe, _guided_kind(plain, wanted))
 
 
 @contextmanager
@@ -100,17 +101,7 @@ def guided(pipe: P, guidance: str | Path | Guidance | Direction, **options: Any)
     try:
         yield guide(pipe, guidance, **options)
     finally:
-        _become(pipe, before)
-
-
-def _become(thing: P, kind: type) -> P:
-    object.__setattr__(thing, "__class__", kind)  # some classes pass attributes on to what they wrap
-    return thing
-
-
-def _derived(kind: type, call: Callable[..., Any], **more: Any) -> type:
-    """Return a class that differs in what a call does, and passes for ``kind`` (saving writes its name)."""
-    return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, **more})
+        become(pipe, before)
 
 
 def _guided_kind(plain: Any, wanted: Wanted) -> type:
@@ -119,55 +110,28 @@ def _guided_kind(plain: Any, wanted: Wanted) -> type:
     @wraps(plain.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(self, *args, **kwargs)
+        given = dict(bound.arguments)
         bound.apply_defaults()
         _refuse_own(self, bound.arguments)
-        run = Run(self, wanted, dict(bound.arguments), _as_it_is)
-        with _running(networks(self), run):
-            answer = plain.__call__(self, *args, **kwargs)
-        run.check_ended()
-        return answer
+        warn_of_numbers(self, given, bound.arguments, wanted.guidance)
+        run = Run(self, wanted, dict(bound.arguments), as_it_is)
+        with answered(networks(self), run.answer):
+            result = plain.__call__(self, *args, **kwargs)
+        run.check_ended(result)
+        return result
 
-    return _derived(plain, call, **{_MARK: (plain, wanted)})
-
-
-@contextmanager
-def _running(nets: Mapping[str, Any], run: Run) -> Iterator[None]:
-    """Let ``run`` answer the calls of networks."""
-    with ExitStack() as stack:
-        for net in nets.values():
-            plain = type(net)
-            stack.callback(_become, net, plain)
-            _become(net, _derived(plain, lambda self, *args, **kwargs: run(self, args, kwargs), **{_MARK: (plain, None)}))
-        yield
+    return guided_kind(plain, call, wanted)
 
 
-def _as_it_is(net: Any, arguments: Mapping[str, Any]) -> Any:
-    """Call a network that may be guided as it is without us: compiled code sees the class that it was compiled for."""
-    kind = type(net)
-    _become(net, getattr(kind, _MARK, (kind,))[0])
-    try:
-        return net(**arguments)
-    finally:
-        _become(net, kind)
+def guided_again(plain: Any, wanted: Wanted, made: Callable[..., Any], rest: tuple[Any, ...]) -> Any:
+    """Make the object that a copy or a pickle of a guided pipeline fills."""
+    return become(made(plain, *rest), _guided_kind(plain, wanted))
 
 
 def _refuse_own(pipe: Any, arguments: Mapping[str, Any]) -> None:
     """Refuse a pipeline's own further passes, which would come on top."""
     if arguments.get("pag_scale") and hasattr(pipe, "do_perturbed_attention_guidance"):
         raise ValueError(f"{type(pipe).__name__} makes a perturbed pass of its own; give pag_scale=0, and write pag({arguments['pag_scale']:g}) in the expression")
-
-
-_UNLIKE = (
-    *("FluxKontext", "SemanticStableDiffusion", "LEditsPP", "StableDiffusionPanorama", "StableDiffusionSAG"),
-    *("IFSuperResolution", "IFImg2ImgSuperResolution", "IFInpaintingSuperResolution"),
-)
-"""Beginnings of the names of pipelines whose rows or channels are laid out in ways of their own."""
-
-
-def _check_kind(pipe: Any) -> None:
-    """Refuse pipelines of known networks that hand over other rows or channels than their families."""
-    if type(pipe).__name__.startswith(_UNLIKE):
-        raise ValueError(f"{type(pipe).__name__} lays out what its network is told in a way that is not known here, so it cannot be guided; use the family's plain pipeline")
 
 
 def _check_terms(guidance: Guidance, pipe: Any) -> None:

@@ -15,6 +15,7 @@ from ..levels import Grid, Level, Step
 from ..passes import Net, Pass, Slot
 from .calls import Call, CallDenoiser, bound
 from .families import check_prompt, encode, family_of, how_to_ask, label, moved_from, negative_rows
+from .finite import Watch
 from .seeds import generators, seed_of
 from .timetable import Timetable, read_timetable
 
@@ -67,13 +68,14 @@ class Run:
         self.encoded: dict[Any, Condition] = {}
         self.foreseen: tuple[int, tuple[str, ...]] | None = None
         self.pending: tuple[int, Call, Tensor] | None = None
+        self.watch = Watch(type(pipe).__name__, self._blamed)
         self._restart(0)
 
     def _restart(self, place: int) -> None:
         """Begin a walk through the timesteps: nothing is remembered."""
         self.begin, self.last, self.step, self.state, self.after = place, place - 1, -1, None, None
 
-    def __call__(self, net: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def answer(self, net: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer one call of ``net``."""
         call = self._read(net, args, kwargs)
         place = self._place(call)
@@ -85,14 +87,16 @@ class Run:
             return self._first(call, place)
         return self._answered(net, call, self._guide(net, call, place))
 
-    def check_ended(self) -> None:
-        """Refuse a run whose last call for the prompt was not followed by one for the negative.
+    def check_ended(self, result: Any) -> None:
+        """Refuse a run whose last call for the prompt was not followed by one for the negative, or whose numbers are not finite.
 
         Raises:
             RuntimeError: it was not.
+            FloatingPointError: they are not.
         """
         if self.pending is not None:
             raise RuntimeError(f"{type(self.pipe).__name__} was expected to call its network for the negative prompt at the same timestep, and did not")
+        self.watch.end(result)
 
     def _first(self, call: Call, place: int) -> Any:
         """Answer the call for the prompt by a tensor that is filled when that for the negative comes."""
@@ -144,7 +148,16 @@ class Run:
         dtype = torch.float32 if call.x.device.type == "mps" else torch.float64
         prediction, state = self.guided(call.x.to(dtype), step, self.state)  # type: ignore[misc]
         self.after = state if self.after is None else self.after
-        return denoiser.written(prediction)
+        out = denoiser.written(prediction)
+        self.watch.look(step, call.x, torch.stack([d.finite for d in self._denoisers()]).all(), out)
+        return out
+
+    def _denoisers(self) -> list[CallDenoiser]:
+        return [net.denoiser for net in self.nets.now.values()]  # type: ignore[misc]
+
+    def _blamed(self, step: Step) -> list[str]:
+        """Return the terms and posts that act at a step."""
+        return list(dict.fromkeys(name for name, _ in self._asked([step]) if not name.startswith("the base")))
 
     def _step(self, place: int, table: Timetable) -> Step:
         """Return where the run stands; all calls of one step of the scheduler's have that step's index."""
@@ -243,7 +256,7 @@ class Run:
         how = how_to_ask(self.pipe, call.family, self.arguments)
         distilled = call.arguments.get("guidance") is not None or call.arguments.get("timestep_cond") is not None
         why = "; its network is distilled for guidance, and has no other unconditional pass: or use a term that needs none, as pag(3)" if distilled else ""
-        raise ValueError(f"{who} the negative pass, but {how} (both halves get the guided result, so the pipeline's own number changes nothing){why}")
+        raise ValueError(f"{who} the negative pass, but {how}{why}")
 
     def _check_nets(self, main: Any, call: Call) -> None:
         for name, net in self.wanted.nets.items():

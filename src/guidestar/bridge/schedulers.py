@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,14 +18,30 @@ from ..denoiser import Output
 from ..levels import VE, VP, Flow, Schedule
 from .weights import one_line, read_json
 
-_TABLES = (
-    *("DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler"),
-    *("DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler"),
-    *("EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
-    *("KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "UniPCMultistepScheduler"),
-)
-_EDM = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
-_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+Kind = Literal["by time", "inverted", "on ratios", "scaled", "halfway", "edm", "flow"]
+
+_NAMES: dict[Kind, tuple[str, ...]] = {
+    "by time": (
+        *("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMParallelScheduler", "DDIMScheduler"),
+        *("DDPMParallelScheduler", "DDPMScheduler", "LCMScheduler", "PNDMScheduler", "TCDScheduler", "UnCLIPScheduler"),
+    ),
+    "inverted": ("DDIMInverseScheduler",),
+    "on ratios": (
+        *("DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler"),
+        *("DPMSolverSinglestepScheduler", "SASolverScheduler", "UniPCMultistepScheduler"),
+    ),
+    "scaled": (
+        *("EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"),
+        *("KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler"),
+    ),
+    "halfway": ("DPMSolverSDEScheduler",),
+    "edm": ("CosineDPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"),
+    "flow": ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"),
+}
+KINDS: dict[str, Kind] = {name: kind for kind, names in _NAMES.items() for name in names}
+"""Every scheduler class that is known, and how it keeps its levels: a table of ᾱ by the time that the network is told, or of
+an earlier one (inverted), or noise ratios, of which its x may be scaled by √(σ² + 1) (scaled), with second calls between
+two of them (halfway); or EDM's; or a flow's."""
 
 _PREDICTS: dict[str, Output] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "velocity"}
 
@@ -77,12 +93,11 @@ def process_of(written: Mapping[str, Any], *, where: str = "scheduler") -> Proce
         ValueError: an unknown scheduler class, or a setting that is not supported.
     """
     file, name = where, written.get("_class_name")
-    build = next((build for names, build in _BUILDERS if name in names), None)
-    if build is None:
-        known = ", ".join(sorted(n for names, _ in _BUILDERS for n in names))
-        raise ValueError(f"{file}: the scheduler {name!r} is not supported; these are: {known}")
+    if not isinstance(name, str) or name not in KINDS:
+        raise ValueError(f"{file}: the scheduler {name!r} is not supported; these are: {', '.join(sorted(KINDS))}")
+    build = {"edm": _edm, "flow": _flow}.get(KINDS[name], _table)
     try:
-        return build({**defaults_of(str(name)), **written})
+        return build({**defaults_of(name), **written})
     except KeyError as error:
         raise ValueError(f"{file}: there is no {error}") from None
     except (TypeError, ValueError, RuntimeError) as error:
@@ -119,16 +134,19 @@ def _table(config: Mapping[str, Any]) -> Process:
     if config.get("timestep_type", "discrete") != "discrete":
         raise ValueError(f"the timestep_type {config['timestep_type']!r} is not supported, only 'discrete'")
     schedule = VP.from_betas(_betas(config))
+    if shift := config.get("snr_shift_scale"):
+        schedule = VP(tuple(a / (shift + (1 - shift) * a) for a in schedule.alphas_cumprod))  # CogVideoX's
     return Process(schedule=schedule.zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule, predicts=predicts)
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:
     if config.get("trained_betas") is not None:
         return torch.as_tensor(config["trained_betas"], dtype=torch.float64)
-    kind, steps, start, end = (config[k] for k in ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end"))
+    kind, steps = config["beta_schedule"], config["num_train_timesteps"]
     if kind not in _BETAS:
         raise ValueError(f"the beta_schedule {kind!r} is not supported; these are: {', '.join(_BETAS)}")
-    return _BETAS[kind](steps, start, end)
+    ends = (0.0, 0.0) if kind == "squaredcos_cap_v2" else (config["beta_start"], config["beta_end"])
+    return _BETAS[kind](steps, *ends)
 
 
 def _linspace(start: float, end: float, steps: int) -> Tensor:
@@ -149,6 +167,8 @@ _BETAS: dict[str, Callable[[int, float, float], Tensor]] = {
 
 
 def _edm(config: Mapping[str, Any]) -> Process:
+    if config.get("_class_name") == "CosineDPMSolverMultistepScheduler":
+        raise ValueError("it tells its network the angle of the noise ratio, which only its pipeline does: guide that, guidestar.guide(pipe, …)")
     if config["prediction_type"] != "epsilon":
         raise ValueError(f"the prediction_type {config['prediction_type']!r} of an EDM scheduler is not supported, only 'epsilon'")
     schedule = VE(t_min=float(config["sigma_min"]), t_max=float(config["sigma_max"]))
@@ -159,6 +179,3 @@ def _flow(config: Mapping[str, Any]) -> Process:
     if config.get("invert_sigmas"):
         raise ValueError("invert_sigmas (time that runs from noise to data) is not supported")
     return Process(schedule=Flow(shift=float(config["shift"])), predicts="velocity", time_scale=float(config["num_train_timesteps"]))
-
-
-_BUILDERS: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Process]], ...] = ((_TABLES, _table), (_EDM, _edm), (_FLOW, _flow))

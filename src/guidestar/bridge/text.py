@@ -16,8 +16,6 @@ from ..models.clip import warn_of_cuts
 from .encoders import checked_prompt, read_tokenizer, renamed
 from .weights import encoder_settings, fill, one_line, read_tensors, weights_file
 
-_FILES = ("model.safetensors", "model.safetensors.index.json", "model.fp16.safetensors", "model.safetensors.index.fp16.json")
-
 
 class ClipText(nn.Module):
     """One of CLIP's text encoders with its tokenizer, as SDXL, SD3 and Flux read it."""
@@ -253,7 +251,7 @@ def read_text_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32)
         module = getattr(transformers, name)(getattr(transformers, _CONFIGS[name]).from_dict(about))
     except Exception as error:
         raise ValueError(f"{file}: {name} refuses these settings ({one_line(error)})") from error
-    weights = weights_file(folder, _FILES)
+    weights = weights_file(folder, "model")
     tensors = dict(read_tensors(weights))
     if name == "T5EncoderModel" and "shared.weight" in tensors:
         tensors.setdefault("encoder.embed_tokens.weight", tensors["shared.weight"])  # one table, of two names

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,19 +18,7 @@ from torch import Tensor
 from ..denoiser import _TO_X0
 from ..levels import VE, VP, Flow, Level, Schedule, expand, inverse_or_zero
 from ..prediction import Prediction
-from .schedulers import _PREDICTS
-
-_BY_TIME = (
-    *("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler"),
-    *("LCMScheduler", "PNDMScheduler", "TCDScheduler", "UnCLIPScheduler"),
-)
-_ON_SIGMAS = ("DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "SASolverScheduler", "UniPCMultistepScheduler")
-_SCALED = (
-    *("EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"),
-    *("KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
-)
-_EDM = ("CosineDPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
-_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+from .schedulers import _PREDICTS, KINDS, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +129,10 @@ def read_timetable(scheduler: Any) -> Timetable:
     Raises:
         ValueError: a scheduler of a kind that has no table of levels known here.
     """
-    names = {base.__name__ for base in type(scheduler).__mro__}
-    read = next((read for known, read in _READERS if names & set(known)), None)
-    if read is None:
-        known = ", ".join(sorted(n for group, _ in _READERS for n in group))
-        raise ValueError(f"the scheduler {type(scheduler).__name__} has no table of noise levels that guidestar knows; these have: {known}")
-    return read(scheduler)
+    name = next((base.__name__ for base in type(scheduler).__mro__ if base.__name__ in KINDS), None)
+    if name is None:
+        raise ValueError(f"the scheduler {type(scheduler).__name__} has no table of noise levels that guidestar knows; these have: {', '.join(sorted(KINDS))}")
+    return _READERS[KINDS[name]](scheduler)
 
 
 def _made(scheduler: Any, levels: Sequence[Level], schedule: Schedule, output: Output, reads_t: bool = True) -> Timetable:
@@ -167,14 +153,32 @@ def _unit(rho: float, t: float) -> Level:
 
 
 def _table(scheduler: Any) -> VP:
-    return VP(tuple(float(a) for a in scheduler.alphas_cumprod.tolist()))
+    bars = [float(a) for a in scheduler.alphas_cumprod.tolist()]
+    if getattr(scheduler.config, "rescale_betas_zero_snr", False):
+        bars[-1] = 0.0  # Diffusers writes 2⁻²⁴, which may lie above its neighbour
+    try:
+        return VP(tuple(bars))
+    except ValueError as error:
+        raise ValueError(f"the scheduler {type(scheduler).__name__}: {error}") from None
 
 
 def _by_time(scheduler: Any) -> Timetable:
-    schedule = _table(scheduler)
-    bars = [schedule.alphas_cumprod[int(t)] for t in scheduler.timesteps.tolist()]
-    levels = [Level(math.sqrt(a), math.sqrt(1 - a), float(t)) for a, t in zip(bars, scheduler.timesteps.tolist(), strict=True)]
+    schedule, times = _table(scheduler), scheduler.timesteps.tolist()
+    levels = [_of_table(float(scheduler.alphas_cumprod[int(t)]), t) for t in times]
     return _made(scheduler, [*levels, schedule.clean], schedule, _output(scheduler))
+
+
+def _of_table(bar: float, t: float) -> Level:
+    return Level(math.sqrt(bar), math.sqrt(1 - bar), float(t))
+
+
+def _inverted(scheduler: Any) -> Timetable:
+    """Read a table that is walked upwards: x has the level of the step before the time that the network is told."""
+    schedule, times = _table(scheduler), scheduler.timesteps.tolist()
+    stride, bars = scheduler.config.num_train_timesteps // scheduler.num_inference_steps, scheduler.alphas_cumprod
+    # The first is taken as the table's first: where σ is 0, no clean estimate tells ε.
+    levels = [_of_table(float(bars[int(min(max(t - stride, 0), len(bars) - 1))]), t) for t in times]
+    return _made(scheduler, [*levels, _of_table(float(bars[int(times[-1])]), times[-1])], schedule, _output(scheduler))
 
 
 def _on_sigmas(scheduler: Any) -> Timetable:
@@ -189,6 +193,13 @@ def _on_ratios(scheduler: Any) -> Timetable:
     times = [float(t) for t in scheduler.timesteps.tolist()]
     levels = [_unit(float(s), t) for s, t in zip(scheduler.sigmas.tolist(), [*times, 0.0], strict=False)]
     return _made(scheduler, levels, _table(scheduler), _output(scheduler), told)
+
+
+def _halfway(scheduler: Any) -> Timetable:
+    """Read noise ratios of which each second call is at the geometric mean of two."""
+    table, sigmas = _on_ratios(scheduler), [float(s) for s in scheduler.sigmas.tolist()]
+    between = {k: _unit(math.sqrt(sigmas[k - 1] * sigmas[k]), table.times[k]) for k in range(1, len(table.times), 2)}
+    return replace(table, levels=tuple(between.get(k, level) for k, level in enumerate(table.levels)))
 
 
 def _edm(scheduler: Any) -> Timetable:
@@ -209,10 +220,12 @@ def _flow(scheduler: Any) -> Timetable:
     return _made(scheduler, levels, Flow(), output)
 
 
-_READERS: tuple[tuple[tuple[str, ...], Callable[[Any], Timetable]], ...] = (
-    (_BY_TIME, _by_time),
-    (_ON_SIGMAS, _on_sigmas),
-    (_SCALED, _on_ratios),
-    (_EDM, _edm),
-    (_FLOW, _flow),
-)
+_READERS: dict[Kind, Callable[[Any], Timetable]] = {
+    "by time": _by_time,
+    "inverted": _inverted,
+    "on ratios": _on_sigmas,
+    "scaled": _on_ratios,
+    "halfway": _halfway,
+    "edm": _edm,
+    "flow": _flow,
+}

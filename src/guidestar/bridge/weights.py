@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,7 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 _STEM = "diffusion_pytorch_model"
-_WEIGHTS = (f"{_STEM}.safetensors", f"{_STEM}.safetensors.index.json", f"{_STEM}.fp16.safetensors", f"{_STEM}.safetensors.index.fp16.json")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -72,7 +72,7 @@ def read_module(folder: str | Path, *, known: Mapping[str, type[ModelMixin]] | N
     """Build the class that ``config.json`` names, and fill it with the folder's safetensors.
 
     Args:
-        folder: holds config.json and diffusion_pytorch_model[.fp16].safetensors, or its shards.
+        folder: holds config.json and diffusion_pytorch_model.safetensors, or its shards, or a variant (`weights_file`).
         known: classes by name that are not Diffusers' own.
         dtype: of the parameters, whatever the file holds.
         trust: import and call the code that ``config.json`` names as "module:callable".
@@ -88,7 +88,7 @@ def read_module(folder: str | Path, *, known: Mapping[str, type[ModelMixin]] | N
     config_file = folder / "config.json"
     config = read_json(config_file)
     module: Any = _build_own(config_file, config, trust) if "callable" in config else _build(config_file, config, known or {})
-    file = weights_file(folder, _WEIGHTS)
+    file = weights_file(folder)
     tensors = read_tensors(file)
     if "callable" not in config:
         # Checkpoints from before Diffusers 0.15 name their attention's projections otherwise.
@@ -128,19 +128,65 @@ def _find(file: Path, name: Any, norm: Any, known: Mapping[str, type[ModelMixin]
     return found
 
 
-def weights_file(folder: Path, names: tuple[str, ...]) -> Path:
-    """Find the first of ``names`` in ``folder``.
+def weights_file(folder: Path, stem: str = _STEM) -> Path:
+    """Find the weights of a folder: an index of shards, or else one file.
+
+    A save in shards leaves an older whole file where it is, and one of a whole file removes the shards, but
+    not their index: so shards come first, unless they are gone. Where the full weights are not there, a variant is
+    taken: fp16, or the only one there is (bf16, non_ema, …).
+
+    Args:
+        folder: of the part.
+        stem: how the names of its files begin: "diffusion_pytorch_model", or "model" as transformers has it.
 
     Raises:
-        ValueError: there is none; pickled weights, which could run any code, are never read.
+        ValueError: there are none, there are several variants to choose from, or shards without their
+            index; pickled weights, which could run any code, are never read.
     """
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    if found is not None:
-        return found
-    pickles = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES)
+    found = _variants(folder, stem)
+    if chosen := found.get("", found.get("fp16")) or (next(iter(found.values())) if len(found) == 1 else None):
+        return chosen
+    if found:
+        raise ValueError(f"{folder}: holds the variants {', '.join(found)} of its weights and none without; keep one of them")
+    names = sorted(f.name for f in folder.iterdir())
+    pickles = [name for name in names if Path(name).suffix in _PICKLES]
     if pickles:
         raise ValueError(f"{folder / pickles[0]}: pickled weights can run any code and are not read; {conversion(folder / pickles[0])}")
-    raise ValueError(f"{folder}: holds no weights; expected {names[0]}")
+    if any(_SHARD.search(name) for name in names):
+        raise ValueError(f"{folder}: holds shards of weights without their index; copy {stem}.safetensors.index.json from where they came from")
+    raise ValueError(f"{folder}: holds no weights; expected {stem}.safetensors")
+
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(\.[^.]+)?\.safetensors$")
+
+
+def _variants(folder: Path, stem: str) -> dict[str, Path]:
+    """Return the file to be read of each variant ("": the full weights)."""
+    whole, index = {}, {}
+    for file in sorted(folder.iterdir()):
+        if (v := variant_of(file.name, stem)) is not None:
+            (index if file.suffix == ".json" else whole)[v] = file
+    kept = {v: file for v, file in index.items() if v not in whole or _has_shards(file)}
+    return {**whole, **kept}
+
+
+def variant_of(name: str, stem: str) -> str | None:
+    """Return the variant that a file of weights, or the index of shards, is named by; "" for the full one, None for another file."""
+    found = re.fullmatch(rf"{re.escape(stem)}(?:\.([^.]+))?\.safetensors", name)
+    found = found or re.fullmatch(rf"{re.escape(stem)}\.safetensors(?:\.([^.]+)\.index|\.index(?:\.([^.]+))?)\.json", name)
+    return None if found is None or _SHARD.search(name) else next(filter(None, found.groups()), "")
+
+
+def _has_shards(index: Path) -> bool:
+    return any((index.parent / shard).is_file() for shard in _shards(index).values())
+
+
+def _shards(index: Path) -> dict[str, str]:
+    """Return the shard that each tensor is in."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(s, str) and Path(s).name == s and s.endswith(".safetensors") for s in shards.values()):
+        raise ValueError(f"{index}: weight_map should map the name of each tensor to a file of safetensors beside it")
+    return shards
 
 
 def encoder_settings(file: Path) -> dict[str, Any]:
@@ -175,17 +221,20 @@ def fill(module: nn.Module, file: Path, tensors: Mapping[str, Tensor], dtype: to
 
 
 def read_tensors(file: Path) -> OrderedDict[str, Tensor]:
-    """Read every tensor of a file, or of the shards that an index names.
+    """Read every tensor of a file, or of the shards that an index names; each from the shard that it is said to be in.
 
     Raises:
-        ValueError: a file is missing, truncated or corrupt; it is named.
+        ValueError: a file is missing, truncated or corrupt, or holds other tensors than the index says; it is named.
     """
     if file.suffix != ".json":
         return OrderedDict(read_safetensors(file))
-    shards = read_json(file).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
-        raise ValueError(f"{file}: weight_map should map the name of each tensor to a file beside it")
-    return OrderedDict((name, tensor) for shard in sorted(set(shards.values())) for name, tensor in read_safetensors(file.parent / shard).items())
+    shards, found = _shards(file), OrderedDict[str, Tensor]()
+    for shard in sorted(set(shards.values())):
+        held = read_safetensors(file.parent / shard)
+        if lost := next((name for name, home in shards.items() if home == shard and name not in held), None):
+            raise ValueError(f"{file.parent / shard}: the tensor {lost!r} is missing, which {file.name} says is there")
+        found.update({name: tensor for name, tensor in held.items() if shards.get(name, shard) == shard})
+    return found
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:

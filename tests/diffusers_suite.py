@@ -1,0 +1,254 @@
+"""Diffusers' own pipeline tests, each pipeline guided by the scale that the test gives: a plugin of pytest, and its runner.
+
+    python tests/diffusers_suite.py CHECKOUT [FAMILY …] [-k EXPRESSION]
+
+runs ``CHECKOUT/tests/pipelines/FAMILY`` twice, plain and guided, and reports what fails guided and passes plain.
+CHECKOUT is a clone of Diffusers' repository at a tag near the installed version. Its tests fetch tiny
+tokenizers and text encoders from the hub; stand-ins of random weights take their places, so nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import string
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FAMILIES = (
+    *("ddim", "ddpm", "dit", "pixart_alpha", "pixart_sigma", "stable_audio", "aura_flow", "ltx", "wan"),
+    *("stable_video_diffusion", "kandinsky2_2", "flux", "controlnet_flux", "stable_diffusion_3"),
+    *("controlnet_sd3", "stable_diffusion", "stable_diffusion_2", "stable_diffusion_xl", "controlnet"),
+)
+"""The folders of tests of every family that docs/diffusers.md names."""
+
+_GUIDED, _REPORT = "GUIDESTAR_SUITE_GUIDED", "GUIDESTAR_SUITE_REPORT"
+_SPACES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "velocity"}
+
+
+# --- the plugin ---
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the stand-ins in place."""
+    config.stash[_FOLDER] = folder = tempfile.TemporaryDirectory()
+    _redirect(_stand_ins(Path(folder.name)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Guide the pipelines that the test modules name."""
+    if not os.environ.get(_GUIDED):
+        return
+    from diffusers import DiffusionPipeline
+
+    for module in {item.module for item in items}:  # type: ignore[attr-defined]
+        for kind in vars(module).values():
+            if inspect.isclass(kind) and issubclass(kind, DiffusionPipeline) and "__call__" in vars(kind):
+                kind.__call__ = _guided(kind.__call__)  # type: ignore[method-assign]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note the outcome of each test."""
+    if report.when == "call" or report.outcome != "passed":
+        _outcomes[report.nodeid] = {"outcome": report.outcome, "why": _last_line(report), "guided": _count[0]}
+    if report.when == "teardown":
+        _count[0] = 0
+
+
+def pytest_sessionfinish() -> None:
+    """Write the outcomes."""
+    if os.environ.get(_REPORT):
+        Path(os.environ[_REPORT]).write_text(json.dumps(_outcomes))
+
+
+_FOLDER = pytest.StashKey[Any]()
+_outcomes: dict[str, dict[str, Any]] = {}
+_count = [0]
+
+
+def _last_line(report: pytest.TestReport) -> str:
+    if isinstance(report.longrepr, tuple):
+        return str(report.longrepr[-1])
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return "" if report.longrepr is None else " ".join(str(crash.message if crash else report.longrepr).split())
+
+
+def _guided(plain: Any) -> Any:
+    """Return a pipeline's call with the guidance that its arguments ask for, made by guidestar."""
+    if hasattr(plain, "plain"):
+        return plain
+    signature = inspect.signature(plain)
+
+    @functools.wraps(plain)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        import guidestar
+
+        if hasattr(type(self), "_guidestar"):
+            return plain(self, *args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        try:
+            kind = type(guidestar.guide(self, expression(self, bound.arguments)))
+        except ValueError as error:
+            pytest.skip(f"refused: {error}")
+        try:
+            _count[0] += 1
+            return kind.__call__(self, *args, **kwargs)
+        finally:
+            guidestar.guide(self, None)
+
+    call.plain = plain  # type: ignore[attr-defined]
+    return call
+
+
+def expression(pipe: Any, arguments: Mapping[str, Any]) -> str:
+    """Write what a pipeline's arguments ask for as an expression of ours."""
+    scale, network = _scale(arguments), getattr(pipe, "unet", None)
+    if getattr(getattr(network, "config", None), "time_cond_proj_dim", None) is not None:
+        return "cond"  # the network is told the scale
+    if scale is None:
+        flux = type(getattr(pipe, "transformer", None)).__name__ == "FluxTransformer2DModel"
+        return "cond" if flux or arguments.get("class_labels") is not None else "uncond"
+    if scale <= 1 or arguments.get("image_guidance_scale", 1) < 1:
+        return "cond"
+    if "image_guidance_scale" in arguments:
+        guidance = f"pix2pix({arguments['image_guidance_scale']}, {scale})"
+    elif arguments.get("guidance_scale_2") not in (None, scale):
+        rho = pipe.config.boundary_ratio / (1 - pipe.config.boundary_ratio)
+        second = arguments["guidance_scale_2"]
+        guidance = f"cfg({scale}, interval=({rho}, inf)) + cfg({second}, interval=(0, {rho * 0.999999}))"
+    else:
+        guidance = f"cfg({scale})"
+    if not arguments.get("guidance_rescale"):
+        return guidance
+    space = _SPACES[pipe.scheduler.config.get("prediction_type", "flow_prediction")]
+    return f"{guidance} | rescale({arguments['guidance_rescale']}, space='{space}')"
+
+
+def _scale(arguments: Mapping[str, Any]) -> float | None:
+    """Return the scale of a pipeline's own guidance, 1 where it makes no negative pass; None where it has none."""
+    if "true_cfg_scale" in arguments:
+        negative = [arguments.get(k) for k in ("negative_prompt", "negative_prompt_embeds")]
+        return arguments["true_cfg_scale"] if any(n is not None for n in negative) else 1.0
+    if "max_guidance_scale" in arguments:
+        return arguments["max_guidance_scale"]
+    return None if "max_sequence_length" in arguments and "negative_prompt" not in arguments else arguments.get("guidance_scale")
+
+
+# --- what the tests fetch ---
+
+
+def _stand_ins(home: Path) -> dict[str, str]:
+    """Write a CLIP tokenizer and small T5 encoders with a tokenizer, of letters; return their folders by name."""
+    from transformers import CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast, UMT5Config, UMT5EncoderModel
+
+    letters = [*string.ascii_lowercase, *(c + "</w>" for c in string.ascii_lowercase), "<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer(vocab={t: i for i, t in enumerate(letters)}, merges=[], model_max_length=77).save_pretrained(home / "clip")
+    sizes = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 5, "num_heads": 4}
+    for name, kind, config in (("t5", T5EncoderModel, T5Config), ("umt5", UMT5EncoderModel, UMT5Config)):
+        kind(config(**sizes)).save_pretrained(home / name)
+        words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((c, -3.0) for c in string.ascii_letters)]
+        T5TokenizerFast(vocab=words, extra_ids=0, model_max_length=512).save_pretrained(home / name)
+    found = {"clip": "clip", "t5": "t5", "umt5": "umt5", "T5ForConditionalGeneration": "t5"}
+    return {f"hf-internal-testing/tiny-random-{name}": str(home / folder) for name, folder in found.items()}
+
+
+def _redirect(folders: Mapping[str, str]) -> None:
+    """Let transformers read the stand-ins where the hub's names are given."""
+    import transformers
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+    for kind in (transformers.AutoTokenizer, transformers.AutoConfig, transformers.PreTrainedModel, PreTrainedTokenizerBase):
+        own = kind.from_pretrained.__func__
+
+        def read(cls: Any, name: Any, *args: Any, own: Any = own, **more: Any) -> Any:
+            return own(cls, folders.get(str(name), name), *args, **more)
+
+        kind.from_pretrained = classmethod(read)  # type: ignore[method-assign, assignment]
+
+
+# --- the runner ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What became of one family's tests.
+
+    Args:
+        passed: pass plain and guided, with a guided pipeline.
+        untouched: pass plain and guided, and call no pipeline.
+        refused: pass plain; guidestar refuses the pipeline by name.
+        broken: pass plain and fail guided, with the reason.
+        plain: fail plain (what only the hub, or another version, would give).
+        skipped: by Diffusers.
+    """
+
+    passed: list[str]
+    untouched: list[str]
+    refused: dict[str, str]
+    broken: dict[str, str]
+    plain: dict[str, str]
+    skipped: list[str]
+
+
+def compare(checkout: Path, family: str, options: Sequence[str] = ()) -> Compared:
+    """Run one family's tests plain and guided."""
+    plain, guided = (_run(checkout, family, options, how) for how in ("", "1"))
+    if not plain:
+        raise RuntimeError(f"no test of {family} was run")
+    good = [n for n, r in plain.items() if r["outcome"] == "passed"]
+    kept = [n for n in good if guided[n]["outcome"] == "passed"]
+    refused = {n: guided[n]["why"] for n in good if guided[n]["outcome"] == "skipped"}
+    return Compared(
+        passed=[n for n in kept if guided[n]["guided"]],
+        untouched=[n for n in kept if not guided[n]["guided"]],
+        refused=refused,
+        broken={n: guided[n]["why"] for n in good if guided[n]["outcome"] == "failed"},
+        plain={n: r["why"] for n, r in plain.items() if r["outcome"] == "failed"},
+        skipped=[n for n, r in plain.items() if r["outcome"] == "skipped"],
+    )
+
+
+def _run(checkout: Path, family: str, options: Sequence[str], guided: str) -> dict[str, dict[str, Any]]:
+    here, source = Path(__file__).parent, Path(__file__).parent.parent / "src"
+    paths = [str(source), str(here), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        told = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", _GUIDED: guided, _REPORT: str(report)}
+        command = [sys.executable, "-m", "pytest", f"tests/pipelines/{family}", "-q", "-p", "diffusers_suite", "-p", "no:cacheprovider", *options]
+        done = subprocess.run(command, cwd=checkout, env={**os.environ, **told}, capture_output=True, text=True, check=False)
+        if not report.is_file() or done.returncode not in (0, 1):
+            raise RuntimeError(f"{family}: pytest ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}")
+        return json.loads(report.read_text())
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare families, and print a table."""
+    cut = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    checkout, *families = arguments[:cut]
+    broken = 0
+    print("family | passed | untouched | refused | broken | fails plain | skipped", flush=True)
+    for family in families or FAMILIES:
+        c = compare(Path(checkout), family, arguments[cut:])
+        print(f"{family} | {len(c.passed)} | {len(c.untouched)} | {len(c.refused)} | {len(c.broken)} | {len(c.plain)} | {len(c.skipped)}", flush=True)
+        for why, count in Counter(c.refused.values()).items():
+            print(f"  refused in {count}: {why.partition('refused: ')[2][:200]}", flush=True)
+        for kind in ("broken", "plain"):
+            for name, why in getattr(c, kind).items():
+                print(f"  {kind} {name.removeprefix('tests/pipelines/')}: {why[:300]}", flush=True)
+        broken += len(c.broken)
+    return int(broken > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
