@@ -80,11 +80,10 @@ def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     Raises:
         ValueError: there is none, or it is not a floating point one.
     """
-    if isinstance(dtype, str):
-        dtype = DTYPES.get(dtype.removeprefix("torch."), dtype)
-    if dtype is not None and dtype not in DTYPES.values():
+    found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if dtype is not None and found not in DTYPES.values():
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)} (or torch's), not {str(dtype)!r}")
-    return dtype
+    return found
 
 
 def load(

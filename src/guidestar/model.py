@@ -200,7 +200,7 @@ class Model:
         check: bool = False,
     ) -> Iterator[State]:
         """Yield the state after each step (previews, progress, cancelling); arguments as in `sample`."""
-        run = {
+        run: dict[str, Any] = {
             "cond": cond, "guidance": guidance, "seeds": seeds, "negative": negative, "steps": steps, "solver": solver, "grid": grid,
             "start": start, "start_rho": start_rho, "losses": losses, "max_rows": max_rows, "checkpoint": checkpoint, "explain": explain,
         }  # fmt: skip

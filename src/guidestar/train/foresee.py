@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..data._core import Source
 from ..files import make_folder
@@ -31,7 +32,7 @@ def foresee(recipe: Recipe, built: Mapping[str, Built], source: Source) -> None:
             of the recipe is named.
     """
     preview, end = recipe.preview, recipe.export
-    how = {"solver": end.solver, "grid": end.grid}
+    how: dict[str, Any] = {"solver": end.solver, "grid": end.grid}
     for part in built if preview.every else ():
         if isinstance(getattr(recipe, part), NetworkPart):
             module = built[part].module
