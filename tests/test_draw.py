@@ -1,9 +1,14 @@
 """Random numbers are keyed by (seed, step, tag), and by nothing else."""
 
+import hashlib
+import itertools
+
 import pytest
 import torch
 
 from guidestar.draw import Draw, checked_seeds
+
+UNIFORM, GAUSSIAN = 0.8997843432094772, 0.9462433302738977
 
 KINDS = {
     "normal": lambda draw, tag="a": draw.normal(tag, (3, 5)),
@@ -42,6 +47,35 @@ def test_seed_step_and_tag_all_matter(kind):
 def test_keys_do_not_run_together():
     """Seed 1 at step 11 is not seed 11 at step 1."""
     assert not torch.equal(Draw([1], step=11).uniform("a"), Draw([11], step=1).uniform("a"))
+
+
+@kinds
+@pytest.mark.parametrize(("step", "visit", "key"), [(0, 0, "7/0/a"), (11, 0, "7/11/a"), (1, 1, "7/1.1/a"), (-1, 0, "7/-1/a"), (3, 12, "7/3.12/a")])
+def test_the_streams_are_those_of_their_keys(kind, step, visit, key):
+    """Runs of old can be repeated only as long as the 8-byte BLAKE2b digest of "seed/step[.visit]/tag" seeds torch's generator."""
+    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+    generator = torch.Generator().manual_seed(seed)
+    expected = {
+        "normal": lambda: torch.randn(3, 5, generator=generator),
+        "normal_like": lambda: torch.randn(3, 5, generator=generator),
+        "uniform": lambda: torch.rand((), generator=generator, dtype=torch.float64),
+        "gaussian": lambda: torch.randn((), generator=generator, dtype=torch.float64),
+    }[next(name for name, made in KINDS.items() if made is kind)]()
+    assert torch.equal(kind(Draw([7], step=step, visit=visit))[0], expected)
+    assert torch.equal(kind(Draw([7]).at(step).again(visit))[0], expected)
+    assert torch.equal(kind(Draw([3, 7]).at(step).again(visit).take(torch.tensor([1])))[0], expected)
+
+
+def test_no_step_and_visit_share_a_stream():
+    """Step 1 at visit 1 is neither step 11 nor step 1 at visit 11."""
+    found = [float(Draw([0], step=s, visit=v).uniform("a")) for s, v in itertools.product((-1, 0, 1, 2, 10, 11, 110, 111), (0, 1, 2, 10, 11))]
+    assert len(set(found)) == len(found)
+
+
+def test_the_numbers_themselves():
+    """Written out, so that no change of the keys or of the generator goes unseen."""
+    draw = Draw([1234], step=5)
+    assert draw.uniform("start").item() == UNIFORM and draw.gaussian("start").item() == pytest.approx(GAUSSIAN, rel=1e-12)
 
 
 @kinds

@@ -7,6 +7,7 @@ a line in ``MAKE``, and only one that a law cannot hold for needs a line in ``EX
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import MISSING, fields, replace
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 import guidestar
-from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, Critic, Judge, Scaled, Seer, Spy, col, condition, encode, log_prob, mixed_step, noise, steps, toy
+from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, Critic, Judge, Scaled, Seer, Spy, col, condition, encode, log_prob, mixed_step, net, noise, steps, toy
 from guidestar import METHODS, Condition, Guided, Level, Net, Observation, Post, Step, clamp, cosine, linear, parse, uniform
 from guidestar.guidance import Contrast, Direction
 from guidestar.guidance._core import as_guidance
@@ -105,7 +106,9 @@ def test_every_exported_method_is_in_the_language():
 def test_every_method_says_what_it_is(name):
     text = METHODS[name].__doc__
     assert text and text[0].isupper() and "https://" in text and "References:" in text
-    assert all(f"{f.name}:" in text or f.name in text.split("Args:")[1] for f in fields(METHODS[name]) if f.name not in ("interval", "schedule"))
+    listed = re.findall(r"^ {8}(\w+(?:, \w+)*):", text.split("Args:")[1], re.MULTILINE)
+    explained = {argument for line in listed for argument in line.split(", ")}
+    assert {f.name for f in fields(METHODS[name])} - {"interval", "schedule"} <= explained
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -198,7 +201,8 @@ def test_what_is_planned_is_what_is_evaluated(name):
             _, state = guided(guidance, spy=spy)(x, grid.step(index), state)
             now = plan.steps[index]
             assert now.fewest <= spy.rows <= sum(now.passes.values()), (name, index, str(plan))
-            assert now.fewest == sum(now.passes.values()) or any(t.may_sleep(grid.step(index)) for t in as_guidance(guidance).terms)
+            if not any(t.may_sleep(grid.step(index)) for t in as_guidance(guidance).terms):
+                assert now.fewest == spy.rows == sum(now.passes.values())
         assert plan.nfe == pytest.approx(sum(s.nfe for s in plan.steps))
 
 
@@ -377,3 +381,19 @@ def test_a_step_of_mixed_levels_equals_steps_of_one_level():
         for i, (t, s) in enumerate(zip(rho_t, rho_s, strict=True)):
             one = Step(SCHEDULES["flow"].at_rho(t), SCHEDULES["flow"].at_rho(s), step.index, step.grid)
             close(guided(every(name, 4.0, interval=(0.5, 2.0)))(x, one)[0].x0[i], out.x0[i])
+
+
+def test_a_scale_of_exactly_one_asks_for_the_condition_alone_and_passes_keep_their_order():
+    """Passes are listed as terms ask for them, each with how many samples need it; with scale 1 the null is not among them."""
+    grid = uniform(SCHEDULES["flow"], 2)
+    asked = lambda text: [(str(p), n) for p, n in Guided(text, {"main": net(Spy(), condition(1.0, 1.0, 1.0))}).plan(grid, batch=3).steps[0].passes.items()]  # noqa: E731
+    assert asked("cfg(1)") == [("cond", 3)] and asked("cfg([1, 1, 1])") == [("cond", 3)]
+    assert asked("cfg(3)") == [("cond", 3), ("neg", 3)]
+    assert asked("cfg([3, 1, 2])") == [("cond", 3), ("neg", 2)]
+    assert asked("cfg([3, 1, 2]) + cfg([1, 1, 4], negative='blurry')") == [("cond", 3), ("neg", 2), ("'blurry'", 1)]
+    spy = Spy()
+    x, step = noise(3, 4), grid.step(0)
+    out, _ = Guided("cfg([3, 1, 2])", {"main": net(spy, condition(1.0, 1.0, 1.0))})(x, step)
+    c, u = toy(x, step.t, COND), toy(x, step.t, NEGATIVE)
+    assert spy.rows == 5 and torch.equal(out.x0[1], c[1])
+    torch.testing.assert_close(out.x0, u + torch.tensor([3.0, 1.0, 2.0]).double()[:, None] * (c - u))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from guidestar.levels import GRIDS, VE, VP, Flow, Grid, Level, Step, divide, expand, inverse_or_zero, karras, leading, linspace, log, log_snr, sqrt, trailing, uniform
+from guidestar.levels import GRIDS, VE, VP, Flow, Grid, Level, Step, divide, exp, expand, inverse_or_zero, karras, leading, linspace, log, log_snr, sqrt, trailing, uniform
 
 SCHEDULES = {"vp": VP.linear(), "cosine": VP.cosine(), "zero-snr": VP.scaled_linear().zero_terminal_snr(), "ve": VE(), "flow": Flow(), "shifted": Flow(shift=3.0)}
 DIFFUSERS = {
@@ -64,6 +64,16 @@ def test_level_take_and_where():
     assert taken.alpha.tolist() == [3, 1] and taken.sigma == 0.5 and taken.t.tolist() == [9, 7]
     mixed = Level(0.1, 0.2, 0.3).where(torch.tensor([True, False, True]), level)
     assert mixed.alpha.tolist() == [0.1, 2, 0.1] and mixed.sigma.tolist() == [0.2, 0.5, 0.2] and mixed.t.dtype == torch.float64
+
+
+def test_exponentials_overflow_to_infinity_and_not_to_an_error():
+    for value, expected in ((0.0, 1.0), (-800.0, 0.0), (699.0, math.exp(699.0)), (710.0, math.inf), (1e6, math.inf), (-math.inf, 0.0)):
+        assert exp(value) == pytest.approx(expected) and float(exp(double(value))) == pytest.approx(expected)
+
+
+def test_divide_of_nothing_by_nothing_is_not_a_number_and_signs_stay():
+    assert math.isnan(divide(0.0, 0.0)) and torch.isnan(divide(double(0.0), 0.0)).all()
+    assert divide(double(3.0), 2.0).tolist() == [1.5] and divide(-3.0, 2.0) == -1.5
 
 
 # --- schedules
@@ -234,7 +244,7 @@ def test_log_snr_from_its_formula(schedule):
     n, high, low = 6, 70.0, 0.03
     expected = [math.exp(math.log(high) + i / (n - 1) * (math.log(low) - math.log(high))) for i in range(n)]
     assert [level.rho for level in log_snr(schedule, n, rho_max=high, rho_min=low)] == pytest.approx([*expected, 0], rel=1e-9)
-    assert log_snr(schedule, n - 1, rho_max=high, rho_min=low, clean=False).levels[-1].rho == pytest.approx(low, rel=1e-9)
+    assert [level.rho for level in log_snr(schedule, n - 1, rho_max=high, rho_min=low, clean=False)] == pytest.approx(expected, rel=1e-9)
 
 
 def test_grid_ends_default_to_the_schedules():
@@ -243,6 +253,28 @@ def test_grid_ends_default_to_the_schedules():
     bar = VP.linear().alphas_cumprod
     assert log_snr(VP.linear(), 3)[0].rho == pytest.approx(math.sqrt((1 - bar[-1]) / bar[-1]))
     assert log_snr(VP.linear(), 3)[2].rho == pytest.approx(math.sqrt((1 - bar[0]) / bar[0]))
+
+
+@pytest.mark.parametrize(("make", "counts"), [(karras, [1, 2, 3]), (log_snr, [1, 2, 3])])
+def test_few_steps_keep_their_number_and_ends(make, counts):
+    for n in counts:
+        grid, open_ended = make(VE(), n, rho_max=10.0, rho_min=0.1), make(VE(), n, rho_max=10.0, rho_min=0.1, clean=False)
+        assert grid.steps == open_ended.steps == n and len(grid) == len(open_ended) == n + 1
+        assert (grid[0].rho, grid[-1].rho, open_ended[0].rho) == pytest.approx((10.0, 0.0, 10.0)) and open_ended[-1].rho == pytest.approx(0.1)
+        assert n == 1 or grid[-2].rho == pytest.approx(0.1)
+
+
+def test_karras_takes_its_power():
+    expected = [(8 ** (1 / 3) + i / 3 * (1 - 8 ** (1 / 3))) ** 3 for i in range(4)]
+    assert [level.rho for level in karras(VE(), 4, rho_max=8.0, rho_min=1.0, power=3.0)] == pytest.approx([*expected, 0.0])
+
+
+def test_levels_of_a_grid_that_starts_lower_include_the_given_ratio():
+    grid = log_snr(VE(), 4, rho_max=8.0, rho_min=1.0)
+    assert [round(level.rho, 6) for level in grid.from_rho(4.0)] == [4.0, 2.0, 1.0, 0.0]
+    assert [round(level.rho, 6) for level in grid.from_rho(3.999)] == [2.0, 1.0, 0.0]
+    assert len(grid.from_rho(1.0)) == 2
+    refused("its lowest is 1$", grid.from_rho, 0.9)
 
 
 def test_uniform_and_the_flow_shift():

@@ -214,3 +214,8 @@ def test_a_reward_steers_a_loaded_model(model):
     for more, said in (({"solver": "ddim"}, "draws no noise"), ({"particles": 0}, "at least one particle"), ({"seeds": []}, "at least one seed")):
         with pytest.raises(ValueError, match=said):
             model.steer(reward, steps=2, **more)
+
+
+def test_the_evaluations_of_samples_that_differ_are_averaged():
+    images = torch.zeros(3, 1)
+    assert gs.Samples(x=images, images=images, settings=None, evaluations=(2, 5, 11)).nfe == 6.0

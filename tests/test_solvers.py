@@ -231,7 +231,8 @@ def test_state_of_the_first_evaluation_is_kept(name):
     given = {}
     for index, group in itertools.groupby(calls, key=lambda call: call[0]):
         members = list(group)
-        assert all(state is given for _, state, _ in members) or (index == 0 and all(state == {} for _, state, _ in members))
+        given = members[0][1] if index == 0 else given
+        assert all(state is given for _, state, _ in members) and (given == {}) == (index == 0)
         given = members[0][2]
     assert [index for index, *_ in calls] == sorted(index for index, *_ in calls) and calls[-1][0] == grid.steps - 1
 
@@ -496,6 +497,7 @@ def test_churn_outside_its_interval_changes_nothing():
         (lambda: DDPM(variance="tiny"), "'tiny'"),
         (lambda: Heun(form="rk4"), "must be auto, edm or flow, not 'rk4'"),
         (lambda: Heun(churn=-1.0), "churn"),
+        (lambda: Heun(churn=math.inf), "churn"),
         (lambda: get_solver("euler"), "unknown solver 'euler'; the solvers are ddim"),
     ],
 )

@@ -202,9 +202,10 @@ def test_a_course_is_one_on_average(kind, place):
     grid = steps(place)[0].grid
     values = [_along(kind, grid.step(i)) for i in range(grid.steps)]
     assert sum(values) / len(values) == pytest.approx(1.0)
-    signs = {"increase": 1, "decrease": -1, "constant": 0}
-    # How it changes depends on the grid; on these two it is as it says, up to the step to data.
-    assert place == "ve" or all((b - a) * signs[kind] > 0 or not signs[kind] for a, b in pairwise(values[:-1]))
+    bars = [level.alpha**2 / (level.alpha**2 + level.sigma**2) for level in grid]
+    kept = [t / s for t, s in pairwise(bars)]
+    raw = {"increase": kept, "decrease": [1 - k for k in kept], "constant": [1.0] * grid.steps}[kind]
+    assert [float(v) for v in values] == pytest.approx([r * grid.steps / sum(raw) for r in raw], rel=1e-9)
 
 
 @pytest.mark.parametrize("term", [dps(1.0, distance), freedom(1.0, distance), ugd(1.0, distance), tfg(1.0, distance, mean=0.0, variance_course="constant")])
