@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..data._core import Source
 from ..files import make_folder
@@ -32,7 +31,7 @@ def foresee(recipe: Recipe, built: Mapping[str, Built], source: Source) -> None:
             of the recipe is named.
     """
     preview, end = recipe.preview, recipe.export
-    how: dict[str, Any] = {"solver": end.solver, "grid": end.grid}
+    solver, grid = end.solver, end.grid
     for part in built if preview.every else ():
         if isinstance(getattr(recipe, part), NetworkPart):
             module = built[part].module
@@ -40,13 +39,13 @@ def foresee(recipe: Recipe, built: Mapping[str, Built], source: Source) -> None:
             names = names_for(recipe, model, module, source, 1)
             for guidance in preview.guidance if names else ("uncond",):
                 with _named(f"preview.guidance {guidance!r}, of networks in training"):
-                    _plan(model, guidance, names, preview.steps, **how)
+                    _plan(model, guidance, names, preview.steps, solver=solver, grid=grid)
     if set(built) >= set(recipe.parts()):
         model = finished(recipe, built, source)
         names = names_for(recipe, model, built["model"].module, source, 1)
         guidance = end.guidance if model.encoder is not None else "uncond"
         with _named(f"export.guidance {guidance!r} with {end.solver} on {end.grid}"):
-            _plan(model, guidance, names, end.steps, **how, losses=True)
+            _plan(model, guidance, names, end.steps, solver=solver, grid=grid, losses=True)
 
 
 def finished(recipe: Recipe, built: Mapping[str, Built], source: Source) -> Model:
