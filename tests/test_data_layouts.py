@@ -176,7 +176,7 @@ def test_tables_that_do_not_fit_are_one_line(tmp_path, text, message):
 def test_a_table_in_another_encoding_is_named(tmp_path):
     folder = table(tmp_path / "p", "")
     (folder / "metadata.csv").write_bytes("file_name,text\na/0.png,größe\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"metadata\.csv: is not text in UTF-8 .*; save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"metadata\.csv: not UTF-8 \(byte 25\); save it as UTF-8"):
         image_folder(folder, LOOK)
 
 

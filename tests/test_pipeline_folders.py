@@ -282,7 +282,7 @@ def test_sizes_and_tokenizers_that_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="height and width must be multiples of 4 pixels, not 18×16"):
         gs.load(tmp_path / "flux", size=(18, 16))
     (tmp_path / "flux" / "tokenizer_2" / "tokenizer.json").write_text("{")
-    with pytest.raises(WeightsError, match="tokenizer_2: not readable as T5's tokenizer"):
+    with pytest.raises(WeightsError, match=r"tokenizer_2/tokenizer\.json: not readable as JSON"):
         gs.load(tmp_path / "flux")
     shutil.rmtree(tmp_path / "flux" / "tokenizer_2")
     with pytest.raises(WeightsError, match=r"tokenizer_2: holds no tokenizer \(tokenizer.json or spiece.model\)"):

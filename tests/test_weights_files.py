@@ -176,6 +176,6 @@ def test_an_index_that_leads_elsewhere(shards, name):
 def test_a_clip_without_the_settings_of_its_pixels(tmp_path):
     clip().save_pretrained(tmp_path)
     clip_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"no settings of its pixels \(preprocessor_config\.json\) could be read") as caught:
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json: there is no such file$") as caught:
         read_clip(tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)

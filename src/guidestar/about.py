@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import reprlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .bridge.recipe import GuidanceRecipe
-from .bridge.weights import read_json
+from .documents import is_name, maybe, number, read_json, shown, whole
 from .files import check_name
 
 NAME = "guidestar.json"
@@ -24,10 +24,10 @@ def read_about(folder: Path) -> dict[str, Any]:
     file = folder / NAME
     about = read_json(file)
     if about.get("format") != FORMAT:
-        raise ValueError(f"{folder} is of the format {about.get('format')!r}; this version of guidestar reads {FORMAT}")
+        raise ValueError(f"{folder} is of the format {shown(about.get('format'))}; this version of guidestar reads {FORMAT}")
     for key, (fits, wanted) in _KEYS.items():
         if key in about and not fits(about[key]):
-            raise ValueError(f"{file}: {key} must be {wanted}, not {reprlib.repr(about[key])}")
+            raise ValueError(f"{file}: {key} must be {wanted}, not {shown(about[key])}")
     _check_defaults(file, about.get("defaults", {}))
     return about
 
@@ -45,7 +45,7 @@ def _texts(given: Any) -> bool:
 
 def _folders(given: Any) -> bool:
     """Tell whether these name folders within another, and nothing outside it."""
-    if not isinstance(given, list):
+    if not (_texts(given) and all(map(is_name, given)) and len(set(given)) == len(given)):
         return False
     try:
         return all(check_name(name, "a name") for name in given)
@@ -53,17 +53,22 @@ def _folders(given: Any) -> bool:
         return False
 
 
-def _number(given: Any) -> bool:
-    return isinstance(given, int | float) and not isinstance(given, bool) and abs(given) < 1e38  # what float32 holds
+_number = number().fits
 
 
 def _clips(given: Any) -> bool:
-    known = {"log_scale": _number, "rho_max": lambda n: n is None or _number(n)}
+    known = {"log_scale": _LOG_SCALE.fits, "rho_max": maybe(number(0)).fits}
     return isinstance(given, dict) and _folders([*given]) and all(isinstance(c, dict) and all(k in known and known[k](v) for k, v in c.items()) for c in given.values())
 
 
+_LOG_SCALE = number(-88, 88)  # whose exponential float32 holds
+_SIDE = whole(1, 1_000_000)
+_MOST = 2**28
+"""Numbers in one sample; 1 GB in float32."""
+
+
 def _shape(given: Any) -> bool:
-    return isinstance(given, list) and bool(given) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in given)
+    return isinstance(given, list) and 1 <= len(given) <= 4 and all(map(_SIDE.fits, given)) and math.prod(given) <= _MOST
 
 
 def _scale(given: Any) -> bool:

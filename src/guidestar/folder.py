@@ -17,7 +17,7 @@ A network of the user's own ("module:callable") is in network/, and is only buil
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,17 @@ from torch import Tensor
 
 from .about import FORMAT, NAME, read_about
 from .bridge import recipe
+from .bridge.building import one_budget
+from .bridge.diffusers import Parts
 from .bridge.diffusers import read as read_parts
 from .bridge.export import described, scheduler_settings, write_index
 from .bridge.folders import family_of, read_pipeline
 from .bridge.hub import fetch, is_hub_name
 from .bridge.schedulers import read_scheduler
 from .bridge.vae import Decoder, read_decoder
-from .bridge.weights import read_json, read_module
+from .bridge.weights import read_module
 from .bridge.writing import write_classifier, write_denoiser, write_module, write_scheduler
+from .documents import read_json
 from .files import check_name, make_folder
 from .levels import Flow
 from .model import Model
@@ -120,16 +123,23 @@ def load(
         raise ValueError(f"{folder} holds no averages but the one")
     if ours and (size, dtype) != (None, None):
         raise ValueError(f"{folder}: size= and dtype= are for pipelines of Diffusers")
+    with one_budget():
+        model = _read(folder, str(name), average, trust, size, kind or torch.float32)
+    for denoiser in (model.denoiser, *(d for d, _ in model.nets.values())):
+        lean(denoiser)  # type: ignore[type-var]
+    return model.to(device)
+
+
+def _read(folder: Path, name: str, average: str | None, trust: bool, size: tuple[int, int] | None, dtype: torch.dtype) -> Model:
+    ours = (folder / NAME).is_file()
     try:
-        model = _read_ours(folder, str(name), average, trust) if ours else _read_foreign(folder, str(name), size, kind or torch.float32)
+        model = _read_ours(folder, name, average, trust) if ours else _read_foreign(folder, name, size, dtype)
         model.defaults |= recipe.settings(folder)
+        return model
     except UnknownAverageError:
         raise
     except ValueError as error:
         raise WeightsError(str(error)) from error
-    for denoiser in (model.denoiser, *(d for d, _ in model.nets.values())):
-        lean(denoiser)  # type: ignore[type-var]
-    return model.to(device)
 
 
 def _find(name: str | Path) -> Path:
@@ -168,12 +178,13 @@ def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Mod
     about = read_about(folder)
     process = read_scheduler(folder)
     main = read_parts(_of_average(folder, about, average), process=process, known=_networks(), trust=trust)
+    shape = _shape(folder / NAME, about.get("shape"), main)
     further = {n: read_parts(folder / n, process=process, known=_networks(), trust=trust) for n in about.get("nets", [])}
     return Model(
         name=name,
         denoiser=main.denoiser,
         schedule=main.schedule,
-        shape=tuple(about.get("shape") or main.shape or ()),
+        shape=shape,
         encoder=main.encoder,
         decode=_decoder(folder, about),
         nets={n: (p.denoiser, p.encoder) for n, p in further.items()},
@@ -184,10 +195,31 @@ def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Mod
     )
 
 
+def _shape(file: Path, told: Sequence[int] | None, main: Parts) -> tuple[int, ...]:
+    """Return the shape of one sample, of which the folder and the network say the same."""
+    network = main.shape or _sequence(main)
+    if told is None and not network:
+        raise ValueError(f"{file}: shape is missing, and the network's settings leave it open; write e.g. \"shape\": [3, 32, 32]")
+    if told is not None and network and tuple(told) != network:
+        raise ValueError(f"{file}: shape is {list(told)}, but the network in {main.folder} is of samples {list(network)}")
+    return tuple(told or network or ())
+
+
+def _sequence(main: Parts) -> tuple[int, ...] | None:
+    """Return (T, C) or (C,) of a network of sequences or vectors; None of others."""
+    net = getattr(main.denoiser.net, "net", None)  # type: ignore[union-attr]
+    if type(net).__name__ != "SequenceTransformer":
+        return None
+    config: Any = net.config  # type: ignore[union-attr]
+    return (config["channels"],) if config["length"] is None else (config["length"], config["channels"])
+
+
 def _read_clips(folder: Path, about: Mapping[str, Any], encoder: Any) -> dict[str, Any]:
     from .bridge.clip import read_tower
     from .models.clip import CLIP
 
+    if about.get("clips") and not hasattr(encoder, "text"):
+        raise ValueError(f"{folder / NAME}: clips go with a model that is told by a text, and this one has no text encoder")
     return {n: CLIP(encoder.text, encoder.tokenizer, read_tower(folder / n), **more).eval().requires_grad_(False) for n, more in about.get("clips", {}).items()}
 
 

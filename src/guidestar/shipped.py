@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from .documents import read_json
 
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -12,5 +13,5 @@ def available() -> dict[str, str]:
     """List the models that ship, with a line on each."""
     found = {}
     for file in sorted(SHIPPED.glob("*/guidestar.json")):
-        found[file.parent.name] = str(json.loads(file.read_text(encoding="utf-8")).get("summary", ""))
+        found[file.parent.name] = str(read_json(file).get("summary", ""))
     return found

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .weights import one_line, read_safetensors
+from ..documents import one_line
+from .weights import read_safetensors
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -10,10 +10,13 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from ..documents import check, one_line, read_json, refused, table
 from ..files import make_folder, whole_or_not, written
 from ..models.clip import CLIP, Vision
-from .encoders import TextEncoder, read_text, read_tokenizer
-from .weights import encoder_settings, fill, one_line, read_json, read_safetensors, read_tensors, variant_of, weights_file
+from .encoders import TextEncoder, read_text
+from .settings import PIXELS
+from .towers import build_encoder, fitting, read_tokenizer, renamed
+from .weights import encoder_settings, fill, read_safetensors, read_tensors, weights_file
 
 _PIXELS, _TIME = "preprocessor_config.json", "time.safetensors"
 
@@ -29,6 +32,9 @@ def find_text(name: str | Path) -> TextEncoder:
         return read_text(folder)
     from transformers import CLIPTextModelWithProjection
 
+    if folder.is_dir():
+        text = _tower_of(folder, "text_config")
+        return TextEncoder(text, fitting(read_tokenizer(folder), text, folder))
     return TextEncoder(_pretrained(CLIPTextModelWithProjection, name), _tokenizer(name))
 
 
@@ -41,11 +47,44 @@ def read_clip(name: str | Path) -> CLIP:
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
     folder = Path(name)
+    if folder.is_dir():
+        return _read_whole(folder)
     tokenizer = _tokenizer(name)
     text, tower = _pretrained(CLIPTextModelWithProjection, name), _pretrained(CLIPVisionModelWithProjection, name)
-    pixels = read_json(folder / _PIXELS) if (folder / _PIXELS).is_file() else _hub_pixels(name)
-    vision = Vision(tower, mean=pixels.get("image_mean", (0.5, 0.5, 0.5)), std=pixels.get("image_std", (0.5, 0.5, 0.5)))
+    pixels = _hub_pixels(name)
+    vision = Vision(tower, mean=pixels["image_mean"], std=pixels["image_std"])
     return CLIP(text, tokenizer, vision, log_scale=_log_scale(name)).eval().requires_grad_(False)
+
+
+def _read_whole(folder: Path) -> CLIP:
+    text, tower = (_tower_of(folder, part) for part in ("text_config", "vision_config"))
+    pixels = read_pixels(folder)
+    factor = read_tensors(weights_file(folder, "model")).get("logit_scale")
+    if factor is None or factor.numel() != 1:
+        raise ValueError(f"{folder}: its weights hold no number logit_scale, so it is no whole CLIP")
+    tokenizer = fitting(read_tokenizer(folder), text, folder)
+    return CLIP(text, tokenizer, Vision(tower, **pixels), log_scale=float(factor)).eval().requires_grad_(False)
+
+
+def _tower_of(folder: Path, part: str) -> nn.Module:
+    """Read the text tower ("text_config") or the image tower ("vision_config") of a whole CLIP."""
+    file, kind = folder / "config.json", {"text_config": "CLIPText", "vision_config": "CLIPVision"}[part]
+    about = encoder_settings(file)
+    check(file, about, {part: table}, [part])
+    mine = lambda tower, tensors: {k: v for k, v in renamed(tensors, tower).items() if k in tower.state_dict()}  # noqa: E731
+    return build_encoder(file, about[part], f"{kind}ModelWithProjection", torch.float32, names=mine)
+
+
+def read_pixels(folder: Path) -> dict[str, Any]:
+    """Read the mean and the standard deviation of each colour that a tower expects.
+
+    Raises:
+        ValueError: the file is missing or damaged, or they are not three numbers each; it is named.
+    """
+    file = folder / _PIXELS
+    about = read_json(file)
+    check(file, about, PIXELS, list(PIXELS))
+    return {"mean": tuple(about["image_mean"]), "std": tuple(about["image_std"])}
 
 
 def write_clip(clip: CLIP, folder: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -77,13 +116,9 @@ def read_tower(folder: Path) -> Vision:
     Raises:
         ValueError: a file is missing or damaged; it is named.
     """
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    tower = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(encoder_settings(folder / "config.json")))
-    file = weights_file(folder, "model")
-    fill(tower, file, read_tensors(file), torch.float32)
-    about = read_json(folder / _PIXELS)
-    vision = Vision(tower, noise_aware=(folder / _TIME).is_file(), mean=about["image_mean"], std=about["image_std"])
+    file = folder / "config.json"
+    tower = build_encoder(file, encoder_settings(file), "CLIPVisionModelWithProjection", torch.float32)
+    vision = Vision(tower, noise_aware=(folder / _TIME).is_file(), **read_pixels(folder))
     if vision.time is not None:
         fill(vision.time, folder / _TIME, read_safetensors(folder / _TIME), torch.float32)
     return vision
@@ -129,7 +164,7 @@ def _pretrained(kind: Any, name: str | Path) -> nn.Module:
     logging.set_verbosity_error()  # of the tensors of the other tower
     logging.disable_progress_bar()
     try:
-        return kind.from_pretrained(str(name), use_safetensors=True, torch_dtype=torch.float32, **_chosen(kind, Path(name))).eval().requires_grad_(False)
+        return kind.from_pretrained(str(name), use_safetensors=True, torch_dtype=torch.float32).eval().requires_grad_(False)
     except Exception as error:
         raise ValueError(f"{name}: no CLIP of this name or path could be read ({one_line(error)[:200]})") from error
     finally:
@@ -138,24 +173,8 @@ def _pretrained(kind: Any, name: str | Path) -> nn.Module:
             logging.enable_progress_bar()
 
 
-def _chosen(kind: Any, folder: Path) -> dict[str, Any]:
-    """Return what lets transformers read the file that `weights_file` finds; it reads a whole file before newer shards."""
-    if not folder.is_dir():
-        return {}
-    file = weights_file(folder, "model")
-    if variant := variant_of(file.name, "model"):
-        return {"variant": variant}
-    config = kind.config_class.from_pretrained(str(folder))
-    config.transformers_weights = file.name
-    return {"config": config}
-
-
 def _tokenizer(name: str | Path) -> Any:
-    if Path(name).is_dir():
-        return read_tokenizer(Path(name))
     from transformers import CLIPTokenizer
 
-    try:
+    with refused(f"{name}: no tokenizer of this name could be read"):
         return CLIPTokenizer.from_pretrained(str(name))
-    except Exception as error:
-        raise ValueError(f"{name}: no tokenizer of this name could be read ({one_line(error)[:200]})") from error

@@ -147,7 +147,7 @@ def _shape(network: ModelMixin) -> tuple[int, int, int] | None:
     if channels is None or size is None or "2D" not in type(network).__name__:
         return None
     height, width = size if isinstance(size, Sequence) else (size, size)
-    return channels, height, width
+    return channels, int(height), int(width)
 
 
 __all__ = ["ClassLabels", "Encoder", "Parts", "Process", "TextEncoder", "denoiser", "read", "read_encoder", "read_network", "read_scheduler"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +16,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..denoiser import Condition
+from ..documents import check, maybe, read_json
 from ..models.clip import masked, tokens, warn_of_cuts
-from .weights import encoder_settings, fill, one_line, read_json, read_module, read_tensors, weights_file
+from .settings import LABELS, check_own
+from .towers import architectures, build_encoder, fitting, read_tokenizer, renamed
+from .weights import encoder_settings, read_module
 
 
 class Encoder(Protocol):
@@ -195,9 +198,11 @@ def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """
     from ..models.conditions import ClassEncoder, Conditions, LabelEncoder, VectorEncoder
 
-    about = read_json(folder / "config.json")
+    file = folder / "config.json"
+    about = read_json(file)
+    check_own(file, about)
     if about.get("_class_name") == "Conditions":
-        return Conditions({name: read_condition(folder / name, dtype=dtype) for name in about.get("names", ())})
+        return Conditions({name: read_condition(folder / name, dtype=dtype) for name in about["names"]})
     if about.get("_class_name") == "TextEncoder":
         # Where a caption is the only condition, CLIP lies beside, as Diffusers has it.
         text = read_text(folder if (folder / "text_encoder").is_dir() else folder.parent, dtype)
@@ -219,7 +224,9 @@ def _numbered(count: int) -> tuple[str, ...]:
 def _names(folder: Path, network: ModelMixin, count: int) -> tuple[str, ...] | None:
     """Return the names of ``count`` classes, where the folder gives exactly so many."""
     index = folder / "model_index.json"
-    labels = (read_json(index) if index.is_file() else {}).get("id2label") or dict(network.config).get("id2label")
+    about = read_json(index) if index.is_file() else {}
+    check(index, about, {"id2label": maybe(LABELS)})
+    labels = about.get("id2label") or dict(network.config).get("id2label")
     if not isinstance(labels, dict) or set(labels) != set(_numbered(count)):
         return None
     return tuple(str(labels[n]) for n in _numbered(count))
@@ -229,7 +236,7 @@ def _is_plain_clip(folder: Path) -> bool:
     settings = folder / "text_encoder" / "config.json"
     if not settings.is_file() or not (folder / "tokenizer").is_dir() or (folder / "text_encoder_2").is_dir():
         return False
-    return "CLIPTextModel" in (read_json(settings).get("architectures") or ())
+    return "CLIPTextModel" in architectures(settings, read_json(settings))
 
 
 def read_text(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
@@ -238,39 +245,9 @@ def read_text(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
     Raises:
         ValueError: a file is missing or corrupt; it is named.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    settings = folder / "text_encoder" / "config.json"
-    about = encoder_settings(settings)
-    kind = CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in (about.get("architectures") or ()) else CLIPTextModel
-    try:
-        text = kind(CLIPTextConfig.from_dict(about))
-    except Exception as error:
-        raise ValueError(f"{settings}: {kind.__name__} refuses these settings ({one_line(error)})") from error
-    file = weights_file(settings.parent, "model")
-    fill(text, file, renamed(read_tensors(file), text), dtype)
-    return TextEncoder(text, read_tokenizer(folder / "tokenizer"))
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """Read CLIP's tokenizer from its folder.
-
-    Raises:
-        ValueError: it is missing or corrupt.
-    """
-    from transformers import CLIPTokenizer
-
-    if not any((folder / n).is_file() for n in ("tokenizer.json", "vocab.json")):
-        raise ValueError(f"{folder}: holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); copy it from where the CLIP came from")
-    try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:
-        raise ValueError(f"{folder}: not readable as a CLIPTokenizer ({one_line(error)})") from error
-
-
-def renamed(tensors: Mapping[str, Tensor], text: nn.Module) -> dict[str, Tensor]:
-    """Name CLIP's tensors as this version of transformers does: 5 dropped a prefix, 4.31 the position ids."""
-    prefix = "text_model."
-    used = prefix if any(name.startswith(prefix) for name in text.state_dict()) else ""
-    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("embeddings.position_ids")}
-    return {name if name.startswith("text_projection") else used + name.removeprefix(prefix): tensor for name, tensor in kept.items()}
+    file = folder / "text_encoder" / "config.json"
+    about = encoder_settings(file)
+    projected = "CLIPTextModelWithProjection" in architectures(file, about)
+    kind = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+    text = build_encoder(file, about, kind, dtype, names=lambda text, tensors: renamed(tensors, text))
+    return TextEncoder(text, fitting(read_tokenizer(folder / "tokenizer"), text, folder / "tokenizer"))

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from ..documents import check, choice, flag, many, maybe, number, one_word, read_json, refused, text, whole
 from ..levels import Flow, Schedule
 from .diffusers import Parts, read
 from .schedulers import defaults_of, scheduler_file
 from .text import FluxText, PixArtText, PromptEncoder, SD3Text, SDXLText, read_clip_text, read_t5_text
-from .weights import read_json
 
 FLUX_SIZE = 128
 """Side of Flux's latents where none is asked for; its network has none of its own."""
@@ -56,11 +56,13 @@ def family_of(folder: Path) -> Family | None:
         ValueError: a pipeline of a class that is not read; it is named.
     """
     file = folder / "model_index.json"
-    name = read_json(file).get("_class_name") if file.is_file() else None
+    about = read_json(file) if file.is_file() else {}
+    check(file, about, {"_class_name": maybe(text), "force_zeros_for_empty_prompt": flag})
+    name = about.get("_class_name")
     if name is None:
         return None
     if name not in FAMILIES:
-        raise ValueError(f"{file}: a {name} is not read as a model; these are: {', '.join(FAMILIES)}; its network is, from a folder of that and scheduler/ alone")
+        raise ValueError(f"{file}: a {one_word(name)} is not read as a model; these are: {', '.join(FAMILIES)}; its network is, from a folder of that and scheduler/ alone")
     return FAMILIES[name]
 
 
@@ -97,7 +99,9 @@ def _refuse_embedded_guidance(folder: Path, net: Any) -> None:
 def _factor(folder: Path) -> int:
     """Return how many pixels of a side make one latent."""
     file = folder / "vae" / "config.json"
-    return 2 ** (len(read_json(file).get("block_out_channels", (0,))) - 1) if file.is_file() else 1
+    about = read_json(file) if file.is_file() else {}
+    check(file, about, {"block_out_channels": many(whole(1, 65_536), 1, 16)})
+    return 2 ** (len(about.get("block_out_channels", (0,))) - 1)
 
 
 def _shape(folder: Path, parts: Parts, family: Family, size: tuple[int, int] | None) -> tuple[int, int, int] | None:
@@ -143,10 +147,20 @@ def _shifted(schedule: Schedule, folder: Path, shape: tuple[int, int, int], patc
         return schedule
     written = read_json(file)
     about = {**defaults_of(str(written.get("_class_name"))), **written}
+    check(file, about, _SHIFTS)
     if not about.get("use_dynamic_shifting"):
         return schedule
-    mu = shift_of(about, shape[1] // patch * (shape[2] // patch))
-    return Flow(shift=math.exp(mu) if about["time_shift_type"] == "exponential" else mu)
+    with refused(f"{file}: its shifts cannot be used"):
+        mu = shift_of(about, shape[1] // patch * (shape[2] // patch))
+        return Flow(shift=math.exp(mu) if about["time_shift_type"] == "exponential" else mu)
+
+
+_SHIFTS = {
+    "use_dynamic_shifting": flag,
+    "time_shift_type": choice("exponential", "linear"),
+    **dict.fromkeys(("base_shift", "max_shift"), maybe(number(0, 1000))),
+    **dict.fromkeys(("base_image_seq_len", "max_image_seq_len"), maybe(whole(1, 10_000_000))),
+}
 
 
 def shift_of(config: Mapping[str, Any], tokens: int) -> float:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .weights import one_line
+from ..documents import one_line
 
 _NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")

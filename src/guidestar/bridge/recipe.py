@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_toml, shown
 from ..guidance import parse
 from ..levels import GRIDS
 from ..pictures import write_text
@@ -52,12 +52,12 @@ class GuidanceRecipe:
         for name in ("guidance", "solver", "grid", "negative"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "guidance"):
-                raise ValueError(f"{name} must be text, not {value!r}")
+                raise ValueError(f"{name} must be text, not {shown(value)}")
         if self.steps is not None and (isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 10_000):
-            raise ValueError(f"steps must be a whole number from 1 to 10000, not {self.steps!r}")
+            raise ValueError(f"steps must be a whole number from 1 to 10000, not {shown(self.steps)}")
         for name, known in (("solver", SOLVERS), ("grid", GRIDS)):
             if getattr(self, name) not in (None, *known):
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; there are {', '.join(known)}")
+                raise ValueError(f"unknown {name} {shown(getattr(self, name))}; there are {', '.join(known)}")
         parse(self.guidance)
 
 
@@ -68,12 +68,7 @@ def read(path: str | Path) -> GuidanceRecipe:
         ValueError: it is not there, is no TOML, or a key is unknown, missing or wrong; the file is named.
     """
     file = Path(path) / NAME if Path(path).is_dir() else Path(path)
-    try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{file}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: not readable as TOML ({error})") from error
+    content = read_toml(file)
     try:
         _check_keys(content)
         return GuidanceRecipe(**content)
@@ -86,7 +81,7 @@ def _check_keys(content: dict[str, Any]) -> None:
     for key in content:
         if key not in known:
             close = difflib.get_close_matches(key, known, 1)
-            raise ValueError(f"unknown key {key!r}; {f'did you mean {close[0]!r}? ' if close else ''}it has {', '.join(known)}")
+            raise ValueError(f"unknown key {shown(key)}; {f'did you mean {close[0]!r}? ' if close else ''}it has {', '.join(known)}")
     if "guidance" not in content:
         raise ValueError('the key guidance is missing; write e.g. guidance = "cfg(3)"')
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Output
+from ..documents import Kind as Wanted
+from ..documents import check, flag, many, maybe, number, one_line, read_json, shown, text, whole
 from ..levels import VE, VP, Flow, Schedule
-from .weights import one_line, read_json
 
 Kind = Literal["by time", "inverted", "on ratios", "scaled", "halfway", "edm", "flow"]
 
@@ -94,14 +95,34 @@ def process_of(written: Mapping[str, Any], *, where: str = "scheduler") -> Proce
     """
     file, name = where, written.get("_class_name")
     if not isinstance(name, str) or name not in KINDS:
-        raise ValueError(f"{file}: the scheduler {name!r} is not supported; these are: {', '.join(sorted(KINDS))}")
+        raise ValueError(f"{file}: the scheduler {shown(name)} is not supported; these are: {', '.join(sorted(KINDS))}")
     build = {"edm": _edm, "flow": _flow}.get(KINDS[name], _table)
+    check(file, written, _SETTINGS)
+    config = {**defaults_of(name), **written}
+    if (lost := next((key for key in _NEEDED.get(KINDS[name], ()) if key not in config), None)) is not None:
+        raise ValueError(f"{file}: there is no {lost!r}")
     try:
-        return build({**defaults_of(name), **written})
-    except KeyError as error:
-        raise ValueError(f"{file}: there is no {error}") from None
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{file}: {one_line(error)}") from error
+        return build(config)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{file}: its settings do not go together ({one_line(error)})") from error
+
+
+_TEXTS = ("prediction_type", "beta_schedule", "timestep_type")
+_FLAGS = ("use_flow_sigmas", "rescale_betas_zero_snr", "invert_sigmas")
+_POSITIVE: Wanted = number(0, 1e6, above=True)
+_SETTINGS: dict[str, Wanted] = {
+    **dict.fromkeys(_TEXTS, maybe(text)),
+    **dict.fromkeys(_FLAGS, maybe(flag)),
+    **dict.fromkeys(("shift", "flow_shift", "sigma_data"), _POSITIVE),
+    **dict.fromkeys(("sigma_min", "sigma_max"), maybe(number(0, 1e6))),  # of flows they may be null, or 0
+    **dict.fromkeys(("beta_start", "beta_end"), number(0, 1)),
+    "snr_shift_scale": maybe(number(0, 1e6)),
+    "num_train_timesteps": whole(1, 1_000_000),
+    "trained_betas": maybe(many(number(0, 1), 1, 1_000_000)),
+}
+_NEEDED: dict[str, tuple[str, ...]] = {"flow": ("shift", "num_train_timesteps"), "edm": ("sigma_min", "sigma_max", "sigma_data")}
 
 
 def scheduler_file(folder: str | Path) -> Path | None:

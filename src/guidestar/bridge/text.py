@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..denoiser import Condition
+from ..documents import shown
 from ..models.clip import warn_of_cuts
-from .encoders import checked_prompt, read_tokenizer, renamed
-from .weights import encoder_settings, fill, one_line, read_tensors, weights_file
+from .encoders import checked_prompt
+from .towers import architectures, build_encoder, fitting, open_tokenizer, read_tokenizer, renamed
+from .weights import encoder_settings
 
 
 class ClipText(nn.Module):
@@ -217,7 +219,8 @@ def read_clip_text(folder: Path, part: str, dtype: torch.dtype) -> ClipText:
     Raises:
         ValueError: a file is missing or damaged; it is named.
     """
-    return ClipText(read_text_model(folder / f"text_encoder{part}", "CLIPText", dtype), read_tokenizer(folder / f"tokenizer{part}"))
+    text, home = read_text_model(folder / f"text_encoder{part}", "CLIPText", dtype), folder / f"tokenizer{part}"
+    return ClipText(text, fitting(read_tokenizer(home), text, home))
 
 
 def read_t5_text(folder: Path, part: str, length: int, dtype: torch.dtype) -> T5Text:
@@ -226,7 +229,8 @@ def read_t5_text(folder: Path, part: str, length: int, dtype: torch.dtype) -> T5
     Raises:
         ValueError: a file is missing or damaged; it is named.
     """
-    return T5Text(read_text_model(folder / f"text_encoder{part}", "T5", dtype), _t5_tokenizer(folder / f"tokenizer{part}"), length)
+    text, home = read_text_model(folder / f"text_encoder{part}", "T5", dtype), folder / f"tokenizer{part}"
+    return T5Text(text, fitting(_t5_tokenizer(home), text, home), length)
 
 
 def read_text_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -240,26 +244,23 @@ def read_text_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32)
     Raises:
         ValueError: a file is missing or damaged, or the encoder is of another kind; the file is named.
     """
-    import transformers
-
     file = folder / "config.json"
     about = encoder_settings(file)
-    name = str((about.get("architectures") or [None])[0])
-    if name not in _CONFIGS or not name.startswith(kind):
-        raise ValueError(f"{file}: the text encoder {name!r} is not one that this pipeline has; expected {kind}…")
-    try:
-        module = getattr(transformers, name)(getattr(transformers, _CONFIGS[name]).from_dict(about))
-    except Exception as error:
-        raise ValueError(f"{file}: {name} refuses these settings ({one_line(error)})") from error
-    weights = weights_file(folder, "model")
-    tensors = dict(read_tensors(weights))
-    if name == "T5EncoderModel" and "shared.weight" in tensors:
+    name = next(iter(architectures(file, about)), None)
+    if name is None or name not in _KINDS or not name.startswith(kind):
+        raise ValueError(f"{file}: the text encoder {shown(name)} is not one that this pipeline has; expected {kind}…")
+    return build_encoder(file, about, name, dtype, names=lambda module, tensors: _renamed(name, module, tensors))
+
+
+_KINDS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+
+
+def _renamed(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if name != "T5EncoderModel":
+        return renamed(tensors, module)
+    if "shared.weight" in tensors:
         tensors.setdefault("encoder.embed_tokens.weight", tensors["shared.weight"])  # one table, of two names
-    fill(module, weights, tensors if name == "T5EncoderModel" else renamed(tensors, module), dtype)
-    return module
-
-
-_CONFIGS = {"CLIPTextModel": "CLIPTextConfig", "CLIPTextModelWithProjection": "CLIPTextConfig", "T5EncoderModel": "T5Config"}
+    return tensors
 
 
 def _t5_tokenizer(folder: Path) -> Any:
@@ -269,7 +270,7 @@ def _t5_tokenizer(folder: Path) -> Any:
     if not any((folder / n).is_file() for n in ("tokenizer.json", "spiece.model")):
         raise ValueError(f"{folder}: holds no tokenizer (tokenizer.json or spiece.model); copy it from where the T5 came from")
     try:
-        return kind.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:
+        return open_tokenizer(kind, folder, "not readable as T5's tokenizer")
+    except ValueError as error:
         more = "" if (folder / "tokenizer.json").is_file() else "; a spiece.model needs: pip install sentencepiece protobuf"
-        raise ValueError(f"{folder}: not readable as T5's tokenizer ({one_line(error)[:200]}){more}") from error
+        raise ValueError(f"{error}{more}") from error

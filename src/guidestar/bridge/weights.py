@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..documents import check, is_name, read_json, refused, shown, table, text
+from .building import build, check_numbers
+from .settings import check_network, check_own
+
 _STEM = "diffusion_pytorch_model"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: the file is missing, unreadable, or holds something else; it is named.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{file}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: should hold a JSON object, not a {type(content).__name__}")
-    return content
 
 
 def network_folder(folder: str | Path) -> Path:
@@ -87,31 +72,77 @@ def read_module(folder: str | Path, *, known: Mapping[str, type[ModelMixin]] | N
     folder = Path(folder)
     config_file = folder / "config.json"
     config = read_json(config_file)
-    module: Any = _build_own(config_file, config, trust) if "callable" in config else _build(config_file, config, known or {})
-    file = weights_file(folder)
-    tensors = read_tensors(file)
-    if "callable" not in config:
-        # Checkpoints from before Diffusers 0.15 name their attention's projections otherwise.
-        module._fix_state_dict_keys_on_load(tensors)
-    fill(module, file, tensors, dtype)
+    if "callable" in config:
+        module: Any = _build_own(config_file, config, trust)
+        file = weights_file(folder)
+        fill(module, file, read_tensors(file), dtype)
+        return module
+    return _build(config_file, config, known or {}, dtype)
+
+
+def _build(file: Path, config: Mapping[str, Any], known: Mapping[str, type[ModelMixin]], dtype: torch.dtype) -> Any:
+    cls: Any = _find(file, config.get("_class_name"), config.get("norm_type"), known)
+    check_own(file, config)
+    check_network(file, config)
+    given = {**config, "_class_name": cls.__name__}
+    # Whatever a constructor trips over, it is the settings that are wrong.
+    refusal = f"{file}: {cls.__name__} refuses these settings"
+    # Checkpoints from before Diffusers 0.15 name their attention's projections otherwise.
+    old = lambda module, tensors: module._fix_state_dict_keys_on_load(tensors) or tensors  # noqa: E731
+    return build_filled(file, given, lambda: cls.from_config(given), refusal, dtype, names=old)
+
+
+def build_filled(
+    file: Path,
+    settings: Mapping[str, Any],
+    make: Callable[[], Any],
+    refusal: str,
+    dtype: torch.dtype,
+    *,
+    stem: str = _STEM,
+    names: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = lambda _, tensors: tensors,
+) -> Any:
+    """Build a module of the settings in ``file``, and fill it with the weights beside that.
+
+    The weights are held against the module's shapes before it takes any memory.
+
+    Args:
+        file: where the settings were found.
+        settings: they are.
+        make: calls the constructor.
+        refusal: begins the message where that fails.
+        dtype: of the parameters.
+        stem: how the file of weights is called (`weights_file`).
+        names: of the module and the tensors as read, renames tensors.
+
+    Raises:
+        ValueError: as `build`, `weights_file`, `read_tensors` and `fill`.
+    """
+    check_numbers(file, settings)
+    weights: list[Any] = []
+
+    def look(sketch: Any) -> None:
+        found = weights_file(file.parent, stem)
+        tensors = OrderedDict(read_tensors(found))
+        with refused(f"{found}: its tensors do not fit the settings in {file.name}"):
+            weights[:] = found, names(sketch, tensors)
+        _check(found, weights[1], sketch.state_dict())
+
+    module = build(make, refusal, dtype, look)
+    if not weights:
+        look(module)
+    fill(module, weights[0], weights[1], dtype)
     return module
-
-
-def _build(file: Path, config: Mapping[str, Any], known: Mapping[str, type[ModelMixin]]) -> ModelMixin:
-    cls = _find(file, config.get("_class_name"), config.get("norm_type"), known)
-    try:
-        return cls.from_config({**config, "_class_name": cls.__name__})  # type: ignore[attr-defined]
-    except Exception as error:
-        # Whatever a constructor trips over, it is the settings that are wrong.
-        raise ValueError(f"{file}: {cls.__name__} refuses these settings ({one_line(error)})") from error
 
 
 def _build_own(file: Path, config: Mapping[str, Any], trust: bool) -> nn.Module:
     from ..models.networks import from_callable
 
     if not trust:
-        raise ValueError(f"{file}: the network is made by the code {config['callable']!r}, which is only run where you trust it: load(…, trust=True), --trust")
-    return from_callable(str(config["callable"]), dict(config.get("config", {})))
+        raise ValueError(f"{file}: the network is made by the code {shown(config['callable'])}, which is only run where you trust it: load(…, trust=True), --trust")
+    check(file, config, {"callable": text, "config": table})
+    with refused(f"{file}: the code {shown(config['callable'])} fails"):
+        return from_callable(config["callable"], dict(config.get("config", {})))
 
 
 # What the first DiT and PixArt folders were written as.
@@ -124,7 +155,7 @@ def _find(file: Path, name: Any, norm: Any, known: Mapping[str, type[ModelMixin]
     name = _RENAMED.get((name, norm), name) if isinstance(name, str) else name
     found = (known.get(name) or getattr(diffusers, name, None)) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
-        raise ValueError(f"{file}: {name!r} (_class_name) is not a network of this Diffusers version ({diffusers.__version__})")
+        raise ValueError(f"{file}: {shown(name)} (_class_name) is not a network of this Diffusers version ({diffusers.__version__})")
     return found
 
 
@@ -184,7 +215,7 @@ def _has_shards(index: Path) -> bool:
 def _shards(index: Path) -> dict[str, str]:
     """Return the shard that each tensor is in."""
     shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(s, str) and Path(s).name == s and s.endswith(".safetensors") for s in shards.values()):
+    if not isinstance(shards, dict) or not shards or not all(is_name(s) and s.endswith(".safetensors") for s in shards.values()):
         raise ValueError(f"{index}: weight_map should map the name of each tensor to a file of safetensors beside it")
     return shards
 
@@ -195,7 +226,12 @@ def encoder_settings(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: as `read_json`.
     """
-    return {k: v for k, v in read_json(file).items() if "attn_implementation" not in k and k != "auto_map"}
+    return _without_code(read_json(file))
+
+
+def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in settings.items() if "attn_implementation" not in k and k != "auto_map"}
+    return {k: _without_code(v) if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def conversion(file: Path) -> str:
@@ -245,10 +281,8 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise ValueError(f"{file}: there is no such file")
-    try:
+    with refused(f"{file}: truncated or corrupt, not readable as safetensors"):
         return load_file(file)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{file}: truncated or corrupt, not readable as safetensors ({one_line(error)})") from error
 
 
 def _check(file: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -262,8 +296,3 @@ def _check(file: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tenso
     unexpected = next((name for name in tensors if name not in wanted), None)
     if unexpected is not None:
         raise ValueError(f"{file}: the tensor {unexpected!r} is unexpected; the network has none of that name")
-
-
-def one_line(error: Exception) -> str:
-    """Say what went wrong in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..documents import read_text
+
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PASSED_OVER = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN"}
 SPLITS = re.compile(r"(train|training|test|testing|val|valid|validation|dev|eval|evaluation)", re.I)
@@ -149,18 +151,6 @@ def _captions(folder: Path, files: Sequence[Path]) -> list[str] | None:
         without = files[there.index(False)].relative_to(folder).as_posix()
         raise ValueError(f"{folder}: {sum(there)} of {len(files)} images have a caption beside them (.txt), but {without!r} has none; add the others, or move the captions away")
     return [read_text(file).strip() or None for file in beside]  # type: ignore[misc]
-
-
-def read_text(file: Path) -> str:
-    """Read a text file in UTF-8, with or without a byte-order mark.
-
-    Raises:
-        ValueError: it is in another encoding.
-    """
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: is not text in UTF-8 ({error.reason}); save it as UTF-8") from None
 
 
 def _by_table(folder: Path, table: Path, files: Sequence[Path], text: Sequence[str]) -> Found:

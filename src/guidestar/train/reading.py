@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from ..bridge.vae import encoded as into_latents
-from ..bridge.weights import read_json, read_module
+from ..bridge.weights import read_module
 from ..data import fashion_mnist
 from ..data._core import Column, InMemory, Source, split
 from ..data.folders import image_folder, parquet
 from ..data.pictures import Look, Pictures
 from ..data.shards import Shards
 from ..data.tensors import Scale, Scaled, latents, tensors
+from ..documents import read_json
 from .recipe import Recipe
 from .tables import Data
 
