@@ -222,10 +222,10 @@ def _text(node: ast.AST) -> bool:
 
 def _kinds(node: ast.BinOp) -> bool:
     """Tell whether an operator joins types."""
-    return isinstance(node.op, ast.BitOr) and any(
-        (isinstance(n, ast.Constant) and n.value is None) or (isinstance(n, ast.Name) and n.id[0].isupper()) or isinstance(n, ast.Name) and n.id in ("int", "float", "str")
-        for n in (node.left, node.right)
-    )
+    names = [n.id for n in (node.left, node.right) if isinstance(n, ast.Name)]
+    none = any(isinstance(n, ast.Constant) and n.value is None for n in (node.left, node.right))
+    kinds = any(name[0].isupper() or name in ("int", "float", "str") for name in names)
+    return isinstance(node.op, ast.BitOr) and (none or kinds)
 
 
 def _alike(a: ast.AST, b: ast.AST) -> bool:
@@ -278,10 +278,8 @@ class Source:
         if made is not None:
             place.put(made)
         after = _first(place.node if made is None else made)
-        if place.node is place.statement:
-            what = f"{word}: {before}"
-        else:
-            what = f"{word}: {before} -> {after} in {statement}"
+        alone = place.node is place.statement
+        what = f"{word}: {before}" + ("" if alone else f" -> {after} in {statement}")
         return Mutant(self.file, line, place.where.replace("()", ""), what, ast.unparse(ast.fix_missing_locations(tree)))
 
 

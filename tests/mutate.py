@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import importlib
 import json
 import os
@@ -38,6 +39,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+
 from _mutants import Mutant, Source
 from _reach import Only, Reach, Watch, digest
 
@@ -212,13 +214,11 @@ def stages(tests: Sequence[str]) -> Iterator[list[str]]:
 
 def ended(child: Child) -> str:
     """Return how a trial ended ("" while it goes on)."""
-    pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+    pid, status = os.waitpid(child.pid, os.WNOHANG)
     if not pid and time.monotonic() - child.start < child.limit:
         return ""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     if not pid:
         os.waitpid(child.pid, 0)
         return "killed: no end"
@@ -268,14 +268,28 @@ def table(results: Sequence[tuple[Mutant, str]]) -> str:
     return "\n".join(rows)
 
 
+def modules_of_others(home: Path) -> list[str]:
+    """Return what the tests load that does not change: each trial would load it again."""
+    found = home.parent / "modules.json"
+    found.unlink(missing_ok=True)
+
+    def work() -> int:
+        enter(home, home.parent / "modules.log", write=True)
+        pytest.main([*QUIET, "--collect-only", *test_files(home)])
+        places = {n: str(getattr(m, "__file__", None) or "") for n, m in list(sys.modules.items()) if m}
+        found.write_text(json.dumps([n for n, f in places.items() if f and not f.startswith(str(home)) and not n.startswith("_pytest")]))
+        return 0
+
+    os.waitpid(fork(work), 0)
+    return [*LOADED.split(), *(json.loads(found.read_text()) if found.exists() else [])]
+
+
 def prepared(jobs: int, where: Path) -> list[Path]:
     """Make the copies that mutants are tried in, and load what does not change."""
     homes = [copy_of_the_tree(where / str(n) / "tree") for n in range(jobs)]
-    for name in LOADED.split():
-        try:
+    for name in modules_of_others(homes[0]):
+        with contextlib.suppress(Exception):
             importlib.import_module(name)
-        except ImportError:
-            pass
     if leaked := [m for m in sys.modules if m.startswith("guidestar")]:
         raise RuntimeError(f"the library was read before the fork: {leaked}")
     return homes
@@ -292,6 +306,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=60, help="seconds of tests for one mutant")
     parser.add_argument("--limit", type=float, default=600, help="seconds for one test file when the map is made")
     parser.add_argument("--map", action="store_true", help="only find out which test runs which function")
+    parser.add_argument("--resume", action="store_true", help="do not try again what was killed before")
     parser.add_argument("--list", action="store_true", help="only show the mutants")
     parser.add_argument("--keep-map", action="store_true", help="do not run changed test files again first")
     parser.add_argument("--where", type=Path, default=None, help="a folder for the copies (by default .mutants/)")
@@ -315,13 +330,15 @@ def main() -> None:
     homes = prepared(given.jobs, given.where or KEPT)
     if not given.keep_map:
         find_reach(reach, homes[0], given.limit)
-    results, start = [], time.monotonic()
+    done = [m for m in mutants if given.resume and before.get(mark[id(m)], "").startswith("killed")]
+    results, start = [(m, before[mark[id(m)]]) for m in done], time.monotonic()
+    mutants = [m for m in mutants if m not in done]
     for mutant, how in try_all(mutants, reach, homes, given.budget):
         results.append((mutant, how))
         before[mark[id(mutant)]] = how
         done_before.write_text(json.dumps(before))
         if not how.startswith("killed") or how == "killed: no end":
-            print(f"[{len(results)}/{len(mutants)}] {how}\n    {mutant}", flush=True)
+            print(f"[{len(results)}/{len(mutants) + len(done)}] {how}\n    {mutant}", flush=True)
     if results:
         print(table(results))
         print(f"{time.monotonic() - start:.0f} s")
