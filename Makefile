@@ -1,17 +1,26 @@
-# make demo: set up and run the main job.       make test: set up and run the tests.
+# make demo: set up and run the main job.       make test: set up and run the tests (make test-all: the slow ones too).
 # make lint, make bench, make figures: what their names say (figures: the pictures of the documents).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench figures clean
+.PHONY: demo test test-all fast lint bench figures clean
 
 demo: $(VENV)/.all
 	$(BIN)/guidestar demo --out out/demo
 
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+fast: $(VENV)/.dev  # the core's own tests
+	$(PYTEST) -m "not slow" $(FAST)
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.dev
+	$(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

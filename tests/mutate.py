@@ -1,307 +1,348 @@
-"""Break a method's formula in one place at a time, and see whether its tests notice.
+"""Break the library in one place at a time, and see whether the tests notice.
 
-    python tests/mutate.py                       every mutant of every file with a formula in it
-    python tests/mutate.py tcfg posterior        those of the files that these methods (or files) are
-    python tests/mutate.py --list                how many mutants each file has
-    python tests/mutate.py dps --only displacing those whose description has this in it
+    python tests/mutate.py --sample 400 --seed 7   400 mutants of all files, by their lines of code
+    python tests/mutate.py tcfg posterior          every mutant of the files that have these in their path
+    python tests/mutate.py dps --only displacing   those whose description has this in it
+    python tests/mutate.py --again                 those that survived last time
+    python tests/mutate.py --map                   only find out which test runs which function
 
-Mutants: + ↔ −, * ↔ /, a sign dropped, a square not taken, > ↔ <=, 0 ↔ 1, True ↔ False as an answer, t ↔ s, alpha ↔ sigma,
-x0 ↔ eps, good ↔ bad and the like. Each is tried on the tests that belong to its file, the quickest first and at last
-the laws of all methods. A mutant that no test fails on has survived: either a test is missing, or the mutant means
-the same; those are in EQUIVALENT, with the reason.
+Each mutant is a copy of the library with one change (`_mutants.py`): an operator, a sign, a bound of a comparison, a
+constant, a condition, a branch, a dropped statement or argument, a swapped pair. It is read by a fork of this process,
+in which torch and the like are loaded already, and tried on the tests that run the changed function (`_reach.py`),
+those that tell soonest first, until one fails. A mutant that no test fails on has survived: either a test is missing, or
+the mutant means the same; those are in `equivalent.toml`, by function and change, with the reason.
+
+What is kept between runs is in `.mutants/`. Two jobs halve the time on a quiet machine with two cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import copy
+import collections
+import contextlib
 import importlib
-import inspect
-import multiprocessing
+import json
 import os
-import shlex
+import random
+import resource
+import shutil
+import signal
+import subprocess
 import sys
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-from _pytest.main import pytest_runtestloop
 
-from guidestar import METHODS
+from _mutants import Mutant, Source
+from _reach import Only, Reach, Watch, digest
 
 TESTS = Path(__file__).parent
-SRC = TESTS.parent / "src" / "guidestar"
-OPERATORS: dict[type, type] = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
-COMPARED: dict[type, type] = {ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is}
-NAMES = {"good": "bad", "bad": "good", "c": "u", "u": "c", "COND": "NULL", "both": "image", "low": "high"}
-PAIRS = ("t s", "alpha sigma", "x0 eps", "transition_variance posterior_variance", "value key")
-ATTRIBUTES = {a: b for pair in map(str.split, PAIRS) for a, b in (pair, pair[::-1])}
-SKIPPED = {"__post_init__", "bind", "__str__", "_check"}
-"""What these do is refuse and write, which is not the formula."""
-
-OF_METHODS = "test_methods.py -k '{}'"
-LAWS = "test_guidance_laws.py -k '{}'"
-TESTED: dict[str, Sequence[str]] = {
-    "guidance/_blur.py": ["test_perturbed.py -k 'sag_everywhere or mean_query'", "test_perturbed.py -k 'sag or seg'"],
-    "guidance/_climbing.py": [OF_METHODS.format("classifier"), "test_clip_guidance.py"],
-    "guidance/_conditioned.py": [OF_METHODS.format("cfg and not cfgpp"), "test_tcfg.py", LAWS.format("cfg or tcfg or mambo")],
-    "guidance/_perturbed.py": ["test_perturbed.py -k 'pag_and_seg or slg'", "test_perturbed.py"],
-    "guidance/_statistics.py": [OF_METHODS.format("apg or rescale or threshold"), LAWS.format("zero_norms or one_number or dtype")],
-    "guidance/_steered.py": ["test_training_free.py -k 'dps or lgd or forward or tfg'", "test_training_free.py", "test_observing.py -k library"],
-    "guidance/adaptive.py": ["test_adaptive.py"],
-    "guidance/apg.py": [OF_METHODS.format("apg")],
-    "guidance/autoguidance.py": ["test_autoguidance.py"],
-    "guidance/cads.py": ["test_cads.py"],
-    "guidance/cfg.py": [OF_METHODS.format("cfg and not cfgpp")],
-    "guidance/cfg_zero.py": ["test_cfg_zero.py"],
-    "guidance/cfgpp.py": [OF_METHODS.format("cfgpp")],
-    "guidance/classifier.py": [OF_METHODS.format("classifier")],
-    "guidance/clip.py": ["test_clip_guidance.py"],
-    "guidance/compose.py": [OF_METHODS.format("and_not"), OF_METHODS.format("bases")],
-    "guidance/discriminator.py": ["test_training_free.py -k discriminator", "test_training_free.py"],
-    "guidance/dps.py": ["test_training_free.py -k dps", "test_training_free.py"],
-    "guidance/fdg.py": ["test_fdg.py"],
-    "guidance/freedom.py": ["test_training_free.py -k freedom", "test_training_free.py"],
-    "guidance/icg.py": ["test_icg.py"],
-    "guidance/lgd.py": ["test_training_free.py -k lgd", "test_training_free.py"],
-    "guidance/losses.py": ["test_training_free.py", "test_posterior.py"],
-    "guidance/mambo.py": ["test_mambo.py"],
-    "guidance/mpgd.py": ["test_training_free.py -k mpgd", "test_training_free.py"],
-    "guidance/nag.py": ["test_perturbed.py -k 'nag and not network'", "test_perturbed.py -k nag"],
-    "guidance/operators.py": ["test_posterior.py -k 'operator or pixels or squares or mask'", "test_observing.py -k library"],
-    "guidance/pag.py": ["test_perturbed.py -k pag", "test_perturbed.py", "test_layers.py"],
-    "guidance/perp_neg.py": ["test_perp_neg.py"],
-    "guidance/pix2pix.py": ["test_pix2pix.py"],
-    "guidance/posterior.py": ["test_posterior.py -k 'posterior or pigdm or pixels or conjugate'", "test_posterior.py"],
-    "guidance/posts.py": [OF_METHODS.format("rescale or threshold or clip or posts")],
-    "guidance/sag.py": ["test_perturbed.py -k 'sag and not network'", "test_perturbed.py -k 'sag or look'"],
-    "guidance/seg.py": ["test_perturbed.py -k 'pag_and_seg'", "test_perturbed.py", "test_layers.py"],
-    "guidance/slg.py": ["test_perturbed.py -k slg"],
-    "guidance/tcfg.py": ["test_tcfg.py"],
-    "guidance/tfg.py": ["test_training_free.py -k 'tfg or course'", "test_training_free.py"],
-    "guidance/tsg.py": ["test_tsg.py"],
-    "guidance/ugd.py": ["test_training_free.py -k 'universal or ugd'", "test_training_free.py"],
-    "guidance/weights.py": [OF_METHODS.format("interval or schedule or linear"), "test_expression.py", OF_METHODS.format("")],
-    "answers.py": ["test_passes.py", "test_layers.py -k 'seen or one_call'", "test_tsg.py", "test_cads.py", "test_perturbed.py -k 'sag or look'"],
-    "layers.py": ["test_layers.py -k 'one_call or look or rows'", "test_layers.py -k 'text_stream or joint or blur'"],
-    "models/joint.py": ["test_joint.py"],
-    "sampling/population.py": ["test_population.py"],
-    "sampling/repaint.py": ["test_travel.py"],
-    "sampling/travel.py": ["test_travel.py"],
-}
-"""The tests of each file, to be run one after the other until one fails; METHODS' files also have the laws."""
-
-EQUIVALENT: dict[str, dict[str, str]] = {
-    "answers.py": {
-        "number: 1  ->  0   in   x = torch.cat": "what is joined of one part is that part",
-        "out.x0  ->  out.eps   in   x0 = out.x0": "both have the samples' shape",
-        "number: 1  ->  0   in   return -(-len(x)": "one call of all rows is what no limit means",
-        "prediction.x0  ->  prediction.eps": "what a network returns is linked: both are finite, or neither",
-    },
-    "layers.py": {
-        "number: 1  ->  0   in   return (torch.cat": "what is joined of one part is that part",
-        "number: 0  ->  1   in   for attend": "a change of all rows is the only one",
-    },
-    "sampling/population.py": {"number: 0.0  ->  1.0   in   self.log = ": "only differences of log-weights within a sample count"},
-    "guidance/posterior.py": {
-        "number: 1  ->  0   in   carried = ": "what is differentiated is summed over everything in any case",
-        "number: 1.0  ->  0.0   in   step = ": "a quotient that is not taken, and that no gradient passes",
-        "number: 1.0  ->  0.0   in   p = r": "the same",
-        "number: 0.0  ->  1.0   in   p = r": "a sample that does not go on takes no step in any direction",
-    },
-    "guidance/_blur.py": {"[:, None] + offsets  ->  ": "the kernel is symmetric"},
-    "guidance/adaptive.py": {
-        "c  ->  u   in   looks = ": "both are of one length, shape and dtype",
-        "c  ->  u   in   done = ": "the same",
-    },
-    "guidance/cfg_zero.py": {"good  ->  bad   in   return (good.to_x0": "both are at one place and level"},
-    "guidance/weights.py": {"number: 0  ->  1   in   return float(weight) if getattr": "a plain number is one already"},
-    "models/joint.py": {"number: 1  ->  0   in   return self.found[-1]": "one is kept at a time"},
-    "guidance/mambo.py": {"c  ->  u   in   limits = ": "both are of one dtype"},
-    "guidance/pag.py": {"a.value  ->  a.key": "keys and values have one shape"},
-    "guidance/tcfg.py": {"good  ->  bad   in   return (good.to_x0": "both are at one place and level"},
-    "guidance/tfg.py": {
-        "kept * 0 + 1.0  ->  kept * 0 - 1.0": "a course is divided by its mean",
-        "number: 0  ->  1   in   for _ in range(self.iterations if self.mean else 0)": "a step of size 0",
-    },
-}
-"""By file, what a mutant's description has in it, and why it means the same."""
-
-Change = Callable[[ast.AST], None]
+ROOT = TESTS.parent
+KEPT = ROOT / ".mutants"
+PACKAGE = Path("src/guidestar")
+SPARED = ("cli", "apps", "demo", "measure", "strip", "card", "about", "__main__", "__init__", "assets", "weights")
+"""Commands and demonstrations, which print; and files that only export."""
+UNTRIED = ("distributed", "killed", "documents", "architecture")
+"""Tests that start processes of their own, or read the sources."""
+HEAVY = ("cli", "pipe", "diffusers", "transformers", "train")
+"""What slow tests are about: they are run last, so that the map is of use soon."""
+LOADED = "numpy torch PIL.Image diffusers transformers pydantic typer accelerate datasets safetensors.torch jaxtyping beartype hypothesis rich sklearn"
+MEMORY = 12 << 30
 
 
-def file_of(name: str) -> str:
-    """Return the file that a method, or a file's stem, names."""
-    if name in METHODS:
-        return str(Path(inspect.getfile(METHODS[name])).relative_to(SRC))
-    return next((file for file in TESTED if Path(file).stem == name), "")
+@dataclass
+class Child:
+    """A mutant in trial."""
+
+    mutant: Mutant
+    home: Path
+    pid: int
+    limit: float
+    start: float = field(default_factory=time.monotonic)
 
 
-def changes(node: ast.AST) -> Iterator[tuple[str, Change]]:
-    """Yield the ways to break one node, each with a word on it."""
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        yield "operator", lambda n: setattr(n, "op", OPERATORS[type(n.op)]())
-    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-        yield "power", lambda n: setattr(n, "right", ast.Constant(1))
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        yield "sign", lambda n: setattr(n, "op", ast.UAdd())
-    elif isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARED:
-        yield "comparison", lambda n: setattr(n, "ops", [COMPARED[type(n.ops[0])](), *n.ops[1:]])
-    elif isinstance(node, ast.Constant) and type(node.value) in (int, float) and node.value in (0, 1):
-        yield "number", lambda n: setattr(n, "value", type(n.value)(1 - n.value))
-    elif isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, bool):
-        yield "answer", lambda n: setattr(n.value, "value", not n.value.value)
-    elif isinstance(node, ast.ClassDef) and {"good", "bad"} <= {f.name for f in node.body if isinstance(f, ast.FunctionDef)}:
-        yield "good and bad swapped", _swap
-    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in NAMES:
-        yield "name", lambda n: setattr(n, "id", NAMES[n.id])
-    elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and node.attr in ATTRIBUTES:
-        yield "subscript", lambda n: setattr(n, "attr", ATTRIBUTES[n.attr])
+def equivalents() -> list[dict[str, str]]:
+    """Return the mutants that are known to mean the same: the function, what the change has in it, and why."""
+    return tomllib.loads((TESTS / "equivalent.toml").read_text())["same"]
 
 
-def _swap(node: ast.AST) -> None:
-    for function in node.body:  # type: ignore[attr-defined]
-        if isinstance(function, ast.FunctionDef) and function.name in ("good", "bad"):
-            function.name = NAMES[function.name]
+def reason(mutant: Mutant, known: Sequence[dict[str, str]]) -> str:
+    """Return why a mutant means the same, or "" if it does not. Files are not named: they may move."""
+    return next((k["why"] for k in known if mutant.where == k["where"] and k["change"] in mutant.what), "")
 
 
-def formula(tree: ast.Module) -> list[int]:
-    """Return which nodes, in the order of ast.walk, are classes, neutral weights, or in functions that compute."""
-    inside = {id(n) for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
-    inside |= {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "neutral"}
-    for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name not in SKIPPED):
-        skipped = {id(m) for r in ast.walk(function) if isinstance(r, ast.Raise | ast.arguments | ast.JoinedStr) for m in ast.walk(r)}
-        inside |= {id(n) for statement in function.body for n in ast.walk(statement)} - skipped
-    return [i for i, node in enumerate(ast.walk(tree)) if id(node) in inside]
+def spared(path: Path) -> bool:
+    return any(part.removesuffix(".py").startswith(SPARED) for part in path.relative_to(PACKAGE).parts)
 
 
-def mutants(file: str) -> Iterator[tuple[str, str]]:
-    """Yield a description of each mutant of a file, and its text."""
-    tree = ast.parse((SRC / file).read_text())
-    nodes = list(ast.walk(tree))
-    for i in formula(tree):
-        for word, change in changes(nodes[i]):
-            broken = copy.deepcopy(tree)
-            node = list(ast.walk(broken))[i]
-            statement = min((n for n in nodes if isinstance(n, ast.stmt) and n.lineno <= node.lineno <= (n.end_lineno or 0)), key=lambda n: (n.end_lineno or 0) - n.lineno)  # type: ignore[attr-defined]
-            before, where = ast.unparse(node).splitlines()[0], ast.unparse(statement).splitlines()[0]
-            change(node)
-            yield f"line {node.lineno}, {word}: {before}  ->  {ast.unparse(node).splitlines()[0]}   in   {where}", ast.unparse(ast.fix_missing_locations(broken))  # type: ignore[attr-defined]
+def sources(names: Sequence[str]) -> list[Source]:
+    files = [f.relative_to(ROOT) for f in sorted((ROOT / PACKAGE).rglob("*.py"))]
+    chosen = [f for f in files if any(name in str(f) for name in names)] if names else [f for f in files if not spared(f)]
+    return [Source(str(f), (ROOT / f).read_text()) for f in chosen]
 
 
-def tests_of(file: str) -> list[list[str]]:
-    """Return pytest's arguments, stage by stage."""
-    names = [name for name, method in METHODS.items() if Path(inspect.getfile(method)) == SRC / file]
-    stages = [*TESTED[file], *([LAWS.format(" or ".join(names))] if names else [])]
-    return [[str(TESTS / first), *rest] for first, *rest in map(shlex.split, stages)]
+def drawn(among: Sequence[Source], number: int, seed: int) -> Iterator[Mutant]:
+    """Draw mutants: a file by its lines of code, then any place in it, none twice."""
+    rng, seen = random.Random(seed), set()
+    among = [s for s in among if s.sites]
+    weights = [s.lines for s in among]
+    while len(seen) < min(number, sum(len(s.sites) for s in among)):
+        source = rng.choices(among, weights)[0]
+        site = rng.choice(source.sites)
+        if (source.file, site) not in seen:
+            seen.add((source.file, site))
+            yield source.mutant(site)
 
 
-class Trying:
-    """A pytest plugin: in place of running what was collected once, it runs that once for each mutant, in a fork."""
-
-    def __init__(self, file: str, tried: Sequence[tuple[str, str]], timeout: float) -> None:
-        self.file, self.tried, self.timeout = file, tried, timeout
-        self.survivors: list[tuple[str, str]] = []
-
-    def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        for word, text in self.tried:
-            child = multiprocessing.get_context("fork").Process(target=self._run, args=(session, text))
-            child.start()
-            child.join(self.timeout)
-            if child.is_alive():  # it never ends: that is noticed
-                child.kill()
-            elif not child.exitcode:
-                self.survivors.append((word, text))
-        return True
-
-    def _run(self, session: pytest.Session, text: str) -> None:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-            try:
-                _become(self.file, text)
-                pytest_runtestloop(session)
-            except BaseException:
-                os._exit(1)
-            os._exit(bool(session.testsfailed))
+def copy_of_the_tree(home: Path) -> Path:
+    """Make a copy of the files under version control, and of what is new beside them."""
+    shutil.rmtree(home, ignore_errors=True)
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, home / name)
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(home / "src"), str(home / "tests")], check=False)
+    return home
 
 
-def unnoticed(file: str, tried: Sequence[tuple[str, str]], timeout: float) -> list[tuple[str, str]]:
-    """Return those mutants (a description and a text of the file each) on which no test of the file fails."""
-    for arguments in tests_of(file):
-        trying = Trying(file, tried, timeout)
-        if pytest.main([*QUIET, "-x", *arguments], plugins=[trying]) or not tried:
-            break
-        tried = trying.survivors
-    return list(tried)
+def enter(home: Path, log: Path, *, write: bool) -> None:
+    """Make a forked child run in a copy of the tree, saying nothing."""
+    os.setsid()
+    with open(log, "w") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    sys.dont_write_bytecode = not write
+    os.chdir(home)
+    os.environ["PYTHONPATH"] = str(home / "src")
+    os.environ["TMPDIR"] = str(home.parent / "tmp")
+    Path(os.environ["TMPDIR"]).mkdir(exist_ok=True)
+    sys.path[:] = [str(home / "src"), *(p for p in sys.path if not p.startswith(str(ROOT)) or ".venv" in p)]
+    importlib.invalidate_caches()
 
 
-QUIET = ("-q", "-s", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--no-header", "--no-summary")
+def fork(work) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        code = work()
+    except BaseException as error:
+        print(repr(error))
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
-def _become(file: str, text: str) -> None:
-    """Put the code of a changed file into the functions that everyone has already."""
-    module, known = importlib.import_module("guidestar." + file.removesuffix(".py").replace("/", ".")), dict(METHODS)
-    scratch = types.ModuleType(module.__name__)
-    scratch.__dict__.update(__package__=module.__package__, __file__=module.__file__)
-    sys.modules[module.__name__] = scratch  # where dataclasses look for the names of their annotations
-    exec(compile(text, file, "exec"), scratch.__dict__)
-    sys.modules[module.__name__] = module
-    METHODS.update(known)
-    _graft(vars(module), vars(scratch), module)
+QUIET = ("-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--no-header", "--tb=line")
 
 
-def _graft(old: Mapping[str, Any], new: Mapping[str, Any], owner: Any) -> None:
-    for name, value in new.items():
-        mine = old.get(name)
-        if isinstance(value, type) and value.__module__ == (owner.__name__ if isinstance(owner, types.ModuleType) else owner.__module__):
-            _graft(vars(mine), vars(value), mine)  # type: ignore[arg-type]
-        elif isinstance(value, int | float | bool) and not name.startswith("__") and isinstance(owner, type):
-            setattr(owner, name, value)
-        elif (code := getattr(_function(value), "__code__", None)) and code.co_filename in TESTED:
-            _function(mine).__code__ = code  # type: ignore[attr-defined]
+def test_files(home: Path) -> list[str]:
+    tests = [str(f.relative_to(home)) for f in sorted((home / "tests").rglob("test_*.py"))]
+    heavy = {f: sum((home / f).read_text().count(word) for word in HEAVY) for f in tests}
+    return sorted((f for f in tests if not any(name in f for name in UNTRIED)), key=heavy.__getitem__)
 
 
-def _function(value: Any) -> Any:
-    """Return the function within a property, a cache or another wrapper."""
-    return (
-        inspect.unwrap(value.fget if isinstance(value, property) else getattr(value, "__func__", value))
-        if callable(value) or isinstance(value, property | staticmethod | classmethod)
-        else None
-    )
+def find_reach(reach: Reach, home: Path, limit: float) -> None:
+    """Run the test files that have changed, each in a process of its own."""
+    stale = reach.stale(ROOT, test_files(home))
+    for n, file in enumerate(stale):
+        found, start = home.parent / "found.json", time.monotonic()
+        found.unlink(missing_ok=True)
+
+        def work(file: str = file, found: Path = found) -> int:
+            enter(home, home.parent / "map.log", write=True)
+            watch = Watch(home / PACKAGE)
+            pytest.main([*QUIET, file, f"--basetemp={home.parent / 'tmp' / 'map'}"], plugins=[watch])
+            found.write_text(json.dumps(watch.kept((home / file).read_text())))
+            return 0
+
+        pid = fork(work)
+        while not os.waitpid(pid, os.WNOHANG)[0]:
+            time.sleep(0.1)
+            if time.monotonic() - start > limit:
+                os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                break
+        if found.exists():
+            kept = json.loads(found.read_text())
+            reach.put(file, kept)
+            said = f"{len(kept['tests'])} tests" + (f", {len(kept['failed'])} fail: {kept['failed'][:3]}" if kept["failed"] else "")
+        else:
+            said = "NOT RUN"
+        print(f"[{n + 1}/{len(stale)}] {file}: {said}, {time.monotonic() - start:.0f} s", flush=True)
 
 
-def run(file: str, *, only: str, timeout: float) -> list[str]:
-    """Break a file in every place, and return the mutants that nobody noticed and that do not mean the same."""
-    same = EQUIVALENT.get(file, {})
-    if not unnoticed(file, [("as it stands", ast.unparse(ast.parse((SRC / file).read_text())))], timeout):
-        return ["its tests fail as it stands"]
-    tried = [(word, text) for word, text in mutants(file) if only in word and not any(part in word for part in same)]
-    survivors = [word for word, _ in unnoticed(file, tried, timeout)]
-    print(f"{file}: {len(tried)} tried, {len(survivors)} survived", *survivors, sep="\n  ", flush=True)
-    return survivors
+def begin(mutant: Mutant, tests: Sequence[str], home: Path, seconds: float) -> Child:
+    """Start the trial of a mutant."""
+    target = home / mutant.file
+    target.unlink()
+    target.write_text(mutant.text)
+    for old in (target.parent / "__pycache__").glob(f"{target.stem}.*.pyc"):
+        old.unlink()
+    cpu = int(60 + 4 * seconds)
+
+    def work() -> int:
+        enter(home, home.parent / "mutant.log", write=False)
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        for chosen in stages(tests):
+            files = list(dict.fromkeys(test.partition("::")[0] for test in chosen))
+            code = pytest.main([*QUIET, "-x", *files, f"--basetemp={home.parent / 'tmp' / 'run'}"], plugins=[Only(chosen)])
+            if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+                return 1
+        return 0
+
+    return Child(mutant, home, fork(work), limit=4 * cpu)
+
+
+def stages(tests: Sequence[str]) -> Iterator[list[str]]:
+    """Cut the tests in two: those of the files that tell soonest, and the rest, so that few files are read at first."""
+    files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
+    first = [t for t in tests if t.partition("::")[0] in files[:3]]
+    yield from filter(None, (first, [t for t in tests if t.partition("::")[0] not in files[:3]]))
+
+
+def ended(child: Child) -> str:
+    """Return how a trial ended ("" while it goes on)."""
+    pid, status = os.waitpid(child.pid, os.WNOHANG)
+    if not pid and time.monotonic() - child.start < child.limit:
+        return ""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    if not pid:
+        os.waitpid(child.pid, 0)
+        return "killed: no end"
+    if os.WIFSIGNALED(status):
+        return "killed: no end" if os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL) else "killed: crash"
+    return "killed" if os.WEXITSTATUS(status) else "survived"
+
+
+def try_all(mutants: Sequence[Mutant], reach: Reach, homes: Sequence[Path], budget: float) -> Iterator[tuple[Mutant, str]]:
+    """Try mutants, one in each home at a time, and yield how each ended."""
+    known, waiting, running = equivalents(), collections.deque(mutants), []
+    seconds, free = reach._seconds(), collections.deque(homes)
+    while waiting or running:
+        while waiting and free:
+            mutant = waiting.popleft()
+            if why := reason(mutant, known):
+                yield mutant, f"same: {why}"
+                continue
+            tests = reach.tests_of(str(Path(mutant.file).relative_to("src")), mutant.where, budget)
+            if not tests:
+                yield mutant, "survived: no test runs it"
+                continue
+            running.append(begin(mutant, tests, free.popleft(), sum(map(seconds.__getitem__, tests))))
+        time.sleep(0.05)
+        for child in list(running):
+            if how := ended(child):
+                running.remove(child)
+                shutil.copy2(ROOT / child.mutant.file, child.home / child.mutant.file)
+                free.append(child.home)
+                yield child.mutant, how
+
+
+def table(results: Sequence[tuple[Mutant, str]]) -> str:
+    """Return how many were tried and killed, by folder."""
+    count: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for mutant, how in results:
+        parts = Path(mutant.file).relative_to(PACKAGE).parts
+        for row in (parts[0], "all"):
+            count[row][how.partition(":")[0]] += 1
+            count[row]["no end"] += how == "killed: no end"
+    rows = [f"{'':20}{'tried':>8}{'killed':>8}{'no end':>8}{'survived':>10}{'same':>6}{'share':>8}"]
+    for name in sorted(count, key=lambda n: (n == "all", n)):
+        c = count[name]
+        tried = c["killed"] + c["survived"]
+        share = f"{c['killed'] / tried:.1%}" if tried else "-"
+        rows.append(f"{name:20}{tried:8}{c['killed']:8}{c['no end']:8}{c['survived']:10}{c['same']:6}{share:>8}")
+    return "\n".join(rows)
+
+
+def modules_of_others(home: Path) -> list[str]:
+    """Return what the tests load that does not change: each trial would load it again."""
+    found = home.parent / "modules.json"
+    found.unlink(missing_ok=True)
+
+    def work() -> int:
+        enter(home, home.parent / "modules.log", write=True)
+        pytest.main([*QUIET, "--collect-only", *test_files(home)])
+        places = {n: str(getattr(m, "__file__", None) or "") for n, m in list(sys.modules.items()) if m}
+        found.write_text(json.dumps([n for n, f in places.items() if f and not f.startswith(str(home)) and not n.startswith("_pytest")]))
+        return 0
+
+    os.waitpid(fork(work), 0)
+    return [*LOADED.split(), *(json.loads(found.read_text()) if found.exists() else [])]
+
+
+def prepared(jobs: int, where: Path) -> list[Path]:
+    """Make the copies that mutants are tried in, and load what does not change."""
+    homes = [copy_of_the_tree(where / str(n) / "tree") for n in range(jobs)]
+    for name in modules_of_others(homes[0]):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    if leaked := [m for m in sys.modules if m.startswith("guidestar")]:
+        raise RuntimeError(f"the library was read before the fork: {leaked}")
+    return homes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"methods, or {', '.join(Path(f).stem for f in TESTED)}")
+    parser.add_argument("names", nargs="*", help="what the paths of the files have in them; by default all files")
+    parser.add_argument("--sample", type=int, default=0, help="how many mutants to draw (by default every one)")
+    parser.add_argument("--seed", type=int, default=7, help="of the draw")
     parser.add_argument("--only", default="", help="only the mutants whose description has this in it")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for the tests of one mutant")
-    parser.add_argument("--list", action="store_true", help="only count the mutants")
+    parser.add_argument("--again", action="store_true", help="only those that survived when they were tried last")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of tests for one mutant")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for one test file when the map is made")
+    parser.add_argument("--map", action="store_true", help="only find out which test runs which function")
+    parser.add_argument("--resume", action="store_true", help="do not try again what was killed before")
+    parser.add_argument("--list", action="store_true", help="only show the mutants")
+    parser.add_argument("--keep-map", action="store_true", help="do not run changed test files again first")
+    parser.add_argument("--where", type=Path, default=None, help="a folder for the copies (by default .mutants/)")
     given = parser.parse_args()
-    if unknown := [name for name in given.names if not file_of(name)]:
-        parser.error(f"unknown: {', '.join(unknown)}")
-    files = list(dict.fromkeys(map(file_of, given.names))) or list(TESTED)
+    KEPT.mkdir(exist_ok=True)
+    among = sources(given.names)
+    if not among:
+        parser.error(f"no file has any of {', '.join(given.names)} in its path")
+    every = sum(len(s.sites) for s in among)
+    mutants = [m for m in drawn(among, given.sample or every, given.seed) if given.only in str(m)] if not given.map else []
+    done_before = KEPT / "results.json"
+    before: dict[str, str] = json.loads(done_before.read_text()) if done_before.exists() else {}
+    mark = {id(m): digest(str(m) + m.text) for m in mutants}
+    if given.again:
+        mutants = [m for m in mutants if before.get(mark[id(m)], "killed").startswith("survived")]
     if given.list:
-        for file in files:
-            print(f"{file}  {len(list(mutants(file)))} mutants, of which {len(EQUIVALENT.get(file, {}))} are known to mean the same")
+        print(*mutants, sep="\n")
+        print(f"{len(mutants)} mutants of {every}")
         return
-    os.chdir(TESTS.parent)
-    survivors = {file: run(file, only=given.only, timeout=given.timeout) for file in files}
-    sys.exit(bool(sum(map(len, survivors.values()))))
+    reach = Reach(KEPT / "reach.json")
+    homes = prepared(given.jobs, given.where or KEPT)
+    if not given.keep_map:
+        find_reach(reach, homes[0], given.limit)
+    done = [m for m in mutants if given.resume and before.get(mark[id(m)], "").startswith("killed")]
+    results, start = [(m, before[mark[id(m)]]) for m in done], time.monotonic()
+    mutants = [m for m in mutants if m not in done]
+    for mutant, how in try_all(mutants, reach, homes, given.budget):
+        results.append((mutant, how))
+        before[mark[id(mutant)]] = how
+        done_before.write_text(json.dumps(before))
+        if not how.startswith("killed") or how == "killed: no end":
+            print(f"[{len(results)}/{len(mutants) + len(done)}] {how}\n    {mutant}", flush=True)
+    if results:
+        print(table(results))
+        print(f"{time.monotonic() - start:.0f} s")
+    sys.exit(any(how.startswith("survived") for _, how in results))
 
 
 if __name__ == "__main__":

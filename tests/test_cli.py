@@ -40,6 +40,7 @@ def pixels(path):
         return torch.tensor(list(picture.get_flattened_data()))
 
 
+@pytest.mark.slow
 def test_demo_makes_pictures_and_figures(capsys, tmp_path):
     code, out, _ = run(capsys, "demo", "--out", tmp_path, "--seeds", 1)
     models = json.loads((tmp_path / "demo.json").read_text())["models"]

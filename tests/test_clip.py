@@ -179,6 +179,7 @@ def test_a_clip_without_its_tokenizer_is_refused(clip, tmp_path):
             read(tmp_path)
 
 
-def test_a_clip_that_is_not_there_is_refused():
+def test_a_clip_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # or it asks the hub, again and again
     with pytest.raises(ValueError, match="nobody/nothing"):
         find_text("nobody/nothing")

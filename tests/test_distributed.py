@@ -12,6 +12,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import _distributed
 
+pytestmark = pytest.mark.slow
+
 
 def launch(*command: str, processes: int = 2) -> subprocess.CompletedProcess:
     # On CPUs alone accelerate launches several processes only by MPI, or as if they were GPUs; the processes find out for themselves.

@@ -328,6 +328,7 @@ def test_schedules_and_predictions_that_do_not_go_together_are_refused(tmp_path,
         trained(tmp_path, tables=f"{LABEL}\n{tables}")
 
 
+@pytest.mark.slow
 def test_two_processes_sample_the_same_images_as_one(tmp_path):
     from PIL import Image, ImageChops
 
@@ -360,6 +361,7 @@ def test_a_classifier_is_calibrated_on_other_samples_than_it_is_reported_on(tmp_
     assert (torch.cdist(fitted, before) > 0).all()
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_on_the_command_line_as_one(tmp_path):
     generator = torch.Generator().manual_seed(0)
     content = {"x": torch.randn(30, 1, 8, 8, generator=generator).clamp(-1, 1), "label": torch.arange(30) % 3}

@@ -102,7 +102,7 @@ def digest(path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_goes_on(photos, tmp_path, number):
     recipe = tmp_path / "r.toml"
     recipe.write_text(TINY.format(path=photos, steps=60, widths="[8, 8]\nhead = 8"))
