@@ -65,3 +65,6 @@ def test_the_warning_says_which_and_how_far():
     assert told[0].filename == __file__
     with pytest.warns(DivergenceWarning, match=r"12 of 12 .* \(sample 0, 1, 2, 3, 4, 5, 6, 7, …\)"):
         warn_of_divergence(x + 100)
+    for count, said in ((8, r"6, 7\)"), (9, r"6, 7, …\)")):
+        with pytest.warns(DivergenceWarning, match=rf"{count} of {count} .* \(sample 0, 1, 2, 3, 4, 5, {said}"):
+            warn_of_divergence(torch.full((count, 2), 99.0))
