@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..documents import read_toml, shown
+from ..documents import one_line, read_toml, shown
 from ..guidance import parse
 from ..levels import GRIDS
 from ..pictures import write_text
@@ -73,7 +73,9 @@ def read(path: str | Path) -> GuidanceRecipe:
         _check_keys(content)
         return GuidanceRecipe(**content)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        # Of an expression the further lines point at the place; the first says it in words.
+        said = ValueError(str(error).partition("\n")[0])
+        raise ValueError(f"{file}: {one_line(said)}") from error
 
 
 def _check_keys(content: dict[str, Any]) -> None:
