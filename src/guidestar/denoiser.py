@@ -7,7 +7,7 @@ preconditioned as in EDM; any other callable of that signature is one already.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .hooks import replaced
 from .levels import Level, Value, divide, expand, inverse_or_zero, log, sqrt
 from .prediction import Prediction
 
@@ -143,17 +144,11 @@ def checkpointed(denoiser: Denoiser) -> Iterator[None]:
     blocks = _blocks(denoiser) if isinstance(denoiser, nn.Module) else []
     if not blocks:
         raise ValueError("there is nothing to checkpoint: the network is no torch module, or has no blocks (ModuleList, Sequential); leave checkpoint out")
-    own = [vars(block).get("forward") for block in blocks]
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    try:
+    with ExitStack() as stack:
+        for block in blocks:
+            again = lambda forward: partial(checkpoint, forward, use_reentrant=False)  # noqa: E731
+            stack.enter_context(replaced(block, again))
         yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            if forward is None:
-                del block.forward
-            else:
-                block.forward = forward
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:

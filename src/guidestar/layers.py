@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
+from .hooks import is_compiled
 
 FAMILIES = {"diffusers": "guidestar.models.layers"}
 """Which module knows the layers of a network, by the package its class comes from; imported when first asked."""
@@ -171,7 +172,7 @@ def layers_of(denoiser: Any) -> Layers:
         ValueError: the layers of such a network are not known, or it is compiled.
     """
     for net in _within(denoiser):
-        if hasattr(net, "_orig_mod") or getattr(net, "_compiled_call_impl", None):  # compiled code would go on as it was
+        if hasattr(net, "_orig_mod") or is_compiled(net):  # compiled code would go on as it was
             raise ValueError(f"a compiled {type(net).__name__} cannot be perturbed; give the network before it is compiled")
         if hasattr(type(net), "layers"):  # of the class: a list of modules may have this name
             return net.layers()

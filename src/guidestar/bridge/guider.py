@@ -16,6 +16,7 @@ from ..guidance import Direction, Guidance, Guided, parse
 from ..guidance._core import as_guidance
 from ..guidance._steered import Steered
 from ..guidance._text import literal
+from ..hooks import CALL, Forward, replaced
 from ..levels import Grid, Level, Step
 from ..passes import COND, NULL, Net, Pass, Slot
 from ..prediction import Prediction
@@ -101,8 +102,7 @@ class Guider(BaseGuidance):
         perturb = self._now[self._count_prepared - 1].perturb
         if perturb is not None:
             self._stack.enter_context(perturb(denoiser))  # type: ignore[arg-type]
-        handle = denoiser.register_forward_pre_hook(self._look, with_kwargs=True)
-        self._stack.callback(handle.remove)
+        self._stack.enter_context(replaced(denoiser, self._looking, CALL))
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """Take the changes back."""
@@ -118,8 +118,13 @@ class Guider(BaseGuidance):
 
     # --- how it is answered ---
 
-    def _look(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._x = next((v for v in (*args[:1], *(kwargs.get(k) for k in _INPUTS)) if isinstance(v, Tensor)), None)
+    def _looking(self, original: Forward) -> Forward:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            inputs = (*args[:1], *(kwargs.get(k) for k in _INPUTS))
+            self._x = next((v for v in inputs if isinstance(v, Tensor)), None)
+            return original(*args, **kwargs)
+
+        return call
 
     def _names(self) -> list[str]:
         known = {COND: "pred_cond", NULL: "pred_uncond"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from ..guidance import Direction, Guidance, parse
 from ..guidance._core import as_guidance
 from ..guidance._steered import Steered
 from ..guidance._text import literal
+from ..hooks import CALL, Forward, replaced, unchanged
 from ..levels import VP, Level, uniform
 from .families import networks
 from .recipe import guidance_of
@@ -132,23 +133,21 @@ def _guided_kind(plain: Any, wanted: Wanted) -> type:
 
 @contextmanager
 def _running(nets: Mapping[str, Any], run: Run) -> Iterator[None]:
-    """Let ``run`` answer the calls of networks."""
+    """Let ``run`` answer this thread's calls of networks."""
     with ExitStack() as stack:
         for net in nets.values():
-            plain = type(net)
-            stack.callback(_become, net, plain)
-            _become(net, _derived(plain, lambda self, *args, **kwargs: run(self, args, kwargs), **{_MARK: (plain, None)}))
+            stack.enter_context(replaced(net, partial(_answering, net, run), CALL))
         yield
 
 
+def _answering(net: Any, run: Run, _: Forward) -> Forward:
+    return lambda *args, **kwargs: run(net, args, kwargs)
+
+
 def _as_it_is(net: Any, arguments: Mapping[str, Any]) -> Any:
-    """Call a network that may be guided as it is without us: compiled code sees the class that it was compiled for."""
-    kind = type(net)
-    _become(net, getattr(kind, _MARK, (kind,))[0])
-    try:
+    """Call a network that may be guided as it is without us."""
+    with unchanged(net, CALL):
         return net(**arguments)
-    finally:
-        _become(net, kind)
 
 
 def _refuse_own(pipe: Any, arguments: Mapping[str, Any]) -> None:
