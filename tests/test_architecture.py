@@ -22,7 +22,7 @@ BELOW = {
     "passes": {"levels", "layers", "prediction", "draw", "denoiser"},
     "answers": {"levels", "layers", "prediction", "draw", "denoiser", "passes"},
     "guidance": {"levels", "layers", "prediction", "draw", "denoiser", "passes", "answers"},
-    "sampling": {"levels", "prediction", "draw"},
+    "sampling": {"levels", "prediction", "draw", "answers"},
     "data": {"levels", "prediction", "draw", "denoiser", "files"},
     "evaluate": {"levels", "prediction", "draw", "denoiser", "data"},
     "models": {"hooks", "levels", "layers", "prediction", "draw", "denoiser", "passes"},

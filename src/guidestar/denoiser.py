@@ -95,7 +95,8 @@ def _check_tensor(name: str, value: object) -> None:
 class Denoiser(Protocol):
     """Anything that estimates clean data.
 
-    Returns x0 ``[B, *S]``, or a whole `Prediction` where it knows more (a learned variance).
+    Returns x0 ``[B, *S]``, or a whole `Prediction` where it knows more (a learned variance). An
+    attribute ``cpu_rows`` is the most rows of a call that suit it on a CPU.
     """
 
     def __call__(self, x_t: Tensor, level: Level, cond: Condition) -> Tensor | Prediction:
@@ -176,6 +177,9 @@ class Network(nn.Module):
         EDM preconditioning: equation 7 and table 1 of https://arxiv.org/abs/2206.00364
         v-prediction: appendix D of https://arxiv.org/abs/2202.00512
     """
+
+    cpu_rows: int | None = 32
+    """The most rows of a call on a CPU: of the shipped networks, more leave its caches and gain nothing."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ something else. Which layers a network has, and where in them the picture is, it
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
 from .hooks import is_compiled
 
 FAMILIES = {"diffusers": "guidestar.models.layers"}
@@ -54,19 +53,6 @@ class Rows(NamedTuple):
             raise ValueError(
                 f"a layer that is perturbed in some rows of a call was given {len(tensor)} rows where the call has {self.of}; let this network run its passes apart, max_rows=1"
             )
-
-
-class Perturbation(Hashable, Protocol):
-    """A change of a network that lasts for one call, in some of its rows.
-
-    One that changes nothing but looks at the network says so by ``watches = True``: its context
-    gives a list, to which each call of the network adds what was seen, ``[rows, …]`` (`guidestar.answers.Evaluated`).
-    A ``name`` is what a plan calls a pass by that it changes; by default "perturbed".
-    """
-
-    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[list[Tensor] | None]:
-        """Return a context in which ``denoiser`` is perturbed, in ``rows`` of its next call (None: in all)."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

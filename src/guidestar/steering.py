@@ -42,7 +42,7 @@ def steer(model: Any, reward: Reward, run: Mapping[str, Any], solver: Solver, ho
     found = steer_particles(guided, grid=grid, solver=solver, seeds=seeds, reward=rewarded, shape=model.shape, device=model.device, **how)
     if not bool(found.best.isfinite().all()):
         raise FloatingPointError("the samples are not finite; lower the scale of the guidance")
-    each = [sum(guided.evaluations[i : i + count]) for i in range(0, len(guided.evaluations), count)]
+    each = [sum(found.evaluations[i : i + count]) for i in range(0, len(found.evaluations), count)]
     settings = settings_of(model, run, solver, found.best, grid.steps, ("the reward it was steered by",))
     return Samples(x=found.best, images=model.decode(found.best), settings=settings, evaluations=tuple(each), population=found)
 

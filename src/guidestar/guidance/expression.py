@@ -13,7 +13,7 @@ import difflib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from . import weights
 from ._arguments import needed, problem, unnamed
@@ -27,7 +27,10 @@ METHODS: dict[str, type[Direction] | type[Post]] = {}
 _LONGEST = 2000
 
 
-def register(method: type) -> type:
+Method = TypeVar("Method", bound=type[Direction] | type[Post])
+
+
+def register(method: Method) -> Method:
     """Give a method its name in the language."""
     METHODS[method.name] = method
     return method

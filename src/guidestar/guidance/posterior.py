@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..levels import expand
-from ._core import Context, Direction, Live, Pushed
+from ..prediction import Prediction
+from ._core import Context, Direction, Live, Pushed, Traits
 from ._statistics import dot
 from ._steered import Steered, scoring, spread
 from .expression import register
@@ -29,8 +30,8 @@ class _Posterior(Steered):
         return bound
 
     @property
-    def linked(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(super().traits, linked=True)
 
     def to_clean(self, live: Live, seen: Tensor) -> Tensor:
         """Return ``(σ²/α) Jᵀ seen``, which is ``V seen`` for the exact denoiser (Tweedie)."""
@@ -41,7 +42,7 @@ class _Posterior(Steered):
         """Solve for the observation's share, and carry it to the clean estimate."""
         observed = self.loss.of(live)  # type: ignore[union-attr]
         operator, noise = observed.operator, observed.noise
-        share = conjugate(lambda v: operator(covariance(operator.transpose(v))) + noise**2 * v, observed.residual(live[self.seen].x0.detach()), iterations)
+        share = conjugate(lambda v: operator(covariance(operator.transpose(v))) + noise**2 * v, observed.residual(live.predictions[0].x0.detach()), iterations)
         return self.to_clean(live, operator.transpose(share)), live.state
 
 
@@ -75,7 +76,7 @@ class PiGDM(_Posterior):
         super().__post_init__()
         _check_iterations(self.name, self.iterations)
 
-    def push(self, live: Live) -> Pushed:
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
         variance = spread(live.step.t) ** 2
         return self.solved(live, lambda x: expand(variance, x) * x, self.iterations)
 
@@ -112,10 +113,10 @@ class MMPS(_Posterior):
         _check_iterations(self.name, self.iterations)
 
     @property
-    def gradients(self) -> int:
-        return self.iterations + 1
+    def traits(self) -> Traits:
+        return replace(super().traits, gradients=self.iterations + 1)
 
-    def push(self, live: Live) -> Pushed:
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
         return self.solved(live, lambda x: self.to_clean(live, x), self.iterations)
 
 

@@ -1,6 +1,6 @@
 """Solvers, and the loop that runs them."""
 
-from ._core import Solver, State, noise, noised, sample, trajectory
+from ._core import Point, Solver, State, advance, noise, noised, sample, trajectory, walk
 from .ddim import DDIM, DDPM
 from .dpmpp import DPMpp2M, SDEDPMpp2M
 from .heun import Heun
@@ -31,6 +31,7 @@ __all__ = [
     "SOLVERS",
     "DPMpp2M",
     "Heun",
+    "Point",
     "Population",
     "Potential",
     "RePaint",
@@ -38,6 +39,7 @@ __all__ = [
     "Solver",
     "State",
     "TimeTravel",
+    "advance",
     "crowd",
     "effective_size",
     "get_solver",
@@ -47,4 +49,5 @@ __all__ = [
     "steer",
     "systematic",
     "trajectory",
+    "walk",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..draw import Draw
 from ..levels import Grid, Level, Step, Value, expand, inverse_or_zero, sqrt
 from ..prediction import Prediction
-from ._core import Predict, Solver, SState, Stepped
+from ._core import Memory, Moving, Point, Predict, Solver
 
 
 def _to_flow(level: Level) -> tuple[Value, Value]:
@@ -71,20 +71,20 @@ class Heun(Solver):
         start = self._raised(step)
         return [start] if _all_clean(step.s) else [start, self._second(step)]
 
-    def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
+    def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         x, step = self._churned(x_t, step, draw)
-        first, kept = predict(x, step, gstate)
+        first = yield Point(x, step)
         (n_t, tau_t), (n_s, tau_s) = self._coordinates(step.t), self._coordinates(step.s)
         y, d, gap = x * expand(inverse_or_zero(n_t), x), self._slope(first), expand(tau_s - tau_t, x)
         euler = expand(n_s, x) * (y + gap * d)
         if _all_clean(step.s):
-            return euler, sstate, kept
-        second, _ = predict(euler, self._second(step), gstate)
+            return euler, memory
+        second = yield Point(euler, self._second(step))
         heun = expand(n_s, x) * (y + gap * (d + self._slope(second)) / 2)
         if not isinstance(step.s.sigma, Tensor):
-            return heun, sstate, kept
+            return heun, memory
         clean = torch.as_tensor(expand((step.s.sigma == 0) * 1.0, x)) > 0
-        return torch.where(clean, euler, heun), sstate, kept
+        return torch.where(clean, euler, heun), memory
 
     def _coordinates(self, level: Level) -> tuple[Value, Value]:
         return _to_flow(level) if self.form == "flow" else (level.alpha, level.rho)

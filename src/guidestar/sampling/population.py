@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..answers import drive
 from ..draw import Draw, checked_seeds
 from ..levels import Grid
-from ._core import Predict, Solver, _Recorder, noise
+from ._core import Predict, Solver, advance, noise
 
 Reward = Callable[[Tensor], Tensor]
 """``reward(x0 [N, *S]) -> [N]``: of clean samples, or of clean estimates on the way; need not be differentiable."""
@@ -31,12 +32,14 @@ class Population:
         rewards: of each, ``[B, K]``, CPU float64.
         weights: ``[B, K]``, with sum 1 over K: particle k stands for that share of the tilted distribution.
         sizes: effective sample size before each resampling (and at the end), one ``[B]`` a step.
+        evaluations: network evaluations of each particle, ``B·K`` of them.
     """
 
     x: Tensor
     rewards: Tensor
     weights: Tensor
     sizes: tuple[Tensor, ...]
+    evaluations: tuple[int, ...] = ()
 
     @property
     def best(self) -> Tensor:
@@ -170,12 +173,13 @@ def steer(
     x = noise(shape, grid[0], draw, device=device, dtype=dtype)
     zeros = torch.zeros(len(seeds), particles, dtype=torch.float64)
     weighing = _Weighing(potential, zeros, zeros, zeros if potential != "max" else zeros - torch.inf)
-    sstate, gstate, sizes, rewards = {}, {}, [], zeros
+    state, sizes, rewards = None, [], zeros
     for index in range(grid.steps):
-        watched, last = _Recorder(predict, False), index + 1 == grid.steps
+        last = index + 1 == grid.steps
+        (state,) = drive(advance(predict, solver, x, grid.step(index), draw, state))
+        x = state.x
         with torch.no_grad():
-            x, sstate, gstate = solver.step(watched, x, grid.step(index), sstate, gstate, draw.at(index))
-            rewards = _rewards(reward, x if last else watched.prediction.x0, zeros)  # type: ignore[union-attr]
+            rewards = _rewards(reward, x if last else state.prediction.x0, zeros)
         weighing.add(strength * rewards, last)
         sizes.append(effective_size(weighing.log))
         if not last and every and (index + 1) % every == 0:
@@ -183,8 +187,10 @@ def steer(
             ancestors = _ancestors(weighing.log.softmax(1), own.at(index).uniform("resample"), resampled)
             weighing.take(ancestors, resampled)
             rows = (ancestors + particles * torch.arange(len(seeds))[:, None]).flatten()
-            x, sstate, gstate = x[rows.to(x.device)], _taken(sstate, rows), _taken(gstate, rows)
-    return Population(x=x.unflatten(0, zeros.shape), rewards=rewards, weights=weighing.log.softmax(1), sizes=tuple(sizes))
+            x = x[rows.to(x.device)]
+            state = replace(state, memory=_taken(state.memory, rows), kept=_taken(state.kept, rows))
+    evaluations = state.evaluations if state else ()
+    return Population(x=x.unflatten(0, zeros.shape), evaluations=evaluations, rewards=rewards, weights=weighing.log.softmax(1), sizes=tuple(sizes))
 
 
 def _check(solver: Solver, particles: int, potential: str, every: int, strength: float, threshold: float) -> None:
@@ -214,6 +220,10 @@ def _ancestors(weights: Tensor, u: Tensor, resampled: Tensor) -> Tensor:
     return torch.stack([systematic(w, float(v)) if chosen else own for w, v, chosen in zip(weights, u, resampled, strict=True)])
 
 
-def _taken(state: dict, rows: Tensor) -> dict:
-    """Select particles of what is remembered: everything that has one row a particle."""
-    return {name: v[rows.to(v.device)] if isinstance(v, Tensor) and len(v) == len(rows) else v for name, v in state.items()}
+def _taken(kept: Any, rows: Tensor) -> Any:
+    """Select particles of what solver and guidance keep: every tensor that has one row a particle."""
+    if isinstance(kept, Mapping):
+        return {name: _taken(v, rows) for name, v in kept.items()}
+    if isinstance(kept, tuple):
+        return tuple(_taken(v, rows) for v in kept)
+    return kept[rows.to(kept.device)] if isinstance(kept, Tensor) and len(kept) == len(rows) else kept
