@@ -14,7 +14,7 @@ import torch
 from guidestar import VP, Condition, Guided, log_snr
 
 EXPRESSIONS = ("cond", "cfg(3)", "cfg(3) + apg(2)", "cfg(3) + apg(2) + tcfg(2) + mambo(3)")
-BATCH, ROUNDS, CALLS = 16, 200, 50
+BATCH, ROUNDS, CALLS = 16, 2000, 5
 
 
 def microseconds(expression: str) -> float:

@@ -173,4 +173,8 @@ def test_two_passes_of_one_perturbation_share_its_inputs():
 def test_a_function_is_walked_too():
     guided, grid = Guided("cfg(2)", {"main": net(Spy())}), uniform(SCHEDULES["flow"], 4)
     run = {"grid": grid, "solver": "ddim", "seeds": [1, 2], "shape": (3,)}
-    assert torch.equal(sample(lambda x, step, state: guided(x, step, state), **run), sample(guided, **run))
+
+    def predict(x, step, state):
+        return tuple(guided(x, step, state))
+
+    assert torch.equal(sample(predict, **run), sample(guided, **run))

@@ -34,6 +34,7 @@ def code_lines(source: str) -> int:
 
 
 def main() -> None:
+    """Print the code lines of each file, and the sum."""
     files = [Path(name) for name in sys.argv[1:]] or [f for pattern in CORE for f in sorted(SRC.glob(pattern))]
     counts = {file: code_lines(file.read_text()) for file in files}
     for file, count in counts.items():

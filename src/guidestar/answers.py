@@ -255,7 +255,7 @@ def _evaluate_call(members: list[_Member]) -> list[Prediction]:
         whole, observed = _call(first.net.denoiser, batch, limit)
         start, found = 0, {}
         for m in ordered:
-            stop = start + len(m.x)
+            stop = start + m.x.shape[0]
             found[id(m)] = _part(m, whole, slice(start, stop), observed, batch)
             start = stop
     return [found[id(m)] for m in members]
@@ -279,7 +279,7 @@ def _row_limit(members: Sequence[_Member], x: Tensor) -> int | None:
 def _part(m: _Member, whole: Prediction, own: slice, observed: Mapping[int, Tensor], batch: _Batch) -> Prediction:
     """Return one member's prediction out of that of the whole call."""
     x0, eps, log_var = whole.x0, whole.eps, whole.log_var
-    if own.stop - own.start < len(x0):
+    if own.stop - own.start < x0.shape[0]:
         x0, eps, log_var = x0[own], eps[own], None if log_var is None else log_var[own]
     found = None
     for k, values in observed.items():
@@ -333,7 +333,7 @@ def _joined(members: Sequence[_Member]) -> _Batch:
     if len(members) == 1 and members[0].asked.perturb is None:
         m = members[0]
         return _Batch(x=m.x, level=_level(m), cond=m.inputs.cond)
-    sizes = [len(m.x) for m in members]
+    sizes = [m.x.shape[0] for m in members]
     x = torch.cat([m.x for m in members])
     cond = Condition.join([m.inputs.cond for m in members])
     level = _join_levels([_level(m) for m in members], sizes)
@@ -407,7 +407,7 @@ def _with_clean(values: Tensor, noisy: Tensor) -> Tensor:
 
 def _chunked(denoiser: Denoiser, b: _Batch, max_rows: int | None) -> _Found:
     """Call the network for at most ``max_rows`` rows at a time."""
-    if not max_rows or len(b.x) <= max_rows:
+    if not max_rows or b.x.shape[0] <= max_rows:
         return _predict(denoiser, b)
     parts = [_predict(denoiser, b.take(rows)) for rows in torch.arange(len(b.x)).split(max_rows)]
     keys = dict.fromkeys(k for _, observed in parts for k in observed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -215,7 +216,7 @@ class Network(nn.Module):
             return _TO_X0[self.predicts](x_t, out, level.alpha, level.sigma)
         mean, log_var = out.chunk(2, dim=1)
         prediction = Prediction.from_x0(x_t, level, _TO_X0[self.predicts](x_t, mean, level.alpha, level.sigma))
-        return Prediction(**{**vars(prediction), "log_var": log_var})
+        return replace(prediction, log_var=log_var)
 
     def _edm(self, x_t: Tensor, level: Level, cond: Condition) -> Tensor:
         _refuse_pure_noise("edm", level.alpha)

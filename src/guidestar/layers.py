@@ -157,6 +157,7 @@ def layers_of(denoiser: Any) -> Layers:
     Raises:
         ValueError: the layers of such a network are not known, or it is compiled.
     """
+    net = denoiser
     for net in _within(denoiser):
         if hasattr(net, "_orig_mod") or is_compiled(net):  # compiled code would go on as it was
             raise ValueError(f"a compiled {type(net).__name__} cannot be perturbed; give the network before it is compiled")

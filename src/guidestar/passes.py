@@ -27,6 +27,8 @@ class Slot(Enum):
     NULL = "uncond"
     NEGATIVE = "neg"
 
+    __hash__ = object.__hash__  # each is one object, and passes are hashed often
+
 
 @dataclass(frozen=True, eq=False)
 class Point:

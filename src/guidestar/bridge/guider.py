@@ -69,7 +69,7 @@ class Guider(BaseGuidance):
         self._now: list[Pass] = []
         self._outputs: dict[Pass, Tensor] = {}
         self._x: Tensor | None = None
-        self._stack, self._gstate = ExitStack(), {}
+        self._stack, self._gstate = ExitStack(), ()
         self._check_passes()
 
     # --- what the pipeline asks ---
@@ -155,7 +155,7 @@ class Guider(BaseGuidance):
         self._stack.close()  # of a run that an exception ended
         batch = next((len(v) for v in inputs if isinstance(v, Tensor) and v.ndim), 1)
         asked = self._guided.plan_step(self._here(), batch).passes if self._enabled else {}
-        self._now = list(dict.fromkeys([COND, *sorted(asked, key=lambda p: (p.perturb is not None, p != NULL))]))
+        self._now = list(dict.fromkeys([COND, *sorted((p for p in asked if isinstance(p, Pass)), key=lambda p: (p.perturb is not None, p != NULL))]))
 
     def _check_passes(self) -> None:
         for p in self._every():

@@ -168,7 +168,8 @@ class Contrast(Direction):
         return self.good(step), self.bad(step)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        return self.shape(*predictions, live)
+        good, bad = predictions
+        return self.shape(good, bad, live)
 
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
         """Return the push and the new state; by default the difference as it is."""

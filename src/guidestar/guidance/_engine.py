@@ -56,12 +56,18 @@ class _Active:
     def begin(self, whole: Live, state: State, answers: Answers) -> None:
         """Compute the push, or begin the rounds that it takes."""
         predictions = tuple(answers[p].at(self.rows) for p in self.passes)
-        live = replace(whole, state=state, predictions=predictions)
-        if (local := self.rows) is not None:
-            rows = local if whole.rows is None else whole.rows[local]
-            here = local.to(whole.x_t.device)
-            own, base = take(state, local), whole.base.take(local)
-            live = replace(live, x_t=whole.x_t[here], step=whole.step.take(local), rows=rows, state=own, base=base)
+        if (local := self.rows) is None:
+            live = replace(whole, state=state, predictions=predictions)
+        else:
+            live = replace(
+                whole,
+                x_t=whole.x_t[local.to(whole.x_t.device)],
+                step=whole.step.take(local),
+                rows=local if whole.rows is None else whole.rows[local],
+                base=whole.base.take(local),
+                state=take(state, local),
+                predictions=predictions,
+            )
         found = self.term.push(live, *predictions)
         if isinstance(found, Generator):
             self.rounds = found
@@ -158,7 +164,7 @@ class Sum:
         for key, term in enumerate(self.terms):
             if stopped and term.may_stop(step):
                 continue
-            weight, local, acts = select(term.weight(step, rows, states and states[key]), size, term.name)
+            weight, local, acts = select(term.weight(step, rows, states[key] if states is not None else None), size, term.name)
             if acts:
                 active.append(_Active(key, term, self.traits[key], weight, local, term.passes(step)))
         wanted: Wanted = {self.canonical(self.base, step): [None]}

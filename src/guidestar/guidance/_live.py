@@ -135,8 +135,10 @@ class Live:
 class Engine(Protocol):
     """Evaluates a guided sum for samples of a run, and counts what that takes."""
 
-    names: Sequence[str]
-    """The terms' expressions."""
+    @property
+    def names(self) -> Sequence[str]:
+        """The terms' expressions."""
+        ...
 
     def ask(self, group: Group, states: States, explain: bool) -> Asking[GuidedStep]:
         """Yield the rounds of passes that are needed, and return the guided step of ``group``."""

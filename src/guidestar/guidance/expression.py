@@ -93,7 +93,7 @@ class _Reader:
             raise self.refuse(node, str(error)) from None
 
     def _sum(self, node: ast.expr) -> Direction | Guidance | Post:
-        operators = {ast.Add: operator.add, ast.BitOr: operator.or_}
+        operators: dict[type[ast.operator], Callable[..., Any]] = {ast.Add: operator.add, ast.BitOr: operator.or_}
         if isinstance(node, ast.BinOp) and type(node.op) in operators:
             left, right = self._sum(node.left), self._sum(node.right)
             whole = self._attempt(node.left, lambda: as_guidance(left))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -139,17 +139,19 @@ def advance(predict: Predict, solver: Solver, x: Tensor, step: Step, draw: Draw,
         explain: also carry each term's push.
     """
     memory, kept = (before.memory, before.kept) if before else ({}, {})
-    counted, first, shown, visit, asks = 0, None, None, -1, isinstance(predict, Asker)
+    counted, first, shown, visit = 0, None, None, -1
+    asker = predict if isinstance(predict, Asker) else None
+    function = cast("Callable[[Tensor, Step, Any], Any]", predict)
     with torch.no_grad():
         moving = solver.move(x, step, memory, draw.at(step.index))
         point = next(moving)
     while True:
         leads = point.step.visit != visit
-        if asks:
-            found = yield from predict.ask(point.x, point.step, kept, explain=explain and leads)
+        if asker is not None:
+            found = yield from asker.ask(point.x, point.step, kept, explain=explain and leads)
         else:
             with torch.no_grad():
-                answer = predict(point.x, point.step, kept)
+                answer = function(point.x, point.step, kept)
             found = answer if isinstance(answer, GuidedStep) else GuidedStep(*answer)
         counted, visit = counted + found.evaluations, point.step.visit
         first, shown = first or found, found if leads or shown is None else shown
