@@ -17,7 +17,7 @@ import torch
 from against_diffusers import BATCH, in_turn
 
 from guidestar import Draw, load
-from guidestar.answers import Question, evaluate
+from guidestar.answers import Group, Round, evaluate
 
 TERMS = ("cfg(3)", "autoguidance(2)", "pag(2)", "cfg(2, negative='bag')")
 
@@ -26,13 +26,12 @@ def composed(model, rounds):
     names, step = [model.classes[i % 10] for i in range(BATCH)], model.grid(20).step(9)
     guided = model.guided(" + ".join(TERMS), cond=names, seeds=range(BATCH))
     x = step.t.norm * Draw(range(BATCH)).normal("x", model.shape)
-    question = Question(x_t=x, level=step.t, rows=None, batch=BATCH)
+    group = Group(x_t=x, step=step, batch=BATCH)
     passes = list(guided.plan(step.grid, batch=BATCH).steps[9].passes)
     naive = sum(model.guided(term, cond=names).plan(step.grid, batch=BATCH).steps[9].nfe for term in TERMS)
 
     def alone(p):
-        with torch.inference_mode():
-            return evaluate({p: None}, question, guided.nets)
+        return evaluate(Round(group=group, passes={p: None}, nets=guided.nets))
 
     (whole, *apart), _ = in_turn([lambda: guided(x, step), *(lambda p=p: alone(p) for p in passes)], rounds)
     print(f"{len(passes)} distinct passes a step ({', '.join(map(str, passes))}) for {naive:g} of the terms apart")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from guidestar import VE, VP, Flow, Level, Net, Step, uniform
+from guidestar.answers import Evaluated, Group, Round, evaluate
 from guidestar.denoiser import Condition
 from guidestar.layers import Attention
 
@@ -189,6 +190,25 @@ def encode(names: list[str | int]) -> Condition:
 def net(denoiser: Any, cond: Condition | None = None, **more: Any) -> Net:
     more = {"negative": condition(NEGATIVE), "encode": encode, **more}
     return Net(denoiser=denoiser, cond=cond or condition(COND), null=condition(UNCOND), **more)
+
+
+def evaluated(passes: Any, x: Tensor, at: Level | Step, nets: Any, through: Any = frozenset(), streams: Any = None, **options: Any) -> dict[Any, Evaluated]:
+    """Return the predictions of passes at one level, or step, of all samples."""
+    step = at if isinstance(at, Step) else Step(at, at, 0, uniform(Flow(), 2))
+    group = Group(x_t=x, step=step, batch=len(x), streams=streams)
+    return evaluate(Round(group=group, passes=passes, nets=nets, through=through, needs_grad=True, **options))[0]
+
+
+def moved(solver: Any, predict: Any, x: Tensor, step: Step, draw: Any, memory: Any = None) -> tuple[Tensor, Any]:
+    """Return where a solver moves ``x`` in one step, with the step's own ``draw``, and what it keeps."""
+    with torch.no_grad():
+        moving = solver.move(x, step, memory or {}, draw)
+        point = next(moving)
+        while True:
+            try:
+                point = moving.send(predict(point.x, point.step, {})[0])
+            except StopIteration as end:
+                return end.value
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

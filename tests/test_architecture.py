@@ -14,19 +14,20 @@ SRC = Path(__file__).parent.parent / "src" / "guidestar"
 FILES = sorted(SRC.rglob("*.py"))
 BELOW = {
     "levels": set(),
+    "hooks": set(),
     "draw": set(),
     "prediction": {"levels"},
-    "denoiser": {"levels", "prediction"},
-    "layers": {"denoiser"},
+    "denoiser": {"levels", "prediction", "hooks"},
+    "layers": {"denoiser", "hooks"},
     "passes": {"levels", "layers", "prediction", "draw", "denoiser"},
     "answers": {"levels", "layers", "prediction", "draw", "denoiser", "passes"},
     "guidance": {"levels", "layers", "prediction", "draw", "denoiser", "passes", "answers"},
-    "sampling": {"levels", "prediction", "draw"},
-    "data": {"levels", "prediction", "draw", "denoiser", "files"},
+    "sampling": {"levels", "prediction", "draw", "answers"},
+    "data": {"levels", "prediction", "draw", "denoiser", "files", "documents", "decoding"},
     "evaluate": {"levels", "prediction", "draw", "denoiser", "data"},
-    "models": {"levels", "layers", "prediction", "draw", "denoiser", "passes", "files"},
+    "models": {"hooks", "levels", "layers", "prediction", "draw", "denoiser", "passes", "files"},
 }
-CORE = ("levels", "layers", "prediction", "draw", "denoiser", "passes", "answers", "guidance", "sampling")
+CORE = ("levels", "hooks", "layers", "prediction", "draw", "denoiser", "passes", "answers", "guidance", "sampling")
 TOP = {"cli", "__main__"}
 
 

@@ -51,9 +51,12 @@ def test_memories_pushes_and_samples_are_put_back_in_their_order(held, max_rows)
     text = f"cfg_zero({zero}, zero=1) + apg({apg}, momentum=0.5) + cfg({cfg}, channels=1)".replace("channels=1", "negative='dog'")
     guided = Guided(text, {"main": net(Spy(), CONDS, negative=NEGATIVES)}, max_rows=max_rows)
     state, memory, counts = None, [torch.zeros(4, dtype=torch.float64) for _ in range(4)], [0] * 4
+    evaluated = [0] * 4
     for index in (0, 1):
         x, step = noise(4, 4, seed=index), at(index)
-        out, state, pushes = guided(x, step, state, explain=True)
+        found = guided(x, step, state, explain=True)
+        out, state, pushes = found.prediction, found.state, found.pushes
+        evaluated = [a + int(b) for a, b in zip(evaluated, torch.as_tensor(found.evaluations).expand(4), strict=True)]
         d, n, dog = (clean(x, step.t, c) for c in (CONDS["c"], NEGATIVES["c"], WORDS["dog"]))
         for i in range(4):
             a, s = float(step.t.alpha[i]), float(step.t.sigma[i])
@@ -74,11 +77,11 @@ def test_memories_pushes_and_samples_are_put_back_in_their_order(held, max_rows)
             torch.testing.assert_close(out.eps[i], eps, rtol=1e-9, atol=1e-9)
             for told, expected in zip(pushes.values(), push, strict=True):
                 torch.testing.assert_close(told[i], expected, **EXACT)
-        (average,) = state.values()
+        (average,) = (kept["average"] for kept in state if kept)
         torch.testing.assert_close(average, torch.stack(memory), **EXACT)
         assert torch.equal(out.x_t, x)
         assert torch.equal(out.level.alpha.expand(4), step.t.alpha) and torch.equal(out.level.sigma, step.t.sigma)
-        assert guided.evaluations == counts
+        assert evaluated == counts
 
 
 @pytest.mark.parametrize("max_rows", MAX_ROWS)
@@ -175,31 +178,29 @@ def test_the_passes_that_run_are_those_that_were_planned(max_rows):
     for index, expected in rows.items():
         spy = Spy()
         guided = Guided(text, {"main": net(spy)}, max_rows=max_rows)
-        guided(noise(4, 4), grid.step(index))
+        found = guided(noise(4, 4), grid.step(index))
         told = [c for call in spy.calls for c in call]
         assert {c: told.count(c) for c in set(told)} == expected
         plan = guided.plan(grid, batch=4).steps[index]
         assert sorted(plan.passes.values()) == sorted(expected.values())
-        assert guided.evaluations == {1: [1, 4, 0, 2], 2: [1, 4, 3, 2]}[index]
+        counted = torch.as_tensor(found.evaluations).expand(4).tolist()
+        assert counted == {1: [1, 4, 0, 2], 2: [1, 4, 3, 2]}[index]
 
 
-def test_evaluations_count_from_the_start_and_anew_for_another_number_of_samples():
-    guided = Guided("cfg([1, 3])", {"main": net(Spy())})
+def test_evaluations_are_of_each_sample():
     step = uniform(SCHEDULES["flow"], 6).step(2)
-    guided(noise(2, 4), step)
-    guided(noise(2, 4), step)
-    assert guided.evaluations == [2, 4]
-    guided = Guided("cfg(3)", {"main": net(Spy())})
-    guided(noise(2, 4), step)
-    guided(noise(3, 4), step)
-    assert guided.evaluations == [2, 2, 2]
+    counted = Guided("cfg([1, 3])", {"main": net(Spy())})(noise(2, 4), step).evaluations
+    assert torch.as_tensor(counted).expand(2).tolist() == [1, 2]
+    counted = Guided("cfg(3)", {"main": net(Spy())})(noise(3, 4), step).evaluations
+    assert torch.as_tensor(counted).expand(3).tolist() == [2, 2, 2]
 
 
 def test_split_and_linked_pushes_beside_each_other():
     """A linked push moves ε by −α/σ of itself, one that splits leaves it: sample by sample."""
     x, step = noise(4, 4), at(3)
     guided = Guided("uncond + cfgpp([0.5, 0, 1, 0.25]) + AND([0, 2, 1, 0], 'cat')", {"main": net(Spy(), CONDS, negative=None)})
-    out, _, pushes = guided(x, step, explain=True)
+    found = guided(x, step, explain=True)
+    out, pushes = found.prediction, found.pushes
     d, u, cat = (torch.stack(clean(x, step.t, c)) for c in (CONDS["c"], UNCOND, WORDS["cat"]))
     split, linked = (col(torch.tensor(w), x) for w in ([0.5, 0.0, 1.0, 0.25], [0.0, 2.0, 1.0, 0.0]))
     a, s = col(step.t.alpha, x), col(step.t.sigma, x)

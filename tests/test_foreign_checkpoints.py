@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import guidestar as gs
+from _toys import moved
 from guidestar import VE, VP, Condition, Grid
 from guidestar.bridge.adm import PUBLISHED, Published, adm_model, read_adm, read_adm_classifier
 from guidestar.bridge.adm_networks import ADM, ADMClassifier, ClassifierSettings, UNetSettings
@@ -372,7 +373,7 @@ def test_a_step_of_classifier_guided_ancestral_sampling(schedule, tmp_path):
     grid = Grid(levels=(model.schedule(float(t)), model.schedule(float(s))), schedule=model.schedule)
     guided = model.guided("classifier(2, form='mean', variance='learned')", cond=["e", "b"])
     solver = gs.DDPM(variance="learned")
-    found = solver.step(guided, X, grid.step(0), {}, None, draw)[0]
+    found, _ = moved(solver, guided, X, grid.step(0), draw)
     close(found.double(), wanted, 2e-5)
 
 

@@ -97,12 +97,12 @@ def obeying(law: str, names: Sequence[str] = EVERY) -> Sequence[str]:
 def is_plain_contrast(name: str) -> bool:
     """Tell whether a method is ``good − bad`` of two passes that are told nothing else: it reads the same in every space."""
     made, step = term(name), steps("vp")[0]
-    if not isinstance(made, Contrast) or not made.linked or made.bad(step).edit:
+    if not isinstance(made, Contrast) or not made.traits.linked or made.bad(step).edit:
         return False
     return made.shape.__func__ is Contrast.shape or name == "cfg"
 
 
-LINKED = [name for name in EVERY if name in POSTS or term(name).linked]
+LINKED = [name for name in EVERY if name in POSTS or term(name).traits.linked]
 PLAIN = [name for name in DIRECTIONS if is_plain_contrast(name)]
 
 
@@ -175,7 +175,7 @@ def test_zero_norms_and_constant_tensors_stay_finite(name, value, contrast):
             for index in (0, 1, 3):
                 out, state = guided(every(name, 9.0), answer=constant, judge=indifferent)(x, grid.step(index), state)
                 assert out.x0.isfinite().all() and out.eps.isfinite().all()
-                assert all(v.isfinite().all() for v in state.values())
+                assert all(v.isfinite().all() for own in state for v in own.values())
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -201,9 +201,10 @@ def test_a_batch_equals_its_samples_one_by_one(name, place):
             out, singles[i] = run(here[i : i + 1], one, singles[i])
             close(out.x0, together.x0[i : i + 1])
             close(out.eps, together.eps[i : i + 1], 1e-9)
-            assert singles[i].keys() == state.keys()
-            for key, value in state.items():
-                close(singles[i][key], value[i : i + 1])
+            for single, whole in zip(singles[i], state, strict=True):
+                assert single.keys() == whole.keys()
+                for key, value in whole.items():
+                    close(single[key], value[i : i + 1])
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -217,7 +218,7 @@ def test_what_is_planned_is_what_is_evaluated(name):
             _, state = guided(guidance, spy=spy)(x, grid.step(index), state)
             now = plan.steps[index]
             assert now.fewest <= spy.rows <= sum(now.passes.values()), (name, index, str(plan))
-            if not any(t.may_sleep(grid.step(index)) for t in as_guidance(guidance).terms):
+            if not any(t.may_stop(grid.step(index)) for t in as_guidance(guidance).terms):
                 assert now.fewest == spy.rows == sum(now.passes.values())
         assert plan.nfe == pytest.approx(sum(s.nfe for s in plan.steps))
 
@@ -271,7 +272,7 @@ def test_the_dtype_is_kept(name, dtype):
             out, state = guided(every(name, [3.0, 2.0, neutral(name)]))(x, step, state)
             truth, exact = guided(every(name, [3.0, 2.0, neutral(name)]))(x.double(), step, exact)
             assert out.x0.dtype == out.eps.dtype == dtype
-            assert all(v.dtype == dtype for v in state.values())
+            assert all(v.dtype == dtype for own in state for v in own.values())
             tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.25}[dtype]
             torch.testing.assert_close(out.x0.double(), truth.x0, rtol=tolerance, atol=tolerance)
 
@@ -343,12 +344,13 @@ def test_chunks_are_exact(name, max_rows):
     levels = [mixed_step("flow", [9.0, 1.3, 0.2, 0.4], [5.0, 0.7, 0.1, 0.3]), mixed_step("flow", [5.0, 0.7, 0.1, 0.3], [2.0, 0.3, 0.05, 0.2])]
     for step in levels:
         for scale in (3.0, [3.0, neutral(name), neutral(name), 2.0]):
-            out, state, pushes = guided(every(name, scale), **world)(x, step, state, explain=True)
-            part, other, shares = guided(every(name, scale), spy=spy, max_rows=max_rows, **world)(x, step, other, explain=True)
+            one = guided(every(name, scale), **world)(x, step, state, explain=True)
+            two = guided(every(name, scale), spy=spy, max_rows=max_rows, **world)(x, step, other, explain=True)
+            (out, state), (part, other), pushes, shares = one, two, one.pushes, two.pushes
             close(part.x0, out.x0)
             close(part.eps, out.eps, 1e-9)
-            assert state.keys() == other.keys() and pushes.keys() == shares.keys()
-            for a, b in ((state, other), (pushes, shares)):
+            for a, b in (*zip(state, other, strict=True), (pushes, shares)):
+                assert a.keys() == b.keys()
                 for key, value in a.items():
                     close(value, b[key])
     assert max(map(len, spy.calls)) <= max_rows
@@ -358,7 +360,7 @@ def test_chunks_are_exact(name, max_rows):
 def test_nothing_that_comes_back_is_part_of_a_graph(name):
     x = noise(3, 4)
     out, state = guided(every(name))(x, steps("flow")[0])
-    assert not any(t.requires_grad for t in (x, out.x_t, out.x0, out.eps, *state.values()))
+    assert not any(t.requires_grad for t in (x, out.x_t, out.x0, out.eps, *(v for own in state for v in own.values())))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -376,7 +378,7 @@ def test_terms_commute_and_double(name):
     base, once, also, twice = (guided(g)(x, step)[0].x0 for g in (made + METHODS["cfg"](1.0), made + other, other + made, made + other + made + other))
     close(once, also)
     assert guided(made + other).base == guided(other + made).base
-    start = guided(made.requires.value if made.requires else "cond")(x, step)[0].x0
+    start = guided(made.traits.requires.value if made.traits.requires else "cond")(x, step)[0].x0
     close(twice - start, 2 * (once - start))
     assert (base - once).abs().max() > 1e-3
 

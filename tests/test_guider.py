@@ -107,7 +107,8 @@ def test_a_run_is_that_of_the_loaded_model(family, guidance, tmp_path):
         start = torch.randn(1, 4, 8, 8, generator=torch.manual_seed(0))
         guided = model.guided(guidance, cond=["a red cat"], negative="blue")
         null = model.encoder.encode(["blue"])
-        guided.nets = {"main": replace(guided.nets["main"], null=null, negative=None)}  # a guider has one other condition
+        main = replace(guided.nets["main"], null=null, negative=None)  # a guider has one other condition
+        guided = gs.Guided(guided.guidance, {"main": main})
         x, state = start, None
         for i in range(grid.steps):
             step = grid.step(i)

@@ -84,7 +84,7 @@ def test_two_steps():
     first, second = scenes("mixed")
     _, state = first.run("icg(4, among=10)")
     torch.testing.assert_close(second.run("icg(4, among=10)", state)[0].x0, expected(second, 4, drawn(second, [k / 10 for k in range(10)])))
-    assert not state
+    assert not any(state)
 
 
 def test_what_makes_no_sense_is_refused():

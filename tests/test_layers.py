@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from _families import LEVEL, MAKE, WORDS, Family, counting, dit, family
+from _toys import evaluated
 from guidestar import Level, Network, Prediction
-from guidestar.answers import Question, evaluate
 from guidestar.guidance.nag import ContrastedAttention
 from guidestar.guidance.pag import IdentityAttention
 from guidestar.guidance.sag import Look
@@ -96,8 +96,7 @@ def test_one_call_holds_plain_and_perturbed_rows(name, max_rows):
     x, kept = f.x(), torch.tensor([1])
     passes = {COND: None, **{Pass(perturb=change): None if key in ("mean", "skip") else kept for key, change in CHANGES.items()}}
     with counting(f.net) as rows, torch.no_grad():
-        q = Question(x_t=x, level=LEVEL, rows=None, batch=len(x), max_rows=max_rows)
-        answers = evaluate(passes, q, {"main": Net(denoiser=f.denoiser, cond=f.given())})
+        answers = evaluated(passes, x, LEVEL, {"main": Net(denoiser=f.denoiser, cond=f.given())}, max_rows=max_rows)
     assert rows == ([11] if max_rows is None else [4, 4, 3])
     for p, selected in passes.items():
         alone = ask(f, p.perturb)
@@ -111,12 +110,11 @@ def test_one_call_holds_plain_and_perturbed_rows(name, max_rows):
 def test_a_look_and_a_change_share_a_call(name):
     f, x = family(name), family(name).x()
     with torch.no_grad():
-        q = Question(x_t=x, level=LEVEL, rows=None, batch=len(x))
         nets = {"main": Net(denoiser=f.denoiser, cond=f.given())}
         look = Pass(perturb=Look())
-        alone, together = (evaluate(dict.fromkeys(passes), q, nets)[look] for passes in ([look], [Pass(perturb=IdentityAttention()), look, COND]))
-    torch.testing.assert_close(together.seen, alone.seen, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(together.prediction.x0, ask(f), atol=2e-5, rtol=2e-5)
+        alone, together = (evaluated(dict.fromkeys(passes), x, LEVEL, nets)[look].prediction for passes in ([look], [Pass(perturb=IdentityAttention()), look, COND]))
+    torch.testing.assert_close(together.observed, alone.observed, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together.x0, ask(f), atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("max_rows", [None, 3])
@@ -129,12 +127,12 @@ def test_what_was_seen_belongs_to_its_rows(max_rows):
     moved = Pass(cond=Slot.NULL, perturb=Look(), point=Point(x[1:] / 2, levels.take(torch.arange(2))))
     looks, rows = Pass(cond=Slot.NULL, perturb=Look()), {"first": torch.tensor([0, 1]), "second": torch.tensor([1, 2])}
     with torch.no_grad():
-        ask_of = lambda passes, level: evaluate(passes, Question(x_t=x, level=level, rows=None, batch=len(x), max_rows=max_rows), nets)  # noqa: E731
+        ask_of = lambda passes, level: evaluated(passes, x, level, nets, max_rows=max_rows)  # noqa: E731
         together = ask_of({NULL: None, looks: rows["first"], moved: rows["second"]}, clean)
-        alone, elsewhere = ask_of({looks: None}, levels)[looks].seen, ask_of({moved: rows["second"]}, levels)[moved].seen
-    torch.testing.assert_close(together[looks].seen[0], alone[0], atol=1e-5, rtol=1e-5)
-    assert not together[looks].seen[1].any() and len(together[looks].seen) == 2
-    torch.testing.assert_close(together[moved].seen, elsewhere, atol=1e-5, rtol=1e-5)
+        alone, elsewhere = ask_of({looks: None}, levels)[looks].prediction.observed, ask_of({moved: rows["second"]}, levels)[moved].prediction.observed
+    torch.testing.assert_close(together[looks].prediction.observed[0], alone[0], atol=1e-5, rtol=1e-5)
+    assert not together[looks].prediction.observed[1].any() and len(together[looks].prediction.observed) == 2
+    torch.testing.assert_close(together[moved].prediction.observed, elsewhere, atol=1e-5, rtol=1e-5)
     assert (elsewhere - alone[1:]).abs().max() > 1e-3
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from _scenes import PLACES, Scene, scenes, total
 from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, encode, log_prob, log_prob_gradient, mixed_step, net, noise, steps, toy
 from guidestar import AND, DDIM, DDPM, NOT, Contrast, Guided, Heun, Net, Prediction, cfg, classifier, cond, parse, sample, uncond, uniform
+from guidestar.guidance._core import Traits
 
 TARGET = torch.tensor([3, 0, 7])
 
@@ -173,7 +174,7 @@ def test_apg_memory_of_a_sleeping_sample_stays():
     _, state = two.run(text, state)
     expected = (two.c - two.n) + 0.5 * (one.c - one.n)
     expected[1] = 0
-    torch.testing.assert_close(next(iter(state.values())), expected)
+    torch.testing.assert_close(state[0]["average"], expected)
 
 
 def test_apg_is_in_x0_where_diffusers_takes_the_raw_output():
@@ -419,7 +420,8 @@ def test_a_sum_of_several(scene):
 
 def test_explained_pushes_sum_to_guided_minus_base(scene):
     guided = Guided("cfg(4) + cfg(4) + apg([2, 1, 1]) + classifier(2, interval=(0, 0.1)) + classifier(1)", {"main": net(Spy())}, classifiers={"classifier": Judge()}, target=TARGET)
-    out, _, pushes = guided(scene.x, scene.step, explain=True)
+    found = guided(scene.x, scene.step, explain=True)
+    out, pushes = found.prediction, found.pushes
     torch.testing.assert_close(sum(pushes.values()), out.x0 - scene.c, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(pushes["cfg(4)"], 6 * (scene.c - scene.n))
     assert set(pushes) == {"cfg(4)", "apg([2, 1, 1])", "classifier(2, interval=(0, 0.1))", "classifier(1)"}
@@ -427,7 +429,7 @@ def test_explained_pushes_sum_to_guided_minus_base(scene):
 
 def test_a_split_term_is_explained_too():
     scene = scenes("flow")[0]
-    _, _, pushes = Guided("cfgpp(0.5)", {"main": net(Spy())})(scene.x, scene.step, explain=True)
+    pushes = Guided("cfgpp(0.5)", {"main": net(Spy())})(scene.x, scene.step, explain=True).pushes
     torch.testing.assert_close(pushes["cfgpp(0.5)"], 0.5 * (scene.c - scene.u))
 
 
@@ -450,7 +452,7 @@ def test_bases_that_do_not_agree_are_refused_by_name():
     @dataclass(frozen=True)
     class OnCond(Contrast):
         name = "on_cond"
-        requires = cond.base
+        traits = Traits(requires=cond.base)
 
         def good(self, step):
             raise NotImplementedError

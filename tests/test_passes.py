@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, encode, log_prob_gradient, mixed_step, net, noise, steps, toy
+from _toys import COND, NEGATIVE, SCHEDULES, UNCOND, WORDS, Judge, Spy, col, condition, encode, evaluated, log_prob_gradient, mixed_step, net, noise, steps, toy
 from guidestar import Guided, Level, Net, Pass, Prediction, Slot, cfg, parse, sample, steer, uniform
-from guidestar.answers import Question, evaluate, union
+from guidestar.answers import union
 from guidestar.guidance import Contrast, Direction, classifier
+from guidestar.guidance._core import Traits
 from guidestar.passes import COND as C
 from guidestar.passes import NEGATIVE as N
 from guidestar.passes import NULL as U
-from guidestar.passes import Later, Point, by_name
+from guidestar.passes import Point, by_name
 
 B = 3
 STEP = steps("flow")[0]
@@ -23,8 +24,7 @@ STEP = steps("flow")[0]
 
 def ask(passes, spy, x=None, *, step=STEP, max_rows=None, through=frozenset(), nets=None, check=False):
     x = noise(B, 4) if x is None else x
-    q = Question(x_t=x, level=step.t, rows=None, batch=len(x), max_rows=max_rows, check=check, index=step.index)
-    return evaluate(passes, q, nets or {"main": net(spy)}, through)
+    return evaluated(passes, x, step, nets or {"main": net(spy)}, through, max_rows=max_rows, check=check)
 
 
 def test_all_passes_of_a_network_are_one_call():
@@ -39,6 +39,7 @@ def test_all_passes_of_a_network_are_one_call():
 @pytest.mark.parametrize(("max_rows", "calls"), [(None, [27, 27, 26]), (80, [80]), (50, [50, 30])])
 def test_calls_on_a_cpu_are_of_at_most_32_rows_of_one_size(max_rows, calls):
     spy, x = Spy(), noise(40, 4)
+    spy.cpu_rows = 32  # as of a `Network`
     answers = ask({C: None, U: None}, spy, x, max_rows=max_rows)
     assert [len(c) for c in spy.calls] == calls
     for p, c in ((C, COND), (U, UNCOND)):
@@ -117,11 +118,12 @@ def test_chunks_are_small_enough_and_exact(max_rows):
     whole, chunked = (Guided(text, {"main": net(d)}, max_rows=m) for d, m in ((Spy(), None), (spy, max_rows)))
     state = other = None
     for _ in range(2):
-        out, state, pushes = whole(x, step, state, explain=True)
-        part, other, shares = chunked(x, step, other, explain=True)
-        for a, b in ((out.x0, part.x0), (out.eps, part.eps), *((state[k], other[k]) for k in state), *((pushes[k], shares[k]) for k in pushes)):
+        one, two = whole(x, step, state, explain=True), chunked(x, step, other, explain=True)
+        (out, state), (part, other), pushes, shares = one, two, one.pushes, two.pushes
+        kept = [(a[k], b[k]) for a, b in zip(state, other, strict=True) for k in a]
+        for a, b in ((out.x0, part.x0), (out.eps, part.eps), *kept, *((pushes[k], shares[k]) for k in pushes)):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-        assert state.keys() == other.keys() and state and pushes.keys() == shares.keys()
+        assert [a.keys() for a in state] == [b.keys() for b in other] and kept and pushes.keys() == shares.keys()
     assert max(map(len, spy.calls)) <= max_rows
     assert spy.rows == 2 * (5 + 5 + 3)
 
@@ -143,24 +145,24 @@ def test_a_perturbed_pass_that_is_differentiated_is_not_checkpointed():
     @dataclass(frozen=True)
     class Moved:
         @contextmanager
-        def __call__(self, denoiser, rows=None):
+        def __call__(self, denoiser, rows=None, inputs=None):
             denoiser.moved = rows.slice if rows else slice(None)
             yield
             denoiser.moved = None
 
     moved, x = Pass(perturb=Moved()), noise(B, 4)
-    q, nets = Question(x_t=x, level=STEP.t, rows=None, batch=B), {"main": Net(denoiser=Deep(), cond=condition(COND))}
+    nets = {"main": Net(denoiser=Deep(), cond=condition(COND))}
     with pytest.raises(ValueError, match=r"the pass 'cond perturbed' changes the network while it runs.*leave checkpoint out"):
-        evaluate({moved: None}, q, nets, frozenset({moved}), checkpoint=True)
+        evaluated({moved: None}, x, STEP, nets, frozenset({moved}), checkpoint=True)
     for through, checkpoint in ((frozenset({moved}), False), (frozenset({C}), True), (frozenset(), True)):
-        answers = evaluate({moved: None, C: None}, q, nets, through, checkpoint=checkpoint)
+        answers = evaluated({moved: None, C: None}, x, STEP, nets, through, checkpoint=checkpoint)
         assert torch.equal(answers[moved].prediction.x0, x + 1) and torch.equal(answers[C].prediction.x0, x)
 
 
 def test_a_chunk_in_which_a_term_sleeps_keeps_its_memory():
     guided = Guided("apg([1, 1, 3, 3])", {"main": net(Spy())}, max_rows=2)
-    _, state, pushes = guided(noise(4, 4), STEP, explain=True)
-    (average,), (push,) = state.values(), pushes.values()
+    found = guided(noise(4, 4), STEP, explain=True)
+    (average,), (push,) = found.state[0].values(), found.pushes.values()
     assert average.shape == push.shape == (4, 4)
     assert not average[:2].any() and average[2:].all() and not push[:2].any() and push[2:].all()
 
@@ -219,17 +221,16 @@ class Look(Direction):
     """Asks the null pass, then the null pass at αu, then a prompt: ``prompt + elsewhere − u``."""
 
     name = "look"
-    later = 2
+    traits = Traits(later=2)
 
     def passes(self, step):
         return (U,)
 
-    def push(self, live):
-        u = live[U]
+    def push(self, live, u):
         there = Pass(cond=Slot.NULL, point=Point(x=col(live.step.t.alpha, u.x0) * u.x0, level=live.step.t))
-        second = yield (there,)
-        third = yield (Pass(cond="cat"),)
-        return third[Pass(cond="cat")].x0 + second[there].x0 - u.x0, live.state
+        (second,) = yield (there,)
+        (third,) = yield (Pass(cond="cat"),)
+        return third.x0 + second.x0 - u.x0, live.state
 
 
 def look(x, level):
@@ -254,7 +255,7 @@ def test_later_rounds_are_planned():
     plan = Guided(Look([0, 1, 3]), {"main": net(Spy())}).plan(uniform(SCHEDULES["flow"], 2), batch=3)
     assert sum(plan.steps[0].passes.values()) == 3 + 2 + 2 + 2
     twice = Guided("sag(1, masked=False) + sag(1, masked=False)", {"main": net(Spy())}).plan(uniform(SCHEDULES["flow"], 2))
-    assert list(map(str, twice.steps[0].passes)) == ["cond", "uncond", *["round 2 of sag(1, masked=False)"] * 2] and twice.steps[0].nfe == 4
+    assert list(map(str, twice.steps[0].passes)) == ["cond", "uncond", "round 2 of sag(1, masked=False)", "round 2 of sag(1, masked=False) again"] and twice.steps[0].nfe == 4
 
 
 class Shift:
@@ -264,7 +265,7 @@ class Shift:
         self.by, self.on = by, False
 
     @contextmanager
-    def __call__(self, denoiser, rows=None):
+    def __call__(self, denoiser, rows=None, inputs=None):
         self.on, before = True, denoiser.answer
 
         def answer(x, level, c):
@@ -351,8 +352,8 @@ def test_a_perturbation_ends_with_an_exception():
 
 
 def test_an_edited_condition_serves_its_rows():
-    def double(told):
-        return replace(told, cond=condition(*(2 * told.cond["c"]).tolist()))
+    def double(inputs):
+        return replace(inputs, cond=condition(*(2 * inputs.cond["c"]).tolist()))
 
     spy = Spy()
     ask({C: None, Pass(edit=double): torch.tensor([0, 2])}, spy, nets={"main": net(spy, condition(0.1, 0.2, 0.3))})
@@ -380,15 +381,13 @@ class Split(Direction):
     """Moves x0 alone, by a gradient through the conditional pass."""
 
     name = "split"
-    linked = False
-    differentiates = C
-    needs_grad = True
+    traits = Traits(linked=False, differentiates=C, gradients=1)
 
     def passes(self, step):
         return (C,)
 
-    def push(self, live):
-        return live.gradient(lambda x0: x0.flatten(1).sum(1), C), live.state
+    def push(self, live, c):
+        return live.gradient(lambda x0: x0.flatten(1).sum(1), c), live.state
 
 
 def test_a_split_gradient_leaves_no_graph_behind():
@@ -435,7 +434,6 @@ def test_a_pass_asked_of_a_run_that_lacks_it_is_refused_by_name():
     for passes, nets, said in (
         ({Pass(net="weak"): None}, {"main": bare, "big": bare}, r"no network 'weak'; this model has big, main"),
         ({Pass(cond="cat"): None}, {"main": bare}, "'cat' needs an encoder"),
-        ({Pass(cond=Later(term="sag(1)", key=0, round=2)): None}, {"main": bare}, r"^round 2 of sag\(1\) is known when it runs"),
         ({U: None}, {"main": bare}, "no null condition; give null="),
         ({N: None}, {"main": bare}, "no null condition; give null="),
         ({C: None}, {"main": Net(denoiser=Spy())}, "no condition was given"),

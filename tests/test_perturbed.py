@@ -212,7 +212,7 @@ class Glance(Direction):
     def passes(self, step):
         return (Pass(cond=Slot.COND, perturb=Look(layer="map2")),)
 
-    def push(self, live):
+    def push(self, live, observed):
         return torch.zeros_like(live.x_t), live.state
 
 

@@ -79,7 +79,7 @@ def test_two_steps():
     first, second = scenes("mixed")
     _, state = run("pix2pix(1.5)", first)
     torch.testing.assert_close(run("pix2pix(1.5)", second, state)[0].x0, expected(second, 1.5, 7.5))
-    assert not state
+    assert not any(state)
 
 
 def test_three_passes_and_one_where_both_scales_are_one():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from _toys import noise
+from _toys import moved, noise
 from guidestar import DDPM, VP, Draw, Population, crowd, sample, steer
 from guidestar.levels import log_snr
 from guidestar.prediction import Prediction
@@ -176,7 +176,7 @@ def test_potentials_are_multiplied_in_where_particles_are_resampled_and_at_the_e
     for i in range(GRID.steps):
         step, last = GRID.step(i), i + 1 == GRID.steps
         clean = mixture(x, step, {})[0].x0[:, 0]
-        x, *_ = DDPM().step(mixture, x, step, {}, {}, draw.at(i))
+        x, _ = moved(DDPM(), mixture, x, step, draw.at(i))
         r = [strength * float(v) for v in (x[:, 0] if last else clean)]
         if last or potential == "difference":
             log = [a - b for a, b in zip(r, product, strict=True)]

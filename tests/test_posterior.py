@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from _scenes import PLACES
-from _toys import SCHEDULES, col, mixed_step, noise, steps
+from _toys import SCHEDULES, col, mixed_step, moved, noise, steps
 from guidestar import (
     DDIM,
     Blur,
@@ -234,7 +234,7 @@ def test_the_published_pigdm_adds_its_gradient_to_x_s_and_leaves_eps(place):
     eps = (x - a * clean.detach()) / s
     bar, bar_s = (a / n) ** 2, (a_s / n_s) ** 2
     published = bar_s.sqrt() * clean.detach() + (1 - bar_s).sqrt() * eps + bar.sqrt() * 0.8 * gradient
-    x_s, *_ = DDIM().step(guided, x, step, {}, {}, Draw([0, 1, 2]))
+    x_s, _ = moved(DDIM(), guided, x, step, Draw([0, 1, 2]))
     torch.testing.assert_close(x_s / n_s, published.detach(), rtol=1e-8, atol=1e-8)
     out, _ = guided(x, step)
     torch.testing.assert_close(out.eps, eps, rtol=1e-8, atol=1e-8)

@@ -13,6 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from _toys import moved
+from guidestar.answers import GuidedStep
 from guidestar.denoiser import Condition, Network
 from guidestar.draw import Draw
 from guidestar.levels import VE, VP, Flow, Grid, Level, Step, karras, leading, log_snr, trailing, uniform
@@ -194,9 +196,9 @@ def test_a_split_displaces_by_alpha_delta(name, grid):
 
     x, sstate, draw = double(1.0, -1.0).reshape(2, 1) * grid[0].sigma, {}, Fixed(double(0.8))
     for i in range(grid.steps):
-        plain, after, _ = solver.step(predictor(), x, grid.step(i), sstate, {}, draw)
-        moved, after_split, _ = solver.step(split, x, grid.step(i), sstate, {}, draw)
-        torch.testing.assert_close(moved - plain, grid[i + 1].alpha * delta, rtol=1e-9, atol=1e-9)
+        plain, after = moved(solver, predictor(), x, grid.step(i), draw, sstate)
+        shifted, after_split = moved(solver, split, x, grid.step(i), draw, sstate)
+        torch.testing.assert_close(shifted - plain, grid[i + 1].alpha * delta, rtol=1e-9, atol=1e-9)
         for key, value in after.items():
             torch.testing.assert_close(torch.as_tensor(after_split[key]), torch.as_tensor(value), rtol=1e-9, atol=1e-8)
         x, sstate = plain, after
@@ -329,7 +331,7 @@ def test_a_velocity_network_from_pure_noise(name, grid):
 
 
 def one_step(solver, step, x, z=0.0, predict=None):
-    return solver.step(predict or predictor(), x, step, {}, {}, Fixed(double(z)))[0]
+    return moved(solver, predict or predictor(), x, step, Fixed(double(z)))[0]
 
 
 VP_STEP = Step(VP.linear()(700.0), VP.linear()(600.0), 0, GRIDS["vp"])
@@ -460,10 +462,10 @@ def test_heun_by_name_takes_the_form_that_works():
         assert torch.equal(sample(predictor(), solver="heun", **options), sample(predictor(), solver=Heun(form=form), **options))
     mixed = stacked(MIXED["flow from t=1"][:2])
     x = noise((2,), mixed[0], Draw([1, 2]), dtype=torch.float64)
-    one, *_ = Heun().step(predictor(), x, mixed.step(0), {}, {}, NoDraw())
+    one, _ = moved(Heun(), predictor(), x, mixed.step(0), NoDraw())
     for k, form in enumerate(("flow", "edm")):
         alone, row = MIXED["flow from t=1"][k], x[k : k + 1]
-        expected, *_ = Heun(form=form).step(predictor(), row, alone.step(0), {}, {}, NoDraw())
+        expected, _ = moved(Heun(form=form), predictor(), row, alone.step(0), NoDraw())
         torch.testing.assert_close(one[k : k + 1], expected, rtol=1e-12, atol=1e-12)
 
 
@@ -530,9 +532,9 @@ def test_trajectory_is_lazy_and_can_be_stopped():
 
 
 def test_states_carry_the_first_prediction_and_the_pushes():
-    def predict(x, step, gstate, explain=False):
+    def predict(x, step, gstate):
         prediction, gstate = predictor()(x, step, gstate)
-        return (prediction, gstate, {"term": x}) if explain else (prediction, gstate)
+        return GuidedStep(prediction, gstate, pushes={"term": x})
 
     for state in trajectory(predict, X, grid=GRIDS["ve"], solver=Heun(), draw=NoDraw(), explain=True):
         assert state.prediction.level == state.step.t and torch.equal(state.pushes["term"], state.prediction.x_t)
@@ -554,7 +556,7 @@ def test_the_draw_is_that_of_the_step():
     """Step i uses the streams of step i, so a resumed run equals an unbroken one."""
     draw, grid, x = Draw([3, 4]), GRIDS["vp"], X
     for i, state in enumerate(trajectory(predictor(), X, grid=grid, solver=DDPM(), draw=draw)):
-        x, *_ = DDPM().step(predictor(), x, grid.step(i), {}, {}, draw.at(i))
+        x, _ = moved(DDPM(), predictor(), x, grid.step(i), draw.at(i))
         assert torch.equal(state.x, x)
 
 

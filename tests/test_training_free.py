@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from _scenes import PLACES, SEEDS
-from _toys import COND, UNCOND, Critic, Spy, col, condition, mixed_step, net, noise, steps, toy
+from _toys import COND, UNCOND, Critic, Spy, col, condition, mixed_step, moved, net, noise, steps, toy
 from guidestar import DDIM, Draw, Guided, Heun, Level, Net, Observation, dps, freedom, lgd, mpgd, parse, tfg, ugd, ugd_backward, uniform
 from guidestar.guidance.tfg import _along
 
@@ -70,7 +70,7 @@ class Paper:
     def library(self, guidance: Any, **more: Any) -> Tensor:
         """Return the same step by the library, carried to these coordinates."""
         guided = world(guidance, **more)
-        x, _, _ = DDIM().step(guided, (self.n * self.x).detach(), self.step, {}, {}, Draw(SEEDS))
+        x, _ = moved(DDIM(), guided, (self.n * self.x).detach(), self.step, Draw(SEEDS))
         return x / self.n_s
 
     def check(self, guidance: Any, x_s: Tensor, **more: Any) -> None:

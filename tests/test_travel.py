@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from _toys import Spy, net, noise, toy
+from _toys import Spy, moved, net, noise, toy
 from guidestar import DDIM, DDPM, VE, VP, DPMpp2M, Draw, Flow, Guided, Heun, RePaint, SDEDPMpp2M, TimeTravel, karras, sample, trailing, trajectory, uniform
 from guidestar.levels import expand
 from guidestar.prediction import Prediction
-from guidestar.sampling import Solver
+from guidestar.sampling import Point, Solver
 
 GRIDS = {"vp": trailing(VP.linear(), 6), "ve": karras(VE(), 6), "flow": karras(Flow(), 6)}
 SEEDS = [5, 6, 7]
@@ -56,12 +56,13 @@ class Exact(Solver):
     name = "exact"
     order = 1
 
-    def step(self, predict: Any, x_t: Tensor, step: Any, sstate: Any, gstate: Any, draw: Any) -> Any:
+    def move(self, x_t: Tensor, step: Any, memory: Any, draw: Any) -> Any:
+        yield Point(x_t, step)
         mean, var = 0.7, 0.25
         t, s = step.t, step.s
         c_t, c_s, ratio = t.alpha**2 * var + t.sigma**2, s.alpha**2 * var + s.sigma**2, t.alpha / s.alpha
         x_s = s.alpha * mean + ratio * c_s / c_t * (x_t - t.alpha * mean)
-        return x_s + math.sqrt(c_s - (ratio * c_s) ** 2 / c_t) * draw.normal_like("exact", x_t), sstate, gstate
+        return x_s + math.sqrt(c_s - (ratio * c_s) ** 2 / c_t) * draw.normal_like("exact", x_t), memory
 
 
 def moments(solver: Solver, grid: Any, mean: float, var: float) -> Any:
@@ -95,7 +96,7 @@ def denoised(x: Tensor, step: Any, gstate: Any) -> Any:
 
 def test_a_step_taken_again_is_written_out():
     step, x, draw = GRIDS["flow"].step(2), noise(3, 4), Draw(SEEDS).at(2)
-    out, _, _ = TimeTravel(solver=DDIM(eta=1.0), times=2).step(denoised, x, step, {}, {}, draw)
+    out, _ = moved(TimeTravel(solver=DDIM(eta=1.0), times=2), denoised, x, step, draw)
     t, s = step.t, step.s
     forward = t.sigma**2 - (t.alpha / s.alpha) ** 2 * s.sigma**2
     small = s.sigma**2 * forward / t.sigma**2
@@ -197,7 +198,7 @@ def test_repaint_puts_known_pixels_in_their_place(grid):
     for state in trajectory(denoised, x, solver=RePaint(known=y, mask=mask), **run):
         s, index = state.step.s, state.step.index
         there = expand(s.alpha, y) * y + expand(s.sigma, y) * draw.at(index).normal_like("repaint", y)
-        alone, _, _ = DDPM().step(denoised, before, state.step, {}, {}, draw.at(index))
+        alone, _ = moved(DDPM(), denoised, before, state.step, draw.at(index))
         torch.testing.assert_close(state.x, mask * there + (1 - mask) * alone, rtol=1e-10, atol=1e-10)
         before = state.x
     assert torch.equal(before[:, [0, 3]], y[:, [0, 3]])

@@ -7,7 +7,8 @@ preconditioned as in EDM; any other callable of that signature is one already.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .hooks import replaced
 from .levels import Level, Value, divide, expand, inverse_or_zero, log, sqrt
 from .prediction import Prediction
 
@@ -94,7 +96,8 @@ def _check_tensor(name: str, value: object) -> None:
 class Denoiser(Protocol):
     """Anything that estimates clean data.
 
-    Returns x0 ``[B, *S]``, or a whole `Prediction` where it knows more (a learned variance).
+    Returns x0 ``[B, *S]``, or a whole `Prediction` where it knows more (a learned variance). An
+    attribute ``cpu_rows`` is the most rows of a call that suit it on a CPU.
     """
 
     def __call__(self, x_t: Tensor, level: Level, cond: Condition) -> Tensor | Prediction:
@@ -143,17 +146,11 @@ def checkpointed(denoiser: Denoiser) -> Iterator[None]:
     blocks = _blocks(denoiser) if isinstance(denoiser, nn.Module) else []
     if not blocks:
         raise ValueError("there is nothing to checkpoint: the network is no torch module, or has no blocks (ModuleList, Sequential); leave checkpoint out")
-    own = [vars(block).get("forward") for block in blocks]
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    try:
+    with ExitStack() as stack:
+        for block in blocks:
+            again = lambda forward: partial(checkpoint, forward, use_reentrant=False)  # noqa: E731
+            stack.enter_context(replaced(block, again))
         yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            if forward is None:
-                del block.forward
-            else:
-                block.forward = forward
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
@@ -181,6 +178,9 @@ class Network(nn.Module):
         EDM preconditioning: equation 7 and table 1 of https://arxiv.org/abs/2206.00364
         v-prediction: appendix D of https://arxiv.org/abs/2202.00512
     """
+
+    cpu_rows: int | None = 32
+    """The most rows of a call on a CPU: of the shipped networks, more leave its caches and gain nothing."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class Network(nn.Module):
             return _TO_X0[self.predicts](x_t, out, level.alpha, level.sigma)
         mean, log_var = out.chunk(2, dim=1)
         prediction = Prediction.from_x0(x_t, level, _TO_X0[self.predicts](x_t, mean, level.alpha, level.sigma))
-        return Prediction(**{**vars(prediction), "log_var": log_var})
+        return replace(prediction, log_var=log_var)
 
     def _edm(self, x_t: Tensor, level: Level, cond: Condition) -> Tensor:
         _refuse_pure_noise("edm", level.alpha)

@@ -8,7 +8,7 @@ something else. Which layers a network has, and where in them the picture is, it
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .hooks import is_compiled
 
 FAMILIES = {"diffusers": "guidestar.models.layers"}
 """Which module knows the layers of a network, by the package its class comes from; imported when first asked."""
@@ -53,19 +53,6 @@ class Rows(NamedTuple):
             raise ValueError(
                 f"a layer that is perturbed in some rows of a call was given {len(tensor)} rows where the call has {self.of}; let this network run its passes apart, max_rows=1"
             )
-
-
-class Perturbation(Hashable, Protocol):
-    """A change of a network that lasts for one call, in some of its rows.
-
-    One that changes nothing but looks at the network says so by ``watches = True``: its context
-    gives a list, to which each call of the network adds what was seen, ``[rows, …]`` (`guidestar.answers.Evaluated`).
-    A ``name`` is what a plan calls a pass by that it changes; by default "perturbed".
-    """
-
-    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[list[Tensor] | None]:
-        """Return a context in which ``denoiser`` is perturbed, in ``rows`` of its next call (None: in all)."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,8 +157,9 @@ def layers_of(denoiser: Any) -> Layers:
     Raises:
         ValueError: the layers of such a network are not known, or it is compiled.
     """
+    net = denoiser
     for net in _within(denoiser):
-        if hasattr(net, "_orig_mod") or getattr(net, "_compiled_call_impl", None):  # compiled code would go on as it was
+        if hasattr(net, "_orig_mod") or is_compiled(net):  # compiled code would go on as it was
             raise ValueError(f"a compiled {type(net).__name__} cannot be perturbed; give the network before it is compiled")
         if hasattr(type(net), "layers"):  # of the class: a list of modules may have this name
             return net.layers()

@@ -31,6 +31,8 @@ BLAMED = 1000.0
 class Model:
     """A denoiser with its schedule, condition encoder, decoder, further networks and card.
 
+    Several threads may sample from one model at the same time.
+
     Args:
         name: what it is called.
         denoiser: the network that is guided.

@@ -1,24 +1,23 @@
-"""Network passes: what a step asks of the networks, and one function that answers it.
+"""Network passes: which network is evaluated, under which condition, with which changes.
 
-A pass is hashable, so the same question asked by several guidances is one pass. `evaluate` groups
-passes that can share a batch, runs each only for the rows that need it, and checks nothing on the
-device unless asked to.
+A pass is hashable, so equal passes of several guidances are evaluated once (`guidestar.answers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .denoiser import Condition, Denoiser
 from .draw import Draw
-from .layers import Perturbation
-from .levels import Level, Value
+from .layers import Rows
+from .levels import Level, Step, Value
 
 
 class Slot(Enum):
@@ -27,6 +26,8 @@ class Slot(Enum):
     COND = "cond"
     NULL = "uncond"
     NEGATIVE = "neg"
+
+    __hash__ = object.__hash__  # each is one object, and passes are hashed often
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,24 +49,6 @@ class Part:
     name: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Later:
-    """What a term will ask for in a later round: a plan counts it, and what it is turns out when it runs.
-
-    Args:
-        term: its expression.
-        key: its place in the sum, as equal terms ask at places of their own.
-        round: which round; the first is 1.
-    """
-
-    term: str
-    key: int
-    round: int
-
-    def __str__(self) -> str:
-        return f"round {self.round} of {self.term}"
-
-
 def seeded(streams: Draw | None) -> Draw:
     """Return the streams of random numbers of a run that has seeds.
 
@@ -78,17 +61,19 @@ def seeded(streams: Draw | None) -> Draw:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Told:
-    """What a network is told in one pass, beside x.
+class Inputs:
+    """The inputs of the network in one pass beside x: what edits change and perturbations read.
 
     Args:
         cond: the condition of the pass's samples.
-        t: the time (alpha and sigma, and so what its output means, stay).
-        streams: the samples' randomness at this step, where the run has seeds.
+        t: the time (alpha and sigma, and so what the output means, stay as they are).
+        step: the step of these samples.
+        streams: their random numbers at this step, where the run has seeds.
     """
 
     cond: Condition
     t: Value
+    step: Step
     streams: Draw | None = None
 
     @property
@@ -101,8 +86,31 @@ class Told:
         return seeded(self.streams)
 
 
-Edit = Callable[[Told], Told]
-"""A change of what the network is told; hashable, so that equal passes stay equal."""
+Edit = Callable[[Inputs], Inputs]
+"""A change of the network's inputs; hashable, so that equal passes stay equal."""
+
+
+class Perturbation(Hashable, Protocol):
+    """A change of a network that lasts for one call, in some of its rows.
+
+    One that changes nothing but observes the network has ``observes = True``: its context gives a
+    list, to which each call of the network adds ``[rows, …]`` (`Prediction.observed`). In a plan a
+    pass is named by the ``name`` of its perturbation.
+    """
+
+    def __call__(self, denoiser: Denoiser, rows: Rows | None = None, inputs: Inputs | None = None) -> AbstractContextManager[list[Tensor] | None]:
+        """Return a context in which ``denoiser`` is perturbed.
+
+        Args:
+            denoiser: the network.
+            rows: which rows of its next call (None: all).
+            inputs: of these rows: their condition, step and random streams (None: unknown).
+        """
+        ...
+
+
+Key = Slot | Part | Condition | str | int
+"""What names a condition."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +119,16 @@ class Pass:
 
     Args:
         cond: a `Slot`, a `Part` of the requested condition, a `Condition` of 1 or B samples, or a
-            name or prompt for the encoder; in a plan also what is asked for `Later`.
+            name or prompt for the encoder.
         net: which network.
         perturb: a change of the network for this pass.
-        against: another condition, that the perturbation contrasts this one with; the network is
-            told it as arguments whose names begin with ``against_``.
-        point: another x and level than the step's (its token is unique to the asking term).
-        edit: changes what the network is told, its condition or the time.
+        against: another condition, that the perturbation contrasts this one with; the network gets
+            it as arguments whose names begin with ``against_``.
+        point: another x and level than the step's (unique to the term that asks for it).
+        edit: changes the network's inputs: its condition or the time.
     """
 
-    cond: Slot | Part | Later | Condition | str | int = Slot.COND
+    cond: Key = Slot.COND
     net: str = "main"
     perturb: Perturbation | None = None
     against: Slot | Condition | str | int | None = None
@@ -129,20 +137,18 @@ class Pass:
 
     def __str__(self) -> str:
         what = self.cond.value if isinstance(self.cond, Slot) else self._words()
-        change = "" if not self.perturb else "watched" if self.unwatched else getattr(self.perturb, "name", "perturbed")
+        change = "" if not self.perturb else "observed" if self.observes else getattr(self.perturb, "name", "perturbed")
         marks = [self.net if self.net != "main" else "", change, "elsewhere" if self.point else "", "edited" if self.edit else ""]
         return " ".join([what, *(m for m in marks if m)])
 
     @property
-    def unwatched(self) -> Pass | None:
-        """The same pass without a look at the network, if this one only looks."""
-        return replace(self, perturb=None) if getattr(self.perturb, "watches", False) else None
+    def observes(self) -> bool:
+        """Whether its perturbation changes nothing, but only observes the network."""
+        return getattr(self.perturb, "observes", False)
 
     def _words(self) -> str:
         if isinstance(self.cond, Part):
             return f"{self.cond.name} of cond"
-        if isinstance(self.cond, Later):
-            return str(self.cond)
         return "condition" if isinstance(self.cond, Condition) else repr(self.cond)
 
 
@@ -183,7 +189,7 @@ class Net:
         """The conditions that were given."""
         return tuple(c for c in (self.cond, self.null, self.negative) if c is not None)
 
-    def condition(self, key: Slot | Part | Later | Condition | str | int, batch: int, name: str = "main") -> Condition:
+    def condition(self, key: Key, batch: int, name: str = "main") -> Condition:
         """Return the condition a pass means, for ``batch`` samples, of the network ``name``.
 
         Raises:
@@ -217,11 +223,9 @@ class Net:
             raise ValueError(f"the condition has no part {name!r}; it has {', '.join(cond)}")
         return Condition({k: v if k == name else null[k].expand(len(v), *null[k].shape[1:]) for k, v in cond.items()})
 
-    def _resolve(self, key: Slot | Part | Later | Condition | str | int) -> Condition:
+    def _resolve(self, key: Key) -> Condition:
         if isinstance(key, Part):
             return self._only(key)
-        if isinstance(key, Later):
-            raise ValueError(f"{key} is known when it runs; it cannot be asked for by itself")
         if not isinstance(key, Slot):
             return key if isinstance(key, Condition) else self._encode(key)
         if key is Slot.COND and self.cond is None:

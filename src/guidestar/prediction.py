@@ -8,8 +8,9 @@ Knowing any of these, one knows all (Convention: ``x_t = alpha x_0 + sigma eps``
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -28,14 +29,22 @@ def slope(level: Level, space: Space) -> Value:
     ``Δv = −((α²+σ²)/σ)Δx0``; all 0 where sigma is 0.
     """
     a, s = level.alpha, level.sigma
+    if space == "x0":
+        return a * 0 + 1.0
     per = inverse_or_zero(s)
-    return {
-        "x0": a * 0 + 1.0,
-        "eps": -a * per,
-        "score": a * per * per,
-        "velocity": -(a + s) * per,
-        "v": -(a * a + s * s) * per,
-    }[space]
+    if space == "eps":
+        return -a * per
+    if space == "score":
+        return a * per * per
+    return -(a + s) * per if space == "velocity" else -(a * a + s * s) * per
+
+
+class Root(NamedTuple):
+    """Where the graph of a differentiable prediction begins: a leaf ``x_t``, its rows (None: all), the network."""
+
+    leaf: Tensor
+    rows: Tensor | None
+    net: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +53,9 @@ class Prediction:
 
     Shapes: ``x_t``, ``x0``, ``eps`` and ``log_var`` are ``[B, *S]``. ``log_var`` is the network's
     own reverse variance as Improved DDPM parametrises it: a share in [−1, 1] between the log of
-    the small and of the large posterior variance (networks of 2C channels only).
+    the small and of the large posterior variance (networks of 2C channels only). ``observed [B, …]``
+    is what a perturbation that observes the network found, and ``root`` where a gradient in ``x_t``
+    is taken, if the pass was differentiable.
     """
 
     x_t: Tensor
@@ -52,6 +63,8 @@ class Prediction:
     x0: Tensor
     eps: Tensor
     log_var: Tensor | None = None
+    observed: Tensor | None = None
+    root: Root | None = None
 
     @classmethod
     def from_x0(cls, x_t: Float[Tensor, " b *s"], level: Level, x0: Float[Tensor, " b *s"]) -> Prediction:
@@ -75,10 +88,9 @@ class Prediction:
 
     def shifted(self, delta: Float[Tensor, " b *s"], *, linked: bool = True) -> Prediction:
         """Add ``delta`` to x0; eps follows if ``linked``, else it stays (a split prediction)."""
-        if not linked:
-            return replace(self, x0=self.x0 + delta)
-        eps = self.eps + expand(slope(self.level, "eps"), delta) * delta
-        return replace(self, x0=self.x0 + delta, eps=eps)
+        eps = self.eps + expand(slope(self.level, "eps"), delta) * delta if linked else self.eps
+        x0 = self.x0 + delta
+        return Prediction(x_t=self.x_t, level=self.level, x0=x0, eps=eps, log_var=self.log_var)
 
     def with_x0(self, x0: Float[Tensor, " b *s"]) -> Prediction:
         """Return a linked prediction with another clean estimate."""
@@ -90,34 +102,42 @@ class Prediction:
 
     def take(self, rows: Tensor) -> Prediction:
         """Select samples (``rows``: int64 indices)."""
-        on_device = rows.to(self.x_t.device)
-        log_var = None if self.log_var is None else self.log_var[on_device]
-        return Prediction(x_t=self.x_t[on_device], level=self.level.take(rows), x0=self.x0[on_device], eps=self.eps[on_device], log_var=log_var)
+        here, root = rows.to(self.x_t.device), self.root
+        with torch.enable_grad() if root else nullcontext():  # the graph goes on to its root
+            return Prediction(
+                x_t=self.x_t[here],
+                level=self.level.take(rows),
+                x0=self.x0[here],
+                eps=self.eps[here],
+                log_var=None if self.log_var is None else self.log_var[here],
+                observed=None if self.observed is None else self.observed[rows.to(self.observed.device)],
+                root=root and root._replace(rows=here if root.rows is None else root.rows[here]),
+            )
 
     @staticmethod
     def join(parts: list[Prediction], x_t: Tensor, level: Level) -> Prediction:
         """Concatenate chunks of one batch back into a prediction at ``x_t``.
 
         Raises:
-            ValueError: some parts tell a variance and some do not.
+            ValueError: some parts have a predicted variance and some have none.
         """
-        told = any(p.log_var is not None for p in parts)
+        learned = any(p.log_var is not None for p in parts)
         return Prediction(
             x_t=x_t,
             level=level,
             x0=torch.cat([p.x0 for p in parts]),
             eps=torch.cat([p.eps for p in parts]),
-            log_var=torch.cat([_share(p) for p in parts]) if told else None,
+            log_var=torch.cat([_share(p) for p in parts]) if learned else None,
         )
 
 
 def _share(part: Prediction) -> Tensor:
-    """Return what a part tells of its variance; 0 of clean rows, of which no network is asked."""
+    """Return a part's predicted variance; 0 for clean rows, which no network evaluates."""
     if part.log_var is not None:
         return part.log_var
     if bool((torch.as_tensor(part.level.sigma) != 0).any()):
-        raise ValueError("some rows of this batch come with a predicted variance and some without; a network should tell it for all, or for none")
+        raise ValueError("some rows of this batch come with a predicted variance and some without; a network should predict it for all, or for none")
     return torch.zeros_like(part.x0)
 
 
-__all__ = ["SPACES", "Prediction", "Space", "slope"]
+__all__ = ["SPACES", "Prediction", "Root", "Space", "slope"]

@@ -46,7 +46,7 @@ def steer(model: Any, reward: Reward, run: Mapping[str, Any], solver: Solver, ho
     rewarded = _Watched(of_samples, grid.steps, watch)
     found = steer_particles(guided, grid=grid, solver=solver, seeds=seeds, reward=rewarded, shape=model.shape, device=model.device, **how)
     check_finite(found.best)
-    each = [sum(guided.evaluations[i : i + count]) for i in range(0, len(guided.evaluations), count)]
+    each = [sum(found.evaluations[i : i + count]) for i in range(0, len(found.evaluations), count)]
     settings = settings_of(model, run, solver, steps=grid.steps, dtype=found.best.dtype, lacking=("the reward it was steered by",))
     return Samples(x=found.best, images=model.to_images(found.best), settings=settings, evaluations=tuple(each), population=found)
 

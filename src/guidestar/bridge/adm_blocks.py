@@ -97,21 +97,26 @@ class SelfAttention(nn.Module):
         self.norm = nn.GroupNorm(groups, width)
         self.qkv = nn.Conv1d(width, 3 * width, 1)
         self.proj_out = nn.Conv1d(width, width, 1)
-        self.changes: Sequence[Change] = ()
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.attended(x)
+
+    def attended(self, x: Tensor, changes: Sequence[Change] = ()) -> Tensor:
+        """Return what the layer makes of ``x``, its attention changed in some rows."""
         batch, width, *sides = x.shape
         flat = x.reshape(batch, width, -1)
         q, k, v = _heads(self.qkv(self.norm(flat)), self.heads, self.new_order)
-        out = self._changed(q, k, v, tuple(sides)) if self.changes else F.scaled_dot_product_attention(q, k, v)
+        out = _changed(changes, q, k, v, tuple(sides)) if changes else F.scaled_dot_product_attention(q, k, v)
         return x + self.proj_out(out.transpose(-1, -2).reshape(batch, width, -1)).reshape(x.shape)
 
-    def _changed(self, q: Tensor, k: Tensor, v: Tensor, sides: tuple[int, ...]) -> Tensor:
-        def answer(part: slice, attend: Callable[[Attention], Tensor]) -> Tensor:
-            plain = lambda query: F.scaled_dot_product_attention(query, k[part], v[part])  # noqa: E731
-            return attend(Attention(query=q[part], key=k[part], value=v[part], image=slice(0, q.shape[2]), with_query=plain, find_grid=lambda: sides))
 
-        return by_rows(self.changes, q, answer)
+def _changed(changes: Sequence[Change], q: Tensor, k: Tensor, v: Tensor, sides: tuple[int, ...]) -> Tensor:
+    def answer(part: slice, attend: Callable[[Attention], Tensor]) -> Tensor:
+        plain = lambda query: F.scaled_dot_product_attention(query, k[part], v[part])  # noqa: E731
+        image = slice(0, q.shape[2])
+        return attend(Attention(query=q[part], key=k[part], value=v[part], image=image, with_query=plain, find_grid=lambda: sides))
+
+    return by_rows(changes, q, answer)
 
 
 class AttentionPool(nn.Module):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..hooks import Forward, replaced, replacement
 from ..layers import Attention, Kind, Rows
 from ..levels import Level
 from .adm_blocks import AttentionPool, Downsample, Residual, SelfAttention, Upsample, frequencies, run
@@ -253,7 +255,10 @@ class ADMLayers:
         with ExitStack() as stack:
             for name in self.find("attention", names):
                 module: Any = self.net.get_submodule(name)
-                stack.enter_context(_set(module, "changes", [*(module.changes if rows else ()), (attend, rows)]))
+                others = getattr(replacement(module), "changes", ()) if rows else ()
+                attended = partial(module.attended, changes=[*others, (attend, rows)])
+                attended.changes = [*others, (attend, rows)]  # type: ignore[attr-defined]
+                stack.enter_context(replaced(module, lambda _, attended=attended: attended))
             yield
 
     @contextmanager
@@ -268,22 +273,9 @@ class ADMLayers:
         with ExitStack() as stack:
             for name in self.find("block", names):
                 module = self.net.get_submodule(name)
-                stack.enter_context(_set(module, "forward", _skip(module.forward, rows)))
+                stack.enter_context(replaced(module, partial(_skip, rows)))
             yield
 
 
-def _skip(forward: Callable[[Tensor], Tensor], rows: Rows | None) -> Callable[[Tensor], Tensor]:
+def _skip(rows: Rows | None, forward: Forward) -> Forward:
     return lambda x: x if rows is None else rows.put(forward(x), x[rows.slice])
-
-
-@contextmanager
-def _set(module: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of a module for a while."""
-    before = vars(module).get(name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        delattr(module, name)
-        if before is not None:
-            setattr(module, name, before)

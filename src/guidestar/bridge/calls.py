@@ -203,6 +203,7 @@ class CallDenoiser:
         output: what its answer means.
         level: of the call.
         reads_t: whether it can be told another time.
+        cpu_rows: the most rows of a call on a CPU.
     """
 
     net: Any
@@ -212,6 +213,7 @@ class CallDenoiser:
     level: Level
     reads_t: bool
     answer: Any = None
+    cpu_rows: int = 32
 
     def __post_init__(self) -> None:
         self.finite = torch.ones((), dtype=torch.bool, device=self.call.whole.device)

@@ -1,25 +1,22 @@
-"""Objects that answer calls in another way for a while: their class is exchanged for one derived from it.
+"""Objects that answer calls in another way for a while.
 
-Pipelines keep theirs as long as they are guided; networks as long as a guided pipeline runs, and then
-only for calls that come from that run. So two runs in two threads may share a network.
+The class of a pipeline is exchanged for a derived one as long as it is guided. A network's calls are
+replaced while a guided pipeline runs, for the thread of that run alone (`guidestar.hooks`).
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import cache
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
+
+from ..hooks import CALL, Forward, replaced, unchanged
 
 P = TypeVar("P")
 MARK = "_guidestar"
-_RUNS: ContextVar[Mapping[int, Callable[..., Any]]] = ContextVar("guidestar_runs")
-_held: dict[int, int] = {}
-_lock = threading.Lock()
 
 
 def become(thing: P, kind: type) -> P:
@@ -83,40 +80,18 @@ def _warn(pipe: Any, what: str) -> None:
 
 @contextmanager
 def answered(nets: Mapping[str, Any], run: Callable[..., Any]) -> Iterator[None]:
-    """Let ``run(net, args, kwargs)`` answer the calls of networks that are made within this context."""
-    unique = {id(net): net for net in nets.values()}
-    token = _RUNS.set({**_RUNS.get({}), **dict.fromkeys(unique, run)})
-    try:
-        for net in unique.values():
-            _hold(net, 1)
+    """Let ``run(net, args, kwargs)`` answer this thread's calls of networks within this context."""
+    with ExitStack() as stack:
+        for net in {id(net): net for net in nets.values()}.values():
+            stack.enter_context(replaced(net, partial(_answering, net, run), CALL))
         yield
-    finally:
-        for net in unique.values():
-            _hold(net, -1)
-        _RUNS.reset(token)
 
 
-def _hold(net: Any, change: int) -> None:
-    """Count the runs that a network serves; it listens to them as long as there are any."""
-    with _lock:
-        count = _held.get(id(net), 0) + change
-        if count:
-            _held[id(net)] = count
-            become(net, _listening(plain_kind(type(net))))
-        elif _held.pop(id(net), None):
-            become(net, plain_kind(type(net)))
-
-
-@cache
-def _listening(kind: type) -> type:
-    return derived(kind, _call, **{MARK: (kind, None)})
-
-
-def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    run = _RUNS.get({}).get(id(self))
-    return plain_kind(type(self)).__call__(self, *args, **kwargs) if run is None else run(self, args, kwargs)
+def _answering(net: Any, run: Callable[..., Any], _: Forward) -> Forward:
+    return lambda *args, **kwargs: run(net, args, kwargs)
 
 
 def as_it_is(net: Any, arguments: Mapping[str, Any]) -> Any:
     """Call a network that may be guided as it is without us."""
-    return plain_kind(type(net)).__call__(net, **arguments)
+    with unchanged(net, CALL):
+        return net(**arguments)

@@ -10,12 +10,13 @@ import torch
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
-from ..answers import Evaluated, Question
+from ..answers import Evaluated, Group, Round, drive
 from ..denoiser import Condition, Network
 from ..guidance import Direction, Guidance, Guided, parse
 from ..guidance._core import as_guidance
 from ..guidance._steered import Steered
 from ..guidance._text import literal
+from ..hooks import CALL, Forward, replaced
 from ..levels import Grid, Level, Step
 from ..passes import COND, NULL, Net, Pass, Slot
 from ..prediction import Prediction
@@ -65,11 +66,10 @@ class Guider(BaseGuidance):
             raise ValueError("a guider cannot serve an EDM scheduler, whose pipelines scale what the network says afterwards")
         one = Condition(of=torch.zeros(1))
         self._guided = Guided(self._guidance, {"main": Net(denoiser=_nothing, cond=one, null=one)})
-        self._guided.answer = self._answer
         self._now: list[Pass] = []
         self._outputs: dict[Pass, Tensor] = {}
         self._x: Tensor | None = None
-        self._stack, self._gstate = ExitStack(), {}
+        self._stack, self._gstate = ExitStack(), ()
         self._check_passes()
 
     # --- what the pipeline asks ---
@@ -101,8 +101,7 @@ class Guider(BaseGuidance):
         perturb = self._now[self._count_prepared - 1].perturb
         if perturb is not None:
             self._stack.enter_context(perturb(denoiser))  # type: ignore[arg-type]
-        handle = denoiser.register_forward_pre_hook(self._look, with_kwargs=True)
-        self._stack.callback(handle.remove)
+        self._stack.enter_context(replaced(denoiser, self._looking, CALL))
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """Take the changes back."""
@@ -118,8 +117,13 @@ class Guider(BaseGuidance):
 
     # --- how it is answered ---
 
-    def _look(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._x = next((v for v in (*args[:1], *(kwargs.get(k) for k in _INPUTS)) if isinstance(v, Tensor)), None)
+    def _looking(self, original: Forward) -> Forward:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            inputs = (*args[:1], *(kwargs.get(k) for k in _INPUTS))
+            self._x = next((v for v in inputs if isinstance(v, Tensor)), None)
+            return original(*args, **kwargs)
+
+        return call
 
     def _names(self) -> list[str]:
         known = {COND: "pred_cond", NULL: "pred_uncond"}
@@ -144,14 +148,14 @@ class Guider(BaseGuidance):
         middle = self.process.schedule(self.process.schedule.time(0.5))
         step = Step(middle, middle, 0, Grid(levels=(middle,) * 2, schedule=self.process.schedule))
         asked = [self._guided.base, *(p for term in (*self._guided.terms, *self._guided.posts) for p in term.passes(step))]
-        return list(dict.fromkeys([COND, *(self._guided._canonical(p, step) for p in asked)]))
+        return list(dict.fromkeys([COND, *(self._guided.sum.canonical(p, step) for p in asked)]))
 
     def _plan(self, inputs: Sequence[Any]) -> None:
         """Choose the passes of this step; the first of the inputs tells how many samples there are."""
         self._stack.close()  # of a run that an exception ended
         batch = next((len(v) for v in inputs if isinstance(v, Tensor) and v.ndim), 1)
-        asked = self._guided._plan_step(self._here(), batch).passes if self._enabled else {}
-        self._now = list(dict.fromkeys([COND, *sorted(asked, key=lambda p: (p.perturb is not None, p != NULL))]))
+        asked = self._guided.plan_step(self._here(), batch).passes if self._enabled else {}
+        self._now = list(dict.fromkeys([COND, *sorted((p for p in asked if isinstance(p, Pass)), key=lambda p: (p.perturb is not None, p != NULL))]))
 
     def _check_passes(self) -> None:
         for p in self._every():
@@ -165,7 +169,9 @@ class Guider(BaseGuidance):
         self._outputs = {p: out.float() for p, out in zip(self._now, outputs, strict=True)}
         # Of inpainting networks' input, the latents come first.
         x = self._x.float()[:, : outputs[0].shape[1]]
-        prediction, self._gstate = self._guided(x, self._here(), self._gstate if index else None)
+        asking = self._guided.ask(x, self._here(), self._gstate if index else None)
+        (guided,) = drive(asking, evaluator=self._answer)
+        prediction, self._gstate = guided.prediction, guided.state
         plain, space = self._outputs[COND], self.process.predicts
         before = Prediction.from_x0(x, self._level(), self._x0(x, self._level(), plain))
         # Added as a change of what the network said, which so is kept to the bit where nothing is changed.
@@ -174,15 +180,15 @@ class Guider(BaseGuidance):
     def _x0(self, x: Tensor, level: Level, out: Tensor) -> Tensor:
         return Network(lambda x, t: out, predicts=self.process.predicts)(x, level, Condition())  # type: ignore[return-value]
 
-    def _answer(self, passes: Mapping[Pass, Tensor | None], q: Question, nets: Mapping[str, Net], through: frozenset[Pass], *, checkpoint: bool) -> dict[Pass, Evaluated]:
-        """Answer passes with what the pipeline's network said."""
-        answers = {}
-        for p, rows in passes.items():
-            x, level = (q.x_t, q.level) if rows is None else (q.x_t[rows.to(q.x_t.device)], q.level.take(rows))
-            absolute = rows if q.rows is None else q.rows if rows is None else q.rows[rows]
-            out = self._outputs[p] if absolute is None else self._outputs[p][absolute.to(x.device)]
-            answers[p] = Evaluated(rows=rows, prediction=Prediction.from_x0(x, level, self._x0(x, level, out)))
-        return answers
+    def _answer(self, *rounds: Round) -> list[dict[Pass, Evaluated]]:
+        """Return the outputs of the pipeline's network as predictions of passes."""
+        return [{p: Evaluated(rows, self._predicted(r.group, p, rows)) for p, rows in r.passes.items()} for r in rounds]
+
+    def _predicted(self, group: Group, p: Pass, rows: Tensor | None) -> Prediction:
+        part, absolute = group if rows is None else group.take(rows), group.absolute(rows)
+        x, level = part.x_t, part.step.t
+        out = self._outputs[p] if absolute is None else self._outputs[p][absolute.to(x.device)]
+        return Prediction.from_x0(x, level, self._x0(x, level, out))
 
 
 def _nothing(x_t: Tensor, level: Level, cond: Condition) -> Tensor:
@@ -203,21 +209,21 @@ _INSTEAD = "use guidestar.guide on the whole pipeline, or guidestar.load"
 def _refuse(guidance: Guidance) -> None:
     """Refuse terms that the protocol cannot serve."""
     reasons = (
-        ("needs_grad", "a gradient, and the pipeline evaluates its network without"),
+        ("gradients", "a gradient, and the pipeline evaluates its network without"),
         ("later", "a pass at a place that other passes tell"),
         ("reads_target", "the level that a step leads to, which a guider is not told"),
         ("only_solver", "a solver of its own"),
     )
     for term in guidance.terms:
-        reason = next((why for name, why in reasons if getattr(term, name)), None)
-        reason = reason or (None if term.linked else "a split prediction, and a pipeline has one")
+        reason = next((why for name, why in reasons if getattr(term.traits, name)), None)
+        reason = reason or (None if term.traits.linked else "a split prediction, and a pipeline has one")
         if reason:
             raise ValueError(f"{term.name} needs {reason}, so it cannot be in a guider; {_instead(term)}")
 
 
 def _instead(term: Direction) -> str:
     """Say where a term works that the protocol cannot serve."""
-    if not term.linked or term.reads_target or term.only_solver:
+    if not term.traits.linked or term.traits.reads_target or term.traits.only_solver:
         return "load the model with guidestar.load and use a solver of ours"
     if isinstance(term, Steered):
         return f"use guidestar.guide on the whole pipeline, the term made in Python with its loss, {term.name}({literal(term.scale)}, loss=…), or guidestar.load"

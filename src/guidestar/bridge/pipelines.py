@@ -139,11 +139,11 @@ def _check_terms(guidance: Guidance, pipe: Any) -> None:
     for term in guidance.terms:
         why = (
             "splits the prediction (x0 moves, eps does not)"
-            if not term.linked
+            if not term.traits.linked
             else "depends on the level that the step leads to"
-            if term.reads_target
-            else f"works with the solver {term.only_solver[0]} alone"
-            if term.only_solver
+            if term.traits.reads_target
+            else f"works with the solver {term.traits.only_solver[0]} alone"
+            if term.traits.only_solver
             else None
         )
         if why:

@@ -53,7 +53,7 @@ def needed(method: type) -> list[str]:
     return [f.name for f in fields(method) if _no_default(f)]
 
 
-def _no_default(f: Field) -> bool:
+def _no_default(f: Field[Any]) -> bool:
     return f.default is MISSING and f.default_factory is MISSING
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..levels import Level, Step
 from ..passes import COND, NULL, Pass
-from ._core import Direction, Live
+from ._core import Direction, Live, Traits
 
 LogProb = Callable[[Tensor, Level, Tensor], Tensor]
 
@@ -26,20 +26,20 @@ class Climbing(Direction, ABC):
             raise ValueError(f"{self.name}: through must be one of None, cond, uncond, not {self.through!r}")
 
     @property
-    def needs_grad(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return Traits(gradients=1, differentiates=self._through)
 
     @property
-    def differentiates(self) -> Pass | None:
+    def _through(self) -> Pass | None:
         return {None: None, "cond": COND, "uncond": NULL}[self.through]
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
-        return (self.differentiates,) if self.differentiates else ()
+        return (self._through,) if self._through else ()
 
     def uphill(self, live: Live, log_prob: LogProb, target: Tensor | None) -> Tensor:
         """Return ``∇_{x_t} log_prob`` ``[b, *S]``; a clean estimate is looked at as data, at the clean level."""
         level = live.step.grid.schedule.clean if self.through else live.step.t
-        return live.slope(f"{self.name}: the log-probability", lambda x: log_prob(x, level, target), self.differentiates)  # type: ignore[arg-type]
+        return live.slope(f"{self.name}: the log-probability", lambda x: log_prob(x, level, target), next(iter(live.predictions), None))  # type: ignore[arg-type]
 
     def trusted(self, net: Any, name: str) -> tuple[float, float] | None:
         """Return where ``net`` is to be used: as written, else up to the noise ratio to which it is trusted.

@@ -16,12 +16,35 @@ from torch import Tensor
 from ..levels import Step, Value
 from ..passes import Pass, Slot
 from ..prediction import Prediction
-from ._live import Context, Live, State
+from ._live import Context, Engine, Live, State
 from ._text import written
 from .weights import Scale, Schedule, checked_interval, checked_scale, checked_schedule, weigh
 
 Pushed = tuple[Tensor, State]
-Rounds = Generator[tuple[Pass, ...], Mapping[Pass, Prediction], Pushed]
+Rounds = Generator[tuple[Pass, ...], tuple[Prediction, ...], Pushed]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a term is, for solvers, plans and pipelines.
+
+    Args:
+        requires: the base it must be added to (None: any).
+        linked: whether eps follows its push; if not, the prediction is split.
+        reads_target: whether it depends on the level that the step leads to.
+        gradients: how many gradients it computes a step, for each sample.
+        differentiates: the pass whose network it differentiates.
+        only_solver: the name of the only solver it works with, and how that must be set.
+        later: how many rounds of passes it needs after the first.
+    """
+
+    requires: Slot | None = None
+    linked: bool = True
+    reads_target: bool = False
+    gradients: int = 0
+    differentiates: Pass | None = None
+    only_solver: tuple[str, Mapping[str, object]] | None = None
+    later: int = 0
 
 
 class _Sum:
@@ -56,8 +79,6 @@ class Direction(_Sum, ABC):
 
     name: ClassVar[str]
     neutral: ClassVar[float] = 0.0
-    requires: ClassVar[Slot | None] = None
-    later: ClassVar[int] = 0
     per_sample: ClassVar[tuple[str, ...]] = ("scale",)
     """Its arguments that may be a list of one number for each sample."""
 
@@ -66,11 +87,27 @@ class Direction(_Sum, ABC):
         for name, check in checks.items():
             object.__setattr__(self, name, check(self.name, getattr(self, name)))
 
-    def weight(self, step: Step, rows: Tensor | None = None) -> Value:
-        """Return the weight at ``step``, for the run's samples ``rows`` (None: all)."""
+    @property
+    def traits(self) -> Traits:
+        """What it is, for solvers, plans and pipelines."""
+        return Traits()
+
+    def weight(self, step: Step, rows: Tensor | None = None, state: State | None = None) -> Value:
+        """Return the weight at ``step``; a sample whose weight is 0 is in none of the term's passes.
+
+        Args:
+            step: of the samples at hand.
+            rows: which samples of the run these are (None: all).
+            state: what the term keeps of these samples; None where a plan is made. A term that
+                reads it here waits for the device.
+        """
         scale, neutral = self.scale, self.neutral
         value = tuple(s - neutral for s in scale) if isinstance(scale, Sequence) else scale - neutral
         return weigh(value, self.schedule, self.interval, step, rows)
+
+    def may_stop(self, step: Step) -> bool:
+        """Return whether its state may have made weights 0 by ``step``: a plan then gives a range."""
+        return False
 
     @property
     def lists(self) -> dict[str, tuple[float, ...]]:
@@ -82,12 +119,15 @@ class Direction(_Sum, ABC):
         """Name the passes it needs at ``step``, beside the base."""
 
     @abstractmethod
-    def push(self, live: Live) -> Pushed | Rounds:
+    def push(self, live: Live, *predictions: Prediction) -> Pushed | Rounds:
         """Return the push of x0 ``[b, *S]`` for a weight of 1, and the new state.
 
         A direction that needs further passes, at places it knows only now, is a generator instead:
-        it yields them, receives their predictions, and returns the same. It says in ``later`` how
-        many there will be.
+        it yields them, receives their predictions, and returns the same (`Traits.later`).
+
+        Args:
+            live: its samples, those whose weight is not 0.
+            predictions: of ``passes(step)``, in their order.
         """
 
     def start(self, x_t: Tensor) -> State:
@@ -102,50 +142,9 @@ class Direction(_Sum, ABC):
         """
         return self
 
-    def still(self, step: Step) -> bool:
-        """Tell whether nothing moves at ``step``: the velocity ``eps − x0`` is 0, and no pass is evaluated."""
-        return False
-
-    def awake(self, state: State) -> Tensor | None:
-        """Return which samples it still acts on, as booleans ``[B]`` on the CPU; None for all.
-
-        A term that reads its memory here waits for the device, once an evaluation.
-        """
-        return None
-
-    def may_sleep(self, step: Step) -> bool:
-        """Tell whether samples may have left `awake` before ``step``: the plan counts it as in doubt."""
-        return False
-
-    @property
-    def linked(self) -> bool:
-        """Whether eps follows its push; if not, the prediction is split."""
-        return True
-
-    @property
-    def reads_target(self) -> bool:
-        """Whether it depends on the level that the step leads to."""
-        return False
-
-    @property
-    def differentiates(self) -> Pass | None:
-        """The pass whose network it differentiates."""
-        return None
-
-    @property
-    def needs_grad(self) -> bool:
-        """Whether it computes a gradient."""
-        return False
-
-    @property
-    def gradients(self) -> int:
-        """How many gradients it computes a step, for each sample."""
-        return int(self.needs_grad)
-
-    @property
-    def only_solver(self) -> tuple[str, dict[str, object]] | None:
-        """The name of the only solver it works with and how that must be set, if there is one."""
-        return None
+    def around(self, engine: Engine, key: int) -> Engine:
+        """Return the engine that evaluates a sum with this term in place ``key``: a wrapper, or the engine itself."""
+        return engine
 
     def __str__(self) -> str:
         return written(self)
@@ -168,8 +167,9 @@ class Contrast(Direction):
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return self.good(step), self.bad(step)
 
-    def push(self, live: Live) -> Pushed:
-        return self.shape(live[self.good(live.step)], live[self.bad(live.step)], live)
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
+        good, bad = predictions
+        return self.shape(good, bad, live)
 
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
         """Return the push and the new state; by default the difference as it is."""
@@ -187,12 +187,12 @@ class Post(ABC):
         return ()
 
     def instead(self, p: Pass, step: Step) -> Pass:
-        """Return the pass that is evaluated wherever the sum asks for ``p``."""
+        """Return the pass that is evaluated in the place of ``p``, for all terms."""
         return p
 
     @abstractmethod
-    def apply(self, prediction: Prediction, live: Live) -> Prediction:
-        """Return the changed prediction."""
+    def apply(self, prediction: Prediction, live: Live, *predictions: Prediction) -> Prediction:
+        """Return the changed prediction, with those of ``passes(step)`` at hand."""
 
     def __str__(self) -> str:
         return written(self)
@@ -231,12 +231,12 @@ class Guidance(_Sum):
         Raises:
             ValueError: two requirements differ; both terms are named.
         """
-        needs = {term.requires: term for term in self.terms if term.requires is not None}
+        needs = {slot: term for term in self.terms if (slot := term.traits.requires) is not None}
         if len(needs) > 1:
             raise ValueError(" and ".join(f"{t.name} needs the base '{s.value}'" for s, t in needs.items()) + "; use one of them")
         for slot, term in needs.items():
-            if self.base not in (None, slot):
-                raise ValueError(f"{term.name} needs the base '{slot.value}', not '{self.base.value}'")  # type: ignore[union-attr]
+            if self.base is not None and self.base is not slot:
+                raise ValueError(f"{term.name} needs the base '{slot.value}', not '{self.base.value}'")
             return slot
         return self.base or (Slot.COND if conditional else Slot.NULL)
 

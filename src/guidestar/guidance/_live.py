@@ -1,15 +1,15 @@
-"""What a term is given: what the run offers (`Context`), and the samples it acts on (`Live`)."""
+"""The inputs of a term: what the run offers (`Context`), and the samples it acts on (`Live`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ..answers import Evaluated
+from ..answers import Asking, Group, GuidedStep
 from ..denoiser import Condition
 from ..draw import Draw
 from ..levels import Step
@@ -17,7 +17,17 @@ from ..passes import COND, Pass, seeded
 from ..prediction import Prediction
 
 State = dict[str, Tensor]
-"""What a term remembers between steps: tensors ``[B, …]``."""
+"""What a term keeps between steps: tensors ``[B, …]``."""
+
+States = tuple[State, ...]
+"""What all terms of a sum keep, in their order."""
+
+
+class Count(NamedTuple):
+    """What a step takes: for how many samples each pass is evaluated (by name where it is not known yet), and gradients."""
+
+    passes: dict[Pass | str, int]
+    gradients: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,30 +57,28 @@ class Context:
     encode: Callable[[Sequence[str | int]], Condition] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Live:
-    """What a term sees: the samples for which its weight is not 0, and nothing of the others.
+    """The inputs of a term: the samples for which its weight is not 0, and nothing of the others.
 
     Args:
         x_t: ``[b, *S]``.
         step: their step.
-        answers: the evaluated passes.
-        samples: how many the run has.
-        local: these samples' rows within ``answers``.
-        rows: which samples of the run they are (None: all).
-        state: the term's memory of these samples.
-        base: the pass that the terms are added to.
-        streams: the randomness of all the run's samples at this step, where the run has seeds.
+        batch: how many samples the run has.
+        rows: which samples of the run these are (None: all).
+        state: what the term keeps of these samples.
+        base: the prediction that the terms are added to.
+        predictions: of the term's passes, in their order.
+        streams: the random streams of all the run's samples at this step, where it has seeds.
     """
 
     x_t: Tensor
     step: Step
-    base: Pass
-    answers: Mapping[Pass, Evaluated]
-    samples: int
-    local: Tensor | None
+    batch: int
     rows: Tensor | None
     state: State
+    base: Prediction
+    predictions: tuple[Prediction, ...] = ()
     streams: Draw | None = None
 
     @property
@@ -83,19 +91,20 @@ class Live:
         streams = seeded(self.streams)
         return streams if self.rows is None else streams.take(self.rows)
 
-    def __getitem__(self, p: Pass) -> Prediction:
-        return self.answers[p].at(self.local)
-
     def mine(self, per_sample: Tensor) -> Tensor:
-        """Select these samples from a tensor of the whole run, ``[B, …]`` or ``[1, …]``."""
-        if len(per_sample) not in (1, self.samples):
-            raise ValueError(f"{len(per_sample)} values were given for {self.samples} samples; give one, or one for each")
-        if len(per_sample) == 1 or self.rows is None:
-            return per_sample.expand(len(self.x_t), *per_sample.shape[1:]) if len(per_sample) == 1 else per_sample
-        return per_sample[self.rows.to(per_sample.device)]
+        """Select these samples from a tensor of the whole run, ``[B, …]`` or ``[1, …]``.
 
-    def slope(self, what: str, function: Callable[[Tensor], Tensor], through: Pass | None) -> Tensor:
-        """Return `gradient` of a user's function, which says so where it does not return one number a sample.
+        Raises:
+            ValueError: it is for another number of samples.
+        """
+        if len(per_sample) not in (1, self.batch):
+            raise ValueError(f"{len(per_sample)} values were given for {self.batch} samples; give one, or one for each")
+        if len(per_sample) == 1:
+            return per_sample.expand(len(self.x_t), *per_sample.shape[1:])
+        return per_sample if self.rows is None else per_sample[self.rows.to(per_sample.device)]
+
+    def slope(self, what: str, function: Callable[[Tensor], Tensor], through: Prediction | None) -> Tensor:
+        """Return `gradient` of a user's function, which is checked to return one number a sample.
 
         Args:
             what: the function, for the message.
@@ -105,23 +114,45 @@ class Live:
         """
         return self.gradient(lambda x: one_each(what, function(x), x), through)
 
-    def gradient(self, energy: Callable[[Tensor], Tensor], through: Pass | None) -> Tensor:
-        """Return ``∇_{x_t} Σ energy`` ``[b, *S]``: of ``energy(x_t)``, or of ``energy(x0)`` through a pass.
+    def gradient(self, energy: Callable[[Tensor], Tensor], through: Prediction | None) -> Tensor:
+        """Return ``∇_{x_t} Σ energy`` ``[b, *S]``: of ``energy(x_t)``, or of ``energy(x0)`` through a prediction.
 
         Raises:
-            ValueError: the network of that pass cannot be differentiated.
+            ValueError: the network of that prediction cannot be differentiated.
         """
         with torch.enable_grad():
             if through is None:
                 x = self.x_t.detach().requires_grad_()
                 return torch.autograd.grad(energy(x).sum(), x)[0]
-            answer, prediction = self.answers[through], self[through]
-            leaf = answer.prediction.x_t
-            if not prediction.x0.requires_grad:
-                raise ValueError(f"the network {through.net!r} cannot be differentiated: its output has no gradient; use one that can, or a guidance that leaves it alone (mpgd)")
-            gradient = torch.autograd.grad(energy(prediction.x0).sum(), leaf, retain_graph=True)[0]
-        where = answer.positions(self.local)
-        return gradient if where is None else gradient[where.to(gradient.device)]
+            root = through.root
+            if root is None or not through.x0.requires_grad:
+                name = repr(root.net) if root else "of this pass"
+                raise ValueError(f"the network {name} cannot be differentiated: its output has no gradient; use one that can, or a guidance that leaves it alone (mpgd)")
+            gradient = torch.autograd.grad(energy(through.x0).sum(), root.leaf, retain_graph=True)[0]
+        return gradient if root.rows is None else gradient[root.rows]
+
+
+class Engine(Protocol):
+    """Evaluates a guided sum for samples of a run, and counts what that takes."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The terms' expressions."""
+        ...
+
+    def ask(self, group: Group, states: States, explain: bool) -> Asking[GuidedStep]:
+        """Yield the rounds of passes that are needed, and return the guided step of ``group``."""
+        ...
+
+    def count(self, step: Step, rows: Tensor, stopped: bool = False) -> Count:
+        """Count the passes and gradients at ``step`` for samples ``rows`` of the run.
+
+        Args:
+            step: of these samples.
+            rows: int64 indices, at least one.
+            stopped: whether terms that may have stopped have.
+        """
+        ...
 
 
 def one_each(what: str, values: object, x: Tensor) -> Tensor:
@@ -131,8 +162,8 @@ def one_each(what: str, values: object, x: Tensor) -> Tensor:
         ValueError: it is something else; a mean over samples, for one, would make each depend on the others.
     """
     if not isinstance(values, Tensor) or values.shape != (len(x),):
-        told = f"a tensor {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        raise ValueError(f"{what} must return one number for each of {len(x)} samples, not {told}")
+        found = f"a tensor {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise ValueError(f"{what} must return one number for each of {len(x)} samples, not {found}")
     if not values.requires_grad:
         raise ValueError(f"{what} cannot be differentiated in the samples; it must be made of differentiable operations on them")
     return values

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..levels import Level, Step, Value, expand, inverse_or_zero
 from ..passes import Pass, Slot
-from ._core import Context, Direction, Guidance, Live
+from ._core import Context, Direction, Guidance, Live, Traits
 from .losses import Loss, found, of_samples
 
 
@@ -37,16 +37,8 @@ class Steered(Direction, ABC):
         return Pass(cond=Slot(self.through))
 
     @property
-    def linked(self) -> bool:
-        return False
-
-    @property
-    def needs_grad(self) -> bool:
-        return True
-
-    @property
-    def differentiates(self) -> Pass | None:
-        return self.seen
+    def traits(self) -> Traits:
+        return Traits(linked=False, gradients=1, differentiates=self.seen if self.through else None)
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (self.seen,)
@@ -57,7 +49,7 @@ class Steered(Direction, ABC):
 
     def through_network(self, live: Live, energy: Loss) -> Tensor:
         """Return ``∇_{x_t} energy(D(x_t))``."""
-        return live.gradient(energy, self.seen)
+        return live.gradient(energy, live.predictions[0])
 
 
 def losses_of(guidance: Guidance) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Condition
-from ..levels import Level, Step, expand
+from ..levels import Level, Step, Value, expand
 from ..prediction import Prediction
 from ._conditioned import Conditioned
 from ._core import Live, Pushed, State
@@ -56,10 +56,13 @@ class Adaptive(Conditioned):
     def start(self, x_t: Tensor) -> State:
         return {"done": x_t.new_zeros(len(x_t))}
 
-    def awake(self, state: State) -> Tensor | None:
-        return (state["done"] == 0).cpu()
+    def weight(self, step: Step, rows: Tensor | None = None, state: State | None = None) -> Value:
+        weight = super().weight(step, rows)
+        if state is None:
+            return weight
+        return torch.where((state["done"] == 0).cpu(), torch.as_tensor(weight, dtype=torch.float64), 0.0)
 
-    def may_sleep(self, step: Step) -> bool:
+    def may_stop(self, step: Step) -> bool:
         before = step.grid[: step.index]
         return any(bool(self._looks(level).any()) for level in before)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..denoiser import Condition
 from ..levels import Step
-from ..passes import Edit, Pass, Slot, Told
+from ..passes import Edit, Inputs, Pass, Slot
 from ..prediction import Prediction
 from ._core import Live, Post
 from ._statistics import safe, std
@@ -20,7 +20,7 @@ from .weights import finite
 @register
 @dataclass(frozen=True)
 class CADS(Post):
-    """Condition-annealed sampling: for the condition y the network is told ``ŷ = √γ y + s √(1 − γ) n``.
+    """Condition-annealed sampling: in the place of the condition y the network gets ``ŷ = √γ y + s √(1 − γ) n``.
 
     n ~ N(0, I) is drawn for each sample and step, and γ rises along the run,
 
@@ -28,17 +28,17 @@ class CADS(Post):
 
     with τ the share of the run still ahead, 1 at noise. ŷ is rescaled to the mean and deviation of
     y, of which ψ is taken: ``ψ ŷ_r + (1 − ψ) ŷ``. It stands after ``|``, as in
-    ``cfg(7) | cads(0.25)``, and changes what the sum's passes are told, not the sum.
+    ``cfg(7) | cads(0.25)``, and changes the inputs of the sum's passes, not the sum.
 
     Args:
         scale: s, usually 0.1–0.25.
-        tau1: below it the condition is told as it is.
-        tau2: above it only noise is told.
+        tau1: below it the condition is as it was.
+        tau2: above it only noise is left.
         mix: ψ in [0, 1], usually 1.
         only: which tensor of the condition; all that are real numbers by default.
 
     A tensor of one number a sample has no deviation, and is not rescaled. Passes whose condition another
-    term draws, or whose time it changes (icg, tsg), are told with noise too. It stands once.
+    term draws, or whose time it changes (icg, tsg), get noise too. It stands once.
 
     0 evaluations more than the sum. Mean and deviation are per sample (the paper's code takes them
     of the whole batch). Needs the samples' seeds.
@@ -73,7 +73,7 @@ class CADS(Post):
             raise ValueError("cads stands twice, and the second would put its noise on noise; write it once, with a larger scale")
         return replace(p, edit=Annealed(gamma, self.scale, self.mix, self.only, p.edit))
 
-    def apply(self, prediction: Prediction, live: Live) -> Prediction:
+    def apply(self, prediction: Prediction, live: Live, *predictions: Prediction) -> Prediction:
         return prediction
 
 
@@ -87,16 +87,16 @@ class Annealed:
     only: str | None
     before: Edit | None = None
 
-    def __call__(self, told: Told) -> Told:
-        told = self.before(told) if self.before else told
-        names = [k for k, y in told.cond.items() if y.is_floating_point() and self.only in (None, k)]
+    def __call__(self, inputs: Inputs) -> Inputs:
+        inputs = self.before(inputs) if self.before else inputs
+        names = [k for k, y in inputs.cond.items() if y.is_floating_point() and self.only in (None, k)]
         if not names:
-            listed = ", ".join(f"{k} ({str(y.dtype).removeprefix('torch.')})" for k, y in told.cond.items())
+            listed = ", ".join(f"{k} ({str(y.dtype).removeprefix('torch.')})" for k, y in inputs.cond.items())
             raise ValueError(f"cads adds noise to real numbers, and the condition has none{f' named {self.only!r}' if self.only else ''}: it is {listed}")
-        return replace(told, cond=Condition({k: self._noised(k, y, told) if k in names else y for k, y in told.cond.items()}))
+        return replace(inputs, cond=Condition({k: self._noised(k, y, inputs) if k in names else y for k, y in inputs.cond.items()}))
 
-    def _noised(self, name: str, condition: Tensor, told: Told) -> Tensor:
-        y, n = (v.reshape(len(condition), -1) for v in (condition, told.draw.normal_like(f"cads/{name}", condition)))
+    def _noised(self, name: str, condition: Tensor, inputs: Inputs) -> Tensor:
+        y, n = (v.reshape(len(condition), -1) for v in (condition, inputs.draw.normal_like(f"cads/{name}", condition)))
         noisy = math.sqrt(self.gamma) * y + self.scale * math.sqrt(1 - self.gamma) * n
         if y.shape[1] == 1:
             return noisy.reshape(condition.shape)

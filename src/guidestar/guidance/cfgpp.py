@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..levels import Step
 from ..passes import COND, NULL, Pass, Slot
 from ._conditioned import needs_condition
-from ._core import Context, Contrast, Direction
+from ._core import Context, Contrast, Direction, Traits
 from .expression import register
 
 
@@ -30,11 +30,10 @@ class CFGPP(Contrast):
     """
 
     name = "cfgpp"
-    requires = Slot.NULL
 
     @property
-    def linked(self) -> bool:
-        return False
+    def traits(self) -> Traits:
+        return Traits(requires=Slot.NULL, linked=False)
 
     def bind(self, context: Context) -> Direction:
         return needs_condition(self, context)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..levels import VP, Step, expand, inverse_or_zero
 from ..passes import Pass
+from ..prediction import Prediction
 from ._climbing import Climbing, LogProb
-from ._core import Context, Direction, Live, Pushed
+from ._core import Context, Direction, Live, Pushed, Traits
 from ._steered import scoring
 from .expression import register
 
@@ -96,24 +97,19 @@ class Classifier(Climbing):
         return tuple(wanted) if isinstance(wanted, list | tuple) else wanted
 
     @property
-    def linked(self) -> bool:
-        return self.form == "score"
-
-    @property
-    def reads_target(self) -> bool:
-        return self.form == "mean"
-
-    @property
-    def only_solver(self) -> tuple[str, dict[str, object]] | None:
+    def traits(self) -> Traits:
+        if self.form == "score":
+            return super().traits
         # The mean is displaced by the variance of the very step, so the two must be the same.
-        return ("ddpm", {"variance": self.variance}) if self.form == "mean" else None
+        only: tuple[str, dict[str, object]] = ("ddpm", {"variance": self.variance})
+        return replace(super().traits, linked=False, reads_target=True, only_solver=only)
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         if self.form == "mean" and not isinstance(step.grid.schedule, VP):
             raise ValueError(f"classifier(form='mean') is defined on variance-preserving schedules, not on {type(step.grid.schedule).__name__}; use form='score'")
         return super().passes(step)
 
-    def push(self, live: Live) -> Pushed:
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
         target = None if self.target is None else live.mine(torch.tensor(self.target)).to(live.x_t.device, non_blocking=True)
         gradient = self.uphill(live, self.log_prob, target)  # type: ignore[arg-type]
         return self._factor(live, gradient) * gradient, live.state
@@ -126,7 +122,7 @@ class Classifier(Climbing):
         small, large = live.step.posterior_variance, live.step.transition_variance
         if self.variance != "learned":
             return expand((small if self.variance == "small" else large) * inverse_or_zero(s.alpha), like)
-        share = live[live.base].log_var
+        share = live.base.log_var
         if share is None:
             raise ValueError("classifier(variance='learned') needs a network that predicts its variance (2C channels, learned_variance=True)")
         variance = expand(small, like) * (expand(large, like) * expand(inverse_or_zero(small), like)) ** ((share + 1) / 2)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..levels import expand
+from ..prediction import Prediction
 from ._climbing import Climbing, LogProb
 from ._core import Context, Direction, Live, Pushed
 from ._steered import scoring
@@ -80,7 +81,7 @@ class Clip(Climbing):
         captions: Any = context.prompts if self.text is None else self.text
         return [captions] if isinstance(captions, str) else captions
 
-    def push(self, live: Live) -> Pushed:
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
         target = live.mine(self.text).to(live.x_t.device, non_blocking=True)  # type: ignore[arg-type]
         gradient = self.uphill(live, self.fit, target)  # type: ignore[arg-type]
         return expand(scoring(live.step.t), gradient) * gradient, live.state

@@ -8,7 +8,7 @@ from ..denoiser import Condition
 from ..levels import Step
 from ..passes import COND, NULL, Pass, Slot
 from ._arguments import check
-from ._core import Contrast
+from ._core import Contrast, Traits
 from .expression import register
 
 
@@ -30,7 +30,10 @@ class AND(Contrast):
 
     concept: str | int | Condition | None = None
     name = "AND"
-    requires = Slot.NULL
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(requires=Slot.NULL)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +64,10 @@ class NOT(Contrast):
 
     concept: str | int | Condition = ""
     name = "NOT"
-    requires = Slot.NULL
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(requires=Slot.NULL)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..levels import Level, Step, expand
 from ..passes import Pass
-from ._core import Context, Direction, Live, Pushed
+from ..prediction import Prediction
+from ._core import Context, Direction, Live, Pushed, Traits
 from ._steered import scoring
 from .expression import register
 
@@ -52,13 +53,13 @@ class Discriminator(Direction):
         return replace(self, log_odds=critic.log_odds)
 
     @property
-    def needs_grad(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return Traits(gradients=1)
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return ()
 
-    def push(self, live: Live) -> Pushed:
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
         t = live.step.t
         up = live.slope("discriminator: log_odds", lambda x: self.log_odds(x, t), None)  # type: ignore[misc]
         return expand(scoring(t), up) * up, live.state

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..levels import expand
-from ._core import Live, Pushed
+from ..prediction import Prediction
+from ._core import Live, Pushed, Traits
 from ._steered import Steered, displacing
 from .expression import register
 
@@ -39,9 +40,9 @@ class DPS(Steered):
     name = "dps"
 
     @property
-    def reads_target(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(super().traits, reads_target=True)
 
-    def push(self, live: Live) -> Pushed:
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
         gradient = self.through_network(live, self.loss_of(live))
         return -expand(displacing(live.step), gradient) * gradient, live.state

@@ -13,7 +13,7 @@ import difflib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from . import weights
 from ._arguments import needed, problem, unnamed
@@ -27,7 +27,10 @@ METHODS: dict[str, type[Direction] | type[Post]] = {}
 _LONGEST = 100_000
 
 
-def register(method: type) -> type:
+Method = TypeVar("Method", bound=type[Direction] | type[Post])
+
+
+def register(method: Method) -> Method:
     """Give a method its name in the language."""
     METHODS[method.name] = method
     return method
@@ -93,7 +96,7 @@ class _Reader:
             raise self.refuse(node, str(error)) from None
 
     def _sum(self, node: ast.expr) -> Direction | Guidance | Post:
-        operators = {ast.Add: operator.add, ast.BitOr: operator.or_}
+        operators: dict[type[ast.operator], Callable[..., Any]] = {ast.Add: operator.add, ast.BitOr: operator.or_}
         if isinstance(node, ast.BinOp) and type(node.op) in operators:
             left, right = self._sum(node.left), self._sum(node.right)
             whole = self._attempt(node.left, lambda: as_guidance(left))

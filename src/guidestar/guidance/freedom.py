@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..levels import expand, inverse_or_zero
-from ._core import Live, Pushed
+from ..prediction import Prediction
+from ._core import Live, Pushed, Traits
 from ._steered import Steered, displacing
 from .expression import register
 
@@ -36,10 +37,10 @@ class FreeDoM(Steered):
     name = "freedom"
 
     @property
-    def reads_target(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(super().traits, reads_target=True)
 
-    def push(self, live: Live) -> Pushed:
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
         t = live.step.t
         size = displacing(live.step) * t.alpha * inverse_or_zero(t.norm)
         gradient = self.through_network(live, self.loss_of(live))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..denoiser import Condition
 from ..levels import Step
-from ..passes import COND, Pass, Told
+from ..passes import COND, Inputs, Pass
 from ._conditioned import needs_condition
 from ._core import Context, Contrast, Direction
 from ._statistics import std
@@ -68,19 +68,19 @@ class Independent:
 
     among: Condition | None
 
-    def __call__(self, told: Told) -> Told:
+    def __call__(self, inputs: Inputs) -> Inputs:
         if self.among is None:
-            return replace(told, cond=self._noise(told))
-        chosen = (told.draw.uniform("icg") * self.among.batch).long()
-        return replace(told, cond=self.among.take(chosen))
+            return replace(inputs, cond=self._noise(inputs))
+        chosen = (inputs.draw.uniform("icg") * self.among.batch).long()
+        return replace(inputs, cond=self.among.take(chosen))
 
-    def _noise(self, told: Told) -> Condition:
-        draw = told.draw
-        if not any(y.is_floating_point() for y in told.cond.values()):
-            raise ValueError(f"icg: the condition ({', '.join(told.cond)}) has no real numbers that noise could take the place of; say what to draw from, among=")
-        if all(y.numel() == len(y) for y in told.cond.values() if y.is_floating_point()):
-            raise ValueError(f"icg: the condition ({', '.join(told.cond)}) has one number a sample, which has no deviation to draw noise of; say what to draw from, among=")
-        return Condition({k: _like(y, draw.normal_like(f"icg/{k}", y)) if y.is_floating_point() else y for k, y in told.cond.items()})
+    def _noise(self, inputs: Inputs) -> Condition:
+        draw = inputs.draw
+        if not any(y.is_floating_point() for y in inputs.cond.values()):
+            raise ValueError(f"icg: the condition ({', '.join(inputs.cond)}) has no real numbers that noise could take the place of; say what to draw from, among=")
+        if all(y.numel() == len(y) for y in inputs.cond.values() if y.is_floating_point()):
+            raise ValueError(f"icg: the condition ({', '.join(inputs.cond)}) has one number a sample, which has no deviation to draw noise of; say what to draw from, among=")
+        return Condition({k: _like(y, draw.normal_like(f"icg/{k}", y)) if y.is_floating_point() else y for k, y in inputs.cond.items()})
 
 
 def _like(y: Tensor, noise: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..levels import expand
-from ._core import Live, Pushed
+from ..prediction import Prediction
+from ._core import Live, Pushed, Traits
 from ._steered import Steered, displacing, smoothed, spread
 from .expression import register
 
@@ -42,10 +43,10 @@ class LGD(Steered):
             raise ValueError(f"lgd: there must be at least one sample, not {self.samples}")
 
     @property
-    def reads_target(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(super().traits, reads_target=True)
 
-    def push(self, live: Live) -> Pushed:
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
         energy = smoothed(self.loss_of(live), live, self.samples, spread(live.step.t))
         gradient = self.through_network(live, energy)
         return expand(displacing(live.step), gradient) * gradient, live.state

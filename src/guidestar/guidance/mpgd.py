@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..passes import Pass
-from ._core import Live, Pushed
+from ..prediction import Prediction
+from ._core import Live, Pushed, Traits
 from ._steered import Steered
 from .expression import register
 from .losses import gradient
@@ -35,8 +35,8 @@ class MPGD(Steered):
     name = "mpgd"
 
     @property
-    def differentiates(self) -> Pass | None:
-        return None
+    def traits(self) -> Traits:
+        return replace(super().traits, differentiates=None)
 
-    def push(self, live: Live) -> Pushed:
-        return -gradient(self.loss_of(live), live[self.seen].x0), live.state
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
+        return -gradient(self.loss_of(live), predictions[0].x0), live.state

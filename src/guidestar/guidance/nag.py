@@ -13,10 +13,11 @@ from torch import Tensor
 from ..denoiser import Condition, Denoiser
 from ..layers import Rows, layers_of
 from ..levels import Step, Value, expand
-from ..passes import COND, Pass, Slot
+from ..passes import COND, Inputs, Pass, Slot
+from ..prediction import Prediction
 from ._arguments import check
 from ._conditioned import needs_condition
-from ._core import Context, Direction, Live, Pushed
+from ._core import Context, Direction, Live, Pushed, State
 from ._perturbed import checked_layers
 from ._statistics import safe
 from .expression import register
@@ -73,7 +74,7 @@ class NAG(Direction):
     def bind(self, context: Context) -> Direction:
         return needs_condition(self, context)
 
-    def weight(self, step: Step, rows: Tensor | None = None) -> Value:
+    def weight(self, step: Step, rows: Tensor | None = None, state: State | None = None) -> Value:
         on = tuple(float(s != self.neutral) for s in self.scale) if isinstance(self.scale, Sequence) else float(self.scale != self.neutral)
         # At scale 1 there is nothing to push, whatever a schedule makes of the weight 0.
         return weigh(on, self.schedule, self.interval, step, rows) * weigh(on, None, None, step, rows)
@@ -90,9 +91,9 @@ class NAG(Direction):
     def _change(self, scale: float) -> ContrastedAttention:
         return ContrastedAttention(layers=tuple(self.layers), scale=scale, tau=self.tau, alpha=self.alpha)
 
-    def push(self, live: Live) -> Pushed:
-        c = live[COND].x0
-        pushes = {s: live[p].x0 - c for s, p in self._changed.items()}
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
+        c = predictions[0].x0
+        pushes = {s: changed.x0 - c for s, changed in zip(self._changed, predictions[1:], strict=True)}
         if not isinstance(self.scale, Sequence):
             return pushes[self.scale], live.state
         mine = live.mine(torch.tensor(self.scale, dtype=torch.float64))
@@ -109,7 +110,7 @@ class ContrastedAttention:
     alpha: float
     name: ClassVar[str] = "nag"
 
-    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
+    def __call__(self, denoiser: Denoiser, rows: Rows | None = None, inputs: Inputs | None = None) -> AbstractContextManager[None]:
         return layers_of(denoiser).contrasting(self.layers, self._contrast)
 
     def _contrast(self, good: Tensor, bad: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..layers import Attention, Rows, layers_of
-from ..passes import Perturbation
+from ..passes import Inputs, Perturbation
 from ._perturbed import Perturbed
 from .expression import register
 
@@ -50,7 +50,7 @@ class IdentityAttention:
     layers: tuple[str, ...] = ()
     name: ClassVar[str] = "pag"
 
-    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
+    def __call__(self, denoiser: Denoiser, rows: Rows | None = None, inputs: Inputs | None = None) -> AbstractContextManager[None]:
         return layers_of(denoiser).attending(self.layers, _attend, rows)
 
 

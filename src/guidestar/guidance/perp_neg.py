@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from ..denoiser import Condition
 from ..levels import Step
 from ..passes import COND, NEGATIVE, NULL, Pass, Slot
+from ..prediction import Prediction
 from ._arguments import check
 from ._conditioned import needs_condition
-from ._core import Context, Direction, Live, Pushed
+from ._core import Context, Direction, Live, Pushed, Traits
 from ._statistics import dot, safe
 from .expression import register
 from .weights import finite
@@ -40,7 +41,6 @@ class PerpNeg(Direction):
     negative: str | int | Condition | Sequence[str | int | Condition] | None = None
     weights: float | Sequence[float] = -1.0
     name = "perp_neg"
-    requires = Slot.NULL
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,17 +62,21 @@ class PerpNeg(Direction):
     def _weights(self) -> tuple[float, ...]:
         return self.weights if isinstance(self.weights, tuple) else (self.weights,) * len(self._negatives())  # type: ignore[return-value]
 
+    @property
+    def traits(self) -> Traits:
+        return Traits(requires=Slot.NULL)
+
     def bind(self, context: Context) -> Direction:
         return needs_condition(self, context)
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return COND, NULL, *self._negatives()
 
-    def push(self, live: Live) -> Pushed:
-        u = live[NULL].x0
-        wanted = push = live[COND].x0 - u
-        for negative, weight in zip(self._negatives(), self._weights(), strict=True):
-            away = live[negative].x0 - u
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
+        c, u, *negatives = (p.x0 for p in predictions)
+        wanted = push = c - u
+        for negative, weight in zip(negatives, self._weights(), strict=True):
+            away = negative - u
             along = wanted * (dot(away, wanted) / safe(dot(wanted, wanted)))
             push = push + weight * (away - along)
         return push, live.state

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..levels import Step, Value, expand
 from ..passes import COND, NULL, Part, Pass
+from ..prediction import Prediction
 from ._conditioned import needs_condition
-from ._core import Context, Direction, Live, Pushed
+from ._core import Context, Direction, Live, Pushed, State
 from .expression import register
 from .weights import Scale, checked_scale, weigh
 
@@ -53,7 +54,7 @@ class Pix2Pix(Direction):
     def bind(self, context: Context) -> Direction:
         return needs_condition(self, context)
 
-    def weight(self, step: Step, rows: Tensor | None = None) -> Value:
+    def weight(self, step: Step, rows: Tensor | None = None, state: State | None = None) -> Value:
         count = next((len(s) for s in (self.scale, self.text) if isinstance(s, tuple)), None)
         if count is None:
             return weigh(float(self.scale != 1 or self.text != 1), self.schedule, self.interval, step, rows)
@@ -63,8 +64,8 @@ class Pix2Pix(Direction):
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return COND, Pass(cond=Part(self.keep)), NULL
 
-    def push(self, live: Live) -> Pushed:
-        both, image, none = (live[p].x0 for p in self.passes(live.step))
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
+        both, image, none = (p.x0 for p in predictions)
         return _less_one(self.scale, live) * (image - none) + _less_one(self.text, live) * (both - image), live.state
 
 

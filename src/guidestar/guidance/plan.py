@@ -1,4 +1,4 @@
-"""What a run will ask of the networks, known before anything runs."""
+"""What a run takes, known before anything runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from ..passes import Pass
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """What one step will ask of the networks.
+    """What one step takes.
 
     Args:
         index: of the step.
         rho: its noise ratio (of the first sample, where they differ).
-        passes: each pass, and for how many of the samples (at most, where that depends on the samples).
+        passes: each pass, and for how many of the samples (at most, where that depends on the
+            samples); a later round, whose passes are not known yet, by its name.
         fewest: evaluations of all samples, at least.
         gradients: how many gradients, and for how many of the samples, summed.
         batch: how many samples there are.
@@ -23,7 +24,7 @@ class StepPlan:
 
     index: int
     rho: float
-    passes: Mapping[Pass, int]
+    passes: Mapping[Pass | str, int]
     fewest: int
     gradients: int
     batch: int
@@ -35,7 +36,7 @@ class StepPlan:
 
     @property
     def least(self) -> float:
-        """The same, at least: less than `nfe` where a guidance looks at the samples to decide."""
+        """The same, at least: less than `nfe` where a guidance decides by the samples."""
         return self.fewest / self.batch
 
 

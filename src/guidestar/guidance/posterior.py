@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..levels import expand, inverse_or_zero
-from ._core import Context, Direction, Live, Pushed
+from ..prediction import Prediction
+from ._core import Context, Direction, Live, Pushed, Traits
 from ._statistics import dot
 from ._steered import Steered, scoring, spread
 from .expression import register
@@ -30,8 +31,8 @@ class _Posterior(Steered):
         return bound
 
     @property
-    def linked(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(super().traits, linked=True)
 
     def carried(self, live: Live, v: Tensor) -> Tensor:
         """Return ``Jᵀ v``."""
@@ -46,7 +47,7 @@ class _Posterior(Steered):
         """Return ``Aᵀ (A V Aᵀ + σ_y² I)⁻¹ (y − A D)``."""
         observed = self.loss.of(live)  # type: ignore[union-attr]
         operator, variance = observed.operator, observed.noise**2
-        residual = observed.residual(live[self.seen].x0.detach())
+        residual = observed.residual(live.predictions[0].x0.detach())
         system = lambda v: operator(covariance(operator.transpose(v))) + variance * v  # noqa: E731
         return operator.transpose(least_residual(system, residual, iterations, floor=variance))
 
@@ -93,14 +94,11 @@ class PiGDM(_Posterior):
             raise ValueError(f"pigdm: the form must be linked or published, not {self.form!r}")
 
     @property
-    def linked(self) -> bool:
-        return self.form == "linked"
+    def traits(self) -> Traits:
+        published = self.form == "published"
+        return replace(super().traits, linked=not published, reads_target=published)
 
-    @property
-    def reads_target(self) -> bool:
-        return self.form == "published"
-
-    def push(self, live: Live) -> Pushed:
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
         variance = spread(live.step.t) ** 2
         share = self.share(live, lambda x: expand(variance, x) * x, self.iterations)
         if self.form == "linked":
@@ -147,10 +145,10 @@ class MMPS(_Posterior):
         _check_iterations(self.name, self.iterations)
 
     @property
-    def gradients(self) -> int:
-        return self.iterations + 1
+    def traits(self) -> Traits:
+        return replace(super().traits, gradients=self.iterations + 1)
 
-    def push(self, live: Live) -> Pushed:
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
         share = self.share(live, lambda v: self.to_clean(live, v), self.iterations)
         return self.to_clean(live, share), live.state
 

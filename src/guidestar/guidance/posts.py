@@ -47,11 +47,11 @@ class Rescale(Post):
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (COND,) if self.scale else ()
 
-    def apply(self, prediction: Prediction, live: Live) -> Prediction:
+    def apply(self, prediction: Prediction, live: Live, *predictions: Prediction) -> Prediction:
         if not self.scale:
             return prediction
         guided = prediction.view(self.space)
-        now, wanted = std(guided), std(live[COND].view(self.space))
+        now, wanted = std(guided), std(predictions[0].view(self.space))
         ratio = torch.where(now == 0, 1.0, wanted / safe(now))
         delta = self.scale * (guided * ratio - guided)
         return prediction.shifted(prediction.to_x0(delta, self.space))
@@ -80,7 +80,7 @@ class Threshold(Post):
         if not finite(self.percentile) or not 0 < self.percentile <= 1:
             raise ValueError(f"threshold: the percentile must be in (0, 1], not {self.percentile!r}")
 
-    def apply(self, prediction: Prediction, live: Live) -> Prediction:
+    def apply(self, prediction: Prediction, live: Live, *predictions: Prediction) -> Prediction:
         limit = quantile(prediction.x0.abs(), self.percentile).clamp_min(1)
         return prediction.with_x0(prediction.x0.clamp(-limit, limit) / limit)
 
@@ -108,5 +108,5 @@ class Clip(Post):
         if not finite(self.limit) or self.limit <= 0:
             raise ValueError(f"clip_x0: the limit must be positive, not {self.limit!r}")
 
-    def apply(self, prediction: Prediction, live: Live) -> Prediction:
+    def apply(self, prediction: Prediction, live: Live, *predictions: Prediction) -> Prediction:
         return prediction.with_x0(prediction.x0.clamp(-self.limit, self.limit))

@@ -13,9 +13,10 @@ from torch import Tensor
 from ..denoiser import Denoiser
 from ..layers import Attention, Rows, layers_of
 from ..levels import Step, expand
-from ..passes import NULL, Pass, Point, Slot
+from ..passes import NULL, Inputs, Pass, Point, Slot
+from ..prediction import Prediction
 from ._blur import blur
-from ._core import Direction, Live, Rounds
+from ._core import Direction, Live, Rounds, Traits
 from .expression import register
 from .weights import finite
 
@@ -58,7 +59,6 @@ class SAG(Direction):
     threshold: float = 1.0
     layer: str | None = None
     name = "sag"
-    later = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,25 +68,29 @@ class SAG(Direction):
             raise ValueError(f"sag: the radius must not be negative, but it is {self.radius}")
 
     @property
+    def traits(self) -> Traits:
+        return Traits(later=1)
+
+    @property
     def _first(self) -> Pass:
         return Pass(cond=Slot.NULL, perturb=Look(layer=self.layer)) if self.masked else NULL
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (self._first,)
 
-    def push(self, live: Live) -> Rounds:
-        u, level = live[self._first], live.step.t
+    def push(self, live: Live, *predictions: Prediction) -> Rounds:
+        (u,), level = predictions, live.step.t
         blurred = blur(u.x0, self.sigma, self.radius, range(2, live.x_t.ndim))
         if self.masked:
-            blurred = torch.where(self._mask(live, live.x_t), blurred, u.x0)
+            blurred = torch.where(self._mask(u, live.x_t), blurred, u.x0)
         x = expand(level.alpha, blurred) * blurred + expand(level.sigma, blurred) * u.eps
         there = Pass(cond=Slot.NULL, point=Point(x, level))
-        answers = yield (there,)
-        return blurred - answers[there].x0, live.state
+        (other,) = yield (there,)
+        return blurred - other.x0, live.state
 
-    def _mask(self, live: Live, like: Tensor) -> Tensor:
+    def _mask(self, u: Prediction, like: Tensor) -> Tensor:
         """Return where to blur ``[b, 1, *grid of the samples]``, each place as its nearest place of the map."""
-        received = live.answers[self._first].seen_at(live.local)
+        received = u.observed
         if received is None:  # no sample has noise, so no network ran
             return torch.zeros_like(like, dtype=torch.bool)
         for dim, (size, small) in enumerate(zip(like.shape[2:], received.shape[1:], strict=True), 1):
@@ -99,10 +103,10 @@ class Look:
     """A look at how much attention each place of the picture receives ``[rows, *grid]``; on average 1."""
 
     layer: str | None = None
-    watches: ClassVar[bool] = True
+    observes: ClassVar[bool] = True
 
     @contextmanager
-    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> Iterator[list[Tensor]]:
+    def __call__(self, denoiser: Denoiser, rows: Rows | None = None, inputs: Inputs | None = None) -> Iterator[list[Tensor]]:
         layers, seen = layers_of(denoiser), []
         if getattr(layers, "channels_last", False):
             raise ValueError("sag blurs the dimensions after the channels, but the samples of this network have their channels last; use pag, seg or slg")

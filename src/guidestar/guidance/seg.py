@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..layers import Attention, Rows, layers_of
-from ..passes import Perturbation
+from ..passes import Inputs, Perturbation
 from ._blur import blur
 from ._perturbed import Perturbed
 from .expression import register
@@ -60,7 +60,7 @@ class BlurredQueries:
     sigma: float = math.inf
     name: ClassVar[str] = "seg"
 
-    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
+    def __call__(self, denoiser: Denoiser, rows: Rows | None = None, inputs: Inputs | None = None) -> AbstractContextManager[None]:
         return layers_of(denoiser).attending(self.layers, self._attend, rows)
 
     def _attend(self, a: Attention) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..denoiser import Denoiser
 from ..layers import Rows, layers_of
-from ..passes import Perturbation
+from ..passes import Inputs, Perturbation
 from ._perturbed import Perturbed
 from .expression import register
 
@@ -50,5 +50,5 @@ class SkippedBlocks:
     layers: tuple[str, ...] = ()
     name: ClassVar[str] = "slg"
 
-    def __call__(self, denoiser: Denoiser, rows: Rows | None = None) -> AbstractContextManager[None]:
+    def __call__(self, denoiser: Denoiser, rows: Rows | None = None, inputs: Inputs | None = None) -> AbstractContextManager[None]:
         return layers_of(denoiser).skipping(self.layers, rows)

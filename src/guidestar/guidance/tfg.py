@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..levels import Level, Step, Value, expand, inverse_or_zero
-from ..passes import Pass
-from ._core import Live, Pushed
+from ..prediction import Prediction
+from ._core import Live, Pushed, Traits
 from ._steered import Steered, smoothed, spread
 from .expression import register
 from .losses import Loss, gradient
@@ -71,15 +71,12 @@ class TFG(Steered):
                 raise ValueError(f"tfg: a course must be increase, decrease or constant, not {course!r}")
 
     @property
-    def reads_target(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        traits = super().traits
+        return replace(traits, reads_target=True, differentiates=traits.differentiates if self.variance else None)
 
-    @property
-    def differentiates(self) -> Pass | None:
-        return self.seen if self.variance else None
-
-    def push(self, live: Live) -> Pushed:
-        log_f, x0 = self._log_f(live), live[self.seen].x0.detach()
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
+        log_f, x0 = self._log_f(live), predictions[0].x0.detach()
         push = self._clean_steps(live.step, log_f, x0)
         if self.variance:
             t = live.step.t

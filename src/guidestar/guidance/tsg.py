@@ -1,4 +1,4 @@
-"""Time-step guidance: away from a network that is told a wrong time."""
+"""Time-step guidance: away from a network that gets a wrong time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from ..levels import Step
-from ..passes import Pass, Slot, Told
+from ..passes import Inputs, Pass, Slot
 from ._core import Context, Contrast, Direction
 from .expression import register
 from .weights import finite
@@ -17,11 +17,11 @@ from .weights import finite
 @register
 @dataclass(frozen=True)
 class TSG(Contrast):
-    """Time-step guidance: ``D̃ + s(D − D̃)``, D̃ of a network that is told the time ``t̃``.
+    """Time-step guidance: ``D̃ + s(D − D̃)``, D̃ of a network that gets the time ``t̃``.
 
         t̃ = t + κ T (t/T)^p n,   n ~ N(0, 1), for each sample and step, T the length of the schedule
 
-    Only what the network is told changes: its input, and what its output means, keep the true level.
+    Only that time changes: x, and what the output means, keep the true level.
     The paper adds such noise to the network's embedding of t, with a strength found for each
     network; here it is added to t itself, which any network has.
 
@@ -32,7 +32,7 @@ class TSG(Contrast):
         of: "cond" or "uncond": which prediction both are (uncond where no condition was given).
 
     2 evaluations a step. Linear, so it reads the same in every space. Needs the samples' seeds, and a
-    network that is told the time (an edm network is told the noise ratio, and is refused).
+    network that gets the time (an edm network gets the noise ratio, and is refused).
 
     References:
         No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion Models, section 5, https://arxiv.org/abs/2407.02687
@@ -72,8 +72,8 @@ class AnotherTime:
     low: float
     high: float
 
-    def __call__(self, told: Told) -> Told:
-        span, t = self.high - self.low, torch.as_tensor(told.t, dtype=torch.float64)
+    def __call__(self, inputs: Inputs) -> Inputs:
+        span, t = self.high - self.low, torch.as_tensor(inputs.t, dtype=torch.float64)
         share = ((t - self.low) / span).clamp(0, 1)
-        moved = t + self.noise * span * share**self.power * told.draw.gaussian("tsg")
-        return replace(told, t=moved.clamp(self.low, self.high))
+        moved = t + self.noise * span * share**self.power * inputs.draw.gaussian("tsg")
+        return replace(inputs, t=moved.clamp(self.low, self.high))

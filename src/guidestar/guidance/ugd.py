@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..levels import expand
-from ..passes import Pass
-from ._core import Live, Pushed
+from ..prediction import Prediction
+from ._core import Live, Pushed, Traits
 from ._steered import Steered, scoring
 from .expression import register
 from .losses import gradient
@@ -38,10 +38,10 @@ class UGD(Steered):
     name = "ugd"
 
     @property
-    def linked(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(super().traits, linked=True)
 
-    def push(self, live: Live) -> Pushed:
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
         down = self.through_network(live, self.loss_of(live))
         return -expand(scoring(live.step.t), down) * down, live.state
 
@@ -78,15 +78,11 @@ class UGDBackward(Steered):
             raise ValueError(f"ugd_backward: there must be at least one step, and a finite rate, not {self.steps} and {self.rate!r}")
 
     @property
-    def linked(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(super().traits, linked=True, differentiates=None)
 
-    @property
-    def differentiates(self) -> Pass | None:
-        return None
-
-    def push(self, live: Live) -> Pushed:
-        loss, x0 = self.loss_of(live), live[self.seen].x0.detach()
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
+        loss, x0 = self.loss_of(live), predictions[0].x0.detach()
         delta = torch.zeros_like(x0)
         for _ in range(self.steps):
             delta = delta - self.rate * gradient(loss, x0 + delta)

@@ -135,7 +135,7 @@ class Step(NamedTuple):
 
     t: Level
     s: Level
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     grid: Grid
     visit: int = 0
 

@@ -19,8 +19,9 @@ from diffusers.models.transformers.transformer_flux import FluxSingleTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..hooks import Forward, replaced
 from ..layers import AGAINST, joined
-from .intercept import intercepted, replaced
+from .intercept import intercepted
 
 BLOCKS = (JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
 Contrast = Callable[[Tensor, Tensor], Tensor]
@@ -48,14 +49,18 @@ def beside(net: Any, names: Sequence[str], told: Mapping[str, Any], contrast: Co
     blocks = {f"{name}.attn": block for name, block in net.named_modules() if isinstance(block, BLOCKS)}
     last, stream = max(map(list(blocks).index, names)), _Stream()
 
-    def enter(embedder: nn.Module, *_: Any) -> None:
-        stream.text = embedder.forward(_text_as_long(net, told))
+    def enter(original: Forward) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            stream.text = original(_text_as_long(net, told))
+            return original(*args, **kwargs)
+
+        return forward
 
     with ExitStack() as stack:
-        stack.callback(net.context_embedder.register_forward_hook(enter).remove)
+        stack.enter_context(replaced(net.context_embedder, enter))
         for name, block in list(blocks.items())[: last + 1]:
             changed = partial(_attending, name, block.attn) if name in names else nullcontext
-            stack.enter_context(replaced(block, _twice(block, stream, changed, contrast)))
+            stack.enter_context(replaced(block, partial(_twice, block, stream, changed, contrast)))
         yield
 
 
@@ -79,9 +84,9 @@ def _text_as_long(net: nn.Module, told: Mapping[str, Any]) -> Tensor:
     return text
 
 
-def _twice(block: Any, stream: _Stream, changed: Callable[[Callable[..., Tensor]], AbstractContextManager[Any]], contrast: Contrast) -> Callable[..., Any]:
+def _twice(block: Any, stream: _Stream, changed: Callable[[Callable[..., Tensor]], AbstractContextManager[Any]], contrast: Contrast, original: Forward) -> Forward:
     """Return the forward of a block that takes the text against along, before it does its own."""
-    original, signature = block.forward, inspect.signature(block.forward)
+    signature = inspect.signature(original)
 
     @wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -98,8 +103,10 @@ def _twice(block: Any, stream: _Stream, changed: Callable[[Callable[..., Tensor]
 
 @contextmanager
 def _attending(name: str, module: Any, call: Callable[..., Tensor]) -> Iterator[None]:
-    original = module.forward
-    with replaced(module, lambda *args, **kwargs: intercepted(name, module, call, lambda: original(*args, **kwargs))):
+    def change(original: Forward) -> Forward:
+        return lambda *args, **kwargs: intercepted(name, module, call, lambda: original(*args, **kwargs))
+
+    with replaced(module, change):
         yield
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from copy import copy
+from functools import partial, wraps
 from typing import Any
 
 from diffusers.models.attention import BasicTransformerBlock
@@ -26,8 +27,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..hooks import Forward, is_compiled, replaced, replacement
 from ..layers import AGAINST, Attention, Change, Kind, Rows, by_rows
-from .intercept import intercepted, replaced
+from .intercept import intercepted
 from .joint import BLOCKS, beside, text_against
 from .sequence import SequenceAttention, SequenceBlock, SequenceTransformer
 
@@ -46,7 +48,7 @@ def layers(net: nn.Module) -> DiffusersLayers:
     """
     if not isinstance(net, _KNOWN):
         raise ValueError(f"the layers of {type(net).__name__} are not known; those of {', '.join(k.__name__ for k in _KNOWN)} are")
-    if any(m._compiled_call_impl is not None for m in net.modules()):
+    if any(map(is_compiled, net.modules())):
         raise ValueError(f"a {type(net).__name__} with compiled blocks cannot be perturbed; give the network before they are compiled")
     return DiffusersLayers(net)
 
@@ -113,7 +115,7 @@ class DiffusersLayers:
         with ExitStack() as stack:
             for name in self.find("block", names):
                 module = self.net.get_submodule(name)
-                stack.enter_context(replaced(module, _skip(module, rows)))
+                stack.enter_context(replaced(module, partial(_skip, module, rows)))
             yield
 
 
@@ -137,17 +139,14 @@ _IS: Mapping[Kind, Callable[[nn.Module], bool]] = {"attention": _is_self_attenti
 _WORDS: Mapping[Kind, str] = {"attention": "layer of self-attention", "cross": "layer of attention to text that can be contrasted", "block": "block that can be skipped"}
 
 
-@contextmanager
-def _with_known_processor(module: Any) -> Iterator[None]:
-    """Let attention that is computed in slices be computed at once."""
-    before = getattr(module, "processor", None)
-    if type(before).__name__ in _EXACT and getattr(module, "scale_qk", False):
-        module.processor = AttnProcessor2_0()
-    try:
-        yield
-    finally:
-        if before is not None:
-            module.processor = before
+def _at_once(module: Any, original: Forward) -> Forward:
+    """Return a forward that computes at once what the layer's processor computes in slices."""
+    if type(getattr(module, "processor", None)).__name__ not in _EXACT or not getattr(module, "scale_qk", False):
+        return original
+    own = copy(module)  # shares its weights; the layer itself keeps its processor, for other threads
+    own.processor = AttnProcessor2_0()
+    vars(own).pop("forward", None)
+    return own.forward
 
 
 @contextmanager
@@ -156,38 +155,37 @@ def _overheard(net: nn.Module) -> Iterator[dict[str, Any]]:
     told: dict[str, Any] = {}
     signature = inspect.signature(net.forward)
 
-    def hear(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        against = {k: v for k, v in kwargs.items() if k.startswith(AGAINST)}
-        own = {k: v for k, v in kwargs.items() if k not in against}
-        told.clear()
-        told.update(**signature.bind(*args, **own).arguments, **against)
-        return args, own
+    def hear(original: Forward) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            against = {k: v for k, v in kwargs.items() if k.startswith(AGAINST)}
+            own = {k: v for k, v in kwargs.items() if k not in against}
+            told.clear()
+            told.update(**signature.bind(*args, **own).arguments, **against)
+            return original(*args, **own)
 
-    handle = net.register_forward_pre_hook(hear, with_kwargs=True)
-    try:
+        return forward
+
+    with replaced(net, hear):
         yield told
-    finally:
-        handle.remove()
 
 
 @contextmanager
 def _attending(net: nn.Module, name: str, told: Mapping[str, Any], attend: Callable[[Attention], Tensor], rows: Rows | None) -> Iterator[None]:
     module, mine = net.get_submodule(name), (attend, rows)
-    changes: list[Change] = getattr(module.forward, "changes", [])
+    changes: list[Change] = getattr(replacement(module), "changes", [])
     with ExitStack() as stack:
         if rows is None or not changes:
-            forward = _changed(net, name, told, changes := [])
-            stack.enter_context(_with_known_processor(module))
-            stack.enter_context(replaced(module, forward))
+            changes = []
+            stack.enter_context(replaced(module, partial(_changed, net, name, told, changes)))
         changes.append(mine)  # beside those of other rows of the same call
         stack.callback(changes.remove, mine)
         yield
 
 
-def _changed(net: nn.Module, name: str, told: Mapping[str, Any], changes: list[Change]) -> Callable[..., Any]:
+def _changed(net: nn.Module, name: str, told: Mapping[str, Any], changes: list[Change], original: Forward) -> Forward:
     """Return a layer's forward in which each change has its rows."""
     module = net.get_submodule(name)
-    original, signature = module.forward, inspect.signature(module.forward)
+    original, signature = _at_once(module, original), inspect.signature(original)
 
     @wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -238,8 +236,14 @@ def _grid(net: nn.Module, told: Mapping[str, Any], hidden: Tensor, tokens: int) 
 
 @contextmanager
 def _contrasting(net: nn.Module, name: str, told: Mapping[str, Any], contrast: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    with replaced(net.get_submodule(name), partial(_contrasted, net, name, told, contrast)):
+        yield
+
+
+def _contrasted(net: nn.Module, name: str, told: Mapping[str, Any], contrast: Callable[[Tensor, Tensor], Tensor], original: Forward) -> Forward:
+    """Return the forward of a layer that attends to the text against too."""
     module = net.get_submodule(name)
-    original, signature = module.forward, inspect.signature(module.forward)
+    original, signature = _at_once(module, original), inspect.signature(original)
 
     @wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -254,8 +258,7 @@ def _contrasting(net: nn.Module, name: str, told: Mapping[str, Any], contrast: C
         intercepted(name, module, keep, lambda: original(*other.args, **other.kwargs))
         return intercepted(name, module, lambda *a, **k: contrast(F.scaled_dot_product_attention(*a, **k), found[-1]), lambda: original(*args, **kwargs))
 
-    with _with_known_processor(module), replaced(module, forward):
-        yield
+    return forward
 
 
 def _against(net: Any, told: Mapping[str, Any], hidden: Tensor) -> dict[str, Tensor | None]:
@@ -278,8 +281,8 @@ def _check_told(net: Any) -> None:
         )
 
 
-def _skip(module: nn.Module, rows: Rows | None) -> Callable[..., Any]:
-    original, signature = module.forward, inspect.signature(module.forward)
+def _skip(module: nn.Module, rows: Rows | None, original: Forward) -> Forward:
+    signature = inspect.signature(original)
 
     @wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:

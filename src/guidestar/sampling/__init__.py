@@ -1,6 +1,6 @@
 """Solvers, and the loop that runs them."""
 
-from ._core import Solver, State, check_finite, noise, noised, sample, trajectory
+from ._core import Point, Solver, State, advance, check_finite, noise, noised, sample, trajectory, walk
 from .ddim import DDIM, DDPM
 from .divergence import DivergenceWarning, diverged, warn_of_divergence
 from .dpmpp import DPMpp2M, SDEDPMpp2M
@@ -33,6 +33,7 @@ __all__ = [
     "DPMpp2M",
     "DivergenceWarning",
     "Heun",
+    "Point",
     "Population",
     "Potential",
     "RePaint",
@@ -40,6 +41,7 @@ __all__ = [
     "Solver",
     "State",
     "TimeTravel",
+    "advance",
     "check_finite",
     "crowd",
     "diverged",
@@ -51,5 +53,6 @@ __all__ = [
     "steer",
     "systematic",
     "trajectory",
+    "walk",
     "warn_of_divergence",
 ]

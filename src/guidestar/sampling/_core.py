@@ -1,29 +1,52 @@
 """Sampling: walk a grid of levels with a solver, one step at a time.
 
-A solver takes any ``predict(x_t, step, gstate) -> (Prediction, gstate)``: a `Guided`, or a function
-of the user's own. Nothing here knows about guidance, and nothing here reads back from a device.
+A solver's step is a generator: it yields the points where it needs a prediction, and receives it.
+Predictions come from a `Guided`, or from any ``predict(x_t, step, state) -> (Prediction, state)``.
+Nothing here knows about guidance, and nothing here reads back from a device.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..answers import Asking, GuidedStep, drive
 from ..draw import Draw, checked_seeds
 from ..levels import Grid, Level, Step, expand
 from ..prediction import Prediction
 
-Predict = Any
-"""``predict(x_t, step, gstate) -> (Prediction, gstate)``; with ``explain=True`` also each term's push."""
 
-SState = dict[str, Any]
-Stepped = tuple[Tensor, SState, dict[str, Tensor]]
+@runtime_checkable
+class Asker(Protocol):
+    """What makes predictions by rounds of passes, so that several runs can share them: a `Guided`."""
+
+    def ask(self, x_t: Tensor, step: Step, state: Any = None, *, explain: bool = False) -> Asking[GuidedStep]:
+        """Yield rounds of passes, receive their predictions, and return the guided step."""
+        ...
+
+
+Predict = Asker | Callable[[Tensor, Step, Any], Any]
+"""A `Guided`, or ``predict(x_t, step, state) -> (Prediction, state)``; the first state is empty."""
+
+
+class Point(NamedTuple):
+    """Where a solver needs a prediction: samples ``x [B, *S]`` at the level ``step.t``."""
+
+    x: Tensor
+    step: Step
+
+
+Memory = Mapping[str, Any]
+"""What a solver keeps between steps."""
+
+Moving = Generator[Point, Prediction, tuple[Tensor, Memory]]
+"""Yields points, receives their predictions, and returns ``x_s`` and what the solver keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +54,8 @@ class Solver(ABC):
     """One way to step from a level to the next.
 
     Written in pair form: in x0 and eps as given, so that a split prediction means what its method
-    says. A solver for which a split has no meaning says so in ``accepts_split``, and one that
-    remembers earlier steps in ``history``.
+    says. A solver for which a split has no meaning has ``accepts_split = False``, and one that
+    keeps earlier steps ``history = True``.
     """
 
     name: ClassVar[str]
@@ -41,11 +64,11 @@ class Solver(ABC):
     history: ClassVar[bool] = False
 
     @abstractmethod
-    def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
+    def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         """Move ``x_t [B, *S]`` from ``step.t`` to ``step.s``.
 
-        Every evaluation within the step is given ``gstate``, and the state that the *first* of
-        them returns is the one that is kept. Returns ``x_s``, the solver's and the guidance's state.
+        A generator: it yields each `Point` where it needs a prediction, and returns ``x_s`` and
+        what it keeps for the next step. ``draw`` holds the step's random streams.
         """
 
     def evaluations(self, step: Step) -> Sequence[Step]:
@@ -86,8 +109,9 @@ class State:
         step: the step that led here.
         prediction: the (first) guided prediction of that step.
         pushes: each term's weighted push of x0, if asked for.
-        evaluations: network evaluations of each sample so far, where ``predict`` counts them
-            (``predict.evaluations``, as a `Guided` does).
+        evaluations: network evaluations of each sample so far, as a `Guided` counts them.
+        memory: what the solver keeps.
+        kept: what guidance keeps.
     """
 
     x: Tensor
@@ -95,33 +119,79 @@ class State:
     prediction: Prediction
     pushes: dict[str, Tensor] | None = None
     evaluations: tuple[int, ...] = ()
+    memory: Memory = field(default_factory=dict, repr=False)
+    kept: Any = field(default=(), repr=False)
 
 
-class _Recorder:
-    """Keeps the first prediction of a step's last visit, the one that leads on, for whoever watches."""
+def advance(predict: Predict, solver: Solver, x: Tensor, step: Step, draw: Draw, before: State | None = None, explain: bool = False) -> Asking[State]:
+    """Take one step of a run: a generator for `guidestar.answers.drive`.
 
-    def __init__(self, predict: Predict, explain: bool) -> None:
-        self.predict, self.explain = predict, explain
-        self.visit = -1
-        self.prediction: Prediction | None = None
-        self.pushes: dict[str, Tensor] | None = None
+    Every prediction within the step starts from the same state of guidance, and the state after the
+    *first* of them is kept. The prediction that is reported is the first of the last visit.
 
-    def __call__(self, x_t: Tensor, step: Step, gstate: dict[str, Tensor]) -> tuple[Prediction, dict[str, Tensor]]:
-        first, self.visit = step.visit != self.visit, step.visit
-        if self.explain and first:
-            self.prediction, gstate, self.pushes = self.predict(x_t, step, gstate, explain=True)
-            return self.prediction, gstate  # type: ignore[return-value]
-        prediction, gstate = self.predict(x_t, step, gstate)
-        if first:
-            self.prediction = prediction
-        return prediction, gstate
+    Args:
+        predict: a `Guided`, or any ``predict(x_t, step, state)``.
+        solver: how to step.
+        x: samples ``[B, *S]`` at ``step.t``.
+        step: from one level to the next.
+        draw: the samples' random streams.
+        before: the state that the last step returned (None: this is the first).
+        explain: also carry each term's push.
+    """
+    memory, kept = (before.memory, before.kept) if before else ({}, {})
+    counted, first, shown, visit = 0, None, None, -1
+    asker = predict if isinstance(predict, Asker) else None
+    function = cast("Callable[[Tensor, Step, Any], Any]", predict)
+    with torch.no_grad():
+        moving = solver.move(x, step, memory, draw.at(step.index))
+        point = next(moving)
+    while True:
+        leads = point.step.visit != visit
+        if asker is not None:
+            found = yield from asker.ask(point.x, point.step, kept, explain=explain and leads)
+        else:
+            with torch.no_grad():
+                answer = function(point.x, point.step, kept)
+            found = answer if isinstance(answer, GuidedStep) else GuidedStep(*answer)
+        counted, visit = counted + found.evaluations, point.step.visit
+        first, shown = first or found, found if leads or shown is None else shown
+        try:
+            with torch.no_grad():
+                point = moving.send(found.prediction)
+        except StopIteration as end:
+            x, memory = end.value
+            break
+    sofar = before.evaluations if before else (0,) * len(x)
+    counts = counted.tolist() if isinstance(counted, Tensor) else [counted] * len(x)
+    return State(
+        x=x,
+        step=step,
+        prediction=shown.prediction,
+        pushes=shown.pushes,
+        evaluations=tuple(a + b for a, b in zip(sofar, counts, strict=True)),
+        memory=memory,
+        kept=first.state,
+    )
+
+
+def walk(predict: Predict, x: Float[Tensor, " b *s"], *, grid: Grid, solver: Solver, draw: Draw) -> Asking[Tensor]:
+    """Walk a whole grid, and return the samples ``[B, *S]`` at its last level.
+
+    A generator, so that runs of other guidance, solvers and grids can be driven side by side:
+    ``drive(walk(…), walk(…))``. Arguments as in `trajectory`.
+    """
+    solver.check(predict, grid)
+    state = None
+    for index in range(grid.steps):
+        state = yield from advance(predict, solver, state.x if state else x, grid.step(index), draw, state)
+    return state.x if state else x
 
 
 def trajectory(predict: Predict, x: Float[Tensor, " b *s"], *, grid: Grid, solver: Solver | str, draw: Draw, explain: bool = False) -> Iterator[State]:
     """Yield the state after each step; stop iterating to cancel.
 
     Args:
-        predict: a `Guided`, or any ``predict(x_t, step, gstate)``.
+        predict: a `Guided`, or any ``predict(x_t, step, state)``.
         x: samples ``[B, *S]`` at the first level of ``grid``.
         grid: levels to walk.
         solver: how to step: a solver or its name.
@@ -137,17 +207,12 @@ def trajectory(predict: Predict, x: Float[Tensor, " b *s"], *, grid: Grid, solve
 
         solver = get_solver(solver)
     solver.check(predict, grid)
-    sstate: SState = {}
-    gstate: dict[str, Tensor] = {}
-    before = _evaluations(predict)
+    state = None
     for index in range(grid.steps):
-        watched = _Recorder(predict, explain)
-        with torch.no_grad():
-            step = grid.step(index)
-            x, sstate, gstate = solver.step(watched, x, step, sstate, gstate, draw.at(index))
+        (state,) = drive(advance(predict, solver, state.x if state else x, grid.step(index), draw, state, explain))
         if index == grid.steps - 1:
-            check_finite(x)
-        yield State(x=x, step=step, prediction=watched.prediction, pushes=watched.pushes, evaluations=_since(before, predict))  # type: ignore[arg-type]
+            check_finite(state.x)
+        yield state
 
 
 def check_finite(x: Tensor, what: str = "samples") -> None:
@@ -163,16 +228,6 @@ def check_finite(x: Tensor, what: str = "samples") -> None:
             f"{len(bad)} of {len(x)} {what} are not finite (number {which}); lower the scale of the "
             "guidance, or take more steps"
         )
-
-
-def _evaluations(predict: Predict) -> tuple[int, ...]:
-    return tuple(getattr(predict, "evaluations", ()))
-
-
-def _since(before: tuple[int, ...], predict: Predict) -> tuple[int, ...]:
-    """Return what was evaluated since ``before``, which may be of another batch: then the count began anew."""
-    now = _evaluations(predict)
-    return tuple(b - a for a, b in zip(before, now, strict=True)) if len(before) == len(now) else now
 
 
 def noise(shape: Sequence[int], level: Level, draw: Draw, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Float[Tensor, " b *s"]:
@@ -200,7 +255,7 @@ def sample(
     """Sample ``[B, *shape]``: one sample a seed, each depending on its own seed alone.
 
     Args:
-        predict: a `Guided`, or any ``predict(x_t, step, gstate) -> (Prediction, gstate)``.
+        predict: a `Guided`, or any ``predict(x_t, step, state) -> (Prediction, state)``.
         grid: levels to walk, from noise (or from where ``start`` is to be taken up) to data.
         solver: a solver or its name.
         seeds: one integer a sample.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..draw import Draw
 from ..levels import Step, expand, inverse_or_zero, sqrt
-from ._core import Predict, Solver, SState, Stepped
+from ._core import Memory, Moving, Point, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,13 @@ class DDIM(Solver):
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
-        prediction, gstate = predict(x_t, step, gstate)
+    def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
+        prediction = yield Point(x_t, step)
         variance = self.eta**2 * step.posterior_variance
         x_s = expand(step.s.alpha, x_t) * prediction.x0 + expand(sqrt(step.s.sigma**2 - variance), x_t) * prediction.eps
         if self.eta:
             x_s = x_s + expand(sqrt(variance), x_t) * draw.normal_like("ddim", x_t)
-        return x_s, sstate, gstate
+        return x_s, memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ class DDPM(Solver):
     def stochastic(self) -> bool:
         return True
 
-    def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
-        prediction, gstate = predict(x_t, step, gstate)
+    def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
+        prediction = yield Point(x_t, step)
         small, large = step.posterior_variance, step.transition_variance
         mean = expand(step.s.alpha, x_t) * prediction.x0 + expand(sqrt(step.s.sigma**2 - small), x_t) * prediction.eps
         deviation = expand(sqrt(large if self.variance == "large" else small), x_t)
@@ -84,4 +84,4 @@ class DDPM(Solver):
             ratio = expand(large * inverse_or_zero(small) + (small == 0), x_t)
             deviation = deviation * ratio ** ((prediction.log_var + 1) / 4)
         noisy = expand((step.s.sigma != 0) * 1.0, x_t)
-        return mean + noisy * deviation * draw.normal_like("ddpm", x_t), sstate, gstate
+        return mean + noisy * deviation * draw.normal_like("ddpm", x_t), memory

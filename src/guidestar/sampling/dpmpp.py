@@ -10,17 +10,17 @@ from torch import Tensor
 
 from ..draw import Draw
 from ..levels import Level, Step, Value, divide, exp, expand, inverse_or_zero, sqrt
-from ._core import Predict, Solver, SState, Stepped
+from ._core import Memory, Moving, Point, Solver
 
 
-def _curvature(x_t: Tensor, clean: Tensor, h: Value, sstate: SState) -> Tensor | float:
+def _curvature(x_t: Tensor, clean: Tensor, h: Value, memory: Memory) -> Tensor | float:
     """Return ``(D̄_t − D̄_prev)/(2r)``, ``r = h_prev/h``; 0 where there is no finite history."""
-    if not sstate:
+    if not memory:
         return 0.0
-    slope = divide(h, 2 * sstate["h"])
+    slope = divide(h, 2 * memory["h"])
     finite = torch.isfinite(torch.as_tensor(slope))
     slope = torch.where(finite, slope, 0.0) if isinstance(slope, Tensor) else slope if bool(finite) else 0.0
-    return expand(slope, x_t) * (clean - sstate["clean"])
+    return expand(slope, x_t) * (clean - memory["clean"])
 
 
 def _half_step(step: Step) -> Value:
@@ -53,13 +53,13 @@ class DPMpp2M(Solver):
     order = 2
     history = True
 
-    def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
-        prediction, gstate = predict(x_t, step, gstate)
+    def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
+        prediction = yield Point(x_t, step)
         h, s = _half_step(step), step.s
         clean = _clean(x_t, prediction.eps, step.t, prediction.x0)
         x_s = expand(s.alpha, x_t) * prediction.x0 + expand(s.sigma, x_t) * prediction.eps
-        x_s = x_s + expand(s.alpha * (1 - exp(-h)), x_t) * _curvature(x_t, clean, h, sstate)
-        return x_s, {"clean": clean, "h": h}, gstate
+        x_s = x_s + expand(s.alpha * (1 - exp(-h)), x_t) * _curvature(x_t, clean, h, memory)
+        return x_s, {"clean": clean, "h": h}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +78,12 @@ class SDEDPMpp2M(Solver):
     def stochastic(self) -> bool:
         return True
 
-    def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
-        prediction, gstate = predict(x_t, step, gstate)
+    def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
+        prediction = yield Point(x_t, step)
         h, s = _half_step(step), step.s
         clean = _clean(x_t, prediction.eps, step.t, prediction.x0)
         gain = 1 - exp(-2 * h)
         x_s = expand(s.alpha, x_t) * prediction.x0 + expand(s.sigma * exp(-h), x_t) * prediction.eps
-        x_s = x_s + expand(s.alpha * gain, x_t) * _curvature(x_t, clean, h, sstate)
+        x_s = x_s + expand(s.alpha * gain, x_t) * _curvature(x_t, clean, h, memory)
         x_s = x_s + expand(s.sigma * sqrt(gain), x_t) * draw.normal_like("sde", x_t)
-        return x_s, {"clean": clean, "h": h}, gstate
+        return x_s, {"clean": clean, "h": h}

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..draw import Draw
 from ..levels import Grid, Level, Step, Value, expand, inverse_or_zero, sqrt
 from ..prediction import Prediction
-from ._core import Predict, Solver, SState, Stepped
+from ._core import Memory, Moving, Point, Predict, Solver
 
 
 def _coordinates(level: Level, flow: bool | Tensor) -> tuple[Value, Value]:
@@ -84,21 +84,21 @@ class Heun(Solver):
         start = self._raised(step)
         return [start] if _all_clean(step.s) else [start, self._second(step)]
 
-    def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
+    def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         x, step = self._churned(x_t, step, draw)
-        first, kept = predict(x, step, gstate)
+        first = yield Point(x, step)
         flow = self._flow(step.grid)
         (n_t, tau_t), (n_s, tau_s) = _coordinates(step.t, flow), _coordinates(step.s, flow)
         y, d, gap = x * expand(inverse_or_zero(n_t), x), _slope(first, flow), expand(tau_s - tau_t, x)
         euler = expand(n_s, x) * (y + gap * d)
         if _all_clean(step.s):
-            return euler, sstate, kept
-        second, _ = predict(euler, self._second(step), gstate)
+            return euler, memory
+        second = yield Point(euler, self._second(step))
         heun = expand(n_s, x) * (y + gap * (d + _slope(second, flow)) / 2)
         if not isinstance(step.s.sigma, Tensor):
-            return heun, sstate, kept
+            return heun, memory
         clean = torch.as_tensor(expand((step.s.sigma == 0) * 1.0, x)) > 0
-        return torch.where(clean, euler, heun), sstate, kept
+        return torch.where(clean, euler, heun), memory
 
     def _flow(self, grid: Grid) -> bool | Tensor:
         """Return whether the flow form is used, for all samples or for each."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..answers import drive
 from ..draw import Draw, checked_seeds
 from ..levels import Grid
-from ._core import Predict, Solver, _Recorder, noise
+from ._core import Predict, Solver, advance, noise
 
 Reward = Callable[[Tensor], Tensor]
 """``reward(x0 [N, *S]) -> [N]``: of clean samples, or of clean estimates on the way; need not be differentiable."""
@@ -34,6 +35,7 @@ class Population:
             ``weights``), one ``[B]`` a step.
         starts: how many of the K starts the weights rest on, ``1/Σ_a (Σ w of those from start a)²``,
             ``[B]``: at most the last of ``sizes``, which does not know that particles are copies.
+        evaluations: network evaluations of each particle, ``B·K`` of them.
     """
 
     x: Tensor
@@ -41,6 +43,7 @@ class Population:
     weights: Tensor
     sizes: tuple[Tensor, ...]
     starts: Tensor
+    evaluations: tuple[int, ...] = ()
 
     @property
     def best(self) -> Tensor:
@@ -181,12 +184,13 @@ def steer(
     weighing = _Weighing(potential, zeros, zeros if potential != "max" else zeros - torch.inf)
     every = every if every is not None else 1 if potential == "difference" else max(1, grid.steps // 3)
     starts = torch.arange(particles).expand(len(seeds), -1)
-    sstate, gstate, sizes, rewards, log = {}, {}, [], zeros, zeros
+    state, sizes, rewards, log = None, [], zeros, zeros
     for index in range(grid.steps):
-        watched, last = _Recorder(predict, False), index + 1 == grid.steps
+        last = index + 1 == grid.steps
+        (state,) = drive(advance(predict, solver, x, grid.step(index), draw, state))
+        x = state.x
         with torch.no_grad():
-            x, sstate, gstate = solver.step(watched, x, grid.step(index), sstate, gstate, draw.at(index))
-            rewards = _rewards(reward, x if last else watched.prediction.x0, zeros)  # type: ignore[union-attr]
+            rewards = _rewards(reward, x if last else state.prediction.x0, zeros)
         log = weighing.log(strength * rewards, last)
         sizes.append(effective_size(log))
         if not last and every and (index + 1) % every == 0:
@@ -195,9 +199,17 @@ def steer(
             weighing.take(strength * rewards, ancestors, resampled)
             starts = starts.gather(1, ancestors)
             rows = (ancestors + particles * torch.arange(len(seeds))[:, None]).flatten()
-            x, sstate, gstate = x[rows.to(x.device)], _taken(sstate, rows), _taken(gstate, rows)
+            x = x[rows.to(x.device)]
+            state = replace(state, memory=_taken(state.memory, rows), kept=_taken(state.kept, rows))
     weights = log.softmax(1)
-    return Population(x=x.unflatten(0, zeros.shape), rewards=rewards, weights=weights, sizes=tuple(sizes), starts=_starts(weights, starts))
+    return Population(
+        x=x.unflatten(0, zeros.shape),
+        evaluations=state.evaluations if state else (),
+        rewards=rewards,
+        weights=weights,
+        sizes=tuple(sizes),
+        starts=_starts(weights, starts),
+    )
 
 
 def _starts(weights: Tensor, starts: Tensor) -> Tensor:
@@ -233,6 +245,10 @@ def _ancestors(weights: Tensor, u: Tensor, resampled: Tensor) -> Tensor:
     return torch.stack([systematic(w, float(v)) if chosen else own for w, v, chosen in zip(weights, u, resampled, strict=True)])
 
 
-def _taken(state: dict, rows: Tensor) -> dict:
-    """Select particles of what is remembered: everything that has one row a particle."""
-    return {name: v[rows.to(v.device)] if isinstance(v, Tensor) and len(v) == len(rows) else v for name, v in state.items()}
+def _taken(kept: Any, rows: Tensor) -> Any:
+    """Select particles of what solver and guidance keep: every tensor that has one row a particle."""
+    if isinstance(kept, Mapping):
+        return {name: _taken(v, rows) for name, v in kept.items()}
+    if isinstance(kept, tuple):
+        return tuple(_taken(v, rows) for v in kept)
+    return kept[rows.to(kept.device)] if isinstance(kept, Tensor) and len(kept) == len(rows) else kept

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..draw import Draw
 from ..levels import Grid, Step, expand
-from ._core import Predict, Solver, SState, Stepped
+from ._core import Memory, Moving, Predict, Solver
 from .ddim import DDPM
 
 
@@ -52,12 +52,12 @@ class RePaint(Solver):
     def evaluations(self, step: Step) -> Sequence[Step]:
         return self.solver.evaluations(step)
 
-    def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
-        x_s, sstate, gstate = self.solver.step(predict, x_t, step, sstate, gstate, draw)
+    def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
+        x_s, memory = yield from self.solver.move(x_t, step, memory, draw)
         self._check_shapes(x_s)
         known, mask = (v.to(x_s.device, x_s.dtype, non_blocking=True) for v in (self.known, self.mask))
         there = expand(step.s.alpha, x_s) * known + expand(step.s.sigma, x_s) * draw.normal_like("repaint", x_s)
-        return mask * there + (1 - mask) * x_s, sstate, gstate
+        return mask * there + (1 - mask) * x_s, memory
 
     def _check_shapes(self, x: Tensor) -> None:
         fits = self.known.shape[1:] == x.shape[1:] and len(self.known) in (1, len(x))

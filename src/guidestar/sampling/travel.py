@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..draw import Draw
 from ..levels import Grid, Step, divide, expand, sqrt
-from ._core import Predict, Solver, SState, Stepped
+from ._core import Memory, Moving, Predict, Solver
 from .ddim import DDPM
 
 
@@ -27,7 +27,7 @@ class TimeTravel(Solver):
         where: the share of the run in which that is so, from 1 at noise to 0 at data: steps whose
             middle lies within it. FreeDoM's middle third is (1/3, 2/3).
 
-    ``times`` as many evaluations there. What guidance remembers is kept from the first visit.
+    ``times`` as many evaluations there. What the terms keep is that of the first visit.
 
     References:
         RePaint: Inpainting using Denoising Diffusion Probabilistic Models, https://arxiv.org/abs/2201.09865
@@ -68,12 +68,12 @@ class TimeTravel(Solver):
     def evaluations(self, step: Step) -> Sequence[Step]:
         return [e for visit in range(self._visits(step)) for e in self.solver.evaluations(step._replace(visit=visit))]
 
-    def step(self, predict: Predict, x_t: Tensor, step: Step, sstate: SState, gstate: dict[str, Tensor], draw: Draw) -> Stepped:
-        x_s, sstate, kept = self.solver.step(predict, x_t, step, sstate, gstate, draw)
+    def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
+        x_s, memory = yield from self.solver.move(x_t, step, memory, draw)
         for visit in range(1, self._visits(step)):
             x_t = _back(x_s, step, draw.again(visit))
-            x_s, sstate, _ = self.solver.step(predict, x_t, step._replace(visit=visit), sstate, gstate, draw.again(visit))
-        return x_s, sstate, kept
+            x_s, memory = yield from self.solver.move(x_t, step._replace(visit=visit), memory, draw.again(visit))
+        return x_s, memory
 
 
 def _back(x_s: Tensor, step: Step, draw: Draw) -> Tensor:
