@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from _families import LEVEL, MAKE, WORDS, Family, counting, dit, family
 from _toys import evaluated
-from guidestar import Level, Network, Prediction
+from guidestar import Draw, Level, Network, Prediction
 from guidestar.guidance.nag import ContrastedAttention
 from guidestar.guidance.pag import IdentityAttention
 from guidestar.guidance.sag import Look
@@ -503,3 +504,43 @@ def test_identity_attention_is_that_of_diffusers(layer_name):
         both = f.denoiser(torch.cat([f.x()] * 2), LEVEL, type(cond).join([cond, cond]))
     close(both[:3], clean)
     close(both[3:], ours)
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Token perturbation (2506.10036): the picture's tokens are permuted before a block, for each sample on its own."""
+
+    def __call__(self, denoiser, rows=None, inputs=None):
+        def shuffled(tokens):
+            order = inputs.draw.normal("tokens", tokens.shape[1:2]).argsort(1)
+            return torch.stack([own[places] for own, places in zip(tokens, order, strict=True)])
+
+        return layers_of(denoiser).entering((), shuffled, rows)
+
+
+@pytest.mark.parametrize("max_rows", [None, 2])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_tokens_of_a_block_are_permuted_for_each_sample(name, max_rows):
+    f = family(name)
+    x, before, streams = f.x(), traces(f.net), Draw(range(3))
+    assert len(x) == 3
+    blocks = [f.net.get_submodule(n) for n in layers_of(f.denoiser).find("block")]
+
+    def permute(module, args, kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        flat = hidden.flatten(2).mT if hidden.ndim == 4 else hidden
+        order = streams.normal("tokens", flat.shape[1:2]).argsort(1)
+        moved = flat.gather(1, order[..., None].expand_as(flat))
+        moved = moved.mT.reshape(hidden.shape) if hidden.ndim == 4 else moved
+        return ((moved, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": moved})
+
+    nets, changed = {"main": Net(denoiser=f.denoiser, cond=f.given())}, Pass(perturb=Shuffled())
+    with torch.no_grad():
+        handles = [b.register_forward_pre_hook(permute, with_kwargs=True) for b in blocks]
+        wanted = ask(f)
+        for handle in handles:
+            handle.remove()
+        found = evaluated({COND: None, changed: torch.tensor([0, 2])}, x, LEVEL, nets, streams=streams, max_rows=max_rows)
+    torch.testing.assert_close(found[changed].prediction.x0, wanted[[0, 2]], atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(found[COND].prediction.x0, ask(f), atol=2e-5, rtol=2e-5)
+    assert (wanted - ask(f)).abs().max() > 1e-4 and traces(f.net) == before

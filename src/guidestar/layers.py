@@ -147,6 +147,23 @@ class Layers(Protocol):
         """Return a context in which blocks return what they are given."""
         ...
 
+    def entering(self, names: Sequence[str], change: Callable[[Tensor], Tensor], rows: Rows | None = None) -> AbstractContextManager[None]:
+        """Return a context in which blocks are given ``change(tokens [b, tokens, d])`` of the picture's tokens."""
+        ...
+
+
+def changed_tokens(hidden: Tensor, change: Callable[[Tensor], Tensor], rows: Rows | None) -> Tensor:
+    """Return ``hidden`` (``[B, tokens, d]``, or ``[B, d, *grid]``) with its tokens changed in some rows.
+
+    Raises:
+        ValueError: it has other rows than the call.
+    """
+    if rows is not None:
+        rows.check(hidden)
+    mine = hidden if rows is None else hidden[rows.slice]
+    mine = change(mine.flatten(2).mT).mT.reshape(mine.shape) if mine.ndim > 3 else change(mine)
+    return mine if rows is None else rows.put(hidden, mine)
+
 
 def layers_of(denoiser: Any) -> Layers:
     """Return the layers of a denoiser: its own, or those of the network within it.

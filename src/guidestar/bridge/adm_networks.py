@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..hooks import Forward, replaced, replacement
-from ..layers import Attention, Kind, Rows
+from ..layers import Attention, Kind, Rows, changed_tokens
 from ..levels import Level
 from .adm_blocks import AttentionPool, Downsample, Residual, SelfAttention, Upsample, frequencies, run
 
@@ -275,6 +275,18 @@ class ADMLayers:
                 module = self.net.get_submodule(name)
                 stack.enter_context(replaced(module, partial(_skip, rows)))
             yield
+
+    @contextmanager
+    def entering(self, names: Sequence[str], change: Callable[[Tensor], Tensor], rows: Rows | None = None) -> Iterator[None]:
+        """Let layers of attention be given changed tokens, ``change(tokens [b, tokens, d])``."""
+        with ExitStack() as stack:
+            for name in self.find("block", names):
+                stack.enter_context(replaced(self.net.get_submodule(name), partial(_entered, change, rows)))
+            yield
+
+
+def _entered(change: Callable[[Tensor], Tensor], rows: Rows | None, forward: Forward) -> Forward:
+    return lambda x: forward(changed_tokens(x, change, rows))
 
 
 def _skip(rows: Rows | None, forward: Forward) -> Forward:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..hooks import Forward, is_compiled, replaced, replacement
-from ..layers import AGAINST, Attention, Change, Kind, Rows, by_rows
+from ..layers import AGAINST, Attention, Change, Kind, Rows, by_rows, changed_tokens
 from .intercept import intercepted
 from .joint import BLOCKS, beside, text_against
 from .sequence import SequenceAttention, SequenceBlock, SequenceTransformer
@@ -117,6 +117,27 @@ class DiffusersLayers:
                 module = self.net.get_submodule(name)
                 stack.enter_context(replaced(module, partial(_skip, module, rows)))
             yield
+
+    @contextmanager
+    def entering(self, names: Sequence[str], change: Callable[[Tensor], Tensor], rows: Rows | None = None) -> Iterator[None]:
+        """Let blocks be given changed tokens of the picture, ``change(tokens [b, tokens, d])``."""
+        with ExitStack() as stack:
+            for name in self.find("block", names):
+                stack.enter_context(replaced(self.net.get_submodule(name), partial(_entered, change, rows)))
+            yield
+
+
+def _entered(change: Callable[[Tensor], Tensor], rows: Rows | None, original: Forward) -> Forward:
+    """Return the forward of a block whose tokens are changed before it works."""
+    signature = inspect.signature(original)
+
+    @wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs)
+        call.arguments["hidden_states"] = changed_tokens(call.arguments["hidden_states"], change, rows)
+        return original(*call.args, **call.kwargs)
+
+    return forward
 
 
 def _is_self_attention(m: nn.Module) -> bool:
