@@ -21,8 +21,8 @@ from guidestar.train._core import Objective, Settings
 from guidestar.train.loop import fit
 from guidestar.train.trainer import Trainer
 
-SAVE = 3  # the save during which events are counted
-STEPS = 8
+SAVE = 2  # the save during which events are counted: the first that has a former one to keep
+STEPS = 4
 
 
 def die():
@@ -41,7 +41,8 @@ class Loss(Objective):
 
 def trainer(kill):
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 2))
+    # One parameter: each tensor of a checkpoint is some writes, and each of them is a place to be killed at.
+    module = nn.Sequential(nn.Tanh(), nn.Dropout(0.3), nn.Linear(3, 2, bias=False))
     x = torch.randn(25, 3, generator=torch.Generator().manual_seed(1))
     source = InMemory(x=x, targets={"y": torch.arange(25) % 2}, columns={"y": Column(kind="class", classes=("a", "b"))})
     settings = Settings(steps=STEPS, batch=4, warmup=3, power=(0.1,), weight_decay=0.01)

@@ -5,7 +5,10 @@ from jaxtyping import install_import_hook
 
 _HOOK = install_import_hook("guidestar.prediction", "beartype.beartype")
 
+import _required  # noqa: E402
 from _scenes import PLACES, Scene, scenes  # noqa: E402 (what it imports must be checked too)
+
+_required.install()
 
 
 @pytest.fixture(params=PLACES)

@@ -24,7 +24,7 @@ BELOW = {
     "sampling": {"levels", "prediction", "draw"},
     "data": {"levels", "prediction", "draw", "denoiser", "files"},
     "evaluate": {"levels", "prediction", "draw", "denoiser", "data"},
-    "models": {"levels", "layers", "prediction", "draw", "denoiser", "passes"},
+    "models": {"levels", "layers", "prediction", "draw", "denoiser", "passes", "files"},
 }
 CORE = ("levels", "layers", "prediction", "draw", "denoiser", "passes", "answers", "guidance", "sampling")
 TOP = {"cli", "__main__"}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import reprlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +15,45 @@ from pathlib import Path
 
 class Damaged(ValueError):
     """A file is truncated, corrupt or of another format: no mistake of whoever named it (the command line's exit code is 1)."""
+
+
+_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+LONGEST_NAME = 100
+"""Bytes of a name that becomes a file or a folder: file systems take 255, and suffixes are added."""
+
+
+def check_name(name: object, what: str, *, taken: Container[str] = ()) -> str:
+    """Check that a name may become a file or a folder within another, on any system, and return it.
+
+    Args:
+        name: as it was read.
+        what: what has this name, for the message.
+        taken: names that already mean something there.
+
+    Raises:
+        ValueError: it is no text, is empty, "." or "..", a path, too long, or taken.
+    """
+    why = _unfit(name, taken)
+    if why:
+        raise ValueError(f"{what} becomes a folder's name and cannot be {reprlib.repr(name)} ({why}); use letters, digits, '-', '_' and '.'")
+    return str(name)
+
+
+def _unfit(name: object, taken: Container[str]) -> str | None:
+    """Say why a name cannot be a file's, if it cannot."""
+    if not isinstance(name, str):
+        return "it is no text"
+    size = len(name.encode(errors="replace"))
+    faults = {
+        "it is empty": not name.strip(),
+        f"it is longer than {LONGEST_NAME} bytes": size > LONGEST_NAME,
+        "it holds a sign of paths": re.search(r'[/\\:*?"<>|\x00-\x1f\x7f\ud800-\udfff]', name),
+        "it starts with '.' or '-'": name.startswith((".", "-", " ")),
+        "it ends in '.' or a space": name.endswith((".", " ")),
+        "a device has this name on Windows": _DEVICES.fullmatch(name),
+        "it is taken": name.lower() in taken,
+    }
+    return next((why for why, so in faults.items() if so), None)
 
 
 @contextmanager
@@ -32,10 +73,41 @@ def whole_or_not(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
         _flush(path.parent)  # the new name itself
     except OSError as error:
+        if str(error).startswith("cannot write"):
+            raise
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            shutil.rmtree(beside) if beside.is_dir() else beside.unlink(missing_ok=True)
+
+
+_SYSTEM = re.compile(r"\(os error \d+\)|\[Errno \d+\]|inline_container|PytorchStreamWriter")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Say which file another library could not write, whatever it raises.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = _of_system(error)
+        if cause is None and not _SYSTEM.search(str(error)):  # of code in other languages
+            raise
+        if str(cause).startswith("cannot write"):
+            raise
+        why = cause.strerror if cause and cause.strerror else " ".join(str(cause or error).split())
+        raise OSError(f"cannot write {path}: {why}") from error
+
+
+def _of_system(error: BaseException | None) -> OSError | None:
+    """Find the system's error of which another came: torch hides it behind one of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _flush(path: Path) -> None:

@@ -37,12 +37,31 @@ from .bridge.vae import Decoder, read_decoder
 from .bridge.weights import read_module
 from .bridge.writing import write_classifier, write_denoiser, write_module, write_scheduler
 from .documents import read_json
-from .files import make_folder
+from .files import check_name, make_folder
 from .levels import Flow
 from .model import Model
 from .models.lean import lean
 from .pictures import write_text
 
+PARTS = frozenset(
+    {
+        "unet",
+        "transformer",
+        "network",
+        "condition",
+        "scheduler",
+        "vae",
+        "text_encoder",
+        "tokenizer",
+        "averages",
+        "judge",
+        "guidestar.json",
+        "guidance.toml",
+        "model_index.json",
+        "readme.md",
+    }
+)
+"""What a folder holds beside further networks and classifiers, whose folders have their names."""
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -235,9 +254,12 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
         dtype: of the weights.
 
     Raises:
-        ValueError: the model was read from Diffusers, so its folder is there already.
+        ValueError: the model was read from Diffusers, so its folder is there already; or a network's or
+            classifier's name cannot be a folder's.
     """
     config = _scheduler(model)
+    for name in (*model.nets, *model.classifiers):
+        check_name(name, "the name of a network or classifier", taken=PARTS)
     root = make_folder(Path(folder))
     write_denoiser(model.denoiser, model.encoder, root, dtype)
     for name, (denoiser, encoder) in model.nets.items():
@@ -266,7 +288,12 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
 
 
 def write_average(module: Any, folder: Path, name: str, dtype: torch.dtype = torch.float16) -> None:
-    """Add another average of the main network's weights (a `ConditionalModel`) to a folder, under ``name``."""
+    """Add another average of the main network's weights (a `ConditionalModel`) to a folder, under ``name``.
+
+    Raises:
+        ValueError: the name cannot be a folder's.
+    """
+    check_name(name, "the name of an average")
     write_denoiser(module.denoiser, module.encoder.alone(), folder / "averages" / name, dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,34 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
         return fashion_mnist.load("test", data), fashion_mnist.load("train", data)
     from .train.assemble import gathered
     from .train.reading import sources
-    from .train.recipe import Recipe
+    from .train.recipe import checked
 
     if "recipe" not in model.card:
         raise ValueError(f"the model {model.name!r} does not say what it was trained on, so there is nothing to compare with")
-    recipe = Recipe.model_validate(model.card["recipe"])
+    # No network of it is built here, so the code that it may name is not run.
+    recipe = checked(model.card["recipe"], f"the card of the model {model.name!r}", trust=True)
     if data:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": str(data)})})
     source, aside = sources(recipe)
     if aside is None or recipe.judge is None:
         raise ValueError(f"the recipe of {model.name!r} held nothing out; set data.holdout or data.test, and train again")
+    _check_data(model, source)
     return gathered(aside, recipe.judge), gathered(source, recipe.judge, 20_000)
+
+
+def _check_data(model: Model, source: Any) -> None:
+    """Refuse data of other classes than the model was trained on; warn of other samples."""
+    from .data.identity import compare, identify
+
+    before = model.card.get("data_identity")
+    found = None if before is None else compare(before, identify(source))
+    if found is None:
+        return
+    what, acceptable = found
+    line = f"the data are not those that {model.name!r} was trained on ({what})"
+    if not acceptable:
+        raise ValueError(f"{line}; give those by --data")
+    warnings.warn(f"{line}, so what is held out may have been trained on", stacklevel=3)
 
 
 def measure(

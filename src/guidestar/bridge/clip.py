@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import nn
 
 from ..documents import check, one_line, read_json, refused, table
-from ..files import make_folder, whole_or_not
+from ..files import make_folder, whole_or_not, written
 from ..models.clip import CLIP, Vision
 from .encoders import TextEncoder, read_text
 from .settings import PIXELS
@@ -96,7 +96,8 @@ def write_clip(clip: CLIP, folder: Path, dtype: torch.dtype = torch.float16) -> 
     whole = CLIPModel(CLIPConfig(text_config=text.config.to_dict(), vision_config=tower.config.to_dict(), **sizes))
     whole.load_state_dict({**text.state_dict(), **tower.state_dict(), "logit_scale": clip.log_scale})
     write_pretrained(whole, folder, dtype)
-    clip.tokenizer.save_pretrained(folder)
+    with written(folder / "tokenizer.json"):
+        clip.tokenizer.save_pretrained(folder)
     _write_pixels(clip.vision, folder)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..files import make_folder, whole_or_not
+from ..files import make_folder, whole_or_not, written
 from ..pictures import write_text
 from .clip import write_clip, write_pretrained, write_tower
 from .export import network_of
@@ -42,7 +42,8 @@ def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float
 
 def _write_text(encoder: Any, folder: Path, about: Path, dtype: torch.dtype) -> None:
     write_pretrained(encoder.text, folder / "text_encoder", dtype)
-    encoder.tokenizer.save_pretrained(folder / "tokenizer")
+    with written(folder / "tokenizer"):
+        encoder.tokenizer.save_pretrained(folder / "tokenizer")
     write_text(json.dumps({"_class_name": "TextEncoder", **encoder.settings}) + "\n", about / "config.json")
 
 
@@ -65,7 +66,8 @@ def write_module(module: Any, folder: Path, dtype: torch.dtype = torch.float16, 
     with whole_or_not(folder / WEIGHTS) as beside:
         beside.write_bytes(serialised(tensors, {"format": "pt"}))
     if made_by is None:
-        module.save_config(folder)
+        with written(folder / "config.json"):
+            module.save_config(folder)
     else:
         write_text(json.dumps(made_by, indent=2) + "\n", folder / "config.json")
 
@@ -75,4 +77,5 @@ def write_scheduler(config: Mapping[str, Any], folder: Path) -> None:
     import diffusers
 
     settings = {k: v for k, v in config.items() if k != "_class_name"}
-    getattr(diffusers, config["_class_name"])(**settings).save_config(folder)
+    with written(folder / "scheduler_config.json"):
+        getattr(diffusers, config["_class_name"])(**settings).save_config(folder)

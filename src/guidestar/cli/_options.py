@@ -23,6 +23,11 @@ Operator = Annotated[Optional[str], typer.Option("--operator", help=_OPERATOR_HE
 Average = Annotated[Optional[str], typer.Option("--average", help="Which average of the weights, where the training kept several, e.g. power-0.1.")]  # noqa: UP045
 Trust = Annotated[bool, typer.Option("--trust", help="Run the code that the model's folder names for its network.")]
 
+_TRUST_RECIPE = "Run the code that the recipe names for its networks (module:callable)."
+_ACCEPT_HELP = "Go on though samples were added, removed or changed since the checkpoint."
+AcceptData = Annotated[bool, typer.Option("--accept-data", help=_ACCEPT_HELP)]
+TrustRecipe = Annotated[bool, typer.Option("--trust", help=_TRUST_RECIPE)]
+
 
 def with_file(file: Path | None, **given: Any) -> dict[str, Any]:
     """Fill up what was not given from a guidance.toml."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ._options import Out
+from ._options import AcceptData, Out, TrustRecipe
 from ._terminal import fail, warn
 
 
@@ -34,19 +34,21 @@ def train(
     data: Annotated[Optional[Path], typer.Option(help="Path of the data, in place of the recipe's.")] = None,  # noqa: UP045
     only: Annotated[Optional[list[str]], typer.Option("--only", help="Train this part alone (model, weak, classifier, judge); several times for several.")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be trained, draw one batch, and train nothing.")] = False,
+    trust: TrustRecipe = False,
+    accept_data: AcceptData = False,
 ) -> None:
     """Train a recipe, going on where it was stopped, and write the model's folder."""
     from ..files import make_folder
     from ..train import recipe as recipes
 
-    spec = recipes.read(recipe)
+    spec = recipes.read(recipe, trust=trust)
     if data:
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(data)})})
     make_folder(out)
     if dry_run:
         _dry_run(spec, out, only)
     else:
-        _train(spec, recipe, out, only)
+        _train(spec, recipe, out, only, accept_data)
 
 
 def _dry_run(spec: Any, out: Path, only: list[str] | None) -> None:
@@ -59,22 +61,41 @@ def _dry_run(spec: Any, out: Path, only: list[str] | None) -> None:
     typer.echo("\n".join([*lines, f"the first samples are drawn in {out / 'batch.png'}"]))
 
 
-def _train(spec: Any, file: Path, out: Path, only: list[str] | None) -> None:
+def _train(spec: Any, file: Path, out: Path, only: list[str] | None, accept_data: bool) -> None:
+    from contextlib import nullcontext
+
+    import torch
     from accelerate import PartialState
 
     from ..train._safely import Stop, asked_by_signals
-    from ..train.assemble import assemble
+    from ..train.lock import locked
     from ..train.report import progress_report
     from ..train.run import train
 
-    with asked_by_signals(Stop()) as stop, progress_report() as report:
-        finished = train(spec, out, report, only=only, stop=stop, say=warn)
-    if not finished:
-        fail(f"stopped; what was trained is saved in {out}, and the same command goes on from there", 130)
-    if not PartialState().is_main_process:
-        return
-    if only:
-        typer.echo(f"trained {', '.join(only)} in {out}; run it without --only for the whole model")
-        return
-    model = assemble(spec, out, command=f"guidestar train {file}")
-    typer.echo(f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name}{' --cond all' if model.classes else ''} --grid")
+    main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    with locked(out) if main else nullcontext():
+        with asked_by_signals(Stop()) as stop, progress_report() as report:
+            finished = train(
+                spec, out, report, only=only, stop=stop, say=warn, accept_data=accept_data
+            )
+        if not finished:
+            again = "the same command goes on from there"
+            fail(f"stopped; what was trained is saved in {out}, and {again}", 130)
+        if not main:
+            return
+        if only:
+            whole = "run it without --only for the whole model"
+            typer.echo(f"trained {', '.join(only)} in {out}; {whole}")
+            return
+        model = _assembled(spec, out, f"guidestar train {file}")
+    typer.echo(f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name}{' --cond all' if model.classes else ''}{' --trust' if spec.code() else ''} --grid")
+
+
+def _assembled(spec: Any, out: Path, command: str) -> Any:
+    from ..train.assemble import assemble
+
+    try:
+        return assemble(spec, out, command=command)
+    except OSError as error:
+        kept = f"all parts are trained, their checkpoints in {out / 'parts'} are intact"
+        raise OSError(f"{error}; {kept}, and the same command finishes the model") from error

@@ -13,6 +13,7 @@ the null is part of the model, and the two cannot differ.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..denoiser import Condition
+from ..files import check_name
 
 
 def find_class(name: str | int, classes: Sequence[str]) -> int:
@@ -171,6 +173,20 @@ class VectorEncoder(_Alone, ModelMixin, ConfigMixin):
     index = parse
 
 
+def check_condition_name(name: str) -> str:
+    """Check that a condition may be called so, and return its name.
+
+    It becomes a folder of the model, a part of a module, and what a person writes ("name=value; …").
+
+    Raises:
+        ValueError: it cannot be one of these.
+    """
+    check_name(name, "the name of a condition")
+    if re.search(r"[.=;]", name) or hasattr(nn.ModuleDict(), name):
+        raise ValueError(f"a condition cannot be called {name!r}, which holds one of '.=;' or is a word of torch's; rename the column")
+    return name
+
+
 class Conditions(nn.Module):
     """Several conditions of one network, by name.
 
@@ -179,11 +195,14 @@ class Conditions(nn.Module):
 
     Args:
         parts: a module of this file, or bridge's TextEncoder, for each name.
+
+    Raises:
+        ValueError: a condition cannot be called so.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict(parts)
+        self.parts = nn.ModuleDict({check_condition_name(name): p for name, p in parts.items()})
 
     @property
     def classes(self) -> tuple[str, ...]:

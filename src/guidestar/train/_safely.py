@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_ASKING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
 
 class Stop:
     """Whether somebody asked a training to stop.
@@ -23,15 +25,16 @@ class Stop:
 
 @contextmanager
 def asked_by_signals(stop: Stop) -> Iterator[Stop]:
-    """Let Ctrl-C and SIGTERM ask ``stop``; a second Ctrl-C comes through at once.
+    """Let Ctrl-C, SIGTERM and SIGHUP ask ``stop``; a second Ctrl-C comes through at once.
 
     A SIGTERM only ever asks: launchers and batch systems send several, and one after each Ctrl-C.
+    So does a SIGHUP, of a terminal that closes, unless it was to be ignored (``nohup``).
     """
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    formers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
+    formers = {number: signal.getsignal(number) for number in _ASKING}
+    formers = {n: former for n, former in formers.items() if former is not signal.SIG_IGN}
     interrupts: list[int] = []
 
     def hear(number: int, frame: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..bridge.export import described
 from ..card import write_card
 from ..data._core import Source
+from ..data.identity import identify
 from ..draw import Draw
 from ..evaluate import calibration
 from ..evaluate.levels import trusted_rho
@@ -47,7 +48,7 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
     source, aside = sources(recipe)
     trained = {part: averaged(recipe, part, out, source) for part in recipe.parts()}
     about = _about(recipe, out, trained, source, aside, command)
-    model = _model(recipe, trained, source, about)
+    model = model_of(recipe, trained, source, about)
     model.nets |= _snapshots(recipe, out, source)
     save(model, out / recipe.name)
     for name in [p.name for p in profiles(settings(recipe, "model"))][1:]:
@@ -56,7 +57,8 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
     return model
 
 
-def _model(recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[str, Any]) -> Model:
+def model_of(recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[str, Any]) -> Model:
+    """Return the model that trained parts are; ``about`` is its card."""
     main, e = trained["model"], recipe.export
     encoder = main.encoder.alone()
     guides = {"classifier": "classifier", "noisy_clip": "clip", "clip": "clean_clip"}
@@ -102,6 +104,7 @@ def _about(recipe: Recipe, out: Path, trained: dict[str, Any], source: Source, a
         "summary": recipe.summary or _summary(recipe, source),
         "licence": recipe.licence or "unknown",
         "data": _data(recipe, source),
+        "data_identity": identify(source),
         "scheduler": scheduler_config(recipe),
         "shape": list(source.shape),
         "averages": [p.name for p in profiles(settings(recipe, "model"))],

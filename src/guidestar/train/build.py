@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,19 @@ from ..draw import Draw
 from ..models import networks
 from ..models.classifier import Classifier
 from ..models.conditional import ConditionalModel
-from ..models.conditions import ClassEncoder, Conditions, LabelEncoder, VectorEncoder
+from ..models.conditions import (
+    ClassEncoder,
+    Conditions,
+    LabelEncoder,
+    VectorEncoder,
+    check_condition_name,
+)
 from ..models.lean import plain_attention
 from . import classification as supervised
 from ._core import Built, Objective
 from .clips import build_clip, build_noisy_clip, fresh_clip
 from .denoising import Conditional
+from .limits import check_batch, copies_of, within_memory
 from .noise import denoising, process
 from .parts import PARTS, ClassifierPart, CLIPPart, NetworkPart, VisionPart
 from .recipe import Recipe
@@ -39,6 +48,8 @@ def told(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSp
     strange = [name for name in chosen if name not in columns]
     if strange:
         raise ValueError(f"the recipe's condition {strange[0]!r} is not a column of the data, which {'are ' + ', '.join(columns) if columns else 'have none'}")
+    for name in chosen:
+        check_condition_name(name)
     return chosen
 
 
@@ -54,6 +65,9 @@ def build(recipe: Recipe, part: str, source: Source, out: Path | None = None) ->
     """
     torch.manual_seed(recipe.seed + PARTS.index(part))
     spec = getattr(recipe, part)
+    at_once = -(-spec.train.batch // spec.train.accumulate)
+    size = 8 if spec.train.precision == "float64" else 4
+    check_batch(at_once // int(os.environ.get("WORLD_SIZE", "1")), math.prod(source.shape) * size)
     if isinstance(spec, NetworkPart):
         return _build_model(recipe, spec, source, out)
     if isinstance(spec, CLIPPart):
@@ -71,7 +85,12 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | 
     if len(widths) > 1:
         raise ValueError(f"the text encoders of one model must be of one width, not {sorted(widths)}")
     embedded = any(c.kind != "text" for c in columns.values())
-    net = _network(spec, source.shape, columns, embedded=embedded, text_width=next(iter(widths), None))
+    text_width = next(iter(widths), None)
+
+    def make() -> nn.Module:
+        return _network(spec, source.shape, columns, embedded=embedded, text_width=text_width)
+
+    net = make() if ":" in spec.network else within_memory(make, copies_of(spec.train))
     if not torch.cuda.is_available() and spec.train.precision != "float64":  # its softmax is in float32
         plain_attention(net)
     for text in texts.values():
@@ -174,7 +193,8 @@ def _build_classifier(recipe: Recipe, spec: ClassifierPart, source: Source, *, n
         kind: Any = Classifier
     else:
         from ..models.sequence_classifier import SequenceClassifier as kind
-    net = kind(**what, channels=channels, **shared)
+    copies = copies_of(spec.train)
+    net = within_memory(lambda: kind(**what, channels=channels, **shared), copies)
     if not noise_aware:
         if column.kind != "class":
             raise ValueError(f"a judge tells classes; {name!r} is a {column.kind}")

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ..files import Damaged, keep_former, whole_or_not
+from ..data.identity import compare
+from ..files import Damaged, keep_former, whole_or_not, written
 
 
 def write_checkpoint(state: Mapping[str, Any], path: Path, keep: int) -> None:
@@ -19,7 +20,7 @@ def write_checkpoint(state: Mapping[str, Any], path: Path, keep: int) -> None:
         OSError: it cannot be written; the former checkpoint is intact.
     """
     with whole_or_not(path) as beside:
-        with beside.open("wb") as file:
+        with written(path), beside.open("wb") as file:
             torch.save(state, file)
         keep_former(path, keep)
 
@@ -41,18 +42,44 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_same(path: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of other ``settings`` or ``made_from`` anything else; warn where only the machine differs (``where``).
+def check_same(path: Path, state: Mapping[str, Any], now: Mapping[str, Any], *, accept_data: bool = False) -> None:
+    """Refuse a checkpoint of other ``settings`` or ``data``, or ``made_from`` anything else.
+
+    Warn where only the machine differs (``where``).
+
+    Args:
+        path: of the checkpoint.
+        state: what it holds.
+        now: the same entries of the training that is to go on from it.
+        accept_data: go on though samples were added, removed or changed.
 
     Raises:
         ValueError: what differs is named.
     """
+    _check_data(path, state.get("data"), now["data"], accept=accept_data)
     changed = _changed(state["settings"], now["settings"]) + _changed(state["made_from"], now["made_from"])
     if changed:
         raise ValueError(f"{path} was trained with other settings ({', '.join(changed)}); give another --out, or the recipe it was started with")
     elsewhere = _changed(state["where"], now["where"])
     if elsewhere:
         warnings.warn(f"{path} was written with other {', '.join(elsewhere)}; the training goes on, but not to the last bit as it would have there", stacklevel=3)
+
+
+def _check_data(path: Path, before: Any, now: Mapping[str, Any], *, accept: bool) -> None:
+    """Refuse other data, unless only samples differ and that is accepted."""
+    found = ("it does not say on which data", True) if before is None else compare(before, now)
+    if found is None:
+        return
+    what, acceptable = found
+    if not acceptable:
+        raise ValueError(f"{path} was trained on other data ({what}); give another --out, or the data it was started with")
+    if not accept:
+        raise ValueError(
+            f"{path} was trained on other data ({what}); give the data it was started with, "
+            "another --out, or --accept-data to go on with these (what was held out before may "
+            "then be trained on, unless data.test names data of its own)"
+        )
+    warnings.warn(f"{path} was trained on other data ({what}), which was accepted", stacklevel=4)
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -9,11 +9,12 @@ import torch
 
 from ..bridge.encoders import TextEncoder, read_tokenizer
 from ..data._core import Source
-from ..files import whole_or_not
+from ..files import whole_or_not, written
 from ..models.clip import CLIP, make_clip, make_tokenizer, make_vision
 from ._core import Built
 from .captions import captions, text_column
 from .contrastive import Contrastive
+from .limits import copies_of, within_memory
 from .noise import denoising, process
 from .parts import CLIPPart, NetworkPart, VisionPart
 from .recipe import Recipe
@@ -29,7 +30,9 @@ def build_noisy_clip(recipe: Recipe, spec: VisionPart, source: Source, out: Path
     assert recipe.clip is not None  # the recipe was checked
     clip = fresh_clip(recipe.clip, "clip", source, out)
     sizes = spec.model_dump(exclude={"shift", "train"})
-    clip.vision = make_vision(size=source.shape[1], embed=recipe.clip.embed, noise_aware=True, **sizes)
+    shared = {"size": source.shape[1], "embed": recipe.clip.embed, "noise_aware": True}
+    copies = copies_of(spec.train)
+    clip.vision = within_memory(lambda: make_vision(**shared, **sizes), copies)
     if not torch.cuda.is_available():
         clip.vision.tower.set_attn_implementation("eager")
     clip.text.requires_grad_(False)
@@ -51,7 +54,9 @@ def fresh_clip(spec: CLIPPart, part: str, source: Source, out: Path | None) -> C
     if len(source.shape) != 3 or source.shape[0] != 3 or source.shape[1] != source.shape[2] or source.shape[1] % spec.patch:
         raise ValueError(f"CLIP is trained on square pictures of 3 channels, cut into patches of {spec.patch}; these are {list(source.shape)}")
     sizes = spec.model_dump(exclude={"vocabulary", "length", "shift", "train"})
-    clip = make_clip(_tokenizer(spec, part, source, out), size=source.shape[1], **sizes)
+    tokenizer, side = _tokenizer(spec, part, source, out), source.shape[1]
+    copies = copies_of(spec.train)
+    clip = within_memory(lambda: make_clip(tokenizer, size=side, **sizes), copies)
     if not torch.cuda.is_available():  # where few tokens are compared, plain products are faster than the CPU's fused kernel
         clip.text.set_attn_implementation("eager")
         clip.vision.tower.set_attn_implementation("eager")
@@ -65,7 +70,7 @@ def _tokenizer(spec: CLIPPart, part: str, source: Source, out: Path | None) -> A
         made = make_tokenizer(captions(source), vocabulary=spec.vocabulary, length=spec.length)
         if folder is None:
             return made
-        with whole_or_not(folder) as beside:
+        with written(folder), whole_or_not(folder) as beside:
             made.save_pretrained(beside)
     return read_tokenizer(folder)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ._core import NotFinite, Progress
@@ -43,11 +43,20 @@ def fit(
     if checkpoint and checkpoint.exists():
         trainer.load(checkpoint)
     trainer.module.train()
-    try:
+    with _said_intact(checkpoint):
         yield from _fit(trainer, checkpoint, every, keep, after, stop)
+
+
+@contextmanager
+def _said_intact(checkpoint: Path | None) -> Iterator[None]:
+    """Say of what stops a training whether its last checkpoint is intact."""
+    try:
+        yield
     except (NotFinite, OSError) as error:
-        kept = f"the last good checkpoint is intact, {checkpoint}" if checkpoint and checkpoint.exists() else "no checkpoint had been written yet"
-        raise (NotFinite if isinstance(error, NotFinite) else OSError)(f"{error}; {kept}") from error
+        kind = NotFinite if isinstance(error, NotFinite) else OSError
+        there = checkpoint is not None and checkpoint.exists()
+        kept = f"the last good checkpoint is intact, {checkpoint}"
+        raise kind(f"{error}; {kept if there else 'no checkpoint had been written yet'}") from error
 
 
 def _fit(trainer: Trainer, checkpoint: Path | None, every: float, keep: int, after: Sequence[Callable[[Trainer], None]], stop: Stop | None) -> Generator[Progress, None, None]:

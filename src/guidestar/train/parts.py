@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ._strict import Rate, Shares, Widths, _Strict
+from ._strict import Depth, Pixels, Rate, Shares, Width, Widths, _Strict
 
 PARTS = ("model", "weak", "classifier", "judge", "clip", "noisy_clip", "measuring_clip")
 """All parts; a part's place here goes into its seed."""
@@ -17,11 +17,11 @@ ORDER = ("clip", "measuring_clip", "model", "weak", "noisy_clip", "classifier", 
 class Training(_Strict):
     """How long and how fast a part trains (see `Settings`)."""
 
-    steps: int = Field(gt=0)
-    batch: int = Field(default=64, gt=0)
-    accumulate: int = Field(default=1, gt=0)
+    steps: int = Field(gt=0, le=1_000_000_000)
+    batch: int = Field(default=64, gt=0, le=1_000_000)
+    accumulate: int = Field(default=1, gt=0, le=1_000_000)
     rate: float = Field(default=1e-3, gt=0)
-    warmup: int = Field(default=200, ge=0)
+    warmup: int = Field(default=200, ge=0, le=1_000_000_000)
     clip: float = Field(default=1.0, gt=0)
     decay: float = Field(default=0.999, ge=0, lt=1)
     power: Shares = ()
@@ -31,6 +31,8 @@ class Training(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Training:
+        if self.accumulate > self.batch:
+            raise ValueError(f"accumulate parts a batch of {self.batch}, and cannot be {self.accumulate}")
         if any(w > 0.25 for w in self.power):
             raise ValueError(f"power holds relative widths of averages, at most 0.25, not {max(self.power):g}")
         return self
@@ -55,12 +57,12 @@ class NetworkPart(_Strict):
 
     network: str = "unet"
     widths: Widths | None = None
-    layers: int = Field(default=1, gt=0)
-    groups: int = Field(default=8, gt=0)
-    head: int = Field(default=32, gt=0)
-    width: int = Field(default=128, gt=0)
-    heads: int = Field(default=4, gt=0)
-    patch: int = Field(default=1, gt=0)
+    layers: Depth = 1
+    groups: Width = 8
+    head: Width = 32
+    width: Width = 128
+    heads: Width = 4
+    patch: Pixels = 1
     config: dict[str, Any] = Field(default_factory=dict, strict=False)
     condition_dropout: Rate = 0.1
     snapshots: Shares = ()
@@ -89,10 +91,10 @@ class ClassifierPart(_Strict):
 
     column: str | None = None
     widths: Widths
-    layers: int = Field(default=1, gt=0)
-    groups: int = Field(default=8, gt=0)
+    layers: Depth = 1
+    groups: Width = 8
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    shift: int = Field(default=0, ge=0)
+    shift: int = Field(default=0, ge=0, le=16_384)
     calibrate: bool = True
     train: Training
 
@@ -110,11 +112,11 @@ class VisionPart(_Strict):
         shift: pictures are moved by up to so many pixels.
     """
 
-    width: int = Field(default=128, gt=0)
-    layers: int = Field(default=4, gt=0)
-    heads: int = Field(default=4, gt=0)
-    patch: int = Field(default=4, gt=0)
-    shift: int = Field(default=0, ge=0)
+    width: Width = 128
+    layers: Depth = 4
+    heads: Width = 4
+    patch: Pixels = 4
+    shift: int = Field(default=0, ge=0, le=16_384)
     train: Training
 
 
@@ -130,15 +132,15 @@ class CLIPPart(_Strict):
         shift: pictures are moved by up to so many pixels.
     """
 
-    width: int = Field(default=128, gt=0)
-    layers: int = Field(default=4, gt=0)
-    heads: int = Field(default=4, gt=0)
-    patch: int = Field(default=4, gt=0)
-    text_width: int = Field(default=128, gt=0)
-    text_layers: int = Field(default=3, gt=0)
-    text_heads: int = Field(default=4, gt=0)
-    embed: int = Field(default=128, gt=0)
-    vocabulary: int = Field(default=3072, ge=514)
-    length: int = Field(default=24, gt=2)
-    shift: int = Field(default=0, ge=0)
+    width: Width = 128
+    layers: Depth = 4
+    heads: Width = 4
+    patch: Pixels = 4
+    text_width: Width = 128
+    text_layers: Depth = 3
+    text_heads: Width = 4
+    embed: Width = 128
+    vocabulary: int = Field(default=3072, ge=514, le=1_000_000)
+    length: int = Field(default=24, gt=2, le=16_384)
+    shift: int = Field(default=0, ge=0, le=16_384)
     train: Training

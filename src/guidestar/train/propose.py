@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from ..data._core import Column, Source
@@ -64,13 +66,23 @@ def propose(path: Path, *, name: str, size: int | None = None, steps: int = 2000
     return "\n".join(_lines(name, data, source, steps)) + "\n", f"{found}; {_columns(source)}"
 
 
+def quoted(text: str) -> str:
+    """Write a text as TOML does: JSON's signs, and nothing that ends a line."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _fit(name: str) -> str:
+    """Make a recipe's name of a file's."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:60] or "model"
+
+
 def _columns(source: Source) -> str:
     return "columns: " + (", ".join(f"{n} ({c.kind}{f', {len(c.classes)} classes' if c.classes else ''})" for n, c in source.columns.items()) or "none")
 
 
 def _lines(name: str, data: Data, source: Source, steps: int) -> list[str]:
     image = len(source.shape) == 3
-    lines = [f'name = "{name}"', 'licence = "" # of your data', "seed = 0", "", "[data]", f'kind = "{data.kind}"', f'path = "{data.path}"']
+    lines = [f"name = {quoted(_fit(name))}", 'licence = "" # of your data', "seed = 0", "", "[data]", f'kind = "{data.kind}"', f"path = {quoted(data.path or '')}"]
     if image:
         lines += [f"size = {data.size}", "flip = false # mirror images left to right", "max_bad = 10 # unreadable images to skip before giving up"]
     else:
@@ -89,9 +101,12 @@ def _lines(name: str, data: Data, source: Source, steps: int) -> list[str]:
 
 
 def _condition(name: str, about: Column) -> list[str]:
+    key = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else quoted(name)
     if about.kind == "text":
-        return [f"[conditions.{name}] # a caption", 'encoder = "PATH" # a folder with CLIP\'s text_encoder/ and tokenizer/', ""]
-    return [f"[conditions.{name}] # {about.kind}" + (f": {', '.join(about.classes[:8])}{', …' if len(about.classes) > 8 else ''}" if about.classes else ""), ""]
+        return [f"[conditions.{key}] # a caption", 'encoder = "PATH" # a folder with CLIP\'s text_encoder/ and tokenizer/', ""]
+    named = " ".join(", ".join(about.classes[:8]).split()) + (", …" if len(about.classes) > 8 else "")
+    said = "".join(sign for sign in named if sign.isprintable())
+    return [f"[conditions.{key}] # {about.kind}" + (f": {said}" if about.classes else ""), ""]
 
 
 def _network(source: Source) -> list[str]:

@@ -10,30 +10,40 @@ pictures: a ``clip`` whose text tower encodes the captions, a ``noisy_clip`` tha
 from __future__ import annotations
 
 import difflib
+import reprlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from ..files import check_name
 from ._strict import Rate, _Strict
-from .parts import ORDER, ClassifierPart, CLIPPart, NetworkPart, Training, VisionPart
+from .parts import ORDER, PARTS, ClassifierPart, CLIPPart, NetworkPart, Training, VisionPart
 from .tables import ConditionSpec, Data, Export, Levels, Noise, Preview, Target
 
 __all__ = ["CLIPPart", "ClassifierPart", "ConditionSpec", "Data", "Export", "Levels", "NetworkPart", "Noise", "Preview", "Recipe", "Target", "Training", "VisionPart", "read"]
 
 
+BESIDE = frozenset(("parts", "snapshots", "previews", "tensorboard", "tokenizers", "batch.png", ".lock"))
+"""What a training writes beside the model's folder, which is named after the recipe."""
+
+
+def _folder_name(name: str) -> str:
+    return check_name(name, "the recipe's name", taken=BESIDE)
+
+
 class Recipe(_Strict):
     """A whole training."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_folder_name)]
     summary: str = ""
     licence: str = ""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     joint_dropout: Rate = 0.0
     checkpoint_seconds: float = Field(default=60.0, gt=0)
-    keep_checkpoints: int = Field(default=2, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0, le=1_000)
     data: Data
     conditions: dict[str, ConditionSpec] | None = None
     schedule: Noise = Noise()
@@ -69,6 +79,11 @@ class Recipe(_Strict):
         """Return what the network predicts."""
         return self.objective.predicts or {"vp": "v", "flow": "velocity", "edm": "edm"}[self.schedule.kind]
 
+    def code(self) -> dict[str, str]:
+        """Return the code that training imports and calls, by the keys that name it."""
+        specs = {part: getattr(self, part) for part in PARTS}
+        return {f"{part}.network": spec.network for part, spec in specs.items() if isinstance(spec, NetworkPart) and ":" in spec.network}
+
     def parts(self, only: Sequence[str] | None = None) -> list[str]:
         """Name the parts to train, in order: all, or those of them in ``only``.
 
@@ -82,21 +97,48 @@ class Recipe(_Strict):
         return [p for p in parts if only is None or p in only]
 
 
-def read(path: Path | str) -> Recipe:
+def read(path: Path | str, *, trust: bool = False) -> Recipe:
     """Read and check a recipe.
 
+    Args:
+        path: of a TOML file.
+        trust: it may name code of its author's own, which training imports and calls.
+
     Raises:
-        ValueError: it cannot be read, is not TOML, or has a key that is unknown, missing or out of
-            range (named), in one line.
+        ValueError: it cannot be read, is not TOML, has a key that is unknown, missing or out of
+            range (named), or names code and is not trusted; in one line.
     """
     try:
-        return Recipe.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a path
+        raise ValueError(f"{path} is not TOML: {' '.join(str(error).split())}") from error
+    return checked(content, path, trust=trust)
+
+
+def checked(content: Any, origin: Path | str, *, trust: bool = False) -> Recipe:
+    """Return the recipe that ``content`` is; arguments and errors as of `read`.
+
+    Args:
+        content: tables by name, from any file.
+        origin: that file, to be named.
+        trust: as of `read`.
+    """
+    try:
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from error
+        lines = [_explain(e) for e in error.errors()]
+        more = f"; and {len(lines) - _MOST} more" if len(lines) > _MOST else ""
+        raise ValueError(f"{origin}: " + "; ".join(lines[:_MOST]) + more) from error
+    for key, code in recipe.code().items():
+        if not trust:
+            raise ValueError(f"{origin}: {key} is made by the code {code!r}, which is only run where you trust it: read(…, trust=True), --trust")
+    return recipe
+
+
+_MOST = 12
+"""Mistakes of one recipe that are told."""
 
 
 def _explain(error: Any) -> str:
@@ -105,8 +147,10 @@ def _explain(error: Any) -> str:
         return f"unknown key {where!r}{suggestion(str(error['loc'][-1]), _keys(error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"missing key {where!r}"
-    message = error["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
+    # Of an expression the further lines point at the place; the first says it in words.
+    message = error["msg"].removeprefix("Value error, ").split("\n")[0]
+    given = error["input"]
+    shown = "" if isinstance(given, dict | BaseModel) else f", not {reprlib.repr(given)}"
     return (f"{where}: " if where else "") + f"{message[0].lower()}{message[1:]}{shown}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from .build import build
 from .checkpoints import read_checkpoint
 from .clips import take_from_clip, uses_clip
 from .ema import EMA
+from .foresee import check_out, foresee
+from .lock import locked
 from .loop import fit
 from .memory import activations, memory
+from .origins import read_parts
 from .parts import PARTS, CLIPPart, NetworkPart
 from .reading import sources
 from .recipe import Recipe
@@ -34,6 +37,10 @@ def settings(recipe: Recipe, part: str) -> Settings:
     return Settings(**getattr(recipe, part).train.model_dump(), seed=recipe.seed + PARTS.index(part))
 
 
+_IDLE = ("cache", "test", "max_bad", "about")
+"""Keys of data that shape no weights; where the data lie does not either, but their identity."""
+
+
 def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
     """Say all that shapes a part's weights besides its settings, by dotted names."""
     own = getattr(recipe, part).model_dump(exclude={"train", "snapshots", "calibrate"})  # which snapshots are kept shapes nothing
@@ -45,7 +52,7 @@ def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
     conditions = {name: spec.model_dump() for name, spec in (recipe.conditions or {}).items()}
     tables = {
         **noise,
-        "data": recipe.data.model_dump(exclude={"cache", "test", "max_bad", "about"}),
+        "data": recipe.data.model_dump(exclude={"path", *_IDLE}),
         "conditions": conditions,
         part: own,
         "": {"joint_dropout": recipe.joint_dropout},
@@ -104,12 +111,33 @@ def save_snapshot(weights: Mapping[str, Tensor], path: Path) -> None:
         beside.write_bytes(save({k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in weights.items()}))
 
 
-def train_part(recipe: Recipe, part: str, out: Path, source: Source, *, stop: Stop | None = None, accelerator: Any = None) -> Generator[Progress, None, None]:
+def train_part(
+    recipe: Recipe,
+    part: str,
+    out: Path,
+    source: Source,
+    *,
+    stop: Stop | None = None,
+    accelerator: Any = None,
+    accept_data: bool = False,
+) -> Generator[Progress, None, None]:
     """Train one part, from its checkpoint if there is one; keep the snapshots and pictures it asks for."""
+    if accept_data and recipe.data.standardise:
+        raise ValueError("data.standardise takes its units from the data, so a training cannot go on with other data; leave --accept-data out, or give another --out")
     built = build(recipe, part, source, out)
-    if uses_clip(recipe, part) and not checkpoint(out, part).is_file():
+    if uses_clip(recipe, part):
         take_from_clip(built.module, averaged(recipe, "clip", out, source))
-    trainer = Trainer(built.module, built.objective, source, settings(recipe, part), made_from(recipe, part), prepare=built.prepare, accelerator=accelerator)
+    made = made_from(recipe, part) | read_parts(recipe, part, built.module)
+    trainer = Trainer(
+        built.module,
+        built.objective,
+        source,
+        settings(recipe, part),
+        made,
+        prepare=built.prepare,
+        accelerator=accelerator,
+        accept_data=accept_data,
+    )
     keep = set(snapshot_steps(recipe, part))
 
     def snapshot(trainer: Trainer) -> None:
@@ -128,7 +156,14 @@ def train_part(recipe: Recipe, part: str, out: Path, source: Source, *, stop: St
 
 
 def train(
-    recipe: Recipe, out: Path, report: Report | None = None, *, only: Sequence[str] | None = None, stop: Stop | None = None, say: Callable[[str], None] | None = None
+    recipe: Recipe,
+    out: Path,
+    report: Report | None = None,
+    *,
+    only: Sequence[str] | None = None,
+    stop: Stop | None = None,
+    say: Callable[[str], None] | None = None,
+    accept_data: bool = False,
 ) -> bool:
     """Train the parts of ``recipe`` under ``out``; each goes on from its checkpoint.
 
@@ -139,6 +174,7 @@ def train(
         only: which parts to train; by default all.
         stop: where it was asked, the training stops after a step, saved.
         say: told of images that were skipped.
+        accept_data: go on from checkpoints though samples were added, removed or changed since.
 
     Returns:
         Whether it went to the end.
@@ -148,21 +184,46 @@ def train(
             not go together, or a checkpoint is damaged or of another recipe.
         OSError: ``out`` cannot be written to, or the data are missing; nothing was trained.
         NotFinite: a loss stopped being a number.
+        Locked: another training works in ``out``.
     """
     from accelerate import Accelerator
 
     parts = recipe.parts(only)
-    for folder in (out / "parts", out / "snapshots"):
-        make_folder(folder)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    with locked(make_folder(out)) if accelerator.is_main_process else nullcontext():
+        return _train(
+            recipe,
+            parts,
+            out,
+            accelerator,
+            report=report,
+            stop=stop,
+            say=say,
+            accept_data=accept_data,
+        )
+
+
+def _train(
+    recipe: Recipe,
+    parts: Sequence[str],
+    out: Path,
+    accelerator: Any,
+    *,
+    report: Report | None,
+    stop: Stop | None,
+    say: Callable[[str], None] | None,
+    accept_data: bool,
+) -> bool:
+    """Train ``parts``; arguments as of `train`."""
+    check_out(recipe, out)
     with accelerator.main_process_first():  # so that caches are written once
         source = sources(recipe, say)[0]
     with accelerator.main_process_first():
-        for part in parts:
-            build(recipe, part, source, out)  # refuse what cannot be before an hour of the part before it
+        # Refuse what cannot be before an hour of the part before it, or at the very end.
+        foresee(recipe, {part: build(recipe, part, source, out) for part in parts}, source)
     for part in parts:
         steps = getattr(recipe, part).train.steps
-        with closing(train_part(recipe, part, out, source, stop=stop, accelerator=accelerator)) as progresses:
+        with closing(train_part(recipe, part, out, source, stop=stop, accelerator=accelerator, accept_data=accept_data)) as progresses:
             for progress in progresses:
                 if report and accelerator.is_main_process:
                     report(part, progress, steps)
@@ -185,7 +246,9 @@ def dry_run(recipe: Recipe, only: Sequence[str] | None = None, say: Callable[[st
     rows = list(range(min(recipe.model.train.batch, source.size or recipe.model.train.batch)))
     first = source.batch(rows, Draw(rows))[0]
     lines[0] += f"; the first batch has mean {first.mean():.3g} and standard deviation {first.std(correction=0):.3g}"
-    return lines + [_line(recipe, part, build(recipe, part, source), source) for part in recipe.parts(only)], first
+    built = {part: build(recipe, part, source) for part in recipe.parts(only)}
+    foresee(recipe, built, source)
+    return lines + [_line(recipe, part, b, source) for part, b in built.items()], first
 
 
 def _line(recipe: Recipe, part: str, built: Built, source: Source) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch import Tensor
 from ..bridge.vae import read_decoder
 from ..data._core import Source
 from ..draw import Draw
+from ..files import written
 from ..model import Model
 from ..pictures import Row, save_png, sheet, to_drawings
 from .noise import process
@@ -29,15 +33,18 @@ class Board:
 
     def __init__(self, folder: Path, trainer: Any) -> None:
         self.folder, self.trainer, self.writer, self.before = folder, trainer, None, (0, 0.0)
+        self.failed = False
 
     def _open(self) -> Any:
-        if self.writer is None and self.trainer.accelerator.is_main_process:
+        if self.writer is None and not self.failed and self.trainer.accelerator.is_main_process:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 return None
+            _mute_writers()
             # What an earlier run logged after its last checkpoint is taken back.
-            self.writer = SummaryWriter(str(self.folder), purge_step=self.trainer.done)
+            with self._or_without():
+                self.writer = SummaryWriter(str(self.folder), purge_step=self.trainer.done)
         return self.writer
 
     def add(self, progress: Any) -> None:
@@ -50,8 +57,9 @@ class Board:
         if progress.seconds > seconds > 0:
             scalars["samples per second"] = (progress.samples - samples) / (progress.seconds - seconds)
         self.before = (progress.samples, progress.seconds)
-        for name, value in scalars.items():
-            writer.add_scalar(name, value, progress.step)
+        with self._or_without():
+            for name, value in scalars.items():
+                writer.add_scalar(name, value, progress.step)
 
     def picture(self, image: Any, step: int) -> None:
         """Log a picture."""
@@ -59,12 +67,36 @@ class Board:
         if writer is not None:
             import numpy
 
-            writer.add_image("samples", numpy.asarray(image), step, dataformats="HWC")
+            with self._or_without():
+                writer.add_image("samples", numpy.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
         """Write out what is left."""
         if self.writer is not None:
-            self.writer.close()
+            with self._or_without():
+                self.writer.close()
+
+    @contextmanager
+    def _or_without(self) -> Iterator[None]:
+        """Go on without curves where they cannot be written: no training is lost for them."""
+        try:
+            with written(self.folder):
+                yield
+        except OSError as error:
+            self.writer, self.failed = None, True
+            warnings.warn(f"{error}; the training goes on without its curves", stacklevel=4)
+
+
+def _mute_writers() -> None:
+    """Keep TensorBoard's threads from printing what is raised again where one writes to them."""
+    former = threading.excepthook
+
+    def hook(found: threading.ExceptHookArgs) -> None:
+        if not (type(found.thread).__module__ or "").startswith("tensorboard."):
+            former(found)
+
+    if getattr(former, "__name__", "") != hook.__name__ or former.__module__ != hook.__module__:
+        threading.excepthook = hook
 
 
 def previewing(recipe: Recipe, part: str, folder: Path, source: Source, board: Board) -> Callable[[Any], None]:
@@ -93,14 +125,21 @@ def previewing(recipe: Recipe, part: str, folder: Path, source: Source, board: B
 
 def _rows(recipe: Recipe, module: Any, source: Source, decode: Callable[[Tensor], Tensor]) -> Any:
     model, count = live_model(recipe, module, source.shape, decode), recipe.preview.seeds
-    known = model.classes or (recipe.preview.prompts if model.told_by_text else ())
-    names = [known[k % len(known)] for k in range(count)] if known else written(module.encoder, source, count)
+    names = names_for(recipe, model, module, source, count)
     for guidance in recipe.preview.guidance if names else ("uncond",):
         x = model.sample(names, guidance=guidance, seeds=range(count), steps=recipe.preview.steps, solver=recipe.export.solver, grid=recipe.export.grid).images
         yield Row(label=guidance, images=to_drawings(x))
 
 
-def written(encoder: Any, source: Source, count: int) -> list[str] | None:
+def names_for(recipe: Recipe, model: Model, module: Any, source: Source, count: int) -> list[str] | None:
+    """Return the conditions of the samples of a preview; None of an unconditional model."""
+    known = model.classes or (recipe.preview.prompts if model.told_by_text else ())
+    if known:
+        return [known[k % len(known)] for k in range(count)]
+    return spelled(module.encoder, source, count)
+
+
+def spelled(encoder: Any, source: Source, count: int) -> list[str] | None:
     """Write what is known of the first samples as a person would; None where the model is told nothing."""
     if not encoder.parts:
         return None

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ._strict import Rate, Words, _Strict
+from ..bridge.recipe import GuidanceRecipe
+from ._strict import Pixels, Rate, Steps, Words, _Strict
 
 
 class Data(_Strict):
@@ -32,7 +33,7 @@ class Data(_Strict):
     path: str | None = None
     columns: dict[str, Literal["class", "vector", "text"]] | None = None
     classes: Words = ()
-    size: int = Field(default=32, gt=0)
+    size: Pixels = 32
     channels: Literal[1, 3] | None = None
     crop: Literal["center", "random"] = "center"
     flip: bool = False
@@ -42,7 +43,7 @@ class Data(_Strict):
     standardise: bool = False
     holdout: float = Field(default=0.1, ge=0, lt=1)
     test: str | None = None
-    shuffle: int = Field(default=10_000, ge=1)
+    shuffle: int = Field(default=10_000, ge=1, le=10_000_000)
     about: str = ""
 
     @model_validator(mode="after")
@@ -87,7 +88,7 @@ class Noise(_Strict):
 
     kind: Literal["vp", "flow", "edm"] = "vp"
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
-    num_train_timesteps: int = Field(default=1000, gt=1)
+    num_train_timesteps: int = Field(default=1000, gt=1, le=1_000_000)
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
     zero_terminal_snr: bool = False
@@ -149,9 +150,15 @@ class Preview(_Strict):
 
     every: int = Field(default=0, ge=0)
     guidance: Words = ("cfg(1)", "cfg(2)", "cfg(4)")
-    seeds: int = Field(default=8, gt=0)
-    steps: int = Field(default=20, gt=0)
+    seeds: Steps = 8
+    steps: Steps = 20
     prompts: Words = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Preview:
+        for guidance in self.guidance:
+            GuidanceRecipe(guidance=guidance)
+        return self
 
 
 class Export(_Strict):
@@ -163,7 +170,12 @@ class Export(_Strict):
     """
 
     guidance: str = "cfg(2)"
-    steps: int = Field(default=20, gt=0)
+    steps: Steps = 20
     solver: str = "dpmpp-2m"
     grid: str = "log_snr"
     snapshots: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Export:
+        GuidanceRecipe(guidance=self.guidance, steps=self.steps, solver=self.solver, grid=self.grid)
+        return self

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data._core import Source, Targets
+from ..data.identity import identify
 from ..denoiser import Network
 from ..draw import Draw
 from ._core import NotFinite, Objective, Settings, profiles
@@ -62,6 +63,7 @@ class Trainer:
             words by name: a checkpoint that was made from anything else is refused.
         prepare: turns what is known of a batch into the objective's target.
         accelerator: where and by how many processes; by default as ``accelerate launch`` says.
+        accept_data: go on from a checkpoint though samples were added, removed or changed since.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Trainer:
         *,
         prepare: Callable[[Targets], Any] = lambda targets: targets,
         accelerator: Any = None,
+        accept_data: bool = False,
     ) -> None:
         from accelerate import Accelerator
 
@@ -81,6 +84,7 @@ class Trainer:
         self.module, self.data, self.settings, self.prepare = module, data, settings, prepare
         self.made_from, self.done, self.seconds, self.norm, self.loss = dict(made_from or {}), 0, 0.0, 0.0, 0.0
         self.due = False
+        self.identity, self.accept_data = identify(data), accept_data
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         nn.Module.to(module, self.dtype)  # Diffusers' own would warn of layers it keeps in float32, of which these have none
         for part in module.modules():
@@ -175,6 +179,7 @@ class Trainer:
             "loss": self.loss,
             "settings": asdict(self.settings),
             "made_from": self.made_from,
+            "data": self.identity,
             "where": self._where(),
         }
         if self.accelerator.is_main_process:
@@ -192,10 +197,16 @@ class Trainer:
 
         Raises:
             Damaged: it is.
-            ValueError: it was written under other settings (named).
+            ValueError: it was written under other settings, or of other data (named).
         """
         state = read_checkpoint(path)
-        check_same(path, state, {"settings": asdict(self.settings), "made_from": self.made_from, "where": self._where()})
+        now = {
+            "settings": asdict(self.settings),
+            "made_from": self.made_from,
+            "data": self.identity,
+            "where": self._where(),
+        }
+        check_same(path, state, now, accept_data=self.accept_data)
         try:
             load_module(self.module, state["module"])
             for name, average in self.averages.items():

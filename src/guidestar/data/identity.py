@@ -1,0 +1,128 @@
+"""The identity of data: what a training must find unchanged when it is resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ._core import Column, Held, InMemory, Part, Source
+from .pictures import Pictures
+from .shards import Shards
+from .tensors import Scaled
+
+HASHED = 256 * 2**20
+"""Bytes of one tensor that are hashed at most; of a larger one, rows evenly spaced."""
+
+
+def identify(source: Source) -> dict[str, Any]:
+    """Return the identity of ``source``: JSON values, equal where the data are.
+
+    It depends on the samples and on what is known of them, not on where the files lie or when they
+    were written. Of shards, which are not read to their end, it depends on the names and sizes of
+    the files.
+
+    Returns:
+        ``columns`` (by name: kind, and the classes in order or the width), ``size`` (None for a
+        stream) and ``digest`` (of the samples, their classes, numbers and captions).
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in _pieces(source):
+        digest.update(len(piece).to_bytes(8, "little"))
+        digest.update(piece)
+    columns = {name: _column(column) for name, column in source.columns.items()}
+    return {"columns": columns, "size": source.size, "digest": digest.hexdigest()}
+
+
+def _column(column: Column) -> list[Any]:
+    known = {"class": list(column.classes), "vector": column.width, "text": None}
+    return [column.kind, known[column.kind]]
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, bool] | None:
+    """Compare two identities; None where they are equal.
+
+    Returns:
+        What differs, in one line, and whether a training may go on with the new data all the same:
+        true where only samples were added, removed or changed, false where classes or columns were,
+        as the trained network's indices would mean something else.
+    """
+    if before == now:
+        return None
+    return _compare_columns(before["columns"], now["columns"]) or (_compare_samples(before, now), True)
+
+
+def _compare_columns(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, bool] | None:
+    for name in {**before, **now}:
+        if name not in now:
+            return f"the column {name!r} is gone", False
+        if name not in before:
+            return f"the column {name!r} is new", False
+        (kind, old), (other, new) = before[name], now[name]
+        if kind != other:
+            return f"the column {name!r} was a {kind} and is a {other}", False
+        if kind == "class" and old != new:
+            return f"the classes of {name!r} {_compare_classes(old, new)}", False
+        if old != new:
+            return f"the column {name!r} had {old} numbers and has {new}", False
+    return None
+
+
+def _compare_classes(before: list[str], now: list[str]) -> str:
+    gone = [c for c in before if c not in now]
+    new = [c for c in now if c not in before]
+    words = [f"lack {', '.join(map(repr, gone[:3]))}"] if gone else []
+    words += [f"have {', '.join(map(repr, new[:3]))}"] if new else []
+    if not words:
+        return "are in another order"
+    return f"now {' and '.join(words)}"
+
+
+def _compare_samples(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if before["size"] != now["size"]:
+        return f"there were {before['size']} samples and are {now['size']}"
+    return "the samples, or what is known of them, have changed"
+
+
+def _pieces(source: Source) -> Iterator[bytes]:
+    """Yield what the digest is made of."""
+    if isinstance(source, Part):
+        yield ",".join(map(str, source.kept)).encode()
+        yield from _pieces(source.source)
+    elif isinstance(source, Scaled):
+        yield from _pieces(source.source)
+    elif isinstance(source, Pictures):
+        yield from (*_tensor(source.pixels), *_held(source.targets))
+    elif isinstance(source, InMemory):
+        yield from (*_tensor(source.x), *_held(source.targets))
+    elif isinstance(source, Shards):
+        yield from (_file(name) for name in source.files)
+    else:
+        yield f"{type(source).__name__} {source.size} {source.shape}".encode()
+
+
+def _file(name: str) -> bytes:
+    size = os.path.getsize(name) if os.path.isfile(name) else -1  # an address has none here
+    return f"{Path(name).name} {size}".encode()
+
+
+def _tensor(x: Tensor) -> Iterator[bytes]:
+    yield f"{x.dtype} {tuple(x.shape)}".encode()
+    row = max(1, x[:1].numel() * x.element_size())
+    every = max(1, -(-len(x) * row // HASHED))
+    rows = x[::every].detach().cpu().contiguous()
+    yield from (part.numpy().tobytes() for part in rows.split(max(1, 2**24 // row)))
+
+
+def _held(targets: Held) -> Iterator[bytes]:
+    for name in sorted(targets):
+        yield name.encode()
+        values = targets[name]
+        if isinstance(values, Tensor):
+            yield from _tensor(values)
+        else:
+            yield repr(values).encode()
