@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .bridge.recipe import GuidanceRecipe
-from .documents import is_name, maybe, number, read_json, shown, whole
+from .documents import maybe, number, read_json, shown, whole
 from .files import check_name
 
 NAME = "guidestar.json"
@@ -45,10 +45,10 @@ def _texts(given: Any) -> bool:
 
 def _folders(given: Any) -> bool:
     """Tell whether these name folders within another, and nothing outside it."""
-    if not (_texts(given) and all(map(is_name, given)) and len(set(given)) == len(given)):
+    if not isinstance(given, list):
         return False
     try:
-        return all(check_name(name, "a name") for name in given)
+        return len({check_name(name, "a name") for name in given}) == len(given)
     except ValueError:
         return False
 

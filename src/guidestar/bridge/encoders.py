@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..denoiser import Condition
-from ..documents import check, maybe, read_json
+from ..documents import check, maybe, read_json, refused
 from ..models.clip import masked, tokens, warn_of_cuts
 from .settings import LABELS, check_own
 from .towers import architectures, build_encoder, fitting, read_tokenizer, renamed
@@ -202,7 +202,9 @@ def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     about = read_json(file)
     check_own(file, about)
     if about.get("_class_name") == "Conditions":
-        return Conditions({name: read_condition(folder / name, dtype=dtype) for name in about["names"]})
+        parts = {name: read_condition(folder / name, dtype=dtype) for name in about["names"]}
+        with refused(f"{file}: these conditions do not go together"):
+            return Conditions(parts)
     if about.get("_class_name") == "TextEncoder":
         # Where a caption is the only condition, CLIP lies beside, as Diffusers has it.
         text = read_text(folder if (folder / "text_encoder").is_dir() else folder.parent, dtype)

@@ -62,6 +62,7 @@ def _tried(module: Any) -> None:
             module(pixel_values=torch.zeros(1, 3, config.image_size, config.image_size, device="meta"))
         else:
             ids = torch.zeros(1, min(4, getattr(config, "max_position_embeddings", 4)), dtype=torch.int64, device="meta")
+            module(ids)
             module(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
 
 

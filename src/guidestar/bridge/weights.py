@@ -152,7 +152,7 @@ _RENAMED = {("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel", ("
 def _find(file: Path, name: Any, norm: Any, known: Mapping[str, type[ModelMixin]]) -> type[ModelMixin]:
     import diffusers
 
-    name = _RENAMED.get((name, norm), name) if isinstance(name, str) else name
+    name = _RENAMED.get((name, norm), name) if isinstance(name, str) and isinstance(norm, str) else name
     found = (known.get(name) or getattr(diffusers, name, None)) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         raise ValueError(f"{file}: {shown(name)} (_class_name) is not a network of this Diffusers version ({diffusers.__version__})")
@@ -221,17 +221,20 @@ def _shards(index: Path) -> dict[str, str]:
 
 
 def encoder_settings(file: Path) -> dict[str, Any]:
-    """Read the settings of a text or image encoder, without those that name code to be fetched.
+    """Read the settings of a text or image encoder, without those that name code to be fetched, or what a call returns.
 
     Raises:
         ValueError: as `read_json`.
     """
-    return _without_code(read_json(file))
+    return _of_sizes(read_json(file))
 
 
-def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
-    kept = {k: v for k, v in settings.items() if "attn_implementation" not in k and k != "auto_map"}
-    return {k: _without_code(v) if isinstance(v, dict) else v for k, v in kept.items()}
+_LEFT = ("auto_map", "output_hidden_states", "output_attentions", "return_dict", "use_return_dict")
+
+
+def _of_sizes(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in settings.items() if "attn_implementation" not in k and k not in _LEFT}
+    return {k: _of_sizes(v) if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def conversion(file: Path) -> str:
