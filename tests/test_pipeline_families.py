@@ -12,6 +12,7 @@ import guidestar
 from _pipeline_families import MAKE, family, flux
 from _pipelines import quiet
 from guidestar import Post, cond
+from guidestar.bridge.calls import Call, grouped
 from guidestar.bridge.families import FAMILIES
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
@@ -24,6 +25,7 @@ def close(a, b, tolerance=1e-6):
     return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
 
 
+@pytest.mark.filterwarnings("ignore:min_guidance_scale:UserWarning")
 @pytest.mark.parametrize("name", CONDITIONED)
 def test_cfg_is_the_pipelines_own(name):
     f = family(name)
@@ -110,6 +112,23 @@ def test_one_image_without_a_negative_pass(kind):
     with guidestar.guided(f.pipe, "cond + pag(3)"):
         one, two = f.draw(1), f.draw(2)
     assert close(one, two[:1], 1e-5) and not close(one, own, 1e-3)
+
+
+def test_two_pictures_of_each_row_stay_with_it():
+    """As Wan tells its first and last frame: [2B, L, D], of the prompt's call and of the negative's."""
+    wan = FAMILIES["WanTransformer3DModel"]
+
+    def call(part, first):
+        told = {"hidden_states": torch.zeros(2, 4, 1, 2, 2), "encoder_hidden_states": torch.zeros(2, 3, 8), "timestep": torch.zeros(2)}
+        pictures = torch.arange(first, first + 4.0).reshape(4, 1, 1)
+        return Call(family=wan, arguments=grouped({**told, "encoder_hidden_states_image": pictures}, 2), parts=(part,), channels=4, learned_variance=False)
+
+    both = call("cond", 0).merged(call("uncond", 10))
+    for part, wanted in (("cond", [0, 1, 2, 3]), ("uncond", [10, 11, 12, 13])):
+        told = both.told(torch.zeros(2, 4, 1, 2, 2), None, both.condition(part))
+        assert told["encoder_hidden_states_image"].flatten().tolist() == wanted
+    second = both.condition("cond").take(torch.tensor([1]))
+    assert both.told(torch.zeros(1, 4, 1, 2, 2), None, second)["encoder_hidden_states_image"].flatten().tolist() == [2, 3]
 
 
 def heard(net):

@@ -18,7 +18,7 @@ from ..prediction import Prediction
 from .families import Family
 from .timetable import Output
 
-_ROWS, _TIME = "rows", "timestep"
+_ROWS, _TIME, _PICTURES = "rows", "timestep", "encoder_hidden_states_image"
 Change = Callable[[str, Tensor], Any]
 
 
@@ -31,6 +31,14 @@ def over(value: Any, name: str, change: Change) -> Any:
     if type(value) in (list, tuple):
         return type(value)(over(v, f"{name}.{i}", change) for i, v in enumerate(value))
     return value
+
+
+def grouped(arguments: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Return a network's arguments with the pictures of each row together, where it has several (Wan's first and last frame)."""
+    pictures = arguments.get(_PICTURES)
+    if isinstance(pictures, Tensor) and len(pictures) != rows and len(pictures) % rows == 0:
+        return {**arguments, _PICTURES: pictures.unflatten(0, (rows, -1))}
+    return arguments
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,7 +184,10 @@ class Call:
             return t if not self.per_row(name, t) else t if index is None else t[index.to(t.device)]
 
         against = {k: v for k, v in cond.items() if k.startswith(AGAINST) and k != f"{AGAINST}{_ROWS}"}
-        return {**over(dict(self.arguments), "", change), **against}
+        made = over(dict(self.arguments), "", change)
+        if isinstance(pictures := made.get(_PICTURES), Tensor) and pictures.ndim > 3:
+            made[_PICTURES] = pictures.flatten(0, 1)
+        return {**made, **against}
 
     def _input(self, x: Tensor, index: Tensor | None) -> Tensor:
         packed = self.family.pack(x.to(self.whole.dtype), self.grid)

@@ -13,7 +13,7 @@ from ..denoiser import Condition
 from ..guidance import Guidance, Guided
 from ..levels import Grid, Level, Step
 from ..passes import Net, Pass, Slot
-from .calls import Call, CallDenoiser, bound
+from .calls import Call, CallDenoiser, bound, grouped
 from .families import check_prompt, encode, family_of, how_to_ask, label, moved_from, negative_rows
 from .finite import Watch
 from .seeds import generators, seed_of
@@ -125,6 +125,7 @@ class Run:
         two = family.calls == 2
         parts = ("uncond" if two and self.pending else "cond",) if two or not negative_rows(self.pipe, family, self.arguments) else family.parts
         channels, learned = _channels(self.pipe, net, family.channel == 1)
+        arguments = grouped(arguments, len(arguments[family.x]))
         return Call(family=family, arguments=arguments, parts=parts, channels=channels, learned_variance=learned)
 
     def _place(self, call: Call) -> int:
