@@ -15,19 +15,23 @@ import statistics
 import time
 
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
 
+from diffusers import DDIMScheduler, UNet2DModel
 from guidestar import Draw, load
-from guidestar.denoiser import Network
-from guidestar.folder import SHIPPED
+from guidestar.core.denoiser import Network
+from guidestar.model.folder import SHIPPED
 
 BATCH, STEPS, SCALE = 16, 25, 3.0
 
 
 def diffusers_parts(model):
     """Load the model's folder with Diffusers' own classes."""
-    unet = UNet2DModel.from_pretrained(SHIPPED / model.name, subfolder="unet", torch_dtype=torch.float32).eval()
-    scheduler = DDIMScheduler.from_pretrained(SHIPPED / model.name, subfolder="scheduler", timestep_spacing="leading")
+    unet = UNet2DModel.from_pretrained(
+        SHIPPED / model.name, subfolder="unet", torch_dtype=torch.float32
+    ).eval()
+    scheduler = DDIMScheduler.from_pretrained(
+        SHIPPED / model.name, subfolder="scheduler", timestep_spacing="leading"
+    )
     return unet, scheduler
 
 
@@ -53,7 +57,9 @@ def in_turn(functions, rounds):
     for function in functions:
         function()
     runs = [[timed(f) for f in functions] for _ in range(rounds)]
-    return [statistics.median(r[i][0] for r in runs) for i in range(len(functions))], [r for _, r in runs[-1]]
+    return [statistics.median(r[i][0] for r in runs) for i in range(len(functions))], [
+        r for _, r in runs[-1]
+    ]
 
 
 class Counting(torch.nn.Module):
@@ -72,7 +78,10 @@ class Counting(torch.nn.Module):
 def against_diffusers(model, rounds):
     unet, scheduler = diffusers_parts(model)
     names = [model.classes[i % 10] for i in range(BATCH)]
-    cond, null = model.encoder.encode(names)["class_labels"], model.encoder.null(BATCH)["class_labels"]
+    cond, null = (
+        model.encoder.encode(names)["class_labels"],
+        model.encoder.null(BATCH)["class_labels"],
+    )
     grid = model.grid(STEPS, "leading")
     x = Draw(range(BATCH)).at(-1).normal("start", model.shape) * grid[0].sigma
 
@@ -80,25 +89,50 @@ def against_diffusers(model, rounds):
         return diffusers_loop(unet, scheduler, cond, null, x)
 
     def ours():
-        return model.sample(names, guidance=f"cfg({SCALE})", seeds=range(BATCH), solver="ddim", grid="leading", steps=STEPS).x
+        return model.sample(
+            names,
+            guidance=f"cfg({SCALE})",
+            seeds=range(BATCH),
+            solver="ddim",
+            grid="leading",
+            steps=STEPS,
+        ).x
 
     (a, b), (x_theirs, x_ours) = in_turn([theirs, ours], rounds)
-    print(f"Diffusers {a:.3f} s, guidestar {b:.3f} s, ratio {b / a:.3f}; largest difference of the images {float((x_theirs - x_ours).abs().max()):.1e}")
+    print(
+        f"Diffusers {a:.3f} s, guidestar {b:.3f} s, ratio {b / a:.3f}; largest difference of the "
+        f"images {float((x_theirs - x_ours).abs().max()):.1e}"
+    )
 
 
 def shared_passes(model, rounds):
     names = [model.classes[i % 10] for i in range(BATCH)]
     counting = Counting(model.denoiser)
     model.denoiser = counting
-    expressions = [f"cfg(3) + cfg(2, negative='{model.classes[0]}') + apg(2)", "cfg(3)", f"cfg(2, negative='{model.classes[0]}')", "apg(2)"]
+    expressions = [
+        f"cfg(3) + cfg(2, negative='{model.classes[0]}') + apg(2)",
+        "cfg(3)",
+        f"cfg(2, negative='{model.classes[0]}')",
+        "apg(2)",
+    ]
     rows = []
     for expression in expressions:
         counting.rows = 0
         model.sample(names, guidance=expression, seeds=range(BATCH), steps=1)
         rows.append(counting.rows // BATCH)
     model.denoiser = counting.inner
-    times, _ = in_turn([lambda e=e: model.sample(names, guidance=e, seeds=range(BATCH), steps=5) for e in expressions], rounds)
-    print(f"{expressions[0]}: {rows[0]} passes a step (each alone: {' + '.join(map(str, rows[1:]))}), time {times[0] / sum(times[1:]):.2f} of the three apart")
+    times, _ = in_turn(
+        [
+            lambda e=e: model.sample(names, guidance=e, seeds=range(BATCH), steps=5)
+            for e in expressions
+        ],
+        rounds,
+    )
+    print(
+        f"{expressions[0]}: {rows[0]} passes a step (each alone: "
+        f"{' + '.join(map(str, rows[1:]))}), time {times[0] / sum(times[1:]):.2f} of the three "
+        "apart"
+    )
 
 
 def main():
@@ -106,7 +140,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     model = load("fashion-mnist")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.rounds} rounds in turn, medians")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.rounds} "
+        "rounds in turn, medians"
+    )
     against_diffusers(model, arguments.rounds)
     shared_passes(model, arguments.rounds)
 

@@ -1,12 +1,13 @@
-"""Does autoguidance, a guidance interval, or both, beat plain guidance on the shipped Fashion-MNIST model?
+"""Does autoguidance, a guidance interval, or both, beat plain guidance on the shipped Fashion-MNIST
+model?
 
     python benchmarks/better_than_cfg.py
 
 Every side has the same number of settings (`SIDES`), tried on 500 seeds of their own; the
-one of the lowest Fréchet distance is then measured on 5 blocks of 1,000 other seeds, the same for all
-sides. The difference to plain guidance is taken block by block; it counts from two standard errors. Figures are
-kept in `benchmarks/results/better-than-cfg.json` as soon as they are known, and a run that was stopped
-goes on from there.
+one of the lowest Fréchet distance is then measured on 5 blocks of 1,000 other seeds, the same for
+all sides. The difference to plain guidance is taken block by block; it counts from two standard
+errors. Figures are kept in `benchmarks/results/better-than-cfg.json` as soon as they are known, and
+a run that was stopped goes on from there.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from guidestar import load
-from guidestar.measure import REAL, measure
-from guidestar.pictures import write_text
+from guidestar.apps.measure import REAL, measure
+from guidestar.io.images import write_text
 
 KEPT = Path(__file__).parent / "results/better-than-cfg.json"
 BLOCKS, SIZE, STEPS, TRIES = 5, 1000, 10, range(20_000, 20_500)
@@ -38,7 +39,9 @@ Figures = dict[str, Any]
 def main() -> None:
     known: Figures = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     run(known, "tried", [e for side in SIDES.values() for e in side], TRIES)
-    chosen = {name: min(side, key=lambda e: known["tried"][e]["frechet"]) for name, side in SIDES.items()}
+    chosen = {
+        name: min(side, key=lambda e: known["tried"][e]["frechet"]) for name, side in SIDES.items()
+    }
     for block in range(BLOCKS):
         run(known, f"block {block}", [*chosen.values()], range(block * SIZE, (block + 1) * SIZE))
     for expression in chosen.values():
@@ -51,22 +54,34 @@ def run(known: Figures, part: str, expressions: list[str], seeds: range) -> None
     wanted = [e for e in expressions if e not in done]
     if not wanted:
         return
-    for name, row in zip([REAL, *wanted], measure(load("fashion-mnist"), wanted, seeds=seeds, steps=STEPS), strict=True):
+    for name, row in zip(
+        [REAL, *wanted],
+        measure(load("fashion-mnist"), wanted, seeds=seeds, steps=STEPS),
+        strict=True,
+    ):
         done[name] = {k: row[k] for k in ("accuracy", "frechet", "diversity", "nfe", "seconds")}
         write_text(json.dumps(known, indent=1) + "\n", KEPT)
         print(f"{part}  {name:<36} {done[name]}", flush=True)
 
 
 def verdict(known: Figures, expression: str, plain: str) -> str:
-    """Return mean figures over the blocks, and the difference of the distance to plain guidance in standard errors."""
+    """Return mean figures over the blocks, and the difference of the distance to plain guidance in
+    standard errors.
+    """
     blocks = [known[f"block {b}"] for b in range(BLOCKS)]
-    told = "  ".join(f"{k} {statistics.mean(b[expression][k] for b in blocks):.4f}" for k in ("frechet", "accuracy", "diversity", "nfe"))
+    told = "  ".join(
+        f"{k} {statistics.mean(b[expression][k] for b in blocks):.4f}"
+        for k in ("frechet", "accuracy", "diversity", "nfe")
+    )
     if expression == plain:
         return told
     differences = [b[expression]["frechet"] - b[plain]["frechet"] for b in blocks]
     mean, error = statistics.mean(differences), statistics.stdev(differences) / BLOCKS**0.5
     says = "no difference" if abs(mean) < 2 * error else "better" if mean < 0 else "worse"
-    return f"{told}  difference {mean:+.4f} ± {error:.4f} ({mean / error:+.1f} standard errors): {says}"
+    return (
+        f"{told}  difference {mean:+.4f} ± {error:.4f} ({mean / error:+.1f} standard errors): "
+        f"{says}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Measure every guidance at its best parameters, on the shipped models.
 
     python benchmarks/choosing.py fashion-mnist
-    python benchmarks/choosing.py emoji --data emoji/train        (after: guidestar data emoji --out emoji)
+    python benchmarks/choosing.py emoji --data emoji/train        (after: guidestar data emoji --out
+    emoji)
 
-Each method has three or four settings to choose from (`TRIALS`), all tried on the same seeds; the best
-(lowest Fréchet distance of a class model, most prompts found among the first five of a text model) is
-then measured on other seeds, and timed: a batch of 16 of each in turn, three times. Every figure is kept in `benchmarks/results/choosing-<model>.json` as soon
+Each method has three or four settings to choose from (`TRIALS`), all tried on the same seeds; the
+best (lowest Fréchet distance of a class model, most prompts found among the first five of a text
+model) is
+then measured on other seeds, and timed: a batch of 16 of each in turn, three times. Every figure is
+    kept in `benchmarks/results/choosing-<model>.json` as soon
 as it is known, and a run that was stopped goes on from there. `--write` puts the tables into
 docs/choosing.md and the pictures into docs/figures.
 """
@@ -21,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from guidestar import Model, load
-from guidestar.demo_text import PROMPTS
-from guidestar.measure import measure
-from guidestar.measure_text import measure_text
-from guidestar.pictures import Row, save_png, sheet, to_pil, write_text
+from guidestar.apps.demo_text import PROMPTS
+from guidestar.apps.measure import measure
+from guidestar.apps.measure_text import measure_text
+from guidestar.io.images import Row, save_png, sheet, to_pil, write_text
 
 HOME = Path(__file__).parent
 
@@ -33,20 +36,59 @@ TRIALS: dict[str, dict[str, list[str]]] = {
         "no guidance": ["cond"],
         "no condition": ["uncond"],
         "cfg": ["cfg(1.15)", "cfg(1.25)", "cfg(1.5)", "cfg(2)"],
-        "cfg, interval": ["cfg(1.5, interval=(0.3, 3))", "cfg(2, interval=(0.3, 3))", "cfg(1.5, interval=(0.1, 1))", "cfg(2, interval=(0.1, 1))"],
-        "cfg, linear": ["cfg(1.15, schedule=linear)", "cfg(1.25, schedule=linear)", "cfg(1.5, schedule=linear)", "cfg(2, schedule=linear)"],
-        "cfg, cosine": ["cfg(1.15, schedule=cosine)", "cfg(1.25, schedule=cosine)", "cfg(1.5, schedule=cosine)", "cfg(2, schedule=cosine)"],
-        "classifier, on uncond": ["uncond + classifier(2)", "uncond + classifier(4)", "uncond + classifier(6)", "uncond + classifier(8)"],
-        "classifier, on cond": ["cond + classifier(0.25)", "cond + classifier(0.5)", "cond + classifier(1)", "cond + classifier(2)"],
-        "autoguidance": ["autoguidance(1.25)", "autoguidance(1.5)", "autoguidance(2)", "autoguidance(3)"],
-        "cfg + autoguidance": ["cfg(1.15) + autoguidance(1.25)", "cfg(1.25) + autoguidance(1.25)", "cfg(1.15) + autoguidance(1.5)", "cfg(1.25) + autoguidance(1.5)"],
+        "cfg, interval": [
+            "cfg(1.5, interval=(0.3, 3))",
+            "cfg(2, interval=(0.3, 3))",
+            "cfg(1.5, interval=(0.1, 1))",
+            "cfg(2, interval=(0.1, 1))",
+        ],
+        "cfg, linear": [
+            "cfg(1.15, schedule=linear)",
+            "cfg(1.25, schedule=linear)",
+            "cfg(1.5, schedule=linear)",
+            "cfg(2, schedule=linear)",
+        ],
+        "cfg, cosine": [
+            "cfg(1.15, schedule=cosine)",
+            "cfg(1.25, schedule=cosine)",
+            "cfg(1.5, schedule=cosine)",
+            "cfg(2, schedule=cosine)",
+        ],
+        "classifier, on uncond": [
+            "uncond + classifier(2)",
+            "uncond + classifier(4)",
+            "uncond + classifier(6)",
+            "uncond + classifier(8)",
+        ],
+        "classifier, on cond": [
+            "cond + classifier(0.25)",
+            "cond + classifier(0.5)",
+            "cond + classifier(1)",
+            "cond + classifier(2)",
+        ],
+        "autoguidance": [
+            "autoguidance(1.25)",
+            "autoguidance(1.5)",
+            "autoguidance(2)",
+            "autoguidance(3)",
+        ],
+        "cfg + autoguidance": [
+            "cfg(1.15) + autoguidance(1.25)",
+            "cfg(1.25) + autoguidance(1.25)",
+            "cfg(1.15) + autoguidance(1.5)",
+            "cfg(1.25) + autoguidance(1.5)",
+        ],
         "cfgpp": ["cfgpp(0.2)", "cfgpp(0.4)", "cfgpp(0.6)"],
         "apg": ["apg(1.25)", "apg(1.5)", "apg(2)"],
         "cfg_zero": ["cfg_zero(1.25)", "cfg_zero(1.5)", "cfg_zero(1.25, zero=0)"],
         "tcfg": ["tcfg(1.15)", "tcfg(1.25)", "tcfg(1.5)"],
         "fdg": ["fdg(1.25)", "fdg(1.5)", "fdg(2)"],
         "mambo": ["mambo(1.5)", "mambo(2)", "mambo(2, damping=2)"],
-        "adaptive": ["adaptive(1.25)", "adaptive(1.25, gamma=0.999)", "adaptive(1.25, gamma=0.9999)"],
+        "adaptive": [
+            "adaptive(1.25)",
+            "adaptive(1.25, gamma=0.999)",
+            "adaptive(1.25, gamma=0.9999)",
+        ],
         "cads": ["cfg(1.5) | cads(0.05)", "cfg(1.5) | cads(0.1)", "cfg(2) | cads(0.1)"],
         "icg": ["icg(1.15)", "icg(1.25)", "icg(1.5)"],
         "tsg": ["tsg(1.25)", "tsg(1.5)", "tsg(2)"],
@@ -56,14 +98,26 @@ TRIALS: dict[str, dict[str, list[str]]] = {
         "slg": ["cond + slg(0.1)", "cond + slg(0.25)", "cond + slg(0.5)"],
         "sag": ["cond + sag(0.1)", "cond + sag(0.25)", "cond + sag(0.5)"],
         "rescale": ["cfg(1.5) | rescale(0.5)", "cfg(1.5) | rescale(1)", "cfg(2) | rescale(0.5)"],
-        "threshold": ["cfg(1.25) | threshold(0.995)", "cfg(1.5) | threshold(0.995)", "cfg(1.25) | threshold(0.95)"],
+        "threshold": [
+            "cfg(1.25) | threshold(0.995)",
+            "cfg(1.5) | threshold(0.995)",
+            "cfg(1.25) | threshold(0.95)",
+        ],
     },
     "emoji": {
         "no guidance": ["cond"],
         "no condition": ["uncond"],
         "cfg": ["cfg(2)", "cfg(3)", "cfg(4)"],
-        "cfg, interval": ["cfg(4, interval=(0.2, 5))", "cfg(4, interval=(0.5, 10))", "cfg(6, interval=(0.5, 10))"],
-        "cfg, linear": ["cfg(2, schedule=linear)", "cfg(3, schedule=linear)", "cfg(4, schedule=linear)"],
+        "cfg, interval": [
+            "cfg(4, interval=(0.2, 5))",
+            "cfg(4, interval=(0.5, 10))",
+            "cfg(6, interval=(0.5, 10))",
+        ],
+        "cfg, linear": [
+            "cfg(2, schedule=linear)",
+            "cfg(3, schedule=linear)",
+            "cfg(4, schedule=linear)",
+        ],
         "clip, on uncond": ["uncond + clip(4)", "uncond + clip(8)", "uncond + clip(12)"],
         "cfg + clip": ["cfg(3) + clip(0.25)", "cfg(3) + clip(0.5)", "cfg(3) + clip(1)"],
         "cfgpp": ["cfgpp(0.4)", "cfgpp(0.6)", "cfgpp(0.8)"],
@@ -81,7 +135,11 @@ TRIALS: dict[str, dict[str, list[str]]] = {
         "slg": ["cond + slg(0.25)", "cond + slg(0.5)", "cond + slg(1)"],
         "nag": ["cond + nag(2)", "cond + nag(3)", "cond + nag(5)"],
         "rescale": ["cfg(3) | rescale(0.5)", "cfg(3) | rescale(1)", "cfg(4) | rescale(0.5)"],
-        "threshold": ["cfg(3) | threshold(0.995)", "cfg(4) | threshold(0.995)", "cfg(4) | threshold(0.95)"],
+        "threshold": [
+            "cfg(3) | threshold(0.995)",
+            "cfg(4) | threshold(0.995)",
+            "cfg(4) | threshold(0.95)",
+        ],
     },
 }
 """Three or four settings of each method, by model."""
@@ -96,11 +154,15 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=150, help="samples of a trial")
     parser.add_argument("--samples", type=int, default=300, help="samples of a measurement")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--write", action="store_true", help="only write what is known into the documents")
+    parser.add_argument(
+        "--write", action="store_true", help="only write what is known into the documents"
+    )
     arguments = parser.parse_args()
     kept = HOME / f"results/choosing-{arguments.model}.json"
     how = {"tries": arguments.tries, "samples": arguments.samples, "steps": arguments.steps}
-    known = json.loads(kept.read_text()) if kept.exists() else {"how": how, "tried": {}, "measured": {}}
+    known = (
+        json.loads(kept.read_text()) if kept.exists() else {"how": how, "tried": {}, "measured": {}}
+    )
     if known.setdefault("how", how) != how and not arguments.write:
         parser.error(f"{kept.name} was measured with {known['how']}; repeat that, or move it away")
     if not arguments.write:
@@ -121,7 +183,9 @@ def measure_all(arguments: argparse.Namespace, known: dict[str, Figures], kept: 
         write_text(json.dumps(known, indent=1) + "\n", kept)
 
 
-def times(model: Model, expressions: list[str], steps: int, batch: int = 16, rounds: int = 3) -> dict[str, float]:
+def times(
+    model: Model, expressions: list[str], steps: int, batch: int = 16, rounds: int = 3
+) -> dict[str, float]:
     """Return the median seconds of a batch of each, drawn in turn."""
     asked = [(model.classes or list(PROMPTS))[i % 8] for i in range(batch)]
     seconds: dict[str, list[float]] = {e: [] for e in expressions}
@@ -133,7 +197,16 @@ def times(model: Model, expressions: list[str], steps: int, batch: int = 16, rou
     return {e: statistics.median(taken) for e, taken in seconds.items()}
 
 
-def missing(part: str, expressions: list[str], samples: int, seed: int, model: Model, arguments: argparse.Namespace, known: dict[str, Figures], kept: Path) -> None:
+def missing(
+    part: str,
+    expressions: list[str],
+    samples: int,
+    seed: int,
+    model: Model,
+    arguments: argparse.Namespace,
+    known: dict[str, Figures],
+    kept: Path,
+) -> None:
     """Measure what is not known yet, keeping each figure at once."""
     wanted = [e for e in dict.fromkeys(expressions) if e not in known[part]]
     if not wanted:
@@ -145,36 +218,70 @@ def missing(part: str, expressions: list[str], samples: int, seed: int, model: M
         print(f"{part}  {name:<40} {summary(row)}", flush=True)
 
 
-def rows(model: Model, wanted: list[str], samples: int, seed: int, arguments: argparse.Namespace) -> Iterator[Figures]:
+def rows(
+    model: Model, wanted: list[str], samples: int, seed: int, arguments: argparse.Namespace
+) -> Iterator[Figures]:
     if model.classes:
-        return measure(model, wanted, seeds=range(seed, seed + samples), steps=arguments.steps, data=arguments.data)
-    return measure_text(model, wanted, count=samples, seed=seed, steps=arguments.steps, data=arguments.data)
+        return measure(
+            model,
+            wanted,
+            seeds=range(seed, seed + samples),
+            steps=arguments.steps,
+            data=arguments.data,
+        )
+    return measure_text(
+        model, wanted, count=samples, seed=seed, steps=arguments.steps, data=arguments.data
+    )
 
 
 def best(settings: Iterable[str], tried: Figures, model: str) -> str:
     """Choose the setting of the lowest distance, or of the most prompts found."""
-    order: Callable[[str], Any] = (lambda e: tried[e]["frechet"]) if model == "fashion-mnist" else lambda e: (-tried[e]["top 5"], tried[e]["frechet"])
+    order: Callable[[str], Any] = (
+        (lambda e: tried[e]["frechet"])
+        if model == "fashion-mnist"
+        else lambda e: (-tried[e]["top 5"], tried[e]["frechet"])
+    )
     return min(settings, key=order)
 
 
 def summary(row: Figures) -> str:
-    return "  ".join(f"{k} {v}" for k, v in row.items() if k not in ("guidance", "shares", "captions"))
+    return "  ".join(
+        f"{k} {v}" for k, v in row.items() if k not in ("guidance", "shares", "captions")
+    )
 
 
 def draw_all(arguments: argparse.Namespace, known: dict[str, Figures]) -> None:
-    """Write the table of a model into docs/choosing.md, and draw every method from the same seeds."""
+    """Write the table of a model into docs/choosing.md, and draw every method from the same
+    seeds.
+    """
     trials = TRIALS[arguments.model]
-    chosen = {name: best(settings, known["tried"], arguments.model) for name, settings in trials.items()}
+    chosen = {
+        name: best(settings, known["tried"], arguments.model) for name, settings in trials.items()
+    }
     document = HOME.parent / "docs/choosing.md"
-    text, (start, end) = document.read_text(), (f"<!-- {arguments.model} -->", f"<!-- end of {arguments.model} -->")
+    text, (start, end) = (
+        document.read_text(),
+        (f"<!-- {arguments.model} -->", f"<!-- end of {arguments.model} -->"),
+    )
     if start not in text:  # the first table of this model is put at the end
         text += f"\n{start}\n{end}\n"
     before, after = text.split(start)[0], text.split(end)[1]
-    write_text(f"{before}{start}\n{table(arguments.model, chosen, known['measured'])}\n{end}{after}", document)
+    write_text(
+        f"{before}{start}\n{table(arguments.model, chosen, known['measured'])}\n{end}{after}",
+        document,
+    )
     model = load(arguments.model)
     prompts = model.classes or list(PROMPTS)
     sheets = [
-        Row(label=f"{name}\n{e}", images=to_pil(model.sample(list(prompts), guidance=e, seeds=range(len(prompts)), steps=arguments.steps).images)) for name, e in chosen.items()
+        Row(
+            label=f"{name}\n{e}",
+            images=to_pil(
+                model.sample(
+                    list(prompts), guidance=e, seeds=range(len(prompts)), steps=arguments.steps
+                ).images
+            ),
+        )
+        for name, e in chosen.items()
     ]
     save_png(
         sheet(
@@ -190,15 +297,27 @@ def draw_all(arguments: argparse.Namespace, known: dict[str, Figures]) -> None:
 def table(model: str, chosen: dict[str, str], measured: Figures) -> str:
     """Return the figures as a table, the reference of the seconds being plain cfg."""
     if model == "fashion-mnist":
-        head, cells = ("accuracy", "Fréchet", "diversity"), lambda r: (f"{r['accuracy']:.1%}", f"{r['frechet']:.3f}", f"{r['diversity']:.2f}")
+        head, cells = (
+            ("accuracy", "Fréchet", "diversity"),
+            lambda r: (f"{r['accuracy']:.1%}", f"{r['frechet']:.3f}", f"{r['diversity']:.2f}"),
+        )
     else:
-        head, cells = ("first five", "cosine", "Fréchet"), lambda r: (f"{r['top 5']:.1%}", f"{r['score']:.3f}", f"{r['frechet']:.3f}")
-    lines = [f"| method | its best setting | {' | '.join(head)} | NFE | time / cfg |", "|---|---|---|---|---|---|---|"]
+        head, cells = (
+            ("first five", "cosine", "Fréchet"),
+            lambda r: (f"{r['top 5']:.1%}", f"{r['score']:.3f}", f"{r['frechet']:.3f}"),
+        )
+    lines = [
+        f"| method | its best setting | {' | '.join(head)} | NFE | time / cfg |",
+        "|---|---|---|---|---|---|---|",
+    ]
     unit = measured[chosen["cfg"]]["batch"]
     lines.append(f"| real pictures | | {' | '.join(cells(measured['real']))} | | |")
     for name, expression in chosen.items():
         r = measured[expression]
-        lines.append(f"| {name} | `{expression.replace('|', chr(92) + '|')}` | {' | '.join(cells(r))} | {round(r['nfe'], 1):g} | {r['batch'] / unit:.2f} |")
+        lines.append(
+            f"| {name} | `{expression.replace('|', chr(92) + '|')}` | {' | '.join(cells(r))} | "
+            f"{round(r['nfe'], 1):g} | {r['batch'] / unit:.2f} |"
+        )
     return "\n".join(lines)
 
 

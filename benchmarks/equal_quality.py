@@ -1,4 +1,5 @@
-"""Time to equal quality: the card's recommended setting against Diffusers' DDIM-25 with plain guidance.
+"""Time to equal quality: the card's recommended setting against Diffusers' DDIM-25 with plain
+guidance.
 
     python benchmarks/equal_quality.py --scale 1.5
 
@@ -7,7 +8,8 @@ guidestar, on the same weights in one process. Prints both Fréchet distances to
 the judge's features) and the ratio of the times. `--scale` is the scale at which DDIM-25's distance
 is lowest, found on other seeds:
 
-    guidestar evaluate fashion-mnist --solver ddim --levels leading --steps 25 --seeds 10000-10499 \\
+    guidestar evaluate fashion-mnist --solver ddim --levels leading --steps 25 --seeds 10000-10499
+    \\
         --guidance "cfg(1.25)" --guidance "cfg(1.5)" --guidance "cfg(2)" --guidance "cfg(3)"
 """
 
@@ -19,13 +21,15 @@ import torch
 from against_diffusers import diffusers_loop, diffusers_parts, timed
 
 from guidestar import Draw, load
+from guidestar.apps.measure import references, scores
 from guidestar.evaluate import look
-from guidestar.measure import references, scores
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--scale", type=float, required=True, help="of Diffusers' classifier-free guidance")
+    parser.add_argument(
+        "--scale", type=float, required=True, help="of Diffusers' classifier-free guidance"
+    )
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=50)
     arguments = parser.parse_args()
@@ -35,11 +39,16 @@ def main():
     wanted = torch.arange(arguments.samples) % len(model.classes)
     for rows in torch.arange(arguments.samples).split(arguments.batch):
         names, seeds = [model.classes[k] for k in wanted[rows].tolist()], rows.tolist()
-        cond, null = model.encoder.encode(names)["class_labels"], model.encoder.null(len(rows))["class_labels"]
+        cond, null = (
+            model.encoder.encode(names)["class_labels"],
+            model.encoder.null(len(rows))["class_labels"],
+        )
         x = Draw(seeds).at(-1).normal("start", model.shape) * sigma
         runs = (
-            lambda: diffusers_loop(unet, scheduler, cond, null, x, steps=25, scale=arguments.scale).clamp(-1, 1),  # noqa: B023
-            lambda: model.sample(names, seeds=seeds).images,  # noqa: B023
+            lambda: diffusers_loop(
+                unet, scheduler, cond, null, x, steps=25, scale=arguments.scale
+            ).clamp(-1, 1),
+            lambda: model.sample(names, seeds=seeds).images,
         )
         if not images[0]:
             for run in runs:
@@ -51,9 +60,17 @@ def main():
             images[i].append(out)
     reference, floor = references(model)
     print(f"1,000 training images: Fréchet {scores(floor, reference, 10)['frechet']:.3f}")
-    for name, out, seconds in zip(("Diffusers DDIM-25", "recommended: " + model.defaults["guidance"]), images, totals, strict=True):
+    for name, out, seconds in zip(
+        ("Diffusers DDIM-25", "recommended: " + model.defaults["guidance"]),
+        images,
+        totals,
+        strict=True,
+    ):
         row = scores(look(model.judge, torch.cat(out), wanted), reference, len(model.classes))
-        print(f"{name}: Fréchet {row['frechet']:.3f}, accuracy {row['accuracy']:.2%}, diversity {row['diversity']:.3f}, {seconds:.1f} s")
+        print(
+            f"{name}: Fréchet {row['frechet']:.3f}, accuracy {row['accuracy']:.2%}, diversity "
+            f"{row['diversity']:.3f}, {seconds:.1f} s"
+        )
     print(f"ratio of the times: {totals[1] / totals[0]:.3f}")
 
 

@@ -2,7 +2,8 @@
 
     python benchmarks/neighbours.py --data emoji/train --out docs/figures/neighbours.png
 
-A row for each prompt: a sample, then the training pictures that the measuring CLIP finds nearest, with their cosines.
+A row for each prompt: a sample, then the training pictures that the measuring CLIP finds nearest,
+    with their cosines.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import argparse
 from pathlib import Path
 
 from guidestar import load
-from guidestar.demo_text import PROMPTS
-from guidestar.measure_text import look, read_captioned
-from guidestar.pictures import Row, save_png, sheet, to_pil
+from guidestar.apps.demo_text import PROMPTS
+from guidestar.apps.measure_text import look, read_captioned
+from guidestar.io.images import Row, save_png, sheet, to_pil
 
 
 def main() -> None:
@@ -30,9 +31,25 @@ def main() -> None:
     rows = []
     for i, prompt in enumerate(PROMPTS):
         cosines = " ".join(f"{c:.2f}" for c in near.values[i].tolist())
-        rows.append(Row(label=f"{prompt}\n{cosines}", images=[*to_pil(samples.images[i : i + 1]), *to_pil(real.x[near.indices[i]])]))
-    title = f"{samples.settings.guidance}: a sample, and the {arguments.nearest} training pictures that an independent CLIP finds nearest"
-    save_png(sheet(rows, columns=["sample", *(f"nearest {k + 1}" for k in range(arguments.nearest))], title=title, scale=3), arguments.out)
+        rows.append(
+            Row(
+                label=f"{prompt}\n{cosines}",
+                images=[*to_pil(samples.images[i : i + 1]), *to_pil(real.x[near.indices[i]])],
+            )
+        )
+    title = (
+        f"{samples.settings.guidance}: a sample, and the {arguments.nearest} training "
+        "pictures that an independent CLIP finds nearest"
+    )
+    save_png(
+        sheet(
+            rows,
+            columns=["sample", *(f"nearest {k + 1}" for k in range(arguments.nearest))],
+            title=title,
+            scale=3,
+        ),
+        arguments.out,
+    )
     print(arguments.out)
 
 

@@ -1,11 +1,15 @@
-"""Which network learns most from captions in the same time? PixArt's transformer against a U-Net, on emoji.
+"""Which network learns most from captions in the same time? PixArt's transformer against a U-Net,
+on emoji.
 
-    python benchmarks/networks.py --data emoji/train --minutes 12        (after: guidestar data emoji --out emoji)
+    python benchmarks/networks.py --data emoji/train --minutes 12        (after: guidestar data
+    emoji --out emoji)
 
-Every candidate (`CANDIDATES`) learns for the same time from the same pictures, told by the text encoder of
-the shipped model: its speed is measured first, and the learning rate falls to 0 at its last step. The
-measuring CLIP of the shipped model then looks for 200 captions in a sample of each. Figures are kept in
-`benchmarks/results/networks.json`.
+Every candidate (`CANDIDATES`) learns for the same time from the same pictures, told by the text
+encoder of
+the shipped model: its speed is measured first, and the learning rate falls to 0 at its last step.
+    The
+measuring CLIP of the shipped model then looks for 200 captions in a sample of each. Figures are
+kept in `benchmarks/results/networks.json`.
 """
 
 from __future__ import annotations
@@ -22,21 +26,23 @@ from typing import Any
 import torch
 
 import guidestar
-from guidestar.measure_text import Ruler, draw, look, read_captioned
-from guidestar.pictures import write_text
-from guidestar.train.reading import sources
-from guidestar.train.recipe import NetworkPart, Recipe, Training, read
+from guidestar.apps.measure_text import Ruler, draw, look, read_captioned
+from guidestar.io.images import write_text
+from guidestar.train.build.data import sources
+from guidestar.train.preview import live_model
+from guidestar.train.recipe.schema import NetworkPart, Recipe, Training, read
 from guidestar.train.run import averaged, train_part
-from guidestar.train.see import live_model
 
 HOME = Path(__file__).parent
-SHIPPED = Path(guidestar.__file__).parent / "weights/emoji"
+SHIPPED = Path(guidestar.__file__).parent / "assets/emoji"
 PILOT = 12
 
 
 def candidates() -> dict[str, NetworkPart]:
     """Return the network of each recipe."""
-    return {name: read(HOME.parent / f"recipes/{name}.toml").model for name in ("emoji", "emoji-unet")}
+    return {
+        name: read(HOME.parent / f"recipes/{name}.toml").model for name in ("emoji", "emoji-unet")
+    }
 
 
 def main() -> None:
@@ -50,15 +56,26 @@ def main() -> None:
     found: dict[str, Any] = {"minutes": arguments.minutes, "threads": torch.get_num_threads()}
     for name, network in candidates().items():
         with tempfile.TemporaryDirectory() as place:
-            found[name] = judged(trained(network, arguments, Path(place)), ruler, full.take(arguments.prompts))
+            found[name] = judged(
+                trained(network, arguments, Path(place)), ruler, full.take(arguments.prompts)
+            )
         write_text(json.dumps(found, indent=1) + "\n", HOME / "results/networks.json")
         print(name, found[name], flush=True)
 
 
 def recipe(network: NetworkPart, data: Path, steps: int) -> Recipe:
-    """Return the shipped model's recipe with another network and length, told by the shipped text encoder."""
+    """Return the shipped model's recipe with another network and length, told by the shipped text
+    encoder.
+    """
     base = read(HOME.parent / "recipes/emoji.toml")
-    training = Training(steps=steps, batch=64, rate=1e-3, warmup=min(100, steps // 4), decay=0.99, precision="bfloat16")
+    training = Training(
+        steps=steps,
+        batch=64,
+        rate=1e-3,
+        warmup=min(100, steps // 4),
+        decay=0.99,
+        precision="bfloat16",
+    )
     text = (base.conditions or {})["text"].model_copy(update={"encoder": str(SHIPPED)})
     changes = {
         "data": base.data.model_copy(update={"path": str(data), "test": None}),
@@ -81,7 +98,12 @@ def trained(network: NetworkPart, arguments: argparse.Namespace, place: Path) ->
         pass
     took, module = time.perf_counter() - start, averaged(spec, "model", place / "run", source)
     parameters = sum(p.numel() for p in module.denoiser.parameters())
-    return {"model": live_model(spec, module, (3, 32, 32), lambda x: x.clamp(-1, 1)), "steps": steps, "seconds": round(took), "parameters": parameters}
+    return {
+        "model": live_model(spec, module, (3, 32, 32), lambda x: x.clamp(-1, 1)),
+        "steps": steps,
+        "seconds": round(took),
+        "parameters": parameters,
+    }
 
 
 def timed(steps: Iterator[Any]) -> Iterator[float]:
@@ -96,7 +118,10 @@ def judged(run: dict[str, Any], ruler: Ruler, asked: Any) -> dict[str, Any]:
     model, figures = run.pop("model"), {}
     for guidance in ("cfg(1)", "cfg(3)"):
         x, _, seconds = draw(model, guidance, asked.prompts, 0, 64, None, steps=20)
-        figures[guidance] = {"sampling": round(seconds, 1), **ruler.scores(look(ruler.clip, x), asked.labels)}
+        figures[guidance] = {
+            "sampling": round(seconds, 1),
+            **ruler.scores(look(ruler.clip, x), asked.labels),
+        }
     return {**run, **figures}
 
 

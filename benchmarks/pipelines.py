@@ -1,13 +1,15 @@
-"""Time guided Diffusers pipelines against the pipelines' own guidance, in turn, in one process, on the same weights.
+"""Time guided Diffusers pipelines against the pipelines' own guidance, in turn, in one process, on
+the same weights.
 
     make bench                                   (what docs/diffusers.md quotes)
     python benchmarks/pipelines.py --rounds 15
-    python benchmarks/pipelines.py --images 1    (a call of one row costs more than half of one of two)
+    python benchmarks/pipelines.py --images 1    (a call of one row costs more than half of one of
+    two)
 
 Random networks in the shape of SDXL and SD3, smaller; the passes are what takes the time. For each:
-`cfg` at equal passes; `cfg` in an interval that guides half of the steps; `cfg + pag` in three passes
-against Diffusers' PAG pipeline. Prints ratios of median times, and the largest difference of the
-latents relative to their largest number.
+`cfg` at equal passes; `cfg` in an interval that guides half of the steps; `cfg + pag` in three
+passes against Diffusers' PAG pipeline. Prints ratios of median times, and the largest difference of
+the latents relative to their largest number.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import argparse
 
 import torch
 from against_diffusers import in_turn
+
+import guidestar
 from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -26,8 +30,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-
-import guidestar
 
 STEPS, SCALE, PAG = 10, 5.0, 3.0
 
@@ -51,27 +53,77 @@ def sdxl(size):
         addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=128 + 6 * 32,
     )
-    parts = {**dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")), "unet": unet.eval(), "add_watermarker": False}
-    asked = {"prompt_embeds": draw(1, 77, 256, seed=1), "negative_prompt_embeds": draw(1, 77, 256, seed=2)}
-    asked |= {"pooled_prompt_embeds": draw(1, 128, seed=3), "negative_pooled_prompt_embeds": draw(1, 128, seed=4)}
+    parts = {
+        **dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")),
+        "unet": unet.eval(),
+        "add_watermarker": False,
+    }
+    asked = {
+        "prompt_embeds": draw(1, 77, 256, seed=1),
+        "negative_prompt_embeds": draw(1, 77, 256, seed=2),
+    }
+    asked |= {
+        "pooled_prompt_embeds": draw(1, 128, seed=3),
+        "negative_pooled_prompt_embeds": draw(1, 128, seed=4),
+    }
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    make = lambda kind, **more: kind(**parts, scheduler=EulerDiscreteScheduler(**schedule), **more)  # noqa: E731
-    return make(StableDiffusionXLPipeline), make(StableDiffusionXLPAGPipeline, pag_applied_layers=["mid"]), asked, "pag(3)"
+    make = lambda kind, **more: kind(**parts, scheduler=EulerDiscreteScheduler(**schedule), **more)
+    return (
+        make(StableDiffusionXLPipeline),
+        make(StableDiffusionXLPAGPipeline, pag_applied_layers=["mid"]),
+        asked,
+        "pag(3)",
+    )
 
 
 def sd3(size):
     torch.manual_seed(0)
     net = SD3Transformer2DModel(
-        sample_size=size, num_layers=8, attention_head_dim=64, num_attention_heads=6, in_channels=16, out_channels=16, joint_attention_dim=256,
-        caption_projection_dim=384, pooled_projection_dim=128, pos_embed_max_size=size, qk_norm="rms_norm",
-    )  # fmt: skip
+        sample_size=size,
+        num_layers=8,
+        attention_head_dim=64,
+        num_attention_heads=6,
+        in_channels=16,
+        out_channels=16,
+        joint_attention_dim=256,
+        caption_projection_dim=384,
+        pooled_projection_dim=128,
+        pos_embed_max_size=size,
+        qk_norm="rms_norm",
+    )
     with torch.no_grad():
         net.proj_out.weight.normal_(std=0.02)
-    parts = {**dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")), "transformer": net.eval()}
-    asked = {"prompt_embeds": draw(1, 77, 256, seed=1), "negative_prompt_embeds": draw(1, 77, 256, seed=2)}
-    asked |= {"pooled_prompt_embeds": draw(1, 128, seed=3), "negative_pooled_prompt_embeds": draw(1, 128, seed=4)}
-    make = lambda kind, **more: kind(**parts, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), **more)  # noqa: E731
-    return make(StableDiffusion3Pipeline), make(StableDiffusion3PAGPipeline, pag_applied_layers=["blocks.4"]), asked, "pag(3, layers='transformer_blocks.4.attn')"
+    parts = {
+        **dict.fromkeys(
+            (
+                "vae",
+                "text_encoder",
+                "text_encoder_2",
+                "text_encoder_3",
+                "tokenizer",
+                "tokenizer_2",
+                "tokenizer_3",
+            )
+        ),
+        "transformer": net.eval(),
+    }
+    asked = {
+        "prompt_embeds": draw(1, 77, 256, seed=1),
+        "negative_prompt_embeds": draw(1, 77, 256, seed=2),
+    }
+    asked |= {
+        "pooled_prompt_embeds": draw(1, 128, seed=3),
+        "negative_pooled_prompt_embeds": draw(1, 128, seed=4),
+    }
+    make = lambda kind, **more: kind(
+        **parts, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), **more
+    )
+    return (
+        make(StableDiffusion3Pipeline),
+        make(StableDiffusion3PAGPipeline, pag_applied_layers=["blocks.4"]),
+        asked,
+        "pag(3, layers='transformer_blocks.4.attn')",
+    )
 
 
 def halfway(pipe):
@@ -86,7 +138,14 @@ def measure(name, make, size, rounds, images):
     for p in (pipe, twin):
         p.set_progress_bar_config(disable=True)
     asked = {name: t.repeat(images, *[1] * (t.ndim - 1)) for name, t in asked.items()}
-    common = {**asked, "num_inference_steps": STEPS, "guidance_scale": SCALE, "output_type": "latent", "height": 8 * size, "width": 8 * size}
+    common = {
+        **asked,
+        "num_inference_steps": STEPS,
+        "guidance_scale": SCALE,
+        "output_type": "latent",
+        "height": 8 * size,
+        "width": 8 * size,
+    }
 
     def own(p=pipe, **more):
         return p(**common, generator=torch.Generator().manual_seed(0), **more).images
@@ -105,11 +164,19 @@ def measure(name, make, size, rounds, images):
     }
     times, results = in_turn(list(runs.values()), rounds)
     time, result = dict(zip(runs, times, strict=True)), dict(zip(runs, results, strict=True))
-    apart = lambda a, b: float((result[a] - result[b]).abs().max() / result[b].abs().max())  # noqa: E731
-    print(f"{name}: {sum(p.numel() for p in (getattr(pipe, 'unet', None) or pipe.transformer).parameters()) / 1e6:.1f} M parameters, own cfg {time['own cfg']:.3f} s")
-    print(f"  cfg({SCALE:g}) at equal passes: {time['cfg'] / time['own cfg']:.3f} of the time, difference {apart('cfg', 'own cfg'):.1e}")
+    apart = lambda a, b: float((result[a] - result[b]).abs().max() / result[b].abs().max())
+    net = getattr(pipe, "unet", None) or pipe.transformer
+    millions = sum(p.numel() for p in net.parameters()) / 1e6
+    print(f"{name}: {millions:.1f} M parameters, own cfg {time['own cfg']:.3f} s")
+    print(
+        f"  cfg({SCALE:g}) at equal passes: {time['cfg'] / time['own cfg']:.3f} of the time, "
+        f"difference {apart('cfg', 'own cfg'):.1e}"
+    )
     print(f"  the same in half of the steps: {time['half'] / time['own cfg']:.3f} of the time")
-    print(f"  cfg({SCALE:g}) + pag({PAG:g}): {time['cfg + pag'] / time['own pag']:.3f} of the PAG pipeline's time, difference {apart('cfg + pag', 'own pag'):.1e}")
+    print(
+        f"  cfg({SCALE:g}) + pag({PAG:g}): {time['cfg + pag'] / time['own pag']:.3f} of the PAG "
+        f"pipeline's time, difference {apart('cfg + pag', 'own pag'):.1e}"
+    )
 
 
 def main():
@@ -118,7 +185,10 @@ def main():
     parser.add_argument("--size", type=int, default=32, help="of the latents")
     parser.add_argument("--images", type=int, default=4, help="of the prompt, in one call")
     arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.images} images, {arguments.rounds} rounds in turn, medians")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.images} "
+        f"images, {arguments.rounds} rounds in turn, medians"
+    )
     for name, make in (("SDXL-shaped", sdxl), ("SD3-shaped", sd3)):
         measure(name, make, arguments.size, arguments.rounds, arguments.images)
 

@@ -1,4 +1,5 @@
-"""What a guided step costs beside its networks: microseconds a step, for a network that does nothing.
+"""What a guided step costs beside its networks: microseconds a step, for a network that does
+nothing.
 
     taskset -c 0 python benchmarks/step.py
 

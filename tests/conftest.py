@@ -1,14 +1,11 @@
-"""Set-up of all tests: the shapes in public signatures are checked while they run."""
+"""Set-up of all tests."""
 
 import pytest
-from jaxtyping import install_import_hook
 
-_HOOK = install_import_hook("guidestar.prediction", "beartype.beartype")
+from helpers import required
+from helpers.scenes import PLACES, Scene, scenes
 
-import _required  # noqa: E402
-from _scenes import PLACES, Scene, scenes  # noqa: E402 (what it imports must be checked too)
-
-_required.install()
+required.install()
 
 
 @pytest.fixture(params=PLACES)

@@ -1,10 +1,12 @@
-"""Diffusers' own pipeline tests, each pipeline guided by the scale that the test gives: a plugin of pytest, and its runner.
+"""Diffusers' own pipeline tests, each pipeline guided by the scale that the test gives: a plugin of
+pytest, and its runner.
 
     python tests/diffusers_suite.py CHECKOUT [FAMILY …] [-k EXPRESSION]
 
-runs ``CHECKOUT/tests/pipelines/FAMILY`` twice, plain and guided, and reports what fails guided and passes plain.
-CHECKOUT is a clone of Diffusers' repository at a tag near the installed version. Its tests fetch tiny
-tokenizers and text encoders from the hub; stand-ins of random weights take their places, so nothing is fetched.
+runs ``CHECKOUT/tests/pipelines/FAMILY`` twice, plain and guided, and reports what fails guided and
+passes plain. CHECKOUT is a clone of Diffusers' repository at a tag near the installed version. Its
+tests fetch tiny tokenizers and text encoders from the hub; stand-ins of random weights take their
+places, so nothing is fetched.
 """
 
 from __future__ import annotations
@@ -26,9 +28,25 @@ from typing import Any
 import pytest
 
 FAMILIES = (
-    *("ddim", "ddpm", "dit", "pixart_alpha", "pixart_sigma", "stable_audio", "aura_flow", "ltx", "wan"),
+    *(
+        "ddim",
+        "ddpm",
+        "dit",
+        "pixart_alpha",
+        "pixart_sigma",
+        "stable_audio",
+        "aura_flow",
+        "ltx",
+        "wan",
+    ),
     *("stable_video_diffusion", "kandinsky2_2", "flux", "controlnet_flux", "stable_diffusion_3"),
-    *("controlnet_sd3", "stable_diffusion", "stable_diffusion_2", "stable_diffusion_xl", "controlnet"),
+    *(
+        "controlnet_sd3",
+        "stable_diffusion",
+        "stable_diffusion_2",
+        "stable_diffusion_xl",
+        "controlnet",
+    ),
 )
 """The folders of tests of every family that docs/diffusers.md names."""
 
@@ -53,14 +71,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     for module in {item.module for item in items}:  # type: ignore[attr-defined]
         for kind in vars(module).values():
-            if inspect.isclass(kind) and issubclass(kind, DiffusionPipeline) and "__call__" in vars(kind):
+            if (
+                inspect.isclass(kind)
+                and issubclass(kind, DiffusionPipeline)
+                and "__call__" in vars(kind)
+            ):
                 kind.__call__ = _guided(kind.__call__)  # type: ignore[method-assign]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note the outcome of each test."""
     if report.when == "call" or report.outcome != "passed":
-        _outcomes[report.nodeid] = {"outcome": report.outcome, "why": _last_line(report), "guided": _count[0]}
+        _outcomes[report.nodeid] = {
+            "outcome": report.outcome,
+            "why": _last_line(report),
+            "guided": _count[0],
+        }
     if report.when == "teardown":
         _count[0] = 0
 
@@ -80,7 +106,11 @@ def _last_line(report: pytest.TestReport) -> str:
     if isinstance(report.longrepr, tuple):
         return str(report.longrepr[-1])
     crash = getattr(report.longrepr, "reprcrash", None)
-    return "" if report.longrepr is None else " ".join(str(crash.message if crash else report.longrepr).split())
+    return (
+        ""
+        if report.longrepr is None
+        else " ".join(str(crash.message if crash else report.longrepr).split())
+    )
 
 
 def _guided(plain: Any) -> Any:
@@ -126,7 +156,9 @@ def expression(pipe: Any, arguments: Mapping[str, Any]) -> str:
     elif arguments.get("guidance_scale_2") not in (None, scale):
         rho = pipe.config.boundary_ratio / (1 - pipe.config.boundary_ratio)
         second = arguments["guidance_scale_2"]
-        guidance = f"cfg({scale}, interval=({rho}, inf)) + cfg({second}, interval=(0, {rho * 0.999999}))"
+        guidance = (
+            f"cfg({scale}, interval=({rho}, inf)) + cfg({second}, interval=(0, {rho * 0.999999}))"
+        )
     else:
         guidance = f"cfg({scale})"
     if not arguments.get("guidance_rescale"):
@@ -136,31 +168,72 @@ def expression(pipe: Any, arguments: Mapping[str, Any]) -> str:
 
 
 def _scale(arguments: Mapping[str, Any]) -> float | None:
-    """Return the scale of a pipeline's own guidance, 1 where it makes no negative pass; None where it has none."""
+    """Return the scale of a pipeline's own guidance, 1 where it makes no negative pass; None where
+    it has none.
+    """
     if "true_cfg_scale" in arguments:
         negative = [arguments.get(k) for k in ("negative_prompt", "negative_prompt_embeds")]
         return arguments["true_cfg_scale"] if any(n is not None for n in negative) else 1.0
     if "max_guidance_scale" in arguments:
         return arguments["max_guidance_scale"]
-    return None if "max_sequence_length" in arguments and "negative_prompt" not in arguments else arguments.get("guidance_scale")
+    return (
+        None
+        if "max_sequence_length" in arguments and "negative_prompt" not in arguments
+        else arguments.get("guidance_scale")
+    )
 
 
 # --- what the tests fetch ---
 
 
 def _stand_ins(home: Path) -> dict[str, str]:
-    """Write a CLIP tokenizer and small T5 encoders with a tokenizer, of letters; return their folders by name."""
-    from transformers import CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast, UMT5Config, UMT5EncoderModel
+    """Write a CLIP tokenizer and small T5 encoders with a tokenizer, of letters; return their
+    folders by name.
+    """
+    from transformers import (
+        CLIPTokenizer,
+        T5Config,
+        T5EncoderModel,
+        T5TokenizerFast,
+        UMT5Config,
+        UMT5EncoderModel,
+    )
 
-    letters = [*string.ascii_lowercase, *(c + "</w>" for c in string.ascii_lowercase), "<|startoftext|>", "<|endoftext|>"]
-    CLIPTokenizer(vocab={t: i for i, t in enumerate(letters)}, merges=[], model_max_length=77).save_pretrained(home / "clip")
-    sizes = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 5, "num_heads": 4}
-    for name, kind, config in (("t5", T5EncoderModel, T5Config), ("umt5", UMT5EncoderModel, UMT5Config)):
+    letters = [
+        *string.ascii_lowercase,
+        *(c + "</w>" for c in string.ascii_lowercase),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    CLIPTokenizer(
+        vocab={t: i for i, t in enumerate(letters)}, merges=[], model_max_length=77
+    ).save_pretrained(home / "clip")
+    sizes = {
+        "vocab_size": 1103,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 37,
+        "num_layers": 5,
+        "num_heads": 4,
+    }
+    for name, kind, config in (
+        ("t5", T5EncoderModel, T5Config),
+        ("umt5", UMT5EncoderModel, UMT5Config),
+    ):
         kind(config(**sizes)).save_pretrained(home / name)
-        words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((c, -3.0) for c in string.ascii_letters)]
+        words = [
+            ("<pad>", 0.0),
+            ("</s>", 0.0),
+            ("<unk>", 0.0),
+            ("▁", -2.0),
+            *((c, -3.0) for c in string.ascii_letters),
+        ]
         T5TokenizerFast(vocab=words, extra_ids=0, model_max_length=512).save_pretrained(home / name)
     found = {"clip": "clip", "t5": "t5", "umt5": "umt5", "T5ForConditionalGeneration": "t5"}
-    return {f"hf-internal-testing/tiny-random-{name}": str(home / folder) for name, folder in found.items()}
+    return {
+        f"hf-internal-testing/tiny-random-{name}": str(home / folder)
+        for name, folder in found.items()
+    }
 
 
 def _redirect(folders: Mapping[str, str]) -> None:
@@ -168,7 +241,12 @@ def _redirect(folders: Mapping[str, str]) -> None:
     import transformers
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-    for kind in (transformers.AutoTokenizer, transformers.AutoConfig, transformers.PreTrainedModel, PreTrainedTokenizerBase):
+    for kind in (
+        transformers.AutoTokenizer,
+        transformers.AutoConfig,
+        transformers.PreTrainedModel,
+        PreTrainedTokenizerBase,
+    ):
         own = kind.from_pretrained.__func__
 
         def read(cls: Any, name: Any, *args: Any, own: Any = own, **more: Any) -> Any:
@@ -219,16 +297,44 @@ def compare(checkout: Path, family: str, options: Sequence[str] = ()) -> Compare
     )
 
 
-def _run(checkout: Path, family: str, options: Sequence[str], guided: str) -> dict[str, dict[str, Any]]:
+def _run(
+    checkout: Path, family: str, options: Sequence[str], guided: str
+) -> dict[str, dict[str, Any]]:
     here, source = Path(__file__).parent, Path(__file__).parent.parent / "src"
     paths = [str(source), str(here), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        told = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", _GUIDED: guided, _REPORT: str(report)}
-        command = [sys.executable, "-m", "pytest", f"tests/pipelines/{family}", "-q", "-p", "diffusers_suite", "-p", "no:cacheprovider", *options]
-        done = subprocess.run(command, cwd=checkout, env={**os.environ, **told}, capture_output=True, text=True, check=False)
+        told = {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "HF_HUB_OFFLINE": "1",
+            _GUIDED: guided,
+            _REPORT: str(report),
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            f"tests/pipelines/{family}",
+            "-q",
+            "-p",
+            "diffusers_suite",
+            "-p",
+            "no:cacheprovider",
+            *options,
+        ]
+        done = subprocess.run(
+            command,
+            cwd=checkout,
+            env={**os.environ, **told},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if not report.is_file() or done.returncode not in (0, 1):
-            raise RuntimeError(f"{family}: pytest ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}")
+            raise RuntimeError(
+                f"{family}: pytest ended with "
+                f"{done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
+            )
         return json.loads(report.read_text())
 
 
@@ -240,7 +346,11 @@ def main(arguments: Sequence[str]) -> int:
     print("family | passed | untouched | refused | broken | fails plain | skipped", flush=True)
     for family in families or FAMILIES:
         c = compare(Path(checkout), family, arguments[cut:])
-        print(f"{family} | {len(c.passed)} | {len(c.untouched)} | {len(c.refused)} | {len(c.broken)} | {len(c.plain)} | {len(c.skipped)}", flush=True)
+        print(
+            f"{family} | {len(c.passed)} | {len(c.untouched)} | {len(c.refused)} | "
+            f"{len(c.broken)} | {len(c.plain)} | {len(c.skipped)}",
+            flush=True,
+        )
         for why, count in Counter(c.refused.values()).items():
             print(f"  refused in {count}: {why.partition('refused: ')[2][:200]}", flush=True)
         for kind in ("broken", "plain"):

@@ -12,7 +12,10 @@ def blocks(document):
     return re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/guidance-explained.md", "docs/text-to-image.md", "docs/diffusers.md"])
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "docs/guidance-explained.md", "docs/text-to-image.md", "docs/diffusers.md"],
+)
 def test_snippets_run(document, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     session = {"__name__": document}

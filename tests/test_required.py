@@ -20,7 +20,12 @@ def test_missing():
 
 @pytest.mark.parametrize(
     ("environment", "outcome"),
-    [({}, "1 passed, 1 skipped"), ({"GUIDESTAR_CI": "0"}, "1 passed, 1 skipped"), ({"GUIDESTAR_CI": "1"}, "1 failed, 1 passed"), ({"CI": "true"}, "1 failed, 1 passed")],
+    [
+        ({}, "1 passed, 1 skipped"),
+        ({"GUIDESTAR_CI": "0"}, "1 passed, 1 skipped"),
+        ({"GUIDESTAR_CI": "1"}, "1 failed, 1 passed"),
+        ({"CI": "true"}, "1 failed, 1 passed"),
+    ],
     ids=str,
 )
 def test_what_is_missing_fails_in_ci_and_is_skipped_elsewhere(tmp_path, environment, outcome):
@@ -28,8 +33,20 @@ def test_what_is_missing_fails_in_ci_and_is_skipped_elsewhere(tmp_path, environm
     (tmp_path / "conftest.py").write_text("import _required\n\n_required.install()\n")
     bare = {k: v for k, v in os.environ.items() if k not in ("CI", "GUIDESTAR_CI")}
     path = {"PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)]
-    out = subprocess.run(command, env=bare | path | environment, capture_output=True, text=True, check=False).stdout
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    out = subprocess.run(
+        command, env=bare | path | environment, capture_output=True, text=True, check=False
+    ).stdout
     assert outcome in out, out
 
 

@@ -14,11 +14,40 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src" / "guidestar"
 CORE = (
-    *("levels/*.py", "prediction.py", "denoiser.py", "hooks.py", "passes.py", "answers.py", "layers.py", "draw.py"),
-    *("guidance/_core.py", "guidance/_live.py", "guidance/_engine.py", "guidance/_rows.py", "guidance/_talk.py"),
-    *("guidance/_arguments.py", "guidance/guided.py", "guidance/plan.py", "guidance/expression.py", "sampling/_core.py"),
+    *(
+        "levels/*.py",
+        "prediction.py",
+        "denoiser.py",
+        "hooks.py",
+        "passes.py",
+        "answers.py",
+        "layers.py",
+        "draw.py",
+    ),
+    *(
+        "guidance/term.py",
+        "guidance/context.py",
+        "guidance/engine.py",
+        "guidance/_rows.py",
+        "guidance/_talk.py",
+    ),
+    *(
+        "guidance/arguments.py",
+        "guidance/guided.py",
+        "guidance/plan.py",
+        "guidance/expression.py",
+        "sampling/solver.py",
+    ),
 )
-NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
+NOT_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}
 
 
 def code_lines(source: str) -> int:
@@ -28,14 +57,20 @@ def code_lines(source: str) -> int:
         if token.type not in NOT_CODE:
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return len(lines)
 
 
 def main() -> None:
     """Print the code lines of each file, and the sum."""
-    files = [Path(name) for name in sys.argv[1:]] or [f for pattern in CORE for f in sorted(SRC.glob(pattern))]
+    files = [Path(name) for name in sys.argv[1:]] or [
+        f for pattern in CORE for f in sorted(SRC.glob(pattern))
+    ]
     counts = {file: code_lines(file.read_text()) for file in files}
     for file, count in counts.items():
         print(f"{count:>6}  {file.relative_to(SRC) if file.is_relative_to(SRC) else file}")

@@ -8,15 +8,17 @@ from typing import Any
 
 import typer
 
-from ..files import Damaged
+from ..io.files import Damaged
 from ._terminal import fail, warn
 from .data import datasets
+from .info import methods, models, plan
 from .measuring import evaluate
 from .sampling import demo, sample, strip
-from .telling import methods, models, plan
 from .training import recipe, train
 
-app = typer.Typer(name="guidestar", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    name="guidestar", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 # In the order in which --help lists them.
 for command in (demo, sample, strip, models, methods, plan, recipe, train, evaluate):
     app.command()(command)
@@ -27,11 +29,17 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; every error is one clear message, and an exit code of 2 for usage, else 1 (a damaged file, a full disk, a loss that is no number)."""
+    """Run the command line; every error is one clear message, and an exit code of 2 for usage, else
+    1 (a damaged file, a full disk, a loss that is no number).
+    """
     code = 0
     warnings.showwarning = _note  # what the library warns of, people read as one line
     try:
-        code = app(args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False, prog_name="guidestar")
+        code = app(
+            args=(sys.argv[1:] if arguments is None else arguments) or ["--help"],
+            standalone_mode=False,
+            prog_name="guidestar",
+        )
     except _UsageError as error:
         fail(error.format_message(), 2)
     except (typer.Abort, KeyboardInterrupt):

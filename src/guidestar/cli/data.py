@@ -19,25 +19,43 @@ def _datasets() -> None:
 
 @datasets.command("emoji")
 def emoji_folders(
-    out: Annotated[Path, typer.Option("--out", help="A new folder, for one to train on and two to measure on.")],
-    packages: Annotated[Optional[Path], typer.Option(help="Folder of npm's packages, or to keep them in; fetched by npm where they are missing.")] = None,  # noqa: UP045
+    out: Annotated[
+        Path, typer.Option("--out", help="A new folder, for one to train on and two to measure on.")
+    ],
+    packages: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of npm's packages, or to keep them in; fetched by npm where they are "
+            "missing."
+        ),
+    ] = None,
     size: Annotated[int, typer.Option(min=16, max=256, help="Pixels of a side.")] = 64,
 ) -> None:
-    """Draw emoji of seven styles with captions, from packages whose licences allow it (needs npm, and pip install resvg-py)."""
+    """Draw emoji of seven styles with captions, from packages whose licences allow it (needs npm,
+    and pip install resvg-py).
+    """
     from ..data.emoji import build
 
     with progress("drawing") as watch:
         counts = build(out, packages=packages, size=size, watch=watch)
-    typer.echo(f"{', '.join(f'{n:,} pictures in {out / part}' for part, n in counts.items())}; try: guidestar train recipes/emoji.toml --data {out / 'train'}")
+    typer.echo(
+        f"{', '.join(f'{n:,} pictures in {out / part}' for part, n in counts.items())}; try: "
+        f"guidestar train recipes/emoji.toml --data {out / 'train'}"
+    )
 
 
 @datasets.command("fashion-mnist")
 def fashion_folders(
-    out: Annotated[Path, typer.Option("--out", help="A new folder, for one sub-folder of PNG files a class.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="A new folder, for one sub-folder of PNG files a class.")
+    ],
     each: Annotated[int, typer.Option(min=1, max=6000, help="Pictures of each class.")] = 600,
     data: Annotated[Optional[Path], typer.Option(help="Folder of the four IDX files.")] = None,  # noqa: UP045
 ) -> None:
     """Write Fashion-MNIST as a folder of pictures, one sub-folder a class."""
     from ..data.fashion_mnist import write_folders
 
-    typer.echo(f"{write_folders(out, each=each, folder=data)} pictures in {out}; try: guidestar recipe {out}")
+    typer.echo(
+        f"{write_folders(out, each=each, folder=data)} pictures in {out}; try: guidestar recipe "
+        f"{out}"
+    )

@@ -12,26 +12,41 @@ from ._terminal import progress, table
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A class model with a judge, or a text model.", autocompletion=model_names)],
-    guidance: Annotated[list[str], typer.Option("--guidance", help="Expression; several times for several.")],
-    seeds: Annotated[str, typer.Option(help="First and last seed, e.g. 0-999; classes in turn, prompts evenly spread over the data.")] = "0-999",
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A class model with a judge, or a text model.", autocompletion=model_names
+        ),
+    ],
+    guidance: Annotated[
+        list[str], typer.Option("--guidance", help="Expression; several times for several.")
+    ],
+    seeds: Annotated[
+        str,
+        typer.Option(
+            help="First and last seed, e.g. 0-999; classes in turn, prompts evenly spread over "
+            "the data."
+        ),
+    ] = "0-999",
     steps: Steps = None,
     solver: SolverName = None,
     levels: GridName = None,
     data: Annotated[Optional[Path], typer.Option(help="Folder of the reference images.")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="Also write the rows to this JSON file.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
     average: Average = None,
     trust: Trust = False,
 ) -> None:
-    """Measure guidances: judge accuracy, Fréchet distance, diversity, NFE and seconds; of a text model, how an independent CLIP ranks the prompts."""
+    """Measure guidances: judge accuracy, Fréchet distance, diversity, NFE and seconds; of a text
+    model, how an independent CLIP ranks the prompts.
+    """
     import json
 
-    from ..files import make_folder
-    from ..folder import load
-    from ..measure import measure
-    from ..measure_text import measure_text
-    from ..pictures import write_text
-    from ..processes import is_main
+    from ..apps.measure import measure
+    from ..apps.measure_text import measure_text
+    from ..io.distributed import is_main
+    from ..io.files import make_folder
+    from ..io.images import write_text
+    from ..model.folder import load
 
     for expression in guidance:
         check_run(expression, solver, levels)
@@ -39,22 +54,43 @@ def evaluate(
     if out:
         make_folder(out.parent)
     with progress("measuring") as watch:
-        chosen, how = load(model, average=average, trust=trust), {"steps": steps, "solver": solver, "grid": levels, "data": data, "watch": watch}
-        measured: Any = measure_text(chosen, guidance, count=len(span), seed=span[0], **how) if chosen.told_by_text else measure(chosen, guidance, seeds=span, **how)
+        chosen, how = (
+            load(model, average=average, trust=trust),
+            {"steps": steps, "solver": solver, "grid": levels, "data": data, "watch": watch},
+        )
+        measured: Any = (
+            measure_text(chosen, guidance, count=len(span), seed=span[0], **how)
+            if chosen.told_by_text
+            else measure(chosen, guidance, seeds=span, **how)
+        )
         rows = list(measured)
     if not is_main():
         return
     if chosen.told_by_text:
-        table(("guidance", "top 1", "top 5", "score", "Fréchet", "nearest", "NFE", "seconds"), [_text_cells(row) for row in rows])
+        table(
+            ("guidance", "top 1", "top 5", "score", "Fréchet", "nearest", "NFE", "seconds"),
+            [_text_cells(row) for row in rows],
+        )
     else:
-        table(("guidance", "accuracy", "Fréchet", "diversity", "shares", "NFE", "seconds"), [_cells(row) for row in rows])
+        table(
+            ("guidance", "accuracy", "Fréchet", "diversity", "shares", "NFE", "seconds"),
+            [_cells(row) for row in rows],
+        )
     if out:
         write_text(json.dumps(rows, indent=2) + "\n", out)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     shares = f"{min(row['shares']):.1%}-{max(row['shares']):.1%}"
-    return (row["guidance"], f"{row['accuracy']:.2%}", f"{row['frechet']:.3f}", f"{row['diversity']:.3f}", shares, f"{row['nfe']:g}", f"{row['seconds']:.1f}")
+    return (
+        row["guidance"],
+        f"{row['accuracy']:.2%}",
+        f"{row['frechet']:.3f}",
+        f"{row['diversity']:.3f}",
+        shares,
+        f"{row['nfe']:g}",
+        f"{row['seconds']:.1f}",
+    )
 
 
 def _text_cells(row: dict[str, Any]) -> tuple[str, ...]:

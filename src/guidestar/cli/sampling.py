@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
-from ._options import Average, GridName, Guidance, GuidanceFile, Negative, Observe, Operator, Out, SolverName, Steps, Trust, check_run, model_names, with_file
+from ._options import (
+    Average,
+    GridName,
+    Guidance,
+    GuidanceFile,
+    Negative,
+    Observe,
+    Operator,
+    Out,
+    SolverName,
+    Steps,
+    Trust,
+    check_run,
+    model_names,
+    with_file,
+)
 from ._terminal import progress, table, warn
 
 
 def demo(
     out: Out = Path("out/demo"),
-    model: Annotated[Optional[list[str]], typer.Option(help="A class model with a judge, or a text model with a measuring CLIP; by default those that ship.")] = None,  # noqa: UP045
-    seeds: Annotated[Optional[int], typer.Option(min=1, max=1000, help="Samples of each class (4) or prompt (2).")] = None,  # noqa: UP045
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A class model with a judge, or a text model with a measuring CLIP; by default "
+            "those that ship."
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Samples of each class (4) or prompt (2)."),
+    ] = None,
 ) -> None:
-    """Steer models in every way from the same seeds: pictures, and figures of independent judges."""
-    from ..demo import demo as run
-    from ..demo import write_figures
-    from ..demo_text import demo_text
-    from ..files import make_folder
-    from ..folder import available, load
+    """Steer models in every way from the same seeds: pictures, and figures of independent
+    judges.
+    """
+    from ..apps.demo import demo as run
+    from ..apps.demo import write_figures
+    from ..apps.demo_text import demo_text
+    from ..io.files import make_folder
+    from ..model.folder import available, load
 
     make_folder(out)
     results = {}
@@ -29,51 +55,109 @@ def demo(
         chosen = load(name)
         show, count = (demo_text, seeds or 2) if chosen.told_by_text else (run, seeds or 4)
         with progress(f"sampling {chosen.name}") as tell:
-            rows = results[chosen.name] = show(chosen, out, seeds=count, show=min(2, count), tell=tell)
-        head = ("steered", "guidance", "CLIP: top 5" if chosen.told_by_text else "judge", "NFE", "seconds")
-        table(head, [(r.how, r.expression, f"{r.accuracy:.1%}", f"{r.nfe:g}", f"{r.seconds:.1f}") for r in rows])
+            rows = results[chosen.name] = show(
+                chosen, out, seeds=count, show=min(2, count), tell=tell
+            )
+        head = (
+            "steered",
+            "guidance",
+            "CLIP: top 5" if chosen.told_by_text else "judge",
+            "NFE",
+            "seconds",
+        )
+        table(
+            head,
+            [
+                (r.how, r.expression, f"{r.accuracy:.1%}", f"{r.nfe:g}", f"{r.seconds:.1f}")
+                for r in rows
+            ],
+        )
     write_figures(results, out)
-    typer.echo("  ".join(str(out / n) for n in ("demo.png", "steps.png", "text.png", "demo.json") if (out / n).is_file()))
+    typer.echo(
+        "  ".join(
+            str(out / n)
+            for n in ("demo.png", "steps.png", "text.png", "demo.json")
+            if (out / n).is_file()
+        )
+    )
 
 
 def sample(
-    model: Annotated[Optional[str], typer.Argument(help="A shipped model or a folder.", autocompletion=model_names)] = None,  # noqa: UP045
-    prompts: Annotated[Optional[list[str]], typer.Argument(help="What to show, to a text model.")] = None,  # noqa: UP045
-    cond: Annotated[Optional[list[str]], typer.Option("--cond", help="Class name or index (or prompt); several times for several; 'all' for every class.")] = None,  # noqa: UP045
-    file: Annotated[Optional[Path], typer.Option("--prompts", help="A file of prompts, one a line.")] = None,  # noqa: UP045
-    num: Annotated[Optional[int], typer.Option(min=1, max=10_000_000, help="Samples of each condition (1).")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option(help="Seed of the first sample (0); the others follow.")] = None,  # noqa: UP045
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A shipped model or a folder.", autocompletion=model_names),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="What to show, to a text model.")
+    ] = None,
+    cond: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cond",
+            help="Class name or index (or prompt); several times for several; 'all' for every "
+            "class.",
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--prompts", help="A file of prompts, one a line.")
+    ] = None,
+    num: Annotated[
+        int | None, typer.Option(min=1, max=10_000_000, help="Samples of each condition (1).")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the first sample (0); the others follow.")
+    ] = None,
     guidance: Guidance = None,
     guidance_file: GuidanceFile = None,
     negative: Negative = None,
     steps: Steps = None,
     solver: SolverName = None,
     levels: GridName = None,
-    max_rows: Annotated[Optional[int], typer.Option(min=1, help="Most rows of one network call.")] = None,  # noqa: UP045
-    batch: Annotated[Optional[int], typer.Option(min=1, help="Images that are sampled at once (32).")] = None,  # noqa: UP045
+    max_rows: Annotated[
+        int | None, typer.Option(min=1, help="Most rows of one network call.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images that are sampled at once (32).")
+    ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also write a contact sheet.")] = False,
-    like: Annotated[Optional[Path], typer.Option(help="Repeat the run of this PNG, bit for bit.")] = None,  # noqa: UP045
+    like: Annotated[
+        Path | None, typer.Option(help="Repeat the run of this PNG, bit for bit.")
+    ] = None,
     observe: Observe = None,
     operator: Operator = None,
     average: Average = None,
     trust: Trust = False,
     out: Out = Path("out/samples"),
 ) -> None:
-    """Sample images, as PNG files that carry their run; sequences and vectors as samples.safetensors and curves.png.
+    """Sample images, as PNG files that carry their run; sequences and vectors as
+    samples.safetensors and curves.png.
 
     Images are written as they are made. The same command goes on where a run was stopped.
     """
     from dataclasses import replace
 
-    from .. import processes
-    from ..files import make_folder
-    from ..folder import load
-    from ..observing import read_observation
-    from ..pictures import read_settings
-    from ..streaming import BATCH, Job, again_to_folder, sample_to_folder
+    from ..apps.observe import read_observation
+    from ..io import distributed as processes
+    from ..io.files import make_folder
+    from ..io.images import read_settings
+    from ..model.folder import load
+    from ..model.streaming import BATCH, Job, again_to_folder, sample_to_folder
 
-    new = {"prompts": prompts, "--cond": cond, "--prompts": file, "--num": num, "--seed": seed, "--guidance": guidance}
-    new |= {"--guidance-file": guidance_file, "--negative": negative, "--steps": steps, "--solver": solver, "--levels": levels}
+    new = {
+        "prompts": prompts,
+        "--cond": cond,
+        "--prompts": file,
+        "--num": num,
+        "--seed": seed,
+        "--guidance": guidance,
+    }
+    new |= {
+        "--guidance-file": guidance_file,
+        "--negative": negative,
+        "--steps": steps,
+        "--solver": solver,
+        "--levels": levels,
+    }
     new |= {"--max-rows": max_rows, "--batch": batch, "--observe": observe, "--operator": operator}
     if like and (given := [name for name, value in new.items() if value is not None]):
         raise ValueError(f"--like repeats a run as it was; leave {', '.join(given)} out")
@@ -83,14 +167,22 @@ def sample(
     chosen = load(_model_name(model, settings), average=average, trust=trust)
     if settings is not None:
         with progress("sampling") as watch:
-            samples = again_to_folder(chosen, settings, out, watch) if _makes_pictures(chosen) else chosen.again(settings, watch)
+            samples = (
+                again_to_folder(chosen, settings, out, watch)
+                if _makes_pictures(chosen)
+                else chosen.again(settings, watch)
+            )
         _warn_of_differences(settings, samples.settings)
         _finish(samples, out, grid)
         return
     num, seed = 1 if num is None else num, 0 if seed is None else seed
     names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num)
-    asked = with_file(guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels)
-    observed = read_observation(chosen, chosen.expression(asked["guidance"], conditional=bool(names)), observe, operator)
+    asked = with_file(
+        guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels
+    )
+    observed = read_observation(
+        chosen, chosen.expression(asked["guidance"], conditional=bool(names)), observe, operator
+    )
     each = len(names) if names else num
     rows = processes.mine(each if observed is None else each * len(observed.y))  # type: ignore[arg-type]
     if not rows:
@@ -101,7 +193,9 @@ def sample(
         seeds=[seed + i for i in rows],
         numbers=rows,
         run={**asked, "max_rows": max_rows},
-        losses=lambda numbers: observed and {"loss": replace(observed, y=observed.y[[i // each for i in numbers]])},  # type: ignore[index]
+        losses=lambda numbers: (
+            observed and {"loss": replace(observed, y=observed.y[[i // each for i in numbers]])}
+        ),  # type: ignore[index]
         batch=batch or BATCH,
     )
     if not _makes_pictures(chosen):
@@ -129,20 +223,25 @@ ON_A_GRID = 1000
 
 
 def _write_grid(out: Path, files: list[Path]) -> None:
-    """Lay pictures out that were written, without holding all of them in memory at their full number."""
-    from ..decoding import open_picture
-    from ..pictures import Row, save_png, sheet
+    """Lay pictures out that were written, without holding all of them in memory at their full
+    number.
+    """
+    from ..io.decoding import open_picture
+    from ..io.images import Row, save_png, sheet
 
     shown = [open_picture(file) for file in files[:ON_A_GRID]]
     if len(files) > ON_A_GRID:
         warn(f"the contact sheet shows the first {ON_A_GRID} of {len(files)} images")
-    save_png(sheet([Row(label="", images=shown[i : i + 8]) for i in range(0, len(shown), 8)], scale=3), out / "grid.png")
+    save_png(
+        sheet([Row(label="", images=shown[i : i + 8]) for i in range(0, len(shown), 8)], scale=3),
+        out / "grid.png",
+    )
 
 
 def _finish(samples: Any, out: Path, grid: bool, rows: list[int] | None = None) -> None:
     """Write what shows all samples: of pictures that were repeated, or of other data."""
-    from .. import processes
-    from ..pictures import Row, save_png, sheet, to_drawings, write_tensors
+    from ..io import distributed as processes
+    from ..io.images import Row, save_png, sheet, to_drawings, write_tensors
 
     pictures = samples.images.ndim == 4 and samples.images.shape[1] in (1, 3)
     rows = list(range(len(samples.x))) if rows is None else rows
@@ -157,13 +256,22 @@ def _finish(samples: Any, out: Path, grid: bool, rows: list[int] | None = None) 
     if grid or not pictures:
         drawings = to_drawings(x[:ON_A_GRID])
         laid = [Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)]
-        save_png(sheet(laid, scale=3 if pictures else 1), out / ("grid.png" if pictures else "curves.png"))
-    what = f"{len(x)} images in {out}" if pictures else f"{len(x)} samples of {list(x.shape[1:])} in {out / 'samples.safetensors'}"
+        save_png(
+            sheet(laid, scale=3 if pictures else 1),
+            out / ("grid.png" if pictures else "curves.png"),
+        )
+    what = (
+        f"{len(x)} images in {out}"
+        if pictures
+        else f"{len(x)} samples of {list(x.shape[1:])} in {out / 'samples.safetensors'}"
+    )
     typer.echo(f"{what}: {samples.settings.guidance}, NFE {samples.nfe:g}")
 
 
 def _warn_of_differences(then: dict[str, Any], now: Any) -> None:
-    names = [n for n in ("threads", "device", "versions") if n in then and then[n] != getattr(now, n)]
+    names = [
+        n for n in ("threads", "device", "versions") if n in then and then[n] != getattr(now, n)
+    ]
     if names:
         warn(f"{', '.join(names)} differ from the first run's, so the last bits may too")
 
@@ -172,20 +280,23 @@ def _model_name(model: str | None, settings: dict[str, Any] | None) -> str:
     name = model or (settings or {}).get("model")
     if model is None and isinstance(name, str) and not _is_here(name):
         # A picture's text is anyone's: what it names is not fetched unasked.
-        raise ValueError(f"the picture names the model {name!r}, which is not here; name the model yourself: guidestar sample MODEL --like PICTURE")
+        raise ValueError(
+            f"the picture names the model {name!r}, which is not here; name the model yourself: "
+            "guidestar sample MODEL --like PICTURE"
+        )
     if not name or not isinstance(name, str):
         raise ValueError("name a model (see 'guidestar models'), or give a picture with --like")
     return name
 
 
 def _is_here(name: str) -> bool:
-    from ..shipped import available
+    from ..model.shipped import available
 
     return name in available() or Path(name).is_dir()
 
 
 def _prompts_of(file: Path | None) -> list[str]:
-    from ..measure_text import read_prompts
+    from ..apps.measure_text import read_prompts
 
     return read_prompts(file) if file else []
 
@@ -194,15 +305,27 @@ def _conditions(model: Any, cond: list[str], num: int) -> list[str] | None:
     if not cond:
         return None
     if "all" in cond and model.told_by_text:
-        raise ValueError(f"the model {model.name!r} is told by a prompt, so it has no classes to show 'all' of; write what you want to see")
+        raise ValueError(
+            f"the model {model.name!r} is told by a prompt, so it has no classes to show 'all' "
+            "of; write what you want to see"
+        )
     names = [n for c in cond for n in (model.classes if c == "all" and model.classes else [c])]
     return [n for n in names for _ in range(num)]
 
 
 def strip(
-    model: Annotated[str, typer.Argument(help="A shipped model or a folder.", autocompletion=model_names)],
-    prompts: Annotated[list[str], typer.Argument(help="Two prompts (or classes) to go between, or one to show at rising scales.")],
-    out: Annotated[Path, typer.Option("--out", help="A strip (.png), or an animation (.gif, .webp).")] = Path("strip.png"),
+    model: Annotated[
+        str, typer.Argument(help="A shipped model or a folder.", autocompletion=model_names)
+    ],
+    prompts: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two prompts (or classes) to go between, or one to show at rising scales."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="A strip (.png), or an animation (.gif, .webp).")
+    ] = Path("strip.png"),
     frames: Annotated[int, typer.Option(min=2, max=1000, help="Pictures between two prompts.")] = 9,
     scales: Annotated[str, typer.Option(help="Scales of cfg for one prompt.")] = "0,1,2,3,4,6,8",
     guidance: Guidance = None,
@@ -210,12 +333,14 @@ def strip(
     steps: Steps = None,
 ) -> None:
     """Draw one seed on the way from one prompt to another, or at rising scales of its guidance."""
-    from ..files import make_folder
-    from ..folder import load
-    from ..strip import morph, rising, strip_kind, write_strip
+    from ..apps.strip import morph, rising, strip_kind, write_strip
+    from ..io.files import make_folder
+    from ..model.folder import load
 
     if len(prompts) > 2:
-        raise ValueError(f"a strip goes between two prompts, or raises the scale of one, not {len(prompts)}")
+        raise ValueError(
+            f"a strip goes between two prompts, or raises the scale of one, not {len(prompts)}"
+        )
     raised = _numbers(scales)
     strip_kind(out)
     check_run(guidance)
@@ -223,7 +348,15 @@ def strip(
     chosen = load(model)
     with progress("sampling") as watch:
         if len(prompts) == 2:
-            images = morph(chosen, *prompts, frames=frames, seed=seed, guidance=guidance, steps=steps, watch=watch)
+            images = morph(
+                chosen,
+                *prompts,
+                frames=frames,
+                seed=seed,
+                guidance=guidance,
+                steps=steps,
+                watch=watch,
+            )
         else:
             images = rising(chosen, prompts[0], raised, seed=seed, steps=steps, watch=watch)
     write_strip(images, out)

@@ -10,8 +10,10 @@ TOPICS: dict[str, str] = {
     "classifier-free guidance, guidance scale": "cfg",
     "clip guidance": "clip",
     "negative prompt": "cfg(7, negative='blurry'), or --negative; nag inside the attention",
-    "guidance interval, limited interval, cfg truncation": "interval=(lo, hi) of every term, in noise ratios σ/α: cfg(3, interval=(0.2, 5))",
-    "weight schedule, dynamic cfg, cosine, linear, clamp": "schedule= of every term: cfg(3, schedule=cosine)",
+    "guidance interval, limited interval, cfg truncation": "interval=(lo, hi) of every term, in "
+    "noise ratios σ/α: cfg(3, interval=(0.2, 5))",
+    "weight schedule, dynamic cfg, cosine, linear, clamp": "schedule= of every term: cfg(3, "
+    "schedule=cosine)",
     "per-sample scales": "a list as the scale of any term: cfg([1, 2, 4])",
     "InstructPix2Pix, image guidance scale": "pix2pix",
     "composable diffusion, prompt composition": "AND, NOT",
@@ -30,9 +32,12 @@ TOPICS: dict[str, str] = {
     "independent condition guidance": "icg",
     "time-step guidance": "tsg",
     "a weaker model, bad version of itself": "autoguidance",
-    "training-free guidance, universal guidance, loss guidance": "dps, freedom, lgd, mpgd, ugd, ugd_backward, tfg",
-    "inverse problems, inpainting, super-resolution, deblurring": "pigdm, mmps, dps; --observe and --operator; gs.RePaint",
-    "FK steering, Feynman-Kac, particles, best-of-N, rewards": "Model.steer(reward, …) and gs.steer, in Python; every=0 is best of N",
+    "training-free guidance, universal guidance, loss guidance": "dps, freedom, lgd, mpgd, ugd, "
+    "ugd_backward, tfg",
+    "inverse problems, inpainting, super-resolution, deblurring": "pigdm, mmps, dps; --observe "
+    "and --operator; gs.RePaint",
+    "FK steering, Feynman-Kac, particles, best-of-N, rewards": "Model.steer(reward, …) and "
+    "gs.steer, in Python; every=0 is best of N",
     "time travel, resampling, recurrence": "gs.TimeTravel, a solver around a solver, in Python",
     "SDEdit, image to image": "Model.sample(start=…, start_rho=…), in Python",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -12,14 +12,22 @@ from ._terminal import fail, warn
 
 
 def recipe(
-    data: Annotated[Path, typer.Argument(help="Folder of images, parquet or webdataset files, or a .safetensors or .npy file.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of images, parquet or webdataset files, or a .safetensors or .npy file."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The recipe to write.")] = Path("recipe.toml"),
-    size: Annotated[Optional[int], typer.Option(min=8, help="Pixels of a side; by default what suits the images, at most 64.")] = None,  # noqa: UP045
+    size: Annotated[
+        int | None,
+        typer.Option(min=8, help="Pixels of a side; by default what suits the images, at most 64."),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of the model.")] = 1200,
 ) -> None:
     """Write a recipe that suits your data, to read, change and train."""
-    from ..pictures import write_text
-    from ..train.propose import propose
+    from ..io.images import write_text
+    from ..train.recipe.propose import propose
 
     if out.exists():
         raise ValueError(f"{out} exists; give another --out, or remove it")
@@ -29,17 +37,36 @@ def recipe(
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/fashion-mnist.toml, or one that 'guidestar recipe' wrote.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A recipe, e.g. recipes/fashion-mnist.toml, or one that 'guidestar recipe' wrote."
+        ),
+    ],
     out: Out = Path("out/train"),
-    data: Annotated[Optional[Path], typer.Option(help="Path of the data, in place of the recipe's.")] = None,  # noqa: UP045
-    only: Annotated[Optional[list[str]], typer.Option("--only", help="Train this part alone (model, weak, classifier, judge); several times for several.")] = None,  # noqa: UP045
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be trained, draw one batch, and train nothing.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Path of the data, in place of the recipe's.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            help="Train this part alone (model, weak, classifier, judge); several times for "
+            "several.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Tell what would be trained, draw one batch, and train nothing."
+        ),
+    ] = False,
     trust: TrustRecipe = False,
     accept_data: AcceptData = False,
 ) -> None:
     """Train a recipe, going on where it was stopped, and write the model's folder."""
-    from ..files import make_folder
-    from ..train import recipe as recipes
+    from ..io.files import make_folder
+    from ..train.recipe import schema as recipes
 
     spec = recipes.read(recipe, trust=trust)
     if data:
@@ -52,12 +79,20 @@ def train(
 
 
 def _dry_run(spec: Any, out: Path, only: list[str] | None) -> None:
-    from ..pictures import Row, save_png, sheet, to_drawings
+    from ..io.images import Row, save_png, sheet, to_drawings
     from ..train.run import dry_run
 
     lines, batch = dry_run(spec, only, warn)
     drawings = to_drawings(batch[:64])
-    save_png(sheet([Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings) // 8 * 8 or 1, 8)]), out / "batch.png")
+    save_png(
+        sheet(
+            [
+                Row(label="", images=drawings[i : i + 8])
+                for i in range(0, len(drawings) // 8 * 8 or 1, 8)
+            ]
+        ),
+        out / "batch.png",
+    )
     typer.echo("\n".join([*lines, f"the first samples are drawn in {out / 'batch.png'}"]))
 
 
@@ -67,9 +102,9 @@ def _train(spec: Any, file: Path, out: Path, only: list[str] | None, accept_data
     import torch
     from accelerate import PartialState
 
-    from ..train._safely import Stop, asked_by_signals
-    from ..train.lock import locked
-    from ..train.report import progress_report
+    from ..train.loop.lock import locked
+    from ..train.loop.signals import Stop, asked_by_signals
+    from ..train.progress import progress_report
     from ..train.run import train
 
     main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
@@ -88,11 +123,14 @@ def _train(spec: Any, file: Path, out: Path, only: list[str] | None, accept_data
             typer.echo(f"trained {', '.join(only)} in {out}; {whole}")
             return
         model = _assembled(spec, out, f"guidestar train {file}")
-    typer.echo(f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name}{' --cond all' if model.classes else ''}{' --trust' if spec.code() else ''} --grid")
+    more = (" --cond all" if model.classes else "") + (" --trust" if spec.code() else "")
+    typer.echo(
+        f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name}{more} --grid"
+    )
 
 
 def _assembled(spec: Any, out: Path, command: str) -> Any:
-    from ..train.assemble import assemble
+    from ..train.export import assemble
 
     try:
         return assemble(spec, out, command=command)

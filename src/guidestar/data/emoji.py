@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..files import make_folder
+from ..io.files import make_folder
 
 Watch = Callable[[int, int], None]
 SPLITS = ("train", "unseen-pairs", "unseen-concepts")
@@ -88,16 +88,32 @@ class Drawing:
         """
         if _chance(self.concept) < 0.05:
             return "unseen-concepts"
-        return "unseen-pairs" if self.style != "icon" and _chance(f"{self.concept}/{self.style}") < 0.05 else "train"
+        return (
+            "unseen-pairs"
+            if self.style != "icon" and _chance(f"{self.concept}/{self.style}") < 0.05
+            else "train"
+        )
 
     @property
     def captions(self) -> list[str]:
         """What may be said of it; the first is the plainest."""
         new = [t for t in self.tags if t not in self.concept.split()]
         chosen = sorted(new, key=lambda t: _chance(f"{self.concept}/{self.style}/{t}"))[:2]
-        article = "" if self.concept[0].isupper() or self.concept.endswith("s") else "an " if self.concept[0] in "aeiou" else "a "
-        said = [f"{self.concept}, {self.style} style", f"{article}{self.concept}, {self.style} style", self.concept]
-        return list(dict.fromkeys([*said, ", ".join([self.concept, *chosen, f"{self.style} style"])]))
+        article = (
+            ""
+            if self.concept[0].isupper() or self.concept.endswith("s")
+            else "an "
+            if self.concept[0] in "aeiou"
+            else "a "
+        )
+        said = [
+            f"{self.concept}, {self.style} style",
+            f"{article}{self.concept}, {self.style} style",
+            self.concept,
+        ]
+        return list(
+            dict.fromkeys([*said, ", ".join([self.concept, *chosen, f"{self.style} style"])])
+        )
 
 
 def _chance(text: str) -> float:
@@ -105,7 +121,13 @@ def _chance(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest()) / 2**48
 
 
-def build(out: Path | str, *, packages: Path | str | None = None, size: int = 64, watch: Watch | None = None) -> dict[str, int]:
+def build(
+    out: Path | str,
+    *,
+    packages: Path | str | None = None,
+    size: int = 64,
+    watch: Watch | None = None,
+) -> dict[str, int]:
     """Write the pictures as folders with ``metadata.jsonl``: for training, and two to measure on.
 
     Each row holds ``file_name``, ``text`` (several captions), ``concept`` and ``style``.
@@ -149,11 +171,22 @@ def fetch(folder: Path) -> Path:
     if not missing:
         return folder
     try:
-        done = subprocess.run(["npm", "pack", "--silent", *missing], cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["npm", "pack", "--silent", *missing],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     except FileNotFoundError as error:
-        raise RuntimeError("npm is missing, which fetches the pictures; install Node.js, or give the packages with --packages FOLDER") from error
+        raise RuntimeError(
+            "npm is missing, which fetches the pictures; install Node.js, or give the packages "
+            "with --packages FOLDER"
+        ) from error
     if done.returncode:
-        raise RuntimeError(f"npm could not fetch {', '.join(missing)}: {' '.join(done.stderr.split())[:300]}")
+        raise RuntimeError(
+            f"npm could not fetch {', '.join(missing)}: {' '.join(done.stderr.split())[:300]}"
+        )
     return folder
 
 
@@ -169,10 +202,18 @@ def read(packages: Path, work: Path) -> Iterator[Drawing]:
     """
     folders = {package: _unpacked(_archive(packages, package), work) for package in VERSIONS}
     known = _known(_json(folders[NAMES] / "en" / "data.json"))
-    code = {style.name: _codes(folders[style.package], folders, known) for style in STYLES if style.package.startswith("@iconify")}
+    code = {
+        style.name: _codes(folders[style.package], folders, known)
+        for style in STYLES
+        if style.package.startswith("@iconify")
+    }
     for style in STYLES:
         folder = folders[style.package]
-        found = _webp(folder, known) if style.name == "3d" else _icons(folder, style, code[style.name], known)
+        found = (
+            _webp(folder, known)
+            if style.name == "3d"
+            else _icons(folder, style, code[style.name], known)
+        )
         yield from (Drawing(style=style.name, **about) for about in found)
 
 
@@ -182,7 +223,9 @@ def _unpacked(archive: Path, work: Path) -> Path:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
     except (OSError, tarfile.TarError) as error:
-        raise RuntimeError(f"{archive}: not readable as a package of npm ({error}); remove it to fetch it again") from error
+        raise RuntimeError(
+            f"{archive}: not readable as a package of npm ({error}); remove it to fetch it again"
+        ) from error
     return folder / "package"
 
 
@@ -194,21 +237,44 @@ def _json(file: Path) -> Any:
 
 
 def _plain(code: str) -> str:
-    """Bring a code point sequence to one spelling: lower case, without leading zeros and variation selectors."""
-    return "-".join(part.lstrip("0") for part in code.lower().split("-") if part not in ("fe0f", "fe0e"))
+    """Bring a code point sequence to one spelling: lower case, without leading zeros and variation
+    selectors.
+    """
+    return "-".join(
+        part.lstrip("0") for part in code.lower().split("-") if part not in ("fe0f", "fe0e")
+    )
 
 
 def _known(entries: list[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return name and tags by code point sequence."""
-    return {_plain(e["hexcode"]): {"concept": e["label"].replace("’", "'"), "tags": tuple(str(t) for t in e.get("tags", ()))} for e in entries}
+    return {
+        _plain(e["hexcode"]): {
+            "concept": e["label"].replace("’", "'"),
+            "tags": tuple(str(t) for t in e.get("tags", ())),
+        }
+        for e in entries
+    }
 
 
 def _codes(folder: Path, folders: Mapping[str, Path], known: Mapping[str, Any]) -> dict[str, str]:
-    """Return the code point sequence of each icon's name: from its own table, or its sister's, or the name itself."""
-    sister = {"noto-v1": "@iconify-json/noto", "fluent-emoji": "@iconify-json/fluent-emoji-flat"}.get(_json(folder / "info.json")["prefix"])
-    table = _json((folders[sister] if sister else folder) / "chars.json") if sister or (folder / "chars.json").is_file() else {}
+    """Return the code point sequence of each icon's name: from its own table, or its sister's, or
+    the name itself.
+    """
+    sister = {
+        "noto-v1": "@iconify-json/noto",
+        "fluent-emoji": "@iconify-json/fluent-emoji-flat",
+    }.get(_json(folder / "info.json")["prefix"])
+    table = (
+        _json((folders[sister] if sister else folder) / "chars.json")
+        if sister or (folder / "chars.json").is_file()
+        else {}
+    )
     named = {_pressed(about["concept"]): code for code, about in known.items()}
-    named |= {_pressed(n): code for code in known if (n := unicodedata.name(chr(int(code, 16)), "") if "-" not in code else "")}
+    named |= {
+        _pressed(n): code
+        for code in known
+        if (n := unicodedata.name(chr(int(code, 16)), "") if "-" not in code else "")
+    }
     return named | {name: _plain(code) for code, name in table.items()}
 
 
@@ -216,12 +282,18 @@ def _pressed(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _icons(folder: Path, style: Style, codes: Mapping[str, str], known: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the icons of a set; those that are no emoji go by their own names, where these are words."""
+def _icons(
+    folder: Path, style: Style, codes: Mapping[str, str], known: Mapping[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the icons of a set; those that are no emoji go by their own names, where these are
+    words.
+    """
     icons, seen = _json(folder / "icons.json"), set()
     for name, icon in icons["icons"].items():
         code = codes.get(name, "" if style.name == "icon" else codes.get(_pressed(name), ""))
-        about = known.get(code) or ({"concept": name.replace("-", " "), "tags": ()} if style.name == "icon" else None)
+        about = known.get(code) or (
+            {"concept": name.replace("-", " "), "tags": ()} if style.name == "icon" else None
+        )
         if about is None or about["concept"] in seen:
             continue
         seen.add(about["concept"])
@@ -229,8 +301,14 @@ def _icons(folder: Path, style: Style, codes: Mapping[str, str], known: Mapping[
 
 
 def _svg(icon: Mapping[str, Any], icons: Mapping[str, Any]) -> str:
-    left, top, width, height = (icon.get(k, icons.get(k, default)) for k, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16)))
-    return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+    left, top, width, height = (
+        icon.get(k, icons.get(k, default))
+        for k, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+    )
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+    )
 
 
 def _webp(folder: Path, known: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -243,21 +321,31 @@ def _webp(folder: Path, known: Mapping[str, dict[str, Any]]) -> Iterator[dict[st
 def _write(drawings: list[Drawing], out: Path, size: int, watch: Watch | None) -> dict[str, int]:
     rows: dict[str, list[dict[str, Any]]] = {part: [] for part in SPLITS}
     for d in drawings:
-        name = f"{d.style}/{re.sub(r'[^a-z0-9]+', '-', d.concept.lower()).strip('-') or 'sign'}-{hashlib.blake2b(d.concept.encode(), digest_size=3).hexdigest()}.png"
+        words = re.sub(r"[^a-z0-9]+", "-", d.concept.lower()).strip("-") or "sign"
+        digest = hashlib.blake2b(d.concept.encode(), digest_size=3).hexdigest()
+        name = f"{d.style}/{words}-{digest}.png"
         make_folder((out / d.split / name).parent)
-        rows[d.split].append({"file_name": name, "text": d.captions, "concept": d.concept, "style": d.style})
+        rows[d.split].append(
+            {"file_name": name, "text": d.captions, "concept": d.concept, "style": d.style}
+        )
     with ThreadPoolExecutor() as pool:
         names = [out / d.split / r["file_name"] for d, r in _zipped(drawings, rows)]
-        for done, _ in enumerate(pool.map(lambda pair: _draw(*pair, size), zip(drawings, names, strict=True)), 1):  # pyright: ignore[reportCallIssue]
+        for done, _ in enumerate(
+            pool.map(lambda pair: _draw(*pair, size), zip(drawings, names, strict=True)), 1
+        ):  # pyright: ignore[reportCallIssue]
             if watch:
                 watch(done, len(drawings))
     for part, about in rows.items():
-        (make_folder(out / part) / "metadata.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in about), encoding="utf-8")
+        (make_folder(out / part) / "metadata.jsonl").write_text(
+            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in about), encoding="utf-8"
+        )
     (out / "LICENCES.md").write_text(_licences(size), encoding="utf-8")
     return {part: len(about) for part, about in rows.items()}
 
 
-def _zipped(drawings: list[Drawing], rows: Mapping[str, list[dict[str, Any]]]) -> Iterator[tuple[Drawing, dict[str, Any]]]:
+def _zipped(
+    drawings: list[Drawing], rows: Mapping[str, list[dict[str, Any]]]
+) -> Iterator[tuple[Drawing, dict[str, Any]]]:
     ahead = {part: iter(about) for part, about in rows.items()}
     return ((d, next(ahead[d.split])) for d in drawings)
 
@@ -271,16 +359,30 @@ def _draw(drawing: Drawing, file: Path, size: int) -> None:
     if drawing.svg is not None:
         import resvg_py
 
-        picture = Image.open(BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=drawing.svg, width=size, height=size, skip_system_fonts=True))))
+        picture = Image.open(
+            BytesIO(
+                bytes(
+                    resvg_py.svg_to_bytes(
+                        svg_string=drawing.svg, width=size, height=size, skip_system_fonts=True
+                    )
+                )
+            )
+        )
     else:
         picture = Image.open(str(drawing.file))
     ground = Image.new("RGBA", picture.size, BACKGROUND)
-    Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB").resize((size, size), Image.Resampling.LANCZOS).save(file)
+    Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB").resize(
+        (size, size), Image.Resampling.LANCZOS
+    ).save(file)
 
 
 def _licences(size: int) -> str:
-    rows = "\n".join(f"| {s.name} | {s.origin} | {s.package} {VERSIONS[s.package]} | {s.licence} |" for s in STYLES)
+    rows = "\n".join(
+        f"| {s.name} | {s.origin} | {s.package} {VERSIONS[s.package]} | {s.licence} |"
+        for s in STYLES
+    )
     return (
-        f"# Emoji with captions\n\n{size} × {size} pixels on {BACKGROUND}. Names and tags: {NAMES} {VERSIONS[NAMES]} (MIT).\n\n"
+        f"# Emoji with captions\n\n{size} × {size} pixels on {BACKGROUND}. Names and tags: "
+        f"{NAMES} {VERSIONS[NAMES]} (MIT).\n\n"
         f"| style | pictures | package | licence |\n|---|---|---|---|\n{rows}\n"
     )

@@ -15,9 +15,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import Damaged
+from ..io.files import Damaged
 
-CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CLASSES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 _FILES = {"train": "train", "test": "t10k"}
 
@@ -37,7 +48,10 @@ def read_idx(path: Path) -> Tensor:
         raise Damaged(f"{path} cannot be read as an IDX file: {error}") from error
     body = raw[4 + 4 * ndim :]
     if zero != 0 or kind != 8 or len(body) != math.prod(shape):
-        raise Damaged(f"{path} is not a complete IDX file of unsigned bytes (its header says {shape}, it holds {len(body)} bytes)")
+        raise Damaged(
+            f"{path} is not a complete IDX file of unsigned bytes (its header says {shape}, it "
+            f"holds {len(body)} bytes)"
+        )
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(shape)
 
 
@@ -45,7 +59,10 @@ def _find(folder: Path, stem: str) -> Path:
     for path in (folder / f"{stem}.gz", folder / stem):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"Fashion-MNIST's {stem} is not in {folder}; install it with 'apt-get install dataset-fashion-mnist', or name a folder that holds the four IDX files")
+    raise FileNotFoundError(
+        f"Fashion-MNIST's {stem} is not in {folder}; install it with 'apt-get install "
+        "dataset-fashion-mnist', or name a folder that holds the four IDX files"
+    )
 
 
 def load(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor, Tensor]:
@@ -63,14 +80,26 @@ def load(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor
     where = Path(folder) if folder else INSTALLED
     images = read_idx(_find(where, f"{_FILES[split]}-images-idx3-ubyte"))
     labels = read_idx(_find(where, f"{_FILES[split]}-labels-idx1-ubyte"))
-    if images.shape[1:] != (28, 28) or labels.ndim != 1 or not len(labels) or int(labels.max()) >= len(CLASSES):
-        raise ValueError(f"{where} does not hold Fashion-MNIST: images {tuple(images.shape)} and labels {tuple(labels.shape)}, where [N, 28, 28] and [N] below 10 belong")
+    if (
+        images.shape[1:] != (28, 28)
+        or labels.ndim != 1
+        or not len(labels)
+        or int(labels.max()) >= len(CLASSES)
+    ):
+        raise ValueError(
+            f"{where} does not hold Fashion-MNIST: images {tuple(images.shape)} and labels "
+            f"{tuple(labels.shape)}, where [N, 28, 28] and [N] below 10 belong"
+        )
     if len(images) != len(labels):
-        raise ValueError(f"{where} holds {len(images)} images but {len(labels)} labels in its {split} split")
+        raise ValueError(
+            f"{where} holds {len(images)} images but {len(labels)} labels in its {split} split"
+        )
     return images[:, None].float() / 127.5 - 1, labels.long()
 
 
-def write_folders(out: Path, *, each: int = 600, split: str = "train", folder: Path | str | None = None) -> int:
+def write_folders(
+    out: Path, *, each: int = 600, split: str = "train", folder: Path | str | None = None
+) -> int:
     """Write pictures as PNG files in a folder for each class, and return how many.
 
     Args:

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from ..files import Damaged
-from ._core import Column
+from ..io.files import Damaged
 from .layout import SPLITS, TRAINING, find, find_files
 from .pictures import Look, Pictures, Say, all_grey, decoded
+from .source import Column
 
 Kind = Literal["class", "vector", "text"]
 
@@ -27,15 +27,16 @@ def image_folder(
     cache: Path | None = None,
     say: Say | None = None,
 ) -> Pictures:
-    """Read a folder of pictures: a sub-folder for each class, a table with a row for each, or captions beside them.
+    """Read a folder of pictures: a sub-folder for each class, a table with a row for each, or
+    captions beside them.
 
     Args:
         folder: as Hugging Face's ``imagefolder`` wants it (``cat/1.png``; ``metadata.jsonl``,
             ``.csv`` or ``.parquet`` with a ``file_name``), or with a caption beside each picture
             (``1.txt`` beside ``1.png``), which is the column "text".
         look: how they are made alike.
-        columns: what each further column is; by default text is a caption, and numbers a vector; the
-            sub-folders' names are the column "label".
+        columns: what each further column is; by default text is a caption, and numbers a vector;
+            the sub-folders' names are the column "label".
         classes: names of the classes in the order of their indices; by default those found, sorted.
         max_bad: how many unreadable pictures to skip before giving up.
         cache: folder to keep the decoded pictures in, for those that do not fit into memory.
@@ -50,7 +51,17 @@ def image_folder(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder of images")
     table = _as_table(folder, columns or {})
-    return _from_table(table, folder, "image", look, columns=columns, classes=classes, max_bad=max_bad, cache=cache, say=say)
+    return _from_table(
+        table,
+        folder,
+        "image",
+        look,
+        columns=columns,
+        classes=classes,
+        max_bad=max_bad,
+        cache=cache,
+        say=say,
+    )
 
 
 def _as_table(folder: Path, columns: Mapping[str, Kind]) -> Any:
@@ -63,8 +74,13 @@ def _as_table(folder: Path, columns: Mapping[str, Kind]) -> Any:
         table = datasets.Dataset.from_dict(found.columns) if found.columns else None
     except Exception as error:
         # Whatever Arrow trips over, it is the values that are not of one kind.
-        raise ValueError(f"{folder}: a column holds values of several kinds ({' '.join(str(error).split())[:200]})") from error
-    images = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image(decode=False)}))
+        raise ValueError(
+            f"{folder}: a column holds values of several kinds "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
+    images = datasets.Dataset.from_dict(
+        {"image": pictures}, features=datasets.Features({"image": datasets.Image(decode=False)})
+    )
     table = datasets.concatenate_datasets([images, table], axis=1) if table is not None else images
     if found.labels is None:
         return table
@@ -87,7 +103,8 @@ def parquet(
     cache: Path | None = None,
     say: Say | None = None,
 ) -> Pictures:
-    """Read a parquet file, or a folder of them, with a column of encoded pictures; arguments as `image_folder`.
+    """Read a parquet file, or a folder of them, with a column of encoded pictures; arguments as
+    `image_folder`.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -96,8 +113,20 @@ def parquet(
     path = Path(path)
     table = _load(find_data_files(path, ".parquet"))
     if image not in table.column_names:
-        raise ValueError(f"{path}: there is no column {image!r}; the columns are {', '.join(table.column_names)}")
-    return _from_table(table, path, image, look, columns=columns, classes=classes, max_bad=max_bad, cache=cache, say=say)
+        raise ValueError(
+            f"{path}: there is no column {image!r}; the columns are {', '.join(table.column_names)}"
+        )
+    return _from_table(
+        table,
+        path,
+        image,
+        look,
+        columns=columns,
+        classes=classes,
+        max_bad=max_bad,
+        cache=cache,
+        say=say,
+    )
 
 
 def _load(files: Sequence[Path]) -> Any:
@@ -105,11 +134,15 @@ def _load(files: Sequence[Path]) -> Any:
 
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset("parquet", split="train", data_files=[literal(f) for f in files])
+        return datasets.load_dataset(
+            "parquet", split="train", data_files=[literal(f) for f in files]
+        )
     except Exception as error:
         # Whatever the reader trips over, it is the data that are not as it expects.
         cause = error.__cause__ or error
-        raise Damaged(f"{files[0]}: not readable as parquet ({' '.join(str(cause).split())[:300]})") from error
+        raise Damaged(
+            f"{files[0]}: not readable as parquet ({' '.join(str(cause).split())[:300]})"
+        ) from error
 
 
 def literal(file: Path) -> str:
@@ -132,7 +165,10 @@ def check_split_files(path: Path, files: Sequence[Path]) -> None:
         word, file = next((w, f) for w, f in words.items() if TRAINING.fullmatch(w))
         inside = file.relative_to(path).parts[0]
         mine = path / (inside if len(file.relative_to(path).parts) > 1 else f"{word}*{file.suffix}")
-        raise ValueError(f'{path}: holds the splits {", ".join(words)}, which would be mixed; give the one to train on: path = "{mine}"')
+        raise ValueError(
+            f"{path}: holds the splits {', '.join(words)}, which would be mixed; give the one to "
+            f'train on: path = "{mine}"'
+        )
 
 
 def find_data_files(path: Path, suffix: str) -> list[Path]:
@@ -148,13 +184,28 @@ def find_data_files(path: Path, suffix: str) -> list[Path]:
         files = sorted(f for f in find_files(path) if f.suffix == suffix)
         check_split_files(path, files)
     else:
-        files = sorted(f for f in path.parent.glob(path.name) if f.is_file()) if path.parent.is_dir() else []
+        files = (
+            sorted(f for f in path.parent.glob(path.name) if f.is_file())
+            if path.parent.is_dir()
+            else []
+        )
     if not files:
         raise FileNotFoundError(f"{path}: there is no {suffix} file")
     return files
 
 
-def _from_table(table: Any, path: Path, image: str, look: Look, *, columns: Any, classes: Sequence[str], max_bad: int, cache: Path | None, say: Say | None) -> Pictures:
+def _from_table(
+    table: Any,
+    path: Path,
+    image: str,
+    look: Look,
+    *,
+    columns: Any,
+    classes: Sequence[str],
+    max_bad: int,
+    cache: Path | None,
+    say: Say | None,
+) -> Pictures:
     import datasets
 
     raw = table.cast_column(image, datasets.Image(decode=False))
@@ -166,7 +217,13 @@ def _from_table(table: Any, path: Path, image: str, look: Look, *, columns: Any,
     return Pictures(pixels=pixels, targets=targets, columns=described, look=look)
 
 
-def described_columns(table: Any, path: Path, stated: Mapping[str, Kind] | None, skip: set[str], classes: Sequence[str]) -> dict[str, Column]:
+def described_columns(
+    table: Any,
+    path: Path,
+    stated: Mapping[str, Kind] | None,
+    skip: set[str],
+    classes: Sequence[str],
+) -> dict[str, Column]:
     """Say what each column is: as stated, or as its type suggests.
 
     Raises:
@@ -175,36 +232,66 @@ def described_columns(table: Any, path: Path, stated: Mapping[str, Kind] | None,
     names = [n for n in table.column_names if n not in skip]
     strange = [n for n in stated or {} if n not in names]
     if strange:
-        raise ValueError(f"{path}: there is no column {strange[0]!r}; the columns are {', '.join(names) or 'none'}")
+        raise ValueError(
+            f"{path}: there is no column {strange[0]!r}; the columns are "
+            f"{', '.join(names) or 'none'}"
+        )
     several = list((stated or {}).values()).count("class") > 1
-    return {n: _describe(table, n, (stated or {}).get(n), path, classes, several) for n in (stated or names)}
+    return {
+        n: _describe(table, n, (stated or {}).get(n), path, classes, several)
+        for n in (stated or names)
+    }
 
 
-def _describe(table: Any, name: str, stated: Kind | None, path: Path, classes: Sequence[str], several: bool) -> Column:
+def _describe(
+    table: Any, name: str, stated: Kind | None, path: Path, classes: Sequence[str], several: bool
+) -> Column:
     import datasets
 
     feature = table.features[name]
     first: Any = next((value for value in table[name] if value is not None), None)
     listed: list[Any] = first if isinstance(first, list) else []
-    text, number, many = isinstance(first, str), isinstance(first, int | float) and not isinstance(first, bool), isinstance(first, list)
+    text, number, many = (
+        isinstance(first, str),
+        isinstance(first, int | float) and not isinstance(first, bool),
+        isinstance(first, list),
+    )
     text = text or (bool(listed) and all(isinstance(v, str) for v in listed))  # several captions
-    kind = stated or ("class" if isinstance(feature, datasets.ClassLabel) else "text" if text else "vector")
-    fits = {"class": isinstance(first, int | str), "text": text, "vector": number or (many and all(isinstance(v, int | float) for v in listed))}
+    kind = stated or (
+        "class" if isinstance(feature, datasets.ClassLabel) else "text" if text else "vector"
+    )
+    fits = {
+        "class": isinstance(first, int | str),
+        "text": text,
+        "vector": number or (many and all(isinstance(v, int | float) for v in listed)),
+    }
     if not fits[kind]:
         raise ValueError(
-            f'{path}: the column {name!r} is not a {kind}: its first value is {str(first)[:60]!r}; state what it is, data.columns = {{ {name} = "…" }}, or leave it out'
+            f"{path}: the column {name!r} is not a {kind}: its first value is "
+            f'{str(first)[:60]!r}; state what it is, data.columns = {{ {name} = "…" }}, or leave '
+            "it out"
         )
     if kind == "class":
-        values = feature.names if isinstance(feature, datasets.ClassLabel) else sorted(set(table[name]) - {None})
+        values = (
+            feature.names
+            if isinstance(feature, datasets.ClassLabel)
+            else sorted(set(table[name]) - {None})
+        )
         if isinstance(values[0], str):
             classes = () if several else classes  # one list cannot name the words of two columns
             unknown = [v for v in values if classes and v not in classes]
             if unknown:
-                raise ValueError(f"{path}: {name!r} holds the class {unknown[0]!r}, which is not among those that are known: {', '.join(classes)}")
+                raise ValueError(
+                    f"{path}: {name!r} holds the class {unknown[0]!r}, which is not among those "
+                    f"that are known: {', '.join(classes)}"
+                )
             return Column(kind="class", classes=tuple(classes) or tuple(values))
         count = len(classes) or int(values[-1]) + 1
         if values[0] < 0 or values[-1] >= count:  # type: ignore[operator]
-            raise ValueError(f"{path}: the classes of {name!r} run from {values[0]} to {values[-1]}, but there are {count} names")
+            raise ValueError(
+                f"{path}: the classes of {name!r} run from {values[0]} to {values[-1]}, but "
+                f"there are {count} names"
+            )
         return Column(kind="class", classes=tuple(classes) or tuple(str(i) for i in range(count)))
     return Column(kind=kind, width=(len(listed) if many else 1) if kind == "vector" else 0)
 
@@ -216,19 +303,32 @@ def _values(table: Any, name: str, column: Column, kept: Sequence[int], path: Pa
     if empty is not None:
         raise ValueError(f"{path}: row {empty} has no {name!r}")
     if column.kind == "text":
-        wordless = next((i for i, v in zip(kept, values, strict=True) if isinstance(v, list) and not v), None)
+        wordless = next(
+            (i for i, v in zip(kept, values, strict=True) if isinstance(v, list) and not v), None
+        )
         if wordless is not None:
             raise ValueError(f"{path}: row {wordless} has no {name!r}")
         return [tuple(map(str, v)) if isinstance(v, list) else str(v) for v in values]
     if column.kind == "class":
         own = getattr(table.features[name], "names", None)  # its indices are by these
         words = [own[v] if own else v for v in values]
-        return torch.tensor([column.classes.index(v) if isinstance(v, str) else int(v) for v in words])
-    odd = next((i for i, v in zip(kept, values, strict=True) if isinstance(v, list) and len(v) != column.width), None)
+        return torch.tensor(
+            [column.classes.index(v) if isinstance(v, str) else int(v) for v in words]
+        )
+    odd = next(
+        (
+            i
+            for i, v in zip(kept, values, strict=True)
+            if isinstance(v, list) and len(v) != column.width
+        ),
+        None,
+    )
     if odd is not None:
         raise ValueError(f"{path}: row {odd} of {name!r} should hold {column.width} numbers")
     numbers = torch.tensor(values, dtype=torch.float32).reshape(len(values), column.width)
     strange = (~numbers.isfinite().all(1)).nonzero()[:, 0].tolist()
     if strange:
-        raise ValueError(f"{path}: row {kept[strange[0]]} of {name!r} holds numbers that are not finite")
+        raise ValueError(
+            f"{path}: row {kept[strange[0]]} of {name!r} holds numbers that are not finite"
+        )
     return numbers

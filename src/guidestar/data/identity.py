@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ._core import Column, Held, InMemory, Part, Source
 from .pictures import Pictures
 from .shards import Shards
+from .source import Column, Held, InMemory, Part, Source
 from .tensors import Scaled
 
 HASHED = 256 * 2**20
@@ -53,7 +53,10 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, boo
     """
     if before == now:
         return None
-    return _compare_columns(before["columns"], now["columns"]) or (_compare_samples(before, now), True)
+    return _compare_columns(before["columns"], now["columns"]) or (
+        _compare_samples(before, now),
+        True,
+    )
 
 
 def _compare_columns(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, bool] | None:

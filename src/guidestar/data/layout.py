@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..documents import read_text
+from ..io.documents import read_text
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PASSED_OVER = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN"}
@@ -125,7 +125,10 @@ def _check_splits(folder: Path, files: Sequence[Path]) -> None:
     split = find_splits(folder, files)
     if split:
         train, test, *_ = split.values()
-        raise ValueError(f'{folder}: holds the splits {", ".join(split)}, which would be mixed; give them apart: path = "{train}" and test = "{test}"')
+        raise ValueError(
+            f"{folder}: holds the splits {', '.join(split)}, which would be mixed; give them "
+            f'apart: path = "{train}" and test = "{test}"'
+        )
 
 
 def _check_depths(folder: Path, files: Sequence[Path]) -> None:
@@ -134,11 +137,16 @@ def _check_depths(folder: Path, files: Sequence[Path]) -> None:
     for path in sorted(folder.iterdir()):
         ours = not path.name.startswith(".") and path.name not in PASSED_OVER
         if ours and path.is_dir() and path not in filled:
-            raise ValueError(f"{folder}: the class folder {path.name!r} holds no images; fill or remove it")
+            raise ValueError(
+                f"{folder}: the class folder {path.name!r} holds no images; fill or remove it"
+            )
     depths = {len(p.relative_to(folder).parts): p.relative_to(folder).as_posix() for p in files}
     if len(depths) > 1:
         one, other = depths[min(depths)], depths[max(depths)]
-        raise ValueError(f"{folder}: {one!r} and {other!r} lie at different depths, so that folders cannot be classes; move one of them")
+        raise ValueError(
+            f"{folder}: {one!r} and {other!r} lie at different depths, so that folders cannot be "
+            "classes; move one of them"
+        )
 
 
 def _captions(folder: Path, files: Sequence[Path]) -> list[str] | None:
@@ -149,7 +157,10 @@ def _captions(folder: Path, files: Sequence[Path]) -> list[str] | None:
         return None
     if not all(there):
         without = files[there.index(False)].relative_to(folder).as_posix()
-        raise ValueError(f"{folder}: {sum(there)} of {len(files)} images have a caption beside them (.txt), but {without!r} has none; add the others, or move the captions away")
+        raise ValueError(
+            f"{folder}: {sum(there)} of {len(files)} images have a caption beside them (.txt), "
+            f"but {without!r} has none; add the others, or move the captions away"
+        )
     return [read_text(file).strip() or None for file in beside]  # type: ignore[misc]
 
 
@@ -165,13 +176,19 @@ def _by_table(folder: Path, table: Path, files: Sequence[Path], text: Sequence[s
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(f"{table}: names images that are not there: {missing[0]!r}{more}")
     if twice:
-        raise ValueError(f"{table}: names {twice[0]!r} twice; keep one row (a list is several captions)")
+        raise ValueError(
+            f"{table}: names {twice[0]!r} twice; keep one row (a list is several captions)"
+        )
     known = {_plain(p.relative_to(folder).as_posix()) for p in files}
     unnamed = sorted(known - set(names))
     if unnamed:
         more = f" and {len(unnamed) - 1} more images" if len(unnamed) > 1 else ""
         raise ValueError(f"{table}: says nothing about {unnamed[0]!r}{more}; add or remove them")
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row) if name != "file_name"}
+    columns = {
+        name: [row.get(name) for row in rows]
+        for name in dict.fromkeys(key for row in rows for key in row)
+        if name != "file_name"
+    }
     if table.suffix == ".csv":
         columns = {n: v if n in text else _numbers(v) for n, v in columns.items()}
     return Found(files=[folder / name for name in names], columns=columns, labels=None)
@@ -236,7 +253,10 @@ def _csv(table: Path) -> Iterator[Mapping[str, Any]]:
     try:
         for number, cells in enumerate(reader, 1):
             if len(cells) > len(header):
-                raise ValueError(f'{table}: row {number} has {len(cells)} cells for {len(header)} columns; put text with a separator in it between quotes ("…")')
+                raise ValueError(
+                    f"{table}: row {number} has {len(cells)} cells for {len(header)} columns; "
+                    'put text with a separator in it between quotes ("…")'
+                )
             filled = [*cells, *[""] * (len(header) - len(cells))]
             yield {n: cell or None for n, cell in zip(header, filled, strict=True)}
     except csv.Error as error:

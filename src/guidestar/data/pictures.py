@@ -1,4 +1,6 @@
-"""Pictures as arrays: decoded once, before training, made alike, and kept in a file where they do not fit into memory."""
+"""Pictures as arrays: decoded once, before training, made alike, and kept in a file where they do
+not fit into memory.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..decoding import is_grey, open_picture, to_8_bits
-from ..draw import Draw
-from ..files import Damaged, make_folder, whole_or_not
-from ._core import Column, Held, Source, Targets, picked
+from ..core.rng import Draw
+from ..io.decoding import is_grey, open_picture, to_8_bits
+from ..io.files import Damaged, make_folder, whole_or_not
+from .source import Column, Held, Source, Targets, picked
 
 Say = Callable[[str], None]
 
@@ -28,7 +30,8 @@ class Look:
     Args:
         size: pixels of a side.
         channels: 1 or 3; None for 3 unless all pictures are grey.
-        crop: "center", or "random": a square of ``size`` is cut from one an eighth larger, where the draw says.
+        crop: "center", or "random": a square of ``size`` is cut from one an eighth larger, where
+            the draw says.
         flip: mirror left to right with probability ½.
     """
 
@@ -76,17 +79,29 @@ class Pictures(Source):
 
 
 def prepared(pixels: Tensor, look: Look, draw: Draw) -> Tensor:
-    """Crop and flip pictures ``[B, C, side, side]`` (uint8) as the draw says, and bring them to [−1, 1]."""
+    """Crop and flip pictures ``[B, C, side, side]`` (uint8) as the draw says, and bring them to
+    [−1, 1].
+    """
     spare = look.side - look.size
     if spare:
-        down, right = ((draw.uniform(tag) * (spare + 1)).long()[:, None] + torch.arange(look.size) for tag in ("down", "right"))
-        pixels = pixels.movedim(1, -1)[torch.arange(len(pixels))[:, None, None], down[:, :, None], right[:, None, :]].movedim(-1, 1)
+        down, right = (
+            (draw.uniform(tag) * (spare + 1)).long()[:, None] + torch.arange(look.size)
+            for tag in ("down", "right")
+        )
+        pixels = pixels.movedim(1, -1)[
+            torch.arange(len(pixels))[:, None, None], down[:, :, None], right[:, None, :]
+        ].movedim(-1, 1)
     x = pixels.float() / 127.5 - 1
-    return torch.where((draw.uniform("flip") < 0.5).view(-1, 1, 1, 1), x.flip(-1), x) if look.flip else x
+    return (
+        torch.where((draw.uniform("flip") < 0.5).view(-1, 1, 1, 1), x.flip(-1), x)
+        if look.flip
+        else x
+    )
 
 
 def decode(picture: Any, look: Look, channels: int) -> Tensor:
-    """Bring an open picture to ``[C, side, side]``, uint8: 8 bits, on white, resized and cut in the middle.
+    """Bring an open picture to ``[C, side, side]``, uint8: 8 bits, on white, resized and cut in the
+    middle.
 
     Raises:
         ValueError: its numbers have no known black and white (`to_8_bits`).
@@ -123,8 +138,18 @@ def opened(picture: Mapping[str, Any] | None, *, pixels: bool = True) -> Any:
     return open_picture(picture.get("bytes") or picture["path"], pixels=pixels)
 
 
-def decoded(pictures: Any, look: Look, channels: int, max_bad: int, cache: Path | None, path: Path, say: Say | None) -> tuple[Tensor, list[int]]:
-    """Decode all pictures, or take up what an earlier run decoded; return the pixels and which rows they are of."""
+def decoded(
+    pictures: Any,
+    look: Look,
+    channels: int,
+    max_bad: int,
+    cache: Path | None,
+    path: Path,
+    say: Say | None,
+) -> tuple[Tensor, list[int]]:
+    """Decode all pictures, or take up what an earlier run decoded; return the pixels and which rows
+    they are of.
+    """
     import numpy as np
 
     file = cache / f"pixels-{_key(pictures, look, channels)}.npy" if cache else None
@@ -132,7 +157,10 @@ def decoded(pictures: Any, look: Look, channels: int, max_bad: int, cache: Path 
         kept = json.loads(file.with_suffix(".json").read_text())
         return torch.from_numpy(np.load(file, mmap_mode="c"))[: len(kept)], kept
     if file is None:
-        kept, out = [], torch.empty((len(pictures), channels, look.side, look.side), dtype=torch.uint8)
+        kept, out = (
+            [],
+            torch.empty((len(pictures), channels, look.side, look.side), dtype=torch.uint8),
+        )
         for i, pixels in _good(pictures, look, channels, max_bad, path, say):
             out[len(kept)] = pixels
             kept.append(i)
@@ -140,7 +168,9 @@ def decoded(pictures: Any, look: Look, channels: int, max_bad: int, cache: Path 
     make_folder(file.parent)
     kept = []
     with whole_or_not(file) as beside:
-        array = np.lib.format.open_memmap(beside, "w+", np.uint8, (len(pictures), channels, look.side, look.side))
+        array = np.lib.format.open_memmap(
+            beside, "w+", np.uint8, (len(pictures), channels, look.side, look.side)
+        )
         for i, pixels in _good(pictures, look, channels, max_bad, path, say):
             array[len(kept)] = pixels.numpy()
             kept.append(i)
@@ -150,7 +180,9 @@ def decoded(pictures: Any, look: Look, channels: int, max_bad: int, cache: Path 
     return torch.from_numpy(np.load(file, mmap_mode="c"))[: len(kept)], kept
 
 
-def _good(pictures: Any, look: Look, channels: int, max_bad: int, path: Path, say: Say | None) -> Iterator[tuple[int, Tensor]]:
+def _good(
+    pictures: Any, look: Look, channels: int, max_bad: int, path: Path, say: Say | None
+) -> Iterator[tuple[int, Tensor]]:
     """Yield the pictures that can be read, with their rows.
 
     Raises:
@@ -161,10 +193,19 @@ def _good(pictures: Any, look: Look, channels: int, max_bad: int, path: Path, sa
         try:
             pixels = decode(opened(picture), look, channels)
         except (OSError, ValueError) as error:
-            bad.append(f"{(picture or {}).get('path') or f'row {i}'} ({' '.join(str(error).split())})")
+            bad.append(
+                f"{(picture or {}).get('path') or f'row {i}'} ({' '.join(str(error).split())})"
+            )
             if len(bad) > max_bad:
-                more = f", after {', '.join(b.split(' (')[0] for b in bad[:-1][:3])}" if len(bad) > 1 else ""
-                raise Damaged(f"{path}: cannot read the image {bad[-1]}{more}; mend or remove it, or set data.max_bad (now {max_bad})") from error
+                more = (
+                    f", after {', '.join(b.split(' (')[0] for b in bad[:-1][:3])}"
+                    if len(bad) > 1
+                    else ""
+                )
+                raise Damaged(
+                    f"{path}: cannot read the image {bad[-1]}{more}; mend or remove it, or set "
+                    f"data.max_bad (now {max_bad})"
+                ) from error
             if say:
                 say(f"skipped an image that cannot be read: {bad[-1]}")
             continue

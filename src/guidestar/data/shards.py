@@ -10,30 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..draw import Draw
-from ..files import Damaged
-from ._core import Column, Source, Targets
+from ..core.rng import Draw
+from ..io.files import Damaged
 from .folders import find_data_files, literal
 from .pictures import Look, Say, decode, opened, prepared
+from .source import Column, Source, Targets
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
 class Shards(Source):
-    """Read webdataset shards (``000.tar``: ``key.jpg`` with ``key.cls``, ``key.txt``) one sample after the other.
+    """Read webdataset shards (``000.tar``: ``key.jpg`` with ``key.cls``, ``key.txt``) one sample
+    after the other.
 
     The stream has no end: each pass is mixed anew, in a buffer. Which sample is at which position
-    depends on the shards and the settings alone, so a resumed training goes on with the same ones (by
-    walking there), and several processes read the same stream, each taking its own positions.
+    depends on the shards and the settings alone, so a resumed training goes on with the same ones
+    (by walking there), and several processes read the same stream, each taking its own positions.
 
     Args:
         path: a .tar file, or a folder of them; or a pattern of addresses, read over the network.
         look: how pictures are made alike; ``channels`` by default 3.
-        classes: names of the classes (.cls); by default the lines of ``classes.txt`` beside the shards.
+        classes: names of the classes (.cls); by default the lines of ``classes.txt`` beside the
+            shards.
         buffer: how many samples are mixed.
         seed: of the mixing.
-        max_bad: how many unreadable pictures to skip before giving up (each process counts those it meets).
-            The first readable sample is seen in their place, so that no later one moves.
+        max_bad: how many unreadable pictures to skip before giving up (each process counts those it
+            meets). The first readable sample is seen in their place, so that no later one moves.
         say: told of each picture that was skipped.
 
     Raises:
@@ -43,7 +45,17 @@ class Shards(Source):
 
     size = None
 
-    def __init__(self, path: Path | str, look: Look, *, classes: Sequence[str] = (), buffer: int = 10_000, seed: int = 0, max_bad: int = 0, say: Say | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        look: Look,
+        *,
+        classes: Sequence[str] = (),
+        buffer: int = 10_000,
+        seed: int = 0,
+        max_bad: int = 0,
+        say: Say | None = None,
+    ) -> None:
         self.look, self.buffer, self.seed, self.max_bad, self.say = look, buffer, seed, max_bad, say
         self._bad: dict[str, str] = {}
         self.files = _files(path)
@@ -55,12 +67,20 @@ class Shards(Source):
         self._picture = next((k for k in PICTURES if k in first), "")
         if not self._picture:
             raise ValueError(
-                f"{self.files[0]}: its first sample holds no picture ({', '.join('.' + p for p in PICTURES)}), but {', '.join(k for k in first if not k.startswith('__'))}"
+                f"{self.files[0]}: its first sample holds no picture "
+                f"({', '.join('.' + p for p in PICTURES)}), but "
+                f"{', '.join(k for k in first if not k.startswith('__'))}"
             )
         names = tuple(classes) or _class_names(Path(self.files[0]).parent)
-        self.columns = {**({"label": Column(kind="class", classes=names)} if "cls" in first else {}), **({"caption": Column(kind="text")} if "txt" in first else {})}
+        self.columns = {
+            **({"label": Column(kind="class", classes=names)} if "cls" in first else {}),
+            **({"caption": Column(kind="text")} if "txt" in first else {}),
+        }
         if "cls" in first and not names:
-            raise ValueError(f"{self.files[0]}: holds classes without names; give them as data.classes, or in classes.txt beside the shards, one a line")
+            raise ValueError(
+                f"{self.files[0]}: holds classes without names; give them as data.classes, or in "
+                "classes.txt beside the shards, one a line"
+            )
 
     def _next(self) -> Mapping[str, Any]:
         try:
@@ -71,13 +91,21 @@ class Shards(Source):
 
     def _damaged(self, error: Exception) -> Damaged:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
-        return Damaged(f"{self.files[0]}{' …' if len(self.files) > 1 else ''}: not readable as webdataset ({reason})")
+        return Damaged(
+            f"{self.files[0]}{' …' if len(self.files) > 1 else ''}: not readable as webdataset "
+            f"({reason})"
+        )
 
     def _as_they_lie(self) -> Any:
         import datasets
 
         try:
-            stream = datasets.load_dataset("webdataset", data_files=[f if "://" in f else literal(Path(f)) for f in self.files], split="train", streaming=True)
+            stream = datasets.load_dataset(
+                "webdataset",
+                data_files=[f if "://" in f else literal(Path(f)) for f in self.files],
+                split="train",
+                streaming=True,
+            )
         except Exception as error:
             raise self._damaged(error) from error
         for name in PICTURES:
@@ -87,7 +115,11 @@ class Shards(Source):
 
     def _pass(self, epoch: int) -> Iterator[Mapping[str, Any]]:
         stream = self._as_they_lie()
-        return iter(stream.shuffle(seed=self.seed + epoch, buffer_size=self.buffer) if self.buffer > 1 else stream)
+        return iter(
+            stream.shuffle(seed=self.seed + epoch, buffer_size=self.buffer)
+            if self.buffer > 1
+            else stream
+        )
 
     def _endless(self) -> Iterator[Mapping[str, Any]]:
         epoch = 0
@@ -125,7 +157,9 @@ class Shards(Source):
             return
         self._bad[name] = str(error)
         if len(self._bad) > self.max_bad:
-            raise Damaged(f"{error}; mend or remove it, or set data.max_bad (now {self.max_bad})") from error
+            raise Damaged(
+                f"{error}; mend or remove it, or set data.max_bad (now {self.max_bad})"
+            ) from error
         if self.say:
             self.say(f"skipped an image: {error}")
 
@@ -142,7 +176,10 @@ class Shards(Source):
         try:
             return decode(opened(sample[self._picture]), self.look, self.channels)
         except (OSError, ValueError, KeyError) as error:
-            raise Damaged(f"{sample.get('__url__')}: cannot read the image of {sample.get('__key__')!r} ({' '.join(str(error).split())})") from error
+            raise Damaged(
+                f"{sample.get('__url__')}: cannot read the image of {sample.get('__key__')!r} "
+                f"({' '.join(str(error).split())})"
+            ) from error
 
     def _targets(self, found: Sequence[Mapping[str, Any]]) -> Targets:
         targets: dict[str, Tensor | list[str]] = {}
@@ -152,7 +189,10 @@ class Shards(Source):
             for sample, label in zip(found, labels, strict=True):
                 if not 0 <= label < len(names):
                     where = f"{sample.get('__url__') or 'a shard'}: {sample.get('__key__')!r}"
-                    raise ValueError(f"{where} has the class {label}, but there are {len(names)} names; mend it, or name all classes in classes.txt")
+                    raise ValueError(
+                        f"{where} has the class {label}, but there are {len(names)} names; mend "
+                        "it, or name all classes in classes.txt"
+                    )
             targets["label"] = torch.tensor(labels)
         if "caption" in self.columns:
             targets["caption"] = [_caption(s) for s in found]
@@ -168,14 +208,18 @@ def _caption(sample: Mapping[str, Any]) -> str:
     try:
         return text if isinstance(text, str) else bytes(text).decode()  # type: ignore[arg-type]
     except (TypeError, UnicodeDecodeError):
-        raise ValueError(f"{_place(sample)} has no caption in UTF-8 (.txt); mend or remove it") from None
+        raise ValueError(
+            f"{_place(sample)} has no caption in UTF-8 (.txt); mend or remove it"
+        ) from None
 
 
 def _label(sample: Mapping[str, Any]) -> int:
     try:
         return int(sample["cls"])
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{_place(sample)} has the class {sample.get('cls')!r}, which is no number (.cls)") from None
+        raise ValueError(
+            f"{_place(sample)} has the class {sample.get('cls')!r}, which is no number (.cls)"
+        ) from None
 
 
 def _files(path: Path | str) -> list[str]:
@@ -186,4 +230,10 @@ def _files(path: Path | str) -> list[str]:
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     file = folder / "classes.txt"
-    return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()) if file.is_file() else ()
+    return (
+        tuple(
+            line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()
+        )
+        if file.is_file()
+        else ()
+    )

@@ -11,22 +11,28 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..draw import Draw
-from ..files import Damaged, make_folder, whole_or_not
-from ._core import Column, InMemory, Source, Targets
+from ..core.rng import Draw
+from ..io.files import Damaged, make_folder, whole_or_not
+from .source import Column, InMemory, Source, Targets
 
 Kind = Literal["class", "vector", "text"]
 
 
-def tensors(path: Path | str, *, columns: Mapping[str, Kind] | None = None, classes: Sequence[str] = (), x: str = "x") -> InMemory:
+def tensors(
+    path: Path | str,
+    *,
+    columns: Mapping[str, Kind] | None = None,
+    classes: Sequence[str] = (),
+    x: str = "x",
+) -> InMemory:
     """Read samples ``[N, *S]`` and what is known of each.
 
     Args:
-        path: a .safetensors file with a tensor "x" and one for each column, a folder with ``x.npy`` and
-            one file for each column, or a .npy file of samples alone.
+        path: a .safetensors file with a tensor "x" and one for each column, a folder with ``x.npy``
+            and one file for each column, or a .npy file of samples alone.
         columns: what each column is; by default whole numbers are classes, others vectors.
-        classes: names of the classes; by default what the file's metadata say under "classes" (JSON:
-            names, or names by column), else 0, 1, ….
+        classes: names of the classes; by default what the file's metadata say under "classes"
+            (JSON: names, or names by column), else 0, 1, ….
         x: name of the samples.
 
     Raises:
@@ -37,14 +43,27 @@ def tensors(path: Path | str, *, columns: Mapping[str, Kind] | None = None, clas
     path = Path(path)
     found, metadata = _read(path)
     if x not in found:
-        raise ValueError(f"{path}: holds no samples {x!r}; it holds {', '.join(sorted(found)) or 'nothing'}")
+        raise ValueError(
+            f"{path}: holds no samples {x!r}; it holds {', '.join(sorted(found)) or 'nothing'}"
+        )
     samples = found.pop(x)
     _check_samples(path, samples)
     strange = [n for n in columns or {} if n not in found]
     if strange:
-        raise ValueError(f"{path}: there is no column {strange[0]!r}; the columns are {', '.join(sorted(found)) or 'none'}")
-    described = {n: _describe(path, n, found[n], len(samples), (columns or {}).get(n), _names(n, classes, metadata)) for n in (columns or sorted(found))}
-    targets = {n: found[n].long() if c.kind == "class" else found[n].float().reshape(len(samples), c.width) for n, c in described.items()}
+        raise ValueError(
+            f"{path}: there is no column {strange[0]!r}; the columns are "
+            f"{', '.join(sorted(found)) or 'none'}"
+        )
+    described = {
+        n: _describe(
+            path, n, found[n], len(samples), (columns or {}).get(n), _names(n, classes, metadata)
+        )
+        for n in (columns or sorted(found))
+    }
+    targets = {
+        n: found[n].long() if c.kind == "class" else found[n].float().reshape(len(samples), c.width)
+        for n, c in described.items()
+    }
     return InMemory(x=samples.float(), targets=targets, columns=described)
 
 
@@ -55,7 +74,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return _read_safetensors(path)
     files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
     if not files:
-        raise FileNotFoundError(f"{path}: holds no .npy files; expected x.npy, and one for each column")
+        raise FileNotFoundError(
+            f"{path}: holds no .npy files; expected x.npy, and one for each column"
+        )
     return {"x" if path.is_file() else f.stem: _read_npy(f) for f in files}, {}
 
 
@@ -64,9 +85,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise Damaged(f"{path}: truncated or corrupt, not readable as safetensors ({' '.join(str(error).split())})") from error
+        raise Damaged(
+            f"{path}: truncated or corrupt, not readable as safetensors "
+            f"({' '.join(str(error).split())})"
+        ) from error
 
 
 def _read_npy(path: Path) -> Tensor:
@@ -76,16 +101,25 @@ def _read_npy(path: Path) -> Tensor:
         array = np.load(path, allow_pickle=False)
         return torch.from_numpy(array)
     except Exception as error:
-        # Whatever the reader trips over (a damaged zip too), it is the file that is not as it expects.
-        raise Damaged(f"{path}: not readable as a NumPy array of numbers ({' '.join(str(error).split())})") from error
+        # Whatever the reader trips over (a damaged zip too), it is the file that is not as it
+        # expects.
+        raise Damaged(
+            f"{path}: not readable as a NumPy array of numbers ({' '.join(str(error).split())})"
+        ) from error
 
 
 def _check_samples(path: Path, x: Tensor) -> None:
     if x.ndim < 2 or not len(x) or not x.is_floating_point():
-        raise ValueError(f"{path}: samples should be floating point, [N, D], [N, T, C] or more, not {list(x.shape)} of {x.dtype}")
+        raise ValueError(
+            f"{path}: samples should be floating point, [N, D], [N, T, C] or more, not "
+            f"{list(x.shape)} of {x.dtype}"
+        )
     bad = (~x.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
     if bad:
-        raise ValueError(f"{path}: {len(bad)} of {len(x)} samples are not finite, first that of row {bad[0]}; mend or remove them")
+        raise ValueError(
+            f"{path}: {len(bad)} of {len(x)} samples are not finite, first that of row {bad[0]}; "
+            "mend or remove them"
+        )
 
 
 def _names(column: str, classes: Sequence[str], metadata: Mapping[str, str]) -> tuple[str, ...]:
@@ -99,13 +133,22 @@ def _names(column: str, classes: Sequence[str], metadata: Mapping[str, str]) -> 
     return tuple(str(n) for n in told)
 
 
-def _describe(path: Path, name: str, values: Tensor, count: int, stated: Kind | None, names: tuple[str, ...]) -> Column:
+def _describe(
+    path: Path, name: str, values: Tensor, count: int, stated: Kind | None, names: tuple[str, ...]
+) -> Column:
     if len(values) != count:
         raise ValueError(f"{path}: there are {count} samples, but {len(values)} of {name!r}")
     whole = not values.is_floating_point() and values.dtype != torch.bool
     kind = stated or ("class" if whole and values.ndim == 1 else "vector")
-    if kind == "text" or (kind == "class" and not (whole and values.ndim == 1)) or (kind == "vector" and values.ndim > 2):
-        raise ValueError(f"{path}: the column {name!r} is not a {kind}: it holds {list(values.shape)} of {values.dtype}")
+    if (
+        kind == "text"
+        or (kind == "class" and not (whole and values.ndim == 1))
+        or (kind == "vector" and values.ndim > 2)
+    ):
+        raise ValueError(
+            f"{path}: the column {name!r} is not a {kind}: it holds {list(values.shape)} of "
+            f"{values.dtype}"
+        )
     if kind == "vector":
         if not bool(values.float().isfinite().all()):
             raise ValueError(f"{path}: the column {name!r} holds values that are not finite")
@@ -113,7 +156,10 @@ def _describe(path: Path, name: str, values: Tensor, count: int, stated: Kind | 
     low, high = int(values.min()), int(values.max())
     names = names or tuple(str(i) for i in range(high + 1))
     if low < 0 or high >= len(names):
-        raise ValueError(f"{path}: the classes of {name!r} run from {low} to {high}, but there are {len(names)} names; classes are 0 to {len(names) - 1}")
+        raise ValueError(
+            f"{path}: the classes of {name!r} run from {low} to {high}, but there are "
+            f"{len(names)} names; classes are 0 to {len(names) - 1}"
+        )
     return Column(kind="class", classes=names)
 
 
@@ -136,7 +182,9 @@ class Scale:
         """Measure ``x [N, …, C]``; a channel that does not vary is left at its size."""
         flat = x.double().flatten(0, -2)
         std = flat.std(0, correction=0)
-        return Scale(mean=flat.mean(0).float(), std=torch.where(std > 0, std, torch.ones_like(std)).float())
+        return Scale(
+            mean=flat.mean(0).float(), std=torch.where(std > 0, std, torch.ones_like(std)).float()
+        )
 
     def apply(self, x: Tensor) -> Tensor:
         """Return ``(x − mean)/std``."""
@@ -178,7 +226,9 @@ class Scaled(Source):
 # --- latents ---
 
 
-def latents(source: Source, encode: Callable[[Tensor], Tensor], cache: Path, *, key: str, batch: int = 16) -> InMemory:
+def latents(
+    source: Source, encode: Callable[[Tensor], Tensor], cache: Path, *, key: str, batch: int = 16
+) -> InMemory:
     """Encode all samples once, by a VAE, and keep the result (float16) in ``cache``.
 
     Args:
@@ -189,7 +239,9 @@ def latents(source: Source, encode: Callable[[Tensor], Tensor], cache: Path, *, 
         batch: samples at a time.
     """
     if source.size is None:
-        raise ValueError("latents are encoded once, which a stream does not allow; encode the shards beforehand")
+        raise ValueError(
+            "latents are encoded once, which a stream does not allow; encode the shards beforehand"
+        )
     from safetensors.torch import save
 
     file = make_folder(cache) / f"latents-{key}.safetensors"

@@ -1,11 +1,11 @@
 """Measures of samples: are they what was asked for, do they look real, do they differ."""
 
-from ._core import Judge, Judged, Metric, look
 from .accuracy import Accuracy
 from .class_shares import LeastShare, class_shares
+from .classifier_levels import accuracy_by_level, trusted_rho
 from .diversity import Diversity, DiversityRatio, within_class_distances
 from .frechet import Frechet, gaussian_distance
-from .levels import accuracy_by_level, trusted_rho
+from .metric import Judge, Judged, Metric, look
 from .sweep import METRICS, Row, sweep
 
 __all__ = [

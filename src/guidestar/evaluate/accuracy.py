@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ._core import Judged, Metric
+from .metric import Judged, Metric
 
 
 class Accuracy(Metric):
-    """Share of the samples in which the judge sees the wanted class: ``mean(argmax logits = wanted)``, in [0, 1].
+    """Share of the samples in which the judge sees the wanted class:
+    ``mean(argmax logits = wanted)``, in [0, 1].
 
     References:
         Classification Accuracy Score for Conditional Generative Models (the converse measure:

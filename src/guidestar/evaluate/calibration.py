@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..draw import Draw
-from ..levels import Level, Schedule, expand
+from ..core.levels import Level, Schedule, expand
+from ..core.rng import Draw
 
 Classifying = Callable[[Tensor, Level], Tensor]
 
@@ -44,18 +44,36 @@ def expected_calibration_error(logits: Tensor, target: Tensor, bins: int = 15) -
     return float(gaps.abs().sum() / len(target))
 
 
-def _logits(classifier: Classifying, data: tuple[Tensor, Tensor], schedule: Schedule, rhos: Sequence[float], seed: int, batch: int) -> Iterator[tuple[float, Tensor]]:
+def _logits(
+    classifier: Classifying,
+    data: tuple[Tensor, Tensor],
+    schedule: Schedule,
+    rhos: Sequence[float],
+    seed: int,
+    batch: int,
+) -> Iterator[tuple[float, Tensor]]:
     """Yield the logits of noised data at each ratio; every ratio sees the same noise."""
     x = data[0]
     noise = Draw([seed * 1_000_003 + i for i in range(len(x))]).normal_like("noise", x)
     for rho in rhos:
         level = schedule.at_rho(float(rho))
         noised = expand(level.alpha, x) * x + expand(level.sigma, x) * noise
-        yield float(rho), torch.cat([classifier(part, level).double() for part in noised.split(batch)])
+        yield (
+            float(rho),
+            torch.cat([classifier(part, level).double() for part in noised.split(batch)]),
+        )
 
 
 @torch.no_grad()
-def by_level(classifier: Classifying, data: tuple[Tensor, Tensor], schedule: Schedule, rhos: Sequence[float], *, seed: int = 0, batch: int = 500) -> dict[float, AtLevel]:
+def by_level(
+    classifier: Classifying,
+    data: tuple[Tensor, Tensor],
+    schedule: Schedule,
+    rhos: Sequence[float],
+    *,
+    seed: int = 0,
+    batch: int = 500,
+) -> dict[float, AtLevel]:
     """Measure a classifier on noised samples at each noise ratio.
 
     Args:
@@ -66,12 +84,19 @@ def by_level(classifier: Classifying, data: tuple[Tensor, Tensor], schedule: Sch
         seed: of the noise.
         batch: samples at a time.
     """
-    return {rho: _at_level(logits, data[1]) for rho, logits in _logits(classifier, data, schedule, rhos, seed, batch)}
+    return {
+        rho: _at_level(logits, data[1])
+        for rho, logits in _logits(classifier, data, schedule, rhos, seed, batch)
+    }
 
 
 def _at_level(logits: Tensor, target: Tensor) -> AtLevel:
     accuracy = float((logits.argmax(-1) == target).double().mean())
-    return AtLevel(accuracy=accuracy, nll=float(F.cross_entropy(logits, target)), ece=expected_calibration_error(logits, target))
+    return AtLevel(
+        accuracy=accuracy,
+        nll=float(F.cross_entropy(logits, target)),
+        ece=expected_calibration_error(logits, target),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +104,10 @@ class RegressionAtLevel:
     """Figures of a regressor at one noise ratio.
 
     Args:
-        unexplained: mean squared error by the numbers' own variance, averaged over dimensions; 1 knows nothing.
-        surprise: mean squared error by the variance that was told: above 1 it is too sure. It is also
-            the factor of the variances with which the samples are likeliest.
+        unexplained: mean squared error by the numbers' own variance, averaged over dimensions; 1
+            knows nothing.
+        surprise: mean squared error by the variance that was told: above 1 it is too sure. It is
+            also the factor of the variances with which the samples are likeliest.
     """
 
     unexplained: float
@@ -90,31 +116,55 @@ class RegressionAtLevel:
 
 @torch.no_grad()
 def regression_by_level(
-    regressor: Classifying, data: tuple[Tensor, Tensor], schedule: Schedule, rhos: Sequence[float], *, seed: int = 0, batch: int = 500
+    regressor: Classifying,
+    data: tuple[Tensor, Tensor],
+    schedule: Schedule,
+    rhos: Sequence[float],
+    *,
+    seed: int = 0,
+    batch: int = 500,
 ) -> dict[float, RegressionAtLevel]:
-    """Measure a regressor, which gives means and log-variances ``[B, 2D]``, on numbers ``[N, D]``; arguments as `by_level`."""
+    """Measure a regressor, which gives means and log-variances ``[B, 2D]``, on numbers ``[N, D]``;
+    arguments as `by_level`.
+    """
     found, y = {}, data[1].double()
     for rho, out in _logits(regressor, data, schedule, rhos, seed, batch):
         mean, log_var = out.chunk(2, -1)
         error = (y - mean).square()
         unexplained = (error.mean(0) / y.var(0, correction=0).clamp_min(1e-12)).mean()
-        found[rho] = RegressionAtLevel(unexplained=float(unexplained), surprise=float((error * (-log_var).exp()).mean()))
+        found[rho] = RegressionAtLevel(
+            unexplained=float(unexplained), surprise=float((error * (-log_var).exp()).mean())
+        )
     return found
 
 
 @torch.no_grad()
 def fit_temperatures(
-    classifier: Classifying, data: tuple[Tensor, Tensor], schedule: Schedule, rhos: Sequence[float], *, seed: int = 1, batch: int = 500, bound: float = 20.0
+    classifier: Classifying,
+    data: tuple[Tensor, Tensor],
+    schedule: Schedule,
+    rhos: Sequence[float],
+    *,
+    seed: int = 1,
+    batch: int = 500,
+    bound: float = 20.0,
 ) -> dict[float, float]:
-    """Find, at each noise ratio, the T for which ``softmax(logits/T)`` is likeliest on held-out data.
+    """Find, at each noise ratio, the T for which ``softmax(logits/T)`` is likeliest on held-out
+    data.
 
-    Arguments as `by_level`; T is between ``1/bound`` and ``bound``. The negative log-likelihood is convex in 1/T.
+    Arguments as `by_level`; T is between ``1/bound`` and ``bound``. The negative log-likelihood is
+    convex in 1/T.
     """
-    return {rho: best_temperature(logits, data[1], bound) for rho, logits in _logits(classifier, data, schedule, rhos, seed, batch)}
+    return {
+        rho: best_temperature(logits, data[1], bound)
+        for rho, logits in _logits(classifier, data, schedule, rhos, seed, batch)
+    }
 
 
 def best_temperature(logits: Tensor, target: Tensor, bound: float = 20.0) -> float:
-    """Minimise ``−Σ log softmax(logits/T)[target]`` over T in [1/bound, bound], by golden section in ln T."""
+    """Minimise ``−Σ log softmax(logits/T)[target]`` over T in [1/bound, bound], by golden section
+    in ln T.
+    """
     low, high, golden = -math.log(bound), math.log(bound), (math.sqrt(5) - 1) / 2
 
     def loss(log_t: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._core import Judged, Metric
+from .metric import Judged, Metric
 
 
 def class_shares(labels: Tensor, classes: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._core import Judged, Metric
+from .metric import Judged, Metric
 
 _ROWS = 512  # distances are taken for so many samples at a time, to bound memory
 
@@ -13,7 +13,10 @@ _ROWS = 512  # distances are taken for so many samples at a time, to bound memor
 def _mean_distance(x: Tensor) -> Tensor:
     """Return the mean of ``‖x_i − x_j‖`` over pairs ``i ≠ j`` of ``x [N, d]``."""
     # Matrix multiplication would lose the distances of near neighbours to rounding.
-    sums = [torch.cdist(rows, x, compute_mode="donot_use_mm_for_euclid_dist").sum() for rows in x.split(_ROWS)]
+    sums = [
+        torch.cdist(rows, x, compute_mode="donot_use_mm_for_euclid_dist").sum()
+        for rows in x.split(_ROWS)
+    ]
     return torch.stack(sums).sum() / (len(x) * (len(x) - 1))
 
 
@@ -24,11 +27,16 @@ def within_class_distances(features: Tensor, labels: Tensor) -> dict[int, float]
     [N, d]``, computed in float64. Its expectation does not depend on the number of samples.
     """
     counts = torch.bincount(labels)
-    return {int(c): float(_mean_distance(features[labels == c].double())) for c in (counts > 1).nonzero()[:, 0]}
+    return {
+        int(c): float(_mean_distance(features[labels == c].double()))
+        for c in (counts > 1).nonzero()[:, 0]
+    }
 
 
 class Diversity(Metric):
-    """Within-class diversity: `within_class_distances` averaged over the wanted classes, each counting the same."""
+    """Within-class diversity: `within_class_distances` averaged over the wanted classes, each
+    counting the same.
+    """
 
     def __init__(self) -> None:
         self.features: list[Tensor] = []
@@ -40,7 +48,11 @@ class Diversity(Metric):
 
     def by_class(self) -> dict[int, float]:
         """Return the mean distance of each class that has at least two samples."""
-        found = within_class_distances(torch.cat(self.features), torch.cat(self.wanted)) if self.features else {}
+        found = (
+            within_class_distances(torch.cat(self.features), torch.cat(self.wanted))
+            if self.features
+            else {}
+        )
         if not found:
             raise ValueError("diversity needs at least two samples of one class")
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._core import Judged, Metric
+from .metric import Judged, Metric
 
 
 def _root(cov: Tensor) -> Tensor:
@@ -24,7 +24,8 @@ def gaussian_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) 
     digits, and no root of a matrix that is not symmetric is needed.
 
     References:
-        The Fréchet Distance between Multivariate Normal Distributions, https://doi.org/10.1016/0047-259X(82)90077-X
+        The Fréchet Distance between Multivariate Normal Distributions,
+        https://doi.org/10.1016/0047-259X(82)90077-X
         GANs Trained by a Two Time-Scale Update Rule (FID), https://arxiv.org/abs/1706.08500
     """
     m1, c1, m2, c2 = (t.double() for t in (mean1, cov1, mean2, cov2))
@@ -45,22 +46,30 @@ class _Moments:
 
     def add(self, features: Tensor) -> _Moments:
         x = features.double() - self.origin
-        self.count, self.sum, self.outer = self.count + len(x), self.sum + x.sum(0), self.outer + x.T @ x
+        self.count, self.sum, self.outer = (
+            self.count + len(x),
+            self.sum + x.sum(0),
+            self.outer + x.T @ x,
+        )
         return self
 
     def gaussian(self) -> tuple[Tensor, Tensor]:
         if self.count < 2:
             raise ValueError(f"a covariance needs at least two samples, not {self.count}")
         mean = self.sum / self.count
-        return self.origin + mean, (self.outer - self.count * mean[:, None] * mean) / (self.count - 1)
+        return self.origin + mean, (self.outer - self.count * mean[:, None] * mean) / (
+            self.count - 1
+        )
 
 
 class Frechet(Metric):
-    """Squared Fréchet distance between Gaussians fitted to the features of samples and of a reference.
+    """Squared Fréchet distance between Gaussians fitted to the features of samples and of a
+    reference.
 
     See `gaussian_distance`. It is not 0 for other samples of the same data: it falls towards 0 as
     about ``1/N``, so compare only figures of equal N, and give the floor (real samples against the
-    reference) beside them. With Inception's features this is FID; a judge's give a scale of their own.
+    reference) beside them. With Inception's features this is FID; a judge's give a scale of their
+    own.
 
     Args:
         reference: real images (their features alone count).
@@ -71,7 +80,9 @@ class Frechet(Metric):
     """
 
     def __init__(self, reference: Judged) -> None:
-        self.mean, self.cov = _Moments(reference.features.double().mean(0)).add(reference.features).gaussian()
+        self.mean, self.cov = (
+            _Moments(reference.features.double().mean(0)).add(reference.features).gaussian()
+        )
         self.samples = _Moments(self.mean)
 
     def update(self, samples: Judged) -> None:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def ranks(queries: Tensor, keys: Tensor, right: Tensor) -> Tensor:
-    """Return how many ``keys [n, D]`` fit each query ``[B, D]`` better than its own, the one at ``right [B]``: 0 is first.
+    """Return how many ``keys [n, D]`` fit each query ``[B, D]`` better than its own, the one at
+    ``right [B]``: 0 is first.
 
     Keys that fit exactly as well count half, so that a CLIP that tells nothing apart has no luck.
     """
@@ -17,7 +18,9 @@ def ranks(queries: Tensor, keys: Tensor, right: Tensor) -> Tensor:
 
 
 def retrieval(images: Tensor, texts: Tensor) -> dict[str, float]:
-    """Return R@1 and R@5 of pairs of unit embeddings ``[n, D]``, from images to texts and back: the share of right ones among the first 1 or 5."""
+    """Return R@1 and R@5 of pairs of unit embeddings ``[n, D]``, from images to texts and back: the
+    share of right ones among the first 1 or 5.
+    """
     right = torch.arange(len(images), device=images.device)
     found = {}
     for name, queries, keys in (("image to text", images, texts), ("text to image", texts, images)):
@@ -27,7 +30,8 @@ def retrieval(images: Tensor, texts: Tensor) -> dict[str, float]:
 
 
 def merged(texts: Tensor, limit: float = 0.95) -> Tensor:
-    """Return a group for each unit embedding ``[n, D]``: captions whose cosine is above ``limit`` are one.
+    """Return a group for each unit embedding ``[n, D]``: captions whose cosine is above ``limit``
+    are one.
 
     Groups are the connected components; each is named by its first member.
     """

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ._core import Judge, Judged, Metric, look
 from .accuracy import Accuracy
 from .class_shares import LeastShare
 from .diversity import DiversityRatio
 from .frechet import Frechet
+from .metric import Judge, Judged, Metric, look
 
 METRICS: dict[str, Callable[[Judged], Metric]] = {
     "accuracy": lambda reference: Accuracy(),
@@ -29,7 +29,9 @@ Expression = TypeVar("Expression")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one guidance gave: ``scores`` by the names of the metrics, and the seconds that drawing took."""
+    """What one guidance gave: ``scores`` by the names of the metrics, and the seconds that drawing
+    took.
+    """
 
     expression: str
     scores: dict[str, float]
@@ -46,7 +48,8 @@ def sweep(
     wanted: Tensor | None = None,
     metrics: Mapping[str, Callable[[Judged], Metric]] = METRICS,
 ) -> Iterator[Row]:
-    """Draw from the same seeds under each guidance and measure, yielding a row as soon as it is known.
+    """Draw from the same seeds under each guidance and measure, yielding a row as soon as it is
+    known.
 
     Args:
         draw: samples ``[N, C, H, W]`` of an expression and ``seeds``; it alone is timed (seconds,
@@ -65,7 +68,11 @@ def sweep(
         images = draw(expression, seeds).cpu()
         seconds = time.perf_counter() - start
         judged = look(judge, images, wanted)
-        yield Row(expression=str(expression), scores={name: _measure(m, judged) for name, m in fresh.items()}, seconds=seconds)
+        yield Row(
+            expression=str(expression),
+            scores={name: _measure(m, judged) for name, m in fresh.items()},
+            seconds=seconds,
+        )
 
 
 def _measure(fresh: Metric, judged: Judged) -> float:

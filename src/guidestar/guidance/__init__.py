@@ -1,47 +1,47 @@
 """Guidance: terms, posts and the expressions they make."""
 
-from ._core import Context, Contrast, Direction, Guidance, Live, Post, cond, neg, uncond
-from ._steered import Steered, losses_of
-from .adaptive import Adaptive as adaptive
-from .apg import APG as apg
-from .autoguidance import Autoguidance as autoguidance
-from .cads import CADS as cads
-from .cfg import CFG as cfg
-from .cfg_zero import CFGZero as cfg_zero
-from .cfgpp import CFGPP as cfgpp
-from .classifier import Classifier as classifier
-from .clip import Clip as clip
-from .compose import AND, NOT
-from .discriminator import Discriminator as discriminator
-from .dps import DPS as dps
+from .bases.loss_term import Steered, losses_of
 from .expression import METHODS, ExpressionError, parse
-from .fdg import FDG as fdg
-from .freedom import FreeDoM as freedom
 from .guided import Guided
-from .icg import ICG as icg
-from .lgd import LGD as lgd
 from .losses import Observation
-from .mambo import Mambo as mambo
-from .mpgd import MPGD as mpgd
-from .nag import NAG as nag
+from .methods.adaptive import Adaptive as adaptive
+from .methods.apg import APG as apg
+from .methods.autoguidance import Autoguidance as autoguidance
+from .methods.cads import CADS as cads
+from .methods.cfg import CFG as cfg
+from .methods.cfg_zero import CFGZero as cfg_zero
+from .methods.cfgpp import CFGPP as cfgpp
+from .methods.classifier import Classifier as classifier
+from .methods.clip import Clip as clip
+from .methods.compose import AND, NOT
+from .methods.discriminator import Discriminator as discriminator
+from .methods.dps import DPS as dps
+from .methods.fdg import FDG as fdg
+from .methods.freedom import FreeDoM as freedom
+from .methods.icg import ICG as icg
+from .methods.lgd import LGD as lgd
+from .methods.mambo import Mambo as mambo
+from .methods.mpgd import MPGD as mpgd
+from .methods.nag import NAG as nag
+from .methods.pag import PAG as pag
+from .methods.perp_neg import PerpNeg as perp_neg
+from .methods.pix2pix import Pix2Pix as pix2pix
+from .methods.posterior import MMPS as mmps
+from .methods.posterior import PiGDM as pigdm
+from .methods.posts import Clip as clip_x0
+from .methods.posts import Rescale as rescale
+from .methods.posts import Threshold as threshold
+from .methods.sag import SAG as sag
+from .methods.seg import SEG as seg
+from .methods.slg import SLG as slg
+from .methods.tcfg import TCFG as tcfg
+from .methods.tfg import TFG as tfg
+from .methods.tsg import TSG as tsg
+from .methods.ugd import UGD as ugd
+from .methods.ugd import UGDBackward as ugd_backward
 from .operators import Blur, Colour, Downsample, Identity, Inpaint, Linear, get_operator
-from .pag import PAG as pag
-from .perp_neg import PerpNeg as perp_neg
-from .pix2pix import Pix2Pix as pix2pix
 from .plan import Plan, StepPlan
-from .posterior import MMPS as mmps
-from .posterior import PiGDM as pigdm
-from .posts import Clip as clip_x0
-from .posts import Rescale as rescale
-from .posts import Threshold as threshold
-from .sag import SAG as sag
-from .seg import SEG as seg
-from .slg import SLG as slg
-from .tcfg import TCFG as tcfg
-from .tfg import TFG as tfg
-from .tsg import TSG as tsg
-from .ugd import UGD as ugd
-from .ugd import UGDBackward as ugd_backward
+from .term import Context, Contrast, Direction, Guidance, Live, Post, cond, neg, uncond
 from .weights import clamp, cosine, linear
 
 __all__ = [

@@ -1,4 +1,5 @@
-"""The expression language: the same text in Python, on the command line, in recipes and in pictures.
+"""The expression language: the same text in Python, on the command line, in recipes and in
+pictures.
 
     [base +] term {+ term} {| post}         base: cond | uncond | neg
 
@@ -16,8 +17,8 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from . import weights
-from ._arguments import needed, problem, unnamed
-from ._core import Direction, Guidance, Post, as_guidance, cond, neg, uncond
+from .arguments import needed, problem, unnamed
+from .term import Direction, Guidance, Post, as_guidance, cond, neg, uncond
 
 BASES = {"cond": cond, "uncond": uncond, "neg": neg}
 METHODS: dict[str, type[Direction] | type[Post]] = {}
@@ -58,16 +59,26 @@ def parse(text: str) -> Guidance:
     if not text:
         raise ExpressionError(text, 0, "the expression is empty; write e.g. cfg(3)")
     if len(text.splitlines()) > 1 or len(text) > _LONGEST:
-        raise ExpressionError(text.splitlines()[0][:80], 0, f"an expression is one line of at most {_LONGEST} characters")
+        raise ExpressionError(
+            text.splitlines()[0][:80],
+            0,
+            f"an expression is one line of at most {_LONGEST} characters",
+        )
     try:
         guidance = _Reader(text).guidance(ast.parse(text, mode="eval").body)
         if len(str(guidance)) > _LONGEST:  # its text must be readable again
-            raise ExpressionError(text[:80], 0, f"written out this has more than {_LONGEST} characters")
+            raise ExpressionError(
+                text[:80], 0, f"written out this has more than {_LONGEST} characters"
+            )
         return guidance
     except ExpressionError:
         raise
     except SyntaxError as error:
-        raise ExpressionError(text, error.offset - 1 if error.offset else len(text), f"this is not an expression ({error.msg})") from None
+        raise ExpressionError(
+            text,
+            error.offset - 1 if error.offset else len(text),
+            f"this is not an expression ({error.msg})",
+        ) from None
     except (RecursionError, MemoryError):
         raise ExpressionError(text, 0, "this is nested too deeply") from None
     except ValueError as error:
@@ -96,7 +107,10 @@ class _Reader:
             raise self.refuse(node, str(error)) from None
 
     def _sum(self, node: ast.expr) -> Direction | Guidance | Post:
-        operators: dict[type[ast.operator], Callable[..., Any]] = {ast.Add: operator.add, ast.BitOr: operator.or_}
+        operators: dict[type[ast.operator], Callable[..., Any]] = {
+            ast.Add: operator.add,
+            ast.BitOr: operator.or_,
+        }
         if isinstance(node, ast.BinOp) and type(node.op) in operators:
             left, right = self._sum(node.left), self._sum(node.right)
             whole = self._attempt(node.left, lambda: as_guidance(left))
@@ -105,16 +119,23 @@ class _Reader:
             return self._base(node)
         if isinstance(node, ast.Call):
             return self._call(node)
-        raise self.refuse(node, "expected a base (cond, uncond, neg) or a method with its scale, like cfg(3)")
+        raise self.refuse(
+            node, "expected a base (cond, uncond, neg) or a method with its scale, like cfg(3)"
+        )
 
     def _base(self, node: ast.Name) -> Guidance:
         if node.id in METHODS:
-            raise self.refuse(node, f"{node.id} needs its {_first(METHODS[node.id])}: write {node.id}(…)")
+            raise self.refuse(
+                node, f"{node.id} needs its {_first(METHODS[node.id])}: write {node.id}(…)"
+            )
         return self._known(node, node.id, {**BASES, **dict.fromkeys(METHODS)})
 
     def _known(self, node: ast.AST, name: str, known: Mapping[str, Any]) -> Any:
         if name not in known:
-            raise self.refuse(node, f"unknown name {name!r}; {_hint(name, known)}there are {', '.join(sorted(known))}")
+            raise self.refuse(
+                node,
+                f"unknown name {name!r}; {_hint(name, known)}there are {', '.join(sorted(known))}",
+            )
         return known[name]
 
     def _call(self, node: ast.Call) -> Any:
@@ -139,17 +160,27 @@ class _Reader:
         order, known = unnamed(method), [f.name for f in fields(method)]
         for i, value in enumerate(node.args):
             if i >= len(order):
-                raise self.refuse(value, f"{name} takes at most {len(order)} arguments without a name: {', '.join(order)}")
+                raise self.refuse(
+                    value,
+                    f"{name} takes at most {len(order)} arguments without a name: "
+                    f"{', '.join(order)}",
+                )
             yield order[i], value
         for keyword in node.keywords:
             if keyword.arg is None:
                 raise self.refuse(keyword, "'**' has no meaning here")
             if keyword.arg not in known:
-                raise self.refuse(keyword, f"{name} has no argument {keyword.arg!r}; {_hint(keyword.arg, known)}it has {', '.join(known)}")
+                raise self.refuse(
+                    keyword,
+                    f"{name} has no argument {keyword.arg!r}; {_hint(keyword.arg, known)}it has "
+                    f"{', '.join(known)}",
+                )
             yield keyword.arg, keyword.value
 
     def _value(self, node: ast.expr, inside: bool = False) -> Any:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str | bool | None):
+        if isinstance(node, ast.Constant) and isinstance(
+            node.value, int | float | str | bool | None
+        ):
             if isinstance(node.value, int | float) and abs(node.value) >= 2.0**1000:
                 raise self.refuse(node, "this number is too large; numbers must be finite")
             return node.value
@@ -162,13 +193,30 @@ class _Reader:
             return items if isinstance(node, ast.List) else tuple(items)
         if isinstance(node, ast.Name):
             if node.id == "inf" and not inside:
-                raise self.refuse(node, "numbers must be finite; inf has a meaning in an interval only")
+                raise self.refuse(
+                    node, "numbers must be finite; inf has a meaning in an interval only"
+                )
             if node.id == "clamp":
                 raise self.refuse(node, f"clamp needs its {_first(weights.clamp)}: write clamp(…)")
-            return self._known(node, node.id, {**weights.SCHEDULES, "clamp(…)": weights.clamp, **({"inf": float("inf")} if inside else {})})
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "clamp":
+            return self._known(
+                node,
+                node.id,
+                {
+                    **weights.SCHEDULES,
+                    "clamp(…)": weights.clamp,
+                    **({"inf": float("inf")} if inside else {}),
+                },
+            )
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "clamp"
+        ):
             return self._make(weights.clamp, "clamp", node)
-        raise self.refuse(node, "expected a number, a string, a list, or a weight schedule (linear, cosine, clamp(…))")
+        raise self.refuse(
+            node,
+            "expected a number, a string, a list, or a weight schedule (linear, cosine, clamp(…))",
+        )
 
 
 def _first(method: type) -> str:

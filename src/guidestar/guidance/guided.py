@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..answers import Asking, Group, GuidedStep, drive
-from ..denoiser import Condition, Denoiser
-from ..draw import Draw, checked_seeds
-from ..levels import Grid, Step
-from ..passes import Net, Pass, by_name
-from ._core import Context, Direction, Guidance, as_guidance
-from ._engine import Options, Sum, join_steps, take
-from ._live import Engine, States
+from ..core.denoiser import Condition, Denoiser
+from ..core.evaluation import Asking, Group, GuidedStep, drive
+from ..core.levels import Grid, Step
+from ..core.passes import Net, Pass, by_name
+from ..core.rng import Draw, checked_seeds
+from .citations import used
+from .context import Engine, States
+from .engine import Options, Sum, join_steps, take
 from .expression import parse
-from .papers import used
 from .plan import Plan, StepPlan
+from .term import Context, Direction, Guidance, as_guidance
 
 
 class Guided:
@@ -28,19 +28,21 @@ class Guided:
         guidance: an expression, as text or as made in Python.
         nets: a denoiser, or networks by name (each a `Net`, or a denoiser that takes no condition);
             "main" is the one that is guided.
-        cond, null, negative: conditions of a single denoiser (with ``nets`` they are in each `Net`).
+        cond, null, negative: conditions of a single denoiser (with ``nets`` they are in each
+            `Net`).
         encode: turns names or prompts in the expression into conditions of a single denoiser.
         classifiers: objects with ``log_prob(x, level, target)``, by name.
         target: the requested class of each sample, for classifiers: int64 ``[B]`` or ``[1]``.
         index: turns a class name in the expression into its index.
         prompts: the requested caption of each sample, for CLIP.
-        losses: losses of a clean estimate, ``loss(x0 [B, *S]) -> [B]`` or an `Observation`, by name;
-            the one named "loss" is what training-free guidances lower unless they name another.
+        losses: losses of a clean estimate, ``loss(x0 [B, *S]) -> [B]`` or an `Observation`, by
+            name; the one named "loss" is what training-free guidances lower unless they name
+            another.
         seeds: one integer a sample, for guidances that draw random numbers.
         max_rows: the most rows of one network call. Samples are taken in groups small enough that
             all their passes fit; exact, because everything is per sample.
-        checkpoint: where a network is differentiated, keep only the inputs of its blocks and compute
-            the rest again (less memory, one more evaluation of each block).
+        checkpoint: where a network is differentiated, keep only the inputs of its blocks and
+            compute the rest again (less memory, one more evaluation of each block).
         check: refuse outputs that are not finite, naming network, pass and step (costs
             synchronisations).
 
@@ -97,7 +99,13 @@ class Guided:
         self.terms = tuple(term.bind(context) for term in self.guidance.terms)
         self.posts = self.guidance.posts
         self.traits = [term.traits for term in self.terms]
-        options = Options(nets=self.nets, needs_grad=self.needs_grad, max_rows=max_rows, checkpoint=checkpoint, check=check)
+        options = Options(
+            nets=self.nets,
+            needs_grad=self.needs_grad,
+            max_rows=max_rows,
+            checkpoint=checkpoint,
+            check=check,
+        )
         names = [str(term) for term in self.guidance.terms]
         self.sum = Sum(self.base, self.terms, self.traits, self.posts, options, names)
         self._options = options
@@ -113,19 +121,29 @@ class Guided:
     @property
     def splits(self) -> list[str]:
         """Terms that split the prediction (x0 moves, eps does not)."""
-        return [t.name for t, traits in zip(self.terms, self.traits, strict=True) if not traits.linked]
+        return [
+            t.name for t, traits in zip(self.terms, self.traits, strict=True) if not traits.linked
+        ]
 
     @property
     def reads_target(self) -> list[str]:
         """Terms that depend on the level a step leads to."""
-        return [t.name for t, traits in zip(self.terms, self.traits, strict=True) if traits.reads_target]
+        return [
+            t.name for t, traits in zip(self.terms, self.traits, strict=True) if traits.reads_target
+        ]
 
     @property
     def only_solvers(self) -> dict[str, tuple[str, Mapping[str, object]]]:
         """Terms that work with one solver alone, its name and how it must be set."""
-        return {t.name: traits.only_solver for t, traits in zip(self.terms, self.traits, strict=True) if traits.only_solver}
+        return {
+            t.name: traits.only_solver
+            for t, traits in zip(self.terms, self.traits, strict=True)
+            if traits.only_solver
+        }
 
-    def __call__(self, x_t: Tensor, step: Step, state: States | None = None, *, explain: bool = False) -> GuidedStep:
+    def __call__(
+        self, x_t: Tensor, step: Step, state: States | None = None, *, explain: bool = False
+    ) -> GuidedStep:
         """Guide the prediction at ``x_t``.
 
         Args:
@@ -139,13 +157,19 @@ class Guided:
         """
         return drive(self.ask(x_t, step, state, explain=explain))[0]
 
-    def ask(self, x_t: Tensor, step: Step, state: States | None = None, *, explain: bool = False) -> Asking[GuidedStep]:
+    def ask(
+        self, x_t: Tensor, step: Step, state: States | None = None, *, explain: bool = False
+    ) -> Asking[GuidedStep]:
         """Do what a call does as a generator: yield rounds of passes, receive their predictions.
 
-        Several of them, of other runs, can be driven side by side (`guidestar.answers.drive`).
+        Several of them, of other runs, can be driven side by side
+        (`guidestar.core.evaluation.drive`).
         """
         if x_t.ndim < 2:
-            raise ValueError(f"samples are [B, *S] with at least one dimension each, not {list(x_t.shape)}; write single numbers as [B, 1]")
+            raise ValueError(
+                f"samples are [B, *S] with at least one dimension each, not {list(x_t.shape)}; "
+                "write single numbers as [B, 1]"
+            )
         batch = self._check(len(x_t))
         streams = self.draw and self.draw.at(step.index).again(step.visit)
         with self._options.mode():
@@ -163,7 +187,9 @@ class Guided:
             return join_steps(parts, group)
 
     def _together(self, step: Step, batch: int) -> int:
-        """Return how many samples go through all their passes together, so that no call has more than ``max_rows`` rows."""
+        """Return how many samples go through all their passes together, so that no call has more
+        than ``max_rows`` rows.
+        """
         if not self.max_rows:
             return batch
         passes = self.sum.count(step, torch.arange(batch)).passes
@@ -173,7 +199,13 @@ class Guided:
         """Return the BibTeX entries of the papers behind this guidance, each once."""
         return "\n\n".join(paper.bibtex() for paper in used(self.guidance))
 
-    def plan(self, grid: Grid, *, batch: int | None = None, evaluations: Callable[[Step], Sequence[Step]] = lambda step: [step]) -> Plan:
+    def plan(
+        self,
+        grid: Grid,
+        *,
+        batch: int | None = None,
+        evaluations: Callable[[Step], Sequence[Step]] = lambda step: [step],
+    ) -> Plan:
         """Return which passes a run over ``grid`` will evaluate, without running anything.
 
         Args:
@@ -202,7 +234,9 @@ class Guided:
         if batch < 1:
             raise ValueError("there are no samples to guide (a batch of 0); give at least one")
         if self.draw is not None and len(self.draw.seeds) != batch:
-            raise ValueError(f"{len(self.draw.seeds)} seeds were given for {batch} samples; give one for each")
+            raise ValueError(
+                f"{len(self.draw.seeds)} seeds were given for {batch} samples; give one for each"
+            )
         self.guidance.check_samples(batch)
         return batch
 

@@ -1,4 +1,6 @@
-"""What training-free guidance lowers: any differentiable loss of a clean estimate, or an observation."""
+"""What training-free guidance lowers: any differentiable loss of a clean estimate, or an
+observation.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._core import Context, Live
-from ._live import one_each
+from .context import one_each
 from .operators import Inpaint, Linear, get_operator
+from .term import Context, Live
 from .weights import finite
 
 Loss = Callable[[Tensor], Tensor]
@@ -43,15 +45,29 @@ class Observation:
         if isinstance(self.operator, str):
             object.__setattr__(self, "operator", get_operator(self.operator))
         if not isinstance(self.y, Tensor) and not finite(self.y):
-            raise ValueError(f"observation: y must be a tensor [B, *O], or one number, not {type(self.y).__name__}")
+            raise ValueError(
+                "observation: y must be a tensor [B, *O], or one number, not "
+                f"{type(self.y).__name__}"
+            )
         if not finite(self.noise) or self.noise < 0:
-            raise ValueError(f"observation: the noise must be finite and 0 or more, not {self.noise!r}")
+            raise ValueError(
+                f"observation: the noise must be finite and 0 or more, not {self.noise!r}"
+            )
         if not callable(self.distance) and self.distance not in ("norm", "squared"):
-            raise ValueError(f"observation: the distance must be norm, squared or a function, not {self.distance!r}")
+            raise ValueError(
+                "observation: the distance must be norm, squared or a function, not "
+                f"{self.distance!r}"
+            )
 
     def of(self, live: Live) -> Observation:
         """Return the observation of these samples."""
-        return replace(self, y=live.mine(self.y).to(live.x_t.device, live.x_t.dtype, non_blocking=True)) if isinstance(self.y, Tensor) else self
+        return (
+            replace(
+                self, y=live.mine(self.y).to(live.x_t.device, live.x_t.dtype, non_blocking=True)
+            )
+            if isinstance(self.y, Tensor)
+            else self
+        )
 
     def both(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """Return y and ``A(x0)``, each ``[B, *O]``; of y, what a mask hides is hidden.
@@ -62,7 +78,10 @@ class Observation:
         shown: Tensor = self.operator(x0)  # type: ignore[operator]
         y = self.y if isinstance(self.y, Tensor) else torch.full_like(shown, self.y)
         if y.shape[1:] != shown.shape[1:] or len(y) not in (1, len(shown)):
-            raise ValueError(f"observation: y is {tuple(y.shape)}, but the operator makes {tuple(shown.shape)} of the samples")
+            raise ValueError(
+                f"observation: y is {tuple(y.shape)}, but the operator makes "
+                f"{tuple(shown.shape)} of the samples"
+            )
         return self.operator(y) if isinstance(self.operator, Inpaint) else y, shown
 
     def residual(self, x0: Tensor) -> Tensor:
@@ -93,7 +112,10 @@ def found(name: str, loss: str | Loss, context: Context) -> Loss:
         return loss
     if loss not in context.losses:
         known = ", ".join(sorted(context.losses)) or "none"
-        raise ValueError(f"{name}: there is no loss {loss!r} (there is {known}); give losses=, or write {name}(1, loss)")
+        raise ValueError(
+            f"{name}: there is no loss {loss!r} (there is {known}); give losses=, or write "
+            f"{name}(1, loss)"
+        )
     return context.losses[loss]
 
 

@@ -1,4 +1,5 @@
-"""Linear operators of inverse problems: what an observation shows of a picture, each with its transpose.
+"""Linear operators of inverse problems: what an observation shows of a picture, each with its
+transpose.
 
 A linear operator maps ``[B, *S]`` to ``[B, *O]`` sample by sample, and its ``transpose`` maps back:
 ``⟨A x, y⟩ = ⟨x, Aᵀ y⟩``.
@@ -52,7 +53,10 @@ class Inpaint:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.mask.ndim >= x.ndim and len(self.mask) != 1:
-            raise ValueError(f"inpaint: there must be one mask for all samples, not {tuple(self.mask.shape)} for {tuple(x.shape)}")
+            raise ValueError(
+                f"inpaint: there must be one mask for all samples, not {tuple(self.mask.shape)} "
+                f"for {tuple(x.shape)}"
+            )
         return x * self.mask.to(x.device, x.dtype, non_blocking=True)
 
     def transpose(self, y: Tensor) -> Tensor:
@@ -75,16 +79,22 @@ class Downsample:
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.ndim < 3 or x.shape[-1] % self.factor or x.shape[-2] % self.factor:
-            raise ValueError(f"downsample: {self.factor} must divide height and width, which are {tuple(x.shape[-2:])}")
+            raise ValueError(
+                f"downsample: {self.factor} must divide height and width, which are "
+                f"{tuple(x.shape[-2:])}"
+            )
         return x.unflatten(-1, (-1, self.factor)).unflatten(-3, (-1, self.factor)).mean((-3, -1))
 
     def transpose(self, y: Tensor) -> Tensor:
-        return y.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2) / self.factor**2
+        return (
+            y.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2) / self.factor**2
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blur:
-    """Gaussian blur of the last two dimensions; beyond the border there are zeros, so it is its own transpose.
+    """Gaussian blur of the last two dimensions; beyond the border there are zeros, so it is its own
+    transpose.
 
     Args:
         deviation: of the kernel, in pixels, above 0.
@@ -96,7 +106,10 @@ class Blur:
 
     def __post_init__(self) -> None:
         if not 0 < self.deviation < math.inf or (self.radius is not None and self.radius < 0):
-            raise ValueError(f"blur: the deviation must be above 0 and the radius not below, not {self.deviation} and {self.radius}")
+            raise ValueError(
+                "blur: the deviation must be above 0 and the radius not below, not "
+                f"{self.deviation} and {self.radius}"
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._along(self._along(x).mT).mT
@@ -110,12 +123,15 @@ class Blur:
         offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=torch.float64)
         kernel = torch.exp(-(offsets**2) / (2 * self.deviation**2))
         rows = x.reshape(-1, 1, x.shape[-1])
-        return functional.conv1d(rows, (kernel / kernel.sum()).to(x.dtype)[None, None], padding=reach).reshape(x.shape)
+        return functional.conv1d(
+            rows, (kernel / kernel.sum()).to(x.dtype)[None, None], padding=reach
+        ).reshape(x.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Colour:
-    """Mix the channels (the first dimension of a sample) by a matrix; by default to grey (Rec. 601).
+    """Mix the channels (the first dimension of a sample) by a matrix; by default to grey (Rec.
+    601).
 
     Args:
         matrix: a row for each channel that comes out, a column for each that goes in.
@@ -128,21 +144,32 @@ class Colour:
 
     def __post_init__(self) -> None:
         if len({len(row) for row in self.matrix}) != 1 or not self.matrix[0]:
-            raise ValueError(f"gray: the matrix must have rows of one length, a number for each channel, not {self.matrix!r}")
+            raise ValueError(
+                "gray: the matrix must have rows of one length, a number for each channel, not "
+                f"{self.matrix!r}"
+            )
 
     def _of(self, x: Tensor) -> Tensor:
         return torch.tensor(self.matrix, dtype=x.dtype).to(x.device, non_blocking=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[1] != len(self.matrix[0]):
-            raise ValueError(f"gray: the matrix mixes {len(self.matrix[0])} channels, but there are {x.shape[1]}")
+            raise ValueError(
+                f"gray: the matrix mixes {len(self.matrix[0])} channels, but there are {x.shape[1]}"
+            )
         return torch.einsum("oc,bc...->bo...", self._of(x), x)
 
     def transpose(self, y: Tensor) -> Tensor:
         return torch.einsum("oc,bo...->bc...", self._of(y), y)
 
 
-OPERATORS: dict[str, type] = {"identity": Identity, "inpaint": Inpaint, "downsample": Downsample, "blur": Blur, "gray": Colour}
+OPERATORS: dict[str, type] = {
+    "identity": Identity,
+    "inpaint": Inpaint,
+    "downsample": Downsample,
+    "blur": Blur,
+    "gray": Colour,
+}
 """Every operator by name."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..passes import Pass
+from ..core.passes import Pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,21 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"{'step':>4}  {'rho':>9}  {'NFE':>5}  passes"]
         for s in self.steps:
-            names = [str(p) if n == s.batch else f"{p} ({n} of {s.batch})" for p, n in s.passes.items()]
+            names = [
+                str(p) if n == s.batch else f"{p} ({n} of {s.batch})" for p, n in s.passes.items()
+            ]
             names += [f"gradient x {s.gradients / s.batch:g}"] if s.gradients else []
-            lines.append(f"{s.index:>4}  {s.rho:>9.4g}  {_span(s.least, s.nfe):>5}  {', '.join(names) or 'none'}")
-        return "\n".join([*lines, f"total NFE {_span(self.least, self.nfe, ' to ')} a sample, gradients {self.gradients:g}"])
+            lines.append(
+                f"{s.index:>4}  {s.rho:>9.4g}  {_span(s.least, s.nfe):>5}  "
+                f"{', '.join(names) or 'none'}"
+            )
+        return "\n".join(
+            [
+                *lines,
+                f"total NFE {_span(self.least, self.nfe, ' to ')} a sample, gradients "
+                f"{self.gradients:g}",
+            ]
+        )
 
 
 def _span(low: float, high: float, between: str = "-") -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..levels import Step, Value
-from ._text import literal
+from ..core.levels import Step, Value
+from .serialize import literal
 
 Scale = float | Sequence[float]
 """One number, or a list of one number for each sample."""
@@ -23,7 +23,8 @@ class Linear:
 
     References:
         Analysis of Classifier-Free Guidance Weight Schedulers, https://arxiv.org/abs/2404.13040
-            Xi Wang, Nicolas Dufour, Nefeli Andreou, Marie-Paule Cani, Victoria Fernández Abrevaya, David Picard, Vicky Kalogeiton
+            Xi Wang, Nicolas Dufour, Nefeli Andreou, Marie-Paule Cani, Victoria Fernández Abrevaya,
+            David Picard, Vicky Kalogeiton
     """
 
     def __call__(self, w: Value, step: Step) -> Value:
@@ -39,7 +40,8 @@ class Cosine:
 
     References:
         Analysis of Classifier-Free Guidance Weight Schedulers, https://arxiv.org/abs/2404.13040
-            Xi Wang, Nicolas Dufour, Nefeli Andreou, Marie-Paule Cani, Victoria Fernández Abrevaya, David Picard, Vicky Kalogeiton
+            Xi Wang, Nicolas Dufour, Nefeli Andreou, Marie-Paule Cani, Victoria Fernández Abrevaya,
+            David Picard, Vicky Kalogeiton
     """
 
     def __call__(self, w: Value, step: Step) -> Value:
@@ -55,7 +57,8 @@ class Clamp:
 
     References:
         Analysis of Classifier-Free Guidance Weight Schedulers, https://arxiv.org/abs/2404.13040
-            Xi Wang, Nicolas Dufour, Nefeli Andreou, Marie-Paule Cani, Victoria Fernández Abrevaya, David Picard, Vicky Kalogeiton
+            Xi Wang, Nicolas Dufour, Nefeli Andreou, Marie-Paule Cani, Victoria Fernández Abrevaya,
+            David Picard, Vicky Kalogeiton
     """
 
     floor: float
@@ -89,7 +92,9 @@ def finite(number: object) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return the numbers of a tensor, an array or a list of such as Python's own; anything else as it is."""
+    """Return the numbers of a tensor, an array or a list of such as Python's own; anything else as
+    it is.
+    """
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value.tolist() if hasattr(value, "tolist") else value
@@ -100,7 +105,10 @@ def checked_scale(name: str, scale: Any) -> Scale:
     value = _plain(scale)
     numbers = value if isinstance(value, list) else [value]
     if not numbers or not all(map(finite, numbers)):
-        raise ValueError(f"{name}: the scale must be a finite number, or a list of one for each sample, not {scale!r}")
+        raise ValueError(
+            f"{name}: the scale must be a finite number, or a list of one for each sample, not "
+            f"{scale!r}"
+        )
     return tuple(numbers) if isinstance(value, list) else value
 
 
@@ -110,19 +118,33 @@ def checked_interval(name: str, interval: tuple[float, float] | None) -> tuple[f
         return None
     found = _plain(interval)
     numbers = found if isinstance(found, list) and len(found) == 2 else ()
-    if not all(n == math.inf or finite(n) for n in numbers) or not (numbers and 0 <= numbers[0] < numbers[1]):
-        raise ValueError(f"{name}: the interval (lo, hi] of noise ratios must be two numbers with 0 <= lo < hi, not {interval!r}")
+    if not all(n == math.inf or finite(n) for n in numbers) or not (
+        numbers and 0 <= numbers[0] < numbers[1]
+    ):
+        raise ValueError(
+            f"{name}: the interval (lo, hi] of noise ratios must be two numbers with 0 <= lo < "
+            f"hi, not {interval!r}"
+        )
     return numbers[0], numbers[1]
 
 
 def checked_schedule(name: str, schedule: Schedule | None) -> Schedule | None:
     """Return what maps ``(weight, step)`` to a weight; refuse anything else."""
     if schedule is not None and (isinstance(schedule, type) or not callable(schedule)):
-        raise ValueError(f"{name}: the schedule must be linear, cosine, clamp(…) or a function of (weight, step), not {schedule!r}")
+        raise ValueError(
+            f"{name}: the schedule must be linear, cosine, clamp(…) or a function of (weight, "
+            f"step), not {schedule!r}"
+        )
     return schedule
 
 
-def weigh(value: Scale, schedule: Schedule | None, interval: tuple[float, float] | None, step: Step, rows: Tensor | None) -> Value:
+def weigh(
+    value: Scale,
+    schedule: Schedule | None,
+    interval: tuple[float, float] | None,
+    step: Step,
+    rows: Tensor | None,
+) -> Value:
     """Return the weight of each sample (or of all) at ``step``.
 
     Args:
@@ -133,8 +155,11 @@ def weigh(value: Scale, schedule: Schedule | None, interval: tuple[float, float]
         rows: which samples of the run these are (None: all).
 
     References:
-        Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models, https://arxiv.org/abs/2404.07724
-            Tuomas Kynkäänniemi, Miika Aittala, Tero Karras, Samuli Laine, Timo Aila, Jaakko Lehtinen
+        Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in
+        Diffusion Models,
+        https://arxiv.org/abs/2404.07724
+            Tuomas Kynkäänniemi, Miika Aittala, Tero Karras, Samuli Laine, Timo Aila, Jaakko
+            Lehtinen
     """
     weight: Value = _per_sample(value, rows) if isinstance(value, Sequence) else float(value)
     weight = _scheduled(schedule(weight, step)) if schedule else weight
@@ -142,7 +167,9 @@ def weigh(value: Scale, schedule: Schedule | None, interval: tuple[float, float]
         return weight
     rho, (low, high) = step.t.rho, interval
     if isinstance(rho, Tensor):
-        return torch.where((rho > low) & (rho <= high), torch.as_tensor(weight, dtype=torch.float64), 0.0)
+        return torch.where(
+            (rho > low) & (rho <= high), torch.as_tensor(weight, dtype=torch.float64), 0.0
+        )
     return weight if low < rho <= high else 0.0
 
 

@@ -1,15 +1,28 @@
 """Solvers, and the loop that runs them."""
 
-from ._core import Point, Solver, State, advance, check_finite, noise, noised, sample, trajectory, walk
 from .ddim import DDIM, DDPM
 from .divergence import DivergenceWarning, diverged, warn_of_divergence
 from .dpmpp import DPMpp2M, SDEDPMpp2M
 from .heun import Heun
-from .population import Population, Potential, crowd, effective_size, steer, systematic
+from .particles import Population, Potential, crowd, effective_size, steer, systematic
 from .repaint import RePaint
-from .travel import TimeTravel
+from .solver import (
+    Point,
+    Solver,
+    State,
+    advance,
+    check_finite,
+    noise,
+    noised,
+    sample,
+    trajectory,
+    walk,
+)
+from .time_travel import TimeTravel
 
-SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in (DDIM, DDPM, DPMpp2M, SDEDPMpp2M, Heun)}
+SOLVERS: dict[str, type[Solver]] = {
+    solver.name: solver for solver in (DDIM, DDPM, DPMpp2M, SDEDPMpp2M, Heun)
+}
 """Every solver by name."""
 
 

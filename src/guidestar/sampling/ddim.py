@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..draw import Draw
-from ..levels import Step, expand, inverse_or_zero, sqrt
-from ._core import Memory, Moving, Point, Solver
+from ..core.levels import Step, expand, inverse_or_zero, sqrt
+from ..core.rng import Draw
+from .solver import Memory, Moving, Point, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,10 @@ class DDIM(Solver):
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
         variance = self.eta**2 * step.posterior_variance
-        x_s = expand(step.s.alpha, x_t) * prediction.x0 + expand(sqrt(step.s.sigma**2 - variance), x_t) * prediction.eps
+        x_s = (
+            expand(step.s.alpha, x_t) * prediction.x0
+            + expand(sqrt(step.s.sigma**2 - variance), x_t) * prediction.eps
+        )
         if self.eta:
             x_s = x_s + expand(sqrt(variance), x_t) * draw.normal_like("ddim", x_t)
         return x_s, memory
@@ -66,7 +69,9 @@ class DDPM(Solver):
 
     def __post_init__(self) -> None:
         if self.variance not in ("small", "large", "learned"):
-            raise ValueError(f"ddpm: the variance must be small, large or learned, not {self.variance!r}")
+            raise ValueError(
+                f"ddpm: the variance must be small, large or learned, not {self.variance!r}"
+            )
 
     @property
     def stochastic(self) -> bool:
@@ -75,12 +80,19 @@ class DDPM(Solver):
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
         small, large = step.posterior_variance, step.transition_variance
-        mean = expand(step.s.alpha, x_t) * prediction.x0 + expand(sqrt(step.s.sigma**2 - small), x_t) * prediction.eps
+        mean = (
+            expand(step.s.alpha, x_t) * prediction.x0
+            + expand(sqrt(step.s.sigma**2 - small), x_t) * prediction.eps
+        )
         deviation = expand(sqrt(large if self.variance == "large" else small), x_t)
         if self.variance == "learned":
             if prediction.log_var is None:
-                raise ValueError("ddpm(variance='learned') needs a network that predicts its variance (2C channels, learned_variance=True)")
-            # 1 where the posterior has no variance: a network's share below −1 must not make it infinite.
+                raise ValueError(
+                    "ddpm(variance='learned') needs a network that predicts its variance (2C "
+                    "channels, learned_variance=True)"
+                )
+            # 1 where the posterior has no variance: a network's share below −1 must not make it
+            # infinite.
             ratio = expand(large * inverse_or_zero(small) + (small == 0), x_t)
             deviation = deviation * ratio ** ((prediction.log_var + 1) / 4)
         noisy = expand((step.s.sigma != 0) * 1.0, x_t)

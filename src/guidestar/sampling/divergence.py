@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import warnings
 
-from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..levels import Level, expand, sqrt
+from ..core.levels import Level, expand, sqrt
 
 ROOT_MEAN_SQUARE, LARGEST = 4.0, 16.0
 """How many times its level's size a sample's root mean square and its largest number may be."""
@@ -17,7 +16,7 @@ class DivergenceWarning(UserWarning):
     """Some samples have left every plausible range."""
 
 
-def diverged(x: Float[Tensor, " b *s"], level: Level | None = None, *, scale: float = 1.0) -> Bool[Tensor, " b"]:
+def diverged(x: Tensor, level: Level | None = None, *, scale: float = 1.0) -> Tensor:
     """Tell which samples have left every plausible range, ``[B]``, on the CPU.
 
     Data of root mean square ``scale`` has the size ``n = √(α² scale² + σ²)`` at a level. A sample
@@ -36,8 +35,15 @@ def diverged(x: Float[Tensor, " b *s"], level: Level | None = None, *, scale: fl
     return ~plausible.cpu()
 
 
-def warn_of_divergence(x: Float[Tensor, " b *s"], level: Level | None = None, *, scale: float = 1.0, stacklevel: int = 2) -> Bool[Tensor, " b"]:
-    """Warn (`DivergenceWarning`) where samples have `diverged`, and return which; arguments as there.
+def warn_of_divergence(
+    x: Tensor,
+    level: Level | None = None,
+    *,
+    scale: float = 1.0,
+    stacklevel: int = 2,
+) -> Tensor:
+    """Warn (`DivergenceWarning`) where samples have `diverged`, and return which; arguments as
+    there.
 
     The warning says how many of how many, which (the first eight), how large the largest number
     is, and what to do.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..draw import Draw
-from ..levels import Level, Step, Value, divide, exp, expand, inverse_or_zero, sqrt
-from ._core import Memory, Moving, Point, Solver
+from ..core.levels import Level, Step, Value, divide, exp, expand, inverse_or_zero, sqrt
+from ..core.rng import Draw
+from .solver import Memory, Moving, Point, Solver
 
 
 def _curvature(x_t: Tensor, clean: Tensor, h: Value, memory: Memory) -> Tensor | float:
@@ -19,12 +19,20 @@ def _curvature(x_t: Tensor, clean: Tensor, h: Value, memory: Memory) -> Tensor |
         return 0.0
     slope = divide(h, 2 * memory["h"])
     finite = torch.isfinite(torch.as_tensor(slope))
-    slope = torch.where(finite, slope, 0.0) if isinstance(slope, Tensor) else slope if bool(finite) else 0.0
+    slope = (
+        torch.where(finite, slope, 0.0)
+        if isinstance(slope, Tensor)
+        else slope
+        if bool(finite)
+        else 0.0
+    )
     return expand(slope, x_t) * (clean - memory["clean"])
 
 
 def _half_step(step: Step) -> Value:
-    """Return h, half the gain in log-SNR; infinite towards data or from pure noise, 0 where a sample rests at either."""
+    """Return h, half the gain in log-SNR; infinite towards data or from pure noise, 0 where a
+    sample rests at either.
+    """
     h = (step.s.log_snr - step.t.log_snr) / 2
     if isinstance(h, Tensor):
         return torch.where(h.isnan(), 0.0, h)
@@ -32,7 +40,9 @@ def _half_step(step: Step) -> Value:
 
 
 def _clean(x_t: Tensor, eps: Tensor, level: Level, x0: Tensor) -> Tensor:
-    """Return ``D̄ = (x_t − σε)/α``: what the history is made of (x0 itself unless the prediction is split)."""
+    """Return ``D̄ = (x_t − σε)/α``: what the history is made of (x0 itself unless the prediction is
+    split).
+    """
     estimate = (x_t - expand(level.sigma, x_t) * eps) * expand(inverse_or_zero(level.alpha), x_t)
     if not isinstance(level.alpha, Tensor):
         return estimate if level.alpha else x0
@@ -41,7 +51,8 @@ def _clean(x_t: Tensor, eps: Tensor, level: Level, x0: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DPMpp2M(Solver):
-    """``x_s = α_s x0 + σ_s ε + α_s (1 − e^{−h}) (D̄_t − D̄_prev)/(2r)``, ``h`` the half step in log-SNR.
+    """``x_s = α_s x0 + σ_s ε + α_s (1 − e^{−h}) (D̄_t − D̄_prev)/(2r)``, ``h`` the half step in
+    log-SNR.
 
     The first step, and the last where it leads to data, are of first order.
 
@@ -64,7 +75,9 @@ class DPMpp2M(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class SDEDPMpp2M(Solver):
-    """``x_s = α_s x0 + σ_s e^{−h} ε + α_s (1 − e^{−2h}) (D̄_t − D̄_prev)/(2r) + σ_s √(1 − e^{−2h}) z``.
+    """The stochastic form of DPM-Solver++(2M), with the noise z.
+
+        x_s = α_s x0 + σ_s e^{−h} ε + α_s (1 − e^{−2h}) (D̄_t − D̄_prev)/(2r) + σ_s √(1 − e^{−2h}) z
 
     References:
         DPM-Solver++, https://arxiv.org/abs/2211.01095

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..draw import Draw
-from ..levels import Grid, Level, Step, Value, expand, inverse_or_zero, sqrt
-from ..prediction import Prediction
-from ._core import Memory, Moving, Point, Predict, Solver
+from ..core.levels import Grid, Level, Step, Value, expand, inverse_or_zero, sqrt
+from ..core.prediction import Prediction
+from ..core.rng import Draw
+from .solver import Memory, Moving, Point, Predict, Solver
 
 
 def _coordinates(level: Level, flow: bool | Tensor) -> tuple[Value, Value]:
@@ -22,7 +22,9 @@ def _coordinates(level: Level, flow: bool | Tensor) -> tuple[Value, Value]:
         total = level.alpha + level.sigma
         return (total, level.sigma / total) if flow else (level.alpha, level.rho)
     pairs = zip(_coordinates(level, True), _coordinates(level, False), strict=True)
-    n, tau = (torch.where(flow, *(torch.as_tensor(v, dtype=torch.float64) for v in p)) for p in pairs)
+    n, tau = (
+        torch.where(flow, *(torch.as_tensor(v, dtype=torch.float64) for v in p)) for p in pairs
+    )
     return n, tau
 
 
@@ -45,9 +47,10 @@ class Heun(Solver):
     The step to data is Euler's. 2 evaluations a step, 1 in the last.
 
     Args:
-        form: "edm" (needs alpha > 0), "flow", or "auto": the flow form for samples that start at pure
-            noise (alpha = 0), and EDM's for all others.
-        churn: EDM's S_churn: noise added before a step raises ρ by ``min(churn/n, √2 − 1)`` of itself.
+        form: "edm" (needs alpha > 0), "flow", or "auto": the flow form for samples that start at
+            pure noise (alpha = 0), and EDM's for all others.
+        churn: EDM's S_churn: noise added before a step raises ρ by ``min(churn/n, √2 − 1)`` of
+            itself.
         churn_interval: noise ratios [lo, hi] where it is added.
         churn_noise: EDM's S_noise.
 
@@ -77,8 +80,13 @@ class Heun(Solver):
 
     def check(self, predict: Predict, grid: Grid) -> None:
         super().check(predict, grid)
-        if self.form == "edm" and any(bool((torch.as_tensor(level.alpha) == 0).any()) for level in grid):
-            raise ValueError("heun in its edm form divides by alpha and cannot start at pure noise (alpha = 0); leave the form out, or use a grid that starts below it")
+        if self.form == "edm" and any(
+            bool((torch.as_tensor(level.alpha) == 0).any()) for level in grid
+        ):
+            raise ValueError(
+                "heun in its edm form divides by alpha and cannot start at pure noise (alpha = "
+                "0); leave the form out, or use a grid that starts below it"
+            )
 
     def evaluations(self, step: Step) -> Sequence[Step]:
         start = self._raised(step)
@@ -89,7 +97,11 @@ class Heun(Solver):
         first = yield Point(x, step)
         flow = self._flow(step.grid)
         (n_t, tau_t), (n_s, tau_s) = _coordinates(step.t, flow), _coordinates(step.s, flow)
-        y, d, gap = x * expand(inverse_or_zero(n_t), x), _slope(first, flow), expand(tau_s - tau_t, x)
+        y, d, gap = (
+            x * expand(inverse_or_zero(n_t), x),
+            _slope(first, flow),
+            expand(tau_s - tau_t, x),
+        )
         euler = expand(n_s, x) * (y + gap * d)
         if _all_clean(step.s):
             return euler, memory
@@ -118,12 +130,16 @@ class Heun(Solver):
         return gamma if low <= rho <= high and rho < math.inf else 0.0
 
     def _raised(self, step: Step) -> Step:
-        """Return the step from where churn lifts it; a level that is not lifted stays as it is, to the bit."""
+        """Return the step from where churn lifts it; a level that is not lifted stays as it is, to
+        the bit.
+        """
         gamma = self._gamma(step)
         if not isinstance(gamma, Tensor) and gamma == 0:
             return step
         raised = step.grid.schedule.at_rho(step.t.rho * (1 + gamma))
-        return step._replace(t=raised.where(gamma > 0, step.t) if isinstance(gamma, Tensor) else raised)
+        return step._replace(
+            t=raised.where(gamma > 0, step.t) if isinstance(gamma, Tensor) else raised
+        )
 
     def _churned(self, x_t: Tensor, step: Step, draw: Draw) -> tuple[Tensor, Step]:
         """Add noise: in ``y = x/α``, ``y ← y + S_noise √(ρ̂² − ρ²) z``."""
@@ -134,7 +150,9 @@ class Heun(Solver):
         pure = (step.t.alpha == 0) * 1.0
         ratio = raised.t.alpha / (step.t.alpha + pure) + pure
         added = sqrt(raised.t.sigma**2 - (ratio * step.t.sigma) ** 2) * self.churn_noise
-        return expand(ratio, x_t) * x_t + expand(added, x_t) * draw.normal_like("churn", x_t), raised
+        return expand(ratio, x_t) * x_t + expand(added, x_t) * draw.normal_like(
+            "churn", x_t
+        ), raised
 
 
 def _all_clean(level: Level) -> bool:

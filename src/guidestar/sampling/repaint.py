@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..draw import Draw
-from ..levels import Grid, Step, expand
-from ._core import Memory, Moving, Predict, Solver
+from ..core.levels import Grid, Step, expand
+from ..core.rng import Draw
 from .ddim import DDPM
+from .solver import Memory, Moving, Predict, Solver
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RePaint(Solver):
     """After each step, known pixels are what the forward process makes of them: ``α_s y + σ_s z``.
 
-    ``x_s = m (α_s y + σ_s z) + (1 − m) x_s'``, with x_s' the solver's. At the end they are y itself.
-    The paper's resampling, which lets the rest agree with them, is `TimeTravel` around it:
+    ``x_s = m (α_s y + σ_s z) + (1 − m) x_s'``, with x_s' the solver's. At the end they are y
+    itself. The paper's resampling, which lets the rest agree with them, is `TimeTravel` around it:
     ``TimeTravel(solver=RePaint(known=y, mask=m), times=10)``.
 
     Args:
@@ -28,7 +28,8 @@ class RePaint(Solver):
         mask: m, 1 where a pixel is known and 0 elsewhere; broadcasts to y.
 
     References:
-        RePaint: Inpainting using Denoising Diffusion Probabilistic Models, algorithm 1, https://arxiv.org/abs/2201.09865
+        RePaint: Inpainting using Denoising Diffusion Probabilistic Models, algorithm 1,
+        https://arxiv.org/abs/2201.09865
             Andreas Lugmayr, Martin Danelljan, Andres Romero, Fisher Yu, Radu Timofte, Luc Van Gool
     """
 
@@ -40,7 +41,10 @@ class RePaint(Solver):
 
     def __post_init__(self) -> None:
         if self.solver.history:
-            raise ValueError(f"repaint has no meaning around {self.solver.name!r}, which remembers other steps; use ddpm, ddim or heun")
+            raise ValueError(
+                f"repaint has no meaning around {self.solver.name!r}, which remembers other "
+                "steps; use ddpm, ddim or heun"
+            )
 
     @property
     def stochastic(self) -> bool:
@@ -55,8 +59,12 @@ class RePaint(Solver):
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         x_s, memory = yield from self.solver.move(x_t, step, memory, draw)
         self._check_shapes(x_s)
-        known, mask = (v.to(x_s.device, x_s.dtype, non_blocking=True) for v in (self.known, self.mask))
-        there = expand(step.s.alpha, x_s) * known + expand(step.s.sigma, x_s) * draw.normal_like("repaint", x_s)
+        known, mask = (
+            v.to(x_s.device, x_s.dtype, non_blocking=True) for v in (self.known, self.mask)
+        )
+        there = expand(step.s.alpha, x_s) * known + expand(step.s.sigma, x_s) * draw.normal_like(
+            "repaint", x_s
+        )
         return mask * there + (1 - mask) * x_s, memory
 
     def _check_shapes(self, x: Tensor) -> None:
@@ -66,4 +74,7 @@ class RePaint(Solver):
         except RuntimeError:
             fits = False
         if not fits:
-            raise ValueError(f"repaint: known {tuple(self.known.shape)} and mask {tuple(self.mask.shape)} do not fit the samples {tuple(x.shape)}")
+            raise ValueError(
+                f"repaint: known {tuple(self.known.shape)} and mask {tuple(self.mask.shape)} do "
+                f"not fit the samples {tuple(x.shape)}"
+            )

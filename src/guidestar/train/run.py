@@ -10,31 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data._core import Source
-from ..draw import Draw
-from ..files import make_folder, whole_or_not
-from ._core import Built, Progress, Settings, profiles
-from ._safely import Stop
-from .build import build
-from .checkpoints import read_checkpoint
-from .clips import take_from_clip, uses_clip
-from .ema import EMA
-from .foresee import check_out, foresee
-from .lock import locked
-from .loop import fit
-from .memory import activations, memory
-from .origins import read_parts
-from .parts import PARTS, CLIPPart, NetworkPart
-from .reading import sources
-from .recipe import Recipe
-from .report import Report
-from .see import Board, previewing
-from .trainer import Trainer
+from ..core.rng import Draw
+from ..data.source import Source
+from ..io.files import make_folder, whole_or_not
+from .build.clips import take_from_clip, uses_clip
+from .build.data import sources
+from .build.networks import build
+from .build.trial import check_out, foresee
+from .loop.checkpoints import read_checkpoint
+from .loop.ema import EMA
+from .loop.fit import fit
+from .loop.lock import locked
+from .loop.memory import activations, memory
+from .loop.origins import read_parts
+from .loop.signals import Stop
+from .loop.trainer import Trainer
+from .objectives.objective import Built, Progress, Settings, profiles
+from .preview import Board, previewing
+from .progress import Report
+from .recipe.parts import PARTS, CLIPPart, NetworkPart
+from .recipe.schema import Recipe
 
 
 def settings(recipe: Recipe, part: str) -> Settings:
     """Return how long and how fast a part trains."""
-    return Settings(**getattr(recipe, part).train.model_dump(), seed=recipe.seed + PARTS.index(part))
+    return Settings(
+        **getattr(recipe, part).train.model_dump(), seed=recipe.seed + PARTS.index(part)
+    )
 
 
 _IDLE = ("cache", "test", "max_bad", "about")
@@ -43,11 +45,17 @@ _IDLE = ("cache", "test", "max_bad", "about")
 
 def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
     """Say all that shapes a part's weights besides its settings, by dotted names."""
-    own = getattr(recipe, part).model_dump(exclude={"train", "snapshots", "calibrate"})  # which snapshots are kept shapes nothing
+    own = getattr(recipe, part).model_dump(
+        exclude={"train", "snapshots", "calibrate"}
+    )  # which snapshots are kept shapes nothing
     noise = (
         {}
         if part == "judge" or isinstance(getattr(recipe, part), CLIPPart)
-        else {"schedule": recipe.schedule.model_dump(), "levels": recipe.levels.model_dump(), "objective": recipe.objective.model_dump()}
+        else {
+            "schedule": recipe.schedule.model_dump(),
+            "levels": recipe.levels.model_dump(),
+            "objective": recipe.objective.model_dump(),
+        }
     )
     conditions = {name: spec.model_dump() for name, spec in (recipe.conditions or {}).items()}
     tables = {
@@ -57,11 +65,21 @@ def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
         part: own,
         "": {"joint_dropout": recipe.joint_dropout},
     }
-    return {f"{table}.{key}".strip("."): _plain(value) for table, values in tables.items() for key, value in values.items()}
+    return {
+        f"{table}.{key}".strip("."): _plain(value)
+        for table, values in tables.items()
+        for key, value in values.items()
+    }
 
 
 def _plain(value: Any) -> Any:
-    return {str(k): _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+    return (
+        {str(k): _plain(v) for k, v in value.items()}
+        if isinstance(value, Mapping)
+        else [_plain(v) for v in value]
+        if isinstance(value, list | tuple)
+        else value
+    )
 
 
 def checkpoint(out: Path, part: str) -> Path:
@@ -69,8 +87,11 @@ def checkpoint(out: Path, part: str) -> Path:
     return out / "parts" / f"{part}.pt"
 
 
-def averaged(recipe: Recipe, part: str, out: Path, source: Source, average: str | None = None) -> Any:
-    """Return a part with its averaged weights (the first average, or the one named), from its checkpoint, frozen.
+def averaged(
+    recipe: Recipe, part: str, out: Path, source: Source, average: str | None = None
+) -> Any:
+    """Return a part with its averaged weights (the first average, or the one named), from its
+    checkpoint, frozen.
 
     Raises:
         ValueError: there is no checkpoint, or the training of this part has not come to its end.
@@ -79,7 +100,10 @@ def averaged(recipe: Recipe, part: str, out: Path, source: Source, average: str 
         raise ValueError(f"{out} holds no trained {part!r} yet; train it first (--only {part})")
     module, state = build(recipe, part, source, out).module, read_checkpoint(checkpoint(out, part))
     if state["done"] < getattr(recipe, part).train.steps:
-        raise ValueError(f"{part!r} is trained for {state['done']} of its {getattr(recipe, part).train.steps} steps; let it finish first (--only {part})")
+        raise ValueError(
+            f"{part!r} is trained for {state['done']} of its {getattr(recipe, part).train.steps} "
+            f"steps; let it finish first (--only {part})"
+        )
     module.load_state_dict(state["module"])
     name = average or next(iter(state["averages"]))
     ema = EMA(module, next(p for p in profiles(settings(recipe, part)) if p.name == name))
@@ -96,7 +120,9 @@ def snapshot_file(out: Path, part: str, step: int) -> Path:
 def snapshot_steps(recipe: Recipe, part: str) -> list[int]:
     """Return after which steps a part's averaged weights are kept."""
     spec = getattr(recipe, part)
-    return sorted({max(1, round(share * spec.train.steps)) for share in getattr(spec, "snapshots", ())})
+    return sorted(
+        {max(1, round(share * spec.train.steps)) for share in getattr(spec, "snapshots", ())}
+    )
 
 
 def save_snapshot(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -108,7 +134,14 @@ def save_snapshot(weights: Mapping[str, Tensor], path: Path) -> None:
     from safetensors.torch import save  # its own writing of files hides the reason of a failure
 
     with whole_or_not(path) as beside:
-        beside.write_bytes(save({k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in weights.items()}))
+        beside.write_bytes(
+            save(
+                {
+                    k: (v.half() if v.is_floating_point() else v).cpu().contiguous()
+                    for k, v in weights.items()
+                }
+            )
+        )
 
 
 def train_part(
@@ -121,9 +154,14 @@ def train_part(
     accelerator: Any = None,
     accept_data: bool = False,
 ) -> Generator[Progress, None, None]:
-    """Train one part, from its checkpoint if there is one; keep the snapshots and pictures it asks for."""
+    """Train one part, from its checkpoint if there is one; keep the snapshots and pictures it asks
+    for.
+    """
     if accept_data and recipe.data.standardise:
-        raise ValueError("data.standardise takes its units from the data, so a training cannot go on with other data; leave --accept-data out, or give another --out")
+        raise ValueError(
+            "data.standardise takes its units from the data, so a training cannot go on with "
+            "other data; leave --accept-data out, or give another --out"
+        )
     built = build(recipe, part, source, out)
     if uses_clip(recipe, part):
         take_from_clip(built.module, averaged(recipe, "clip", out, source))
@@ -223,7 +261,17 @@ def _train(
         foresee(recipe, {part: build(recipe, part, source, out) for part in parts}, source)
     for part in parts:
         steps = getattr(recipe, part).train.steps
-        with closing(train_part(recipe, part, out, source, stop=stop, accelerator=accelerator, accept_data=accept_data)) as progresses:
+        with closing(
+            train_part(
+                recipe,
+                part,
+                out,
+                source,
+                stop=stop,
+                accelerator=accelerator,
+                accept_data=accept_data,
+            )
+        ) as progresses:
             for progress in progresses:
                 if report and accelerator.is_main_process:
                     report(part, progress, steps)
@@ -233,7 +281,9 @@ def _train(
     return True
 
 
-def dry_run(recipe: Recipe, only: Sequence[str] | None = None, say: Callable[[str], None] | None = None) -> tuple[list[str], Tensor]:
+def dry_run(
+    recipe: Recipe, only: Sequence[str] | None = None, say: Callable[[str], None] | None = None
+) -> tuple[list[str], Tensor]:
     """Tell what a training would do, in lines, and draw its first batch, without training anything.
 
     Returns:
@@ -241,11 +291,24 @@ def dry_run(recipe: Recipe, only: Sequence[str] | None = None, say: Callable[[st
     """
     source, aside = sources(recipe, say)
     count = "a stream" if source.size is None else f"{source.size:,} samples"
-    columns = ", ".join(f"{n} ({c.kind}{f', {len(c.classes)} classes' if c.classes else ''})" for n, c in source.columns.items()) or "none"
-    lines = [f"data: {count} of {list(source.shape)}{'' if aside is None else f', {aside.size:,} held out'}; columns: {columns}"]
+    columns = (
+        ", ".join(
+            f"{n} ({c.kind}{f', {len(c.classes)} classes' if c.classes else ''})"
+            for n, c in source.columns.items()
+        )
+        or "none"
+    )
+    lines = [
+        f"data: {count} of "
+        f"{list(source.shape)}{'' if aside is None else f', {aside.size:,} held out'}; columns: "
+        f"{columns}"
+    ]
     rows = list(range(min(recipe.model.train.batch, source.size or recipe.model.train.batch)))
     first = source.batch(rows, Draw(rows))[0]
-    lines[0] += f"; the first batch has mean {first.mean():.3g} and standard deviation {first.std(correction=0):.3g}"
+    lines[0] += (
+        f"; the first batch has mean {first.mean():.3g} and standard deviation "
+        f"{first.std(correction=0):.3g}"
+    )
     built = {part: build(recipe, part, source) for part in recipe.parts(only)}
     foresee(recipe, built, source)
     return lines + [_line(recipe, part, b, source) for part, b in built.items()], first
@@ -255,7 +318,14 @@ def _line(recipe: Recipe, part: str, built: Built, source: Source) -> str:
     s = settings(recipe, part)
     held, each = memory(built.module, s, source.shape), activations(built, source)
     at_once = -(-s.batch // s.accumulate)
-    passes = "" if source.size is None else f", {s.steps * s.batch / source.size:.1f} passes over the data"
+    passes = (
+        ""
+        if source.size is None
+        else f", {s.steps * s.batch / source.size:.1f} passes over the data"
+    )
     total = sum(held.values()) + at_once * each
     parameters = sum(p.numel() for p in built.module.parameters())
-    return f"{part}: {parameters:,} parameters; {s.steps:,} steps of {s.batch}{passes}; about {total:,.0f} MB of memory in one process"
+    return (
+        f"{part}: {parameters:,} parameters; {s.steps:,} steps of {s.batch}{passes}; about "
+        f"{total:,.0f} MB of memory in one process"
+    )

@@ -1,0 +1,153 @@
+"""The demonstration: one model, the same seeds, steered in every way, side by side and measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..io.files import make_folder
+from ..io.images import Row, save_png, sheet, to_pil, write_text
+from ..model.model import Model
+
+ROWS = (
+    ("unguided", "uncond"),
+    ("by the classifier", "uncond + classifier(3)"),
+    ("by the classifier", "uncond + classifier(10)"),
+    ("by its condition", "cfg(1)"),
+    ("by its condition", "cfg(2)"),
+    ("by its condition", "cfg(4)"),
+    ("by both", "cfg(2) + classifier(1)"),
+    ("by both", "cfg(4) + classifier(1)"),
+)
+STEPS_EXPRESSION = "cfg(3) + classifier(2)"
+STEPS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one expression gave: the judge's accuracy, network evaluations a sample, seconds."""
+
+    how: str
+    expression: str
+    accuracy: float
+    nfe: float
+    seconds: float
+
+
+Tell = Callable[[int, int], None]
+
+
+def demo(
+    model: Model, out: Path | str, *, seeds: int = 4, show: int = 2, tell: Tell | None = None
+) -> list[Result]:
+    """Write ``demo.png`` and ``steps.png`` under ``out``, and return the rows of figures.
+
+    Args:
+        model: a class model with a judge and a classifier.
+        out: folder.
+        seeds: samples of each class.
+        show: how many of them are shown.
+        tell: called with the solver steps done and in all.
+    """
+    if model.judge is None or not model.classes or "classifier" not in model.classifiers:
+        raise ValueError(
+            "the demonstration needs a class model with a classifier and a judge; "
+            f"{model.name!r} lacks one of them"
+        )
+    folder = make_folder(Path(out))
+    cond = [name for name in model.classes for _ in range(seeds)]
+    total, rows, results = (len(ROWS) + 1) * STEPS, [], []
+    for k, (how, expression) in enumerate(ROWS):
+        watch = (lambda done, _, k=k: tell(k * STEPS + done, total)) if tell else None
+        start = time.perf_counter()
+        run = model.sample(
+            cond,
+            guidance=expression,
+            seeds=list(range(seeds)) * len(model.classes),
+            steps=STEPS,
+            max_rows=256,
+            watch=watch,
+        )
+        seconds = time.perf_counter() - start
+        hit = judged(model, run.images, cond)
+        results.append(
+            Result(
+                how=how, expression=expression, accuracy=hit, nfe=run.nfe, seconds=round(seconds, 2)
+            )
+        )
+        pictures = [p for i, p in enumerate(run.pil()) if i % seeds < show]
+        rows.append(Row(label=f"{how}\n{expression}\njudge: {hit:.0%}", images=pictures))
+    title = (
+        f"{model.name}: the same {seeds} seeds, steered in different ways (judge: share of "
+        f"{len(cond)} samples that an independent network takes for the class above)"
+    )
+    save_png(sheet(rows, columns=model.classes, span=show, title=title), folder / "demo.png")
+    save_png(draw_steps(model), folder / "steps.png")
+    if tell:
+        tell(total, total)
+    return results
+
+
+def write_figures(results: Mapping[str, Sequence[Result]], folder: Path) -> None:
+    """Write the rows of every demonstrated model to ``demo.json``."""
+    about = {
+        "threads": torch.get_num_threads(),
+        "models": {name: [asdict(r) for r in rows] for name, rows in results.items()},
+    }
+    write_text(json.dumps(about, indent=2) + "\n", folder / "demo.json")
+
+
+@torch.inference_mode()
+def judged(model: Model, images: Tensor, cond: Sequence[str | int]) -> float:
+    """Return the share of ``images`` that the model's judge takes for their class."""
+    wanted = torch.tensor([model.encoder.index(c) for c in cond], device=images.device)
+    return float((model.judge(images).argmax(1) == wanted).double().mean())
+
+
+def draw_steps(
+    model: Model, *, names: Sequence[str] = ("dress", "ankle boot"), columns: int = 10
+) -> Any:
+    """Draw a run from inside: x_t, the guided clean estimate, and each term's push, along the
+    steps.
+    """
+    names = [n for n in names if n in model.classes] or list(model.classes[:2])
+    states = list(
+        model.trajectory(
+            names, guidance=STEPS_EXPRESSION, seeds=[3] * len(names), steps=STEPS, explain=True
+        )
+    )
+    chosen = [states[round(i * (len(states) - 1) / (columns - 1))] for i in range(columns)]
+    rows = []
+    for k, name in enumerate(names):
+        noisy = torch.stack([s.prediction.x_t[k] / s.step.t.norm for s in chosen])
+        rows.append(Row(label=f"{name}\nx_t", images=to_pil(noisy / 2)))
+        rows.append(
+            Row(
+                label="guided estimate of x0",
+                images=to_pil(torch.stack([s.prediction.x0[k] for s in chosen])),
+            )
+        )
+        for term in chosen[0].pushes or {}:
+            pushes = torch.stack(
+                [
+                    (s.pushes or {})[term][k]
+                    if term in (s.pushes or {})
+                    else torch.zeros(model.shape)
+                    for s in chosen
+                ]
+            )
+            largest = pushes.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-8)
+            rows.append(Row(label=f"push of {term}", images=to_pil(pushes / largest)))
+    labels = [f"rho {float(torch.as_tensor(s.step.t.rho)):.2g}" for s in chosen]
+    title = (
+        f"{STEPS_EXPRESSION}, from noise to image: grey is no push, white adds light, black "
+        "takes it (each push at its own largest)"
+    )
+    return sheet(rows, columns=labels, title=title, scale=3)

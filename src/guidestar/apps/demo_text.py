@@ -1,0 +1,116 @@
+"""The demonstration of a text model: the same seeds, steered by CLIP, by their captions, and by
+both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..io.images import Row, save_png, sheet
+from ..model.model import Model
+from .demo import Result
+from .measure_text import Ruler, look
+
+PROMPTS = (
+    "blue heart, flat style",
+    "grinning face, noto style",
+    "cat face, 3d style",
+    "pizza, gradient style",
+    "rocket, flat style",
+    "red apple, noto style",
+    "flag: Japan, 3d style",
+    "sunflower, flat style",
+)
+COLUMNS = (
+    ("unguided", "uncond"),
+    ("by CLIP", "uncond + clip(4)"),
+    ("by its caption", "cfg(1)"),
+    ("by its caption", "cfg(2)"),
+    ("by its caption", "cfg(4)"),
+    ("by both", "cfg(3) + clip(0.5)"),
+)
+STEPS = 20
+
+Tell = Callable[[int, int], None]
+
+
+def demo_text(
+    model: Model, out: Path, *, seeds: int = 2, show: int = 2, tell: Tell | None = None
+) -> list[Result]:
+    """Write ``text.png`` under ``out``: prompts down, methods and scales across; return a row of
+    figures for each column.
+
+    The accuracy is the share of samples for which an independent CLIP has the prompt's caption
+    among the first five of all captions that the model was trained on.
+
+    Args:
+        model: a text model with a measuring CLIP and a CLIP that guides.
+        out: folder.
+        seeds: samples of each prompt.
+        show: how many of them are shown.
+        tell: called with the solver steps done and in all.
+
+    Raises:
+        ValueError: the model lacks one of them.
+    """
+    if (
+        not hasattr(model.judge, "embed_text")
+        or "clip" not in model.classifiers
+        or "captions" not in model.card
+    ):
+        raise ValueError(
+            "the demonstration needs a text model with a measuring CLIP, a guiding one, and its "
+            f"captions; {model.name!r} lacks one of them"
+        )
+    ruler = Ruler.of(model.judge, model.card["captions"])
+    prompts = [p for p in PROMPTS for _ in range(seeds)]
+    results, cells = [], []
+    for k, (how, expression) in enumerate(COLUMNS):
+        watch = (
+            (lambda done, _, k=k: tell(k * STEPS + done, len(COLUMNS) * STEPS)) if tell else None
+        )
+        start = time.perf_counter()
+        run = model.sample(
+            prompts,
+            guidance=expression,
+            seeds=list(range(seeds)) * len(PROMPTS),
+            steps=STEPS,
+            max_rows=256,
+            watch=watch,
+        )
+        seconds = time.perf_counter() - start
+        hit = ruler.scores(look(model.judge, run.images), [p.partition(", ")[0] for p in prompts])[
+            "top 5"
+        ]
+        results.append(
+            Result(
+                how=how, expression=expression, accuracy=hit, nfe=run.nfe, seconds=round(seconds, 2)
+            )
+        )
+        cells.append(run.pil())
+    save_png(_picture(model, cells, results, seeds, show), out / "text.png")
+    return results
+
+
+def _picture(
+    model: Model, cells: list[list[Any]], results: list[Result], seeds: int, show: int
+) -> Any:
+    rows = [
+        Row(
+            label=p.replace(", ", "\n"),
+            images=[c[i * seeds + j] for c in cells for j in range(show)],
+        )
+        for i, p in enumerate(PROMPTS)
+    ]
+    heads = [f"{r.how}\n{r.expression}\ntop 5: {r.accuracy:.0%}" for r in results]
+    title = (
+        f"{model.name}: the same seeds for each prompt (top 5: share of samples whose "
+        f"caption an independent CLIP ranks among the first 5 of {len(model.card['captions']):,})"
+    )
+    return sheet(rows, columns=heads, span=show, title=title, scale=3)
+
+
+__all__ = ["COLUMNS", "PROMPTS", "demo_text"]

@@ -1,0 +1,185 @@
+"""Measure guidances of a class model with its own judge, against real images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import fashion_mnist
+from ..evaluate import Accuracy, DiversityRatio, Frechet, Judged, class_shares, look
+from ..io import distributed as processes
+from ..model.model import Model, Samples
+
+REAL = "real"
+"""The name under which training images are measured: the floor of every distance."""
+
+
+def references(model: Model, data: Path | None = None, floor: int = 1000) -> tuple[Judged, Judged]:
+    """Return the held-out samples, and up to ``floor`` class-balanced training samples, as the
+    judge sees them.
+
+    Raises:
+        ValueError: the model does not say what it was trained on, or nothing was held out.
+    """
+    test, train = _real(model, data)
+    classes = len(model.judge.config["classes"])
+    rows = torch.cat([(train[1] == k).nonzero()[: floor // classes, 0] for k in range(classes)])
+    return look(model.judge, *test), look(model.judge, train[0][rows], train[1][rows])
+
+
+def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Load the held-out and the training samples of a model."""
+    if model.classes == fashion_mnist.CLASSES:
+        return fashion_mnist.load("test", data), fashion_mnist.load("train", data)
+    from ..train.build.data import sources
+    from ..train.export import gathered
+    from ..train.recipe.schema import checked
+
+    if "recipe" not in model.card:
+        raise ValueError(
+            f"the model {model.name!r} does not say what it was trained on, so there is nothing "
+            "to compare with"
+        )
+    # No network of it is built here, so the code that it may name is not run.
+    recipe = checked(model.card["recipe"], f"the card of the model {model.name!r}", trust=True)
+    if data:
+        recipe = recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"path": str(data)})}
+        )
+    source, aside = sources(recipe)
+    if aside is None or recipe.judge is None:
+        raise ValueError(
+            f"the recipe of {model.name!r} held nothing out; set data.holdout or data.test, and "
+            "train again"
+        )
+    _check_data(model, source)
+    return gathered(aside, recipe.judge), gathered(source, recipe.judge, 20_000)
+
+
+def _check_data(model: Model, source: Any) -> None:
+    """Refuse data of other classes than the model was trained on; warn of other samples."""
+    from ..data.identity import compare, identify
+
+    before = model.card.get("data_identity")
+    found = None if before is None else compare(before, identify(source))
+    if found is None:
+        return
+    what, acceptable = found
+    line = f"the data are not those that {model.name!r} was trained on ({what})"
+    if not acceptable:
+        raise ValueError(f"{line}; give those by --data")
+    warnings.warn(f"{line}, so what is held out may have been trained on", stacklevel=3)
+
+
+def measure(
+    model: Model,
+    guidances: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    solver: str | None = None,
+    grid: str | None = None,
+    data: Path | None = None,
+    batch: int = 50,
+    watch: Callable[[int, int], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield one row of figures for real images, then one for each guidance.
+
+    Each row holds the judge's accuracy, the Fréchet distance of its features to the test images,
+    within-class diversity relative to the test images, the share of each class the judge sees,
+    NFE a sample and seconds. Sample k is of class ``k mod K``.
+
+    Args:
+        model: a class model with a judge.
+        guidances: expressions.
+        seeds: one a sample.
+        steps, solver, grid: as in `Model.sample`.
+        data: folder of the real images.
+        batch: samples at a time.
+        watch: called with the samples done and in all.
+    """
+    if model.judge is None or not model.classes:
+        raise ValueError(f"the model {model.name!r} has no judge to measure with")
+    guided = [model.expression(g) for g in guidances]
+    for guidance in guided:  # refuse what cannot run before the first sample
+        model.plan(
+            guidance, cond=[0] * min(batch, len(seeds)), steps=steps, solver=solver, grid=grid
+        )
+    reference, floor = references(model, data)
+    yield {
+        "guidance": REAL,
+        "nfe": 0.0,
+        "seconds": 0.0,
+        **scores(floor, reference, len(model.classes)),
+    }
+    wanted = torch.tensor([i % len(model.classes) for i in range(len(seeds))])
+    for done, guidance in enumerate(guided):
+        tell = (
+            (lambda n, done=done: watch(done * len(seeds) + n, len(guided) * len(seeds)))
+            if watch
+            else None
+        )
+        images, nfe, seconds = _draw(
+            model, guidance, list(seeds), wanted, batch, tell, steps=steps, solver=solver, grid=grid
+        )
+        yield {
+            "guidance": str(guidance),
+            "nfe": nfe,
+            "seconds": round(seconds, 2),
+            **scores(look(model.judge, images, wanted), reference, len(model.classes)),
+        }
+
+
+def scores(judged: Judged, reference: Judged, classes: int) -> dict[str, Any]:
+    """Return all figures of one set of images."""
+    metrics = {
+        "accuracy": Accuracy(),
+        "frechet": Frechet(reference),
+        "diversity": DiversityRatio(reference),
+    }
+    for metric in metrics.values():
+        metric.update(judged)
+    shares = class_shares(judged.seen, classes).tolist()
+    return {
+        **{name: round(m.compute(), 4) for name, m in metrics.items()},
+        "shares": [round(s, 4) for s in shares],
+    }
+
+
+def _draw(
+    model: Model,
+    guidance: Any,
+    seeds: list[int],
+    wanted: Tensor,
+    batch: int,
+    tell: Callable[[int], None] | None,
+    **how: Any,
+) -> tuple[Tensor, float, float]:
+    """Draw all samples, shared out between processes; return them, NFE a sample and this process's
+    seconds.
+    """
+    import time
+
+    rows, drawn, nfe, seconds = processes.mine(len(seeds)), [], 0.0, 0.0
+    for part in torch.tensor(rows).split(batch):
+        start = time.perf_counter()
+        samples: Samples = model.sample(
+            [model.classes[k] for k in wanted[part].tolist()],
+            guidance=guidance,
+            seeds=[seeds[i] for i in part],
+            **how,
+        )
+        seconds += time.perf_counter() - start
+        # The judge learned from what the network works on: pixels, but latents or standardised
+        # values too.
+        seen = samples.images if "scale" not in model.card and not model.latent else samples.x
+        drawn += zip(part.tolist(), seen, strict=True)
+        nfe += samples.nfe * len(part) / len(rows)
+        if tell:
+            tell(int(part[-1]) + 1)
+    return torch.stack([x for _, x in processes.gather(drawn)]), nfe, seconds

@@ -1,0 +1,285 @@
+"""Measure a text model: does an independent CLIP find the prompt in the picture, and do pictures
+look like real ones?
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..evaluate import gaussian_distance
+from ..evaluate.retrieval import merged, ranks
+from ..io import distributed as processes
+from ..model.model import Model
+
+REAL, SHUFFLED = "real", "real, captions shuffled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioned:
+    """Pictures with captions, to measure against.
+
+    Args:
+        x: ``[N, 3, H, W]`` in [−1, 1].
+        prompts: the first caption of each, which asks for it.
+        labels: the shortest caption of each, which names it.
+    """
+
+    x: Tensor
+    prompts: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    def take(self, count: int) -> Captioned:
+        """Select up to ``count``, evenly spread."""
+        rows = torch.linspace(0, len(self.x) - 1, min(count, len(self.x))).round().long()
+        return Captioned(
+            x=self.x[rows],
+            prompts=tuple(self.prompts[r] for r in rows),
+            labels=tuple(self.labels[r] for r in rows),
+        )
+
+
+def read_captioned(folder: Path, size: int) -> Captioned:
+    """Read an image folder with captions.
+
+    Raises:
+        ValueError, FileNotFoundError: it is not one.
+    """
+    from ..core.rng import Draw
+    from ..data.folders import image_folder
+    from ..data.pictures import Look
+    from ..train.build.captions import text_column
+
+    source = image_folder(folder, Look(size=size, channels=3))
+    held: Any = source.targets[text_column(source)]
+    said = [(c,) if isinstance(c, str) else c for c in held]
+    rows = list(range(len(said)))
+    return Captioned(
+        x=source.batch(rows, Draw(rows))[0],
+        prompts=tuple(s[0] for s in said),
+        labels=tuple(min(s, key=len) for s in said),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ruler:
+    """What samples are measured by: an independent CLIP, all captions in its space, and real
+    pictures.
+
+    Captions whose cosine is above 0.95 count as one.
+
+    Args:
+        clip: that guides nothing.
+        groups: of each caption.
+        captions: the captions' indices by name.
+        texts: embeddings of the groups' first captions ``[G, D]``.
+        real: embeddings of real pictures ``[N, D]``, if there are any to compare with.
+    """
+
+    clip: Any
+    captions: dict[str, int]
+    groups: Tensor
+    texts: Tensor
+    real: Tensor | None = None
+
+    @staticmethod
+    def of(clip: Any, known: Sequence[str], real: Tensor | None = None) -> Ruler:
+        """Make one of all captions and of real pictures."""
+        names = list(dict.fromkeys(known))
+        texts = clip.embed_captions(names).cpu()
+        first, groups = merged(texts).unique(return_inverse=True)
+        return Ruler(
+            clip=clip,
+            captions={n: i for i, n in enumerate(names)},
+            groups=groups,
+            texts=texts[first],
+            real=None if real is None else look(clip, real),
+        )
+
+    def scores(self, seen: Tensor, labels: Sequence[str]) -> dict[str, float]:
+        """Measure pictures that ``clip`` sees as ``seen [B, D]`` and that should show
+        ``labels``.
+        """
+        right = self.groups[torch.tensor([self.captions[name] for name in labels])]
+        place = ranks(seen, self.texts, right)
+        found = {
+            "top 1": float((place < 1).double().mean()),
+            "top 5": float((place < 5).double().mean()),
+            "score": float((seen * self.texts[right]).sum(1).mean()),
+        }
+        if self.real is not None:
+            found |= {
+                "frechet": gaussian_distance(*_gaussian(seen), *_gaussian(self.real)),
+                "nearest": float((seen @ self.real.T).amax(1).mean()),
+            }
+        return {name: round(value, 4) for name, value in found.items()}
+
+
+def _gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.double().mean(0), x.double().T.cov()
+
+
+@torch.inference_mode()
+def look(clip: Any, x: Tensor) -> Tensor:
+    """Return what a CLIP sees in pictures: unit embeddings ``[B, D]`` on the CPU."""
+    return torch.cat([clip.embed_image(part).cpu() for part in x.split(256)])
+
+
+def measure_text(
+    model: Model,
+    guidances: Sequence[str],
+    *,
+    count: int,
+    seed: int = 0,
+    steps: int | None = None,
+    solver: str | None = None,
+    grid: str | None = None,
+    data: Path | None = None,
+    batch: int = 64,
+    watch: Callable[[int, int], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield a row of figures for real pictures, one for shuffled captions, then one for each
+    guidance.
+
+    ``top 1`` and ``top 5``: how often the right caption is among the first of all; ``score``: mean
+    cosine of picture and right caption; ``frechet``: of the CLIP's embeddings, to real pictures;
+    ``nearest``: mean cosine to the nearest training picture; NFE a sample and seconds.
+
+    Args:
+        model: a text model with a measuring CLIP.
+        guidances: expressions.
+        count: prompts, evenly spread over the pictures of ``data``, each of a seed of its own.
+        seed: of the first sample.
+        steps, solver, grid: as in `Model.sample`.
+        data: folder of captioned pictures whose prompts are asked for; by default what the model
+            was trained on. All captions of both are compared.
+        batch: samples at a time.
+        watch: called with the samples done and in all.
+
+    Raises:
+        ValueError: the model has no measuring CLIP, or does not say what it was trained on.
+    """
+    if not hasattr(model.judge, "embed_text"):
+        raise ValueError(f"the model {model.name!r} has no CLIP to measure with")
+    guided = [model.expression(g) for g in guidances]
+    train = _training(model, data)
+    asked = (read_captioned(data, model.shape[-1]) if data else train).take(count)
+    ruler = Ruler.of(model.judge, [*train.labels, *asked.labels], train.x)
+    seen = look(model.judge, asked.x)
+    turned = [*asked.labels[len(asked.labels) // 2 :], *asked.labels[: len(asked.labels) // 2]]
+    captions = {"captions": len(ruler.texts)}
+    yield {
+        "guidance": REAL,
+        "nfe": 0.0,
+        "seconds": 0.0,
+        **captions,
+        **ruler.scores(seen, asked.labels),
+    }
+    yield {
+        "guidance": SHUFFLED,
+        "nfe": 0.0,
+        "seconds": 0.0,
+        **captions,
+        **ruler.scores(seen, turned),
+    }
+    for done, guidance in enumerate(guided):
+        tell = (
+            (lambda n, done=done: watch(done * len(asked.x) + n, len(guided) * len(asked.x)))
+            if watch
+            else None
+        )
+        images, nfe, seconds = draw(
+            model, guidance, asked.prompts, seed, batch, tell, steps=steps, solver=solver, grid=grid
+        )
+        yield {
+            "guidance": str(guidance),
+            "nfe": nfe,
+            "seconds": round(seconds, 2),
+            **captions,
+            **ruler.scores(look(model.judge, images), asked.labels),
+        }
+
+
+def _training(model: Model, data: Path | None) -> Captioned:
+    path = dict(model.card.get("recipe", {}).get("data", {})).get("path")
+    beside = None if data is None else data.parent / "train"
+    folder = beside if beside is not None and beside.is_dir() else Path(path) if path else data
+    if folder is None or not folder.is_dir():
+        raise ValueError(
+            f"the pictures that {model.name!r} was trained on are not at {folder}; name a folder "
+            "of captioned pictures with --data"
+        )
+    return read_captioned(folder, model.shape[-1])
+
+
+def draw(
+    model: Model,
+    guidance: Any,
+    prompts: Sequence[str],
+    seed: int,
+    batch: int,
+    tell: Callable[[int], None] | None,
+    **how: Any,
+) -> tuple[Tensor, float, float]:
+    """Draw a sample of each prompt, shared out between processes; return them, NFE a sample and
+    this process's seconds.
+    """
+    rows, drawn, nfe, seconds = processes.mine(len(prompts)), [], 0.0, 0.0
+    for part in torch.tensor(rows).split(batch):
+        start = time.perf_counter()
+        samples = model.sample(
+            [prompts[i] for i in part],
+            guidance=guidance,
+            seeds=[seed + int(i) for i in part],
+            **how,
+        )  # type: ignore[index]
+        seconds += time.perf_counter() - start
+        drawn += zip(part.tolist(), samples.images, strict=True)
+        nfe += samples.nfe * len(part) / len(rows)
+        if tell:
+            tell(int(part[-1]) + 1)
+    return torch.stack([x for _, x in processes.gather(drawn)]), nfe, seconds
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Read a prompt a line; lines that are empty or start with '#' are left out.
+
+    Raises:
+        ValueError: a line cannot be a prompt (its number is given), or there is none.
+    """
+    from ..diffusers.read.encoders import checked_prompt
+
+    prompts = []
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            prompts.append(checked_prompt(line.strip()))
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}") from error
+    if not prompts:
+        raise ValueError(f"{file}: holds no prompts")
+    return prompts
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from error
+    lines = []
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        try:
+            lines.append(line.decode("utf-8").rstrip("\r"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}, line {number}: is not UTF-8") from error
+    return lines
+
+
+__all__ = ["Captioned", "Ruler", "draw", "look", "measure_text", "read_captioned", "read_prompts"]

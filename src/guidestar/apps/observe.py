@@ -1,0 +1,162 @@
+"""Pictures as observations: inverse problems from files, for the command line.
+
+An operator is written as a method is: ``downsample(factor=2)``, ``inpaint(mask='mask.png')``,
+``blur(deviation=1.5, noise=0.05)``, ``gray``. Nothing of it is evaluated.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..guidance import METHODS, Guidance, Inpaint, Observation, Steered, get_operator, losses_of
+from ..guidance.arguments import needed, problem
+from ..guidance.operators import OPERATORS
+from ..guidance.weights import finite
+from ..io.decoding import open_picture, to_8_bits
+
+KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def read_observation(
+    model: Any, guidance: Guidance, pictures: Sequence[Path] | None, operator: str | None
+) -> Observation | None:
+    """Read what was observed, for a guidance that lowers a loss; None for one that does not.
+
+    Args:
+        model: a `Model` of pictures, whose samples are looked for.
+        guidance: of the run.
+        pictures: files, or folders of them: what the operator showed, one observation each.
+        operator: as written, with its options; ``noise`` is the deviation of the noise in the
+            pictures.
+
+    Raises:
+        ValueError: one of the three without the others, a picture that cannot be read or is of
+            another size than the operator shows, an unknown operator or option.
+    """
+    if not pictures and not operator:
+        if losses_of(guidance):
+            raise ValueError(
+                f"'{guidance}' lowers a loss, and nothing says which: name what was observed "
+                "with --observe, and what that shows with --operator"
+            )
+        return None
+    if not pictures or not operator:
+        raise ValueError(
+            "--observe names a picture and --operator says what it shows, e.g. --operator "
+            "'downsample(factor=2)'; give both"
+        )
+    if not losses_of(guidance):
+        lowering = ", ".join(sorted(name for name, m in METHODS.items() if issubclass(m, Steered)))
+        raise ValueError(
+            f"'{guidance}' lowers no loss, so it would not look at what was observed; add one of "
+            f"{lowering}, e.g. 'uncond + dps(1)'"
+        )
+    if len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.latent:
+        raise ValueError(
+            f"the model {model.name!r} does not make pictures of pixels, so none of them can be "
+            "observed"
+        )
+    made, noise = read_operator(operator, model.shape)
+    shown = made(torch.zeros(1, *model.shape))
+    files = [file for picture in pictures for file in _files(picture)]
+    seen = torch.stack(
+        [
+            read_picture(file, tuple(shown.shape[1:]), f"{operator} of the model's pictures")
+            for file in files
+        ]
+    )
+    return Observation(made, made(seen) if isinstance(made, Inpaint) else seen, noise=noise)
+
+
+def _files(picture: Path) -> list[Path]:
+    if not picture.is_dir():
+        return [picture]
+    found = sorted(file for file in picture.iterdir() if file.suffix.lower() in KINDS)
+    if not found:
+        raise ValueError(f"the folder {picture} holds no pictures")
+    return found
+
+
+def read_operator(text: str, shape: Sequence[int]) -> tuple[Any, float]:
+    """Read an operator on samples ``[C, H, W]`` and the deviation of its noise.
+
+    Raises:
+        ValueError: it cannot be read, or there is no such operator or option.
+    """
+    name, options = _call(text)
+    noise = options.pop("noise", 0.0)
+    if not finite(noise) or noise < 0:
+        raise ValueError(f"{name}: noise must be a finite number, 0 or more, not {noise!r}")
+    if name not in OPERATORS:
+        get_operator(name)  # which says what there is
+    _check(name, options)
+    if "mask" in options:
+        options["mask"] = (
+            read_picture(Path(options["mask"]), (1, *shape[1:]), "the model's pictures") > 0
+        ).float()
+    return get_operator(name, **options), float(noise)
+
+
+def _call(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the options of an operator as it is written."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and not node.args
+            and all(k.arg for k in node.keywords)
+        ):
+            return node.func.id, {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        pass
+    raise ValueError(
+        f"the operator {text!r} cannot be read; write its name and its options by theirs, e.g. "
+        "downsample(factor=2)"
+    )
+
+
+def _check(name: str, options: Mapping[str, Any]) -> None:
+    known = [f.name for f in fields(OPERATORS[name])]
+    for key in needed(OPERATORS[name]):
+        if key not in options:
+            raise ValueError(f"{name} needs its {key}: write {name}({key}='{key}.png')")
+    for key, value in options.items():
+        if key not in known:
+            raise ValueError(f"{name} has no option {key!r}; it has {', '.join([*known, 'noise'])}")
+        if key == "mask" and not isinstance(value, str):
+            raise ValueError(f"{name}: mask must be the name of a picture, not {value!r}")
+        if key != "mask" and (wrong := problem(OPERATORS[name], key, value)):
+            raise ValueError(f"{name}: {wrong}")
+
+
+def read_picture(path: Path, shape: Sequence[int], what: str) -> Tensor:
+    """Read a picture ``[C, H, W]`` in [−1, 1], grey or in colours as ``shape`` says.
+
+    Raises:
+        ValueError: it cannot be read, or is of another size.
+    """
+    import numpy as np
+
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise ValueError(f"{what} have {channels} channels, which no picture has")
+    try:
+        pixels = torch.from_numpy(np.array(to_8_bits(open_picture(path), channels)))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+    if pixels.shape[:2] != (height, width):
+        raise ValueError(
+            f"{path} is {pixels.shape[1]} × {pixels.shape[0]} pixels, but {what} are {width} × "
+            f"{height}"
+        )
+    return (pixels[None] if channels == 1 else pixels.movedim(-1, 0)).float() / 127.5 - 1

@@ -1,0 +1,145 @@
+"""Commands that tell and run nothing: models, methods, plan."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ._options import (
+    GridName,
+    Guidance,
+    GuidanceFile,
+    Negative,
+    SolverName,
+    Steps,
+    check_run,
+    method_names,
+    model_names,
+    with_file,
+)
+from .topics import TOPICS, look_up, suggest
+
+
+def models() -> None:
+    """List the models that ship."""
+    from ..model.shipped import available
+
+    for name, summary in available().items():
+        typer.echo(f"{name}  {summary}")
+
+
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A method, or what you would call it.", autocompletion=method_names),
+    ] = None,
+) -> None:
+    """List the guidances; or print one of them whole, with its BibTeX entries; or find one by what
+    it is called.
+    """
+    from ..guidance import METHODS
+
+    if name is None:
+        _list_methods()
+    elif name in METHODS:
+        _print_method(name)
+    else:
+        _find_methods(name)
+
+
+def _list_methods() -> None:
+    from ..guidance import METHODS
+
+    for method in sorted(METHODS):
+        _line(method, _summary(method))
+    typer.echo("\nguidestar methods NAME prints one whole; these have other names here:\n")
+    for names, home in TOPICS.items():
+        _line(names, home, wide=True)
+
+
+def _print_method(name: str) -> None:
+    import inspect
+
+    from ..guidance import METHODS
+    from ..guidance.citations import described, papers
+
+    about = described(METHODS[name])
+    typer.echo(f"{name}({about.arguments})\n")
+    typer.echo(
+        "\n\n".join(
+            [
+                inspect.getdoc(METHODS[name]) or "",
+                *(paper.bibtex() for paper in papers(METHODS[name])),
+            ]
+        )
+    )
+
+
+def _find_methods(word: str) -> None:
+    from ..guidance import METHODS
+
+    topics = look_up(word)
+    hits = [m for m in sorted(METHODS) if word.lower() in _summary(m).lower()]
+    if not topics and not hits:
+        near = suggest(word, [*METHODS, *TOPICS])
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"unknown method {word!r}{meant} (guidestar methods lists all)")
+    for names, home in topics:
+        _line(names, home, wide=True)
+    for method in hits:
+        _line(method, _summary(method))
+
+
+def _summary(method: str) -> str:
+    """Return what a method is and costs, and where it comes from, in a line."""
+    import inspect
+
+    from ..guidance import METHODS
+    from ..guidance.citations import described
+
+    about = described(METHODS[method])
+    first = (inspect.getdoc(METHODS[method]) or "").split("\n")[0].partition(": ``")[0].rstrip(".:")
+    paper = about.papers[0].arxiv or about.papers[0].url if about.papers else ""
+    return ". ".join(part for part in (first, about.evaluations, paper) if part)
+
+
+def _line(head: str, text: str, *, wide: bool = False) -> None:
+    """Print a line of a list, wrapped to the terminal (80 columns where there is none)."""
+    import shutil
+    import textwrap
+
+    width = min(100, shutil.get_terminal_size((80, 24)).columns)
+    first = f"{head}: " if wide else f"{head:<15} "
+    after = "    " if wide else " " * 16
+    typer.echo(
+        textwrap.fill(
+            text,
+            width,
+            initial_indent=first,
+            subsequent_indent=after,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )
+
+
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="A shipped model or a folder.", autocompletion=model_names)
+    ],
+    guidance: Guidance = None,
+    guidance_file: GuidanceFile = None,
+    negative: Negative = None,
+    steps: Steps = None,
+    solver: SolverName = None,
+    levels: GridName = None,
+) -> None:
+    """Print the network passes of every step, before anything runs."""
+    from ..model.folder import load
+
+    check_run(guidance, solver, levels)
+    asked = with_file(
+        guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels
+    )
+    typer.echo(str(load(model).plan(**asked)))

@@ -1,0 +1,1 @@
+"""The core: levels, predictions, random streams, denoisers, passes and their evaluation."""

@@ -1,0 +1,153 @@
+"""One network evaluation at one level, and its equivalent views.
+
+Knowing any of these, one knows all (Convention: ``x_t = alpha x_0 + sigma eps``):
+
+    eps = (x_t − alpha x0) / sigma      score = −eps / sigma
+    velocity = eps − x0                 v = alpha eps − sigma x0
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .levels import Level, Value, expand, inverse_or_zero
+
+Space = Literal["x0", "eps", "score", "velocity", "v"]
+SPACES: tuple[Space, ...] = ("x0", "eps", "score", "velocity", "v")
+
+
+def slope(level: Level, space: Space) -> Value:
+    """Return ``k`` in ``Δ_space = k·Δx0``: how a difference of clean estimates reads in ``space``.
+
+    ``Δeps = −(α/σ)Δx0``, ``Δscore = (α/σ²)Δx0``, ``Δvelocity = −((α+σ)/σ)Δx0``,
+    ``Δv = −((α²+σ²)/σ)Δx0``; all 0 where sigma is 0.
+    """
+    a, s = level.alpha, level.sigma
+    if space == "x0":
+        return a * 0 + 1.0
+    per = inverse_or_zero(s)
+    if space == "eps":
+        return -a * per
+    if space == "score":
+        return a * per * per
+    return -(a + s) * per if space == "velocity" else -(a * a + s * s) * per
+
+
+class Root(NamedTuple):
+    """Where the graph of a differentiable prediction begins: a leaf ``x_t``, its rows (None: all),
+    the network.
+    """
+
+    leaf: Tensor
+    rows: Tensor | None
+    net: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A pair (x0, eps) at ``x_t``, linked by ``x_t = alpha x0 + sigma eps`` unless guidance split
+    it.
+
+    Shapes: ``x_t``, ``x0``, ``eps`` and ``log_var`` are ``[B, *S]``. ``log_var`` is the network's
+    own reverse variance as Improved DDPM parametrises it: a share in [−1, 1] between the log of
+    the small and of the large posterior variance (networks of 2C channels only).
+    ``observed [B, …]`` is what a perturbation that observes the network found, and ``root`` where a
+    gradient in ``x_t`` is taken, if the pass was differentiable.
+    """
+
+    x_t: Tensor
+    level: Level
+    x0: Tensor
+    eps: Tensor
+    log_var: Tensor | None = None
+    observed: Tensor | None = None
+    root: Root | None = None
+
+    @classmethod
+    def from_x0(cls, x_t: Tensor, level: Level, x0: Tensor) -> Prediction:
+        """Complete a clean estimate: ``eps = (x_t − alpha x0)/sigma``, 0 where sigma is 0."""
+        eps = (x_t - expand(level.alpha, x_t) * x0) * expand(inverse_or_zero(level.sigma), x_t)
+        return cls(x_t=x_t, level=level, x0=x0, eps=eps)
+
+    def view(self, space: Space) -> Tensor:
+        """Return the prediction in ``space``: one of x0, eps, score, velocity, v."""
+        if space == "x0":
+            return self.x0
+        if space == "eps":
+            return self.eps
+        if space == "score":
+            return -expand(inverse_or_zero(self.level.sigma), self.eps) * self.eps
+        if space == "velocity":
+            return self.eps - self.x0
+        if space == "v":
+            return (
+                expand(self.level.alpha, self.eps) * self.eps
+                - expand(self.level.sigma, self.x0) * self.x0
+            )
+        raise ValueError(f"unknown space {space!r}; the spaces are {', '.join(SPACES)}")
+
+    def shifted(self, delta: Tensor, *, linked: bool = True) -> Prediction:
+        """Add ``delta`` to x0; eps follows if ``linked``, else it stays (a split prediction)."""
+        eps = self.eps + expand(slope(self.level, "eps"), delta) * delta if linked else self.eps
+        x0 = self.x0 + delta
+        return Prediction(x_t=self.x_t, level=self.level, x0=x0, eps=eps, log_var=self.log_var)
+
+    def with_x0(self, x0: Tensor) -> Prediction:
+        """Return a linked prediction with another clean estimate."""
+        return self.shifted(x0 - self.x0)
+
+    def to_x0(self, delta: Tensor, space: Space) -> Tensor:
+        """Carry a difference from ``space`` to x0 (0 where that space cannot tell, at its ends)."""
+        return expand(inverse_or_zero(slope(self.level, space)), delta) * delta
+
+    def take(self, rows: Tensor) -> Prediction:
+        """Select samples (``rows``: int64 indices)."""
+        here, root = rows.to(self.x_t.device), self.root
+        with torch.enable_grad() if root else nullcontext():  # the graph goes on to its root
+            return Prediction(
+                x_t=self.x_t[here],
+                level=self.level.take(rows),
+                x0=self.x0[here],
+                eps=self.eps[here],
+                log_var=None if self.log_var is None else self.log_var[here],
+                observed=None
+                if self.observed is None
+                else self.observed[rows.to(self.observed.device)],
+                root=root and root._replace(rows=here if root.rows is None else root.rows[here]),
+            )
+
+    @staticmethod
+    def join(parts: list[Prediction], x_t: Tensor, level: Level) -> Prediction:
+        """Concatenate chunks of one batch back into a prediction at ``x_t``.
+
+        Raises:
+            ValueError: some parts have a predicted variance and some have none.
+        """
+        learned = any(p.log_var is not None for p in parts)
+        return Prediction(
+            x_t=x_t,
+            level=level,
+            x0=torch.cat([p.x0 for p in parts]),
+            eps=torch.cat([p.eps for p in parts]),
+            log_var=torch.cat([_share(p) for p in parts]) if learned else None,
+        )
+
+
+def _share(part: Prediction) -> Tensor:
+    """Return a part's predicted variance; 0 for clean rows, which no network evaluates."""
+    if part.log_var is not None:
+        return part.log_var
+    if bool((torch.as_tensor(part.level.sigma) != 0).any()):
+        raise ValueError(
+            "some rows of this batch come with a predicted variance and some without; a network "
+            "should predict it for all, or for none"
+        )
+    return torch.zeros_like(part.x0)
+
+
+__all__ = ["SPACES", "Prediction", "Root", "Space", "slope"]

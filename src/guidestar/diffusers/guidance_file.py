@@ -1,0 +1,173 @@
+"""A guidance as a small file beside a model: ``guidance.toml``.
+
+guidance = "cfg(7.5, interval=(0.3, 5.4)) + pag(3) | rescale(0.7)"
+steps = 20               # the rest may be left out
+solver = "dpmpp-2m"
+grid = "log_snr"
+negative = "blurry"
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import warnings
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..core.levels import GRIDS
+from ..guidance import parse
+from ..io.documents import one_line, read_toml, shown
+from ..io.images import write_text
+from ..sampling import SOLVERS
+
+NAME = "guidance.toml"
+"""What the file is called beside a model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceRecipe:
+    """How a model is to be guided and sampled.
+
+    Args:
+        guidance: an expression.
+        steps: of the solver, from 1 to 10000.
+        solver: its name.
+        grid: how the levels are spaced, by name.
+        negative: what cfg moves away from.
+
+    Raises:
+        ValueError: a value of the wrong kind or out of range; the key is named.
+        ExpressionError: the expression does not parse.
+    """
+
+    guidance: str
+    steps: int | None = None
+    solver: str | None = None
+    grid: str | None = None
+    negative: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("guidance", "solver", "grid", "negative"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "guidance"):
+                raise ValueError(f"{name} must be text, not {shown(value)}")
+        if self.steps is not None and (
+            isinstance(self.steps, bool)
+            or not isinstance(self.steps, int)
+            or not 1 <= self.steps <= 10_000
+        ):
+            raise ValueError(
+                f"steps must be a whole number from 1 to 10000, not {shown(self.steps)}"
+            )
+        for name, known in (("solver", SOLVERS), ("grid", GRIDS)):
+            if getattr(self, name) not in (None, *known):
+                raise ValueError(
+                    f"unknown {name} {shown(getattr(self, name))}; there are {', '.join(known)}"
+                )
+        parse(self.guidance)
+
+
+def read(path: str | Path) -> GuidanceRecipe:
+    """Read a ``guidance.toml``, or the one in a model's folder.
+
+    Raises:
+        ValueError: it is not there, is no TOML, or a key is unknown, missing or wrong; the file is
+            named.
+    """
+    file = Path(path) / NAME if Path(path).is_dir() else Path(path)
+    content = read_toml(file)
+    try:
+        _check_keys(content)
+        return GuidanceRecipe(**content)
+    except ValueError as error:
+        # Of an expression the further lines point at the place; the first says it in words.
+        said = ValueError(str(error).partition("\n")[0])
+        raise ValueError(f"{file}: {one_line(said)}") from error
+
+
+def _check_keys(content: dict[str, Any]) -> None:
+    known = [f.name for f in fields(GuidanceRecipe)]
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            raise ValueError(
+                f"unknown key {shown(key)}; {f'did you mean {close[0]!r}? ' if close else ''}it "
+                f"has {', '.join(known)}"
+            )
+    if "guidance" not in content:
+        raise ValueError('the key guidance is missing; write e.g. guidance = "cfg(3)"')
+
+
+def write(recipe: GuidanceRecipe, path: str | Path) -> None:
+    """Write a recipe as TOML, whole or not at all, to a file or into a model's folder."""
+    file = Path(path) / NAME if Path(path).is_dir() else Path(path)
+    head = (
+        "# How this model is guided; read by guidestar (--guidance-file, guidestar.load, "
+        "guidestar.diffusers.guidance_file.read).\n"
+    )
+    write_text(
+        head
+        + "".join(
+            f"{key} = {_value(value)}\n"
+            for key, value in asdict(recipe).items()
+            if value is not None
+        ),
+        file,
+    )
+
+
+def _value(value: str | int) -> str:
+    # A JSON string is one of TOML's, but for the one character that only TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def settings(folder: str | Path) -> dict[str, Any]:
+    """Return what a model's folder says in its ``guidance.toml``, by `Model.defaults`' keys;
+    nothing where it has none.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    if not (Path(folder) / NAME).is_file():
+        return {}
+    found = asdict(read(folder))
+    return {
+        key: found[key] for key in ("guidance", "steps", "solver", "grid") if found[key] is not None
+    }
+
+
+def guidance_of(given: Any) -> Any:
+    """Return the expression where a path to a ``guidance.toml`` is given in its place; anything
+    else as it is.
+
+    What else the file says is for a pipeline to decide, by its arguments and its scheduler: a
+    warning names it.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    named = isinstance(given, str) and given.endswith(".toml")
+    if not isinstance(given, Path) and not named:
+        return given
+    found = read(given)
+    # "" is what a pipeline moves away from by itself.
+    if left := [
+        key
+        for key in ("steps", "solver", "grid", "negative")
+        if getattr(found, key) not in (None, "")
+    ]:
+        warnings.warn(
+            f"{given}: of this file a pipeline takes the guidance alone; it decides "
+            f"{', '.join(left)} by its own arguments and scheduler{_asked(found)}",
+            stacklevel=3,
+        )
+    return found.guidance
+
+
+def _asked(found: GuidanceRecipe) -> str:
+    """Say what to call a pipeline with, for what a file asks beside the guidance."""
+    asked = {"num_inference_steps": found.steps, "negative_prompt": found.negative}
+    words = [f"{name}={value!r}" for name, value in asked.items() if value]
+    return f": call it with {', '.join(words)}" if words else ""

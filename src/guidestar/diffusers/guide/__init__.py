@@ -1,0 +1,1 @@
+"""Guide the pipelines of Diffusers."""

@@ -1,0 +1,117 @@
+"""Objects that answer calls in another way for a while.
+
+The class of a pipeline is exchanged for a derived one as long as it is guided. A network's calls
+are replaced while a guided pipeline runs, for the thread of that run alone
+(`guidestar.core.hooks`).
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from ...core.hooks import CALL, Forward, replaced, unchanged
+
+P = TypeVar("P")
+MARK = "_guidestar"
+
+
+def become(thing: P, kind: type) -> P:
+    """Exchange the class of an object."""
+    object.__setattr__(
+        thing, "__class__", kind
+    )  # some classes pass attributes on to what they wrap
+    return thing
+
+
+def plain_kind(kind: Any) -> Any:
+    """Return the class that another was derived from by `derived`, or itself."""
+    return getattr(kind, MARK, (kind,))[0]
+
+
+def derived(kind: type, call: Callable[..., Any], **more: Any) -> type:
+    """Return a class that differs in what a call does, and passes for ``kind`` (saving writes its
+    name).
+    """
+    names = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+    }
+    return type(kind.__name__, (kind,), {"__call__": call, **names, **more})
+
+
+# --- pipelines ---
+
+
+def guided_kind(plain: Any, call: Callable[..., Any], wanted: Any) -> type:
+    """Return the class of a guided pipeline, whose calls are ``call``.
+
+    Copies and pickles of such a pipeline are guided as well; what is made of its components is not,
+    which a warning says.
+    """
+    more = {
+        "__reduce_ex__": _reduced,
+        "components": property(_components),
+        "save_pretrained": _save,
+    }
+    return derived(plain, call, **{MARK: (plain, wanted)}, **more)
+
+
+def _reduced(self: Any, protocol: Any) -> Any:
+    from .pipelines import guided_again
+
+    made, (_, *rest), *state = object.__reduce_ex__(self, max(2, int(protocol)))
+    plain, wanted = getattr(type(self), MARK)
+    return guided_again, (plain, wanted, made, tuple(rest)), *state
+
+
+def _components(self: Any) -> dict[str, Any]:
+    """Return the parts of the pipeline; warn where another pipeline is made of them."""
+    caller = sys._getframe(1)
+    home = str(caller.f_globals.get("__name__")).partition(".")[0]
+    if caller.f_code.co_name == "from_pipe" or home not in ("diffusers", "guidestar"):
+        _warn(
+            self,
+            "a pipeline made of its components is not: guide that too, guidestar.guide(new, …)",
+        )
+    return plain_kind(type(self)).components.fget(self)
+
+
+def _save(self: Any, *args: Any, **more: Any) -> Any:
+    """Save the pipeline as ever; warn that the guidance is not a part of it."""
+    _warn(
+        self,
+        "its folder is not: guide the pipeline that is read from it too, guidestar.guide(new, …)",
+    )
+    return plain_kind(type(self)).save_pretrained(self, *args, **more)
+
+
+def _warn(pipe: Any, what: str) -> None:
+    warnings.warn(f"this {type(pipe).__name__} is guided by guidestar, but {what}", stacklevel=3)
+
+
+# --- networks ---
+
+
+@contextmanager
+def answered(nets: Mapping[str, Any], run: Callable[..., Any]) -> Iterator[None]:
+    """Let ``run(net, args, kwargs)`` answer this thread's calls of networks within this context."""
+    with ExitStack() as stack:
+        for net in {id(net): net for net in nets.values()}.values():
+            stack.enter_context(replaced(net, partial(_answering, net, run), CALL))
+        yield
+
+
+def _answering(net: Any, run: Callable[..., Any], _: Forward) -> Forward:
+    return lambda *args, **kwargs: run(net, args, kwargs)
+
+
+def as_it_is(net: Any, arguments: Mapping[str, Any]) -> Any:
+    """Call a network that may be guided as it is without us."""
+    with unchanged(net, CALL):
+        return net(**arguments)

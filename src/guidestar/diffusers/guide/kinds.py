@@ -1,0 +1,174 @@
+"""Which of Diffusers' pipelines can be guided, and which of their own numbers then have no
+effect.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from ...guidance import Guidance
+from ...guidance.serialize import literal
+from ..read.scheduler import PREDICTS
+
+_BOTH = (
+    *("", "Img2Img", "Inpaint", "InstructPix2Pix", "Adapter", "PAG", "PAGImg2Img", "PAGInpaint"),
+    *("ControlNet", "ControlNetImg2Img", "ControlNetInpaint", "ControlNetPAG"),
+)
+"""What there is of Stable Diffusion and of XL."""
+
+KNOWN = frozenset(
+    (
+        *(
+            "DDIMPipeline",
+            "DDPMPipeline",
+            "PNDMPipeline",
+            "DiTPipeline",
+            "AuraFlowPipeline",
+            "StableAudioPipeline",
+        ),
+        *("AudioLDM2Pipeline", "StableVideoDiffusionPipeline"),
+        *(
+            "LTXPipeline",
+            "LTXImageToVideoPipeline",
+            "WanPipeline",
+            "WanImageToVideoPipeline",
+            "WanVideoToVideoPipeline",
+        ),
+        *("PixArtAlphaPipeline", "PixArtSigmaPipeline", "PixArtSigmaPAGPipeline"),
+        *("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline"),
+        *("FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline"),
+        *(
+            "FluxControlNetPipeline",
+            "FluxControlNetImg2ImgPipeline",
+            "FluxControlNetInpaintPipeline",
+        ),
+        *(
+            "StableDiffusion3Pipeline",
+            "StableDiffusion3Img2ImgPipeline",
+            "StableDiffusion3InpaintPipeline",
+        ),
+        *("StableDiffusion3ControlNetPipeline", "StableDiffusion3ControlNetInpaintingPipeline"),
+        *("StableDiffusion3PAGPipeline", "StableDiffusion3PAGImg2ImgPipeline"),
+        *("IFPipeline", "IFImg2ImgPipeline", "IFInpaintingPipeline"),
+        *("KandinskyPipeline", "KandinskyImg2ImgPipeline", "KandinskyInpaintPipeline"),
+        *("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline", "KandinskyV22InpaintPipeline"),
+        *("KolorsPipeline", "KolorsImg2ImgPipeline", "KolorsPAGPipeline"),
+        *("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"),
+        *("StableUnCLIPPipeline", "StableUnCLIPImg2ImgPipeline"),
+        *(
+            "StableDiffusionDepth2ImgPipeline",
+            "StableDiffusionImageVariationPipeline",
+            "StableDiffusionUpscalePipeline",
+        ),
+        *(f"StableDiffusion{size}{kind}Pipeline" for size in ("", "XL") for kind in _BOTH),
+        *(
+            "StableDiffusionControlNetPAGInpaintPipeline",
+            "StableDiffusionXLControlNetPAGImg2ImgPipeline",
+        ),
+        *(f"StableDiffusionXLControlNetUnion{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint")),
+    )
+)
+"""Classes of pipelines whose rows and channels are laid out as their network's family says
+(`families.FAMILIES`).
+"""
+
+
+def check_kind(pipe: Any) -> None:
+    """Refuse Diffusers' pipelines that are not known; one's own, with a call of their own, are
+    taken.
+
+    Raises:
+        ValueError: the pipeline's class is one of Diffusers' others; it is named.
+    """
+    kind = next((k for k in type(pipe).__mro__ if "__call__" in vars(k)), object)
+    if kind.__module__.startswith("diffusers.") and kind.__name__ not in KNOWN:
+        raise ValueError(
+            f"{kind.__name__} lays out what its network is told in a way that is not known here, "
+            "so it cannot be guided; use the family's plain pipeline"
+        )
+
+
+def warn_of_numbers(
+    pipe: Any, given: Mapping[str, Any], arguments: Mapping[str, Any], guidance: Guidance
+) -> None:
+    """Warn of each further number of a pipeline's own guidance that has no effect, with what to
+    write in its place.
+
+    Args:
+        pipe: the guided pipeline.
+        given: the arguments that its caller gave.
+        arguments: all of them, with the defaults.
+        guidance: the pipeline's.
+    """
+    said = {term.name for term in (*guidance.terms, *guidance.posts)}
+    intervals = any(getattr(term, "interval", None) is not None for term in guidance.terms)
+    for name, advice, wrong in (
+        (
+            "guidance_scale_2",
+            _two_intervals,
+            not intervals
+            and given.get("guidance_scale_2") not in (None, arguments.get("guidance_scale")),
+        ),
+        (
+            "guidance_rescale",
+            _rescale,
+            "rescale" not in said and bool(given.get("guidance_rescale")),
+        ),
+        (
+            "image_guidance_scale",
+            _pix2pix,
+            "pix2pix" not in said and given.get("image_guidance_scale") is not None,
+        ),
+        (
+            "min_guidance_scale",
+            _frames,
+            given.get("min_guidance_scale") not in (None, arguments.get("max_guidance_scale")),
+        ),
+        ("pag_adaptive_scale", _adaptive, bool(given.get("pag_adaptive_scale"))),
+    ):
+        if wrong:
+            warnings.warn(
+                f"{name}={literal(given[name])} has no effect while guidestar guides "
+                f"{type(pipe).__name__}; {advice(pipe, arguments)}",
+                stacklevel=3,
+            )
+
+
+def _two_intervals(pipe: Any, arguments: Mapping[str, Any]) -> str:
+    share = getattr(pipe.config, "boundary_ratio", None) or 0.9
+    first, second, rho = (
+        literal(arguments.get("guidance_scale")),
+        literal(arguments["guidance_scale_2"]),
+        f"{share / (1 - share):.6g}",
+    )
+    return (
+        f"write a scale for each of its networks, cfg({first}, interval=({rho}, inf)) + "
+        f"cfg({second}, interval=(0, {rho}))"
+    )
+
+
+def _rescale(pipe: Any, arguments: Mapping[str, Any]) -> str:
+    space = PREDICTS.get(
+        getattr(pipe.scheduler.config, "prediction_type", "flow_prediction"), "velocity"
+    )
+    return (
+        f"write | rescale({literal(arguments['guidance_rescale'])}, space='{space}') in the "
+        "expression"
+    )
+
+
+def _pix2pix(pipe: Any, arguments: Mapping[str, Any]) -> str:
+    return (
+        f"write pix2pix({literal(arguments['image_guidance_scale'])}, "
+        f"{literal(arguments['guidance_scale'])}) in the expression"
+    )
+
+
+def _frames(pipe: Any, arguments: Mapping[str, Any]) -> str:
+    return "the expression's scale is that of every frame"
+
+
+def _adaptive(pipe: Any, arguments: Mapping[str, Any]) -> str:
+    return "write how the scale of pag depends on the noise, pag(3, interval=(lo, hi))"

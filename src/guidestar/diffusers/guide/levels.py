@@ -1,0 +1,297 @@
+"""The levels of a pipeline's run, read from its scheduler's own table at each of its timesteps.
+
+A level says how the *network* sees x. Schedulers on sigmas (Euler, Heun, LMS, …) hold ``x_0 + σε``
+and hand the network ``(x_0 + σε)/√(σ² + 1)``: that is the level ``α = 1/√(σ² + 1)``, which has the
+same noise ratio, so nothing needs to be scaled back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.denoiser import TO_X0
+from ...core.levels import VE, VP, Flow, Level, Schedule, expand, inverse_or_zero
+from ...core.prediction import Prediction
+from ..read.scheduler import KINDS, PREDICTS, Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a network's output means, and how to write another prediction as such an output.
+
+    Args:
+        kind: eps, v, x0, velocity, or edm: ``x0 = d² α x + k d σ out`` where x has the level
+            ``α = 1/√(ρ² + d²)``, ``σ = ρα``.
+        d: standard deviation of the data, for edm.
+        sign: k, for edm: 1 (epsilon) or −1 (v_prediction).
+    """
+
+    kind: str
+    d: float = 0.5
+    sign: float = 1.0
+
+    def to_x0(self, x: Tensor, out: Tensor, level: Level) -> Tensor:
+        """Return the clean estimate that ``out`` means."""
+        if self.kind == "edm":
+            return (
+                expand(self.d**2 * level.alpha, x) * x
+                + expand(self.sign * self.d * level.sigma, x) * out
+            )
+        return TO_X0[self.kind](x, out, level.alpha, level.sigma)
+
+    def of(self, prediction: Prediction) -> Tensor:
+        """Return the output that means ``prediction``."""
+        if self.kind != "edm":
+            return prediction.view(self.kind)  # type: ignore[arg-type]
+        x, level = prediction.x_t, prediction.level
+        rest = prediction.x0 - expand(self.d**2 * level.alpha, x) * x
+        return rest * expand(inverse_or_zero(self.sign * self.d * level.sigma), x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timetable:
+    """The timesteps of a run, and the level at each.
+
+    Args:
+        scheduler: it was read from.
+        times: the scheduler's timesteps, one for each call of the network.
+        levels: how the network sees x at each of them, and at last where the run ends.
+        schedule: of the training.
+        output: what the network's output means.
+        reads_t: whether the network is told a time of the schedule (and not a function of the noise
+            ratio).
+    """
+
+    scheduler: Any
+    times: tuple[float, ...]
+    levels: tuple[Level, ...]
+    schedule: Schedule
+    output: Output
+    reads_t: bool = True
+    source: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def order(self) -> int:
+        """How many calls of the network make one step."""
+        return int(getattr(self.scheduler, "order", 1))
+
+    @property
+    def current(self) -> bool:
+        """Whether the scheduler still has the timesteps that were read."""
+        return self.scheduler.timesteps is self.source
+
+    def level(self, place: int) -> Level:
+        """Return the level at the place-th timestep."""
+        s = self.scheduler
+        if not hasattr(s, "sigmas_interpol") or s.state_in_first_order:
+            return self.levels[place]
+        # A step of these has its second call between two entries of the table.
+        between = float(s.sigmas_interpol[s.step_index - ("Ancestral" in type(s).__name__)])
+        return _unit(between, self.times[place])
+
+    def place(self, told: Any, last: int) -> int:
+        """Find which timestep the network is told.
+
+        Args:
+            told: the timestep as the network gets it: perhaps divided (1000 is 1), rounded or
+                repeated.
+            last: the place of the call before, −1 at first.
+        """
+        if (exact := self._shared(told)) is not None:
+            return exact
+        value = float(torch.as_tensor(told).flatten().max())
+        rounding = (
+            torch.finfo(told.dtype).eps
+            if isinstance(told, Tensor) and told.is_floating_point()
+            else 1e-9
+        )
+        distances = min(
+            ([abs(t / scale - value) for t in self.times] for scale in self._scales), key=min
+        )
+        near = [
+            i for i, d in enumerate(distances) if d <= min(distances) + 2 * rounding * abs(value)
+        ]
+        hint = getattr(self.scheduler, "step_index", None)
+        hint = getattr(self.scheduler, "begin_index", None) if hint is None else hint
+        return hint if hint in near else next((i for i in near if i > last), near[0])
+
+    @property
+    def _scales(self) -> tuple[float, ...]:
+        return 1.0, float(self.scheduler.config.num_train_timesteps)
+
+    def _shared(self, told: Any) -> int | None:
+        """Return the place of a timestep that is a view of the table: nothing is read, so nothing
+        waits for the device.
+        """
+        times = self.source
+        if (
+            times is None
+            or not isinstance(told, Tensor)
+            or told.dtype != times.dtype
+            or not told.numel()
+        ):
+            return None
+        if told.untyped_storage().data_ptr() != times.untyped_storage().data_ptr() or (
+            told.ndim and told.numel() > 1 and any(told.stride())
+        ):
+            return None
+        place = (told.storage_offset() - times.storage_offset()) // max(1, times.stride(0))
+        return place if 0 <= place < len(self.times) else None
+
+
+def read_timetable(scheduler: Any) -> Timetable:
+    """Read the table of a scheduler whose timesteps have been set.
+
+    Raises:
+        ValueError: a scheduler of a kind that has no table of levels known here.
+    """
+    name = next((base.__name__ for base in type(scheduler).__mro__ if base.__name__ in KINDS), None)
+    if name is None:
+        raise ValueError(
+            f"the scheduler {type(scheduler).__name__} has no table of noise levels that "
+            f"guidestar knows; these have: {', '.join(sorted(KINDS))}"
+        )
+    return _READERS[KINDS[name]](scheduler)
+
+
+def _made(
+    scheduler: Any,
+    levels: Sequence[Level],
+    schedule: Schedule,
+    output: Output,
+    reads_t: bool = True,
+) -> Timetable:
+    times = tuple(float(t) for t in scheduler.timesteps.tolist())
+    return Timetable(
+        scheduler=scheduler,
+        times=times,
+        levels=tuple(levels),
+        schedule=schedule,
+        output=output,
+        reads_t=reads_t,
+        source=scheduler.timesteps,
+    )
+
+
+def _output(scheduler: Any) -> Output:
+    kind = getattr(scheduler.config, "prediction_type", "epsilon")
+    if kind not in PREDICTS:
+        raise ValueError(
+            f"the scheduler's prediction_type {kind!r} is not supported; these are: "
+            f"{', '.join(PREDICTS)}"
+        )
+    return Output(kind=PREDICTS[kind])
+
+
+def _unit(rho: float, t: float) -> Level:
+    """Return the level of noise ratio ``rho`` with α² + σ² = 1."""
+    return Level(1 / math.sqrt(1 + rho * rho), rho / math.sqrt(1 + rho * rho), t)
+
+
+def _table(scheduler: Any) -> VP:
+    bars = [float(a) for a in scheduler.alphas_cumprod.tolist()]
+    if getattr(scheduler.config, "rescale_betas_zero_snr", False):
+        bars[-1] = 0.0  # Diffusers writes 2⁻²⁴, which may lie above its neighbour
+    try:
+        return VP(tuple(bars))
+    except ValueError as error:
+        raise ValueError(f"the scheduler {type(scheduler).__name__}: {error}") from None
+
+
+def _by_time(scheduler: Any) -> Timetable:
+    schedule, times = _table(scheduler), scheduler.timesteps.tolist()
+    levels = [_of_table(float(scheduler.alphas_cumprod[int(t)]), t) for t in times]
+    return _made(scheduler, [*levels, schedule.clean], schedule, _output(scheduler))
+
+
+def _of_table(bar: float, t: float) -> Level:
+    return Level(math.sqrt(bar), math.sqrt(1 - bar), float(t))
+
+
+def _inverted(scheduler: Any) -> Timetable:
+    """Read a table that is walked upwards: x has the level of the step before the time that the
+    network is told.
+    """
+    schedule, times = _table(scheduler), scheduler.timesteps.tolist()
+    stride, bars = (
+        scheduler.config.num_train_timesteps // scheduler.num_inference_steps,
+        scheduler.alphas_cumprod,
+    )
+    # The first is taken as the table's first: where σ is 0, no clean estimate tells ε.
+    levels = [_of_table(float(bars[int(min(max(t - stride, 0), len(bars) - 1))]), t) for t in times]
+    return _made(
+        scheduler,
+        [*levels, _of_table(float(bars[int(times[-1])]), times[-1])],
+        schedule,
+        _output(scheduler),
+    )
+
+
+def _on_sigmas(scheduler: Any) -> Timetable:
+    if getattr(scheduler.config, "use_flow_sigmas", False):
+        return _flow(scheduler)
+    return _on_ratios(scheduler)
+
+
+def _on_ratios(scheduler: Any) -> Timetable:
+    """Read sigmas that are noise ratios."""
+    told = getattr(scheduler.config, "timestep_type", "discrete") == "discrete"
+    times = [float(t) for t in scheduler.timesteps.tolist()]
+    levels = [
+        _unit(float(s), t) for s, t in zip(scheduler.sigmas.tolist(), [*times, 0.0], strict=False)
+    ]
+    return _made(scheduler, levels, _table(scheduler), _output(scheduler), told)
+
+
+def _halfway(scheduler: Any) -> Timetable:
+    """Read noise ratios of which each second call is at the geometric mean of two."""
+    table, sigmas = _on_ratios(scheduler), [float(s) for s in scheduler.sigmas.tolist()]
+    between = {
+        k: _unit(math.sqrt(sigmas[k - 1] * sigmas[k]), table.times[k])
+        for k in range(1, len(table.times), 2)
+    }
+    return replace(
+        table, levels=tuple(between.get(k, level) for k, level in enumerate(table.levels))
+    )
+
+
+def _edm(scheduler: Any) -> Timetable:
+    d = float(scheduler.config.sigma_data)
+    sign = -1.0 if scheduler.config.prediction_type == "v_prediction" else 1.0
+    times = [float(t) for t in scheduler.timesteps.tolist()]
+    scales = [1 / math.sqrt(float(s) ** 2 + d * d) for s in scheduler.sigmas.tolist()]
+    levels = [
+        Level(a, float(s) * a, t)
+        for s, a, t in zip(scheduler.sigmas.tolist(), scales, [*times, 0.0], strict=False)
+    ]
+    schedule = VE(t_min=float(scheduler.config.sigma_min), t_max=float(scheduler.config.sigma_max))
+    return _made(scheduler, levels, schedule, Output(kind="edm", d=d, sign=sign), False)
+
+
+def _flow(scheduler: Any) -> Timetable:
+    if getattr(scheduler.config, "invert_sigmas", False):
+        raise ValueError(
+            "a scheduler with invert_sigmas (time that runs from noise to data) is not supported"
+        )
+    levels = [Level(1 - float(s), float(s), float(s)) for s in scheduler.sigmas.tolist()]
+    output = (
+        _output(scheduler) if "prediction_type" in scheduler.config else Output(kind="velocity")
+    )
+    return _made(scheduler, levels, Flow(), output)
+
+
+_READERS: dict[Kind, Callable[[Any], Timetable]] = {
+    "by time": _by_time,
+    "inverted": _inverted,
+    "on ratios": _on_sigmas,
+    "scaled": _on_ratios,
+    "halfway": _halfway,
+    "edm": _edm,
+    "flow": _flow,
+}

@@ -1,0 +1,1 @@
+"""Read networks, schedulers, text encoders and VAEs as Diffusers writes them."""

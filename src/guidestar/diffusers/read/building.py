@@ -1,0 +1,206 @@
+"""Build a module from settings that a stranger wrote: its size is known, and refused, before memory
+is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _modules
+
+from ...io.documents import refused, shown
+
+MOST_WHOLE = 10_000_000
+"""The largest whole number in a network's settings: vocabularies have up to a million entries."""
+MOST_LAYERS = 1000
+"""The largest number of layers or blocks."""
+MOST_TENSORS = 20_000
+"""How many parameters and buffers a module may have; the largest networks have some thousands."""
+MEMORY = "GUIDESTAR_MEMORY"
+"""The environment variable that sets how many GB a model may take, in place of the machine's
+memory.
+"""
+
+_TAKEN: ContextVar[list[int] | None] = ContextVar("taken", default=None)
+
+
+@contextmanager
+def one_budget() -> Iterator[None]:
+    """Let all modules that are built in the block share the machine's memory."""
+    token = _TAKEN.set([0])
+    try:
+        yield
+    finally:
+        _TAKEN.reset(token)
+
+
+def memory() -> int | None:
+    """Return the bytes that a model may take: `MEMORY`, else the machine's (or the container's);
+    None where unknown.
+
+    Raises:
+        ValueError: the environment variable is no number above 0.
+    """
+    if told := os.environ.get(MEMORY):
+        try:
+            size = float(told)
+        except ValueError:
+            size = 0.0
+        if not 0 < size < 1e9:
+            raise ValueError(f"{MEMORY} must be a number of GB above 0, not {told!r}")
+        return int(size * 1e9)
+    found = [n for n in (_of_machine(), _of_container()) if n]
+    return min(found, default=None)
+
+
+def _of_machine() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _of_container() -> int | None:
+    try:
+        told = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return None
+    return int(told) if told.isdecimal() else None
+
+
+def check_numbers(file: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse whole numbers in a network's settings that no network has.
+
+    Raises:
+        ValueError: one above `MOST_WHOLE`, or a number of layers above `MOST_LAYERS`; it is named.
+    """
+    for key, value in settings.items():
+        deep = any(word in str(key) for word in ("layers", "depth", "blocks"))
+        _check_number(file, str(key), value, MOST_LAYERS if deep else MOST_WHOLE)
+
+
+def _check_number(file: Path, key: str, value: Any, most: int) -> None:
+    if isinstance(value, dict):
+        check_numbers(file, {f"{key}.{k}": v for k, v in value.items()})
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_number(file, key, item, most)
+    elif isinstance(value, int) and abs(value) > most:
+        raise ValueError(f"{file}: {key} must be from {-most:,} to {most:,}, not {shown(value)}")
+
+
+def build(
+    make: Callable[[], Any],
+    where: str,
+    dtype: torch.dtype,
+    check: Callable[[Any], None] | None = None,
+) -> Any:
+    """Build a module: first without memory, to see what it would take, then in earnest.
+
+    Args:
+        make: calls the module's constructor.
+        where: begins the message of what it trips over, e.g. "config.json: refuses these settings".
+        dtype: of the parameters in the end.
+        check: looks at the module without memory (its tensors are on the device "meta").
+
+    Raises:
+        ValueError: the constructor fails, the module is above the machine's memory
+            (`memory`) or has more than `MOST_TENSORS`; or as ``check``.
+    """
+    sketch = _sketched(make, where, dtype)
+    if sketch is not None:
+        _take(_bytes(sketch, dtype), where)
+        if check is not None:
+            check(sketch)
+        del sketch
+    with refused(where), _counted(where, dtype):
+        return make()
+
+
+def _sketched(make: Callable[[], Any], where: str, dtype: torch.dtype) -> Any:
+    """Build on the device "meta", which has shapes and no memory; None where the constructor reads
+    numbers there.
+    """
+    try:
+        with refused(where), _counted(where, dtype), torch.device("meta"):
+            return make()
+    except ValueError as error:
+        if isinstance(error.__cause__, _TooLarge):
+            raise ValueError(str(error.__cause__)) from None
+        if (
+            isinstance(error.__cause__, NotImplementedError)
+            or "meta" in str(error.__cause__).lower()
+        ):
+            return None
+        raise
+
+
+class _TooLarge(Exception):
+    """A module grew above what is allowed while it was built."""
+
+
+@contextmanager
+def _counted(where: str, dtype: torch.dtype) -> Iterator[None]:
+    """Stop a constructor in this thread as soon as it has made too much."""
+    count, size, most, own = 0, 0, memory(), threading.get_ident()
+
+    def look(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal count, size
+        if tensor is None or threading.get_ident() != own:
+            return
+        count, size = count + 1, size + tensor.numel() * _width(tensor, dtype)
+        if count > MOST_TENSORS:
+            raise _TooLarge(
+                f"{where}: it would have more than {MOST_TENSORS:,} tensors, more than any "
+                "network that is read"
+            )
+        if most is not None and size > most:
+            raise _TooLarge(_too_large(where, size, most))
+
+    hooks = (
+        _modules.register_module_parameter_registration_hook(look),
+        _modules.register_module_buffer_registration_hook(look),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _width(tensor: Tensor, dtype: torch.dtype) -> int:
+    return dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
+
+
+def _bytes(module: Any, dtype: torch.dtype) -> int:
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return sum(t.numel() * _width(t, dtype) for t in tensors.values())
+
+
+def _take(size: int, where: str) -> None:
+    """Count what a module takes, beside those of the same `one_budget`."""
+    taken, most = _TAKEN.get(), memory()
+    so_far = taken[0] if taken is not None else 0
+    if most is not None and so_far + size > most:
+        raise ValueError(_too_large(where, so_far + size, most))
+    if taken is not None:
+        taken[0] += size
+
+
+def _too_large(where: str, size: int, most: int) -> str:
+    asked = (
+        f"{where}: its networks would take at least {size / 1e9:,.1f} GB, and there are "
+        f"{most / 1e9:,.1f} GB"
+    )
+    return (
+        f"{asked}; load it in another dtype, on a larger machine, or set {MEMORY} (in GB) to "
+        "try all the same"
+    )

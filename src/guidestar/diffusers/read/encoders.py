@@ -1,0 +1,324 @@
+"""Condition encoders of Diffusers folders: class labels, our own class table, CLIP's text
+encoder.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from ...core.denoiser import Condition
+from ...io.documents import check, maybe, read_json, refused
+from ...networks.clip import masked, tokens, warn_of_cuts
+from .safetensors_io import encoder_settings, read_module
+from .settings import LABELS, check_own
+from .towers import architectures, build_encoder, fitting, read_tokenizer, renamed
+
+
+class Encoder(Protocol):
+    """Turns names or prompts into conditions. Encoders of classes also have ``classes`` and
+    ``index(name)``.
+    """
+
+    def encode(self, names: Sequence[str | int]) -> Condition:
+        """Encode names or prompts, one for each sample."""
+        ...
+
+    def null(self, batch: int) -> Condition | None:
+        """Return "no condition" for ``batch`` samples; None where the network has none."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassLabels:
+    """Class indices as the condition of a network that holds the table itself:
+    ``class_labels [B]``, int64.
+
+    Args:
+        classes: a name for each class in the order of their indices; commas separate synonyms.
+        null_index: the row of the table that means "no class"; None if it has none.
+    """
+
+    classes: tuple[str, ...]
+    null_index: int | None = None
+
+    def index(self, name: str | int) -> int:
+        """Find a class by name, synonym or index ("" is the null).
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        if name == "" and self.null_index is not None:
+            return self.null_index
+        wanted = str(name).strip().lower()
+        names = (
+            (i, [c.lower(), *(part.strip().lower() for part in c.split(","))])
+            for i, c in enumerate(self.classes)
+        )
+        found = next((i for i, known in names if wanted in known), None)
+        if found is None and wanted.isdecimal() and int(wanted) < len(self.classes):
+            found = int(wanted)
+        if found is None:
+            listed = ", ".join(f"{i} {c}" for i, c in enumerate(self.classes[:10]))
+            raise ValueError(
+                f"unknown class {name!r}; the {len(self.classes)} classes are "
+                f"{listed}{', …' if len(self.classes) > 10 else ''}"
+            )
+        return found
+
+    def encode(self, names: Sequence[str | int]) -> Condition:
+        """Encode class names or indices, one for each sample."""
+        return Condition(
+            class_labels=torch.tensor([self.index(n) for n in names], dtype=torch.int64)
+        )
+
+    def null(self, batch: int) -> Condition | None:
+        """Return the null condition for ``batch`` samples; None where the network has no null
+        class.
+        """
+        return (
+            None
+            if self.null_index is None
+            else Condition(class_labels=torch.full((batch,), self.null_index))
+        )
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text encoder, as Stable Diffusion uses it: ``encoder_hidden_states [B, 77, D]``.
+
+    Prompts are padded and cut to the tokenizer's full length, so that all conditions have one
+    shape; the null is the encoding of "".
+
+    Args:
+        text: transformers' CLIPTextModel, or CLIPTextModelWithProjection.
+        tokenizer: its tokenizer.
+        layer: which of its layers is read: "last", or "penultimate" (with the last norm, as
+            Diffusers' ``clip_skip=1``).
+        output: "states" of all tokens, or "pooled": the one at the end, ``[B, 1, D]``.
+        mask: also tell the network which states are padding (``encoder_attention_mask [B, 77]``).
+    """
+
+    def __init__(
+        self,
+        text: nn.Module,
+        tokenizer: Any,
+        *,
+        layer: str = "last",
+        output: str = "states",
+        mask: bool = False,
+    ) -> None:
+        super().__init__()
+        self.text, self.tokenizer = text, tokenizer
+        self.layer, self.output, self.mask = layer, output, mask
+        self.width = int(text.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it is read, beside the weights."""
+        return {"layer": self.layer, "output": self.output, "mask": self.mask}
+
+    def rows(self, values: Sequence[str]) -> Tensor:
+        """Return the tokens of captions and their mask, ``[B, 2, 77]``, int64."""
+        return tokens(self.tokenizer, values)
+
+    def null_row(self) -> Tensor:
+        """Return the tokens of ""."""
+        return self.rows([""])[0]
+
+    def parse(self, name: str | int) -> str:
+        """Take a caption as it is.
+
+        Raises:
+            ValueError: it holds control characters, or more than 10,000 characters.
+        """
+        return checked_prompt(name)
+
+    @torch.no_grad()
+    def forward(self, rows: Tensor) -> Condition:
+        """Encode tokens ``[B, 2, 77]``; the text encoder itself is never trained."""
+        # As Stable Diffusion's pipeline: the padding is attended to unless the encoder's settings
+        # say otherwise.
+        out = self.text(
+            rows[:, 0],
+            attention_mask=rows[:, 1] if masked(self.text) else None,
+            output_hidden_states=self.layer == "penultimate",
+        )
+        states = (
+            out.last_hidden_state if self.layer == "last" else self._norm(out.hidden_states[-2])
+        )
+        if self.output == "pooled":
+            return Condition(
+                encoder_hidden_states=states[torch.arange(len(rows)), self._end(rows)][:, None]
+            )
+        more = {"encoder_attention_mask": rows[:, 1]} if self.mask else {}
+        return Condition(encoder_hidden_states=states, **more)  # type: ignore[arg-type]
+
+    def _norm(self, states: Tensor) -> Tensor:
+        return getattr(self.text, "text_model", self.text).final_layer_norm(states)  # type: ignore[union-attr, operator]
+
+    def _end(self, rows: Tensor) -> Tensor:
+        """Return where each caption's end mark stands: the first of them, since padding may be the
+        same token.
+        """
+        return (rows[:, 0] == self.tokenizer.eos_token_id).int().argmax(1)
+
+    def encode(self, names: Sequence[str | int]) -> Condition:
+        """Encode prompts, one for each sample."""
+        prompts = [self.parse(n) for n in names]
+        warn_of_cuts(self.tokenizer, prompts)
+        return self(self.rows(prompts).to(next(self.text.parameters()).device))
+
+    def null(self, batch: int) -> Condition:
+        """Return the encoding of "" for ``batch`` samples."""
+        return self.encode([""]).repeat(batch)
+
+
+def checked_prompt(name: str | int) -> str:
+    """Return a prompt as it is to be encoded.
+
+    Raises:
+        ValueError: it holds control characters, or more than 10,000 characters.
+    """
+    prompt = str(name)
+    odd = next((c for c in prompt if unicodedata.category(c) == "Cc" and c not in "\t\n\r"), None)
+    if odd is not None:
+        raise ValueError(
+            f"the prompt {prompt[:40]!r} holds the control character {odd!r}; take it out"
+        )
+    if len(prompt) > 10_000:
+        raise ValueError(
+            f"a prompt has at most 10,000 characters, not {len(prompt):,} ({prompt[:40]!r}…)"
+        )
+    return prompt
+
+
+def read_encoder(
+    folder: str | Path, network: ModelMixin, *, dtype: torch.dtype = torch.float32
+) -> Encoder | None:
+    """Read how the conditions of ``network`` are made; None where it takes none, or only the caller
+    knows.
+
+    - A "condition" sub-folder: one of guidestar's own, or several (`models.conditions`).
+    - DiT: class indices, the null after the last class. UNet2DModel with ``num_class_embeds``:
+      class indices, and no null, unless names are given (``id2label`` in model_index.json or in
+      the network's config) for all rows but the last: that is the null then.
+    - UNet2DConditionModel with one CLIP text encoder and its tokenizer: prompts.
+
+    Raises:
+        ValueError: a file of the encoder is missing or corrupt; it is named.
+    """
+    folder = Path(folder)
+    if (folder / "condition" / "config.json").is_file():
+        return read_condition(folder / "condition", dtype=dtype)
+    if isinstance(network, DiTTransformer2DModel):
+        count = network.config["num_embeds_ada_norm"]
+        return ClassLabels(
+            classes=_names(folder, network, count) or _numbered(count), null_index=count
+        )
+    if (
+        isinstance(network, UNet2DModel)
+        and network.config["num_class_embeds"] is not None
+        and network.config["class_embed_type"] is None
+    ):
+        return _unet_labels(folder, network, network.config["num_class_embeds"])
+    if isinstance(network, UNet2DConditionModel) and _is_plain_clip(folder):
+        return read_text(folder, dtype)
+    return None
+
+
+def is_masked(network: object) -> bool:
+    """Tell whether a network is told which states of a caption are padding (PixArt, as its
+    pipelines do).
+    """
+    return type(network).__name__.startswith("PixArt")
+
+
+def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """Read a condition encoder as guidestar writes it (see `bridge.writing.write_condition`).
+
+    Raises:
+        ValueError: a file is missing or corrupt; it is named.
+    """
+    from ...networks.condition_encoders import ClassEncoder, Conditions, LabelEncoder, VectorEncoder
+
+    file = folder / "config.json"
+    about = read_json(file)
+    check_own(file, about)
+    if about.get("_class_name") == "Conditions":
+        parts = {name: read_condition(folder / name, dtype=dtype) for name in about["names"]}
+        with refused(f"{file}: these conditions do not go together"):
+            return Conditions(parts)
+    if about.get("_class_name") == "TextEncoder":
+        # Where a caption is the only condition, CLIP lies beside, as Diffusers has it.
+        text = read_text(folder if (folder / "text_encoder").is_dir() else folder.parent, dtype)
+        return TextEncoder(
+            text.text,
+            text.tokenizer,
+            **{k: about[k] for k in ("layer", "output", "mask") if k in about},
+        )
+    return read_module(
+        folder,
+        known={c.__name__: c for c in (ClassEncoder, LabelEncoder, VectorEncoder)},
+        dtype=dtype,
+    )
+
+
+def _unet_labels(folder: Path, network: ModelMixin, rows: int) -> ClassLabels:
+    named = _names(folder, network, rows - 1)
+    if named:
+        return ClassLabels(classes=named, null_index=rows - 1)
+    return ClassLabels(classes=_names(folder, network, rows) or _numbered(rows))
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(count))
+
+
+def _names(folder: Path, network: ModelMixin, count: int) -> tuple[str, ...] | None:
+    """Return the names of ``count`` classes, where the folder gives exactly so many."""
+    index = folder / "model_index.json"
+    about = read_json(index) if index.is_file() else {}
+    check(index, about, {"id2label": maybe(LABELS)})
+    labels = about.get("id2label") or dict(network.config).get("id2label")
+    if not isinstance(labels, dict) or set(labels) != set(_numbered(count)):
+        return None
+    return tuple(str(labels[n]) for n in _numbered(count))
+
+
+def _is_plain_clip(folder: Path) -> bool:
+    settings = folder / "text_encoder" / "config.json"
+    if (
+        not settings.is_file()
+        or not (folder / "tokenizer").is_dir()
+        or (folder / "text_encoder_2").is_dir()
+    ):
+        return False
+    return "CLIPTextModel" in architectures(settings, read_json(settings))
+
+
+def read_text(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
+    """Read CLIP's text encoder and tokenizer from ``text_encoder/`` and ``tokenizer/``.
+
+    Raises:
+        ValueError: a file is missing or corrupt; it is named.
+    """
+    file = folder / "text_encoder" / "config.json"
+    about = encoder_settings(file)
+    projected = "CLIPTextModelWithProjection" in architectures(file, about)
+    kind = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+    text = build_encoder(
+        file, about, kind, dtype, names=lambda text, tensors: renamed(tensors, text)
+    )
+    return TextEncoder(
+        text, fitting(read_tokenizer(folder / "tokenizer"), text, folder / "tokenizer")
+    )

@@ -1,0 +1,128 @@
+"""Folders from the Hugging Face hub: what a model is read from, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...io.documents import one_line
+
+_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
+_SETTINGS = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler", *_PARTS)
+_SHARD = r"(?:-\d{5}-of-\d{5})"
+_WEIGHTS = re.compile(
+    rf"(?:diffusion_pytorch_model|model)"
+    rf"(?:(?:\.([^.]+?))?{_SHARD}?\.safetensors|{_SHARD}\.([^.]+)\.safetensors|\.safetensors(?:\.([^.]+)\.index|\.index(?:\.([^.]+))?)\.json)"
+)
+"""Files of weights and indices of shards, with the variant that they are named by."""
+
+
+def is_hub_name(name: str) -> bool:
+    """Tell whether this may name a repository: ``owner/model``."""
+    return _NAME.fullmatch(name) is not None
+
+
+def fetch(name: str) -> Path:
+    """Fetch the parts of a repository that a model is read from (or find them where they were
+    fetched before).
+
+    Settings, tokenizers and safetensors only; of weights in several variants the full ones.
+
+    Raises:
+        ValueError: no network, no such repository, or one of pickled weights only; said in one
+            line.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        files = HfApi().list_repo_files(name)
+    except Exception as error:
+        return _kept(name, error)
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted(name, files)))
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{name}: the download from the Hugging Face hub failed ({one_line(error)[:200]})"
+        ) from error
+
+
+def _kept(name: str, error: Exception) -> Path:
+    """Return what was fetched before, where the hub does not answer."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if isinstance(error, RepositoryNotFoundError):
+        raise ValueError(
+            f"{name}: there is no such folder, and no such repository on the Hugging Face hub "
+            "(or it is private, or gated: 'hf auth login')"
+        ) from error
+    for file in ("guidestar.json", "model_index.json", "config.json"):
+        if isinstance(found := try_to_load_from_cache(name, file), str):
+            return Path(found).parent
+    raise ValueError(
+        f"{name}: there is no such folder, and the Hugging Face hub does not answer "
+        f"({type(error).__name__}: {one_line(error)[:120]})"
+    ) from error
+
+
+def wanted(name: str, files: Sequence[str]) -> list[str]:
+    """Choose the files of a repository that a model is read from.
+
+    Raises:
+        ValueError: it has no weights of safetensors.
+    """
+    if "guidestar.json" in files:
+        return [f for f in files if f.endswith((".json", ".safetensors", ".toml", ".txt", ".md"))]
+    in_parts = any(f.startswith(("unet/", "transformer/")) for f in files)
+    weights = [f for f in files if _is_weights(f, in_parts)]
+    chosen = [
+        f
+        for home in dict.fromkeys(map(_home, weights))
+        for f in _of_one_variant([w for w in weights if _home(w) == home])
+    ]
+    if not any(f.endswith(".safetensors") for f in chosen):
+        pickled = next((f for f in files if f.endswith((".bin", ".ckpt", ".pt", ".pth"))), None)
+        what = (
+            f"pickled weights only ({pickled}), which can run any code and are not read"
+            if pickled
+            else "no weights"
+        )
+        raise ValueError(
+            f"{name}: this repository holds {what}; look for one with safetensors, or write its "
+            "pipeline anew with save_pretrained"
+        )
+    settings = [
+        f
+        for f in files
+        if f.endswith((".json", ".txt", ".model"))
+        and not _WEIGHTS.fullmatch(f.rpartition("/")[2])
+        and _home(f) in ("", *_SETTINGS)
+    ]
+    return [*settings, *chosen]
+
+
+def _home(file: str) -> str:
+    return file.rpartition("/")[0]
+
+
+def _is_weights(file: str, in_parts: bool) -> bool:
+    homes = _PARTS if in_parts else ("", *_PARTS)
+    return _home(file) in homes and _WEIGHTS.fullmatch(file.rpartition("/")[2]) is not None
+
+
+def _of_one_variant(weights: Sequence[str]) -> list[str]:
+    """Return a part's full weights; where there are none, those of half precision, else those of
+    the first variant.
+    """
+    variants = {f: _variant(f) for f in weights}
+    chosen = next((v for v in ("", "fp16") if v in variants.values()), min(variants.values()))
+    return [f for f, v in variants.items() if v == chosen]
+
+
+def _variant(file: str) -> str:
+    """Return the variant of a file of weights; "" for the full ones."""
+    return next(filter(None, _WEIGHTS.fullmatch(file.rpartition("/")[2]).groups()), "")  # type: ignore[union-attr]

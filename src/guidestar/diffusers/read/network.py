@@ -1,0 +1,190 @@
+"""Load Diffusers' models: any folder with a denoising network, and a scheduler that says how it was
+trained.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from ...core.denoiser import Network, Output
+from ...core.levels import Schedule
+from . import flux
+from .encoders import ClassLabels, Encoder, TextEncoder, read_encoder
+from .safetensors_io import network_folder, read_module, read_network
+from .scheduler import Process, read_scheduler, scheduler_file
+
+_ADDED = ("image_embeds", "text_embeds", "time_ids", "resolution", "aspect_ratio")
+"""Conditions that a network takes in a dictionary of their own (SDXL's and PixArt's)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a Diffusers folder holds.
+
+    Args:
+        denoiser: estimates x0; its ``net.net`` is the Diffusers network.
+        schedule: it was trained on.
+        shape: (C, H, W) of one sample; None where the network's settings leave it open.
+        encoder: makes its conditions; None where it takes none, or only the caller can make them.
+        predicts: what the network's output means.
+        folder: where it was read from.
+    """
+
+    denoiser: Network
+    schedule: Schedule
+    shape: tuple[int, int, int] | None
+    encoder: Encoder | None
+    predicts: Output
+    folder: Path
+
+
+def read(
+    folder: str | Path,
+    *,
+    process: Process | None = None,
+    dtype: torch.dtype = torch.float32,
+    known: Mapping[str, type[ModelMixin]] | None = None,
+    trust: bool = False,
+) -> Parts:
+    """Read a Diffusers folder: the network, the scheduler, and what makes the network's conditions.
+
+    Args:
+        folder: holds unet/ or transformer/ (or is that folder itself) and scheduler/, as Diffusers'
+            ``save_pretrained`` writes them; only safetensors are read, nothing is unpickled.
+        process: how the network was trained, in place of what the scheduler says; needed where
+            there is no scheduler.
+        dtype: of the network's parameters.
+        known: classes of networks by name that are not Diffusers' own.
+        trust: import and call the code that a network of the user's own names
+            (network/config.json).
+
+    Raises:
+        ValueError: one line that names the file at fault.
+    """
+    home = network_folder(folder)
+    if process is None and scheduler_file(folder) is None:
+        raise ValueError(
+            f"{folder}: there is no scheduler/scheduler_config.json to say how the network was "
+            "trained; add it, or give process="
+        )
+    process = process or read_scheduler(folder)
+    network = read_module(home, dtype=dtype, known=known, trust=trust)
+    try:
+        made, shape = denoiser(network, process), _shape(network)
+    except ValueError as error:
+        raise ValueError(f"{home / 'config.json'}: {error}") from None
+    encoder = read_encoder(folder, network, dtype=dtype)
+    return Parts(
+        denoiser=made,
+        schedule=process.schedule,
+        shape=shape,
+        encoder=encoder,
+        predicts=process.predicts,
+        folder=Path(folder),
+    )
+
+
+def denoiser(network: nn.Module, process: Process) -> Network:
+    """Make a denoiser of a Diffusers network, called as ``network(x, timestep=t, **cond)``.
+
+    Conditions are the network's keyword arguments (``class_labels``, ``encoder_hidden_states``, …;
+    SDXL's ``text_embeds`` and ``time_ids`` too). A network of 2C output channels is taken to
+    predict its variance in the second half.
+
+    Raises:
+        ValueError: the network is not told the time, or returns neither C nor 2C channels.
+    """
+    if hasattr(network, "made_by"):
+        return Network(
+            network,
+            predicts=process.predicts,
+            sigma_data=process.sigma_data,
+            time=lambda t: t * process.time_scale,
+        )
+    if "timestep" not in inspect.signature(network.forward).parameters:
+        raise ValueError(
+            f"{type(network).__name__} is not a denoising network: it is not told the timestep"
+        )
+    # Flux multiplies its time by 1000 itself.
+    scale = process.time_scale / (1000 if _is_flux(network) else 1)
+    return Network(
+        Adapter(network),
+        predicts=process.predicts,
+        learned_variance=_learned_variance(network),
+        sigma_data=process.sigma_data,
+        time=lambda t: t * scale,
+    )
+
+
+class Adapter(nn.Module):
+    """Call a network with the timestep by name: some families take other arguments before it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Any:
+        if _is_flux(self.net):
+            return flux.call(self.net, x, t, **cond)
+        added: dict[str, Any] = {k: cond.pop(k) for k in _ADDED if k in cond}
+        if (
+            type(self.net).__name__ == "PixArtTransformer2DModel"
+            and not self.net.config["use_additional_conditions"]
+        ):  # type: ignore[index]
+            added = {"resolution": None, "aspect_ratio": None}  # which it wants named all the same
+        more = {"added_cond_kwargs": added} if added else {}
+        return self.net(x, timestep=t, **cond, **more)
+
+
+def _is_flux(network: nn.Module) -> bool:
+    return type(network).__name__ == "FluxTransformer2DModel"
+
+
+def _channels(network: nn.Module) -> tuple[int | None, int | None]:
+    config = getattr(network, "config", {})
+    inputs = config.get("in_channels")
+    return inputs, config.get("out_channels") or inputs
+
+
+def _learned_variance(network: nn.Module) -> bool:
+    inputs, outputs = _channels(network)
+    if inputs is None or outputs is None or outputs == inputs:
+        return False
+    if outputs != 2 * inputs:
+        raise ValueError(
+            f"the network takes {inputs} channels and returns {outputs}; supported are as many, "
+            "or twice as many (a learned variance)"
+        )
+    return True
+
+
+def _shape(network: ModelMixin) -> tuple[int, int, int] | None:
+    if not hasattr(network, "config"):
+        return None
+    channels, size = _channels(network)[0], dict(network.config).get("sample_size")
+    if channels is None or size is None or "2D" not in type(network).__name__:
+        return None
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return channels, int(height), int(width)
+
+
+__all__ = [
+    "ClassLabels",
+    "Encoder",
+    "Parts",
+    "Process",
+    "TextEncoder",
+    "denoiser",
+    "read",
+    "read_encoder",
+    "read_network",
+    "read_scheduler",
+]

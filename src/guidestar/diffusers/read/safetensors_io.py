@@ -1,0 +1,391 @@
+"""Read networks from folders as Diffusers writes them: config.json and safetensors, never a
+pickle.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...io.documents import check, is_name, read_json, refused, shown, table, text
+from .building import build, check_numbers
+from .settings import check_network, check_own
+
+_STEM = "diffusion_pytorch_model"
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+def network_folder(folder: str | Path) -> Path:
+    """Find the denoising network of a Diffusers folder: unet/, transformer/, or the folder itself.
+
+    Raises:
+        ValueError: there is none, or no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder")
+    found = next(
+        (
+            f
+            for f in (folder / "unet", folder / "transformer", folder / "network", folder)
+            if (f / "config.json").is_file()
+        ),
+        None,
+    )
+    if found is None:
+        raise ValueError(
+            f"{folder}: holds no denoising network; expected unet/config.json, "
+            "transformer/config.json or config.json"
+        )
+    return found
+
+
+def read_network(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> ModelMixin:
+    """Read the denoising network of a Diffusers folder: unet/, transformer/, or the folder itself.
+
+    Args:
+        folder: as Diffusers' ``save_pretrained`` writes it, of a pipeline or of the network alone.
+        dtype: of its parameters, whatever the file holds.
+
+    Returns:
+        The network in evaluation mode, its parameters not asking for gradients.
+
+    Raises:
+        ValueError: as `read_module`, or the class is not a denoising network.
+    """
+    return read_module(network_folder(folder), dtype=dtype)
+
+
+def read_module(
+    folder: str | Path,
+    *,
+    known: Mapping[str, type[ModelMixin]] | None = None,
+    dtype: torch.dtype = torch.float32,
+    trust: bool = False,
+) -> Any:
+    """Build the class that ``config.json`` names, and fill it with the folder's safetensors.
+
+    Args:
+        folder: holds config.json and diffusion_pytorch_model.safetensors, or its shards, or a
+            variant (`weights_file`).
+        known: classes by name that are not Diffusers' own.
+        dtype: of the parameters, whatever the file holds.
+        trust: import and call the code that ``config.json`` names as "module:callable".
+
+    Returns:
+        The module in evaluation mode, its parameters not asking for gradients.
+
+    Raises:
+        ValueError: one line that names the file: an unknown class, settings it refuses, a corrupt
+            file, pickled weights only, or the first tensor that is missing, unexpected or
+            misshapen.
+    """
+    folder = Path(folder)
+    config_file = folder / "config.json"
+    config = read_json(config_file)
+    if "callable" in config:
+        module: Any = _build_own(config_file, config, trust)
+        file = weights_file(folder)
+        fill(module, file, read_tensors(file), dtype)
+        return module
+    return _build(config_file, config, known or {}, dtype)
+
+
+def _build(
+    file: Path, config: Mapping[str, Any], known: Mapping[str, type[ModelMixin]], dtype: torch.dtype
+) -> Any:
+    cls: Any = _find(file, config.get("_class_name"), config.get("norm_type"), known)
+    check_own(file, config)
+    check_network(file, config)
+    given = {**config, "_class_name": cls.__name__}
+    # Whatever a constructor trips over, it is the settings that are wrong.
+    refusal = f"{file}: {cls.__name__} refuses these settings"
+    # Checkpoints from before Diffusers 0.15 name their attention's projections otherwise.
+    old = lambda module, tensors: module._fix_state_dict_keys_on_load(tensors) or tensors
+    return build_filled(file, given, lambda: cls.from_config(given), refusal, dtype, names=old)
+
+
+def build_filled(
+    file: Path,
+    settings: Mapping[str, Any],
+    make: Callable[[], Any],
+    refusal: str,
+    dtype: torch.dtype,
+    *,
+    stem: str = _STEM,
+    names: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = lambda _, tensors: tensors,
+) -> Any:
+    """Build a module of the settings in ``file``, and fill it with the weights beside that.
+
+    The weights are held against the module's shapes before it takes any memory.
+
+    Args:
+        file: where the settings were found.
+        settings: they are.
+        make: calls the constructor.
+        refusal: begins the message where that fails.
+        dtype: of the parameters.
+        stem: how the file of weights is called (`weights_file`).
+        names: of the module and the tensors as read, renames tensors.
+
+    Raises:
+        ValueError: as `build`, `weights_file`, `read_tensors` and `fill`.
+    """
+    check_numbers(file, settings)
+    weights: list[Any] = []
+
+    def look(sketch: Any) -> None:
+        found = weights_file(file.parent, stem)
+        tensors = OrderedDict(read_tensors(found))
+        with refused(f"{found}: its tensors do not fit the settings in {file.name}"):
+            weights[:] = found, names(sketch, tensors)
+        _check(found, weights[1], sketch.state_dict())
+
+    module = build(make, refusal, dtype, look)
+    if not weights:
+        look(module)
+    fill(module, weights[0], weights[1], dtype)
+    return module
+
+
+def _build_own(file: Path, config: Mapping[str, Any], trust: bool) -> nn.Module:
+    from ...networks.from_config import from_callable
+
+    if not trust:
+        raise ValueError(
+            f"{file}: the network is made by the code {shown(config['callable'])}, which is only "
+            "run where you trust it: load(…, trust=True), --trust"
+        )
+    check(file, config, {"callable": text, "config": table})
+    with refused(f"{file}: the code {shown(config['callable'])} fails"):
+        return from_callable(config["callable"], dict(config.get("config", {})))
+
+
+# What the first DiT and PixArt folders were written as.
+_RENAMED = {
+    ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel",
+    ("Transformer2DModel", "ada_norm_single"): "PixArtTransformer2DModel",
+}
+
+
+def _find(
+    file: Path, name: Any, norm: Any, known: Mapping[str, type[ModelMixin]]
+) -> type[ModelMixin]:
+    import diffusers
+
+    name = (
+        _RENAMED.get((name, norm), name)
+        if isinstance(name, str) and isinstance(norm, str)
+        else name
+    )
+    found = (known.get(name) or getattr(diffusers, name, None)) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
+        raise ValueError(
+            f"{file}: {shown(name)} (_class_name) is not a network of this Diffusers version "
+            f"({diffusers.__version__})"
+        )
+    return found
+
+
+def weights_file(folder: Path, stem: str = _STEM) -> Path:
+    """Find the weights of a folder: an index of shards, or else one file.
+
+    A save in shards leaves an older whole file where it is, and one of a whole file removes the
+    shards, but
+    not their index: so shards come first, unless they are gone. Where the full weights are not
+        there, a variant is
+    taken: fp16, or the only one there is (bf16, non_ema, …).
+
+    Args:
+        folder: of the part.
+        stem: how the names of its files begin: "diffusion_pytorch_model", or "model" as
+            transformers has it.
+
+    Raises:
+        ValueError: there are none, there are several variants to choose from, or shards without
+            their index; pickled weights, which could run any code, are never read.
+    """
+    found = _variants(folder, stem)
+    if chosen := found.get("", found.get("fp16")) or (
+        next(iter(found.values())) if len(found) == 1 else None
+    ):
+        return chosen
+    if found:
+        raise ValueError(
+            f"{folder}: holds the variants {', '.join(found)} of its weights and none without; "
+            "keep one of them"
+        )
+    names = sorted(f.name for f in folder.iterdir())
+    pickles = [name for name in names if Path(name).suffix in _PICKLES]
+    if pickles:
+        raise ValueError(
+            f"{folder / pickles[0]}: pickled weights can run any code and are not read; "
+            f"{conversion(folder / pickles[0])}"
+        )
+    if any(_SHARD.search(name) for name in names):
+        raise ValueError(
+            f"{folder}: holds shards of weights without their index; copy "
+            f"{stem}.safetensors.index.json from where they came from"
+        )
+    raise ValueError(f"{folder}: holds no weights; expected {stem}.safetensors")
+
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(\.[^.]+)?\.safetensors$")
+
+
+def _variants(folder: Path, stem: str) -> dict[str, Path]:
+    """Return the file to be read of each variant ("": the full weights)."""
+    whole, index = {}, {}
+    for file in sorted(folder.iterdir()):
+        if (v := variant_of(file.name, stem)) is not None:
+            (index if file.suffix == ".json" else whole)[v] = file
+    kept = {v: file for v, file in index.items() if v not in whole or _has_shards(file)}
+    return {**whole, **kept}
+
+
+def variant_of(name: str, stem: str) -> str | None:
+    """Return the variant that a file of weights, or the index of shards, is named by; "" for the
+    full one, None for another file.
+    """
+    found = re.fullmatch(rf"{re.escape(stem)}(?:\.([^.]+))?\.safetensors", name)
+    found = found or re.fullmatch(
+        rf"{re.escape(stem)}\.safetensors(?:\.([^.]+)\.index|\.index(?:\.([^.]+))?)\.json", name
+    )
+    return None if found is None or _SHARD.search(name) else next(filter(None, found.groups()), "")
+
+
+def _has_shards(index: Path) -> bool:
+    return any((index.parent / shard).is_file() for shard in _shards(index).values())
+
+
+def _shards(index: Path) -> dict[str, str]:
+    """Return the shard that each tensor is in."""
+    shards = read_json(index).get("weight_map")
+    if (
+        not isinstance(shards, dict)
+        or not shards
+        or not all(is_name(s) and s.endswith(".safetensors") for s in shards.values())
+    ):
+        raise ValueError(
+            f"{index}: weight_map should map the name of each tensor to a file of safetensors "
+            "beside it"
+        )
+    return shards
+
+
+def encoder_settings(file: Path) -> dict[str, Any]:
+    """Read the settings of a text or image encoder, without those that name code to be fetched, or
+    what a call returns.
+
+    Raises:
+        ValueError: as `read_json`.
+    """
+    return _of_sizes(read_json(file))
+
+
+_LEFT = ("auto_map", "output_hidden_states", "output_attentions", "return_dict", "use_return_dict")
+
+
+def _of_sizes(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in settings.items() if "attn_implementation" not in k and k not in _LEFT}
+    return {k: _of_sizes(v) if isinstance(v, dict) else v for k, v in kept.items()}
+
+
+def conversion(file: Path) -> str:
+    """Say how a file of pickled weights becomes one of safetensors."""
+    target = {f"{_STEM}.bin": f"{_STEM}.safetensors", "pytorch_model.bin": "model.safetensors"}.get(
+        file.name
+    )
+    if target is None:
+        return "save them again with save_pretrained(…, safe_serialization=True)"
+    # Loaded with weights_only, which runs no code; copied, since a file of safetensors shares no
+    # memory between tensors.
+    load = f"w = torch.load({str(file)!r}, weights_only=True, map_location='cpu')"
+    keep = (
+        "s.save_file({k: v.clone() for k, v in w.items()}, "
+        f"{str(file.with_name(target))!r}, {{'format': 'pt'}})"
+    )
+    return (
+        "write them anew with: python -c "
+        f"{shlex.quote(f'import torch, safetensors.torch as s; {load}; {keep}')}"
+    )
+
+
+def fill(module: nn.Module, file: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Give ``module`` its tensors and ``dtype``, for evaluation without gradients of its
+    parameters.
+
+    Raises:
+        ValueError: the first tensor that is missing, unexpected or misshapen; ``file`` is named.
+    """
+    _check(file, tensors, module.state_dict())
+    module.load_state_dict(tensors)
+    nn.Module.to(module, dtype).eval().requires_grad_(False)
+
+
+def read_tensors(file: Path) -> OrderedDict[str, Tensor]:
+    """Read every tensor of a file, or of the shards that an index names; each from the shard that
+    it is said to be in.
+
+    Raises:
+        ValueError: a file is missing, truncated or corrupt, or holds other tensors than the index
+            says; it is named.
+    """
+    if file.suffix != ".json":
+        return OrderedDict(read_safetensors(file))
+    shards, found = _shards(file), OrderedDict[str, Tensor]()
+    for shard in sorted(set(shards.values())):
+        held = read_safetensors(file.parent / shard)
+        if lost := next(
+            (name for name, home in shards.items() if home == shard and name not in held), None
+        ):
+            raise ValueError(
+                f"{file.parent / shard}: the tensor {lost!r} is missing, which {file.name} says "
+                "is there"
+            )
+        found.update(
+            {name: tensor for name, tensor in held.items() if shards.get(name, shard) == shard}
+        )
+    return found
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Read every tensor of a file.
+
+    Raises:
+        ValueError: the file is missing, truncated or corrupt; it is named.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file}: there is no such file")
+    with refused(f"{file}: truncated or corrupt, not readable as safetensors"):
+        return load_file(file)
+
+
+def _check(file: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    for name, like in wanted.items():
+        if name not in tensors:
+            raise ValueError(f"{file}: the tensor {name!r} is missing")
+        if tensors[name].shape != like.shape:
+            raise ValueError(
+                f"{file}: the tensor {name!r} has the shape {tuple(tensors[name].shape)}, but "
+                f"the network asks for {tuple(like.shape)}"
+            )
+        if tensors[name].is_floating_point() != like.is_floating_point():
+            raise ValueError(
+                f"{file}: the tensor {name!r} holds {tensors[name].dtype}, but the network asks "
+                f"for {like.dtype}"
+            )
+    unexpected = next((name for name in tensors if name not in wanted), None)
+    if unexpected is not None:
+        raise ValueError(
+            f"{file}: the tensor {unexpected!r} is unexpected; the network has none of that name"
+        )

@@ -1,0 +1,156 @@
+"""What the settings of guidestar's own modules may be, by the class that a ``config.json``
+names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ...io.documents import Kind, check, choice, flag, is_name, many, maybe, number, text, whole
+from .building import MOST_LAYERS
+
+_SIZE = whole(1, 65_536)
+_LAYERS = whole(1, MOST_LAYERS)
+_CLASSES = many(text, most=1_000_000)
+_NUMBERS = maybe(many(number(), 1, 65_536))
+_SPREADS = maybe(many(number(0, above=True), 1, 65_536))
+
+
+def _rising(value: Any) -> bool:
+    pair = many(number(0, above=True), 2, 2)
+    if not isinstance(value, list | tuple) or not all(map(pair.fits, value)):
+        return False
+    return all(a[0] < b[0] for a, b in pairwise(value))
+
+
+_CLASSIFIER = {
+    "classes": _CLASSES,
+    "channels": _SIZE,
+    "widths": many(_SIZE, 1, 32),
+    "layers": _LAYERS,
+    "groups": _SIZE,
+    "noise_aware": flag,
+    "dropout": number(0, 0.999),
+    "temperature": number(0, above=True),
+    "rho_max": maybe(number(0)),
+    "temperatures": Kind(words="pairs [rho, T] of positive numbers, rho rising", fits=_rising),
+    "outputs": maybe(_SIZE),
+    "centre": _NUMBERS,
+    "spread": _SPREADS,
+}
+_PARTS = Kind(
+    words="a list of the names of folders beside it, no paths",
+    fits=lambda v: (
+        isinstance(v, list)
+        and len(v) > 0
+        and all(is_name(n) and "." not in n for n in v)
+        and len(set(v)) == len(v)
+    ),
+)
+_KNOWN: dict[str, tuple[dict[str, Kind], tuple[str, ...]]] = {
+    "Classifier": (_CLASSIFIER, ("classes",)),
+    "SequenceClassifier": (_CLASSIFIER, ("classes",)),
+    "ClassEncoder": ({"classes": _CLASSES, "width": _SIZE}, ("classes", "width")),
+    "LabelEncoder": ({"classes": _CLASSES}, ("classes",)),
+    "VectorEncoder": (
+        {"size": _SIZE, "width": _SIZE, "mean": _NUMBERS, "std": _SPREADS},
+        ("size", "width"),
+    ),
+    "SequenceTransformer": (
+        {
+            "channels": _SIZE,
+            "length": maybe(whole(1, 1_000_000)),
+            **dict.fromkeys(("width", "heads", "patch"), _SIZE),
+            "depth": _LAYERS,
+            "cross_attention_dim": maybe(_SIZE),
+        },
+        ("channels",),
+    ),
+    "TextEncoder": (
+        {
+            "layer": choice("last", "penultimate"),
+            "output": choice("states", "pooled"),
+            "mask": flag,
+        },
+        (),
+    ),
+    "Conditions": ({"names": _PARTS}, ("names",)),
+}
+
+
+def _colours(kind: Kind) -> Kind:
+    return Kind(
+        words=f"three values (or one for all), each {kind.words}",
+        fits=lambda v: many(kind, 1, 3).fits(v) and len(v) != 2,
+    )
+
+
+PIXELS = {"image_mean": _colours(number()), "image_std": _colours(number(0, above=True))}
+"""Of ``preprocessor_config.json``: mean and standard deviation of each colour."""
+LABELS = Kind(
+    words='an object of the names of classes by number ("0", "1", …)',
+    fits=lambda v: isinstance(v, dict) and all(isinstance(n, str) for n in v.values()),
+)
+"""``id2label``, of ``model_index.json`` or of a network."""
+
+
+def check_own(file: Path, config: Mapping[str, Any]) -> None:
+    """Hold the settings of one of guidestar's own modules against what they may be; those of others
+    pass.
+
+    Raises:
+        ValueError: a setting is missing, of another kind, or does not go with another; it is named.
+    """
+    name = config.get("_class_name")
+    if not isinstance(name, str) or name not in _KNOWN:
+        return
+    schema, needed = _KNOWN[name]
+    check(file, config, schema, needed)
+    if name.endswith("Classifier"):
+        _check_classifier(file, config)
+    if name == "VectorEncoder":
+        _check_lengths(file, config, ("mean", "std"), config["size"], "size")
+
+
+def _check_classifier(file: Path, config: Mapping[str, Any]) -> None:
+    outputs = config.get("outputs")
+    if outputs is None and not config["classes"]:
+        raise ValueError(
+            f"{file}: classes must hold at least one name, or outputs be the number of a "
+            "regressor's numbers"
+        )
+    if outputs is not None:
+        _check_lengths(file, config, ("centre", "spread"), outputs, "outputs")
+
+
+def _check_lengths(
+    file: Path, config: Mapping[str, Any], keys: tuple[str, ...], count: int, of: str
+) -> None:
+    for key in keys:
+        if config.get(key) is not None and len(config[key]) not in (
+            (1, count) if of == "outputs" else (count,)
+        ):
+            raise ValueError(
+                f"{file}: {key} must hold {count} numbers, as {of} says, not {len(config[key])}"
+            )
+
+
+def check_network(file: Path, config: Mapping[str, Any]) -> None:
+    """Hold those settings of a denoising network against what they may be that are used beside it.
+
+    Raises:
+        ValueError: one is of another kind; it is named.
+    """
+    side = whole(1, 65_536)
+    sides = Kind(
+        words="a whole number from 1 to 65,536, or two of them",
+        fits=lambda v: v is None or side.fits(v) or many(side, 2, 2).fits(v),
+    )
+    check(
+        file,
+        config,
+        {"in_channels": maybe(side), "out_channels": maybe(side), "sample_size": sides},
+    )

@@ -1,0 +1,367 @@
+"""The text encoders of Diffusers' pipelines: SDXL's two, SD3's three, Flux's two, and T5 as PixArt
+reads it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...core.denoiser import Condition
+from ...io.documents import shown
+from ...networks.clip import warn_of_cuts
+from .encoders import checked_prompt
+from .safetensors_io import encoder_settings
+from .towers import architectures, build_encoder, fitting, open_tokenizer, read_tokenizer, renamed
+
+
+class ClipText(nn.Module):
+    """One of CLIP's text encoders with its tokenizer, as SDXL, SD3 and Flux read it."""
+
+    def __init__(self, text: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.text, self.tokenizer = text, tokenizer
+
+    def forward(self, prompts: Sequence[str], length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the states before the last layer ``[B, L, D]``, without its norm, and the pooled
+        embedding ``[B, E]``.
+        """
+        length = length or self.tokenizer.model_max_length
+        rows = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        out = self.text(rows.to(next(self.text.parameters()).device), output_hidden_states=True)
+        return out.hidden_states[-2], out.text_embeds if hasattr(
+            out, "text_embeds"
+        ) else out.pooler_output
+
+
+class T5Text(nn.Module):
+    """T5's encoder with its tokenizer; captions are padded or cut to ``length`` tokens."""
+
+    def __init__(self, text: Any, tokenizer: Any, length: int) -> None:
+        super().__init__()
+        self.text, self.tokenizer, self.length = text, tokenizer, length
+
+    def forward(self, prompts: Sequence[str], *, masked: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the states ``[B, L, D]``, and the mask ``[B, L]``, which T5 itself attends by if
+        ``masked``.
+        """
+        found = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        device = next(self.text.parameters()).device
+        mask = found.attention_mask.to(device)
+        return self.text(found.input_ids.to(device), attention_mask=mask if masked else None)[
+            0
+        ], mask
+
+
+class PromptEncoder(nn.Module, ABC):
+    """Turns prompts into the conditions of a pipeline's network, as the pipeline does.
+
+    The null is what the pipeline uses where no negative prompt is given.
+    """
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """The tokenizer that decides how long a prompt may be."""
+
+    @property
+    def length(self) -> int | None:
+        """How many tokens a prompt may have; by default what the tokenizer says."""
+        return None
+
+    @abstractmethod
+    def tell(self, prompts: Sequence[str]) -> Condition:
+        """Return the condition of prompts."""
+
+    def parse(self, name: str | int) -> str:
+        """Take a prompt as it is.
+
+        Raises:
+            ValueError: it holds control characters, or more than 10,000 characters.
+        """
+        return checked_prompt(name)
+
+    @torch.no_grad()
+    def encode(self, names: Sequence[str | int]) -> Condition:
+        """Encode prompts, one for each sample; warn where one is too long."""
+        prompts = [self.parse(n) for n in names]
+        warn_of_cuts(self.tokenizer, prompts, self.length)
+        return self.tell(prompts)
+
+    def null(self, batch: int) -> Condition:
+        """Return the null for ``batch`` samples: the encoding of ""."""
+        return self.encode([""]).repeat(batch)
+
+
+class SDXLText(PromptEncoder):
+    """SDXL's: ``encoder_hidden_states [B, 77, D₁ + D₂]``, ``text_embeds [B, E]``,
+    ``time_ids [B, 6]``.
+
+    Args:
+        first, second: CLIP's text encoders; the pooled embedding is the second's.
+        size: height and width in pixels, which ``time_ids`` tell the network: (H, W, 0, 0, H, W).
+        zeros: the null, and so the encoding of "", is all zeros (force_zeros_for_empty_prompt).
+
+    References:
+        SDXL, section 2.2, https://arxiv.org/abs/2307.01952
+    """
+
+    def __init__(
+        self, first: ClipText, second: ClipText, *, size: tuple[int, int], zeros: bool = True
+    ) -> None:
+        super().__init__()
+        self.first, self.second, self.size, self.zeros = first, second, size, zeros
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.first.tokenizer
+
+    def tell(self, prompts: Sequence[str]) -> Condition:
+        (a, _), (b, pooled) = self.first(prompts), self.second(prompts)
+        states = torch.cat([a, b], -1)
+        if self.zeros:
+            empty = torch.tensor([p == "" for p in prompts], device=states.device)
+            states, pooled = (
+                states.masked_fill(empty[:, None, None], 0),
+                pooled.masked_fill(empty[:, None], 0),
+            )
+        ids = (
+            torch.tensor([[*self.size, 0, 0, *self.size]], device=states.device)
+            .to(states)
+            .expand(len(states), -1)
+        )
+        return Condition(encoder_hidden_states=states, text_embeds=pooled, time_ids=ids)
+
+
+class SD3Text(PromptEncoder):
+    """Stable Diffusion 3's: ``encoder_hidden_states [B, 77 + L, W]`` and
+    ``pooled_projections [B, E₁ + E₂]``.
+
+    Args:
+        first, second: CLIP's text encoders; their states lie side by side, filled up with zeros to
+            T5's width.
+        third: T5, whose states follow; None: zeros in their place.
+        width: of the states (joint_attention_dim).
+        third_length: tokens of T5's part.
+
+    References:
+        Scaling Rectified Flow Transformers, section 4, https://arxiv.org/abs/2403.03206
+    """
+
+    def __init__(
+        self,
+        first: ClipText,
+        second: ClipText,
+        third: T5Text | None,
+        *,
+        width: int,
+        third_length: int = 256,
+    ) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.width, self.third_length = (
+            first,
+            second,
+            third,
+            width,
+            third_length,
+        )
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.third.tokenizer if self.third else self.first.tokenizer
+
+    @property
+    def length(self) -> int | None:
+        return self.third.length if self.third else None
+
+    def tell(self, prompts: Sequence[str]) -> Condition:
+        length = self.first.tokenizer.model_max_length
+        (a, pooled), (b, pooled_2) = self.first(prompts, length), self.second(prompts, length)
+        clip = torch.cat([a, b], -1)
+        t5 = (
+            self.third(prompts)[0].to(clip)
+            if self.third
+            else clip.new_zeros(len(clip), self.third_length, self.width)
+        )
+        states = torch.cat([F.pad(clip, (0, t5.shape[-1] - clip.shape[-1])), t5], 1)
+        return Condition(
+            encoder_hidden_states=states, pooled_projections=torch.cat([pooled, pooled_2], -1)
+        )
+
+
+class FluxText(PromptEncoder):
+    """Flux's: ``encoder_hidden_states [B, L, D]`` of T5, ``pooled_projections [B, E]`` of CLIP,
+    ``guidance [B]``.
+
+    Args:
+        first: CLIP's text encoder.
+        second: T5.
+        distilled: the scale that a guidance-distilled network is told, 3.5 in the pipeline; None
+            for one that is told none. May be set at any time; it is no guidance of ours, which
+            comes on top (the pipeline's true_cfg_scale).
+    """
+
+    def __init__(self, first: ClipText, second: T5Text, *, distilled: float | None = None) -> None:
+        super().__init__()
+        self.first, self.second, self.distilled = first, second, distilled
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.second.tokenizer
+
+    @property
+    def length(self) -> int | None:
+        return self.second.length
+
+    def tell(self, prompts: Sequence[str]) -> Condition:
+        pooled, states = self.first(prompts)[1], self.second(prompts)[0]
+        more = (
+            {}
+            if self.distilled is None
+            else {"guidance": states.new_full((len(states),), self.distilled)}
+        )
+        return Condition(encoder_hidden_states=states, pooled_projections=pooled, **more)
+
+
+class PixArtText(PromptEncoder):
+    """PixArt's: ``encoder_hidden_states [B, L, D]`` of T5 with ``encoder_attention_mask [B, L]``,
+    of captions in small letters.
+
+    Args:
+        only: T5.
+        size: height and width in pixels, for a network that is told them (``resolution``,
+            ``aspect_ratio``); else None.
+
+    References:
+        PixArt-α, https://arxiv.org/abs/2310.00426
+    """
+
+    def __init__(self, only: T5Text, *, size: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.only, self.size = only, size
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.only.tokenizer
+
+    @property
+    def length(self) -> int | None:
+        return self.only.length
+
+    def tell(self, prompts: Sequence[str]) -> Condition:
+        states, mask = self.only([p.lower().strip() for p in prompts], masked=True)
+        told = Condition(encoder_hidden_states=states, encoder_attention_mask=mask)
+        if self.size is None:
+            return told
+        sizes = {
+            "resolution": [float(s) for s in self.size],
+            "aspect_ratio": [self.size[0] / self.size[1]],
+        }
+        return Condition(
+            {
+                **told,
+                **{k: states.new_tensor([v]).expand(len(states), -1) for k, v in sizes.items()},
+            }
+        )
+
+
+def read_clip_text(folder: Path, part: str, dtype: torch.dtype) -> ClipText:
+    """Read ``text_encoder{part}/`` and ``tokenizer{part}/``, which are CLIP's.
+
+    Raises:
+        ValueError: a file is missing or damaged; it is named.
+    """
+    text, home = (
+        read_text_model(folder / f"text_encoder{part}", "CLIPText", dtype),
+        folder / f"tokenizer{part}",
+    )
+    return ClipText(text, fitting(read_tokenizer(home), text, home))
+
+
+def read_t5_text(folder: Path, part: str, length: int, dtype: torch.dtype) -> T5Text:
+    """Read ``text_encoder{part}/`` and ``tokenizer{part}/``, which are T5's.
+
+    Raises:
+        ValueError: a file is missing or damaged; it is named.
+    """
+    text, home = (
+        read_text_model(folder / f"text_encoder{part}", "T5", dtype),
+        folder / f"tokenizer{part}",
+    )
+    return T5Text(text, fitting(_t5_tokenizer(home), text, home), length)
+
+
+def read_text_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Read a text encoder of transformers, of the class that its config.json names.
+
+    Args:
+        folder: holds config.json and model.safetensors, or its shards.
+        kind: what the name of its class must begin with.
+        dtype: of its parameters.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the encoder is of another kind; the file is
+            named.
+    """
+    file = folder / "config.json"
+    about = encoder_settings(file)
+    name = next(iter(architectures(file, about)), None)
+    if name is None or name not in _KINDS or not name.startswith(kind):
+        raise ValueError(
+            f"{file}: the text encoder {shown(name)} is not one that this pipeline has; expected "
+            f"{kind}…"
+        )
+    return build_encoder(
+        file, about, name, dtype, names=lambda module, tensors: _renamed(name, module, tensors)
+    )
+
+
+_KINDS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+
+
+def _renamed(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if name != "T5EncoderModel":
+        return renamed(tensors, module)
+    if "shared.weight" in tensors:
+        tensors.setdefault(
+            "encoder.embed_tokens.weight", tensors["shared.weight"]
+        )  # one table, of two names
+    return tensors
+
+
+def _t5_tokenizer(folder: Path) -> Any:
+    import transformers
+
+    kind: Any = transformers.T5TokenizerFast  # type: ignore[attr-defined]
+    if not any((folder / n).is_file() for n in ("tokenizer.json", "spiece.model")):
+        raise ValueError(
+            f"{folder}: holds no tokenizer (tokenizer.json or spiece.model); copy it from where "
+            "the T5 came from"
+        )
+    try:
+        return open_tokenizer(kind, folder, "not readable as T5's tokenizer")
+    except ValueError as error:
+        more = (
+            ""
+            if (folder / "tokenizer.json").is_file()
+            else "; a spiece.model needs: pip install sentencepiece protobuf"
+        )
+        raise ValueError(f"{error}{more}") from error

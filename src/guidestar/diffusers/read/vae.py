@@ -1,0 +1,127 @@
+"""Latents through a VAE: the decoder of a model, and what classifiers of a pipeline's pictures look
+through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .safetensors_io import read_module
+
+KNOWN = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
+"""Classes whose latents ``[B, C, h, w]`` are normalised as `decoded` says; others pack theirs, or
+normalise them otherwise.
+"""
+
+
+def check_known(vae: Any) -> None:
+    """Refuse a VAE whose latents would have to be treated in another way.
+
+    Raises:
+        ValueError: its class is none of `KNOWN`.
+    """
+    kind = type(getattr(vae, "_orig_mod", vae))
+    if not {base.__name__ for base in kind.__mro__} & set(KNOWN):
+        raise ValueError(
+            f"how the latents of {kind.__name__} are packed and normalised is not known here; "
+            f"VAEs that are: {', '.join(KNOWN)}"
+        )
+
+
+def decoded(vae: Any, x: Tensor) -> Tensor:
+    """Decode latents ``[B, C, h, w]`` into pictures:
+    ``decode(x·std / scaling_factor + mean + shift_factor)``.
+
+    Mean and standard deviation are of each channel, where the VAE tells them (latents_mean,
+    latents_std). A VAE that overflows in float16 (force_upcast) decodes in float32, and is in
+    float16 again afterwards.
+
+    Returns:
+        Pictures in the type that the VAE decodes in, in [−1, 1] but for what it overshoots.
+
+    Raises:
+        ValueError: as `check_known`.
+    """
+    check_known(vae)
+    mean, std = _spread(vae, x)
+    with _upcast(vae):
+        return vae.decode(
+            (x * std / vae.config.scaling_factor + mean).to(vae.dtype), return_dict=False
+        )[0]
+
+
+def encoded(vae: Any, x: Tensor) -> Tensor:
+    """Encode pictures ``[B, C, H, W]`` in [−1, 1] into latents: the inverse of the scaling of
+    `decoded`, of the posterior's mean.
+
+    Returns:
+        Latents in the type of ``x``.
+
+    Raises:
+        ValueError: as `check_known`.
+    """
+    check_known(vae)
+    with _upcast(vae):
+        found = vae.encode(x.to(vae.dtype))
+    latents = (found.latents if hasattr(found, "latents") else found.latent_dist.mean).to(x.dtype)
+    mean, std = _spread(vae, latents)
+    return (latents - mean) / std * vae.config.scaling_factor
+
+
+def _spread(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean (with the shift) and the standard deviation of each channel of the VAE's
+    latents.
+    """
+    mean, std = (
+        x.new_tensor(vae.config.get(k) or default).view(-1, 1, 1)
+        for k, default in (("latents_mean", 0.0), ("latents_std", 1.0))
+    )
+    return mean + (vae.config.get("shift_factor") or 0.0), std
+
+
+@contextmanager
+def _upcast(vae: Any) -> Iterator[None]:
+    if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
+        yield
+        return
+    try:
+        nn.Module.to(vae, torch.float32)  # Diffusers' own warns each time
+        yield
+    finally:
+        nn.Module.to(vae, torch.float16)
+
+
+class Decoder:
+    """Turn latents into images by a VAE, as `decoded` does, clipped to [−1, 1].
+
+    Raises:
+        ValueError: as `check_known`.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        check_known(vae)
+        self.vae = vae
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Decode latents ``[B, C, h, w]``."""
+        return decoded(self.vae.to(x.device), x).clamp(-1, 1).to(x.dtype)
+
+
+def read_decoder(folder: str | Path) -> Decoder:
+    """Read a VAE's folder as a decoder.
+
+    Raises:
+        ValueError: as `read_module`, or as `check_known`; the file is named.
+    """
+    vae = read_module(folder)
+    try:
+        return Decoder(vae)
+    except ValueError as error:
+        raise ValueError(f"{Path(folder) / 'config.json'}: {error}") from None

@@ -1,0 +1,104 @@
+"""Write networks, condition encoders and classifiers as folders in Diffusers' layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..io.files import make_folder, whole_or_not, written
+from ..io.images import write_text
+from .export import network_of
+from .read.clip import write_clip, write_pretrained, write_tower
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def write_denoiser(denoiser: Any, encoder: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write a denoiser's network, and the encoder of its conditions beside it."""
+    net = network_of(denoiser)
+    own = getattr(net, "made_by", None)
+    write_module(
+        net,
+        folder
+        / (
+            "network" if own else "unet" if type(net).__name__.startswith("UNet") else "transformer"
+        ),
+        dtype,
+        own,
+    )
+    if hasattr(encoder, "tokenizer"):
+        _write_text(encoder, folder, folder / "condition", dtype)
+    elif encoder is not None:
+        write_condition(encoder, folder / "condition", dtype)
+
+
+def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write a condition encoder, or several."""
+    if hasattr(encoder, "tokenizer"):
+        _write_text(encoder, folder, folder, dtype)
+    elif hasattr(encoder, "parts"):
+        for name, part in encoder.parts.items():
+            write_condition(part, folder / name, dtype)
+        write_text(
+            json.dumps({"_class_name": "Conditions", "names": list(encoder.parts)}) + "\n",
+            folder / "config.json",
+        )
+    else:
+        write_module(encoder, folder, dtype)
+
+
+def _write_text(encoder: Any, folder: Path, about: Path, dtype: torch.dtype) -> None:
+    write_pretrained(encoder.text, folder / "text_encoder", dtype)
+    with written(folder / "tokenizer"):
+        encoder.tokenizer.save_pretrained(folder / "tokenizer")
+    write_text(
+        json.dumps({"_class_name": "TextEncoder", **encoder.settings}) + "\n", about / "config.json"
+    )
+
+
+def write_classifier(net: Any, folder: Path, dtype: torch.dtype, *, whole: bool) -> None:
+    """Write a classifier; of a CLIP the image tower alone, unless it is to be ``whole``."""
+    if not hasattr(net, "embed_text"):
+        write_module(net, folder, dtype)
+    elif whole:
+        write_clip(net, folder, dtype)
+    else:
+        write_tower(net.vision, folder, dtype)
+
+
+def write_module(
+    module: Any,
+    folder: Path,
+    dtype: torch.dtype = torch.float16,
+    made_by: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a module's config (or what made it), and its weights in ``dtype``: beside, then
+    renamed.
+    """
+    from safetensors.torch import save as serialised
+
+    make_folder(folder)
+    tensors = {
+        k: (v.to(dtype) if v.is_floating_point() else v).cpu().contiguous()
+        for k, v in module.state_dict().items()
+    }
+    with whole_or_not(folder / WEIGHTS) as beside:
+        beside.write_bytes(serialised(tensors, {"format": "pt"}))
+    if made_by is None:
+        with written(folder / "config.json"):
+            module.save_config(folder)
+    else:
+        write_text(json.dumps(made_by, indent=2) + "\n", folder / "config.json")
+
+
+def write_scheduler(config: Mapping[str, Any], folder: Path) -> None:
+    """Write the settings of the Diffusers scheduler that ``_class_name`` names."""
+    import diffusers
+
+    settings = {k: v for k, v in config.items() if k != "_class_name"}
+    with written(folder / "scheduler_config.json"):
+        getattr(diffusers, config["_class_name"])(**settings).save_config(folder)

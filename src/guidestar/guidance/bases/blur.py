@@ -1,0 +1,32 @@
+"""Gaussian blur over a grid, mirrored at its edges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def blur(x: Tensor, sigma: float, radius: int, dims: range) -> Tensor:
+    """Blur ``x`` along ``dims`` with a Gaussian sampled at ``−radius … radius``, in units of the
+    grid.
+    """
+    for dim in dims:
+        x = (x.movedim(dim, -1) @ _matrix(x.shape[dim], sigma, radius, x).mT).movedim(-1, dim)
+    return x
+
+
+def _matrix(size: int, sigma: float, radius: int, like: Tensor) -> Tensor:
+    """Return the blur of a line of ``size`` points as a matrix:
+    ``out[i] = Σ_k g_k x[mirror(i + k)]``.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    offsets = torch.arange(-radius, radius + 1, device=like.device)
+    weights = torch.softmax(-0.5 * (offsets.to(dtype) / sigma).square(), 0)
+    period = max(2 * (size - 1), 1)
+    at = (torch.arange(size, device=like.device)[:, None] + offsets) % period
+    at = torch.where(at >= size, period - at, at)
+    return (
+        torch.zeros(size, size, device=like.device, dtype=dtype)
+        .scatter_add(1, at, weights.expand(size, -1))
+        .to(like.dtype)
+    )

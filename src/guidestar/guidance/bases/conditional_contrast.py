@@ -1,0 +1,47 @@
+"""What the classifier-free methods share: the requested condition, and what it is contrasted
+with.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+
+from ...core.denoiser import Condition
+from ...core.levels import Step
+from ...core.passes import COND, NEGATIVE, Pass
+from ..arguments import check
+from ..term import Context, Contrast, Direction
+
+
+class Conditioned(Contrast, ABC):
+    """A term that moves towards the condition c, away from a negative n; its scale is s of
+    ``n + s(c − n)``.
+    """
+
+    negative: (
+        str | int | Condition | None
+    )  # a method has it among its arguments, in a place of its own
+    neutral = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "negative")
+
+    def bind(self, context: Context) -> Direction:
+        return needs_condition(self, context)
+
+    def good(self, step: Step) -> Pass:
+        return COND
+
+    def bad(self, step: Step) -> Pass:
+        return NEGATIVE if self.negative is None else Pass(cond=self.negative)
+
+
+def needs_condition(term: Direction, context: Context) -> Direction:
+    """Refuse a term that contrasts the condition in a run that has none."""
+    if not context.conditional:
+        raise ValueError(
+            f"{term.name} contrasts the model with and without its condition, but no condition "
+            "was given; give cond="
+        )
+    return term

@@ -1,0 +1,127 @@
+"""Posts: what acts on the guided prediction as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...core.levels import Step
+from ...core.passes import COND, Pass
+from ...core.prediction import Prediction, Space
+from ..bases.statistics import quantile, safe, std
+from ..expression import register
+from ..term import Live, Post
+from ..weights import finite
+
+
+@register
+@dataclass(frozen=True)
+class Rescale(Post):
+    """CFG rescale: give the guided prediction the contrast of the conditional one.
+
+    ``x_r = x̂ · std(c)/std(x̂)``, result ``φ x_r + (1 − φ) x̂``, in ``space``.
+
+    Args:
+        scale: φ in [0, 1], usually 0.7; 0 does nothing and asks for no pass.
+        space: where the deviations are taken: v, as in the paper's network, or what a pipeline's
+            network predicts (eps), to match it.
+
+    0 evaluations more where the sum asks for the conditional pass, else 1 a step. A constant
+    prediction, which has no contrast, stays as it is.
+
+    References:
+        Common Diffusion Noise Schedules and Sample Steps are Flawed, section 3.4,
+        https://arxiv.org/abs/2305.08891
+            Shanchuan Lin, Bingchen Liu, Jiashi Li, Xiao Yang
+    """
+
+    scale: float = 0.7
+    space: Space = "v"
+    name = "rescale"
+
+    def __post_init__(self) -> None:
+        if not finite(self.scale) or not 0 <= self.scale <= 1:
+            raise ValueError(f"rescale: the scale must be in [0, 1], not {self.scale!r}")
+        if self.space not in ("v", "eps", "x0", "velocity"):
+            raise ValueError(
+                f"rescale: the space must be v, eps, x0 or velocity, not {self.space!r}"
+            )
+
+    def passes(self, step: Step) -> tuple[Pass, ...]:
+        return (COND,) if self.scale else ()
+
+    def apply(self, prediction: Prediction, live: Live, *predictions: Prediction) -> Prediction:
+        if not self.scale:
+            return prediction
+        guided = prediction.view(self.space)
+        now, wanted = std(guided), std(predictions[0].view(self.space))
+        ratio = torch.where(now == 0, 1.0, wanted / safe(now))
+        delta = self.scale * (guided * ratio - guided)
+        return prediction.shifted(prediction.to_x0(delta, self.space))
+
+
+@register
+@dataclass(frozen=True)
+class Threshold(Post):
+    """Dynamic thresholding, for pixels in [−1, 1]: ``q = max(1, p-quantile of |D̂|)``,
+    ``D̂ ← clip(D̂, −q, q)/q``.
+
+    Args:
+        percentile: p in (0, 1], usually 0.995.
+
+    0 evaluations.
+
+    References:
+        Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding (Imagen),
+        section 2.3,
+        https://arxiv.org/abs/2205.11487
+            Chitwan Saharia, William Chan, Saurabh Saxena, Lala Li, Jay Whang, Emily Denton, Seyed
+            Kamyar Seyed Ghasemipour,
+            Burcu Karagol Ayan, S. Sara Mahdavi, Rapha Gontijo Lopes, Tim Salimans, Jonathan Ho,
+            David J. Fleet, Mohammad Norouzi
+    """
+
+    percentile: float = 0.995
+    name = "threshold"
+
+    def __post_init__(self) -> None:
+        if not finite(self.percentile) or not 0 < self.percentile <= 1:
+            raise ValueError(
+                f"threshold: the percentile must be in (0, 1], not {self.percentile!r}"
+            )
+
+    def apply(self, prediction: Prediction, live: Live, *predictions: Prediction) -> Prediction:
+        limit = quantile(prediction.x0.abs(), self.percentile).clamp_min(1)
+        return prediction.with_x0(prediction.x0.clamp(-limit, limit) / limit)
+
+
+@register
+@dataclass(frozen=True)
+class Clip(Post):
+    """Static thresholding: ``D̂ ← clip(D̂, −limit, limit)`` (2205.11487).
+
+    Args:
+        limit: positive; 1 for pixels in [−1, 1].
+
+    0 evaluations.
+
+    References:
+        Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding (Imagen),
+        section 2.3,
+        https://arxiv.org/abs/2205.11487
+            Chitwan Saharia, William Chan, Saurabh Saxena, Lala Li, Jay Whang, Emily Denton, Seyed
+            Kamyar Seyed Ghasemipour,
+            Burcu Karagol Ayan, S. Sara Mahdavi, Rapha Gontijo Lopes, Tim Salimans, Jonathan Ho,
+            David J. Fleet, Mohammad Norouzi
+    """
+
+    limit: float = 1.0
+    name = "clip_x0"
+
+    def __post_init__(self) -> None:
+        if not finite(self.limit) or self.limit <= 0:
+            raise ValueError(f"clip_x0: the limit must be positive, not {self.limit!r}")
+
+    def apply(self, prediction: Prediction, live: Live, *predictions: Prediction) -> Prediction:
+        return prediction.with_x0(prediction.x0.clamp(-self.limit, self.limit))

@@ -1,0 +1,148 @@
+"""Self-attention guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...core.denoiser import Denoiser
+from ...core.levels import Step, expand
+from ...core.passes import NULL, Inputs, Pass, Point, Slot
+from ...core.perturbation import Attention, Rows, layers_of
+from ...core.prediction import Prediction
+from ..bases.blur import blur
+from ..expression import register
+from ..term import Direction, Live, Rounds, Traits
+from ..weights import finite
+
+
+@register
+@dataclass(frozen=True)
+class SAG(Direction):
+    """Self-attention guidance: away from what the network makes of a picture blurred where it
+    looks.
+
+    ``ε̂ = ε + s (ε_u − ε_u(x̃))``, x̃ the sample blurred there. With u the pass without condition,
+    and M the places that the attention of its middle block looks at more than on average (the map's
+    mean over heads, summed over queries, > threshold):
+
+        D̃ = M ⊙ blur(D_u) + (1 − M) ⊙ D_u;   x̃ = α D̃ + σ ε_u
+        ε̂ = ε + s (ε_u − ε_u(x̃)),  that is  D̂ = D + s (D̃ − D_u(x̃))
+
+    The difference is one of ε, as the two passes are at different points: it is **not**
+    ``D_u − D_u(x̃)``.
+
+    Args:
+        scale: s, usually 0.75.
+        masked: blur only where the network looks; False blurs everywhere, which needs no map and so
+            serves any network (blur guidance, section 4.1 of the paper).
+        sigma: of the Gaussian, in pixels of the latent, mirrored at the edges.
+        radius: where it is cut off; 4 are 9 pixels.
+        threshold: of the mask; 1 is the average.
+        layer: the layer of self-attention that is looked at; by default the first of the middle
+            block.
+
+    2 evaluations a step, the second in a further round; where another term asks for u, one more
+    than without. No gradient. All dimensions after the channels are blurred; vectors have none, and
+    are not guided.
+
+    References:
+        Improving Sample Quality of Diffusion Models Using Self-Attention Guidance,
+        https://arxiv.org/abs/2210.00939
+            Susung Hong, Gyuseong Lee, Wooseok Jang, Seungryong Kim
+    """
+
+    masked: bool = True
+    sigma: float = 1.0
+    radius: int = 4
+    threshold: float = 1.0
+    layer: str | None = None
+    name = "sag"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not finite(self.sigma) or self.sigma <= 0 or not finite(self.threshold):
+            raise ValueError(
+                f"sag: sigma must be positive and threshold a number, not {self.sigma!r} and "
+                f"{self.threshold!r}"
+            )
+        if self.radius < 0:
+            raise ValueError(f"sag: the radius must not be negative, but it is {self.radius}")
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(later=1)
+
+    @property
+    def _first(self) -> Pass:
+        return Pass(cond=Slot.NULL, perturb=Look(layer=self.layer)) if self.masked else NULL
+
+    def passes(self, step: Step) -> tuple[Pass, ...]:
+        return (self._first,)
+
+    def push(self, live: Live, *predictions: Prediction) -> Rounds:
+        (u,), level = predictions, live.step.t
+        blurred = blur(u.x0, self.sigma, self.radius, range(2, live.x_t.ndim))
+        if self.masked:
+            blurred = torch.where(self._mask(u, live.x_t), blurred, u.x0)
+        x = expand(level.alpha, blurred) * blurred + expand(level.sigma, blurred) * u.eps
+        there = Pass(cond=Slot.NULL, point=Point(x, level))
+        (other,) = yield (there,)
+        return blurred - other.x0, live.state
+
+    def _mask(self, u: Prediction, like: Tensor) -> Tensor:
+        """Return where to blur ``[b, 1, *grid of the samples]``, each place as its nearest place of
+        the map.
+        """
+        received = u.observed
+        if received is None:  # no sample has noise, so no network ran
+            return torch.zeros_like(like, dtype=torch.bool)
+        for dim, (size, small) in enumerate(
+            zip(like.shape[2:], received.shape[1:], strict=True), 1
+        ):
+            received = received.index_select(
+                dim, torch.arange(size, device=received.device) * small // size
+            )
+        return received[:, None] > self.threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A look at how much attention each place of the picture receives ``[rows, *grid]``; on average
+    1.
+    """
+
+    layer: str | None = None
+    observes: ClassVar[bool] = True
+
+    @contextmanager
+    def __call__(
+        self, denoiser: Denoiser, rows: Rows | None = None, inputs: Inputs | None = None
+    ) -> Iterator[list[Tensor]]:
+        layers, seen = layers_of(denoiser), []
+        if getattr(layers, "channels_last", False):
+            raise ValueError(
+                "sag blurs the dimensions after the channels, but the samples of this network "
+                "have their channels last; use pag, seg or slg"
+            )
+
+        def attend(a: Attention) -> Tensor:
+            seen.append(_received(a))
+            return a.compute()
+
+        with layers.attending(
+            layers.find("attention", [self.layer] if self.layer else [])[:1], attend, rows
+        ):
+            yield seen
+
+
+def _received(a: Attention) -> Tensor:
+    query, key = a.query[:, :, a.image], a.key[:, :, a.image]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    scores = query.to(dtype) @ key.to(dtype).mT * query.shape[-1] ** -0.5
+    return scores.softmax(-1).mean(1).sum(1).reshape(len(query), *a.grid)

@@ -1,0 +1,310 @@
+"""Guidance as a sum: ``guided = post( base + Σ weightᵢ(step) · directionᵢ )``.
+
+A `Direction` is a term of that sum, a `Post` acts on its result, a `Guidance` is the whole
+expression, still free of any network. `Guided` (in ``guided.py``) binds it to networks and runs it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..core.levels import Step, Value
+from ..core.passes import Pass, Slot
+from ..core.prediction import Prediction
+from .context import Context, Engine, Live, State
+from .serialize import written
+from .weights import Scale, Schedule, checked_interval, checked_scale, checked_schedule, weigh
+
+Pushed = tuple[Tensor, State]
+Rounds = Generator[tuple[Pass, ...], tuple[Prediction, ...], Pushed]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a term is, for solvers, plans and pipelines.
+
+    Args:
+        requires: the base it must be added to (None: any).
+        linked: whether eps follows its push; if not, the prediction is split.
+        reads_target: whether it depends on the level that the step leads to.
+        gradients: how many gradients it computes a step, for each sample.
+        differentiates: the pass whose network it differentiates.
+        only_solver: the name of the only solver it works with, and how that must be set.
+        later: how many rounds of passes it needs after the first.
+    """
+
+    requires: Slot | None = None
+    linked: bool = True
+    reads_target: bool = False
+    gradients: int = 0
+    differentiates: Pass | None = None
+    only_solver: tuple[str, Mapping[str, object]] | None = None
+    later: int = 0
+
+
+class _Sum:
+    """``+`` and ``|`` of the expression language."""
+
+    def __add__(self, other: Direction | Guidance) -> Guidance:
+        return as_guidance(self).plus(as_guidance(other))
+
+    def __or__(self, post: Post) -> Guidance:
+        guidance = as_guidance(self)
+        if not isinstance(post, Post):
+            raise TypeError(f"what follows '|' must be a post (rescale, threshold, …), not {post}")
+        return Guidance(base=guidance.base, terms=guidance.terms, posts=(*guidance.posts, post))
+
+
+@dataclass(frozen=True)
+class Direction(_Sum, ABC):
+    """A term: a push of the clean estimate, times a weight.
+
+    Args:
+        scale: its strength as its paper gives it, one number or one for each sample;
+            ``weight = scale − neutral``.
+        interval: noise ratios ``(lo, hi]`` where it acts; everywhere by default.
+        schedule: how the weight changes along the run: linear, cosine, clamp, or any callable
+            ``(weight, step) -> weight``.
+    """
+
+    scale: Scale
+    _: KW_ONLY
+    interval: tuple[float, float] | None = None
+    schedule: Schedule | None = None
+
+    name: ClassVar[str]
+    neutral: ClassVar[float] = 0.0
+    per_sample: ClassVar[tuple[str, ...]] = ("scale",)
+    """Its arguments that may be a list of one number for each sample."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "scale": checked_scale,
+            "interval": checked_interval,
+            "schedule": checked_schedule,
+        }
+        for name, check in checks.items():
+            object.__setattr__(self, name, check(self.name, getattr(self, name)))
+
+    @property
+    def traits(self) -> Traits:
+        """What it is, for solvers, plans and pipelines."""
+        return Traits()
+
+    def weight(self, step: Step, rows: Tensor | None = None, state: State | None = None) -> Value:
+        """Return the weight at ``step``; a sample whose weight is 0 is in none of the term's
+        passes.
+
+        Args:
+            step: of the samples at hand.
+            rows: which samples of the run these are (None: all).
+            state: what the term keeps of these samples; None where a plan is made. A term that
+                reads it here waits for the device.
+        """
+        scale, neutral = self.scale, self.neutral
+        value = (
+            tuple(s - neutral for s in scale) if isinstance(scale, Sequence) else scale - neutral
+        )
+        return weigh(value, self.schedule, self.interval, step, rows)
+
+    def may_stop(self, step: Step) -> bool:
+        """Return whether its state may have made weights 0 by ``step``: a plan then gives a
+        range.
+        """
+        return False
+
+    @property
+    def lists(self) -> dict[str, tuple[float, ...]]:
+        """Its arguments that are a list of one number for each sample."""
+        return {
+            name: getattr(self, name)
+            for name in self.per_sample
+            if isinstance(getattr(self, name), tuple)
+        }
+
+    @abstractmethod
+    def passes(self, step: Step) -> tuple[Pass, ...]:
+        """Name the passes it needs at ``step``, beside the base."""
+
+    @abstractmethod
+    def push(self, live: Live, *predictions: Prediction) -> Pushed | Rounds:
+        """Return the push of x0 ``[b, *S]`` for a weight of 1, and the new state.
+
+        A direction that needs further passes, at places it knows only now, is a generator instead:
+        it yields them, receives their predictions, and returns the same (`Traits.later`).
+
+        Args:
+            live: its samples, those whose weight is not 0.
+            predictions: of ``passes(step)``, in their order.
+        """
+
+    def start(self, x_t: Tensor) -> State:
+        """Return the state before the first step."""
+        return {}
+
+    def bind(self, context: Context) -> Direction:
+        """Return this term with what it takes from the run.
+
+        Raises:
+            ValueError: the run lacks something it needs.
+        """
+        return self
+
+    def around(self, engine: Engine, key: int) -> Engine:
+        """Return the engine that evaluates a sum with this term in place ``key``: a wrapper, or the
+        engine itself.
+        """
+        return engine
+
+    def __str__(self) -> str:
+        return written(self)
+
+
+class Contrast(Direction):
+    """A term of two passes: the push is ``shape(good − bad)``, in x0.
+
+    A linear contrast is the plain difference, which reads the same in every space.
+    """
+
+    @abstractmethod
+    def good(self, step: Step) -> Pass:
+        """Name the pass to move towards."""
+
+    @abstractmethod
+    def bad(self, step: Step) -> Pass:
+        """Name the pass to move away from."""
+
+    def passes(self, step: Step) -> tuple[Pass, ...]:
+        return self.good(step), self.bad(step)
+
+    def push(self, live: Live, *predictions: Prediction) -> Pushed:
+        good, bad = predictions
+        return self.shape(good, bad, live)
+
+    def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
+        """Return the push and the new state; by default the difference as it is."""
+        return good.x0 - bad.x0, live.state
+
+
+@dataclass(frozen=True)
+class Post(ABC):
+    """A step after the sum; it keeps (x0, eps) linked. Posts run from left to right."""
+
+    name: ClassVar[str]
+
+    def passes(self, step: Step) -> tuple[Pass, ...]:
+        """Name the passes it needs at ``step``."""
+        return ()
+
+    def instead(self, p: Pass, step: Step) -> Pass:
+        """Return the pass that is evaluated in the place of ``p``, for all terms."""
+        return p
+
+    @abstractmethod
+    def apply(self, prediction: Prediction, live: Live, *predictions: Prediction) -> Prediction:
+        """Return the changed prediction, with those of ``passes(step)`` at hand."""
+
+    def __str__(self) -> str:
+        return written(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance(_Sum):
+    """A whole expression: ``[base +] term {+ term} {| post}``, free of any network.
+
+    Args:
+        base: what the terms are added to; by default what a term requires, else the conditional
+            pass (the unconditional one where no condition is given).
+        terms: directions; they commute.
+        posts: they run from left to right, and do not commute.
+    """
+
+    base: Slot | None = None
+    terms: tuple[Direction, ...] = ()
+    posts: tuple[Post, ...] = ()
+
+    def plus(self, other: Guidance) -> Guidance:
+        """Add the terms of ``other``.
+
+        Raises:
+            ValueError: a base that does not come first, or terms after a post.
+        """
+        if other.base is not None:
+            raise ValueError(
+                f"the base {other.base.value!r} must come first in the sum, and only once"
+            )
+        if self.posts:
+            raise ValueError("terms must come before '|': posts act on the whole sum")
+        return Guidance(base=self.base, terms=self.terms + other.terms, posts=other.posts)
+
+    def resolve_base(self, conditional: bool) -> Slot:
+        """Return the base: as written, as a term requires, or by default.
+
+        Raises:
+            ValueError: two requirements differ; both terms are named.
+        """
+        needs = {slot: term for term in self.terms if (slot := term.traits.requires) is not None}
+        if len(needs) > 1:
+            raise ValueError(
+                " and ".join(f"{t.name} needs the base '{s.value}'" for s, t in needs.items())
+                + "; use one of them"
+            )
+        for slot, term in needs.items():
+            if self.base is not None and self.base is not slot:
+                raise ValueError(
+                    f"{term.name} needs the base '{slot.value}', not '{self.base.value}'"
+                )
+            return slot
+        return self.base or (Slot.COND if conditional else Slot.NULL)
+
+    def check_samples(self, count: int) -> None:
+        """Refuse lists of scales that are for another number of samples than ``count``.
+
+        Raises:
+            ValueError: a list has more or fewer; the term is named.
+        """
+        for term in self.terms:
+            for scales in term.lists.values():
+                if len(scales) != count:
+                    raise ValueError(
+                        f"{term.name} has {len(scales)} scales for {count} samples; give one "
+                        "number, or one for each sample"
+                    )
+
+    def repeated(self, count: int) -> Guidance:
+        """Return this guidance for ``count`` copies of each sample, one after the other: lists of
+        scales follow.
+        """
+        lists = [
+            {name: [s for s in scales for _ in range(count)] for name, scales in term.lists.items()}
+            for term in self.terms
+        ]
+        return replace(
+            self,
+            terms=tuple(
+                replace(term, **more) for term, more in zip(self.terms, lists, strict=True)
+            ),
+        )
+
+    def __str__(self) -> str:
+        base = [self.base.value] if self.base else [] if self.terms else ["cond"]
+        return " | ".join([" + ".join([*base, *map(str, self.terms)]), *map(str, self.posts)])
+
+
+def as_guidance(value: object) -> Guidance:
+    """Make an expression of a direction or an expression."""
+    if isinstance(value, Direction):
+        return Guidance(terms=(value,))
+    if isinstance(value, Guidance):
+        return value
+    if isinstance(value, Post):
+        raise TypeError(f"{value} is a post: write it after '|'")
+    raise TypeError(f"expected a guidance, not {value!r}")
+
+
+cond, uncond, neg = (Guidance(base=slot) for slot in Slot)

@@ -1,0 +1,105 @@
+"""Open pictures: every mode of Pillow as 8-bit grey or RGB, upright, on white."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+"""Modes without colours (a palette may have none either)."""
+
+
+def open_picture(file: Path | str | bytes | BinaryIO, *, pixels: bool = True) -> Image.Image:
+    """Open a picture, read all of it, and turn it upright as its EXIF data say.
+
+    Args:
+        file: a path, the bytes of an encoded picture, or an open file.
+        pixels: read the pixels; without them mode, palette and size (before turning) are known.
+
+    Raises:
+        OSError: it cannot be read: not a picture, truncated, damaged, or so large that it may be a
+            decompression bomb. The message gives the reason, not the file's name.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+                if not pixels and image.mode not in ("P", "PA"):  # whose palette is read with them
+                    return image
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+                return upright.convert("I;16") if _holds_16_bits(image) else upright
+    except Exception as error:
+        # Pillow's readers raise whatever a damaged file makes them trip over.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, Image.DecompressionBombError):
+            reason = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller"
+        raise OSError(reason) from error
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Return whether a picture has no colours: a grey mode, or a palette of greys."""
+    if image.mode in ("P", "PA"):
+        palette = image.getpalette("RGB") or []
+        return palette[0::3] == palette[1::3] == palette[2::3]
+    return image.mode in GREY
+
+
+def to_8_bits(image: Image.Image, channels: int) -> Image.Image:
+    """Convert a picture of any mode to ``L`` (``channels`` 1) or ``RGB`` (3), transparency on
+    white.
+
+    16 bits are scaled: 65535 is white. Floats are taken as 0 (black) to 1 (white).
+
+    Raises:
+        ValueError: floats outside [0, 1], or whole numbers of 32 bits, whose white is not known.
+    """
+    from PIL import Image
+
+    image = _narrow(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _narrow(image: Image.Image) -> Image.Image:
+    """Bring the modes of more than 8 bits to ``L``."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode == "F":
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # nor where one is not a number
+            raise ValueError(
+                f"its numbers run from {low:g} to {high:g}; floats must be from 0 (black) to 1 "
+                "(white)"
+            )
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    if not image.mode.startswith("I"):
+        return image
+    if image.mode == "I":
+        raise ValueError(
+            "its whole numbers of 32 bits have no known white; save it with 8 or 16 bits"
+        )
+    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    narrow = np.rint(values / 257).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        narrow[values == clear] = 255  # transparent: white
+    return Image.fromarray(narrow)
+
+
+def _holds_16_bits(image: Image.Image) -> bool:
+    """Return whether mode ``I`` holds 16 bits: of PNG, and of PGM, whose reader scales to 65535."""
+    return image.mode == "I" and image.format in ("PNG", "PPM")

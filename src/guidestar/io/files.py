@@ -1,0 +1,163 @@
+"""Files that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import re
+import reprlib
+import shutil
+import tempfile
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+
+
+class Damaged(ValueError):
+    """A file is truncated, corrupt or of another format: no mistake of whoever named it (the
+    command line's exit code is 1).
+    """
+
+
+_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+LONGEST_NAME = 100
+"""Bytes of a name that becomes a file or a folder: file systems take 255, and suffixes are
+added.
+"""
+
+
+def check_name(name: object, what: str, *, taken: Container[str] = ()) -> str:
+    """Check that a name may become a file or a folder within another, on any system, and return it.
+
+    Args:
+        name: as it was read.
+        what: what has this name, for the message.
+        taken: names that already mean something there.
+
+    Raises:
+        ValueError: it is no text, is empty, "." or "..", a path, too long, or taken.
+    """
+    why = _unfit(name, taken)
+    if why:
+        raise ValueError(
+            f"{what} becomes a folder's name and cannot be {reprlib.repr(name)} ({why}); use "
+            "letters, digits, '-', '_' and '.'"
+        )
+    return str(name)
+
+
+def _unfit(name: object, taken: Container[str]) -> str | None:
+    """Say why a name cannot be a file's, if it cannot."""
+    if not isinstance(name, str):
+        return "it is no text"
+    size = len(name.encode(errors="replace"))
+    faults = {
+        "it is empty": not name.strip(),
+        f"it is longer than {LONGEST_NAME} bytes": size > LONGEST_NAME,
+        "it holds a sign of paths": re.search(r'[/\\:*?"<>|\x00-\x1f\x7f\ud800-\udfff]', name),
+        "it starts with '.' or '-'": name.startswith((".", "-", " ")),
+        "it ends in '.' or a space": name.endswith((".", " ")),
+        "a device has this name on Windows": _DEVICES.fullmatch(name),
+        "it is taken": name.lower() in taken,
+    }
+    return next((why for why, so in faults.items() if so), None)
+
+
+@contextmanager
+def whole_or_not(path: Path) -> Iterator[Path]:
+    """Give a path beside ``path`` to write to; then flush it to disk and rename it to ``path``.
+
+    If anything fails, what stood at ``path`` still stands there and nothing is left beside it.
+
+    Raises:
+        OSError: it cannot be written (named).
+    """
+    beside = path.with_name(f"{path.name}.writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        _flush(beside)
+        os.replace(beside, path)
+        _flush(path.parent)  # the new name itself
+    except OSError as error:
+        if str(error).startswith("cannot write"):
+            raise
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(beside) if beside.is_dir() else beside.unlink(missing_ok=True)
+
+
+_SYSTEM = re.compile(r"\(os error \d+\)|\[Errno \d+\]|inline_container|PytorchStreamWriter")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Say which file another library could not write, whatever it raises.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = _of_system(error)
+        if cause is None and not _SYSTEM.search(str(error)):  # of code in other languages
+            raise
+        if str(cause).startswith("cannot write"):
+            raise
+        why = cause.strerror if cause and cause.strerror else " ".join(str(cause or error).split())
+        raise OSError(f"cannot write {path}: {why}") from error
+
+
+def _of_system(error: BaseException | None) -> OSError | None:
+    """Find the system's error of which another came: torch hides it behind one of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def keep_former(path: Path, keep: int) -> None:
+    """Keep ``keep − 1`` former versions of ``path`` as name.1.suffix (the last), name.2.suffix, …;
+    ``path`` stays in place.
+    """
+    if keep < 2 or not path.exists():
+        return
+    names = [path.with_name(f"{path.stem}.{i}{path.suffix}") for i in range(1, keep)]
+    for newer, older in reversed(list(pairwise(names))):
+        if newer.exists():
+            os.replace(newer, older)
+    spare = path.with_name(f"{path.name}.keeping")
+    spare.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path, spare)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, spare)
+        os.replace(spare, names[0])
+    finally:
+        with suppress(OSError):
+            spare.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> Path:
+    """Make ``folder`` if need be, try to write there (better now than after an hour), and return
+    it.
+
+    Raises:
+        OSError: it cannot be written to (named).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
+    return folder

@@ -1,0 +1,184 @@
+"""Pictures: tensors to PNG files that carry the run that made them, and labelled sheets of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from torch import Tensor
+
+from .files import whole_or_not
+
+KEY = "guidestar"
+"""Name of the PNG text chunk that holds a run's settings."""
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Turn images ``[B, 1 or 3, H, W]`` in [−1, 1] into pictures of 8 bits."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"pictures are [B, 1 or 3, H, W], not {tuple(images.shape)}; take .x for other data"
+        )
+    pixels = (
+        ((images.detach().float().clamp(-1, 1) + 1) * 127.5)
+        .round()
+        .byte()
+        .cpu()
+        .movedim(1, -1)
+        .numpy()
+    )
+    return [Image.fromarray(p[:, :, 0] if p.shape[-1] == 1 else p) for p in pixels]
+
+
+def to_drawings(x: Tensor, size: int = 96) -> list[Image.Image]:
+    """Turn samples into something to look at: images as they are, sequences ``[T, C]`` and vectors
+    as curves.
+    """
+    if x.ndim == 4 and x.shape[1] in (1, 3):
+        return to_pil(x)
+    curves = x.detach().float().cpu()
+    curves = (
+        curves[:, :, None]
+        if curves.ndim == 2
+        else curves.flatten(2)
+        if curves.ndim == 3
+        else curves.flatten(1)[:, :, None]
+    )
+    low, high = float(curves.min()), float(curves.max())
+    return [_curves((c - low) / max(high - low, 1e-9), size) for c in curves]
+
+
+_INKS = ("#1b6ca8", "#c0392b", "#2e8b57", "#8e44ad", "#d68910", "#34495e")
+
+
+def _curves(y: Tensor, size: int) -> Image.Image:
+    """Draw the columns of ``y [T, C]`` in [0, 1] as curves."""
+    canvas = Image.new("RGB", (size, size), "#f4f4f4")
+    draw = ImageDraw.Draw(canvas)
+    across = [i * (size - 1) / max(1, len(y) - 1) for i in range(len(y))]
+    for i, column in enumerate(y.T.tolist()):
+        draw.line(
+            [(a, (1 - v) * (size - 1)) for a, v in zip(across, column, strict=True)],
+            fill=_INKS[i % len(_INKS)],
+        )
+    return canvas
+
+
+def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = None) -> None:
+    """Write a PNG whole or not at all, with ``settings`` inside."""
+    info = PngImagePlugin.PngInfo()
+    if settings is not None:
+        info.add_text(KEY, json.dumps(settings))
+    with whole_or_not(path) as beside:
+        image.save(beside, "PNG", pnginfo=info)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file whole or not at all."""
+    with whole_or_not(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_tensors(tensors: dict[str, Tensor], settings: Any, path: Path) -> None:
+    """Write tensors as safetensors, whole or not at all, with a run's settings in the metadata."""
+    from dataclasses import asdict
+
+    from safetensors.torch import save
+
+    with whole_or_not(path) as beside:
+        beside.write_bytes(
+            save(
+                {k: t.cpu().contiguous() for k, t in tensors.items()},
+                {KEY: json.dumps(asdict(settings))},
+            )
+        )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings a picture carries.
+
+    Raises:
+        ValueError: it is no PNG, or carries none.
+    """
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(KEY)
+    except Exception as error:  # whatever a damaged file makes Pillow trip over
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+    if text is None:
+        raise ValueError(
+            f"{path} carries no guidestar settings; give a PNG that 'guidestar sample' wrote"
+        )
+    try:
+        settings = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} carries settings that cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} carries settings that cannot be read: they are no JSON object")
+    return settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a sheet.
+
+    Args:
+        label: at its left; several lines are allowed.
+        images: its pictures.
+    """
+
+    label: str
+    images: Sequence[Image.Image]
+
+
+def sheet(
+    rows: Sequence[Row],
+    *,
+    columns: Sequence[str] = (),
+    span: int = 1,
+    title: str = "",
+    scale: int = 2,
+    gap: int = 4,
+) -> Image.Image:
+    """Lay rows of pictures out under each other, with labels.
+
+    Args:
+        rows: of equally many pictures of one size.
+        columns: a label over every ``span`` pictures; several lines are allowed.
+        span: pictures that belong together; a wider gap follows each such group.
+        title: over it all.
+        scale: whole factor by which pixels are enlarged.
+        gap: pixels between pictures.
+    """
+    font, bold = ImageFont.load_default(13), ImageFont.load_default(17)
+    width, height = (scale * n for n in rows[0].images[0].size)
+    left = max(
+        (max((font.getlength(t) for t in r.label.split("\n")), default=0) for r in rows), default=0
+    )
+    left = int(left) + 16 if left else gap
+    lines = max((name.count("\n") + 1 for name in columns), default=0)
+    top = (32 if title else gap) + (6 + 16 * lines if columns else 0)
+    count = max(len(r.images) for r in rows)
+    spot = [left + i * (width + gap) + (i // span) * 2 * gap * (span > 1) for i in range(count + 1)]
+    canvas = Image.new("RGB", (spot[-1] + gap, top + len(rows) * (height + gap)), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((8, 7), title, "black", font=bold)
+    for i, name in enumerate(columns):
+        middle = (spot[i * span] + spot[min((i + 1) * span, count) - 1] + width) / 2
+        draw.multiline_text(
+            (middle, top - 3), name, "black", font=font, anchor="md", align="center", spacing=2
+        )
+    for j, row in enumerate(rows):
+        y = top + j * (height + gap)
+        draw.multiline_text(
+            (8, y + height / 2), row.label, "black", font=font, anchor="lm", spacing=3
+        )
+        for i, image in enumerate(row.images):
+            canvas.paste(
+                image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (spot[i], y)
+            )
+    return canvas

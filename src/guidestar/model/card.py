@@ -1,0 +1,218 @@
+"""A model's card, written from what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..io.images import write_text
+
+
+def card_text(name: str, about: Mapping[str, Any]) -> str:
+    """Return the card (Markdown) of a model from its ``guidestar.json``.
+
+    Args:
+        name: of the model.
+        about: what training and measuring left there; what is missing is left out.
+    """
+    parts = [
+        _head(name, about),
+        _diffusers(about),
+        _training(about),
+        _by_level(about),
+        _regressor(about),
+        _judge(about),
+        _clips(about),
+        *(_figures(f) for f in about.get("figures", ())),
+    ]
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def write_card(name: str, about: Mapping[str, Any], folder: Path) -> None:
+    """Write the card into a model's folder."""
+    write_text(card_text(name, about), folder / "README.md")
+
+
+def _head(name: str, about: Mapping[str, Any]) -> str:
+    defaults = ", ".join(f"{k} `{v}`" for k, v in about.get("defaults", {}).items())
+    front = (
+        f"---\nlicense: {about.get('licence', 'apache-2.0').lower()}\nlibrary_name: guidestar\n---"
+    )
+    text = f"{front}\n\n# {name}\n\n{about.get('summary', '')}."
+    text += f"\n\nData: {about['data']}" if "data" in about else ""
+    return text + (f"\n\nRecommended: {defaults}." if defaults else "")
+
+
+def _diffusers(about: Mapping[str, Any]) -> str:
+    told = about.get("diffusers")
+    if not told:
+        return ""
+    if "pipeline" not in told:
+        return f"## In Diffusers\n\n{told['needs'][:1].upper()}{told['needs'][1:]}."
+    code = (
+        "from diffusers import DiffusionPipeline\n\npipe = "
+        f"DiffusionPipeline.from_pretrained(folder)  # a {told['pipeline']}\n{told['use']}"
+    )
+    return (
+        f"## In Diffusers\n\n```python\n{code}\n```\n\nThat samples without guidestar, and so "
+        "without its guidances but for the pipeline's own."
+    )
+
+
+def _training(about: Mapping[str, Any]) -> str:
+    if "seconds" not in about:
+        return ""
+    losses = about.get("loss", {})
+    head = ("part", "parameters", "steps", "seconds", *(["final loss"] if losses else []))
+    rows = [
+        (
+            part,
+            f"{about['parameters'][part]:,}",
+            about["recipe"][part]["train"]["steps"],
+            seconds,
+            *([losses[part]] if losses else []),
+        )
+        for part, seconds in about["seconds"].items()
+    ]
+    return (
+        f"## Training\n\n`{about['command']}`, on {about['machine']}. The whole recipe is in "
+        "`guidestar.json`.\n\n" + table(head, rows)
+    )
+
+
+def _by_level(about: Mapping[str, Any]) -> str:
+    found = about.get("classifier_accuracy")
+    if not found:
+        return ""
+    end = about.get("classifier_rho_max")
+    said = (
+        f"It is off by default above σ/α = {end:g}"
+        if end is not None
+        else "At every level it is above 1.2 times chance, so it is on everywhere by default"
+    )
+    errors = about.get("classifier_ece", {})
+    head = (
+        "σ/α",
+        "accuracy",
+        *(["calibration error, as trained", "with its temperatures"] if errors else []),
+    )
+    rows = [
+        (rho, f"{accuracy:.1%}", *(f"{e:.3f}" for e in errors.get(rho, ())))
+        for rho, accuracy in found.items()
+    ]
+    return (
+        f"## The noise-aware classifier\n\nAccuracy on the test images by noise ratio. {said}.\n\n"
+        + table(head, rows)
+    )
+
+
+def _regressor(about: Mapping[str, Any]) -> str:
+    found = about.get("regressor")
+    if not found:
+        return ""
+    said = (
+        "Mean squared error on held-out samples by noise ratio: as a share of the numbers' "
+        "variance (1: it knows nothing), and by the variance it told as trained"
+    )
+    rows = [
+        (rho, f"{unexplained:.3f}", f"{surprise:.2f}")
+        for rho, (unexplained, surprise) in found.items()
+    ]
+    return (
+        f"## The noise-aware regressor\n\n{said} (its temperatures bring that to 1).\n\n"
+        + table(("σ/α", "unexplained", "by its own variance"), rows)
+    )
+
+
+def _judge(about: Mapping[str, Any]) -> str:
+    if "judge_accuracy" not in about:
+        return ""
+    return (
+        "## The judge\n\nAn independent network on clean images that guides nothing: "
+        f"{about['judge_accuracy']:.2%} of the test images."
+    )
+
+
+def _clips(about: Mapping[str, Any]) -> str:
+    found = about.get("retrieval")
+    if not found:
+        return ""
+    keys = [k for k in next(iter(found.values())) if k != "of"]
+    rows = [(part, *(f"{row[k]:.1%}" for k in keys), row["of"]) for part, row in found.items()]
+    text = (
+        "## The CLIPs\n\nHow often the right one is among the first 1 or 5, of held-out pictures "
+        "and their captions.\n\n" + table(("part", *keys, "pictures"), rows)
+    )
+    noisy = about.get("noisy_clip")
+    if not noisy:
+        return text
+    end = (
+        f"It is off by default above σ/α = {noisy['rho_max']:g}."
+        if noisy["rho_max"] is not None
+        else "It is on at every level by default."
+    )
+    levels = [(rho, f"{share:.1%}") for rho, share in noisy["image to text R@5"].items()]
+    return (
+        f"{text}\n\nThe noise-aware CLIP that guides, among {noisy['of']} captions of held-out "
+        f"pictures, by noise ratio. {end}\n\n" + table(("σ/α", "R@5"), levels)
+    )
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    if "top 5" in figures["rows"][0]:
+        return (
+            f"## {figures['title']}\n\n{figures['text']}\n\n    {figures['command']}\n\n"
+            + text_table(figures["rows"])
+        )
+    head = ("guidance", "judge accuracy", "Fréchet", "diversity", "class shares", "NFE")
+    rows = [
+        (
+            f"`{r['guidance']}`",
+            f"{r['accuracy']:.1%}",
+            f"{r['frechet']:.2f}",
+            f"{r['diversity']:.2f}",
+            _shares(r),
+            f"{r['nfe']:g}",
+        )
+        for r in figures["rows"]
+    ]
+    return f"## {figures['title']}\n\n{figures['text']}\n\n    {figures['command']}\n\n" + table(
+        head, rows
+    )
+
+
+def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write the figures of a text model (`measure_text`) as a table."""
+    head = (
+        "guidance",
+        "right caption first",
+        "among the first 5",
+        "CLIP score",
+        "Fréchet",
+        "nearest real",
+        "NFE",
+    )
+    cells = [
+        (
+            f"`{r['guidance']}`",
+            f"{r['top 1']:.1%}",
+            f"{r['top 5']:.1%}",
+            f"{r['score']:.3f}",
+            f"{r['frechet']:.3f}",
+            f"{r['nearest']:.3f}",
+            f"{r['nfe']:g}",
+        )
+        for r in rows
+    ]
+    return table(head, cells)
+
+
+def _shares(row: Mapping[str, Any]) -> str:
+    return f"{min(row['shares']):.1%}–{max(row['shares']):.1%}"
+
+
+def table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """Write a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -1,0 +1,431 @@
+"""A model as a folder, in Diffusers' layout, so that Diffusers' own classes read it too.
+
+guidestar.json          what it is, how it is best used, what it measured
+guidance.toml           how it is guided, to read and change
+model_index.json        which pipeline of Diffusers it is, where there is one
+README.md               its card
+unet/ or transformer/   the network            scheduler/   the noise, and what the network predicts
+condition/              its conditions         weak/, …     further networks, each with its
+conditions text_encoder/, tokenizer/                      CLIP's, where a caption is the only
+condition classifier/, judge/     classifiers            averages/    the network with other
+averages of its weights clip/, clean_clip/      CLIP's image towers, whose text tower is
+text_encoder/; a judge may be a whole CLIP vae/                    AutoencoderKL, of a model of
+latents
+
+A network of the user's own ("module:callable") is in network/, and is only built where that is
+asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.levels import Flow
+from ..diffusers import guidance_file as recipe
+from ..diffusers.export import described, scheduler_settings, write_index
+from ..diffusers.read.building import one_budget
+from ..diffusers.read.hub import fetch, is_hub_name
+from ..diffusers.read.network import Parts
+from ..diffusers.read.network import read as read_parts
+from ..diffusers.read.pipeline import family_of, read_pipeline
+from ..diffusers.read.safetensors_io import read_module
+from ..diffusers.read.scheduler import read_scheduler
+from ..diffusers.read.vae import Decoder, read_decoder
+from ..diffusers.write import write_classifier, write_denoiser, write_module, write_scheduler
+from ..io.documents import read_json
+from ..io.files import check_name, make_folder
+from ..io.images import write_text
+from ..networks.cpu_fastpath import lean
+from .manifest import FORMAT, NAME, read_about
+from .model import Model
+from .shipped import SHIPPED, available
+
+PARTS = frozenset(
+    {
+        "unet",
+        "transformer",
+        "network",
+        "condition",
+        "scheduler",
+        "vae",
+        "text_encoder",
+        "tokenizer",
+        "averages",
+        "judge",
+        "guidestar.json",
+        "guidance.toml",
+        "model_index.json",
+        "readme.md",
+    }
+)
+"""What a folder holds beside further networks and classifiers, whose folders have their names."""
+
+
+class WeightsError(RuntimeError):
+    """A model's folder is damaged: a file is missing, unreadable, or does not fit its network."""
+
+
+class UnknownAverageError(ValueError):
+    """A model's folder has no such average of its weights."""
+
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+DTYPES |= {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return torch's dtype of a name.
+
+    Raises:
+        ValueError: there is none, or it is not a floating point one.
+    """
+    found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if dtype is not None and found not in DTYPES.values():
+        raise ValueError(
+            f"dtype must be one of {', '.join(DTYPES)} (or torch's), not {str(dtype)!r}"
+        )
+    return found
+
+
+def load(
+    name: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    average: str | None = None,
+    trust: bool = False,
+    size: tuple[int, int] | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> Model:
+    """Load a model that ships with guidestar, a pipeline of Diffusers, or any folder with a network
+    and a scheduler.
+
+    Of pipelines, Stable Diffusion, SDXL, SD3, Flux, PixArt, DiT, DDPM and DDIM are read
+    (`bridge.folders.FAMILIES`): network, noise levels, text encoders and VAE.
+
+    Args:
+        name: "fashion-mnist", a path, or the name of a repository on the Hugging Face hub
+            ("owner/model"), of which only settings and safetensors are fetched.
+        device: where its networks go.
+        average: which average of its weights, where its training kept several; by default the
+            first.
+        trust: import and call the user's own code that a folder names; without it, such a folder is
+            refused.
+        size: height and width in pixels, of a pipeline that is told by a prompt.
+        dtype: of a pipeline's network and text encoders, as torch's or by name ("bfloat16");
+            float32 by default. The VAE stays in float32.
+
+    Raises:
+        ValueError: there is no such model, here or on the hub; no such average or dtype.
+        WeightsError: a file is damaged, or does not fit its network; it is named.
+    """
+    folder = _find(name)
+    ours, kind = (folder / NAME).is_file(), dtype_of(dtype)
+    if average is not None and not ours:
+        raise ValueError(f"{folder} holds no averages but the one")
+    if ours and (size, dtype) != (None, None):
+        raise ValueError(f"{folder}: size= and dtype= are for pipelines of Diffusers")
+    with one_budget():
+        model = _read(folder, str(name), average, trust, size, kind or torch.float32)
+    for denoiser in (model.denoiser, *(d for d, _ in model.nets.values())):
+        lean(denoiser)  # type: ignore[type-var]
+    return model.to(device)
+
+
+def _read(
+    folder: Path,
+    name: str,
+    average: str | None,
+    trust: bool,
+    size: tuple[int, int] | None,
+    dtype: torch.dtype,
+) -> Model:
+    ours = (folder / NAME).is_file()
+    try:
+        model = (
+            _read_ours(folder, name, average, trust)
+            if ours
+            else _read_foreign(folder, name, size, dtype)
+        )
+        model.defaults |= recipe.settings(folder)
+        return model
+    except UnknownAverageError:
+        raise
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+
+
+def _find(name: str | Path) -> Path:
+    """Return the folder of a model that ships, of a path, or of the hub."""
+    folder = SHIPPED / str(name) if (SHIPPED / str(name) / NAME).is_file() else Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, and a model is a folder; {_checkpoint(folder)}")
+    if is_hub_name(str(name)):
+        return fetch(str(name))
+    raise ValueError(
+        f"unknown model {str(name)!r}; there is {', '.join(available())}, any folder with a "
+        "network and a scheduler, and any owner/model of the Hugging Face hub"
+    )
+
+
+def _checkpoint(file: Path) -> str:
+    """Say how a model in one file is read."""
+    if file.suffix == ".pkl":
+        return (
+            "a .pkl carries code, which is not run here: load it by its authors' code where "
+            "you trust it, and give the module to guidestar.checkpoints.edm.edm_model"
+        )
+    ours = (
+        "guided-diffusion's with guidestar.checkpoints.adm.adm_model, DiT's with "
+        "guidestar.checkpoints.dit.dit_model"
+    )
+    return (
+        f"read {ours}; a Stable Diffusion in one file becomes a folder by Diffusers' "
+        "from_single_file and save_pretrained"
+    )
+
+
+def _read_foreign(
+    folder: Path, name: str, size: tuple[int, int] | None, dtype: torch.dtype
+) -> Model:
+    family, parts = family_of(folder), read_pipeline(folder, size=size, dtype=dtype)
+    if parts.shape is None:
+        raise ValueError(
+            f"{folder}: its network leaves the size of a sample open (no sample_size in "
+            "config.json)"
+        )
+    conditional = parts.encoder is not None and parts.encoder.null(1) is not None
+    defaults = {"guidance": family.guidance if family else "cfg(3)"} if conditional else {}
+    if isinstance(parts.schedule, Flow):
+        defaults["grid"] = "uniform"  # bent by the flow's shift, as the pipelines space their steps
+    decode = _decoder(folder, {"shape": parts.shape})
+    return Model(
+        name=name,
+        denoiser=parts.denoiser,
+        schedule=parts.schedule,
+        shape=parts.shape,
+        encoder=parts.encoder,
+        decode=decode,
+        defaults=defaults,
+    )
+
+
+def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Model:
+    about = read_about(folder)
+    process = read_scheduler(folder)
+    main = read_parts(
+        _of_average(folder, about, average), process=process, known=_networks(), trust=trust
+    )
+    shape = _shape(folder / NAME, about.get("shape"), main)
+    further = {
+        n: read_parts(folder / n, process=process, known=_networks(), trust=trust)
+        for n in about.get("nets", [])
+    }
+    return Model(
+        name=name,
+        denoiser=main.denoiser,
+        schedule=main.schedule,
+        shape=shape,
+        encoder=main.encoder,
+        decode=_decoder(folder, about),
+        nets={n: (p.denoiser, p.encoder) for n, p in further.items()},
+        classifiers={
+            n: read_module(folder / n, known=_classifiers()) for n in about.get("classifiers", [])
+        }
+        | _read_clips(folder, about, main.encoder),
+        judge=_read_judge(folder / "judge") if (folder / "judge").is_dir() else None,
+        defaults=about.get("defaults", {}),
+        card=about,
+    )
+
+
+def _shape(file: Path, told: Sequence[int] | None, main: Parts) -> tuple[int, ...]:
+    """Return the shape of one sample, of which the folder and the network say the same."""
+    network = main.shape or _sequence(main)
+    if told is None and not network:
+        raise ValueError(
+            f"{file}: shape is missing, and the network's settings leave it open; write e.g. "
+            '"shape": [3, 32, 32]'
+        )
+    if told is not None and network and tuple(told) != network:
+        raise ValueError(
+            f"{file}: shape is {list(told)}, but the network in {main.folder} is of samples "
+            f"{list(network)}"
+        )
+    return tuple(told or network or ())
+
+
+def _sequence(main: Parts) -> tuple[int, ...] | None:
+    """Return (T, C) or (C,) of a network of sequences or vectors; None of others."""
+    net = getattr(main.denoiser.net, "net", None)  # type: ignore[union-attr]
+    if type(net).__name__ != "SequenceTransformer":
+        return None
+    config: Any = net.config  # type: ignore[union-attr]
+    return (
+        (config["channels"],)
+        if config["length"] is None
+        else (config["length"], config["channels"])
+    )
+
+
+def _read_clips(folder: Path, about: Mapping[str, Any], encoder: Any) -> dict[str, Any]:
+    from ..diffusers.read.clip import read_tower
+    from ..networks.clip import CLIP
+
+    if about.get("clips") and not hasattr(encoder, "text"):
+        raise ValueError(
+            f"{folder / NAME}: clips go with a model that is told by a text, and this one has no "
+            "text encoder"
+        )
+    return {
+        n: CLIP(encoder.text, encoder.tokenizer, read_tower(folder / n), **more)
+        .eval()
+        .requires_grad_(False)
+        for n, more in about.get("clips", {}).items()
+    }
+
+
+def _read_judge(folder: Path) -> Any:
+    from ..diffusers.read.clip import read_clip
+
+    return (
+        read_clip(folder)
+        if "text_config" in read_json(folder / "config.json")
+        else read_module(folder, known=_classifiers())
+    )
+
+
+def _of_average(folder: Path, about: Mapping[str, Any], average: str | None) -> Path:
+    known = about.get("averages", [])
+    if average is None or average == next(iter(known), None):
+        return folder
+    if average not in known:
+        raise UnknownAverageError(
+            f"{folder} has no average {average!r}; it has {', '.join(known) or 'only one'}"
+        )
+    return folder / "averages" / average
+
+
+def _networks() -> dict[str, Any]:
+    from ..networks.sequence import SequenceTransformer
+
+    return {"SequenceTransformer": SequenceTransformer}
+
+
+def _classifiers() -> dict[str, Any]:
+    from ..networks.classifier import Classifier
+    from ..networks.sequence_classifier import SequenceClassifier
+
+    return {"Classifier": Classifier, "SequenceClassifier": SequenceClassifier}
+
+
+def _decoder(folder: Path, about: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Return what turns the model's samples into data: pixels, values in their own units, or
+    decoded latents.
+    """
+    if (folder / "vae" / "config.json").is_file():
+        return read_decoder(folder / "vae")
+    if "scale" in about:
+        mean, std = (torch.tensor(about["scale"][k]) for k in ("mean", "std"))
+        return lambda x: x * std.to(x) + mean.to(x)
+    return (lambda x: x.clamp(-1, 1)) if len(about.get("shape", (1, 1, 1))) == 3 else (lambda x: x)
+
+
+def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16) -> None:
+    """Write a model's networks, configs, ``guidestar.json`` and ``guidance.toml``.
+
+    Where one of Diffusers' pipelines can be the model (`bridge.export.pipeline_of`),
+    ``model_index.json`` says so, and ``DiffusionPipeline.from_pretrained(folder)`` loads it without
+    guidestar; else the network and the scheduler load.
+
+    Args:
+        model: its networks must be of the classes named in this module's docstring.
+        folder: made if it is missing.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: the model was read from Diffusers, so its folder is there already; or a
+            network's or classifier's name cannot be a folder's.
+    """
+    config = _scheduler(model)
+    for name in (*model.nets, *model.classifiers):
+        check_name(name, "the name of a network or classifier", taken=PARTS)
+    root = make_folder(Path(folder))
+    write_denoiser(model.denoiser, model.encoder, root, dtype)
+    for name, (denoiser, encoder) in model.nets.items():
+        write_denoiser(denoiser, encoder, root / name, dtype)
+    clips = {n: c for n, c in model.classifiers.items() if hasattr(c, "embed_text")}
+    for name, net in {
+        **model.classifiers,
+        **({"judge": model.judge} if model.judge is not None else {}),
+    }.items():
+        write_classifier(net, root / name, dtype, whole=name == "judge")
+    write_scheduler(config, root / "scheduler")
+    if isinstance(model.decode, Decoder):
+        write_module(model.decode.vae, root / "vae", dtype)
+    about = {
+        **model.card,
+        "format": FORMAT,
+        "shape": list(model.shape),
+        "nets": list(model.nets),
+        "classifiers": [n for n in model.classifiers if n not in clips],
+        "defaults": model.defaults,
+        "diffusers": described(model),
+    }
+    write_index(model, root, config)
+    if guidance := model.defaults.get("guidance"):
+        recipe.write(
+            recipe.GuidanceRecipe(
+                guidance=guidance, **{k: model.defaults.get(k) for k in ("steps", "solver", "grid")}
+            ),
+            root,
+        )
+    if clips:
+        about["clips"] = {
+            n: {"log_scale": float(c.log_scale.detach()), "rho_max": c.rho_max}
+            for n, c in clips.items()
+        }
+    write_text(json.dumps(about, indent=2) + "\n", root / NAME)
+
+
+def write_average(module: Any, folder: Path, name: str, dtype: torch.dtype = torch.float16) -> None:
+    """Add another average of the main network's weights (a `ConditionalModel`) to a folder, under
+    ``name``.
+
+    Raises:
+        ValueError: the name cannot be a folder's.
+    """
+    check_name(name, "the name of an average")
+    write_denoiser(module.denoiser, module.encoder.alone(), folder / "averages" / name, dtype)
+
+
+def _scheduler(model: Model) -> dict[str, Any]:
+    if "scheduler" not in model.card and "schedule" not in model.card:
+        raise ValueError(
+            f"the model {model.name!r} was not trained here and says nothing of its scheduler "
+            "(card); copy the folder that it was read from"
+        )
+    return scheduler_settings(model, model.card.get("scheduler") or _of_betas(model))
+
+
+def _of_betas(model: Model) -> dict[str, Any]:
+    kinds: dict[str, Any] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+    predicts = model.denoiser.predicts  # type: ignore[attr-defined]
+    return {
+        "_class_name": "DDPMScheduler",
+        **model.card["schedule"],
+        "prediction_type": kinds[predicts],
+        "clip_sample": False,
+    }

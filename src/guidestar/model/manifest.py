@@ -1,0 +1,119 @@
+"""What a model's folder says of itself, in ``guidestar.json``; each value that is used is checked
+where it is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..diffusers.guidance_file import GuidanceRecipe
+from ..io.documents import maybe, number, read_json, shown, whole
+from ..io.files import check_name
+
+NAME = "guidestar.json"
+FORMAT = 1
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Read a folder's ``guidestar.json``.
+
+    Raises:
+        ValueError: it is missing or unreadable, of another format, or a value is of the wrong kind;
+            the file and the key are named.
+    """
+    file = folder / NAME
+    about = read_json(file)
+    if about.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder} is of the format {shown(about.get('format'))}; this version of guidestar "
+            f"reads {FORMAT}"
+        )
+    for key, (fits, wanted) in _KEYS.items():
+        if key in about and not fits(about[key]):
+            raise ValueError(f"{file}: {key} must be {wanted}, not {shown(about[key])}")
+    _check_defaults(file, about.get("defaults", {}))
+    return about
+
+
+def _check_defaults(file: Path, defaults: dict[str, Any]) -> None:
+    try:
+        GuidanceRecipe(
+            **{
+                "guidance": "cond",
+                **{
+                    k: defaults[k] for k in ("guidance", "steps", "solver", "grid") if k in defaults
+                },
+            }
+        )
+    except ValueError as error:
+        raise ValueError(f"{file}: defaults: {error}") from error
+
+
+def _texts(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(n, str) for n in given)
+
+
+def _folders(given: Any) -> bool:
+    """Tell whether these name folders within another, and nothing outside it."""
+    if not isinstance(given, list):
+        return False
+    try:
+        return len({check_name(name, "a name") for name in given}) == len(given)
+    except ValueError:
+        return False
+
+
+_number = number().fits
+
+
+def _clips(given: Any) -> bool:
+    known = {"log_scale": _LOG_SCALE.fits, "rho_max": maybe(number(0)).fits}
+    return (
+        isinstance(given, dict)
+        and _folders([*given])
+        and all(
+            isinstance(c, dict) and all(k in known and known[k](v) for k, v in c.items())
+            for c in given.values()
+        )
+    )
+
+
+_LOG_SCALE = number(-88, 88)  # whose exponential float32 holds
+_SIDE = whole(1, 1_000_000)
+_MOST = 2**28
+"""Numbers in one sample; 1 GB in float32."""
+
+
+def _shape(given: Any) -> bool:
+    return (
+        isinstance(given, list)
+        and 1 <= len(given) <= 4
+        and all(map(_SIDE.fits, given))
+        and math.prod(given) <= _MOST
+    )
+
+
+def _scale(given: Any) -> bool:
+    mean, std = (given.get(k) if isinstance(given, dict) else None for k in ("mean", "std"))
+    if not isinstance(mean, list) or not isinstance(std, list):
+        return False
+    return len(mean) == len(std) >= 1 and all(map(_number, [*mean, *std])) and min(std) > 0
+
+
+_BESIDE = "names of folders beside it"
+_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "shape": (_shape, "whole numbers from 1 on, e.g. [3, 64, 64]"),
+    "scale": (
+        _scale,
+        'an object of "mean" and "std", lists of as many numbers, those of std positive',
+    ),
+    "averages": (_folders, "names of folders in averages/"),
+    "nets": (_folders, _BESIDE),
+    "classifiers": (_folders, _BESIDE),
+    "clips": (_clips, f'{_BESIDE}, each with an object of the numbers "log_scale" and "rho_max"'),
+    "captions": (_texts, "a list of texts"),
+    "defaults": (lambda given: isinstance(given, dict), "an object"),
+}

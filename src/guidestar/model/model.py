@@ -1,0 +1,530 @@
+"""A trained model with everything needed to use it, and the samples it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.denoiser import Condition, Denoiser
+from ..core.levels import GRIDS, Grid, Schedule
+from ..core.rng import Draw, checked_seeds
+from ..guidance import Guidance, Guided, Observation, Plan, losses_of, parse
+from ..guidance.losses import Loss
+from ..guidance.term import Direction, as_guidance
+from ..sampling import Potential, Solver, State, get_solver, noise, noised, trajectory
+from .binding import Names, names_of, net_of
+from .samples import Samples, arguments_of, settings_of
+from .steering import Reward, steer
+
+Watch = Callable[[int, int], None]
+
+BLAMED = 1000.0
+"""How many times as large as the samples a term's push is when it is to blame for what is not
+finite.
+"""
+
+
+@dataclass(kw_only=True, repr=False)
+class Model:
+    """A denoiser with its schedule, condition encoder, decoder, further networks and card.
+
+    Several threads may sample from one model at the same time.
+
+    Args:
+        name: what it is called.
+        denoiser: the network that is guided.
+        schedule: its noise levels.
+        shape: of one sample.
+        encoder: turns names into conditions: ``encode(names)``, ``null(batch)``, ``index(name)``,
+            ``classes``; None for an unconditional model.
+        decode: turns samples into images; by default they are images already.
+        nets: further denoisers by name, each with its encoder (``weak``: for autoguidance).
+        classifiers: what ``classifier(…, net=name)`` may name.
+        judge: a classifier that guides nothing and only measures.
+        defaults: ``guidance``, ``steps``, ``solver`` and ``grid`` as its card recommends.
+        card: what else is known of it.
+    """
+
+    name: str
+    denoiser: Denoiser
+    schedule: Schedule
+    shape: tuple[int, ...]
+    encoder: Any = None
+    decode: Callable[[Tensor], Tensor] = lambda x: x.clamp(-1, 1)
+    nets: dict[str, tuple[Denoiser, Any]] = field(default_factory=dict)
+    classifiers: dict[str, Any] = field(default_factory=dict)
+    judge: Any = None
+    defaults: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, if it has any."""
+        return tuple(getattr(self.encoder, "classes", ()))
+
+    @property
+    def told_by_text(self) -> bool:
+        """Whether its condition is a prompt."""
+        return hasattr(self.encoder, "tokenizer")
+
+    @property
+    def latent(self) -> bool:
+        """Whether it works on latents, which `decode` turns into images."""
+        return hasattr(self.decode, "vae")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the main network is."""
+        parameters = (
+            self.denoiser.parameters() if isinstance(self.denoiser, nn.Module) else iter(())
+        )
+        return next((p.device for p in parameters), torch.device("cpu"))
+
+    def to(self, device: torch.device | str) -> Model:
+        """Move every network to ``device``."""
+        parts = [
+            self.denoiser,
+            self.encoder,
+            self.judge,
+            *self.classifiers.values(),
+            *(m for pair in self.nets.values() for m in pair),
+        ]
+        for part in parts:
+            if isinstance(part, nn.Module):
+                part.to(device)
+        return self
+
+    def to_images(self, x: Tensor) -> Tensor:
+        """Decode samples ``[B, *S]`` into images.
+
+        Raises:
+            FloatingPointError: the decoder returned values that are not finite.
+        """
+        images = self.decode(x)
+        if not bool(images.isfinite().all()) and bool(x.isfinite().all()):
+            raise FloatingPointError(
+                f"the decoder of {self.name!r} returned values that are not finite from finite "
+                "samples; load it in float32"
+            )
+        return images
+
+    def grid(self, steps: int | None = None, grid: str | Grid | None = None) -> Grid:
+        """Make a grid of levels; both default to the card's.
+
+        Raises:
+            ValueError: unknown grid, or steps out of range.
+        """
+        if isinstance(grid, Grid):
+            return grid
+        name: str = grid or self.defaults.get("grid", "log_snr")
+        count: int = steps if steps is not None else self.defaults.get("steps", 20)
+        if name not in GRIDS:
+            raise ValueError(f"unknown grid {name!r}; the grids are {', '.join(GRIDS)}")
+        if not 1 <= count <= 10_000:
+            raise ValueError(f"steps must be from 1 to 10000, not {count}")
+        return GRIDS[name](self.schedule, count)
+
+    def expression(
+        self, guidance: str | Guidance | Direction | None, *, conditional: bool = True
+    ) -> Guidance:
+        """Read an expression; by default the card's, and no guidance at all where there is no
+        condition.
+        """
+        if guidance is None:
+            guidance = (
+                self.defaults.get("guidance", "cond")
+                if conditional and self.encoder is not None
+                else "uncond"
+            )
+        return parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
+
+    def names(self, cond: Names | None, count: int) -> tuple[str | int, ...] | None:
+        """Return the condition of each of ``count`` samples.
+
+        Raises:
+            ValueError: an unknown name, or neither one nor ``count`` of them.
+        """
+        return names_of(self, cond, count)
+
+    def guided(
+        self,
+        guidance: str | Guidance | Direction | None = None,
+        *,
+        cond: Sequence[str | int] | Condition | None = None,
+        negative: str | int | None = None,
+        seeds: Sequence[int] | None = None,
+        losses: Mapping[str, Loss] | None = None,
+        max_rows: int | None = None,
+        checkpoint: bool = False,
+        check: bool = False,
+    ) -> Guided:
+        """Bind a guidance to this model's networks, for samples of the conditions ``cond`` (by
+        name, or encoded).
+
+        ``seeds``, one a sample, are for guidances that draw random numbers; the others as in
+        `sample`.
+        """
+        everyone = {"main": (self.denoiser, self.encoder), **self.nets}
+        nets = {
+            name: net_of(self, denoiser, encoder, cond, negative)
+            for name, (denoiser, encoder) in everyone.items()
+        }
+        index = (
+            getattr(self.encoder, "index", None)
+            if self.classifiers or hasattr(self.encoder, "classes")
+            else None
+        )
+        named = None if isinstance(cond, Condition) else cond
+        target = (
+            torch.tensor([index(n) for n in named])
+            if named is not None and index is not None and "" not in named
+            else None
+        )
+        expression = self.expression(guidance, conditional=cond is not None)
+        prompts = [str(c) for c in named] if named is not None and self.told_by_text else None
+        more = {
+            "target": target,
+            "index": index,
+            "prompts": prompts,
+            "seeds": seeds,
+            "losses": losses,
+            "max_rows": max_rows,
+            "checkpoint": checkpoint,
+            "check": check,
+        }
+        return Guided(expression, nets, classifiers=self.classifiers, **more)  # type: ignore[arg-type]
+
+    def plan(
+        self,
+        guidance: str | Guidance | Direction | None = None,
+        *,
+        cond: Names | None = 0,
+        negative: str | int | None = None,
+        steps: int | None = None,
+        solver: str | Solver | None = None,
+        grid: str | None = None,
+    ) -> Plan:
+        """Tell which passes a run would evaluate, without running anything (so no losses are
+        needed); arguments as in `sample`.
+
+        It is of as many samples as there are conditions, or scales in the expression's lists.
+        """
+        cond = "anything" if cond == 0 and self.told_by_text else cond
+        count = 1 if cond is None or isinstance(cond, str | int) else max(1, len(cond))
+        names = self.names(cond if self.encoder is not None else None, count)
+        unseen = {
+            name: Observation("identity", 0.0)
+            for name in losses_of(self.expression(guidance, conditional=names is not None))
+        }
+        guided, solver = (
+            self.guided(guidance, cond=names, negative=negative, losses=unseen),
+            self.solver(solver),
+        )
+        levels = self.grid(steps, grid)
+        solver.check(guided, levels)
+        return guided.plan(
+            levels, batch=count if count > 1 else None, evaluations=solver.evaluations
+        )
+
+    def solver(self, solver: str | Solver | None = None) -> Solver:
+        """Return a solver by its name; by default the card's."""
+        return get_solver(solver if solver is not None else self.defaults.get("solver", "dpmpp-2m"))
+
+    def trajectory(
+        self,
+        cond: Names | None = None,
+        *,
+        guidance: str | Guidance | Direction | None = None,
+        seeds: Sequence[int] = (0,),
+        negative: str | int | None = None,
+        steps: int | None = None,
+        solver: str | Solver | None = None,
+        grid: str | Grid | None = None,
+        start: Tensor | None = None,
+        start_rho: float | None = None,
+        losses: Mapping[str, Loss] | None = None,
+        max_rows: int | None = None,
+        checkpoint: bool = False,
+        explain: bool = False,
+        check: bool = False,
+    ) -> Iterator[State]:
+        """Yield the state after each step (previews, progress, cancelling); arguments as in
+        `sample`.
+        """
+        run: dict[str, Any] = {
+            "cond": cond,
+            "guidance": guidance,
+            "seeds": seeds,
+            "negative": negative,
+            "steps": steps,
+            "solver": solver,
+            "grid": grid,
+            "start": start,
+            "start_rho": start_rho,
+            "losses": losses,
+            "max_rows": max_rows,
+            "checkpoint": checkpoint,
+            "explain": explain,
+        }
+        try:
+            yield from self._states(**run, check=check)
+        except FloatingPointError as error:
+            if check:
+                raise
+            raise FloatingPointError(self._blame(run) or str(error)) from error
+
+    def _states(
+        self,
+        cond: Names | None,
+        *,
+        guidance: Any,
+        seeds: Sequence[int],
+        negative: Any,
+        steps: int | None,
+        solver: Any,
+        grid: Any,
+        start: Tensor | None,
+        start_rho: float | None,
+        losses: Any,
+        max_rows: int | None,
+        checkpoint: bool,
+        explain: bool,
+        check: bool,
+    ) -> Iterator[State]:
+        seeds = checked_seeds(seeds)
+        bounds = {"losses": losses, "max_rows": max_rows, "checkpoint": checkpoint, "check": check}
+        guided = self.guided(
+            guidance, cond=self.names(cond, len(seeds)), negative=negative, seeds=seeds, **bounds
+        )  # type: ignore[arg-type]
+        levels, draw = self.grid(steps, grid), Draw(seeds)
+        if start_rho is not None:
+            levels = levels.from_rho(start_rho)
+        x = self._start(start, levels, draw)
+        yield from trajectory(
+            guided, x, grid=levels, solver=self.solver(solver), draw=draw, explain=explain
+        )
+
+    def _blame(self, run: dict[str, Any]) -> str | None:
+        """Run again, looking at every output, and return which term or network made the samples not
+        finite.
+        """
+        largest: tuple[float, str, int] = (0.0, "", 0)
+        try:
+            for state in self._states(**run | {"explain": True}, check=True):
+                size = float(state.prediction.x_t.abs().max()) + 1
+                for term, push in (state.pushes or {}).items():
+                    pushed = float(push.abs().max()) / size
+                    if not pushed < BLAMED and not largest[1]:
+                        largest = pushed, term, state.step.index
+        except FloatingPointError as error:
+            if not largest[1]:
+                return str(error)
+        if not largest[1]:
+            return None
+        times, term, step = largest
+        return (
+            f"the samples are not finite: at step {step} the push of '{term}' was {times:.1g} "
+            "times as large as the samples; lower its scale"
+        )
+
+    def _start(self, start: Tensor | None, levels: Grid, draw: Draw) -> Tensor:
+        if start is None:
+            return noise(self.shape, levels[0], draw, device=self.device)
+        return noised(
+            _checked_start(start, len(draw.seeds), self.shape).to(self.device), levels[0], draw
+        )
+
+    def sample(
+        self,
+        cond: Names | None = None,
+        *,
+        guidance: str | Guidance | Direction | None = None,
+        seeds: Sequence[int] = (0,),
+        negative: str | int | None = None,
+        steps: int | None = None,
+        solver: str | Solver | None = None,
+        grid: str | Grid | None = None,
+        start: Tensor | None = None,
+        start_rho: float | None = None,
+        losses: Mapping[str, Loss] | None = None,
+        max_rows: int | None = None,
+        checkpoint: bool = False,
+        watch: Watch | None = None,
+    ) -> Samples:
+        """Sample one image a seed.
+
+        Args:
+            cond: class names or indices (or prompts): one, or one a seed; None for none at all.
+            guidance: an expression, as text or made in Python; the card's by default.
+            seeds: one integer a sample; sample k depends on its own seed alone.
+            negative: what cfg moves away from, in place of the null.
+            steps, solver, grid: by default the card's.
+            start: data ``[B, *S]`` to start from (SDEdit), noised to the first level of noise ratio
+                at most ``start_rho``.
+            losses: what dps, tfg and their kin lower, by name ("loss" unless they name another):
+                any differentiable ``loss(x0 [B, *S]) -> [B]``, or an `Observation`.
+            max_rows: the most rows of one network call (bounds memory).
+            checkpoint: where the network is differentiated, keep only the inputs of its blocks and
+                compute the rest again (bounds memory further).
+            watch: called after each step with the steps done and the steps in all.
+
+        Raises:
+            ValueError: unknown names, an expression that does not parse, numbers out of range.
+            FloatingPointError: samples are not finite; names the term and its step, or the network
+                and its pass.
+        """
+        run = {
+            "cond": cond,
+            "guidance": guidance,
+            "seeds": seeds,
+            "negative": negative,
+            "steps": steps,
+            "solver": solver,
+            "grid": grid,
+            "start": start,
+            "start_rho": start_rho,
+            "losses": losses,
+            "max_rows": max_rows,
+            "checkpoint": checkpoint,
+        }
+        state = None
+        for state in self.trajectory(**run):
+            if watch:
+                watch(state.step.index + 1, state.step.grid.steps)
+        assert state is not None  # a grid has at least one step
+        settings = settings_of(
+            self, run, self.solver(solver), steps=state.step.grid.steps, dtype=state.x.dtype
+        )
+        return Samples(
+            x=state.x,
+            images=self.to_images(state.x),
+            settings=settings,
+            evaluations=state.evaluations,
+        )
+
+    def steer(
+        self,
+        reward: Reward,
+        cond: Names | None = None,
+        *,
+        particles: int = 8,
+        strength: float = 1.0,
+        potential: Potential = "difference",
+        every: int | None = None,
+        threshold: float = 0.5,
+        guidance: str | Guidance | Direction | None = None,
+        seeds: Sequence[int] = (0,),
+        negative: str | int | None = None,
+        steps: int | None = None,
+        solver: str | Solver = "ddpm",
+        grid: str | Grid | None = None,
+        losses: Mapping[str, Loss] | None = None,
+        max_rows: int | None = None,
+        watch: Watch | None = None,
+    ) -> Samples:
+        """Sample towards a reward, which need not be differentiable: K particles a seed, of which
+        the best is returned.
+
+        The particles are weighed by the reward of their clean estimates and resampled on the way
+        (`guidestar.steer`); with ``every=0`` it is best-of-K. ``samples.population`` holds all of
+        them.
+
+        Args:
+            reward: of images, decoded as a sample's are: ``[N, C, H, W] -> [N]``.
+            cond, guidance, seeds, negative, steps, grid, losses, max_rows, watch: as in `sample`.
+            particles: K.
+            strength: λ: the population is of the model's distribution times ``exp(λ · reward)``.
+            potential, every, threshold: as in `guidestar.steer`.
+            solver: one that draws noise.
+
+        Raises:
+            ValueError: as in `sample`; a solver that draws no noise; a reward that is not one
+                number an image.
+        """
+        about = {
+            "cond": cond,
+            "guidance": guidance,
+            "seeds": checked_seeds(seeds),
+            "negative": negative,
+            "steps": steps,
+            "grid": grid,
+            "losses": losses,
+            "max_rows": max_rows,
+        }
+        how = {
+            "particles": particles,
+            "strength": strength,
+            "potential": potential,
+            "every": every,
+            "threshold": threshold,
+        }
+        return steer(self, reward, about, self.solver(solver), how, watch)
+
+    def again(self, settings: Mapping[str, Any], watch: Watch | None = None) -> Samples:
+        """Repeat the run that a picture carries.
+
+        Raises:
+            ValueError: the settings are not a run's, or it depended on what they lack: an image to
+                start from, a loss, a reward, a function.
+        """
+        return self.sample(**arguments_of(settings), watch=watch)
+
+    def __repr__(self) -> str:
+        """Describe the model in at most ten lines."""
+        named = ", ".join(self.classes[:4]) + (", …" if len(self.classes) > 4 else "")
+        takes = (
+            "a prompt"
+            if self.told_by_text
+            else f"{len(self.classes)} classes ({named})"
+            if self.classes
+            else "a condition"
+            if self.encoder
+            else "nothing"
+        )
+        lines = [
+            f"Model {self.name!r}: {self.card.get('summary', '')}".rstrip(": "),
+            f"  network      {type(network_of(self.denoiser)).__name__}, "
+            f"{_count(self.denoiser):,} parameters, on {self.device}",
+            f"  schedule     {type(self.schedule).__name__}",
+            f"  samples      {list(self.shape)}{', latents of a VAE' if self.latent else ''}",
+            f"  condition    {takes}",
+            f"  nets         {', '.join(self.nets) or 'none'}",
+            "  classifiers  "
+            f"{', '.join(self.classifiers) or 'none'}{'; a judge' if self.judge else ''}",
+            f"  defaults     {', '.join(f'{k}={v}' for k, v in self.defaults.items()) or 'none'}",
+        ]
+        return "\n".join(lines)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        return Model(**{f.name: deepcopy(getattr(self, f.name), memo) for f in fields(self)})
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Model holds functions that cannot be pickled; pass its name or folder on, and "
+            "call guidestar.load there"
+        )
+
+
+def network_of(denoiser: Any) -> Any:
+    """Return the network within its wrappers."""
+    while isinstance(getattr(denoiser, "net", None), nn.Module):
+        denoiser = denoiser.net
+    return denoiser
+
+
+def _count(denoiser: Any) -> int:
+    return sum(p.numel() for p in denoiser.parameters()) if isinstance(denoiser, nn.Module) else 0
+
+
+def _checked_start(start: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
+    if tuple(start.shape) != (count, *shape):
+        raise ValueError(
+            f"start must have the shape {(count, *shape)}, one for each seed, not "
+            f"{tuple(start.shape)}"
+        )
+    return start

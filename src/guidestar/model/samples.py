@@ -1,0 +1,256 @@
+"""What a run gave, and everything that determined it."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..core.levels import Grid
+from ..guidance import ExpressionError, Guidance, losses_of, parse
+from ..io.files import make_folder
+from ..io.images import Row, save_png, sheet, to_pil
+from ..sampling import SOLVERS, Population, Solver
+from .binding import names_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that determines a run; pictures carry it, and ``Model.again`` repeats it.
+
+    Args:
+        model: name or folder.
+        cond: condition of each sample (none for an unconditional run).
+        negative: what the guidance moves away from (None: the null).
+        guidance: the expression.
+        seeds: one a sample.
+        steps, solver, grid: how the run goes.
+        started: whether it started from an image (which is not kept, so it cannot be repeated).
+        lacking: on what else it depended that is not kept (a loss, a reward), so that it cannot be
+            repeated.
+        max_rows: the most rows of one network call.
+        threads, dtype, device, versions: where it ran; the same ones give the same bits.
+    """
+
+    model: str
+    cond: tuple[str | int, ...] | None
+    negative: str | int | None
+    guidance: str
+    seeds: tuple[int, ...]
+    steps: int
+    solver: str
+    grid: str
+    started: bool = False
+    lacking: tuple[str, ...] = ()
+    max_rows: int | None = None
+    threads: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def settings_of(
+    model: Any,
+    run: Mapping[str, Any],
+    solver: Solver,
+    *,
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+    lacking: Sequence[str] = (),
+) -> Settings:
+    """Return the settings of a run.
+
+    Args:
+        model: a `Model`.
+        run: the arguments of its ``sample``.
+        solver: as it was made of them.
+        steps: how many there were.
+        dtype: of the samples.
+        lacking: on what it depended that is not kept, beside losses and functions of its
+            expression.
+    """
+    plain = solver.name in SOLVERS and solver == SOLVERS[solver.name]()
+    names = names_of(model, run["cond"], len(run["seeds"]), note=False)
+    guidance = model.expression(run["guidance"], conditional=names is not None)
+    return Settings(
+        model=model.name,
+        cond=names,
+        negative=run["negative"],
+        guidance=str(guidance),
+        seeds=tuple(int(s) for s in run["seeds"]),
+        steps=steps,
+        solver=solver.name if plain else repr(solver),
+        grid="custom"
+        if isinstance(run["grid"], Grid)
+        else run["grid"] or model.defaults.get("grid", "log_snr"),
+        started=run.get("start") is not None,
+        lacking=(
+            *lacking,
+            *_not_kept(guidance),
+            *(() if plain else ("the solver it was given in Python",)),
+        ),
+        max_rows=run["max_rows"],
+        threads=torch.get_num_threads(),
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(model.device),
+        versions={
+            "guidestar": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(map(fits, value))
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) or _is_int(value)
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "model": lambda v: isinstance(v, str),
+    "cond": lambda v: v is None or _is_list(v, _is_name),
+    "negative": lambda v: v is None or _is_name(v),
+    "guidance": lambda v: isinstance(v, str),
+    "seeds": lambda v: _is_list(v, _is_int) and len(v) > 0,
+    "steps": _is_int,
+    "solver": lambda v: isinstance(v, str),
+    "grid": lambda v: isinstance(v, str),
+    "started": lambda v: isinstance(v, bool),
+    "lacking": lambda v: _is_list(v, lambda word: isinstance(word, str)),
+    "max_rows": lambda v: v is None or (_is_int(v) and v > 0),
+    "index": _is_int,
+    "number": _is_int,
+    "stride": _is_int,
+}
+"""What the settings that a picture carries must be."""
+
+
+def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``Model.sample`` that repeat the run of these settings.
+
+    Raises:
+        ValueError: they are not a run's, or it depended on what they lack.
+    """
+    keys = ("cond", "guidance", "seeds", "negative", "steps", "solver", "grid", "max_rows")
+    missing = [k for k in keys if k not in settings]
+    if missing:
+        raise ValueError(
+            f"the settings lack {', '.join(missing)}; they were written by another version of "
+            "guidestar"
+        )
+    for key, fits in _FITS.items():
+        if key in settings and not fits(settings[key]):
+            raise ValueError(
+                f"the settings cannot be read: {key} should not be {str(settings[key])[:80]!r}"
+            )
+    if settings.get("started"):
+        raise ValueError(
+            "this run started from an image, which its settings do not carry; sample with start= "
+            "again"
+        )
+    if settings.get("lacking"):
+        raise ValueError(
+            f"this run depended on {' and '.join(settings['lacking'])}, which its settings do "
+            "not carry; run it again with that"
+        )
+    return {k: settings[k] for k in keys}
+
+
+def _not_kept(guidance: Guidance) -> tuple[str, ...]:
+    """Tell what of an expression its text does not carry: losses, and functions or tensors in its
+    arguments.
+    """
+    losses = tuple(f"the loss {name!r}" for name in losses_of(guidance))
+    try:
+        parse(str(guidance))
+    except ExpressionError:
+        return (*losses, "what its guidance was given in Python")
+    return losses
+
+
+def label_of(settings: Settings, index: int) -> str:
+    """Name the condition of a sample."""
+    return str(settings.cond[index]) if settings.cond else "uncond"
+
+
+def file_name(settings: Settings, index: int, number: int) -> str:
+    """Name the PNG file of a sample: its number, condition and seed."""
+    label = re.sub(r"[^\w.-]+", "-", label_of(settings, index))[:60]
+    return f"{number:04d}-{label}-seed{settings.seeds[index]}.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What a run gave.
+
+    Args:
+        x: samples as the network has them, ``[B, *S]``.
+        images: decoded, ``[B, C, H, W]`` in [−1, 1] for image models.
+        settings: the run.
+        evaluations: network evaluations of each sample.
+        population: all particles, where samples are the best of several (`Model.steer`).
+    """
+
+    x: Tensor
+    images: Tensor
+    settings: Settings
+    evaluations: tuple[int, ...]
+    population: Population | None = None
+
+    @property
+    def nfe(self) -> float:
+        """Network evaluations of a sample (the mean, where samples differ)."""
+        return sum(self.evaluations) / len(self.evaluations)
+
+    def pil(self) -> list[Any]:
+        """Return the images as pictures (Pillow)."""
+        return to_pil(self.images)
+
+    def save(self, folder: Path | str, numbers: Sequence[int] | None = None) -> list[Path]:
+        """Write one PNG a sample, each carrying the run; return their paths.
+
+        Args:
+            folder: made if it is missing.
+            numbers: what the files are numbered by; 0, 1, … by default.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        numbers = range(len(self.x)) if numbers is None else numbers
+        where, paths = make_folder(Path(folder)), []
+        stride = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+        settings = {**asdict(self.settings), "stride": stride}
+        for i, image in enumerate(self.pil()):
+            path = where / file_name(self.settings, i, numbers[i])
+            save_png(image, path, {**settings, "index": i, "number": numbers[i]})
+            paths.append(path)
+        return paths
+
+    def label(self, index: int) -> str:
+        """Name the condition of a sample."""
+        return label_of(self.settings, index)
+
+    def contact_sheet(self, columns: int = 8) -> Any:
+        """Lay all samples out on one picture."""
+        pictures = self.pil()
+        return sheet(
+            [
+                Row(label="", images=pictures[i : i + columns])
+                for i in range(0, len(pictures), columns)
+            ],
+            scale=3,
+        )

@@ -1,0 +1,17 @@
+"""The models that ship with the library; read without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..io.documents import read_json
+
+SHIPPED = Path(__file__).parents[1] / "assets"
+
+
+def available() -> dict[str, str]:
+    """List the models that ship, with a line on each."""
+    found = {}
+    for file in sorted(SHIPPED.glob("*/guidestar.json")):
+        found[file.parent.name] = str(read_json(file).get("summary", ""))
+    return found

@@ -1,0 +1,175 @@
+"""Sample any number of pictures into a folder: written as they are made, in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..guidance.losses import Loss
+from ..io.files import make_folder
+from ..io.images import read_settings
+from .model import Model
+from .samples import Samples, Settings, file_name, settings_of
+
+BATCH = 32
+"""Pictures that are sampled at once."""
+
+NOT_COMPARED = {"versions", "threads"}
+"""Settings in which a picture may differ and still be of the same run."""
+
+Losses = Callable[[Sequence[int]], Mapping[str, Loss] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What became of a job.
+
+    Args:
+        paths: of all pictures, in order.
+        kept: how many were there already, from an earlier run of the same settings.
+        evaluations: network evaluations of a sample that was made (the mean; 0 if none was).
+        guidance: the expression.
+    """
+
+    paths: list[Path]
+    kept: int
+    evaluations: float
+    guidance: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Pictures to make: picture k has the number ``numbers[k]``, its condition and its seed.
+
+    Args:
+        model: of pictures.
+        names: the condition of each picture; None for unconditional ones.
+        seeds: of each picture.
+        numbers: of each picture, in its file's name; evenly spaced.
+        run: the other arguments of `Model.sample`: guidance, negative, steps, solver, grid,
+            max_rows.
+        losses: returns the losses of the pictures of some numbers.
+        batch: pictures that are sampled at once.
+    """
+
+    model: Model
+    names: Sequence[str | int] | None
+    seeds: Sequence[int]
+    numbers: Sequence[int]
+    run: Mapping[str, Any]
+    losses: Losses = lambda numbers: None
+    batch: int = BATCH
+
+    def parts(self) -> Iterator[slice]:
+        """Yield the batches; one for all, where the expression has a scale for each picture."""
+        size, count = min(self.batch, len(self.seeds)), len(self.seeds)
+        guidance = self.model.expression(
+            self.run.get("guidance"), conditional=self.names is not None
+        )
+        try:
+            guidance.check_samples(size)
+        except ValueError:
+            guidance.check_samples(count)
+            size = count
+        for start in range(0, count, size):
+            yield slice(start, min(start + size, count))
+
+    def arguments(self, part: slice) -> dict[str, Any]:
+        """Return the arguments of `Model.sample` for a batch."""
+        names = None if self.names is None else list(self.names[part])
+        losses = self.losses(self.numbers[part])
+        return {**self.run, "cond": names, "seeds": list(self.seeds[part]), "losses": losses}
+
+    def settings(self, part: slice) -> Settings:
+        """Return the settings that the pictures of a batch will carry."""
+        run = {
+            "negative": None,
+            "grid": None,
+            "max_rows": None,
+            "guidance": None,
+            **self.arguments(part),
+        }
+        steps = self.model.grid(run.get("steps"), run["grid"]).steps
+        solver = self.model.solver(run.get("solver"))
+        return settings_of(self.model, run, solver, steps=steps)
+
+
+def sample_to_folder(
+    job: Job, folder: Path, watch: Callable[[int, int], None] | None = None
+) -> Done:
+    """Sample pictures into a folder, batch by batch; go on where an earlier run of the job stopped.
+
+    A batch all of whose pictures are there, with the same settings, is not made again.
+
+    Raises:
+        ValueError: a picture of the same name has other settings.
+        OSError: the folder cannot be written to.
+    """
+    make_folder(folder)
+    parts = list(job.parts())
+    paths: list[Path] = []
+    kept, evaluations = 0, []
+    for done, part in enumerate(parts):
+        files = _files(job, part, folder)
+        paths += files
+        if _is_there(job, part, files):
+            kept += len(files)
+            continue
+        samples = job.model.sample(**job.arguments(part), watch=_shifted(watch, done, len(parts)))
+        samples.save(folder, job.numbers[part])
+        evaluations += samples.evaluations
+    mean = sum(evaluations) / len(evaluations) if evaluations else 0.0
+    guidance = str(job.model.expression(job.run.get("guidance"), conditional=job.names is not None))
+    return Done(paths=paths, kept=kept, evaluations=mean, guidance=guidance)
+
+
+def _files(job: Job, part: slice, folder: Path) -> list[Path]:
+    settings = job.settings(part)
+    numbers = job.numbers[part]
+    return [folder / file_name(settings, i, number) for i, number in enumerate(numbers)]
+
+
+def _is_there(job: Job, part: slice, files: Sequence[Path]) -> bool:
+    """Return whether all pictures of a batch are there; refuse those of another run."""
+    there = [file.is_file() for file in files]
+    wanted = _comparable(asdict(job.settings(part)))
+    for index, file in enumerate(files):
+        if there[index] and _comparable(_settings_in(file)) != {**wanted, "index": index}:
+            raise ValueError(
+                f"{file} was made with other settings; name another folder with --out, or remove it"
+            )
+    # What depended on something that pictures do not carry may have changed: it is made again.
+    return all(there) and not wanted["lacking"]
+
+
+def _settings_in(file: Path) -> dict[str, Any]:
+    try:
+        return read_settings(file)
+    except ValueError:
+        return {}
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON has them, without those that may differ."""
+    left_out = {*NOT_COMPARED, "number", "stride"}
+    lists = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return {key: value for key, value in lists.items() if key not in left_out}
+
+
+def _shifted(watch: Callable[[int, int], None] | None, done: int, parts: int) -> Any:
+    """Let a batch's progress count as its share of the whole."""
+    return watch and (lambda step, steps: watch(done * steps + step, parts * steps))
+
+
+def again_to_folder(
+    model: Model, settings: Mapping[str, Any], folder: Path, watch: Any = None
+) -> Samples:
+    """Repeat the batch that a picture was made in, into a folder, under the same names."""
+    samples = model.again(settings, watch)
+    first = int(settings.get("number", 0)) - int(settings.get("index", 0)) * (
+        stride := int(settings.get("stride", 1))
+    )
+    samples.save(folder, [first + i * stride for i in range(len(samples.x))])
+    return samples

@@ -1,0 +1,319 @@
+"""CLIP: pictures and captions in one space; a clean one, and one that sees noise and guides."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.levels import Level, expand, inverse_or_zero
+
+
+class Vision(nn.Module):
+    """CLIP's image tower, over pictures ``[B, 3, H, W]`` in [−1, 1] of any size.
+
+    A noise-aware one is told ``sigma/(alpha + sigma)``: an embedding of it is added to every token.
+
+    Args:
+        tower: transformers' CLIPVisionModelWithProjection.
+        noise_aware: told the noise level, and its input scaled to unit size there.
+        mean, std: of the pixels (in [0, 1]) that the tower expects.
+    """
+
+    def __init__(
+        self,
+        tower: Any,
+        *,
+        noise_aware: bool = False,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        self.tower, self.noise_aware, self.mean, self.std = (
+            tower,
+            noise_aware,
+            tuple(mean),
+            tuple(std),
+        )
+        width = tower.config.hidden_size
+        self.frequencies = Timesteps(width, True, 0)
+        self.time = TimestepEmbedding(width, width) if noise_aware else None
+
+    def forward(self, x: Tensor, level: Level | None = None) -> Tensor:
+        """Return embeddings ``[B, D]``, not normalised; a noise-aware tower wants the level of
+        ``x``.
+        """
+        if self.time is None:
+            return self.tower(pixel_values=self._pixels(x)).image_embeds
+        if level is None:
+            raise ValueError("a noise-aware CLIP must be told the noise level")
+        body = self.tower.vision_model
+        share = torch.as_tensor(level.sigma, dtype=torch.float64) / (
+            torch.as_tensor(level.alpha, dtype=torch.float64) + level.sigma
+        )
+        times = (1000 * share).expand(len(x)).to(x.device)
+        tokens = body.embeddings(self._pixels(x * expand(inverse_or_zero(level.norm), x)))
+        tokens = body.pre_layrnorm(
+            tokens + self.time(self.frequencies(times).to(tokens.dtype))[:, None]
+        )
+        return self.tower.visual_projection(
+            body.post_layernorm(body.encoder(inputs_embeds=tokens).last_hidden_state[:, 0])
+        )
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        """Bring pictures to the size and the units of the tower."""
+        side = self.tower.config.image_size
+        if x.shape[1] != 3:
+            raise ValueError(
+                f"CLIP sees pictures of 3 channels, not {x.shape[1]}; decode latents first"
+            )
+        if x.shape[-2:] != (side, side):
+            x = F.interpolate(x, (side, side), mode="bicubic", antialias=True)
+        if self.mean == self.std == (0.5, 0.5, 0.5):
+            return x
+        mean, std = (
+            torch.tensor(v, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+            for v in (self.mean, self.std)
+        )
+        return ((x + 1) / 2 - mean) / std
+
+
+class CLIP(nn.Module):
+    """Tell how well a picture fits a caption: ``exp(logit_scale)·⟨f(x), g(caption)⟩``, both of unit
+    length.
+
+    Args:
+        text: transformers' CLIPTextModelWithProjection.
+        tokenizer: its tokenizer.
+        vision: the image tower.
+        log_scale: logarithm of the factor (CLIP starts at ln(1/0.07)).
+        rho_max: noise ratio above which a noise-aware CLIP was found to know too little to guide.
+
+    References:
+        Learning Transferable Visual Models From Natural Language Supervision,
+        https://arxiv.org/abs/2103.00020
+        GLIDE (noise-aware CLIP), section 2.4, https://arxiv.org/abs/2112.10741
+    """
+
+    def __init__(
+        self,
+        text: Any,
+        tokenizer: Any,
+        vision: Vision,
+        *,
+        log_scale: float = math.log(1 / 0.07),
+        rho_max: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.text, self.tokenizer, self.vision, self.rho_max = text, tokenizer, vision, rho_max
+        self.log_scale = nn.Parameter(torch.tensor(log_scale))
+
+    @property
+    def noise_aware(self) -> bool:
+        """Whether it must be told the noise level."""
+        return self.vision.noise_aware
+
+    def tokens(self, captions: Sequence[str]) -> Tensor:
+        """Return the tokens of captions and their mask, ``[B, 2, L]``, int64."""
+        return tokens(self.tokenizer, captions)
+
+    def embed_tokens(self, rows: Tensor) -> Tensor:
+        """Embed tokens ``[B, 2, L]`` as unit vectors ``[B, D]``."""
+        out = self.text(
+            input_ids=rows[:, 0], attention_mask=rows[:, 1] if masked(self.text) else None
+        )
+        return F.normalize(out.text_embeds.float(), dim=-1)
+
+    @torch.no_grad()
+    def embed_captions(self, captions: Sequence[str]) -> Tensor:
+        """Embed captions as unit vectors ``[n, D]``."""
+        device = self.log_scale.device
+        return torch.cat(
+            [self.embed_tokens(self.tokens(part).to(device)) for part in _parts(captions, 256)]
+        )
+
+    def embed_text(self, prompts: Sequence[str]) -> Tensor:
+        """Embed what a person asks for as unit vectors ``[n, D]``; warn where a prompt is too
+        long.
+        """
+        warn_of_cuts(self.tokenizer, prompts)
+        return self.embed_captions(prompts)
+
+    def embed_image(self, x: Tensor, level: Level | None = None) -> Tensor:
+        """Embed pictures ``[B, 3, H, W]`` in [−1, 1] as unit vectors ``[B, D]``."""
+        return F.normalize(self.vision(x.to(self.log_scale.dtype), level).float(), dim=-1)
+
+    def log_prob(self, x: Tensor, level: Level | None, target: Tensor) -> Tensor:
+        """Return ``exp(logit_scale)·⟨f(x), target⟩`` ``[B]``, with embeddings of captions
+        ``target [B, D]``.
+
+        A CLIP that sees no noise is shown ``x`` as data, whatever the level.
+        """
+        image = self.embed_image(x, level if self.noise_aware else None)
+        return self.log_scale.float().exp() * (image * target.to(image)).sum(-1)
+
+
+def _parts(items: Sequence[str], size: int) -> Iterator[list[str]]:
+    return (list(items[i : i + size]) for i in range(0, len(items), size))
+
+
+def masked(text: Any) -> bool:
+    """Tell whether a text encoder asks that padding is not attended to."""
+    return bool(getattr(text.config, "use_attention_mask", False))
+
+
+def tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    """Return the tokens of captions and their mask, ``[B, 2, L]``, int64, padded or cut to the full
+    length.
+    """
+    length = tokenizer.model_max_length
+    found = tokenizer(
+        [str(c) for c in captions],
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return torch.stack([found.input_ids, found.attention_mask], dim=1)
+
+
+def warn_of_cuts(tokenizer: Any, captions: Sequence[str], length: int | None = None) -> None:
+    """Warn of each prompt that is longer than ``length`` (the tokenizer's full length), and say
+    after which words it is cut.
+    """
+    most = int(length or tokenizer.model_max_length)
+    for caption in dict.fromkeys(captions):
+        if len(caption) < most - 1:  # a token is a character at least
+            continue
+        every = tokenizer(caption, truncation=False, verbose=False).input_ids
+        if len(every) > most:
+            kept = " ".join(tokenizer.decode(every[1 : most - 1]).split())
+            warnings.warn(
+                f"the prompt is longer than the {most} tokens that the text encoder takes; it "
+                f"was cut after {kept[-40:].strip()!r}",
+                stacklevel=2,
+            )
+
+
+def make_tokenizer(captions: Sequence[str], *, vocabulary: int, length: int) -> Any:
+    """Train a CLIPTokenizer's byte pairs on captions; any text can be encoded, as bytes if need be.
+
+    Args:
+        captions: texts.
+        vocabulary: how many tokens, at least 514 (each byte, within a word and at its end, and two
+            marks).
+        length: tokens of a caption, with its two marks.
+    """
+    from tokenizers import trainers
+    from transformers import CLIPTokenizer
+
+    if vocabulary < 514:
+        raise ValueError(
+            "a vocabulary holds each byte twice and two marks: at least 514 tokens, not "
+            f"{vocabulary}"
+        )
+    bare = CLIPTokenizer()
+    alphabet = sorted(_bytes())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - 2 - len(alphabet),
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    bare.backend_tokenizer.train_from_iterator(iter(captions), trainer)
+    merges = [tuple(m) for m in _model(bare)["merges"]]
+    words = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(m) for m in merges)]
+    vocab = {
+        w: i for i, w in enumerate(dict.fromkeys([*words, "<|startoftext|>", "<|endoftext|>"]))
+    }
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)  # type: ignore[arg-type]
+
+
+def _bytes() -> list[str]:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.ByteLevel.alphabet()
+
+
+def _model(tokenizer: Any) -> dict[str, Any]:
+    import json
+
+    return json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+
+
+def make_clip(
+    tokenizer: Any,
+    *,
+    size: int,
+    width: int,
+    layers: int,
+    heads: int,
+    patch: int,
+    text_width: int,
+    text_layers: int,
+    text_heads: int,
+    embed: int,
+) -> CLIP:
+    """Make a fresh CLIP of transformers' towers.
+
+    Args:
+        tokenizer: of its captions.
+        size: pixels of a side.
+        width, layers, heads, patch: of the image tower.
+        text_width, text_layers, text_heads: of the text tower.
+        embed: length of the embeddings.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    marks = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=text_width,
+        intermediate_size=4 * text_width,
+        num_hidden_layers=text_layers,
+        num_attention_heads=text_heads,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=embed,
+        **marks,
+    )
+    text.use_attention_mask = True  # which also the networks are told that read its states
+    return CLIP(
+        CLIPTextModelWithProjection(text),
+        tokenizer,
+        make_vision(size=size, width=width, layers=layers, heads=heads, patch=patch, embed=embed),
+    )
+
+
+def make_vision(
+    *,
+    size: int,
+    width: int,
+    layers: int,
+    heads: int,
+    patch: int,
+    embed: int,
+    noise_aware: bool = False,
+) -> Vision:
+    """Make a fresh image tower (arguments as `make_clip`)."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=size,
+        patch_size=patch,
+        projection_dim=embed,
+    )
+    return Vision(CLIPVisionModelWithProjection(config), noise_aware=noise_aware)

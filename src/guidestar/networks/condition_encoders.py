@@ -1,0 +1,334 @@
+"""What turns conditions into the network's arguments: class indices, real vectors, captions,
+several at once.
+
+Each kind is a module with
+
+    rows(values) -> Tensor [B, …]     what is known of each sample, as numbers
+    null_row() -> Tensor […]          the numbers that mean "not known"
+    forward(rows) -> Condition        what the network is told
+    parse(name) -> value              one value from what a person writes
+
+Dropping a condition in training puts the null row in its place, sampling without it does the same:
+the null is part of the model, and the two cannot differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.denoiser import Condition
+from ..io.files import check_name
+
+
+def find_class(name: str | int, classes: Sequence[str]) -> int:
+    """Find a class by name or index.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    lowered = [c.lower() for c in classes]
+    if isinstance(name, str) and name.lower() in lowered:
+        return lowered.index(name.lower())
+    if str(name).isdecimal() and int(name) < len(classes):
+        return int(name)
+    listed = ", ".join(f"{i} {c}" for i, c in enumerate(classes[:12]))
+    raise ValueError(
+        f"unknown class {name!r}; the classes are {listed}{', …' if len(classes) > 12 else ''}"
+    )
+
+
+class _Alone:
+    """What a single kind of condition needs to be a model's encoder by itself."""
+
+    def _device(self: Any) -> torch.device:
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    def encode(self: Any, names: Sequence[str | int]) -> Condition:
+        """Encode names, one for each sample."""
+        return self(self.rows([self.parse(n) for n in names]).to(self._device()))
+
+    def null(self: Any, batch: int) -> Condition:
+        """Return the null condition for ``batch`` samples."""
+        return self(self.null_row().to(self._device()).expand(batch, *self.null_row().shape))
+
+
+class _Classes:
+    """What conditions of classes share; they have ``classes``."""
+
+    @property
+    def null_index(self: Any) -> int:
+        """Index of "no condition"."""
+        return len(self.classes)
+
+    def index(self: Any, name: str | int) -> int:
+        """Find a class by name or index ("" is the null).
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        return self.null_index if name == "" else find_class(name, self.classes)
+
+    parse = index
+
+    def rows(self, values: Tensor | Sequence[int]) -> Tensor:
+        """Return class indices as ``[B]``, int64."""
+        return torch.as_tensor(values).long()
+
+    def null_row(self: Any) -> Tensor:
+        """Return the index after the last class."""
+        return torch.tensor(self.null_index)
+
+
+class ClassEncoder(_Classes, _Alone, ModelMixin, ConfigMixin):
+    """Turn class indices into a condition; the row after the last class is the null.
+
+    Args:
+        classes: names of the classes, in the order of their indices.
+        width: length of the embedding (the U-Net's time embedding: four times its first width).
+    """
+
+    @register_to_config
+    def __init__(self, classes: Sequence[str], width: int) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.table = nn.Embedding(len(classes) + 1, width)
+
+    def forward(self, labels: Tensor) -> Condition:
+        """Embed labels ``[B]`` (int64; `null_index` for none)."""
+        return Condition(class_labels=self.table(labels))
+
+
+class LabelEncoder(_Classes, _Alone, ModelMixin, ConfigMixin):
+    """Tell the class as an index, to a network that has the table itself (DiT); the null is the
+    index after the last.
+
+    Args:
+        classes: names of the classes, in the order of their indices.
+    """
+
+    @register_to_config
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+
+    def forward(self, labels: Tensor) -> Condition:
+        """Pass labels ``[B]`` on."""
+        return Condition(class_labels=labels)
+
+
+class VectorEncoder(_Alone, ModelMixin, ConfigMixin):
+    """Embed real vectors ``[B, D]``; a row of NaN is "not known", and has an embedding of its own.
+
+    ``W₂ silu(W₁ (y − mean)/std + b₁) + b₂``.
+
+    Args:
+        size: D.
+        width: of the embedding.
+        mean, std: of the data, by dimension.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        size: int,
+        width: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.first, self.second = nn.Linear(size, width), nn.Linear(width, width)
+        self.unknown = nn.Parameter(torch.zeros(width))
+        self.register_buffer("centre", torch.tensor(mean or [0.0] * size), persistent=False)
+        self.register_buffer("spread", torch.tensor(std or [1.0] * size), persistent=False)
+
+    def rows(self, values: Tensor | Sequence[Sequence[float]]) -> Tensor:
+        """Return vectors as ``[B, D]``, float32."""
+        return torch.as_tensor(values, dtype=torch.float32)
+
+    def null_row(self) -> Tensor:
+        """Return NaN in every dimension."""
+        return torch.full((self.size,), float("nan"))
+
+    def forward(self, rows: Tensor) -> Condition:
+        """Embed vectors ``[B, D]``."""
+        missing = rows.isnan().any(-1, keepdim=True)
+        y = (rows.nan_to_num().to(self.first.weight.dtype) - self.centre) / self.spread
+        return Condition(
+            class_labels=torch.where(missing, self.unknown, self.second(F.silu(self.first(y))))
+        )
+
+    def parse(self, name: str | float) -> list[float]:
+        """Read numbers separated by commas ("" is the null).
+
+        Raises:
+            ValueError: they are not numbers, or not as many as there should be.
+        """
+        if name == "":
+            return self.null_row().tolist()
+        try:
+            values = [float(part) for part in str(name).split(",")]
+        except ValueError:
+            values = []
+        if len(values) != self.size or not all(abs(v) < float("inf") for v in values):
+            raise ValueError(
+                f"the condition {name!r} should be {self.size} "
+                f"number{'s, separated by commas' if self.size > 1 else ''}"
+            )
+        return values
+
+    index = parse
+
+
+def check_condition_name(name: str) -> str:
+    """Check that a condition may be called so, and return its name.
+
+    It becomes a folder of the model, a part of a module, and what a person writes ("name=value;
+    …").
+
+    Raises:
+        ValueError: it cannot be one of these.
+    """
+    check_name(name, "the name of a condition")
+    if re.search(r"[.=;]", name) or hasattr(nn.ModuleDict(), name):
+        raise ValueError(
+            f"a condition cannot be called {name!r}, which holds one of '.=;' or is a word of "
+            "torch's; rename the column"
+        )
+    return name
+
+
+class Conditions(nn.Module):
+    """Several conditions of one network, by name.
+
+    A person writes ``"label=coat; text=a red coat"``; what is left out is not known. Embeddings
+    that go to the same argument are added (``class_labels``) or joined (``encoder_hidden_states``).
+
+    Args:
+        parts: a module of this file, or bridge's TextEncoder, for each name.
+
+    Raises:
+        ValueError: a condition cannot be called so.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({check_condition_name(name): p for name, p in parts.items()})
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, where a class is the only condition."""
+        return (
+            tuple(getattr(next(iter(self.parts.values())), "classes", ()))
+            if len(self.parts) == 1
+            else ()
+        )
+
+    def alone(self) -> Any:
+        """Return what a model needs as its encoder: the only condition itself, all of them, or None
+        where there is none.
+        """
+        parts = list(self.parts.values())
+        return self if len(parts) > 1 else parts[0] if parts else None
+
+    def rows(self, targets: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return what is known of each sample as numbers, by name."""
+        return {name: part.rows(targets[name]) for name, part in self.parts.items()}  # type: ignore[operator]
+
+    def null_rows(self, name: str) -> Tensor:
+        """Return the numbers that mean that ``name`` is not known."""
+        return self.parts[name].null_row()  # type: ignore[operator]
+
+    def forward(self, rows: Mapping[str, Tensor]) -> Condition:
+        """Return what the network is told."""
+        told: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            for key, value in part(rows[name]).items():
+                told[key] = value if key not in told else _joined(key, told[key], value)
+        return Condition(told)
+
+    def parse(self, name: str | int) -> dict[str, Any]:
+        """Read ``"name=value; name=value"`` (or a value alone, where there is one condition).
+
+        Raises:
+            ValueError: an unknown name, or a value that does not suit it.
+        """
+        given = self._given(str(name))
+        strange = [k for k in given if k not in self.parts]
+        if strange:
+            raise ValueError(
+                f"unknown condition {strange[0]!r}; the conditions are {', '.join(self.parts)}, "
+                f"written as '{'; '.join(f'{n}=…' for n in self.parts)}'"
+            )
+        return {n: part.parse(given.get(n, "")) for n, part in self.parts.items()}  # type: ignore[operator]
+
+    def only(self, name: str | int, part: str) -> str:
+        """Keep one part of what a person writes; the others are not known.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        if part not in self.parts:
+            raise ValueError(
+                f"there is no part {part!r}; the conditions are {', '.join(self.parts)}"
+            )
+        kept = self._given(str(name)).get(part, "")
+        return f"{part}={kept}" if len(self.parts) > 1 else kept
+
+    def _given(self, text: str) -> dict[str, str]:
+        if len(self.parts) == 1:
+            return {next(iter(self.parts)): text}
+        pairs = [part.partition("=") for part in text.split(";") if part.strip()]
+        if any(not equals for _, equals, _ in pairs):
+            raise ValueError(
+                f"the condition {text!r} should be written as "
+                f"'{'; '.join(f'{n}=…' for n in self.parts)}'; what is left out is not known"
+            )
+        return {key.strip(): value.strip() for key, _, value in pairs}
+
+    def encode(self, names: Sequence[str | int]) -> Condition:
+        """Encode what people write, one for each sample."""
+        parsed = [self.parse(n) for n in names]
+        return self(
+            self._on_device(
+                {n: part.rows([p[n] for p in parsed]) for n, part in self.parts.items()}
+            )
+        )  # type: ignore[operator]
+
+    def null(self, batch: int) -> Condition:
+        """Return "nothing is known" for ``batch`` samples."""
+        nulls = {n: self.null_rows(n) for n in self.parts}
+        return self(self._on_device({n: t.expand(batch, *t.shape) for n, t in nulls.items()}))
+
+    def _on_device(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        device = next(
+            (t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu")
+        )
+        return {n: t.to(device) for n, t in rows.items()}
+
+    def index(self, name: str | int) -> Any:
+        """Return what a classifier is told of a condition: its class, or else its numbers.
+
+        That is the first condition of classes, or where there is none the first of numbers.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        known = [n for n, part in self.parts.items() if hasattr(part, "classes")] or [
+            n for n, part in self.parts.items() if hasattr(part, "index")
+        ]
+        if not known:
+            raise ValueError("this model has no classes or numbers that a classifier could be told")
+        return self.parse(name)[known[0]]
+
+
+def _joined(key: str, one: Tensor, other: Tensor) -> Tensor:
+    return one + other if key == "class_labels" else torch.cat([one, other], dim=1)

@@ -1,0 +1,142 @@
+"""Networks by configuration: a U-Net that suits the data, a small transformer, any of Diffusers',
+or the user's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
+
+
+def unet(
+    *,
+    size: int,
+    channels: int,
+    widths: Sequence[int],
+    layers: int,
+    groups: int,
+    head: int,
+    embedded: bool = True,
+    text_width: int | None = None,
+) -> ModelMixin:
+    """Build a U-Net with attention at its lowest resolution only.
+
+    Args:
+        size: pixels of a side.
+        channels: of the data.
+        widths: channels of each resolution; each further one halves the side.
+        layers: residual blocks at each resolution.
+        groups: of the group normalisations.
+        head: width of an attention head.
+        embedded: it is told an embedding, ``class_labels [B, 4·widths[0]]``.
+        text_width: it is told ``encoder_hidden_states [B, L, text_width]`` by cross-attention.
+    """
+    plain = len(widths) - 1
+    shared: dict[str, Any] = {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "layers_per_block": layers,
+        "block_out_channels": tuple(widths),
+        "class_embed_type": "identity" if embedded else None,
+        "norm_num_groups": groups,
+        "attention_head_dim": head,
+    }
+    if text_width is None:
+        down, up = (
+            ("DownBlock2D",) * plain + ("AttnDownBlock2D",),
+            ("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
+        )
+        return UNet2DModel(**shared, down_block_types=down, up_block_types=up)
+    down, up = (
+        ("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",),
+        ("CrossAttnUpBlock2D",) + ("UpBlock2D",) * plain,
+    )
+    heads = {
+        "attention_head_dim": max(1, widths[-1] // head)
+    }  # which this network takes for the number of heads
+    return UNet2DConditionModel(
+        **{**shared, **heads},
+        down_block_types=down,
+        up_block_types=up,
+        cross_attention_dim=text_width,
+    )
+
+
+def from_diffusers(name: str, config: Mapping[str, Any]) -> ModelMixin:
+    """Build a network class of Diffusers.
+
+    Raises:
+        ValueError: there is no such network, or it refuses the settings.
+    """
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
+        raise ValueError(
+            f"{name!r} is not a network of Diffusers {diffusers.__version__}; write 'unet', "
+            "'sequence', e.g. 'UNet2DModel', or 'module:callable'"
+        )
+    unknown = sorted(config.keys() - inspect.signature(found.__init__).parameters.keys())
+    if unknown:
+        raise ValueError(
+            f"{name} has no setting {unknown[0]!r}; see its documentation in Diffusers"
+        )
+    try:
+        return found(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+    except Exception as error:
+        # Whatever a constructor trips over, it is the settings that are wrong.
+        raise ValueError(
+            f"{name} refuses these settings ({' '.join(str(error).split())})"
+        ) from error
+
+
+def from_callable(path: str, config: Mapping[str, Any]) -> nn.Module:
+    """Call the user's ``module:callable`` and check that it made a network.
+
+    Raises:
+        ValueError: the module or the callable is not there, it fails, or it returns something else.
+    """
+    make = find_callable(path)
+    try:
+        made = make(**config)
+    except TypeError as error:
+        raise ValueError(f"{path} refuses its settings ({error})") from error
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{path} should return a torch.nn.Module, not {type(made).__name__}")
+    made.made_by = {"callable": path, "config": dict(config)}  # type: ignore[assignment]
+    return made
+
+
+def find_callable(path: str) -> Callable[..., Any]:
+    """Find ``module:callable``.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    name, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(name), attribute)
+    except ImportError as error:
+        raise ValueError(
+            f"cannot import {name!r} of {path!r} ({error}); is it on PYTHONPATH?"
+        ) from error
+    except AttributeError as error:
+        raise ValueError(f"the module {name!r} has no {attribute!r}") from error
+
+
+def own_dropout_off(net: nn.Module) -> nn.Module:
+    """Switch off a network's own dropping of labels (DiT's): the objective drops them, by its own
+    draws.
+    """
+    for module in net.modules():
+        if hasattr(module, "token_drop") and hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
+    return net

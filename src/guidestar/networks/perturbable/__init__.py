@@ -1,0 +1,1 @@
+"""Layers of known networks that a perturbation may change."""

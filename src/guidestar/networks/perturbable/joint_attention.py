@@ -1,0 +1,169 @@
+"""Attention to another text in blocks where text and picture attend to each other and both go on
+changed (SD3, Flux).
+
+Such a block cannot ask for another text in its attention alone: what that text is there depends on
+all blocks before. So the text against goes through the network beside the text, with the same
+picture. Each
+block works twice: with the text against, of which that text is kept, and as ever.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from typing import Any
+
+from diffusers.models.attention import JointTransformerBlock
+from diffusers.models.transformers.transformer_flux import (
+    FluxSingleTransformerBlock,
+    FluxTransformer2DModel,
+    FluxTransformerBlock,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...core.hooks import Forward, replaced
+from ...core.perturbation import AGAINST, joined
+from .hooks import intercepted
+
+BLOCKS = (JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
+Contrast = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class _Stream:
+    """The text against, on its way from block to block; the last of SD3 makes none."""
+
+    text: Tensor | None = None
+
+
+@contextmanager
+def beside(
+    net: Any, names: Sequence[str], told: Mapping[str, Any], contrast: Contrast
+) -> Iterator[None]:
+    """Let the picture's tokens in joint attention be ``contrast(Z⁺, Z⁻)``, the text against going
+    beside the text.
+
+    Each text keeps its own attention, and is modulated as the network modulates the text.
+
+    Args:
+        net: a network with joint blocks.
+        names: of their layers of attention.
+        told: what the network is told, call by call.
+        contrast: of ``[B, heads, tokens, d]``, before the output map.
+    """
+    blocks = {
+        f"{name}.attn": block for name, block in net.named_modules() if isinstance(block, BLOCKS)
+    }
+    last, stream = max(map(list(blocks).index, names)), _Stream()
+
+    def enter(original: Forward) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            stream.text = original(_text_as_long(net, told))
+            return original(*args, **kwargs)
+
+        return forward
+
+    with ExitStack() as stack:
+        stack.enter_context(replaced(net.context_embedder, enter))
+        for name, block in list(blocks.items())[: last + 1]:
+            changed = partial(_attending, name, block.attn) if name in names else nullcontext
+            stack.enter_context(replaced(block, partial(_twice, block, stream, changed, contrast)))
+        yield
+
+
+def text_against(net: nn.Module, told: Mapping[str, Any]) -> Tensor:
+    """Return the text against as the network is told text.
+
+    Raises:
+        ValueError: there is none.
+    """
+    text = told.get(f"{AGAINST}encoder_hidden_states")
+    if text is None:
+        raise ValueError(
+            f"{type(net).__name__} was given no text to contrast with (encoder_hidden_states)"
+        )
+    return text
+
+
+def _text_as_long(net: nn.Module, told: Mapping[str, Any]) -> Tensor:
+    """Return the text against; in Flux, which tells places by ``txt_ids``, it is as long as the
+    text.
+    """
+    text, words = text_against(net, told), told["encoder_hidden_states"].shape[1]
+    if isinstance(net, FluxTransformer2DModel) and text.shape[1] != words:
+        raise ValueError(
+            f"the text to contrast with has {text.shape[1]} tokens and the prompt {words}; "
+            f"{type(net).__name__} has places for as many: encode both to one length"
+        )
+    return text
+
+
+def _twice(
+    block: Any,
+    stream: _Stream,
+    changed: Callable[[Callable[..., Tensor]], AbstractContextManager[Any]],
+    contrast: Contrast,
+    original: Forward,
+) -> Forward:
+    """Return the forward of a block that takes the text against along, before it does its own."""
+    signature = inspect.signature(original)
+
+    @wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        other = signature.bind(*args, **kwargs)
+        other.arguments["encoder_hidden_states"] = stream.text
+        mixed = _Mixed(
+            contrast=contrast,
+            first=isinstance(block, JointTransformerBlock),
+            tokens=other.arguments["hidden_states"].shape[1],
+        )
+        with changed(mixed.keep):
+            stream.text, _ = original(*other.args, **other.kwargs)
+        with changed(mixed.mix):
+            return original(*args, **kwargs)
+
+    return forward
+
+
+@contextmanager
+def _attending(name: str, module: Any, call: Callable[..., Tensor]) -> Iterator[None]:
+    def change(original: Forward) -> Forward:
+        return lambda *args, **kwargs: intercepted(
+            name, module, call, lambda: original(*args, **kwargs)
+        )
+
+    with replaced(module, change):
+        yield
+
+
+@dataclass(kw_only=True)
+class _Mixed:
+    """The attention of a block: first that with the text against, then its own, changed by it.
+
+    Args:
+        contrast: of the picture's tokens.
+        first: they are before the text (SD3) or after it (Flux).
+        tokens: how many they are.
+    """
+
+    contrast: Contrast
+    first: bool
+    tokens: int
+    found: list[Tensor] = field(default_factory=list)
+
+    def keep(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.found.append(F.scaled_dot_product_attention(*args, **kwargs))
+        return self.found[-1]
+
+    def mix(self, *args: Any, **kwargs: Any) -> Tensor:
+        z, against = F.scaled_dot_product_attention(*args, **kwargs), self.found.pop(0)
+        before, good, after = self._split(z)
+        return joined([before, self.contrast(good, self._split(against)[1]), after], 1)
+
+    def _split(self, z: Tensor) -> tuple[Tensor, ...]:
+        text = z.shape[2] - self.tokens
+        return z.split([0, self.tokens, text] if self.first else [text, self.tokens, 0], 2)

@@ -1,0 +1,432 @@
+"""The perturbable layers of Diffusers' networks (U-Nets, DiT, PixArt, SD3 and Flux) and of our
+sequence network.
+
+Whatever processor a layer of attention has, it calls ``scaled_dot_product_attention`` of its heads.
+The first call in a layer is what is changed, so normalised and rotated queries, masks, fused
+projections and joint attention are what they are without us; so are the calls after it, in which
+processors of IP-Adapters (SD3, Flux) let the picture attend to image prompts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from functools import partial, wraps
+from typing import Any
+
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention as DiffusersAttention
+from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...core.hooks import Forward, is_compiled, replaced, replacement
+from ...core.perturbation import AGAINST, Attention, Change, Kind, Rows, by_rows, changed_tokens
+from ..sequence import SequenceAttention, SequenceBlock, SequenceTransformer
+from .hooks import intercepted
+from .joint_attention import BLOCKS, beside, text_against
+
+_UNETS = (UNet2DModel, UNet2DConditionModel)
+_JOINT_NETS = (SD3Transformer2DModel, FluxTransformer2DModel)
+_KNOWN = (
+    *_UNETS,
+    DiTTransformer2DModel,
+    PixArtTransformer2DModel,
+    *_JOINT_NETS,
+    SequenceTransformer,
+)
+_EXACT = ("AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor")
+"""Processors that compute the same by other means, to save memory."""
+
+
+def layers(net: nn.Module) -> DiffusersLayers:
+    """Return the layers of a network.
+
+    Raises:
+        ValueError: it is of no family known here, or parts of it are compiled.
+    """
+    if not isinstance(net, _KNOWN):
+        raise ValueError(
+            f"the layers of {type(net).__name__} are not known; those of "
+            f"{', '.join(k.__name__ for k in _KNOWN)} are"
+        )
+    if any(map(is_compiled, net.modules())):
+        raise ValueError(
+            f"a {type(net).__name__} with compiled blocks cannot be perturbed; give the network "
+            "before they are compiled"
+        )
+    return DiffusersLayers(net)
+
+
+class DiffusersLayers:
+    """Named layers of a network (see `guidestar.core.perturbation.Layers`): names are those of
+    ``net.named_modules()``.
+
+    What is usual: the middle block of a U-Net, the block in the middle of a transformer; of
+        attention
+    to the text, every layer. A change lasts as long as its context, and acts on some rows of a call
+    (on all by default), so that several share one; only contrasted text has a call of its own.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net, self.channels_last = net, isinstance(net, SequenceTransformer)
+
+    def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return names of layers, as they are or the usual ones."""
+        there = self._all(kind)
+        for name in names:
+            if name not in there:
+                raise ValueError(
+                    f"{type(self.net).__name__} has no {_WORDS[kind]} {name!r}; there are "
+                    f"{', '.join(there) or 'none'}"
+                )
+        found = tuple(dict.fromkeys(names)) or tuple(n for n in there if self._usual(kind, n))
+        if not found:
+            raise ValueError(
+                f"{type(self.net).__name__} has no {_WORDS[kind]} "
+                f"{'in its middle' if there else 'at all'}; there are "
+                f"{', '.join(there) or 'none'}"
+            )
+        return found
+
+    def _all(self, kind: Kind) -> dict[str, nn.Module]:
+        return {name: m for name, m in self.net.named_modules() if _IS[kind](m)}
+
+    def _usual(self, kind: Kind, name: str) -> bool:
+        if kind == "cross":
+            return True
+        if isinstance(self.net, _UNETS):
+            return name.startswith("mid_block.")
+        blocks = list(self._all("block"))
+        return f"{name}.".startswith(f"{blocks[len(blocks) // 2]}.")
+
+    @contextmanager
+    def attending(
+        self, names: Sequence[str], attend: Callable[[Attention], Tensor], rows: Rows | None = None
+    ) -> Iterator[None]:
+        """Let self-attention be what ``attend`` makes of it."""
+        with ExitStack() as stack:
+            told = stack.enter_context(_overheard(self.net))
+            for name in self.find("attention", names):
+                stack.enter_context(_attending(self.net, name, told, attend, rows))
+            yield
+
+    @contextmanager
+    def contrasting(
+        self, names: Sequence[str], contrast: Callable[[Tensor, Tensor], Tensor]
+    ) -> Iterator[None]:
+        """Let attention to the text be ``contrast`` of it and of the attention to the text against;
+        in joint attention, for the picture's tokens.
+        """
+        with ExitStack() as stack:
+            told = stack.enter_context(_overheard(self.net))
+            found = self.find("cross", names)
+            _check_told(self.net)
+            if isinstance(self.net, _JOINT_NETS):
+                stack.enter_context(beside(self.net, found, told, contrast))
+            else:
+                for name in found:
+                    stack.enter_context(_contrasting(self.net, name, told, contrast))
+            yield
+
+    @contextmanager
+    def skipping(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[None]:
+        """Let blocks return what they are given; where that is in some rows alone, they work for
+        all of them.
+        """
+        with ExitStack() as stack:
+            for name in self.find("block", names):
+                module = self.net.get_submodule(name)
+                stack.enter_context(replaced(module, partial(_skip, module, rows)))
+            yield
+
+    @contextmanager
+    def entering(
+        self, names: Sequence[str], change: Callable[[Tensor], Tensor], rows: Rows | None = None
+    ) -> Iterator[None]:
+        """Let blocks be given changed tokens of the picture, ``change(tokens [b, tokens, d])``."""
+        with ExitStack() as stack:
+            for name in self.find("block", names):
+                stack.enter_context(
+                    replaced(self.net.get_submodule(name), partial(_entered, change, rows))
+                )
+            yield
+
+
+def _entered(change: Callable[[Tensor], Tensor], rows: Rows | None, original: Forward) -> Forward:
+    """Return the forward of a block whose tokens are changed before it works."""
+    signature = inspect.signature(original)
+
+    @wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs)
+        call.arguments["hidden_states"] = changed_tokens(
+            call.arguments["hidden_states"], change, rows
+        )
+        return original(*call.args, **call.kwargs)
+
+    return forward
+
+
+def _is_self_attention(m: nn.Module) -> bool:
+    return isinstance(m, FluxAttention) or (
+        isinstance(m, DiffusersAttention | SequenceAttention) and not m.is_cross_attention
+    )
+
+
+def _is_cross_attention(m: nn.Module) -> bool:
+    """Tell attention whose text can be another: to the text alone, or joint, in which the text asks
+    too.
+    """
+    if not isinstance(m, DiffusersAttention):
+        return isinstance(m, FluxAttention) or (
+            isinstance(m, SequenceAttention) and m.is_cross_attention
+        )
+    return m.context_pre_only is not None or (m.is_cross_attention and m.added_kv_proj_dim is None)
+
+
+def _is_block(m: nn.Module) -> bool:
+    """Tell what can be left out: it adds to what it is given. In U-Nets that is not the residual
+    blocks, which change its width.
+    """
+    return isinstance(m, (BasicTransformerBlock, SequenceBlock, *BLOCKS)) or (
+        isinstance(m, DiffusersAttention) and m.residual_connection
+    )
+
+
+_IS: Mapping[Kind, Callable[[nn.Module], bool]] = {
+    "attention": _is_self_attention,
+    "cross": _is_cross_attention,
+    "block": _is_block,
+}
+_WORDS: Mapping[Kind, str] = {
+    "attention": "layer of self-attention",
+    "cross": "layer of attention to text that can be contrasted",
+    "block": "block that can be skipped",
+}
+
+
+def _at_once(module: Any, original: Forward) -> Forward:
+    """Return a forward that computes at once what the layer's processor computes in slices."""
+    if type(getattr(module, "processor", None)).__name__ not in _EXACT or not getattr(
+        module, "scale_qk", False
+    ):
+        return original
+    own = copy(
+        module
+    )  # shares its weights; the layer itself keeps its processor, for other threads
+    own.processor = AttnProcessor2_0()
+    vars(own).pop("forward", None)
+    return own.forward
+
+
+@contextmanager
+def _overheard(net: nn.Module) -> Iterator[dict[str, Any]]:
+    """Yield what the network is told, by argument, and keep from it what is for the
+    perturbation.
+    """
+    told: dict[str, Any] = {}
+    signature = inspect.signature(net.forward)
+
+    def hear(original: Forward) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            against = {k: v for k, v in kwargs.items() if k.startswith(AGAINST)}
+            own = {k: v for k, v in kwargs.items() if k not in against}
+            told.clear()
+            told.update(**signature.bind(*args, **own).arguments, **against)
+            return original(*args, **own)
+
+        return forward
+
+    with replaced(net, hear):
+        yield told
+
+
+@contextmanager
+def _attending(
+    net: nn.Module,
+    name: str,
+    told: Mapping[str, Any],
+    attend: Callable[[Attention], Tensor],
+    rows: Rows | None,
+) -> Iterator[None]:
+    module, mine = net.get_submodule(name), (attend, rows)
+    changes: list[Change] = getattr(replacement(module), "changes", [])
+    with ExitStack() as stack:
+        if rows is None or not changes:
+            changes = []
+            stack.enter_context(replaced(module, partial(_changed, net, name, told, changes)))
+        changes.append(mine)  # beside those of other rows of the same call
+        stack.callback(changes.remove, mine)
+        yield
+
+
+def _changed(
+    net: nn.Module, name: str, told: Mapping[str, Any], changes: list[Change], original: Forward
+) -> Forward:
+    """Return a layer's forward in which each change has its rows."""
+    module = net.get_submodule(name)
+    original, signature = _at_once(module, original), inspect.signature(original)
+
+    @wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = signature.bind(*args, **kwargs).arguments["hidden_states"]
+
+        def change(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Tensor:
+            image = _image(net, told, hidden, query.shape[2])
+            grid = lambda: _grid(net, told, hidden, image.stop - image.start)
+
+            def answer(part: slice, attend: Callable[[Attention], Tensor]) -> Tensor:
+                q, k, v = query[part], key[part], value[part]
+
+                def own(mask: Any) -> Any:
+                    return (
+                        mask[part]
+                        if isinstance(mask, Tensor)
+                        and mask.ndim == query.ndim
+                        and len(mask) == len(query)
+                        else mask
+                    )
+
+                plain = lambda q: F.scaled_dot_product_attention(
+                    q, k, v, *map(own, rest), **{name: own(m) for name, m in more.items()}
+                )
+                return attend(
+                    Attention(
+                        query=q, key=k, value=v, image=image, with_query=plain, find_grid=grid
+                    )
+                )
+
+            return by_rows(changes, query, answer)
+
+        return intercepted(name, module, change, lambda: original(*args, **kwargs))
+
+    forward.changes = changes  # type: ignore[attr-defined]
+    return forward
+
+
+def _image(net: nn.Module, told: Mapping[str, Any], hidden: Tensor, tokens: int) -> slice:
+    """Find the picture's tokens: Flux has them after the text, SD3 before it, the others have no
+    text among them.
+    """
+    if isinstance(net, FluxTransformer2DModel):
+        return slice(tokens - told["img_ids"].shape[-2], tokens)
+    return slice(0, hidden.shape[1] if hidden.ndim == 3 else hidden[0, 0].numel())
+
+
+def _grid(net: nn.Module, told: Mapping[str, Any], hidden: Tensor, tokens: int) -> tuple[int, ...]:
+    if isinstance(net, SequenceTransformer):
+        return (tokens,)
+    if hidden.ndim == 4:
+        return hidden.shape[2], hidden.shape[3]
+    if isinstance(net, FluxTransformer2DModel):
+        height = int(told["img_ids"].reshape(-1, told["img_ids"].shape[-1])[:, 1].max()) + 1
+        return height, tokens // height
+    height, width = next(iter(told.values())).shape[-2:]
+    # The picture shrinks by one factor in both directions; a U-Net rounds up or down, by its
+    # padding.
+    sizes = [(-(-height // f), -(-width // f)) for f in range(1, max(height, width) + 1)]
+    sizes += [(height // f, width // f) for f in range(1, min(height, width) + 1)]
+    return next(size for size in sizes if size[0] * size[1] == tokens)
+
+
+@contextmanager
+def _contrasting(
+    net: nn.Module, name: str, told: Mapping[str, Any], contrast: Callable[[Tensor, Tensor], Tensor]
+) -> Iterator[None]:
+    with replaced(net.get_submodule(name), partial(_contrasted, net, name, told, contrast)):
+        yield
+
+
+def _contrasted(
+    net: nn.Module,
+    name: str,
+    told: Mapping[str, Any],
+    contrast: Callable[[Tensor, Tensor], Tensor],
+    original: Forward,
+) -> Forward:
+    """Return the forward of a layer that attends to the text against too."""
+    module = net.get_submodule(name)
+    original, signature = _at_once(module, original), inspect.signature(original)
+
+    @wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        call, found = signature.bind(*args, **kwargs), []
+
+        def keep(*args: Any, **kwargs: Any) -> Tensor:
+            found.append(F.scaled_dot_product_attention(*args, **kwargs))
+            return found[-1]
+
+        other = signature.bind(*args, **kwargs)
+        other.arguments.update(_against(net, told, call.arguments["hidden_states"]))
+        intercepted(name, module, keep, lambda: original(*other.args, **other.kwargs))
+        return intercepted(
+            name,
+            module,
+            lambda *a, **k: contrast(F.scaled_dot_product_attention(*a, **k), found[-1]),
+            lambda: original(*args, **kwargs),
+        )
+
+    return forward
+
+
+def _against(net: Any, told: Mapping[str, Any], hidden: Tensor) -> dict[str, Tensor | None]:
+    """Return the text against as a layer is told it: mapped as the network maps text, its mask as a
+    bias.
+    """
+    states, mask = text_against(net, told), told.get(f"{AGAINST}encoder_attention_mask")
+    project = getattr(net, "caption_projection", None) or getattr(net, "encoder_hid_proj", None)
+    states = project(states) if project else states
+    if isinstance(net, SequenceTransformer):  # attends by the mask itself
+        return {"encoder_hidden_states": states, "attention_mask": mask}
+    bias = None if mask is None else ((1 - mask.to(hidden.dtype)) * -10000.0).unsqueeze(1)
+    return {"encoder_hidden_states": states, "attention_mask": bias}
+
+
+def _check_told(net: Any) -> None:
+    """Refuse a network whose layers of attention to the text are told pictures with it."""
+    if (
+        getattr(net, "encoder_hid_proj", None) is not None
+        and net.config.encoder_hid_dim_type != "text_proj"
+    ):
+        raise ValueError(
+            f"a {type(net).__name__} that is told pictures with its text (an IP-Adapter's) "
+            "cannot be contrasted in its attention to the text; "
+            "leave nag out, or take the adapter off first: pipe.unload_ip_adapter()"
+        )
+
+
+def _skip(module: nn.Module, rows: Rows | None, original: Forward) -> Forward:
+    signature = inspect.signature(original)
+
+    @wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        told = signature.bind(*args, **kwargs).arguments
+        given = (
+            (told["encoder_hidden_states"], told["hidden_states"])
+            if isinstance(module, BLOCKS)
+            else told["hidden_states"]
+        )
+        return given if rows is None else _kept(original(*args, **kwargs), given, rows)
+
+    return forward
+
+
+def _kept(done: Any, given: Any, rows: Rows) -> Any:
+    """Return what a block made, but in ``rows`` what it was given; the last joint block makes no
+    text.
+    """
+    if isinstance(given, tuple):
+        return tuple(
+            None if d is None else _kept(d, g, rows) for d, g in zip(done, given, strict=True)
+        )
+    rows.check(done)
+    return rows.put(done, given[rows.slice])

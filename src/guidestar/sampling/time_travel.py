@@ -1,0 +1,106 @@
+"""Time travel: steps that are taken again from noise put back, around any solver without
+history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..core.levels import Grid, Step, divide, expand, sqrt
+from ..core.rng import Draw
+from .ddim import DDPM
+from .solver import Memory, Moving, Predict, Solver
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeTravel(Solver):
+    """Take each step ``times`` times; in between the forward process leads back from s to t.
+
+    ``x_t = (α_t/α_s) x_s + σ_{t|s} z``, with noise of its own at each visit. Known as recurrence,
+    self-recurrence, resampling and time travel; guided steps that went astray are mended by it.
+
+    Args:
+        solver: what takes the steps. One with history is refused: what it remembers would be of a
+            later time than where it is led back to.
+        times: how often a step is taken; 1 is the solver alone.
+        where: the share of the run in which that is so, from 1 at noise to 0 at data: steps whose
+            middle lies within it. FreeDoM's middle third is (1/3, 2/3).
+
+    ``times`` as many evaluations there. What the terms keep is that of the first visit.
+
+    References:
+        RePaint: Inpainting using Denoising Diffusion Probabilistic Models,
+        https://arxiv.org/abs/2201.09865
+            Andreas Lugmayr, Martin Danelljan, Andres Romero, Fisher Yu, Radu Timofte, Luc Van Gool
+        FreeDoM: Training-Free Energy-Guided Conditional Diffusion Model, algorithm 2,
+        https://arxiv.org/abs/2303.09833
+            Jiwen Yu, Yinhuai Wang, Chen Zhao, Bernard Ghanem, Jian Zhang
+        Universal Guidance for Diffusion Models, https://arxiv.org/abs/2302.07121
+            Arpit Bansal, Hong-Min Chu, Avi Schwarzschild, Soumyadip Sengupta, Micah Goldblum, Jonas
+            Geiping, Tom Goldstein
+    """
+
+    solver: Solver = field(default_factory=DDPM)
+    times: int = 2
+    where: tuple[float, float] = (0.0, 1.0)
+    name = "time-travel"
+    order = 1
+
+    def __post_init__(self) -> None:
+        if self.solver.history:
+            raise ValueError(
+                f"time travel has no meaning around {self.solver.name!r}, which remembers other "
+                "steps; use ddpm, ddim or heun"
+            )
+        if isinstance(self.solver, TimeTravel):
+            raise ValueError(
+                "time travel around time travel takes the same steps again; set times instead"
+            )
+        if int(self.times) != self.times or self.times < 1:
+            raise ValueError(
+                "time travel: a step must be taken a whole number of times, at least once, not "
+                f"{self.times} times"
+            )
+        if not 0 <= self.where[0] < self.where[1] <= 1:
+            raise ValueError(
+                "time travel: where must be two shares of the run with 0 <= lo < hi <= 1, not "
+                f"{self.where!r}"
+            )
+
+    @property
+    def stochastic(self) -> bool:
+        return self.times > 1 or self.solver.stochastic
+
+    def check(self, predict: Predict, grid: Grid) -> None:
+        self.solver.check(predict, grid)
+
+    def _visits(self, step: Step) -> int:
+        middle = 1 - (step.index + 0.5) / step.grid.steps
+        return self.times if self.where[0] < middle < self.where[1] else 1
+
+    def evaluations(self, step: Step) -> Sequence[Step]:
+        return [
+            e
+            for visit in range(self._visits(step))
+            for e in self.solver.evaluations(step._replace(visit=visit))
+        ]
+
+    def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
+        x_s, memory = yield from self.solver.move(x_t, step, memory, draw)
+        for visit in range(1, self._visits(step)):
+            x_t = _back(x_s, step, draw.again(visit))
+            x_s, memory = yield from self.solver.move(
+                x_t, step._replace(visit=visit), memory, draw.again(visit)
+            )
+        return x_s, memory
+
+
+def _back(x_s: Tensor, step: Step, draw: Draw) -> Tensor:
+    """Noise ``x_s`` to the level t, as the forward process does."""
+    ratio = divide(step.t.alpha, step.s.alpha)
+    return expand(ratio, x_s) * x_s + expand(
+        sqrt(step.transition_variance), x_s
+    ) * draw.normal_like("back", x_s)

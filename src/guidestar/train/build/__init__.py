@@ -1,0 +1,1 @@
+"""Build the data, networks and schedules that a recipe describes."""

@@ -1,0 +1,141 @@
+"""From a recipe to its data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...data import fashion_mnist
+from ...data.folders import image_folder, parquet
+from ...data.pictures import Look, Pictures
+from ...data.shards import Shards
+from ...data.source import Column, InMemory, Source, split
+from ...data.tensors import Scale, Scaled, latents, tensors
+from ...diffusers.read.safetensors_io import read_module
+from ...diffusers.read.vae import encoded as into_latents
+from ...io.documents import read_json
+from ..recipe.schema import Recipe
+from ..recipe.tables import Data
+
+
+def sources(
+    recipe: Recipe, bad: Callable[[str], None] | None = None
+) -> tuple[Source, Source | None]:
+    """Return what a recipe trains on, and what is kept aside to measure on.
+
+    Raises:
+        ValueError, FileNotFoundError: the data are not as the recipe says; nothing was trained.
+    """
+    spec = recipe.data
+    if spec.kind == "fashion-mnist":
+        return _fashion("train", spec.path), _fashion("test", spec.test or spec.path)
+    whole = _read(spec, spec.path or "", bad, recipe.seed)
+    if spec.test:
+        return whole, _to_test(spec, whole, bad)
+    return split(whole, 0.0 if whole.size is None else spec.holdout, recipe.seed)
+
+
+def _fashion(which: str, folder: str | None) -> Source:
+    x, y = fashion_mnist.load(which, folder)
+    return InMemory(
+        x=x,
+        targets={"label": y},
+        columns={"label": Column(kind="class", classes=fashion_mnist.CLASSES)},
+    )
+
+
+def _to_test(spec: Data, whole: Source, bad: Callable[[str], None] | None) -> Source:
+    """Read the data to measure on, in the units of those to train on."""
+    still = spec.model_copy(
+        update={
+            "flip": False,
+            "crop": "center",
+            "standardise": False,
+            "classes": spec.classes or _classes(whole),
+        }
+    )
+    test, scale = _read(still, str(spec.test), bad), scale_of(whole)
+    one, other = (
+        f"samples of {list(source.shape)} with {', '.join(source.columns) or 'no columns'}"
+        for source in (whole, test)
+    )
+    if one != other:
+        raise ValueError(f"{spec.test} holds {other}, but {spec.path} {one}; they should be alike")
+    strange = [name for name, column in whole.columns.items() if column != test.columns[name]]
+    if strange:  # else an index would mean one class here and another there
+        raise ValueError(
+            f"{spec.test} has other classes of {strange[0]!r} than {spec.path}, or another "
+            "width; they should be alike"
+        )
+    return Scaled(source=test, scale=scale) if scale else test
+
+
+def _classes(source: Source) -> tuple[str, ...]:
+    """Return the classes of the only column of classes."""
+    found = [c.classes for c in source.columns.values() if c.kind == "class"]
+    return found[0] if len(found) == 1 else ()
+
+
+def scale_of(source: Source | None) -> Scale | None:
+    """Find the units a source is in, below what was made of it."""
+    while source is not None and not isinstance(source, Scaled):
+        source = getattr(source, "source", None)
+    return source.scale if source is not None else None
+
+
+def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 0) -> Source:
+    channels = (
+        read_json(Path(spec.vae) / "config.json").get("in_channels", 3)
+        if spec.vae
+        else spec.channels
+    )
+    look = Look(size=spec.size, channels=channels, crop=spec.crop, flip=spec.flip)
+    cache = Path(spec.cache) if spec.cache else None
+    if spec.kind == "tensors":
+        held = tensors(path, columns=spec.columns, classes=spec.classes)
+        return Scaled(source=held, scale=Scale.of(held.x)) if spec.standardise else held
+    if spec.kind == "shards":
+        return Shards(
+            path,
+            look,
+            classes=spec.classes,
+            buffer=spec.shuffle,
+            seed=seed,
+            max_bad=spec.max_bad,
+            say=bad,
+        )
+    read = image_folder if spec.kind == "images" else parquet
+    found = read(
+        path,
+        look,
+        columns=spec.columns,
+        classes=spec.classes,
+        max_bad=spec.max_bad,
+        cache=cache,
+        say=bad,
+    )
+    return encoded(found, spec, path) if spec.vae else found
+
+
+@torch.no_grad()
+def encoded(source: Pictures, spec: Data, path: str) -> Source:
+    """Return the latents of pictures (`guidestar.diffusers.read.vae.encoded`)."""
+    vae: Any = read_module(str(spec.vae))
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    vae.to(where)
+    digest = hashlib.blake2b(repr(sorted(vae.config.items())).encode(), digest_size=12)
+    for tensor in vae.state_dict().values():
+        digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+    digest.update(
+        source.pixels.numpy()
+    )  # by what they are made of, not where that lies: files may change in place  # type: ignore[arg-type]
+    return latents(
+        source,
+        lambda x: into_latents(vae, x.to(where)),
+        Path(spec.cache or Path(path).parent / ".latents"),
+        key=digest.hexdigest(),
+    )

@@ -1,0 +1,327 @@
+"""From a recipe and its data to what trains: fresh networks, each with its objective and its
+targets.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...core.rng import Draw
+from ...data.source import Column, Source
+from ...diffusers.read.clip import find_text
+from ...diffusers.read.encoders import TextEncoder, is_masked
+from ...diffusers.read.network import denoiser as bridged
+from ...networks import from_config as networks
+from ...networks.classifier import Classifier
+from ...networks.condition_encoders import (
+    ClassEncoder,
+    Conditions,
+    LabelEncoder,
+    VectorEncoder,
+    check_condition_name,
+)
+from ...networks.conditional import ConditionalModel
+from ...networks.cpu_fastpath import plain_attention
+from ..objectives import classification as supervised
+from ..objectives.denoising import Conditional
+from ..objectives.objective import Built, Objective
+from ..recipe.parts import PARTS, ClassifierPart, CLIPPart, NetworkPart, VisionPart
+from ..recipe.schema import Recipe
+from ..recipe.tables import ConditionSpec
+from .clips import build_clip, build_noisy_clip, fresh_clip
+from .limits import check_batch, copies_of, within_memory
+from .schedules import denoising, process
+
+
+def told(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSpec]:
+    """Return the conditions of the model: what the recipe names, or every column.
+
+    Raises:
+        ValueError: the recipe names a column that the data have not.
+    """
+    chosen = (
+        {name: ConditionSpec() for name in columns}
+        if recipe.conditions is None
+        else recipe.conditions
+    )
+    strange = [name for name in chosen if name not in columns]
+    if strange:
+        raise ValueError(
+            f"the recipe's condition {strange[0]!r} is not a column of the data, which "
+            f"{'are ' + ', '.join(columns) if columns else 'have none'}"
+        )
+    for name in chosen:
+        check_condition_name(name)
+    return chosen
+
+
+def build(recipe: Recipe, part: str, source: Source, out: Path | None = None) -> Built:
+    """Make a part's fresh network (weights from the recipe's seed), its objective, and its target.
+
+    Args:
+        recipe, part, source: what to make, of which data.
+        out: where tokenizers that were learned from the captions are kept, from the first time on.
+
+    Raises:
+        ValueError: network, conditions and data do not go together.
+    """
+    torch.manual_seed(recipe.seed + PARTS.index(part))
+    spec = getattr(recipe, part)
+    at_once = -(-spec.train.batch // spec.train.accumulate)
+    size = 8 if spec.train.precision == "float64" else 4
+    check_batch(at_once // int(os.environ.get("WORLD_SIZE", "1")), math.prod(source.shape) * size)
+    if isinstance(spec, NetworkPart):
+        return _build_model(recipe, spec, source, out)
+    if isinstance(spec, CLIPPart):
+        return build_clip(spec, part, source, out)
+    if isinstance(spec, VisionPart):
+        return build_noisy_clip(recipe, spec, source, out)
+    return _build_classifier(recipe, spec, source, noise_aware=part == "classifier")
+
+
+def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | None) -> Built:
+    specs, p = told(recipe, source.columns), process(recipe)
+    columns = {name: source.columns[name] for name in specs}
+    texts = {
+        name: _text(recipe, name, s, source, out)
+        for name, s in specs.items()
+        if columns[name].kind == "text"
+    }
+    widths = {t.width for t in texts.values()}
+    if len(widths) > 1:
+        raise ValueError(
+            f"the text encoders of one model must be of one width, not {sorted(widths)}"
+        )
+    embedded = any(c.kind != "text" for c in columns.values())
+    text_width = next(iter(widths), None)
+
+    def make() -> nn.Module:
+        return _network(spec, source.shape, columns, embedded=embedded, text_width=text_width)
+
+    net = make() if ":" in spec.network else within_memory(make, copies_of(spec.train))
+    if (
+        not torch.cuda.is_available() and spec.train.precision != "float64"
+    ):  # its softmax is in float32
+        plain_attention(net)
+    for text in texts.values():
+        text.mask = is_masked(net)
+    encoder = Conditions(
+        {
+            name: texts[name] if name in texts else _encode(columns[name], name, net, source)
+            for name in specs
+        }
+    )
+    denoiser = bridged(net, p)
+    rates = {
+        name: spec.condition_dropout if s.dropout is None else s.dropout
+        for name, s in specs.items()
+    }
+    objective = Conditional(denoising=denoising(recipe), dropout=rates, joint=recipe.joint_dropout)
+    return Built(
+        module=ConditionalModel(denoiser, encoder), objective=objective, prepare=encoder.rows
+    )
+
+
+def _text(
+    recipe: Recipe, name: str, spec: ConditionSpec, source: Source, out: Path | None
+) -> TextEncoder:
+    if spec.encoder is None:
+        raise ValueError(
+            f"the condition {name!r} is text: say which CLIP encodes it, "
+            f'conditions.{name}.encoder = "clip" (the recipe\'s own), or a name or folder'
+        )
+    if spec.encoder == "clip" and recipe.clip is not None:
+        clip = fresh_clip(recipe.clip, "clip", source, out)
+        return TextEncoder(
+            clip.text.requires_grad_(False), clip.tokenizer, layer=spec.layer, output=spec.output
+        )
+    found = find_text(spec.encoder)
+    return TextEncoder(found.text, found.tokenizer, layer=spec.layer, output=spec.output)
+
+
+def _network(
+    spec: NetworkPart,
+    shape: tuple[int, ...],
+    columns: Mapping[str, Column],
+    *,
+    embedded: bool,
+    text_width: int | None,
+) -> nn.Module:
+    image = len(shape) == 3
+    if spec.network == "unet":
+        if not image or shape[1] != shape[2] or shape[1] % 2 ** (len(spec.widths or ()) - 1):
+            halvings = len(spec.widths or ()) - 1
+            raise ValueError(
+                f"a unet of {halvings + 1} widths halves square images {halvings} times, which "
+                f"samples of {list(shape)} do not allow; use other widths, or network = "
+                '"sequence"'
+            )
+        return networks.unet(
+            size=shape[1],
+            channels=shape[0],
+            widths=spec.widths or (),
+            layers=spec.layers,
+            groups=spec.groups,
+            head=spec.head,
+            embedded=embedded,
+            text_width=text_width,
+        )
+    if spec.network == "sequence":
+        if image:
+            raise ValueError(
+                'network = "sequence" is for vectors and sequences [T, C], not for samples of '
+                f"{list(shape)}"
+            )
+        from ...networks.sequence import SequenceTransformer
+
+        more = {} if text_width is None else {"cross_attention_dim": text_width}
+        length = None if len(shape) == 1 else shape[0]
+        return SequenceTransformer(
+            channels=shape[-1],
+            length=length,
+            width=spec.width,
+            depth=spec.layers,
+            heads=spec.heads,
+            patch=spec.patch,
+            **more,
+        )
+    if ":" in spec.network:
+        return networks.from_callable(spec.network, spec.config)
+    return networks.own_dropout_off(
+        networks.from_diffusers(spec.network, _filled(spec, shape, columns, embedded, text_width))
+    )
+
+
+def _filled(
+    spec: NetworkPart,
+    shape: tuple[int, ...],
+    columns: Mapping[str, Column],
+    embedded: bool,
+    text_width: int | None,
+) -> dict[str, Any]:
+    """Add to the settings of a Diffusers network what the data determine."""
+    config: dict[str, Any] = {"in_channels": shape[0], "sample_size": shape[-1]}
+    if spec.network.startswith("UNet2D"):
+        config |= {"out_channels": shape[0]} | (
+            {"class_embed_type": "identity"} if embedded else {}
+        )
+        config |= {} if text_width is None else {"cross_attention_dim": text_width}
+    if spec.network == "PixArtTransformer2DModel":
+        config |= {
+            "out_channels": shape[0],
+            "use_additional_conditions": False,
+            "caption_channels": text_width,
+        }
+        config |= {
+            "cross_attention_dim": spec.config.get("num_attention_heads", 16)
+            * spec.config.get("attention_head_dim", 72)
+        }
+    if spec.network == "DiTTransformer2DModel":
+        config |= {
+            "out_channels": shape[0],
+            "num_embeds_ada_norm": max([len(c.classes) for c in columns.values()] or [1]),
+        }
+    return {**config, **spec.config}
+
+
+def _encode(column: Column, name: str, net: nn.Module, source: Source) -> nn.Module:
+    if type(net).__name__ == "DiTTransformer2DModel":
+        if column.kind != "class":
+            raise ValueError(
+                f"DiT is told a class, not the {column.kind} {name!r}; leave it out of the "
+                "conditions, or use another network"
+            )
+        return LabelEncoder(column.classes)
+    width = _condition_width(net)
+    if column.kind == "class":
+        return ClassEncoder(column.classes, width)
+    mean, std = _statistics(source, name, column.width)
+    return VectorEncoder(column.width, width, mean, std)
+
+
+def _condition_width(net: nn.Module) -> int:
+    known = getattr(net, "condition_width", None)
+    if isinstance(known, int):
+        return known
+    blocks = getattr(net, "config", {}).get("block_out_channels")
+    if blocks:
+        return 4 * blocks[0]
+    raise ValueError(
+        f"{type(net).__name__} does not say how wide the embedding of a condition should be; "
+        "give it an attribute condition_width"
+    )
+
+
+def _statistics(
+    source: Source, name: str, width: int, most: int = 4096
+) -> tuple[list[float], list[float]]:
+    if source.size is None:
+        return [0.0] * width, [1.0] * width
+    rows = torch.linspace(0, source.size - 1, min(most, source.size)).long().unique().tolist()
+    values = torch.as_tensor(source.batch(rows, Draw(rows))[1][name]).double()
+    return values.mean(0).tolist(), values.std(0, correction=0).clamp_min(1e-8).tolist()
+
+
+def _build_classifier(
+    recipe: Recipe, spec: ClassifierPart, source: Source, *, noise_aware: bool
+) -> Built:
+    name, column = judged(spec, source.columns)
+    p, times = process(recipe), denoising(recipe).levels
+    what: dict[str, Any] = {"classes": column.classes}
+    if column.kind == "vector":
+        centre, spread = _statistics(source, name, column.width)
+        what |= {"outputs": column.width, "centre": centre, "spread": spread}
+    shared = {
+        "widths": spec.widths,
+        "layers": spec.layers,
+        "groups": 1 if len(source.shape) == 1 else spec.groups,
+        "dropout": spec.dropout,
+        "noise_aware": noise_aware,
+    }
+    channels = source.shape[0] if len(source.shape) == 3 else source.shape[-1]
+    if len(source.shape) == 3:
+        kind: Any = Classifier
+    else:
+        from ...networks.sequence_classifier import SequenceClassifier as kind
+    copies = copies_of(spec.train)
+    net = within_memory(lambda: kind(**what, channels=channels, **shared), copies)
+    if not noise_aware:
+        if column.kind != "class":
+            raise ValueError(f"a judge tells classes; {name!r} is a {column.kind}")
+        objective: Objective = supervised.Classification(shift=spec.shift)
+    else:
+        objective = (
+            supervised.NoisyClassification if column.kind == "class" else supervised.NoisyRegression
+        )(schedule=p.schedule, levels=times)
+    return Built(module=net, objective=objective, prepare=lambda targets: targets[name])
+
+
+def judged(spec: ClassifierPart, columns: Mapping[str, Column]) -> tuple[str, Column]:
+    """Return the column that a classifier tells.
+
+    Raises:
+        ValueError: there is no such column, or none that can be told.
+    """
+    fit = [
+        n
+        for n, c in columns.items()
+        if c.kind != "text" and (spec.column is None or n == spec.column)
+    ]
+    if not fit:
+        wanted = (
+            f"no class or vector {spec.column!r}"
+            if spec.column
+            else "no classes or vectors to tell"
+        )
+        raise ValueError(
+            f"the data have {wanted}; their columns are "
+            f"{', '.join(f'{n} ({c.kind})' for n, c in columns.items()) or 'none'}"
+        )
+    return fit[0], columns[fit[0]]

@@ -1,0 +1,101 @@
+"""What a training needs at its end, tried at its beginning: previews, and how the model is used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...data.source import Source
+from ...guidance import losses_of
+from ...io.files import make_folder
+from ...model.model import Model
+from ..objectives.objective import Built
+from ..preview import live_model, names_for
+from ..recipe.parts import NetworkPart
+from ..recipe.schema import Recipe
+from .schedules import scheduler_config
+
+
+def foresee(recipe: Recipe, built: Mapping[str, Built], source: Source) -> None:
+    """Plan every run that a recipe asks for, with the fresh networks, without running anything.
+
+    Args:
+        recipe: whose ``[preview]`` and ``[export]`` are tried.
+        built: the parts to train, fresh; the export is tried where all of them are there.
+        source: the data, whose conditions are asked for.
+
+    Raises:
+        ValueError: a guidance, solver, grid or number of steps that the model cannot have; the key
+            of the recipe is named.
+    """
+    preview, end = recipe.preview, recipe.export
+    solver, grid = end.solver, end.grid
+    for part in built if preview.every else ():
+        if isinstance(getattr(recipe, part), NetworkPart):
+            module = built[part].module
+            model = live_model(recipe, module, source.shape, lambda x: x)
+            names = names_for(recipe, model, module, source, 1)
+            for guidance in preview.guidance if names else ("uncond",):
+                with _named(f"preview.guidance {guidance!r}, of networks in training"):
+                    _plan(model, guidance, names, preview.steps, solver=solver, grid=grid)
+    if set(built) >= set(recipe.parts()):
+        model = finished(recipe, built, source)
+        names = names_for(recipe, model, built["model"].module, source, 1)
+        guidance = end.guidance if model.encoder is not None else "uncond"
+        with _named(f"export.guidance {guidance!r} with {end.solver} on {end.grid}"):
+            _plan(model, guidance, names, end.steps, solver=solver, grid=grid, losses=True)
+
+
+def finished(recipe: Recipe, built: Mapping[str, Built], source: Source) -> Model:
+    """Return the model that the parts would be, with the names of all its networks."""
+    from ..export import model_of
+    from ..run import snapshot_steps
+
+    modules = {part: b.module for part, b in built.items()}
+    model = model_of(recipe, modules, source, {"scheduler": scheduler_config(recipe)})
+    main = (model.denoiser, model.encoder)
+    kept = snapshot_steps(recipe, "model") if recipe.export.snapshots else ()
+    model.nets |= {f"step-{step}": main for step in kept}
+    return model
+
+
+def check_out(recipe: Recipe, out: Path) -> None:
+    """Make sure that the model's folder and all others can be written to.
+
+    Raises:
+        OSError: one cannot; it is named.
+    """
+    for name in (recipe.name, *(("previews",) if recipe.preview.every else ())):
+        folder = out / name
+        new = not folder.exists()
+        make_folder(folder)
+        if new:
+            os.rmdir(folder)
+    for folder in (out / "parts", out / "snapshots"):
+        make_folder(folder)
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _plan(
+    model: Model,
+    guidance: str,
+    names: list[str] | None,
+    steps: int,
+    *,
+    solver: str,
+    grid: str,
+    losses: bool = False,
+) -> None:
+    needed = losses_of(model.expression(guidance, conditional=names is not None))
+    if needed and not losses:
+        raise ValueError(f"it needs the loss {next(iter(needed))!r}, which a preview has not")
+    model.plan(guidance, cond=names, steps=steps, solver=solver, grid=grid)

@@ -1,0 +1,334 @@
+"""From a finished training to a model folder that samples, guides and can be shipped."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.levels import Schedule
+from ..core.rng import Draw
+from ..data.identity import identify
+from ..data.source import Source
+from ..diffusers.export import described
+from ..evaluate import calibration
+from ..evaluate.classifier_levels import trusted_rho
+from ..evaluate.retrieval import retrieval
+from ..io.files import Damaged
+from ..model.card import write_card
+from ..model.folder import save, write_average
+from ..model.model import Model
+from ..networks.clip import CLIP
+from .build.captions import said
+from .build.data import scale_of, sources
+from .build.networks import build, judged
+from .build.schedules import process, scheduler_config
+from .loop.checkpoints import read_checkpoint
+from .objectives.objective import profiles
+from .preview import decoding
+from .recipe.parts import ClassifierPart
+from .recipe.schema import Recipe
+from .run import averaged, checkpoint, settings, snapshot_file, snapshot_steps
+
+RHOS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0)
+"""Noise ratios at which a noise-aware classifier is examined."""
+MOST = 4000
+"""Held-out samples at which it is examined: one half to calibrate, the other to report."""
+
+
+def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> Model:
+    """Make a model of the trained parts under ``out`` and write it to ``out / recipe.name``.
+
+    A noise-aware classifier is examined on held-out data: a temperature is fitted at each level,
+    and up to which noise ratio its accuracy is at least 1.2 times chance becomes its default
+    interval.
+    """
+    source, aside = sources(recipe)
+    trained = {part: averaged(recipe, part, out, source) for part in recipe.parts()}
+    about = _about(recipe, out, trained, source, aside, command)
+    model = model_of(recipe, trained, source, about)
+    model.nets |= _snapshots(recipe, out, source)
+    save(model, out / recipe.name)
+    for name in [p.name for p in profiles(settings(recipe, "model"))][1:]:
+        write_average(averaged(recipe, "model", out, source, name), out / recipe.name, name)
+    write_card(
+        model.name,
+        {**model.card, "defaults": model.defaults, "diffusers": described(model)},
+        out / recipe.name,
+    )
+    return model
+
+
+def model_of(
+    recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[str, Any]
+) -> Model:
+    """Return the model that trained parts are; ``about`` is its card."""
+    main, e = trained["model"], recipe.export
+    encoder = main.encoder.alone()
+    guides = {"classifier": "classifier", "noisy_clip": "clip", "clip": "clean_clip"}
+    return Model(
+        name=recipe.name,
+        denoiser=main.denoiser,
+        schedule=process(recipe).schedule,
+        shape=tuple(source.shape),
+        encoder=encoder,
+        decode=decoding(recipe, source),
+        nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder.alone())}
+        if "weak" in trained
+        else {},
+        classifiers={name: trained[part] for part, name in guides.items() if part in trained},
+        judge=trained.get("measuring_clip", trained.get("judge")),
+        defaults={
+            "guidance": e.guidance if encoder is not None else "uncond",
+            "steps": e.steps,
+            "solver": e.solver,
+            "grid": e.grid,
+        },
+        card=about,
+    )
+
+
+def _snapshots(recipe: Recipe, out: Path, source: Source) -> dict[str, Any]:
+    """Return the kept early weights as further networks, for autoguidance: ``step-300``, …."""
+    nets = {}
+    for step in snapshot_steps(recipe, "model") if recipe.export.snapshots else ():
+        module: Any = build(recipe, "model", source, out).module
+        module.load_state_dict(_snapshot(snapshot_file(out, "model", step)), strict=False)
+        module.requires_grad_(False).eval()
+        nets[f"step-{step}"] = (module.denoiser, module.encoder.alone())
+    return nets
+
+
+def _snapshot(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise Damaged(
+            f"{file}: cannot be read ({error}); set export.snapshots = false to finish the model "
+            "without it"
+        ) from error
+
+
+def _about(
+    recipe: Recipe,
+    out: Path,
+    trained: dict[str, Any],
+    source: Source,
+    aside: Source | None,
+    command: str,
+) -> dict[str, Any]:
+    checkpoints = {part: read_checkpoint(checkpoint(out, part)) for part in trained}
+    about: dict[str, Any] = {
+        "summary": recipe.summary or _summary(recipe, source),
+        "licence": recipe.licence or "unknown",
+        "data": _data(recipe, source),
+        "data_identity": identify(source),
+        "scheduler": scheduler_config(recipe),
+        "shape": list(source.shape),
+        "averages": [p.name for p in profiles(settings(recipe, "model"))],
+        "command": command,
+        "machine": machine(),
+        "parameters": {
+            part: sum(p.numel() for p in net.parameters()) for part, net in trained.items()
+        },
+        "seconds": {part: round(c["seconds"]) for part, c in checkpoints.items()},
+        "loss": {part: round(c["loss"], 5) for part, c in checkpoints.items()},
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+    }
+    scale = scale_of(source)
+    if scale is not None:
+        about["scale"] = {"mean": scale.mean.tolist(), "std": scale.std.tolist()}
+    if "measuring_clip" in trained:
+        about["captions"] = sorted(
+            set(said(source, range(min(source.size or 0, 20_000)), shortest=True))
+        )
+    return about | _examined(recipe, trained, source, aside)
+
+
+def _summary(recipe: Recipe, source: Source) -> str:
+    told = (
+        ", ".join(recipe.conditions) if recipe.conditions is not None else ", ".join(source.columns)
+    )
+    return (
+        f"samples of {list(source.shape)}, "
+        f"{f'conditional on {told}' if told else 'unconditional'}, "
+        f"{recipe.predicts()}-prediction ({recipe.schedule.kind})"
+    )
+
+
+def _data(recipe: Recipe, source: Source) -> str:
+    if recipe.data.kind == "fashion-mnist":
+        return (
+            "Fashion-MNIST (60,000 training and 10,000 test images of clothing; Zalando SE, "
+            "MIT licence)"
+        )
+    if recipe.data.about:
+        return recipe.data.about
+    return (
+        f"{recipe.data.path} ({recipe.data.kind}, "
+        f"{'a stream' if source.size is None else f'{source.size:,} training samples'})"
+    )
+
+
+def _examined(
+    recipe: Recipe, trained: dict[str, Any], source: Source, aside: Source | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if aside is None:
+        return found
+    if "classifier" in trained and recipe.classifier is not None:
+        x, y = gathered(aside, recipe.classifier, MOST)
+        found |= (examine if y.dtype == torch.int64 else examine_regressor)(
+            trained["classifier"], recipe, x, y
+        )
+    if "judge" in trained and recipe.judge is not None:
+        found["judge_accuracy"] = accuracy(trained["judge"], *gathered(aside, recipe.judge))
+    clips = {part: net for part, net in trained.items() if isinstance(net, CLIP)}
+    if clips:
+        found["retrieval"] = {
+            part: examine_clip(net, recipe, aside)
+            for part, net in clips.items()
+            if not net.noise_aware
+        }
+    if "noisy_clip" in clips:
+        found["noisy_clip"] = examine_noisy_clip(clips["noisy_clip"], recipe, aside)
+    return found
+
+
+def _captioned(source: Source, most: int = MOST) -> tuple[Tensor, list[str]]:
+    """Return up to ``most`` held-out pictures and the plainest caption of each, no caption
+    twice.
+    """
+    rows = list(range(min(source.size or 0, most)))
+    x, asked = source.batch(rows, Draw(rows))[0], said(source, rows)
+    first = {caption: i for i, caption in reversed(list(enumerate(asked)))}
+    kept = sorted(first.values())
+    return x[kept], [asked[i] for i in kept]
+
+
+@torch.inference_mode()
+def examine_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, float]:
+    """Report how often a clean CLIP finds the caption of a held-out picture among all of them, and
+    the picture of a caption.
+    """
+    x, captions = _captioned(aside)
+    return {
+        k: round(v, 4)
+        for k, v in retrieval(clip.embed_image(x), clip.embed_captions(captions)).items()
+    } | {"of": len(captions)}
+
+
+@torch.inference_mode()
+def examine_noisy_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, Any]:
+    """Report how often a noise-aware CLIP finds the caption among all held-out ones, by level, and
+    set up to where it is trusted.
+    """
+    schedule, rhos = _levels(recipe)
+    x, captions = _captioned(aside)
+    noise, texts = Draw(list(range(len(x)))).normal_like("noise", x), clip.embed_captions(captions)
+    found = {}
+    for rho in rhos:
+        level = schedule.at_rho(rho)
+        found[rho] = retrieval(
+            clip.embed_image(level.alpha * x + level.sigma * noise, level), texts
+        )["image to text R@5"]
+    clip.rho_max = trusted_rho(found, min(1.0, 5 / len(captions)))
+    return {
+        "of": len(captions),
+        "rho_max": clip.rho_max,
+        "image to text R@5": {f"{r:g}": round(v, 4) for r, v in found.items()},
+    }
+
+
+def gathered(
+    source: Source, spec: ClassifierPart, most: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return up to ``most`` samples ``[N, *S]``, evenly spread, and what a classifier is to tell of
+    each.
+    """
+    count = min(source.size or 0, most or source.size or 0)
+    rows = torch.linspace(0, (source.size or 1) - 1, count).round().long().tolist()
+    x, targets = source.batch(rows, Draw(rows))
+    return x, torch.as_tensor(targets[judged(spec, source.columns)[0]])
+
+
+def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Calibrate a noise-aware classifier on every other sample, find on the rest up to where it is
+    worth guiding by, and report both by level.
+    """
+    schedule, rhos = _levels(recipe)
+    before = calibration.by_level(classifier, _reported(x, y), schedule, rhos)
+    if recipe.classifier is not None and recipe.classifier.calibrate:
+        fitted = calibration.fit_temperatures(classifier, (x[::2], y[::2]), schedule, rhos)
+        classifier.calibrate(tuple((rho, round(t, 4)) for rho, t in fitted.items()))
+    after = calibration.by_level(classifier, _reported(x, y), schedule, rhos)
+    trusted = trusted_rho(
+        {rho: row.accuracy for rho, row in after.items()}, 1 / len(classifier.config["classes"])
+    )
+    classifier.rho_max = trusted  # None: no limit was found
+    classifier.register_to_config(rho_max=trusted)
+    return {
+        "classifier_accuracy": {f"{rho:g}": round(row.accuracy, 4) for rho, row in after.items()},
+        "classifier_ece": {
+            f"{rho:g}": [round(before[rho].ece, 4), round(row.ece, 4)] for rho, row in after.items()
+        },
+        "classifier_rho_max": trusted,
+    }
+
+
+def _levels(recipe: Recipe) -> tuple[Schedule, list[float]]:
+    """Return the schedule, and the noise ratios at which what sees noise is examined on it."""
+    schedule = process(recipe).schedule
+    low, high = schedule.rho_range
+    return schedule, [r for r in RHOS if low <= r <= high]
+
+
+def _reported(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the samples that are not calibrated on (or the only one there is)."""
+    return x[-1:] if len(x) == 1 else x[1::2], y[-1:] if len(y) == 1 else y[1::2]
+
+
+def examine_regressor(regressor: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Bring a regressor's variances to those of its errors by level on every other sample, and
+    report both on the rest.
+    """
+    schedule, rhos = _levels(recipe)
+    found = calibration.regression_by_level(regressor, _reported(x, y), schedule, rhos)
+    if recipe.classifier is not None and recipe.classifier.calibrate:
+        fitted = calibration.regression_by_level(
+            regressor, (x[::2], y[::2]), schedule, rhos, seed=1
+        )
+        regressor.calibrate(
+            tuple(
+                (rho, round(min(max(row.surprise, 0.05), 20.0), 4)) for rho, row in fitted.items()
+            )
+        )
+    return {
+        "regressor": {
+            f"{rho:g}": [round(row.unexplained, 4), round(row.surprise, 4)]
+            for rho, row in found.items()
+        }
+    }
+
+
+def machine() -> str:
+    """Describe this machine in a few words."""
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+    )
+    return f"{device}, torch {torch.__version__}"
+
+
+@torch.inference_mode()
+def accuracy(judge: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the share of clean samples that ``judge`` classifies rightly."""
+    hits = [judge(a).argmax(1) == b for a, b in zip(x.split(500), y.split(500), strict=True)]
+    return float(torch.cat(hits).double().mean())

@@ -1,0 +1,82 @@
+"""What a part's training reads besides its data: text encoders, tokenizers and VAEs, by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...diffusers.read.encoders import TextEncoder
+from ...networks.clip import CLIP
+from ..recipe.parts import NetworkPart
+from ..recipe.schema import Recipe
+
+
+def read_parts(recipe: Recipe, part: str, module: nn.Module) -> dict[str, str]:
+    """Return digests of what was read from elsewhere, by name, for what a checkpoint is made from.
+
+    A network is only as it was trained with the same latents and the same tokens: a VAE, a
+    tokenizer or a text encoder that was exchanged means another training.
+
+    Args:
+        recipe, part: what is trained.
+        module: built, with what it took from others' weights.
+    """
+    found = (
+        {} if recipe.data.vae is None else {"data.vae (its files)": of_files(Path(recipe.data.vae))}
+    )
+    for name, encoder in _texts(recipe, part, module):
+        found[f"{name} (its tokenizer)"] = of_tokenizer(encoder.tokenizer)
+        frozen = not any(p.requires_grad for p in encoder.text.parameters())
+        if frozen:  # else it is what is trained
+            found[f"{name} (its text encoder)"] = of_tensors(encoder.text.state_dict())
+    return found
+
+
+def _texts(recipe: Recipe, part: str, module: Any) -> list[tuple[str, Any]]:
+    """Return the text towers of a part, by the keys of the recipe."""
+    if isinstance(module, CLIP):
+        return [(part, module)]
+    if not isinstance(getattr(recipe, part), NetworkPart):
+        return []
+    parts = module.encoder.parts.items()
+    return [(f"conditions.{n}.encoder", p) for n, p in parts if isinstance(p, TextEncoder)]
+
+
+def of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return a digest of tensors, by their names."""
+    return _digest(
+        piece
+        for name, t in sorted(tensors.items())
+        for piece in (
+            f"{name} {t.dtype} {tuple(t.shape)}".encode(),
+            t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(),
+        )
+    )
+
+
+def of_tokenizer(tokenizer: Any) -> str:
+    """Return a digest of the tokens, and of how a few texts are cut into them."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    probe = "A red coat, 2 boots & café – naïve; the quick brown fox jumps over a lazy dog!"
+    length = str(tokenizer.model_max_length).encode()
+    return _digest([vocabulary, json.dumps(list(tokenizer(probe)["input_ids"])).encode(), length])
+
+
+def of_files(folder: Path) -> str:
+    """Return a digest of a folder's settings and weights."""
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors"))
+    return _digest(piece for f in files for piece in (f.name.encode(), f.read_bytes()))
+
+
+def _digest(pieces: Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(8, "little"))
+        digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Training objectives, their weightings and their distributions of noise levels."""

@@ -1,0 +1,208 @@
+"""See a training: TensorBoard's curves, and pictures of guided samples from fixed seeds."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.rng import Draw
+from ..data.source import Source
+from ..diffusers.read.vae import read_decoder
+from ..io.files import written
+from ..io.images import Row, save_png, sheet, to_drawings
+from ..model.model import Model
+from .build.data import scale_of
+from .build.schedules import process
+from .recipe.schema import Recipe
+
+
+class Board:
+    """Write a part's curves for TensorBoard, where that is installed; in the main process only.
+
+    Args:
+        folder: of the log.
+        trainer: whose curves they are.
+    """
+
+    def __init__(self, folder: Path, trainer: Any) -> None:
+        self.folder, self.trainer, self.writer, self.before = folder, trainer, None, (0, 0.0)
+        self.failed = False
+
+    def _open(self) -> Any:
+        if self.writer is None and not self.failed and self.trainer.accelerator.is_main_process:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                return None
+            _mute_writers()
+            # What an earlier run logged after its last checkpoint is taken back.
+            with self._or_without():
+                self.writer = SummaryWriter(str(self.folder), purge_step=self.trainer.done)
+        return self.writer
+
+    def add(self, progress: Any) -> None:
+        """Log one step."""
+        writer = self._open()
+        if writer is None:
+            return
+        samples, seconds = self.before
+        scalars = {
+            "loss": progress.loss,
+            "gradient norm": progress.norm,
+            "learning rate": progress.rate,
+        }
+        if progress.seconds > seconds > 0:
+            scalars["samples per second"] = (progress.samples - samples) / (
+                progress.seconds - seconds
+            )
+        self.before = (progress.samples, progress.seconds)
+        with self._or_without():
+            for name, value in scalars.items():
+                writer.add_scalar(name, value, progress.step)
+
+    def picture(self, image: Any, step: int) -> None:
+        """Log a picture."""
+        writer = self._open()
+        if writer is not None:
+            import numpy
+
+            with self._or_without():
+                writer.add_image("samples", numpy.asarray(image), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write out what is left."""
+        if self.writer is not None:
+            with self._or_without():
+                self.writer.close()
+
+    @contextmanager
+    def _or_without(self) -> Iterator[None]:
+        """Go on without curves where they cannot be written: no training is lost for them."""
+        try:
+            with written(self.folder):
+                yield
+        except OSError as error:
+            self.writer, self.failed = None, True
+            warnings.warn(f"{error}; the training goes on without its curves", stacklevel=4)
+
+
+def _mute_writers() -> None:
+    """Keep TensorBoard's threads from printing what is raised again where one writes to them."""
+    former = threading.excepthook
+
+    def hook(found: threading.ExceptHookArgs) -> None:
+        if not (type(found.thread).__module__ or "").startswith("tensorboard."):
+            former(found)
+
+    if getattr(former, "__name__", "") != hook.__name__ or former.__module__ != hook.__module__:
+        threading.excepthook = hook
+
+
+def previewing(
+    recipe: Recipe, part: str, folder: Path, source: Source, board: Board
+) -> Callable[[Any], None]:
+    """Return a hook that draws guided samples of the averaged weights every so many steps.
+
+    One row for each guidance, the same seeds in every row; sample k is of class k (of K), of the
+    recipe's prompt k, or else of what is known of the data's sample k. An unconditional model has
+    one row.
+    """
+    spec, decode = recipe.preview, decoding(recipe, source)
+
+    def preview(trainer: Any) -> None:
+        if trainer.done % spec.every or not trainer.accelerator.is_main_process:
+            return
+        module = trainer.module
+        was = module.training
+        with trainer.ema.applied(module):
+            module.eval()
+            rows = list(_rows(recipe, module, source, decode))
+            module.train(was)
+        image = sheet(rows, title=f"{recipe.name}: {part} after {trainer.done} steps")
+        save_png(image, folder / f"{part}-{trainer.done:06d}.png")
+        board.picture(image, trainer.done)
+
+    return preview
+
+
+def _rows(recipe: Recipe, module: Any, source: Source, decode: Callable[[Tensor], Tensor]) -> Any:
+    model, count = live_model(recipe, module, source.shape, decode), recipe.preview.seeds
+    names = names_for(recipe, model, module, source, count)
+    for guidance in recipe.preview.guidance if names else ("uncond",):
+        x = model.sample(
+            names,
+            guidance=guidance,
+            seeds=range(count),
+            steps=recipe.preview.steps,
+            solver=recipe.export.solver,
+            grid=recipe.export.grid,
+        ).images
+        yield Row(label=guidance, images=to_drawings(x))
+
+
+def names_for(
+    recipe: Recipe, model: Model, module: Any, source: Source, count: int
+) -> list[str] | None:
+    """Return the conditions of the samples of a preview; None of an unconditional model."""
+    known = model.classes or (recipe.preview.prompts if model.told_by_text else ())
+    if known:
+        return [known[k % len(known)] for k in range(count)]
+    return spelled(module.encoder, source, count)
+
+
+def spelled(encoder: Any, source: Source, count: int) -> list[str] | None:
+    """Write what is known of the first samples as a person would; None where the model is told
+    nothing.
+    """
+    if not encoder.parts:
+        return None
+    rows = [k % (source.size or count) for k in range(count)]
+    known = source.batch(sorted(rows), Draw(sorted(rows)))[1]
+    columns = {
+        name: [_word(v, source.columns[name].classes) for v in known[name]]
+        for name in encoder.parts
+    }
+    if len(columns) == 1:
+        return next(iter(columns.values()))
+    return [
+        "; ".join(f"{name}={words[k].replace(';', ',')}" for name, words in columns.items())
+        for k in range(count)
+    ]
+
+
+def _word(value: Any, classes: tuple[str, ...]) -> str:
+    if isinstance(value, str):
+        return value
+    return str(int(value)) if classes else ",".join(f"{v:g}" for v in value.tolist())
+
+
+def decoding(recipe: Recipe, source: Source) -> Callable[[Tensor], Tensor]:
+    """Return what turns the network's samples into the data's own: through the VAE, or into their
+    units.
+    """
+    if recipe.data.vae:
+        return read_decoder(recipe.data.vae)
+    scale = scale_of(source)
+    return scale.undo if scale is not None else lambda x: x
+
+
+@torch.no_grad()
+def live_model(
+    recipe: Recipe, module: Any, shape: tuple[int, ...], decode: Callable[[Tensor], Tensor]
+) -> Model:
+    """Make a model of a network in training, for samples now and then."""
+    return Model(
+        name=recipe.name,
+        denoiser=module.denoiser,
+        schedule=process(recipe).schedule,
+        shape=shape,
+        encoder=module.encoder.alone(),
+        decode=decode,
+    )

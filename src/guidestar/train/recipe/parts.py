@@ -1,0 +1,156 @@
+"""The parts of a recipe: what is trained, how large it is, and for how long."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from .strict import Depth, Pixels, Rate, Shares, Width, Widths, _Strict
+
+PARTS = ("model", "weak", "classifier", "judge", "clip", "noisy_clip", "measuring_clip")
+"""All parts; a part's place here goes into its seed."""
+ORDER = ("clip", "measuring_clip", "model", "weak", "noisy_clip", "classifier", "judge")
+"""The order they are trained in: the text encoder before what it is the encoder of."""
+
+
+class Training(_Strict):
+    """How long and how fast a part trains (see `Settings`)."""
+
+    steps: int = Field(gt=0, le=1_000_000_000)
+    batch: int = Field(default=64, gt=0, le=1_000_000)
+    accumulate: int = Field(default=1, gt=0, le=1_000_000)
+    rate: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=200, ge=0, le=1_000_000_000)
+    clip: float = Field(default=1.0, gt=0)
+    decay: float = Field(default=0.999, ge=0, lt=1)
+    power: Shares = ()
+    weight_decay: float = Field(default=0.0, ge=0)
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Training:
+        if self.accumulate > self.batch:
+            raise ValueError(
+                f"accumulate parts a batch of {self.batch}, and cannot be {self.accumulate}"
+            )
+        if any(w > 0.25 for w in self.power):
+            raise ValueError(
+                f"power holds relative widths of averages, at most 0.25, not {max(self.power):g}"
+            )
+        return self
+
+
+def _check_groups(widths: tuple[int, ...] | None, groups: int) -> None:
+    odd = [w for w in widths or () if w % groups]
+    if odd:
+        raise ValueError(f"widths must be multiples of groups ({groups}), not {odd[0]}")
+
+
+class NetworkPart(_Strict):
+    """A denoising network.
+
+    Args:
+        network: "unet" (by ``widths``, ``layers``, ``groups``, ``head``), "sequence" (``width``,
+            ``layers``, ``heads``, ``patch``), a class of Diffusers ("UNet2DModel",
+            "DiTTransformer2DModel", …) or your own "module:callable", each with ``config``.
+        condition_dropout: of every condition that says nothing else.
+        snapshots: shares of the steps after which the averaged weights are kept.
+    """
+
+    network: str = "unet"
+    widths: Widths | None = None
+    layers: Depth = 1
+    groups: Width = 8
+    head: Width = 32
+    width: Width = 128
+    heads: Width = 4
+    patch: Pixels = 1
+    config: dict[str, Any] = Field(default_factory=dict, strict=False)
+    condition_dropout: Rate = 0.1
+    snapshots: Shares = ()
+    train: Training
+
+    @model_validator(mode="after")
+    def _check(self) -> NetworkPart:
+        _check_groups(self.widths, self.groups)
+        if self.network == "unet" and self.widths is None:
+            raise ValueError("a unet needs widths, e.g. [32, 64, 96]")
+        if self.network == "unet" and self.widths and self.head > self.widths[-1]:
+            raise ValueError(
+                f"head must be at most the last width ({self.widths[-1]}), not {self.head}"
+            )
+        if self.config and self.network in ("unet", "sequence"):
+            raise ValueError(
+                f"config goes with a class of Diffusers or your own; {self.network!r} is set by "
+                "keys of its own"
+            )
+        return self
+
+
+class ClassifierPart(_Strict):
+    """A classifier or regressor, noise-aware or clean.
+
+    Args:
+        column: what it tells; by default the first of the conditions that is a class, or a vector.
+        shift: a clean one's images are moved by up to so many pixels.
+        calibrate: fit a temperature by noise level on held-out data.
+    """
+
+    column: str | None = None
+    widths: Widths
+    layers: Depth = 1
+    groups: Width = 8
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    shift: int = Field(default=0, ge=0, le=16_384)
+    calibrate: bool = True
+    train: Training
+
+    @model_validator(mode="after")
+    def _check(self) -> ClassifierPart:
+        _check_groups(self.widths, self.groups)
+        return self
+
+
+class VisionPart(_Strict):
+    """The image tower of a noise-aware CLIP, trained against the text tower of ``clip``; it starts
+    as the clean one where it is as large.
+
+    Args:
+        width, layers, heads, patch: of its transformer.
+        shift: pictures are moved by up to so many pixels.
+    """
+
+    width: Width = 128
+    layers: Depth = 4
+    heads: Width = 4
+    patch: Pixels = 4
+    shift: int = Field(default=0, ge=0, le=16_384)
+    train: Training
+
+
+class CLIPPart(_Strict):
+    """A CLIP of captions and pictures, trained from nothing.
+
+    Args:
+        width, layers, heads, patch: of the image tower.
+        text_width, text_layers, text_heads: of the text tower.
+        embed: length of the common embeddings.
+        vocabulary: tokens, learned from the captions.
+        length: most tokens of a caption, with its two marks.
+        shift: pictures are moved by up to so many pixels.
+    """
+
+    width: Width = 128
+    layers: Depth = 4
+    heads: Width = 4
+    patch: Pixels = 4
+    text_width: Width = 128
+    text_layers: Depth = 3
+    text_heads: Width = 4
+    embed: Width = 128
+    vocabulary: int = Field(default=3072, ge=514, le=1_000_000)
+    length: int = Field(default=24, gt=2, le=16_384)
+    shift: int = Field(default=0, ge=0, le=16_384)
+    train: Training

@@ -1,0 +1,223 @@
+"""Propose a recipe for data: one that trains on two CPU cores in some minutes, to be read and
+changed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from ...data.layout import find_files, find_pictures, find_splits
+from ...data.source import Column, Source
+from ..build.data import sources
+from .parts import NetworkPart, Training
+from .schema import Recipe
+from .tables import Data
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def kind_of(path: Path) -> str:
+    """Say what kind of data a path holds.
+
+    Raises:
+        ValueError: there is nothing there, or nothing known.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file or folder")
+    if path.is_file():
+        suffixes = {
+            ".safetensors": "tensors",
+            ".npy": "tensors",
+            ".parquet": "parquet",
+            ".tar": "shards",
+        }
+        if path.suffix in suffixes:
+            return suffixes[path.suffix]
+        raise ValueError(
+            f"{path}: data are a folder of images, .parquet, .tar (webdataset), .safetensors or "
+            ".npy files"
+        )
+    names = [f.suffix.lower() for f in find_files(path)]
+    for suffix, kind in ((".tar", "shards"), (".parquet", "parquet"), (".npy", "tensors")):
+        if suffix in names:
+            return kind
+    if not any(n in PICTURES for n in names):
+        raise ValueError(
+            f"{path}: holds no images ({', '.join(PICTURES)}), parquet, webdataset or .npy files"
+        )
+    return "images"
+
+
+def _side(path: Path) -> int:
+    """Return a size that suits the images of a folder: their median shorter side, at most 64, a
+    multiple of 4.
+    """
+    from ...io.decoding import open_picture
+
+    sides = []
+    for file in find_pictures(path)[:50]:
+        try:
+            sides.append(min(open_picture(file, pixels=False).size))
+        except OSError:
+            continue
+    return max(8, min(64, sorted(sides)[len(sides) // 2] // 4 * 4)) if sides else 32
+
+
+def propose(
+    path: Path, *, name: str, size: int | None = None, steps: int = 2000
+) -> tuple[str, str]:
+    """Return a recipe for the data at ``path`` as TOML, and a line on what was found.
+
+    Raises:
+        ValueError: the data cannot be read as they are.
+    """
+    kind = kind_of(path)
+    split = find_splits(path) if kind == "images" and path.is_dir() else {}
+    train, *others = split.values() or [path]
+    side = size or (_side(train) if kind == "images" else 32)
+    bare = Training(steps=1)
+    data = Data(
+        kind=kind, path=str(train), test=str(others[0]) if others else None, size=side, max_bad=10
+    )  # type: ignore[arg-type]
+    source, _ = sources(
+        Recipe(name="look", data=data, model=NetworkPart(widths=(8,), head=8, train=bare))
+    )
+    found = (
+        f"{path}: {kind}, "
+        f"{'a stream' if source.size is None else f'{source.size:,} samples to train on'} of "
+        f"{list(source.shape)}"
+    )
+    return "\n".join(_lines(name, data, source, steps)) + "\n", f"{found}; {_columns(source)}"
+
+
+def quoted(text: str) -> str:
+    """Write a text as TOML does: JSON's signs, and nothing that ends a line."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _fit(name: str) -> str:
+    """Make a recipe's name of a file's."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:60] or "model"
+
+
+def _columns(source: Source) -> str:
+    return "columns: " + (
+        ", ".join(
+            f"{n} ({c.kind}{f', {len(c.classes)} classes' if c.classes else ''})"
+            for n, c in source.columns.items()
+        )
+        or "none"
+    )
+
+
+def _lines(name: str, data: Data, source: Source, steps: int) -> list[str]:
+    image = len(source.shape) == 3
+    lines = [
+        f"name = {quoted(_fit(name))}",
+        'licence = "" # of your data',
+        "seed = 0",
+        "",
+        "[data]",
+        f'kind = "{data.kind}"',
+        f"path = {quoted(data.path or '')}",
+    ]
+    if data.test:
+        lines += [f"test = {quoted(data.test)} # to measure on"]
+    if image:
+        if any(c.kind == "text" for c in source.columns.values()):
+            lines += ["channels = 3 # as CLIP takes them"]
+        lines += [
+            f"size = {data.size}",
+            "flip = false # mirror images left to right",
+            "max_bad = 10 # unreadable images to skip before giving up",
+        ]
+    else:
+        lines += ["standardise = true"]
+    lines += [""] if data.test else ["holdout = 0.1 # kept aside, to measure on", ""]
+    for column, about in source.columns.items():
+        lines += _condition(column, about, image)
+    lines += [
+        "[levels]",
+        "mean = -0.3",
+        "std = 1.3",
+        "",
+        "[model]",
+        *_network(source),
+        "condition_dropout = 0.1",
+        "snapshots = [0.25]",
+    ]
+    lines += [
+        f"train = {{ steps = {steps}, batch = 64, rate = 2e-3, warmup = {min(100, steps // 10)}, "
+        f'decay = 0.998, precision = "{"bfloat16" if image else "float32"}" }}',
+        "",
+    ]
+    if any(c.kind == "class" for c in source.columns.values()):
+        for part in ("classifier # sees noise, and guides", "judge # sees none, and only measures"):
+            head, _, remark = part.partition(" ")
+            train = (
+                f"train = {{ steps = {max(1, steps // 3)}, batch = 64, rate = 1e-3, warmup = "
+                f"{min(50, steps // 30)}, decay = 0.99, weight_decay = 0.01 }}"
+            )
+            lines += [f"[{head}] {remark}", "widths = [16, 32, 64]", "dropout = 0.1", train, ""]
+    if image and any(c.kind == "text" for c in source.columns.values()):
+        lines += _clips(steps)
+    return [*lines, "[preview]", f"every = {max(1, steps // 4)}", ""]
+
+
+def _condition(name: str, about: Column, image: bool) -> list[str]:
+    key = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else quoted(name)
+    if about.kind == "text" and image:
+        return [
+            f"[conditions.{key}] # a caption",
+            'encoder = "clip" # trained here, see [clip]; or a CLIP by name or folder',
+            "",
+        ]
+    if about.kind == "text":
+        encoder = (
+            'encoder = "openai/clip-vit-base-patch32" # from the Hugging Face hub; or a folder'
+        )
+        return [f"[conditions.{key}] # a caption", encoder, ""]
+    named = " ".join(", ".join(about.classes[:8]).split()) + (
+        ", …" if len(about.classes) > 8 else ""
+    )
+    said = "".join(sign for sign in named if sign.isprintable())
+    return [f"[conditions.{key}] # {about.kind}" + (f": {said}" if about.classes else ""), ""]
+
+
+def _clips(steps: int) -> list[str]:
+    """Return the parts that encode captions, guide by them, and measure whether they are met."""
+    train = (
+        f"train = {{ steps = {max(1, steps // 3)}, batch = 128, rate = 1e-3, warmup = "
+        f"{min(50, steps // 30)}, decay = 0.99, weight_decay = 0.05 }}"
+    )
+    return [
+        *(
+            "[clip] # encodes the captions",
+            "width = 64",
+            "layers = 3",
+            "text_width = 96",
+            "text_layers = 2",
+            "vocabulary = 1024",
+            train,
+            "",
+        ),
+        "[measuring_clip] # of another size; it guides nothing, and only measures",
+        *(
+            "width = 96",
+            "layers = 2",
+            "text_width = 64",
+            "text_layers = 2",
+            "vocabulary = 768",
+            train,
+            "",
+        ),
+        *("[noisy_clip] # sees noise, and guides", "width = 64", "layers = 3", train, ""),
+    ]
+
+
+def _network(source: Source) -> list[str]:
+    if len(source.shape) == 3:
+        return ["widths = [32, 64, 96]" if source.shape[-1] > 48 else "widths = [24, 48, 72]"]
+    return ['network = "sequence"', "width = 96", "layers = 4", "heads = 4"]

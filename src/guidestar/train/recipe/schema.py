@@ -1,0 +1,217 @@
+"""Training recipes: TOML files that say everything about a training, and nothing misspelt.
+
+A recipe trains some parts, each with its own checkpoint, so that a run that was stopped goes on
+where it was: the ``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` (or
+regressor) that guides, and a clean ``judge`` that guides nothing and only measures. Of captioned
+pictures: a ``clip`` whose text tower encodes the captions, a ``noisy_clip`` that guides, and a
+``measuring_clip`` that guides nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+
+from ...io.files import check_name
+from .parts import ORDER, PARTS, ClassifierPart, CLIPPart, NetworkPart, Training, VisionPart
+from .strict import Rate, _Strict
+from .tables import ConditionSpec, Data, Export, Levels, Noise, Preview, Target
+
+__all__ = [
+    "CLIPPart",
+    "ClassifierPart",
+    "ConditionSpec",
+    "Data",
+    "Export",
+    "Levels",
+    "NetworkPart",
+    "Noise",
+    "Preview",
+    "Recipe",
+    "Target",
+    "Training",
+    "VisionPart",
+    "read",
+]
+
+
+BESIDE = frozenset(
+    ("parts", "snapshots", "previews", "tensorboard", "tokenizers", "batch.png", ".lock")
+)
+"""What a training writes beside the model's folder, which is named after the recipe."""
+
+
+def _folder_name(name: str) -> str:
+    return check_name(name, "the recipe's name", taken=BESIDE)
+
+
+class Recipe(_Strict):
+    """A whole training."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_folder_name)]
+    summary: str = ""
+    licence: str = ""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    joint_dropout: Rate = 0.0
+    checkpoint_seconds: float = Field(default=60.0, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0, le=1_000)
+    data: Data
+    conditions: dict[str, ConditionSpec] | None = None
+    schedule: Noise = Noise()
+    objective: Target = Target()
+    levels: Levels = Levels()
+    model: NetworkPart
+    weak: NetworkPart | None = None
+    classifier: ClassifierPart | None = None
+    judge: ClassifierPart | None = None
+    clip: CLIPPart | None = None
+    noisy_clip: VisionPart | None = None
+    measuring_clip: CLIPPart | None = None
+    preview: Preview = Preview()
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        kind, predicts = self.schedule.kind, self.predicts()
+        if (kind == "edm") != (predicts == "edm"):
+            raise ValueError(
+                "objective.predicts: 'edm' goes with schedule.kind 'edm', and with no other"
+            )
+        if kind == "vp" and predicts == "velocity":
+            raise ValueError(
+                "objective.predicts: a velocity goes with schedule.kind 'flow'; of vp it would "
+                "be read back as another"
+            )
+        if self.schedule.zero_terminal_snr and self.levels.kind != "uniform":
+            raise ValueError(
+                "levels.kind: a logit-normal hardly draws pure noise, where sampling starts with "
+                "zero_terminal_snr; train with kind = 'uniform'"
+            )
+        if self.schedule.zero_terminal_snr and predicts == "eps":
+            raise ValueError(
+                "objective.predicts: eps says nothing about data at pure noise; with "
+                "zero_terminal_snr predict v or x0"
+            )
+        needy = [
+            f"conditions.{n}.encoder"
+            for n, c in (self.conditions or {}).items()
+            if c.encoder == "clip"
+        ] + ["noisy_clip"] * (self.noisy_clip is not None)
+        if needy and self.clip is None:
+            raise ValueError(f"{needy[0]} needs the recipe to train a clip: add a table [clip]")
+        return self
+
+    def predicts(self) -> str:
+        """Return what the network predicts."""
+        return (
+            self.objective.predicts
+            or {"vp": "v", "flow": "velocity", "edm": "edm"}[self.schedule.kind]
+        )
+
+    def code(self) -> dict[str, str]:
+        """Return the code that training imports and calls, by the keys that name it."""
+        specs = {part: getattr(self, part) for part in PARTS}
+        return {
+            f"{part}.network": spec.network
+            for part, spec in specs.items()
+            if isinstance(spec, NetworkPart) and ":" in spec.network
+        }
+
+    def parts(self, only: Sequence[str] | None = None) -> list[str]:
+        """Name the parts to train, in order: all, or those of them in ``only``.
+
+        Raises:
+            ValueError: ``only`` names a part that the recipe has not.
+        """
+        parts = [p for p in ORDER if getattr(self, p) is not None]
+        strange = [name for name in only or () if name not in parts]
+        if strange:
+            raise ValueError(
+                f"the recipe {self.name!r} has no part "
+                f"{strange[0]!r}{suggestion(strange[0], parts)}; its parts are {', '.join(parts)}"
+            )
+        return [p for p in parts if only is None or p in only]
+
+
+def read(path: Path | str, *, trust: bool = False) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: of a TOML file.
+        trust: it may name code of its author's own, which training imports and calls.
+
+    Raises:
+        ValueError: it cannot be read, is not TOML, has a key that is unknown, missing or out of
+            range (named), or names code and is not trusted; in one line.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a path
+        raise ValueError(f"{path} is not TOML: {' '.join(str(error).split())}") from error
+    return checked(content, path, trust=trust)
+
+
+def checked(content: Any, origin: Path | str, *, trust: bool = False) -> Recipe:
+    """Return the recipe that ``content`` is; arguments and errors as of `read`.
+
+    Args:
+        content: tables by name, from any file.
+        origin: that file, to be named.
+        trust: as of `read`.
+    """
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors()]
+        more = f"; and {len(lines) - _MOST} more" if len(lines) > _MOST else ""
+        raise ValueError(f"{origin}: " + "; ".join(lines[:_MOST]) + more) from error
+    for key, code in recipe.code().items():
+        if not trust:
+            raise ValueError(
+                f"{origin}: {key} is made by the code {code!r}, which is only run where you "
+                "trust it: read(…, trust=True), --trust"
+            )
+    return recipe
+
+
+_MOST = 12
+"""Mistakes of one recipe that are told."""
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(p) for p in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{suggestion(str(error['loc'][-1]), _keys(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"missing key {where!r}"
+    # Of an expression the further lines point at the place; the first says it in words.
+    message = error["msg"].removeprefix("Value error, ").split("\n")[0]
+    given = error["input"]
+    shown = "" if isinstance(given, dict | BaseModel) else f", not {reprlib.repr(given)}"
+    return (f"{where}: " if where else "") + f"{message[0].lower()}{message[1:]}{shown}"
+
+
+def _keys(loc: Sequence[str | int]) -> list[str]:
+    """List the keys that a table of the recipe may have."""
+    table: type[BaseModel] = Recipe
+    for name in loc:
+        if name not in table.model_fields:  # a name of the user's own, of a condition
+            continue
+        kind = table.model_fields[str(name)].annotation
+        kinds = [kind, *get_args(kind), *(t for k in get_args(kind) for t in get_args(k))]
+        table = next(t for t in kinds if isinstance(t, type) and issubclass(t, BaseModel))
+    return list(table.model_fields)
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """Offer the nearest of the known names, if one is near."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,91 @@
+"""Measuring the shipped model against real images, and the card that the figures are written to."""
+
+import pytest
+import torch
+
+import guidestar as gs
+from guidestar.apps.measure import REAL, measure
+from guidestar.data import fashion_mnist
+from guidestar.model.card import card_text
+
+needs_data = pytest.mark.skipif(
+    not fashion_mnist.INSTALLED.is_dir(), reason="dataset-fashion-mnist is not installed"
+)
+
+
+@needs_data
+def test_rows_say_what_was_measured():
+    model = gs.load("fashion-mnist")
+    real, row = measure(model, ["cfg(3)"], seeds=range(20), steps=4, batch=7)
+    assert real["guidance"] == REAL and real["accuracy"] > 0.9
+    images = model.sample(
+        [model.classes[i % 10] for i in range(20)], guidance="cfg(3)", seeds=range(20), steps=4
+    ).images
+    seen = model.judge(images).argmax(1)
+    assert row["accuracy"] == pytest.approx(
+        float((seen == torch.arange(20) % 10).double().mean()), abs=0.051
+    )
+    assert row["nfe"] == 8 and row["frechet"] > real["frechet"] and row["seconds"] > 0
+    assert sum(row["shares"]) == pytest.approx(1, abs=1e-3)
+
+
+@needs_data
+def test_judge_is_as_good_as_its_card_says():
+    model = gs.load("fashion-mnist")
+    images, labels = fashion_mnist.load("test")
+    right = (model.judge(images[:1000]).argmax(1) == labels[:1000]).double().mean()
+    assert float(right) == pytest.approx(model.card["judge_accuracy"], abs=0.02)
+
+
+def test_a_model_without_judge_is_refused():
+    model = gs.load("fashion-mnist")
+    model.judge = None
+    with pytest.raises(ValueError, match="no judge"):
+        next(measure(model, ["cfg(1)"], seeds=[0]))
+
+
+def test_card_tells_what_is_known():
+    row = {
+        "guidance": "cfg(3)",
+        "accuracy": 0.951,
+        "frechet": 3.14159,
+        "diversity": 0.75,
+        "shares": [0.05, 0.2],
+        "nfe": 40.0,
+    }
+    about = {
+        "summary": "A model",
+        "defaults": {"steps": 20},
+        "seconds": {"model": 7},
+        "parameters": {"model": 1234567},
+        "recipe": {"model": {"train": {"steps": 9}}},
+        "command": "guidestar train x.toml",
+        "machine": "2 threads",
+        "classifier_accuracy": {"1": 0.5},
+        "classifier_ece": {"1": [0.25, 0.0625]},
+        "loss": {"model": 0.125},
+        "regressor": {"2": [0.5, 1.75]},
+        "classifier_rho_max": 8.0,
+        "judge_accuracy": 0.9312,
+        "figures": [
+            {
+                "title": "Scales",
+                "text": "Seeds 0–999.",
+                "command": "guidestar evaluate",
+                "rows": [row],
+            }
+        ],
+    }
+    text = card_text("x", about)
+    for words in (
+        "# x",
+        "1,234,567",
+        "| 9 | 7 | 0.125 |",
+        "| 1 | 50.0% | 0.250 | 0.062 |",
+        "| 2 | 0.500 | 1.75 |",
+        "above σ/α = 8",
+        "93.12%",
+        "| `cfg(3)` | 95.1% | 3.14 | 0.75 | 5.0%–20.0% | 40 |",
+    ):
+        assert words in text
+    assert "Training" not in card_text("x", {"summary": "A model"})

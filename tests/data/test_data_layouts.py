@@ -1,0 +1,299 @@
+"""Folders as people have them: what belongs to the data is read, and what is not clear is
+refused.
+"""
+
+import os
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guidestar.cli import main
+from guidestar.core.rng import Draw
+from guidestar.data.folders import image_folder, parquet
+from guidestar.data.layout import find_files, find_pictures, find_splits
+from guidestar.data.pictures import Look, prepared
+from guidestar.data.shards import Shards
+from guidestar.data.source import picked
+from guidestar.io.files import Damaged
+from guidestar.train.recipe import schema as recipes
+from guidestar.train.recipe.propose import propose
+
+LOOK = Look(size=8)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+
+
+def write(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8), value, np.uint8)).save(path)
+
+
+def labelled(folder, **more):
+    """Return the classes of a folder, and the class of the picture of each grey value."""
+    source = image_folder(folder, LOOK, **more)
+    x, targets = source.batch(range(source.size), Draw(range(source.size)))
+    values = ((x[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    return source.columns["label"].classes, dict(
+        zip(values, targets["label"].tolist(), strict=True)
+    )
+
+
+def captions(folder, **more):
+    source = image_folder(folder, LOOK, **more)
+    return source.batch(range(source.size), Draw(range(source.size)))[1]["text"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    for value, name in enumerate(("cat/0.png", "cat/1.png", "dog/2.png")):
+        write(folder / name, value)
+    return folder
+
+
+RUBBISH = [
+    *(".ipynb_checkpoints/0-checkpoint.png", "__MACOSX/cat/._0.png", ".git/objects/x.png"),
+    *("cat/.ipynb_checkpoints/0.png", "cat/._0.png", "cat/.hidden.png", "@eaDir/0.png"),
+]
+
+
+def test_what_other_programs_leave_is_passed_over(photos):
+    for name in RUBBISH:
+        write(photos / name, 99)
+    for name in ("Thumbs.db", "cat/Thumbs.db", ".DS_Store", "dog/desktop.ini"):
+        (photos / name).write_bytes(b"x")
+    assert labelled(photos) == (("cat", "dog"), {0: 0, 1: 0, 2: 1})
+
+
+@pytest.mark.parametrize("name", ["[D] photos", "photos*", "a?b", ".hidden", "$x {y}"])
+def test_a_root_may_be_called_anything(photos, name):
+    root = photos.rename(photos.parent / name)
+    assert labelled(root) == (("cat", "dog"), {0: 0, 1: 0, 2: 1})
+
+
+def test_class_folders_may_be_links_and_links_in_a_circle_end(photos, tmp_path):
+    write(tmp_path / "elsewhere" / "7.png", 7)
+    (photos / "bird").symlink_to(tmp_path / "elsewhere")
+    assert labelled(photos) == (("bird", "cat", "dog"), {7: 0, 0: 1, 1: 1, 2: 2})
+    (photos / "cat" / "again").symlink_to(photos)
+    assert len(list(find_files(photos))) < 100
+
+
+def test_splits_are_refused_with_what_to_write(photos, tmp_path):
+    whole = tmp_path / "whole"
+    photos.rename(whole / "train") if whole.mkdir() is None else None
+    write(whole / "test" / "cat" / "9.png", 9)
+    assert list(find_splits(whole)) == ["train", "test"]
+    with pytest.raises(
+        ValueError, match="holds the splits train, test, which would be mixed"
+    ) as caught:
+        image_folder(whole, LOOK)
+    assert f'path = "{whole}/train" and test = "{whole}/test"' in str(caught.value)
+
+
+def test_splits_with_tables_are_refused_too(tmp_path):
+    for name in ("Train", "val"):
+        write(tmp_path / "p" / name / "0.png")
+        (tmp_path / "p" / name / "metadata.csv").write_text("file_name,text\n0.png,a\n")
+    with pytest.raises(ValueError, match="holds the splits Train, val"):
+        image_folder(tmp_path / "p", LOOK)
+
+
+@pytest.mark.parametrize(
+    "names", [("train/x", "car/x"), ("train", "test"), ("cat/train", "cat/test")]
+)
+def test_classes_called_like_splits_are_no_splits(tmp_path, names):
+    for value, name in enumerate(names):
+        write(tmp_path / "p" / name / f"{value}.png", value)
+    assert not find_splits(tmp_path / "p")
+
+
+def test_a_recipe_is_proposed_for_splits(photos, tmp_path):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    photos.rename(whole / "train")
+    for value, name in ((8, "cat"), (9, "dog")):
+        write(whole / "test" / name / f"{value}.png", value)
+    text, _ = propose(whole, name="pets", steps=4)
+    (tmp_path / "r.toml").write_text(text)
+    data = recipes.read(tmp_path / "r.toml").data
+    assert (data.path, data.test) == (str(whole / "train"), str(whole / "test"))
+    assert "holdout" not in text
+
+
+def table(folder, text, name="metadata.csv", encoding="utf-8"):
+    for value in range(2):
+        write(folder / "a" / f"{value}.png", value)
+    (folder / name).write_text(text, encoding=encoding)
+    return folder
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_tables_have_commas_semicolons_or_tabs_and_a_mark_at_the_start(tmp_path, mark, encoding):
+    rows = [["file_name", "text"], ["a/0.png", "größe"], ["a/1.png", '"x, y; z"']]
+    text = "\r\n".join(mark.join(row) for row in rows)
+    assert captions(table(tmp_path / "p", text, encoding=encoding)) == ["größe", "x, y; z"]
+
+
+def test_a_line_table_may_have_a_mark_at_its_start(tmp_path):
+    text = '{"file_name": "a/0.png", "text": "x"}\n\n{"file_name": "a/1.png", "text": "y"}\n'
+    folder = table(tmp_path / "p", text, "metadata.jsonl", "utf-8-sig")
+    assert captions(folder) == ["x", "y"]
+
+
+@pytest.mark.parametrize("word", ["NA", "None", "null", "nan", "N/A", "True"])
+def test_words_for_nothing_stay_words(tmp_path, word):
+    text = f"file_name,text\na/0.png,{word}\na/1.png,x\n"
+    assert captions(table(tmp_path / "p", text)) == [word, "x"]
+
+
+def test_numbers_that_are_stated_to_be_captions_stay_as_written(tmp_path):
+    folder = table(tmp_path / "p", "file_name,text\na/0.png,007\na/1.png,1.50\n")
+    assert captions(folder, columns={"text": "text"}) == ["007", "1.50"]
+    assert image_folder(folder, LOOK).columns["text"].kind == "vector"
+
+
+@pytest.mark.parametrize("name", ["./a/{}.png", "a\\{}.png", ".\\a\\{}.png", "a/./{}.png"])
+def test_names_may_be_written_in_several_ways(tmp_path, name):
+    rows = "".join(f"{name.format(i)},{'xy'[i]}\n" for i in range(2))
+    assert captions(table(tmp_path / "p", "file_name,text\n" + rows)) == ["x", "y"]
+
+
+WRONG_TABLES = [
+    ("file,text\na/0.png,x\n", "has no column file_name; it has file, text"),
+    ("file_name,text\na/0.png,x\na/0.png,y\na/1.png,z\n", "names 'a/0.png' twice"),
+    ("file_name,text\na/0.png,x, y\na/1.png,z\n", "row 1 has 3 cells for 2 columns; put text"),
+    ("file_name,text\na/0.png,\na/1.png,z\n", "row 0 has no 'text'"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_TABLES)
+def test_tables_that_do_not_fit_are_one_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        image_folder(table(tmp_path / "p", text), LOOK)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path):
+    folder = table(tmp_path / "p", "")
+    (folder / "metadata.csv").write_bytes("file_name,text\na/0.png,größe\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"metadata\.csv: not UTF-8 \(byte 25\); save it as UTF-8"):
+        image_folder(folder, LOOK)
+
+
+def test_a_damaged_parquet_table_is_named(tmp_path):
+    folder = table(tmp_path / "p", "nonsense", "metadata.parquet")
+    with pytest.raises(ValueError, match=r"metadata\.parquet: not readable as parquet"):
+        image_folder(folder, LOOK)
+
+
+def test_captions_lie_beside_their_pictures(tmp_path):
+    for value in range(3):
+        write(tmp_path / "p" / f"{value}.png", value)
+        (tmp_path / "p" / f"{value}.txt").write_text(f"  picture {value}\n", encoding="utf-8-sig")
+    (tmp_path / "p" / "README.txt").write_text("about")
+    assert captions(tmp_path / "p") == ["picture 0", "picture 1", "picture 2"]
+    assert "label" not in image_folder(tmp_path / "p", LOOK).columns
+
+
+def test_captions_beside_pictures_go_with_class_folders(photos):
+    for name, text in (("cat/0", "a"), ("cat/1", "b"), ("dog/2", "c")):
+        (photos / f"{name}.txt").write_text(text)
+    assert captions(photos) == ["a", "b", "c"]
+    assert labelled(photos) == (("cat", "dog"), {0: 0, 1: 0, 2: 1})
+
+
+def test_captions_for_some_pictures_only_are_refused(photos):
+    (photos / "cat" / "0.txt").write_text("a")
+    with pytest.raises(
+        ValueError, match=r"1 of 3 images have a caption .* but 'cat/1.png' has none"
+    ):
+        image_folder(photos, LOOK)
+
+
+def test_an_empty_caption_is_named(photos):
+    for name in ("cat/0", "cat/1", "dog/2"):
+        (photos / f"{name}.txt").write_text(" \n" if name == "cat/1" else "x")
+    with pytest.raises(ValueError, match="row 1 has no 'text'"):
+        image_folder(photos, LOOK)
+
+
+def parquet_file(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.zeros((8, 8), np.uint8))
+    features = datasets.Features(image=datasets.Image())
+    datasets.Dataset.from_dict({"image": [image]}, features=features).to_parquet(path)
+
+
+@pytest.mark.parametrize(
+    "names", [("train-0.parquet", "test-0.parquet"), ("train/0.parquet", "validation/0.parquet")]
+)
+def test_parquet_files_of_several_splits_are_refused(tmp_path, names):
+    for name in names:
+        parquet_file(tmp_path / "d" / name)
+    with pytest.raises(
+        ValueError, match="which would be mixed; give the one to train on: path = "
+    ) as caught:
+        parquet(tmp_path / "d", LOOK)
+    proposed = str(caught.value).rpartition('path = "')[2].rstrip('"')
+    assert parquet(proposed, LOOK).size == 1
+
+
+def test_shards_of_several_splits_are_refused(tmp_path):
+    for name in ("train-000.tar", "test-000.tar"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r'path = ".*/train\*\.tar"'):
+        Shards(tmp_path, LOOK)
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    (tmp_path / "0.tar").write_bytes(b"nonsense" * 100)
+    with pytest.raises(Damaged, match=r"0\.tar: not readable as webdataset"):
+        Shards(tmp_path, LOOK)
+
+
+def test_the_recipe_for_captions_trains(tmp_path, capsys):
+    folder = tmp_path / 'p "q"'
+    for value in range(24):
+        write(folder / f"{value}.png", value * 10)
+        (folder / f"{value}.txt").write_text(f"grey number {value}")
+    text, found = propose(folder, name="greys", steps=3)
+    assert "columns: text (text)" in found and "PATH" not in text
+    (tmp_path / "r.toml").write_text(text)
+    recipe = recipes.read(tmp_path / "r.toml")
+    assert recipe.data.path == str(folder) and recipe.conditions["text"].encoder == "clip"
+    with pytest.raises(SystemExit) as done:
+        main(["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "out"), "--dry-run"])
+    assert done.value.code == 0, capsys.readouterr().err
+
+
+def test_pictures_are_found_by_any_case_of_their_suffix(tmp_path):
+    write(tmp_path / "a.PNG")
+    assert [f.name for f in find_pictures(tmp_path)] == ["a.PNG"]
+    assert os.fspath(tmp_path / "a.PNG") == str(find_pictures(tmp_path)[0])
+
+
+def test_flips_are_from_left_to_right():
+    pixels = torch.tensor([[[[0, 255], [10, 20]]]], dtype=torch.uint8).expand(64, 1, 2, 2)
+    draw = Draw(range(64))
+    x = prepared(pixels, Look(size=2, flip=True), draw)
+    flipped = draw.uniform("flip") < 0.5
+    assert 0 < flipped.sum() < 64
+    for value, wanted in ((True, [[255, 0], [20, 10]]), (False, [[0, 255], [10, 20]])):
+        rows = ((x[flipped == value] + 1) * 127.5).round()
+        assert torch.equal(rows, torch.tensor([[wanted]]).expand_as(rows).float())
+
+
+def test_each_of_several_captions_is_drawn_by_its_share():
+    draw = Draw(range(300))
+    drawn = picked({"text": [("a", "b", "c")] * 300}, range(300), draw)["text"]
+    u = draw.uniform("caption").tolist()
+    assert drawn == ["a" if v < 1 / 3 else "b" if v < 2 / 3 else "c" for v in u]
+    assert min(drawn.count(c) for c in "abc") > 70

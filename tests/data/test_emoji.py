@@ -1,0 +1,162 @@
+"""Emoji from small packages of the true layout, made here."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+from guidestar.data import emoji
+from guidestar.data.emoji import SPLITS, STYLES, VERSIONS, Drawing, build
+
+pytest.importorskip("resvg_py")
+
+APPLE, RED = "1F34E", "1f34e"
+SVG = '<circle cx="8" cy="8" r="8" fill="#{}"/>'
+
+
+def archive(folder, package, files):
+    path = folder / f"{package.removeprefix('@').replace('/', '-')}-{VERSIONS[package]}.tgz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def packages(tmp_path):
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    names = [
+        {"label": "red apple", "hexcode": APPLE, "tags": ["apple", "fruit", "ripe"]},
+        {"label": "thumbs up", "hexcode": "1F44D-FE0F", "tags": ["+1", "good"]},
+        {"label": "beer mug", "hexcode": "1F37A", "tags": ["bar"]},
+    ]
+    archive(folder, emoji.NAMES, {"en/data.json": json.dumps(names).encode()})
+    for style in STYLES:
+        if style.name == "3d":
+            picture = io.BytesIO()
+            Image.new("RGBA", (32, 32), (0, 0, 255, 128)).save(picture, "WEBP", lossless=True)
+            archive(
+                folder,
+                style.package,
+                {
+                    f"assets/{RED}.webp": picture.getvalue(),
+                    "assets/1f44d-1f3fb.webp": picture.getvalue(),
+                },
+            )
+            continue
+        prefix = style.package.split("/")[1]
+        icons = (
+            {"red-apple": "ff0000", "thumbs-up": "00ff00", "thumbs-up-light-skin-tone": "0000ff"}
+            if style.name not in ("icon", "firefox")
+            else {"beermug": "ffff00", "whatever": "111111"}
+        )
+        icons = {"combo-chart": "0000ff"} if style.name == "icon" else icons
+        body = {
+            "prefix": prefix,
+            "width": 16,
+            "height": 16,
+            "icons": {n: {"body": SVG.format(c)} for n, c in icons.items()},
+        }
+        files = {
+            "icons.json": json.dumps(body).encode(),
+            "info.json": json.dumps({"prefix": prefix}).encode(),
+        }
+        if style.name in ("noto", "flat"):
+            files["chars.json"] = json.dumps(
+                {RED: "red-apple", "1f44d": "thumbs-up", "1f44d-1f3fb": "thumbs-up-light-skin-tone"}
+            ).encode()
+        archive(folder, style.package, files)
+    return folder
+
+
+def rows_of(out):
+    return [
+        json.loads(line) | {"part": part}
+        for part in SPLITS
+        for line in (out / part / "metadata.jsonl").read_text().splitlines()
+    ]
+
+
+def test_pictures_with_captions(packages, tmp_path):
+    counts = build(tmp_path / "emoji", packages=packages, size=24)
+    rows = rows_of(tmp_path / "emoji")
+    assert sum(counts.values()) == len(rows) == 11
+    found = {(r["concept"], r["style"]) for r in rows}
+    four = {
+        (c, s) for c in ("red apple", "thumbs up") for s in ("noto", "blob", "gradient", "flat")
+    }
+    assert found == four | {
+        ("red apple", "3d"),
+        ("beer mug", "firefox"),
+        ("combo chart", "icon"),
+    }, "no skin tones, nothing nameless"
+    apple = next(r for r in rows if (r["concept"], r["style"]) == ("red apple", "flat"))
+    assert apple["text"][:3] == ["red apple, flat style", "a red apple, flat style", "red apple"]
+    assert (
+        apple["text"][3].startswith("red apple, ")
+        and apple["text"][3].endswith(", flat style")
+        and "apple, apple" not in apple["text"][3]
+    )
+    with Image.open(tmp_path / "emoji" / apple["part"] / apple["file_name"]) as picture:
+        assert picture.size == (24, 24) and picture.mode == "RGB"
+        assert picture.getpixel((12, 12)) == (255, 0, 0) and picture.getpixel((0, 0)) == (
+            255,
+            255,
+            255,
+        ), "on white"
+    solid = next(r for r in rows if r["style"] == "3d")
+    with Image.open(tmp_path / "emoji" / solid["part"] / solid["file_name"]) as picture:
+        assert all(
+            abs(a - b) <= 1
+            for a, b in zip(picture.getpixel((12, 12)), (127, 127, 255), strict=True)
+        ), "half see-through on white"
+    licences = (tmp_path / "emoji" / "LICENCES.md").read_text()
+    assert all(s.licence in licences and s.package in licences for s in STYLES)
+
+
+def test_the_split_is_a_fixed_function_of_concept_and_style():
+    def share(text):
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest()) / 2**48
+
+    names = [f"thing {i}" for i in range(4000)]
+    parts = [Drawing(concept=n, tags=(), style="flat").split for n in names]
+    expected = [
+        "unseen-concepts"
+        if share(n) < 0.05
+        else "unseen-pairs"
+        if share(f"{n}/flat") < 0.05
+        else "train"
+        for n in names
+    ]
+    assert parts == expected
+    assert (
+        0.03 < parts.count("unseen-concepts") / 4000 < 0.07
+        and 0.03 < parts.count("unseen-pairs") / 4000 < 0.07
+    )
+    unseen = [n for n, p in zip(names, parts, strict=True) if p == "unseen-concepts"]
+    assert all(
+        Drawing(concept=n, tags=(), style=s.name).split == "unseen-concepts"
+        for n in unseen
+        for s in STYLES
+    ), "in any style"
+
+
+def test_what_cannot_be_is_one_line(packages, tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="not empty"):
+        build(tmp_path / "full", packages=packages)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="npm is missing"):
+        build(tmp_path / "a", packages=tmp_path / "none")
+    next(packages.glob("*noto-1*")).write_bytes(b"not an archive")
+    with pytest.raises(RuntimeError, match="not readable as a package"):
+        build(tmp_path / "b", packages=packages)
+    assert not (tmp_path / "b" / "train").exists()

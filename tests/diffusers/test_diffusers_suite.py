@@ -1,0 +1,98 @@
+"""Diffusers' own pipeline tests, guided (`diffusers_suite`): where DIFFUSERS_CHECKOUT names a clone
+of its repository.
+"""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import diffusers_suite
+from diffusers_suite import FAMILIES, compare, expression
+
+CHECKOUT = os.environ.get("DIFFUSERS_CHECKOUT")
+
+
+@pytest.mark.skipif(
+    CHECKOUT is None, reason="DIFFUSERS_CHECKOUT names no clone of Diffusers' repository"
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_passes_plain_passes_guided(family):
+    found = compare(Path(str(CHECKOUT)), family)
+    assert not found.broken and (found.passed or found.refused or found.plain)
+
+
+def test_what_a_pipelines_arguments_ask_for():
+    net = SimpleNamespace(config=SimpleNamespace(time_cond_proj_dim=None))
+    scheduler = SimpleNamespace(config={"prediction_type": "epsilon"})
+    pipe = SimpleNamespace(
+        unet=net, scheduler=scheduler, config=SimpleNamespace(boundary_ratio=0.75)
+    )
+    ask = lambda **arguments: expression(pipe, arguments)
+    assert (
+        ask(guidance_scale=6.0) == "cfg(6.0)"
+        and ask(guidance_scale=1.0) == "cond"
+        and ask() == "uncond"
+    )
+    assert ask(class_labels=[1]) == "cond" and ask(max_guidance_scale=3.0) == "cfg(3.0)"
+    assert ask(guidance_scale=6.0, guidance_rescale=0.7) == "cfg(6.0) | rescale(0.7, space='eps')"
+    assert ask(guidance_scale=6.0, image_guidance_scale=1.5) == "pix2pix(1.5, 6.0)"
+    assert (
+        ask(guidance_scale=6.0, guidance_scale_2=2.0)
+        == "cfg(6.0, interval=(3.0, inf)) + cfg(2.0, interval=(0, 2.999997))"
+    )
+    assert (
+        ask(true_cfg_scale=2.0, negative_prompt="mud", guidance_scale=3.5) == "cfg(2.0)"
+        and ask(true_cfg_scale=2.0) == "cond"
+    )
+    net.config.time_cond_proj_dim = 8
+    assert ask(guidance_scale=6.0) == "cond"
+
+
+def test_a_test_that_fails_guided_alone_is_reported(tmp_path, monkeypatch):
+    outcome = lambda kind, guided=1, why="": {"outcome": kind, "guided": guided, "why": why}
+    plain = {
+        "a": outcome("passed"),
+        "b": outcome("passed"),
+        "c": outcome("passed"),
+        "d": outcome("failed"),
+        "e": outcome("skipped"),
+        "f": outcome("passed", 0),
+    }
+    guided = {
+        **plain,
+        "b": outcome("failed", why="off by 2"),
+        "c": outcome("skipped", why="refused: no"),
+        "f": outcome("passed", 0),
+    }
+    monkeypatch.setattr(
+        diffusers_suite, "_run", lambda checkout, family, options, how: guided if how else plain
+    )
+    found = compare(tmp_path, "x")
+    assert (found.passed, found.untouched, found.broken, found.refused) == (
+        ["a"],
+        ["f"],
+        {"b": "off by 2"},
+        {"c": "refused: no"},
+    )
+    assert list(found.plain) == ["d"] and found.skipped == ["e"]
+
+
+def test_a_pipeline_is_guided_by_what_its_call_asks_for(monkeypatch):
+    """And gets its own guidance back."""
+    from helpers.pipelines import REQUEST, close, seeded, stable_diffusion
+
+    pipe = stable_diffusion()
+    kind, own = type(pipe), pipe(**REQUEST, generator=seeded(3, 4)).images
+    asked = []
+    monkeypatch.setattr(
+        diffusers_suite,
+        "expression",
+        lambda pipe, arguments: asked.append(arguments["guidance_scale"]) or "cfg(5)",
+    )
+    monkeypatch.setattr(kind, "__call__", diffusers_suite._guided(kind.__call__))
+    assert close(
+        pipe(**{**REQUEST, "guidance_scale": 2.0}, generator=seeded(3, 4)).images, own
+    ) and asked == [2.0]
+    assert type(pipe) is kind

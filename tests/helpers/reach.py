@@ -1,0 +1,196 @@
+"""Which test runs which function: found by running each test file once under a light tracer, and
+kept.
+
+As a pytest plugin (`Watch`) it writes down, for each test that passes, its seconds and the
+functions of the library that it called; `Only` runs chosen tests alone, in a chosen order. `Reach`
+is what is kept of that between runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+
+class Watch:
+    """A pytest plugin that writes down what each test calls."""
+
+    def __init__(self, source: Path) -> None:
+        self.root, self.source = str(source.parent), str(source)
+        self.codes: set[CodeType] = set()
+        self.shared: set[str] = (
+            set()
+        )  # what fixtures of more than one test call, and the file itself as it is read
+        self.tests: dict[str, tuple[float, list[str]]] = {}
+        self.failed: list[str] = []
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> None:
+        self.codes.add(frame.f_code)
+
+    def on(self) -> None:
+        threading.settrace(self._trace)
+        sys.settrace(self._trace)
+
+    def off(self) -> set[str]:
+        """Stop, and return the functions that were called: file:name."""
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+        mine = [c for c in self.codes if c.co_filename.startswith(self.source)]
+        self.codes = set()
+        return {
+            f"{c.co_filename[len(self.root) + 1 :]}:{c.co_qualname.split('.<locals>')[0]}"
+            for c in mine
+        }
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_collection(self):
+        self.on()
+        yield
+        self.shared |= self.off()
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_fixture_setup(self, fixturedef):
+        if fixturedef.scope == "function":
+            yield
+            return
+        before = self.codes
+        self.codes = set()
+        yield
+        mine = self.off()
+        self.shared |= mine
+        self.codes = before
+        self.on()
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item):
+        failed = len(self.failed)
+        start = time.perf_counter()
+        self.on()
+        yield
+        called = self.off()
+        if len(self.failed) == failed:
+            self.tests[item.nodeid] = (round(time.perf_counter() - start, 4), sorted(called))
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+    def kept(self, text: str) -> dict[str, Any]:
+        """Return what is worth keeping, with functions by number."""
+        names = sorted({*self.shared, *(f for _, called in self.tests.values() for f in called)})
+        number = {name: i for i, name in enumerate(names)}
+        tests = {
+            test: [seconds, [number[f] for f in called]]
+            for test, (seconds, called) in self.tests.items()
+        }
+        return {
+            "hash": digest(text),
+            "names": names,
+            "shared": [number[f] for f in sorted(self.shared)],
+            "tests": tests,
+            "failed": self.failed,
+        }
+
+
+class Only:
+    """A pytest plugin that runs chosen tests alone, in their order."""
+
+    def __init__(self, chosen: Sequence[str]) -> None:
+        self.order = {test: i for i, test in enumerate(chosen)}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        items[:] = sorted(
+            (i for i in items if i.nodeid in self.order), key=lambda i: self.order[i.nodeid]
+        )
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Reach:
+    """What was found out about each test file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files: dict[str, dict[str, Any]] = (
+            json.loads(path.read_text()) if path.exists() else {}
+        )
+
+    def put(self, file: str, kept: dict[str, Any]) -> None:
+        self.files[file] = kept
+        beside = self.path.with_suffix(".writing")
+        beside.write_text(json.dumps(self.files))
+        beside.replace(self.path)
+
+    def stale(self, root: Path, files: Iterable[str]) -> list[str]:
+        """Return the files that have changed since they were run, and those that never were."""
+        return [
+            f for f in files if self.files.get(f, {}).get("hash") != digest((root / f).read_text())
+        ]
+
+    def tests_of(self, file: str, where: str, budget: float) -> list[str]:
+        """Return the tests that run a function (or anything of a class or file), those that tell
+        soonest first.
+
+        One case of each test comes before the second case of any; then the rest of the files that
+        the function is run in, for what is computed once and kept. ``budget``: the seconds that all
+        of them may take.
+        """
+        rows: list[tuple[float, str]] = []
+        rest: list[tuple[float, str]] = []
+        for known in self.files.values():
+            exact, inside = {f"{file}:{where}"}, f"{file}:{where}." if where else f"{file}:"
+            mine = {
+                i
+                for i, name in enumerate(known["names"])
+                if name in exact or name.startswith(inside)
+            }
+            if not mine:
+                continue
+            shared = bool(mine & set(known["shared"]))
+            for test, (seconds, called) in known["tests"].items():
+                focus = 1 + len(called) / 200  # a test of little is the more likely to be of this
+                (rows if mine & set(called) else rest if shared else []).append(
+                    (seconds * focus, test)
+                )
+        return _within(_fair(rows) + _fair(rest), self._seconds(), budget)
+
+    def _seconds(self) -> dict[str, float]:
+        return {
+            test: seconds
+            for known in self.files.values()
+            for test, (seconds, _) in known["tests"].items()
+        }
+
+
+def _fair(rows: Sequence[tuple[float, str]]) -> list[str]:
+    """Order tests by their seconds, the first case of each before the second of any."""
+    cases: dict[str, int] = defaultdict(int)
+    ranked = []
+    for cost, test in sorted(rows):
+        name = test.partition("[")[0]
+        ranked.append((cases[name], cost, test))
+        cases[name] += 1
+    return [test for _, _, test in sorted(ranked)]
+
+
+def _within(tests: Sequence[str], seconds: dict[str, float], budget: float) -> list[str]:
+    kept, spent = [], 0.0
+    for test in tests:
+        spent += seconds[test] + 0.01
+        if spent > budget and kept:
+            break
+        kept.append(test)
+    return kept
