@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all fast lint bench figures clean
+.PHONY: demo test test-all fast lint docs bench figures clean
 
 demo: $(VENV)/.all
 	$(BIN)/guidestar demo --out out/demo
@@ -28,6 +28,9 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pyright --pythonpath $(BIN)/python -p tools/strict.json
 
+docs: $(VENV)/.docs  # the site: out/site/index.html
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(BIN)/properdocs build --strict --quiet
+
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/against_diffusers.py
 	$(BIN)/python benchmarks/composed.py
@@ -35,8 +38,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/pipelines.py
 
-figures: $(VENV)/.dev
-	$(PIP) --editable '.[docs]'
+figures: $(VENV)/.docs
 	$(BIN)/python docs/make_figures.py
 	$(BIN)/guidestar demo --out out/demo && cp out/demo/*.png docs/figures/
 
@@ -50,6 +52,10 @@ $(VENV)/.all: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/.all
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[docs]'
+	touch $@
 
 clean:
 	rm -rf out build dist src/*.egg-info
