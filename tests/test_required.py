@@ -30,7 +30,7 @@ def test_missing():
 )
 def test_what_is_missing_fails_in_ci_and_is_skipped_elsewhere(tmp_path, environment, outcome):
     (tmp_path / "test_it.py").write_text(TEST)
-    (tmp_path / "conftest.py").write_text("import _required\n\n_required.install()\n")
+    (tmp_path / "conftest.py").write_text("from helpers import required\n\nrequired.install()\n")
     bare = {k: v for k, v in os.environ.items() if k not in ("CI", "GUIDESTAR_CI")}
     path = {"PYTHONPATH": str(Path(__file__).parent)}
     command = [

@@ -402,7 +402,7 @@ def test_every_grid_falls_to_data_in_that_many_steps(make, steps):
 
 @pytest.mark.parametrize("make", GRIDS.values(), ids=GRIDS)
 def test_grids_refuse_no_steps(make):
-    refused("at least 1", make, VP.linear(), 0)
+    refused("from 1 to 10,000, not 0", make, VP.linear(), 0)
 
 
 @pytest.mark.parametrize("make", [leading, linspace, trailing])

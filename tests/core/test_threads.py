@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from threading import Barrier
 
 import pytest
@@ -137,7 +139,9 @@ def test_checkpointing_in_two_threads_leaves_nothing_behind():
 def test_two_guided_pipelines_that_share_a_network():
     """And the pipeline's own guidance beside them."""
     one = stable_diffusion()
-    pipes = [type(one)(**one.components) for _ in range(3)]
+    # Each has a tokenizer of its own: transformers' are not safe between threads.
+    tokenizers = [{"tokenizer": deepcopy(one.tokenizer)} for _ in range(3)]
+    pipes = [type(one)(**one.components | own) for own in tokenizers]
     for pipe in pipes:
         pipe.scheduler = type(one.scheduler).from_config(one.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
@@ -158,3 +162,18 @@ def test_two_guided_pipelines_that_share_a_network():
         "_compiled_call_impl" not in vars(m) and "forward" not in vars(m)
         for m in one.unet.modules()
     )
+
+
+def test_captions_are_tokenized_by_one_thread_at_a_time():
+    """A tokenizer of transformers keeps its padding and truncation in itself."""
+    clip = guidestar.load("emoji").classifiers["clip"]
+    captions = [["red heart", "a very long caption about nothing at all " * 20], ["cat"] * 3]
+    wanted = [clip.tokens(c) for c in captions]
+
+    def tokenized(k):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return all(torch.equal(clip.tokens(captions[k]), wanted[k]) for _ in range(300))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(tokenized, [0, 1, 0, 1]))

@@ -17,6 +17,7 @@ from guidestar.evaluate import (
     Judged,
     LeastShare,
     Metric,
+    calibration,
     class_shares,
     gaussian_distance,
     look,
@@ -396,3 +397,95 @@ def test_accuracy_by_level_refuses_what_it_cannot_measure():
 )
 def test_trusted_rho(accuracies, wanted):
     assert trusted_rho(accuracies, 0.1) == wanted
+
+
+def test_calibration_error_by_hand():
+    # Two classes, logits (ln p, ln(1 − p)): confidence is p where p >= ½. Five bins of width .2,
+    # each with its upper end.
+    sure = [0.59, 0.55, 0.7, 0.79, 0.95, 0.99]
+    right = [1, 0, 1, 0, 1, 1]
+    p = torch.tensor(sure, dtype=F64)
+    logits, target = (
+        torch.stack([p.log(), (1 - p).log()], 1),
+        torch.tensor([0 if r else 1 for r in right]),
+    )
+    # (.4, .6]: .59 and .55, of which 1 is right; (.6, .8]: .7 and .79, 1 right; (.8, 1]: .95 and
+    # .99, both right
+    wanted = (abs(1 - (0.59 + 0.55)) + abs(1 - (0.7 + 0.79)) + abs(2 - (0.95 + 0.99))) / 6
+    found = calibration.expected_calibration_error(logits, target, bins=5)
+    assert found == pytest.approx(wanted, abs=1e-12)
+    # one bin: the mean confidence against the share that is right, signs cancelling
+    assert calibration.expected_calibration_error(logits, target, bins=1) == pytest.approx(
+        abs(4 - sum(sure)) / 6, abs=1e-12
+    )
+    # fifteen by default: (8/15, 9/15] holds .59 and .55, (10/15, 11/15] .7, (11/15, 12/15] .79,
+    # (14/15, 1] .95 and .99
+    wanted = (abs(1 - 1.14) + abs(1 - 0.7) + 0.79 + abs(2 - 1.94)) / 6
+    assert calibration.expected_calibration_error(logits, target) == pytest.approx(
+        wanted, abs=1e-12
+    )
+
+
+def test_the_upper_end_of_a_bin_belongs_to_it():
+    # Confidences .4 (wrong) and exactly .5 (right) are both in (.25, .5]
+    logits = torch.tensor([[0.4, 0.3, 0.3], [0.5, 0.5, 0.0]], dtype=F64).log()
+    assert calibration.expected_calibration_error(
+        logits, torch.tensor([1, 0]), bins=4
+    ) == pytest.approx(abs(1 - 0.9) / 2, abs=1e-12)
+
+
+def test_figures_of_a_regressor_by_hand():
+    # Told mean 1 and log-variance ln 4 of the numbers (0, 10) and (2, 30), whatever is shown.
+    def regressor(x, level):
+        return torch.tensor([[1.0, 15.0, math.log(4.0), math.log(50.0)]], dtype=F64).expand(
+            len(x), -1
+        )
+
+    y = torch.tensor([[0.0, 10.0], [2.0, 30.0]])
+    found = calibration.regression_by_level(regressor, (torch.zeros(2, 3), y), VP.linear(), [1.0])[
+        1.0
+    ]
+    # squared errors (1, 25), (1, 225); variances of the numbers themselves 1 and 100
+    assert found.unexplained == pytest.approx((1 / 1 + 125 / 100) / 2, rel=1e-12)
+    assert found.surprise == pytest.approx((1 / 4 + 25 / 50 + 1 / 4 + 225 / 50) / 4, rel=1e-6)
+
+
+def test_best_temperature_is_where_the_share_that_is_right_is_told():
+    # Logits (2, 0) for all, right in 7 of 10: softmax of (2/T, 0) is .7 at 2/T = ln(.7/.3).
+    logits, target = (
+        torch.tensor([[2.0, 0.0]], dtype=F64).expand(10, 2),
+        torch.tensor([0] * 7 + [1] * 3),
+    )
+    assert calibration.best_temperature(logits, target) == pytest.approx(
+        2 / math.log(7 / 3), rel=1e-4
+    )
+    assert calibration.best_temperature(
+        logits, torch.zeros(10, dtype=torch.int64), bound=3.0
+    ) == pytest.approx(1 / 3, rel=1e-3)
+    assert calibration.best_temperature(logits, torch.ones(10, dtype=torch.int64)) == pytest.approx(
+        20.0, rel=1e-3
+    )
+
+
+def test_classifiers_are_shown_noise_of_their_own_seeds():
+    x, seen = torch.arange(6.0).reshape(3, 2), []
+
+    def classifier(x_t, level):
+        seen.append((x_t, level))
+        return torch.zeros(len(x_t), 2)
+
+    calibration.by_level(
+        classifier, (x, torch.tensor([0, 0, 1])), VP.linear(), [0.5, 2.0], seed=3, batch=2
+    )
+    calibration.by_level(
+        classifier, (x, torch.tensor([0, 0, 1])), VP.linear(), [0.5], seed=4, batch=3
+    )
+    assert [len(x_t) for x_t, _ in seen] == [2, 1, 2, 1, 3]
+    noise = [
+        (torch.cat([a, b]) - level.alpha * x) / level.sigma
+        for (a, level), (b, _) in ((seen[0], seen[1]), (seen[2], seen[3]))
+    ]
+    assert torch.allclose(*noise, atol=1e-5)  # every ratio sees the same
+    other = (seen[4][0] - seen[4][1].alpha * x) / seen[4][1].sigma
+    assert not torch.isclose(other, noise[0]).any()
+    assert [round(float(level.rho), 6) for _, level in seen] == [0.5, 0.5, 2.0, 2.0, 0.5]

@@ -110,7 +110,7 @@ def test_a_mask_for_each_sample_is_refused():
             lambda: TimeTravel(solver=TimeTravel()),
             "time travel around time travel takes the same steps again",
         ),
-        (lambda: TimeTravel(times=1.5), "a whole number of times"),  # type: ignore[arg-type]
+        (lambda: TimeTravel(times=1.5), "times must be a whole number from 1"),  # type: ignore[arg-type]
         (lambda: read_operator("paint(mask=3)", (1, 4, 4)), "unknown operator 'paint'"),
         (
             lambda: read_operator("gray(matrix=())", (3, 4, 4)),
@@ -158,7 +158,11 @@ def test_a_loss_that_is_no_tensor_is_refused():
             "the strength must be finite",
         ),
         (lambda x0: x0.flatten(1).sum(1), {"threshold": -1.0}, "the threshold a share"),
-        (lambda x0: x0.flatten(1).sum(1), {"particles": 1.5}, "at least one particle"),
+        (
+            lambda x0: x0.flatten(1).sum(1),
+            {"particles": 1.5},
+            "particles must be a whole number from 1",
+        ),
     ],
 )
 def test_rewards_that_cannot_weigh_are_refused(reward, more, message):

@@ -299,7 +299,7 @@ def test_a_reward_steers_a_loaded_model(model):
         model.steer(reward, "bag", particles=2, seeds=[0, 1, 2], steps=2, guidance="cfg([1, 3])")
     for more, said in (
         ({"solver": "ddim"}, "draws no noise"),
-        ({"particles": 0}, "at least one particle"),
+        ({"particles": 0}, "particles must be a whole number from 1"),
         ({"seeds": []}, "at least one seed"),
     ):
         with pytest.raises(ValueError, match=said):

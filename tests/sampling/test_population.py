@@ -336,8 +336,8 @@ def test_what_it_refuses():
     for options, said in (
         ({"solver": "ddim"}, "'ddim' draws no noise"),
         ({"potential": "mean"}, "the potential must be"),
-        ({"every": -1}, "0 or more"),
-        ({"every": 1.5}, "0 or more"),
+        ({"every": -1}, "from 0 to 10,000, not -1"),
+        ({"every": 1.5}, "every"),
         ({"reward": lambda x0: x0}, "one number for each of 4 particles"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -246,7 +246,7 @@ def test_what_it_refuses():
             TimeTravel(solver=solver)
     with pytest.raises(ValueError, match="no meaning around 'dpmpp-2m'"):
         RePaint(solver=DPMpp2M(), known=noise(1, 4), mask=noise(1, 4))
-    with pytest.raises(ValueError, match="at least once"):
+    with pytest.raises(ValueError, match="from 1 to 1,000, not"):
         TimeTravel(times=0)
     with pytest.raises(ValueError, match="shares of the run"):
         TimeTravel(where=(0.5, 0.2))

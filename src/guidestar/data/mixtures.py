@@ -67,8 +67,8 @@ class Mixture:
         >>> mixture, grid = blobs(), uniform(VP.linear(), 4)
         >>> x = torch.ones(2, 2, dtype=torch.float64)
         >>> run = dict(cond=mixture.condition([0, 2]), null=mixture.null())
-        >>> bayes = Guided("uncond + classifier(3)", mixture, **run, classifiers={"classifier":
-        mixture}, target=torch.tensor([0, 2]))
+        >>> judge = dict(classifiers={"classifier": mixture}, target=torch.tensor([0, 2]))
+        >>> bayes = Guided("uncond + classifier(3)", mixture, **run, **judge)
         >>> free = Guided("cfg(3)", mixture, **run)
         >>> torch.allclose(bayes(x, grid.step(1))[0].x0, free(x, grid.step(1))[0].x0, atol=1e-12)
         True

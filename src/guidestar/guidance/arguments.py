@@ -54,6 +54,35 @@ def check(term: Any, *names: str) -> None:
             raise ValueError(f"{term.name}: {wrong}")
 
 
+MOST = 1000
+"""The largest count an argument may be (iterations, samples, a radius, …): each asks for time or
+memory.
+"""
+
+
+def check_counts(term: Any, name: str) -> None:
+    """Refuse whole numbers that are none, or above `MOST`.
+
+    Args:
+        term: a term, a post or an operator.
+        name: what it is called.
+
+    Raises:
+        ValueError: the term, the argument and the bound are named.
+    """
+    for field in fields(term):
+        hint = _hints(type(term))[field.name]
+        if hint is not int and set(get_args(hint)) != {int, NoneType}:
+            continue
+        value = getattr(term, field.name)
+        if not _fits(value, hint):
+            raise ValueError(
+                f"{name}: {field.name} must be {' or '.join(_words(hint))}, not {value!r}"
+            )
+        if value is not None and value > MOST:
+            raise ValueError(f"{name}: {field.name} must be at most {MOST:,}, not {value:,}")
+
+
 def unnamed(method: type) -> list[str]:
     """Return the arguments that need no name, in their order."""
     return [f.name for f in fields(method) if not f.kw_only]

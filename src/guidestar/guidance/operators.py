@@ -7,13 +7,14 @@ A linear operator maps ``[B, *S]`` to ``[B, *O]`` sample by sample, and its ``tr
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from .arguments import MOST, check_counts
 
 
 @runtime_checkable
@@ -74,6 +75,7 @@ class Downsample:
     factor: int = 4
 
     def __post_init__(self) -> None:
+        check_counts(self, "downsample")
         if self.factor < 1:
             raise ValueError(f"downsample: the factor must be at least 1, not {self.factor}")
 
@@ -105,10 +107,11 @@ class Blur:
     radius: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.deviation < math.inf or (self.radius is not None and self.radius < 0):
+        check_counts(self, "blur")
+        if not 0 < self.deviation <= MOST / 3 or (self.radius is not None and self.radius < 0):
             raise ValueError(
-                "blur: the deviation must be above 0 and the radius not below, not "
-                f"{self.deviation} and {self.radius}"
+                f"blur: the deviation must be above 0 and at most {MOST / 3:.0f}, and the radius "
+                f"not below 0, not {self.deviation} and {self.radius}"
             )
 
     def __call__(self, x: Tensor) -> Tensor:

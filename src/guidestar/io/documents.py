@@ -223,9 +223,6 @@ def is_name(value: Any) -> bool:
     return value.isprintable() and not set('/\\:*?"<>|') & set(value) and len(value.encode()) <= 255
 
 
-folder_name = Kind(words="the name of a folder beside it, no path", fits=is_name)
-
-
 def check(
     where: object,
     content: Mapping[str, Any],
@@ -256,14 +253,3 @@ def shown(value: Any) -> str:
 def one_word(name: str) -> str:
     """Show a name without marks, as `shown` otherwise."""
     return shown(name)[1:-1]
-
-
-def beside(file: Path, name: str) -> Path:
-    """Return the path of what ``file`` names beside itself.
-
-    Raises:
-        ValueError: the name is a path, or leads out of the folder of ``file``.
-    """
-    if not is_name(name):
-        raise ValueError(f"{file}: {shown(name)} must be {folder_name.words}")
-    return file.parent / name

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..io.documents import refused
 from ..io.images import write_text
 
 
@@ -15,17 +16,21 @@ def card_text(name: str, about: Mapping[str, Any]) -> str:
     Args:
         name: of the model.
         about: what training and measuring left there; what is missing is left out.
+
+    Raises:
+        ValueError: a value there is of another kind than training and measuring write.
     """
-    parts = [
-        _head(name, about),
-        _diffusers(about),
-        _training(about),
-        _by_level(about),
-        _regressor(about),
-        _judge(about),
-        _clips(about),
-        *(_figures(f) for f in about.get("figures", ())),
-    ]
+    with refused(f"the card of {name} cannot be written from the values in its guidestar.json"):
+        parts = [
+            _head(name, about),
+            _diffusers(about),
+            _training(about),
+            _by_level(about),
+            _regressor(about),
+            _judge(about),
+            _clips(about),
+            *(_figures(f) for f in about.get("figures", ())),
+        ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 

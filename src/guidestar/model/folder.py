@@ -127,7 +127,9 @@ def load(
 
     Raises:
         ValueError: there is no such model, here or on the hub; no such average or dtype.
-        WeightsError: a file is damaged, or does not fit its network; it is named.
+        WeightsError: a file is damaged, or does not fit its network; it is named. Or the networks
+            would take more than this machine's memory; the environment variable GUIDESTAR_MEMORY
+            (in GB) takes its place.
     """
     folder = _find(name)
     ours, kind = (folder / NAME).is_file(), dtype_of(dtype)

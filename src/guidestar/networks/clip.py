@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -168,18 +169,25 @@ def masked(text: Any) -> bool:
     return bool(getattr(text.config, "use_attention_mask", False))
 
 
+TOKENIZING = threading.Lock()
+"""Held while captions become tokens: a tokenizer of transformers keeps padding and truncation in
+itself, so two threads must not use one at the same time.
+"""
+
+
 def tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     """Return the tokens of captions and their mask, ``[B, 2, L]``, int64, padded or cut to the full
     length.
     """
     length = tokenizer.model_max_length
-    found = tokenizer(
-        [str(c) for c in captions],
-        padding="max_length",
-        max_length=length,
-        truncation=True,
-        return_tensors="pt",
-    )
+    with TOKENIZING:
+        found = tokenizer(
+            [str(c) for c in captions],
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        )
     return torch.stack([found.input_ids, found.attention_mask], dim=1)
 
 
@@ -191,7 +199,8 @@ def warn_of_cuts(tokenizer: Any, captions: Sequence[str], length: int | None = N
     for caption in dict.fromkeys(captions):
         if len(caption) < most - 1:  # a token is a character at least
             continue
-        every = tokenizer(caption, truncation=False, verbose=False).input_ids
+        with TOKENIZING:
+            every = tokenizer(caption, truncation=False, verbose=False).input_ids
         if len(every) > most:
             kept = " ".join(tokenizer.decode(every[1 : most - 1]).split())
             warnings.warn(

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -65,6 +66,7 @@ def crowd(seeds: Sequence[int], particles: int) -> list[int]:
 
     The first particle of each sample has the sample's own seed.
     """
+    _check_count("particles", particles, 1, MOST_PARTICLES)
     return [seed if k == 0 else _mixed(seed, k) for seed in seeds for k in range(particles)]
 
 
@@ -242,11 +244,8 @@ def _check(
     threshold: float,
 ) -> None:
     every = 1 if every is None else every
-    if int(particles) != particles or int(every) != every or particles < 1 or every < 0:
-        raise ValueError(
-            "there must be at least one particle, resampled every 0 or more steps, not "
-            f"{particles} and {every}"
-        )
+    _check_count("particles", particles, 1, MOST_PARTICLES)
+    _check_count("every", every, 0, 10_000)
     if not math.isfinite(strength) or not threshold >= 0:
         raise ValueError(
             "the strength must be finite, and the threshold a share of the particles (above 1: "
@@ -259,6 +258,19 @@ def _check(
             f"the solver {solver.name!r} draws no noise, so copies of a particle would stay "
             "equal; use ddpm, or every=0 for independent samples"
         )
+
+
+MOST_PARTICLES = 100_000
+"""Particles of one sample; each takes the memory of a sample."""
+
+
+def _check_count(name: str, value: Any, least: int, most: int) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Integral)
+        or not least <= int(value) <= most
+    ):
+        raise ValueError(f"{name} must be a whole number from {least:,} to {most:,}, not {value!r}")
 
 
 def _rewards(reward: Reward, x0: Tensor, like: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from torch import Tensor
 
@@ -59,10 +60,9 @@ class TimeTravel(Solver):
             raise ValueError(
                 "time travel around time travel takes the same steps again; set times instead"
             )
-        if int(self.times) != self.times or self.times < 1:
+        if not _is_whole(self.times) or not 1 <= self.times <= 1000:
             raise ValueError(
-                "time travel: a step must be taken a whole number of times, at least once, not "
-                f"{self.times} times"
+                f"time travel: times must be a whole number from 1 to 1,000, not {self.times!r}"
             )
         if not 0 <= self.where[0] < self.where[1] <= 1:
             raise ValueError(
@@ -96,6 +96,10 @@ class TimeTravel(Solver):
                 x_t, step._replace(visit=visit), memory, draw.again(visit)
             )
         return x_s, memory
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _back(x_s: Tensor, step: Step, draw: Draw) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 
@@ -16,9 +17,13 @@ def _grid(schedule: Schedule, levels: Sequence[Level], clean: bool) -> Grid:
     return Grid(levels=(*levels, *ends), schedule=schedule)
 
 
+MOST_STEPS = 10_000
+"""Steps of a grid."""
+
+
 def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"steps must be a whole number from 1 to {MOST_STEPS:,}, not {steps!r}")
 
 
 def uniform(schedule: Schedule, steps: int) -> Grid:

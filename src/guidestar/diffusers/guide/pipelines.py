@@ -74,10 +74,10 @@ def guide(
 
     Example:
         >>> from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
-        >>> size = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",), "norm_num_groups": 2}
-        >>> pipe = guide(DDPMPipeline(UNet2DModel(sample_size=8, **size), DDIMScheduler()), "uncond
-        | threshold(0.995)")
+        >>> blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+        >>> size = {"sample_size": 8, "block_out_channels": (8,), "norm_num_groups": 2}
+        >>> net = UNet2DModel(**size, **blocks)
+        >>> pipe = guide(DDPMPipeline(net, DDIMScheduler()), "uncond | threshold(0.995)")
     """
     kind = type(pipe)
     plain = plain_kind(kind)

@@ -56,7 +56,7 @@ def memory() -> int | None:
             size = 0.0
         if not 0 < size < 1e9:
             raise ValueError(f"{MEMORY} must be a number of GB above 0, not {told!r}")
-        return int(size * 1e9)
+        return round(size * 1e9)
     found = [n for n in (_of_machine(), _of_container()) if n]
     return min(found, default=None)
 
@@ -150,14 +150,16 @@ class _TooLarge(Exception):
 @contextmanager
 def _counted(where: str, dtype: torch.dtype) -> Iterator[None]:
     """Stop a constructor in this thread as soon as it has made too much."""
-    count, size, most, own = 0, 0, memory(), threading.get_ident()
+    size, most, own = 0, memory(), threading.get_ident()
+    known: dict[int, Tensor] = {}  # torch calls the hook more than once for some
 
     def look(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal count, size
-        if tensor is None or threading.get_ident() != own:
+        nonlocal size
+        if tensor is None or threading.get_ident() != own or id(tensor) in known:
             return
-        count, size = count + 1, size + tensor.numel() * _width(tensor, dtype)
-        if count > MOST_TENSORS:
+        known[id(tensor)] = tensor
+        size += tensor.numel() * _width(tensor, dtype)
+        if len(known) > MOST_TENSORS:
             raise _TooLarge(
                 f"{where}: it would have more than {MOST_TENSORS:,} tensors, more than any "
                 "network that is read"
@@ -197,8 +199,8 @@ def _take(size: int, where: str) -> None:
 
 def _too_large(where: str, size: int, most: int) -> str:
     asked = (
-        f"{where}: its networks would take at least {size / 1e9:,.1f} GB, and there are "
-        f"{most / 1e9:,.1f} GB"
+        f"{where}: its networks would take at least {size / 1e9:,.4g} GB, and there are "
+        f"{most / 1e9:,.4g} GB"
     )
     return (
         f"{asked}; load it in another dtype, on a larger machine, or set {MEMORY} (in GB) to "

@@ -8,6 +8,7 @@ import torch
 
 from ...core.denoiser import Condition
 from ...core.prediction import Prediction
+from ..arguments import check_counts
 from ..bases.conditional_contrast import Conditioned
 from ..expression import register
 from ..term import Live, Pushed
@@ -41,6 +42,7 @@ class CFG(Conditioned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_counts(self, self.name)
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"cfg: channels must be at least 1, not {self.channels}")
 

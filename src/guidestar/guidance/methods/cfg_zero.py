@@ -12,6 +12,7 @@ from ...core.denoiser import Condition
 from ...core.evaluation import Asking, Group, GuidedStep
 from ...core.levels import Step, expand, inverse_or_zero
 from ...core.prediction import Prediction
+from ..arguments import check_counts
 from ..bases.conditional_contrast import Conditioned
 from ..bases.statistics import dot, safe
 from ..context import Count, Engine, States
@@ -49,6 +50,7 @@ class CFGZero(Conditioned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_counts(self, self.name)
         if self.zero is not None and (
             isinstance(self.zero, bool) or not isinstance(self.zero, int) or self.zero < 0
         ):

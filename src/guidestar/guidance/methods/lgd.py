@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from ...core.levels import expand
 from ...core.prediction import Prediction
+from ..arguments import check_counts
 from ..bases.loss_term import Steered, displacing, smoothed, spread
 from ..expression import register
 from ..term import Live, Pushed, Traits
@@ -41,6 +42,7 @@ class LGD(Steered):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_counts(self, self.name)
         if self.samples < 1:
             raise ValueError(f"lgd: there must be at least one sample, not {self.samples}")
 

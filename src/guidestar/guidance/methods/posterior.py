@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...core.levels import expand, inverse_or_zero
 from ...core.prediction import Prediction
+from ..arguments import check_counts
 from ..bases.loss_term import Steered, scoring, spread
 from ..bases.statistics import dot
 from ..expression import register
@@ -99,6 +100,7 @@ class PiGDM(_Posterior):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_counts(self, self.name)
         _check_iterations(self.name, self.iterations)
         if self.form not in ("linked", "published"):
             raise ValueError(f"pigdm: the form must be linked or published, not {self.form!r}")
@@ -153,6 +155,7 @@ class MMPS(_Posterior):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_counts(self, self.name)
         _check_iterations(self.name, self.iterations)
 
     @property

@@ -15,6 +15,7 @@ from ...core.levels import Step, expand
 from ...core.passes import NULL, Inputs, Pass, Point, Slot
 from ...core.perturbation import Attention, Rows, layers_of
 from ...core.prediction import Prediction
+from ..arguments import check_counts
 from ..bases.blur import blur
 from ..expression import register
 from ..term import Direction, Live, Rounds, Traits
@@ -66,6 +67,7 @@ class SAG(Direction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_counts(self, self.name)
         if not finite(self.sigma) or self.sigma <= 0 or not finite(self.threshold):
             raise ValueError(
                 f"sag: sigma must be positive and threshold a number, not {self.sigma!r} and "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...core.levels import Level, Step, Value, expand, inverse_or_zero
 from ...core.prediction import Prediction
+from ..arguments import check_counts
 from ..bases.loss_term import Steered, smoothed, spread
 from ..expression import register
 from ..losses import Loss, gradient
@@ -66,6 +67,7 @@ class TFG(Steered):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_counts(self, self.name)
         if (
             not finite(self.variance)
             or not finite(self.mean)

@@ -8,6 +8,7 @@ import torch
 
 from ...core.levels import expand
 from ...core.prediction import Prediction
+from ..arguments import check_counts
 from ..bases.loss_term import Steered, scoring
 from ..expression import register
 from ..losses import gradient
@@ -78,6 +79,7 @@ class UGDBackward(Steered):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_counts(self, self.name)
         if self.steps < 1 or not finite(self.rate):
             raise ValueError(
                 "ugd_backward: there must be at least one step, and a finite rate, not "
