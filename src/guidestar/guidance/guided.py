@@ -28,8 +28,9 @@ class Guided:
         guidance: an expression, as text or as made in Python.
         nets: a denoiser, or networks by name (each a `Net`, or a denoiser that takes no condition);
             "main" is the one that is guided.
-        cond, null, negative: conditions of a single denoiser (with ``nets`` they are in each
-            `Net`).
+        cond: the condition of a single denoiser (with ``nets`` it is in each `Net`).
+        null: its null, which stands for no condition.
+        negative: the condition to move away from.
         encode: turns names or prompts in the expression into conditions of a single denoiser.
         classifiers: objects with ``log_prob(x, level, target)``, by name.
         target: the requested class of each sample, for classifiers: int64 ``[B]`` or ``[1]``.

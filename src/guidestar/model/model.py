@@ -363,7 +363,9 @@ class Model:
             guidance: an expression, as text or made in Python; the card's by default.
             seeds: one integer a sample; sample k depends on its own seed alone.
             negative: what cfg moves away from, in place of the null.
-            steps, solver, grid: by default the card's.
+            steps: solver steps; by default the card's.
+            solver: a solver or its name; by default the card's.
+            grid: noise levels or the name of a grid; by default the card's.
             start: data ``[B, *S]`` to start from (SDEdit), noised to the first level of noise ratio
                 at most ``start_rho``.
             losses: what dps, tfg and their kin lower, by name ("loss" unless they name another):
@@ -436,11 +438,21 @@ class Model:
 
         Args:
             reward: of images, decoded as a sample's are: ``[N, C, H, W] -> [N]``.
-            cond, guidance, seeds, negative, steps, grid, losses, max_rows, watch: as in `sample`.
+            cond: as in `sample`.
             particles: K.
             strength: λ: the population is of the model's distribution times ``exp(λ · reward)``.
-            potential, every, threshold: as in `guidestar.steer`.
+            potential: as in `guidestar.steer`.
+            every: as in `guidestar.steer`.
+            threshold: as in `guidestar.steer`.
+            guidance: as in `sample`.
+            seeds: as in `sample`.
+            negative: as in `sample`.
+            steps: as in `sample`.
             solver: one that draws noise.
+            grid: as in `sample`.
+            losses: as in `sample`.
+            max_rows: as in `sample`.
+            watch: as in `sample`.
 
         Raises:
             ValueError: as in `sample`; a solver that draws no noise; a reward that is not one

@@ -31,12 +31,17 @@ class Settings:
         negative: what the guidance moves away from (None: the null).
         guidance: the expression.
         seeds: one a sample.
-        steps, solver, grid: how the run goes.
+        steps: solver steps.
+        solver: the name of the solver.
+        grid: the name of the grid of noise levels.
         started: whether it started from an image (which is not kept, so it cannot be repeated).
         lacking: on what else it depended that is not kept (a loss, a reward), so that it cannot be
             repeated.
         max_rows: the most rows of one network call.
-        threads, dtype, device, versions: where it ran; the same ones give the same bits.
+        threads: of torch; the same threads, dtype, device and versions give the same bits.
+        dtype: of the samples.
+        device: where it ran.
+        versions: of guidestar, torch and Python.
     """
 
     model: str

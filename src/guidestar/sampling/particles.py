@@ -171,7 +171,8 @@ def steer(
             a third of the run for the others. 0 for never, which leaves K independent samples: with
             ``best``, best-of-K.
         threshold: the share of K below which the effective sample size lets particles be resampled.
-        device, dtype: of the samples.
+        device: of the samples.
+        dtype: of the samples.
 
     K evaluations a step, and K rewards. Nothing is differentiated.
 

@@ -312,7 +312,8 @@ def sample(
         seeds: one integer a sample.
         shape: of one sample; not needed with ``start``.
         start: data ``[B, *shape]`` to start from, noised to the first level of ``grid`` (SDEdit).
-        device, dtype: of the samples, where there is no ``start``.
+        device: of the samples, where there is no ``start``.
+        dtype: of the samples, where there is no ``start``.
 
     Raises:
         ValueError: no seeds, unknown solver, or one that cannot serve this guidance.

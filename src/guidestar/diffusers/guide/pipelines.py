@@ -110,7 +110,9 @@ def guided(pipe: P, guidance: str | Path | Guidance | Direction, **options: Any)
     """Guide a pipeline within a ``with`` block; after it, it has the guidance that it had before.
 
     Args:
-        pipe, guidance, options: as of `guide`.
+        pipe: as in `guide`.
+        guidance: as in `guide`.
+        **options: as in `guide`.
 
     Raises:
         ValueError: as `guide` does.
