@@ -219,6 +219,11 @@ def shifting():
     )
 
 
+def shifting_dit(**vae):
+    net, encoder = dit()
+    return model(net, DDPM, shape=(4, 8, 8), encoder=encoder, vae=made.vae(**vae))
+
+
 def other_states():
     return latent(
         made.unet(8), TextEncoder(made.clip_text(), made.clip_tokenizer(), layer="penultimate")
@@ -260,6 +265,11 @@ def pixart_of_clip():
         (shifting, "its VAE shifts the latents"),
         (other_states, "its condition is not the states of CLIP's last layer"),
         (pixart_of_clip, "PixArt's pipelines want T5 and a VAE"),
+        (lambda: shifting_dit(shift_factor=0.1), "DiTPipeline wants a VAE that does not shift"),
+        (
+            lambda: shifting_dit(latents_mean=[0.1] * 4, latents_std=[1.0] * 4),
+            "DiTPipeline wants a VAE that does not shift",
+        ),
         (lambda: latent(*dit(10)), "DiTPipeline's null is class 1000, this network's 10"),
         (
             lambda: model(unet(4), DDPM, shape=(4, 8, 8), vae=made.vae()),

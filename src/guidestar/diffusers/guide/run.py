@@ -255,9 +255,12 @@ class Run:
         key = names, call.parts
         if key not in self.encoded:
             self._check_prompts(call, names)
-            away = call.has_settings and names[0] in moved_from(self.wanted.guidance)
+            skips = self.arguments.get("clip_skip") is not None
+            away = (call.has_settings or skips) and names[0] in moved_from(self.wanted.guidance)
+            # Diffusers' pipelines skip layers for what is asked for alone.
+            told = {k: v for k, v in self.arguments.items() if not (away and k == "clip_skip")}
             self.encoded[key] = call.encoded(
-                encode(self.pipe, call.family, list(names), self.arguments), len(names), away=away
+                encode(self.pipe, call.family, list(names), told), len(names), away=away
             )
         return self.encoded[key]
 
