@@ -2,10 +2,8 @@
 pipeline's arguments.
 """
 
-import sys
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
