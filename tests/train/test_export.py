@@ -135,7 +135,7 @@ def test_every_average_and_snapshot_can_be_sampled(tmp_path):
         load_file(run.snapshot_file(tmp_path / "out", "model", 2))[name].float(),
     )
     with pytest.raises(
-        WeightsError, match=r"has no average 'power-0.2'; it has ema-0.999, power-0.1$"
+        ValueError, match=r"has no average 'power-0.2'; it has ema-0.999, power-0.1$"
     ):
         gs.load(folder, average="power-0.2")
     run.snapshot_file(tmp_path / "out", "model", 2).write_bytes(b"torn")
