@@ -147,10 +147,10 @@ def test_two_pictures_of_each_row_stay_with_it():
 
     both = call("cond", 0).merged(call("uncond", 10))
     for part, wanted in (("cond", [0, 1, 2, 3]), ("uncond", [10, 11, 12, 13])):
-        told = both.told(torch.zeros(2, 4, 1, 2, 2), None, both.condition(part))
+        told = both.inputs(torch.zeros(2, 4, 1, 2, 2), None, both.condition(part))
         assert told["encoder_hidden_states_image"].flatten().tolist() == wanted
     second = both.condition("cond").take(torch.tensor([1]))
-    assert both.told(torch.zeros(1, 4, 1, 2, 2), None, second)[
+    assert both.inputs(torch.zeros(1, 4, 1, 2, 2), None, second)[
         "encoder_hidden_states_image"
     ].flatten().tolist() == [2, 3]
 

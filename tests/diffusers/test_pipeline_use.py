@@ -642,8 +642,13 @@ def test_a_timestep_of_the_table_is_found_without_reading_it():
     table = read_timetable(scheduler)
     assert len(set(table.times)) < len(table.times)
     for i, t in enumerate(scheduler.timesteps):
-        assert table._shared(t) == table._shared(t[None].expand(3)) == table.place(t, -1) == i
-        assert table._shared(t.clone()) is None and table._shared(float(t)) is None
+        assert (
+            table._find_in_table(t)
+            == table._find_in_table(t[None].expand(3))
+            == table.place(t, -1)
+            == i
+        )
+        assert table._find_in_table(t.clone()) is None and table._find_in_table(float(t)) is None
         assert table.place(float(t), i - 1) == i
 
 

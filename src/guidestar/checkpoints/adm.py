@@ -105,7 +105,7 @@ def adm_model(
     References:
         Diffusion Models Beat GANs on Image Synthesis, https://arxiv.org/abs/2105.05233
     """
-    about = _published(which)
+    about = _find_published(which)
     net = read_adm(diffusion, about.network, dtype=dtype)
     count = about.network.classes
     labels = None if count is None else ClassLabels(classes=_names(classes, count))
@@ -142,7 +142,7 @@ def read_adm(
         ValueError: the file is missing or damaged, or its first tensor that does not fit the
             settings.
     """
-    return _filled(ADM(settings), path, dtype)
+    return _fill(ADM(settings), path, dtype)
 
 
 def read_adm_classifier(
@@ -154,16 +154,16 @@ def read_adm_classifier(
         ValueError: the file is missing or damaged, or its first tensor that does not fit the
             settings.
     """
-    return _filled(ADMClassifier(settings), path, dtype)
+    return _fill(ADMClassifier(settings), path, dtype)
 
 
-def _filled(module: Any, path: str | Path, dtype: torch.dtype) -> Any:
+def _fill(module: Any, path: str | Path, dtype: torch.dtype) -> Any:
     assert isinstance(module, nn.Module)
     fill(module, Path(path), read_state_dict(path), dtype)
     return module
 
 
-def _published(which: str | Published) -> Published:
+def _find_published(which: str | Published) -> Published:
     if isinstance(which, Published):
         return which
     if which not in PUBLISHED:

@@ -53,10 +53,10 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(_doubled(x))
+        return self.conv(_double(x))
 
 
-def _doubled(x: Tensor) -> Tensor:
+def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
@@ -92,16 +92,16 @@ class Residual(nn.Module):
         self.skip_connection = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        sized = {None: lambda v: v, "up": _doubled, "down": lambda v: F.avg_pool2d(v, 2)}[
+        sized = {None: lambda v: v, "up": _double, "down": lambda v: F.avg_pool2d(v, 2)}[
             self.resize
         ]
         h = self.in_layers[2](sized(self.in_layers[:2](x)))
-        told = self.emb_layers(emb)[:, :, None, None]
+        shifts = self.emb_layers(emb)[:, :, None, None]
         if self.scale_shift:
-            scale, shift = told.chunk(2, 1)
+            scale, shift = shifts.chunk(2, 1)
             h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
         else:
-            h = self.out_layers(h + told)
+            h = self.out_layers(h + shifts)
         return self.skip_connection(sized(x)) + h
 
 
@@ -139,14 +139,14 @@ class SelfAttention(nn.Module):
         flat = x.reshape(batch, width, -1)
         q, k, v = _heads(self.qkv(self.norm(flat)), self.heads, self.new_order)
         out = (
-            _changed(changes, q, k, v, tuple(sides))
+            _change_attention(changes, q, k, v, tuple(sides))
             if changes
             else F.scaled_dot_product_attention(q, k, v)
         )
         return x + self.proj_out(out.transpose(-1, -2).reshape(batch, width, -1)).reshape(x.shape)
 
 
-def _changed(
+def _change_attention(
     changes: Sequence[Change], q: Tensor, k: Tensor, v: Tensor, sides: tuple[int, ...]
 ) -> Tensor:
     def answer(part: slice, attend: Callable[[Attention], Tensor]) -> Tensor:

@@ -255,7 +255,7 @@ class _Maker:
                 blocks.append(self._level(self.width, width, heads))
                 skips.append(width)
             if level != len(self.widths) - 1:
-                blocks.append(nn.ModuleList([self._resized("down")]))
+                blocks.append(nn.ModuleList([self._resize("down")]))
                 skips.append(width)
                 self.scale *= 2
         return blocks, skips
@@ -276,7 +276,7 @@ class _Maker:
             for i in range(count + 1):
                 block = self._level(self.width + skips.pop(), width, heads)
                 if level and i == count:
-                    block.append(self._resized("up"))
+                    block.append(self._resize("up"))
                     self.scale //= 2
                 blocks.append(block)
         return blocks
@@ -300,7 +300,7 @@ class _Maker:
             groups=self.s.groups,
         )
 
-    def _resized(self, way: Literal["up", "down"]) -> nn.Module:
+    def _resize(self, way: Literal["up", "down"]) -> nn.Module:
         if self.s.resblock_updown:
             return self._residual(self.width, self.width, way)
         return Upsample(self.width) if way == "up" else Downsample(self.width)
@@ -372,12 +372,14 @@ class ADMLayers:
         with ExitStack() as stack:
             for name in self.find("block", names):
                 stack.enter_context(
-                    replaced(self.net.get_submodule(name), partial(_entered, change, rows))
+                    replaced(self.net.get_submodule(name), partial(_change_input, change, rows))
                 )
             yield
 
 
-def _entered(change: Callable[[Tensor], Tensor], rows: Rows | None, forward: Forward) -> Forward:
+def _change_input(
+    change: Callable[[Tensor], Tensor], rows: Rows | None, forward: Forward
+) -> Forward:
     return lambda x: forward(changed_tokens(x, change, rows))
 
 

@@ -78,7 +78,7 @@ def read_dit(
     sizes = _sizes(file, given, heads)
     _check_shapes(file, given, _official(sizes))
     net = DiTTransformer2DModel(**sizes)
-    fill(net, file, _renamed(given, sizes["num_layers"]), dtype)
+    fill(net, file, _rename(given, sizes["num_layers"]), dtype)
     _check_places(file, given, net)
     for block in net.transformer_blocks:
         # The authors' frequencies are 10000^(−k/128), k < 128; Diffusers' class spaces them over
@@ -205,7 +205,7 @@ _INSIDE = {
 }
 
 
-def _renamed(given: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+def _rename(given: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
     """Name tensors as Diffusers does: every block has its copy of the embeddings, and queries, keys
     and values apart.
     """

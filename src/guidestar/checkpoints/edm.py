@@ -135,12 +135,12 @@ def edm_model(
 
 
 def _labels(net: Any, classes: Sequence[str] | int | None) -> OneHot | None:
-    told = int(getattr(net, "label_dim", 0) or 0)
+    known = int(getattr(net, "label_dim", 0) or 0)
     names = (
-        tuple(map(str, range(classes if classes is not None else told)))
+        tuple(map(str, range(classes if classes is not None else known)))
         if classes is None or isinstance(classes, int)
         else tuple(classes)
     )
-    if told and len(names) != told:
-        raise ValueError(f"{len(names)} classes were given for a network of {told}")
+    if known and len(names) != known:
+        raise ValueError(f"{len(names)} classes were given for a network of {known}")
     return OneHot(labels=ClassLabels(classes=names)) if names else None

@@ -160,13 +160,13 @@ def guidance_of(given: Any) -> Any:
     ]:
         warnings.warn(
             f"{given}: of this file a pipeline takes the guidance alone; it decides "
-            f"{', '.join(left)} by its own arguments and scheduler{_asked(found)}",
+            f"{', '.join(left)} by its own arguments and scheduler{_describe_call(found)}",
             stacklevel=3,
         )
     return found.guidance
 
 
-def _asked(found: GuidanceRecipe) -> str:
+def _describe_call(found: GuidanceRecipe) -> str:
     """Say what to call a pipeline with, for what a file asks beside the guidance."""
     asked = {"num_inference_steps": found.steps, "negative_prompt": found.negative}
     words = [f"{name}={value!r}" for name, value in asked.items() if value]

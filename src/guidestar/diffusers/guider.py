@@ -130,7 +130,7 @@ class Guider(BaseGuidance):
         """Combine the predictions of all passes, by name."""
         raw = predictions["pred_cond"]
         pred = (
-            self._combined([predictions[name] for name in self._names()]).to(raw.dtype)
+            self._combine([predictions[name] for name in self._names()]).to(raw.dtype)
             if self._enabled
             else raw
         )
@@ -218,7 +218,7 @@ class Guider(BaseGuidance):
                     f"asked for; {_INSTEAD}"
                 )
 
-    def _combined(self, outputs: Sequence[Tensor]) -> Tensor:
+    def _combine(self, outputs: Sequence[Tensor]) -> Tensor:
         if self._x is None:
             raise ValueError(
                 "the guider has not seen the network's input; the pipeline must call "
@@ -243,11 +243,11 @@ class Guider(BaseGuidance):
     def _answer(self, *rounds: Round) -> list[dict[Pass, Evaluated]]:
         """Return the outputs of the pipeline's network as predictions of passes."""
         return [
-            {p: Evaluated(rows, self._predicted(r.group, p, rows)) for p, rows in r.passes.items()}
+            {p: Evaluated(rows, self._predict(r.group, p, rows)) for p, rows in r.passes.items()}
             for r in rounds
         ]
 
-    def _predicted(self, group: Group, p: Pass, rows: Tensor | None) -> Prediction:
+    def _predict(self, group: Group, p: Pass, rows: Tensor | None) -> Prediction:
         part, absolute = group if rows is None else group.take(rows), group.absolute(rows)
         x, level = part.x_t, part.step.t
         out = self._outputs[p] if absolute is None else self._outputs[p][absolute.to(x.device)]

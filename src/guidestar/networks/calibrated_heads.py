@@ -29,7 +29,7 @@ def temperature_at(rho: Value, table: Sequence[tuple[float, float]]) -> Value:
     return found if isinstance(rho, Tensor) else float(found)
 
 
-class _Telling:
+class _CalibratedHead:
     """Mixin of networks that tell a class, or real numbers (a mean and a log-variance for each).
 
     The network has ``head``, ``drop``, ``features(x, time)`` and, in its config, ``outputs``,
@@ -56,13 +56,13 @@ class _Telling:
         noise-aware network wants the level of ``x``.
         """
         if not self.noise_aware:
-            return self._cooled(self.head(self.drop(self.features(x))), None)
+            return self._apply_temperature(self.head(self.drop(self.features(x))), None)
         if level is None:
             raise ValueError("a noise-aware classifier must be told the noise level")
         x = x * expand(inverse_or_zero(level.norm), x)
-        return self._cooled(self.head(self.drop(self.features(x, level.t))), level)
+        return self._apply_temperature(self.head(self.drop(self.features(x, level.t))), level)
 
-    def _cooled(self: Any, out: Tensor, level: Level | None) -> Tensor:
+    def _apply_temperature(self: Any, out: Tensor, level: Level | None) -> Tensor:
         if self.outputs:
             return self._in_units(out, level)
         out = out / self.temperature

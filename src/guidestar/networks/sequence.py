@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
@@ -75,10 +75,10 @@ class SequenceBlock(nn.Module):
         """Return tokens ``[B, L, width]`` like those given."""
         x = hidden_states
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(emb)).chunk(6, -1)
-        x = x + gate1[:, None] * self.attention(_modulated(self.norm1(x), shift1, scale1))
+        x = x + gate1[:, None] * self.attention(_modulate(self.norm1(x), shift1, scale1))
         if self.cross is not None and told is not None:
             x = x + self.cross(x, told, mask)
-        return x + gate2[:, None] * self.mlp(_modulated(self.norm2(x), shift2, scale2))
+        return x + gate2[:, None] * self.mlp(_modulate(self.norm2(x), shift2, scale2))
 
 
 class SequenceTransformer(ModelMixin, ConfigMixin):
@@ -155,4 +155,4 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
         for block in self.blocks:
             h = block(h, emb, encoder_hidden_states, encoder_attention_mask)
         shift, scale = self.modulation(F.silu(emb)).chunk(2, -1)
-        return self.outward(_modulated(self.norm(h), shift, scale)).reshape(x.shape)
+        return self.outward(_modulate(self.norm(h), shift, scale)).reshape(x.shape)

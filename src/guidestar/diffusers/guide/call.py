@@ -169,14 +169,14 @@ class Call:
                 "prompts within an expression are not supported here: the network is told "
                 f"{', '.join(self.prompts)}, and they give {', '.join(tensors)}"
             )
-        told = {
+        inputs = {
             k: t.to(
                 self.prompts[k].device, self.prompts[k].dtype if t.is_floating_point() else t.dtype
             )
             for k, t in tensors.items()
         }
         if not self.has_settings:
-            return Condition(told)
+            return Condition(inputs)
         if names > 1:
             raise ValueError(
                 "several conditions to draw from (among=) are not supported where a pipeline "
@@ -184,7 +184,7 @@ class Call:
             )
         rows = self.condition("uncond" if away and "uncond" in self.parts else "cond")[_ROWS]
         return Condition(
-            {**{k: t.expand(self.batch, *t.shape[1:]) for k, t in told.items()}, _ROWS: rows}
+            {**{k: t.expand(self.batch, *t.shape[1:]) for k, t in inputs.items()}, _ROWS: rows}
         )
 
     def merged(self, other: Call) -> Call:
@@ -210,7 +210,7 @@ class Call:
             )
         rest = iter(theirs)
 
-        def joined(name: str, t: Tensor) -> Tensor:
+        def join(name: str, t: Tensor) -> Tensor:
             after = next(rest)
             return (
                 torch.cat([t, after])
@@ -218,10 +218,10 @@ class Call:
                 else t
             )
 
-        arguments = over(dict(self.arguments), "", joined)
+        arguments = over(dict(self.arguments), "", join)
         return replace(self, arguments=arguments, parts=self.parts + other.parts)
 
-    def told(self, x: Tensor, times: Tensor | None, cond: Condition) -> dict[str, Any]:
+    def inputs(self, x: Tensor, times: Tensor | None, cond: Condition) -> dict[str, Any]:
         """Return the arguments for other rows than the pipeline's.
 
         Args:
@@ -298,7 +298,9 @@ class CallDenoiser:
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
             usable = x_t.clone() if x_t.is_inference() else x_t
             cond = Condition({k: t.clone() if t.is_inference() else t for k, t in cond.items()})
-            self.answer = self.run(self.net, self.call.told(usable, self._moved(level), cond))
+            self.answer = self.run(
+                self.net, self.call.inputs(usable, self._scale_times(level), cond)
+            )
             self.finite = self.finite & first(self.answer).isfinite().all().to(self.finite.device)
         out = self.call.family.unpack(first(self.answer), self.call.grid).to(x_t.dtype)
         if not self.call.learned_variance:
@@ -307,14 +309,14 @@ class CallDenoiser:
         prediction = Prediction.from_x0(x_t, level, self.output.to_x0(x_t, mean, level))
         return replace(prediction, log_var=share)
 
-    def _moved(self, level: Level) -> Tensor | None:
+    def _scale_times(self, level: Level) -> Tensor | None:
         """Return the times of rows that are told another one than the pipeline's, as the network is
         told them.
         """
         if not isinstance(level.t, Tensor):
             return None
-        told = torch.as_tensor(self.call.arguments[_TIME], dtype=torch.float64).max().cpu()
-        return level.t * (told / self.level.t) if self.level.t else level.t
+        inputs = torch.as_tensor(self.call.arguments[_TIME], dtype=torch.float64).max().cpu()
+        return level.t * (inputs / self.level.t) if self.level.t else level.t
 
     def written(self, prediction: Prediction) -> Tensor:
         """Return a prediction as the network would have said it, for each part alike."""

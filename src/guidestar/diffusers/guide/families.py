@@ -348,10 +348,13 @@ def moved_from(guidance: Guidance) -> frozenset[str | int]:
     away = {
         n
         for t in guidance.terms
-        for n in _named(getattr(t, "concept" if isinstance(t, NOT) else "negative", None))
+        for n in _list_names(getattr(t, "concept" if isinstance(t, NOT) else "negative", None))
     }
     asked = {
-        n for t in guidance.terms if isinstance(t, AND) for n in _named(getattr(t, "concept", None))
+        n
+        for t in guidance.terms
+        if isinstance(t, AND)
+        for n in _list_names(getattr(t, "concept", None))
     }
     if both := away & asked:
         raise ValueError(
@@ -361,7 +364,7 @@ def moved_from(guidance: Guidance) -> frozenset[str | int]:
     return frozenset(away)
 
 
-def _named(given: Any) -> tuple[str | int, ...]:
+def _list_names(given: Any) -> tuple[str | int, ...]:
     return tuple(
         n for n in (given if isinstance(given, tuple) else (given,)) if isinstance(n, str | int)
     )

@@ -16,7 +16,7 @@ HUGE = 1e4
 """Guided predictions of this size have left any plausible range."""
 
 
-class Seen(NamedTuple):
+class CallNumbers(NamedTuple):
     """What was seen of one call:
     ``[input finite, answers finite, guided finite, largest of guided]``.
     """
@@ -35,9 +35,9 @@ class Watch:
     """
 
     def __init__(self, kind: str, blame: Callable[[Step], Sequence[str]]) -> None:
-        self.kind, self.blame, self.seen = kind, blame, list[Seen]()
+        self.kind, self.blame, self.calls = kind, blame, list[CallNumbers]()
 
-    def look(self, step: Step, x: Tensor, answers: Tensor, guided: Tensor) -> None:
+    def record(self, step: Step, x: Tensor, answers: Tensor, guided: Tensor) -> None:
         """Look at one call.
 
         Args:
@@ -52,9 +52,11 @@ class Watch:
         with torch.no_grad():
             flags = (x.isfinite().all(), answers, guided.isfinite().all(), guided.abs().amax())
             kind = torch.float32 if guided.device.type == "mps" else torch.float64
-            self.seen.append(Seen(step, torch.stack([f.to(guided.device, kind) for f in flags])))
+            self.calls.append(
+                CallNumbers(step, torch.stack([f.to(guided.device, kind) for f in flags]))
+            )
         if guided.device.type == "cpu":
-            self._check(self.seen[-1:])
+            self._check(self.calls[-1:])
 
     def end(self, result: Any) -> None:
         """Look at the calls of a whole run, and at what the pipeline made.
@@ -62,9 +64,9 @@ class Watch:
         Raises:
             FloatingPointError: something is not finite.
         """
-        if self.seen and self.seen[0].numbers.device.type != "cpu":
-            numbers = torch.stack([s.numbers for s in self.seen]).cpu()
-            self._check([Seen(s.step, n) for s, n in zip(self.seen, numbers, strict=True)])
+        if self.calls and self.calls[0].numbers.device.type != "cpu":
+            numbers = torch.stack([s.numbers for s in self.calls]).cpu()
+            self._check([CallNumbers(s.step, n) for s, n in zip(self.calls, numbers, strict=True)])
         if not all(bool(torch.as_tensor(made).isfinite().all()) for made in _floats(result)):
             raise FloatingPointError(
                 f"{self.kind} returns numbers that are not finite, though all guided predictions "
@@ -72,15 +74,15 @@ class Watch:
                 "a VAE may overflow in float16: decode in float32 (pipe.vae.to(torch.float32))"
             )
 
-    def _check(self, seen: Sequence[Seen]) -> None:
-        for step, numbers in seen:
+    def _check(self, calls: Sequence[CallNumbers]) -> None:
+        for step, numbers in calls:
             given, answered, guided, _ = numbers.tolist()
             if not (given and answered and guided):
                 raise FloatingPointError(self._line(step, bool(given), bool(answered)))
 
     def _line(self, step: Step, given: bool, answered: bool) -> str:
         here = f"step {step.index + 1} of {step.grid.steps}"
-        before = [s for s in self.seen if s.step.index < step.index]
+        before = [s for s in self.calls if s.step.index < step.index]
         if (not given or not answered) and before and not float(before[-1].numbers[3]) < HUGE:
             return (
                 f"{self.kind}: {self._who(before[-1].step)} reached "

@@ -103,7 +103,7 @@ class Timetable:
                 repeated.
             last: the place of the call before, −1 at first.
         """
-        if (exact := self._shared(told)) is not None:
+        if (exact := self._find_in_table(told)) is not None:
             return exact
         value = float(torch.as_tensor(told).flatten().max())
         rounding = (
@@ -125,7 +125,7 @@ class Timetable:
     def _scales(self) -> tuple[float, ...]:
         return 1.0, float(self.scheduler.config.num_train_timesteps)
 
-    def _shared(self, told: Any) -> int | None:
+    def _find_in_table(self, told: Any) -> int | None:
         """Return the place of a timestep that is a view of the table: nothing is read, so nothing
         waits for the device.
         """
@@ -160,7 +160,7 @@ def read_timetable(scheduler: Any) -> Timetable:
     return _READERS[KINDS[name]](scheduler)
 
 
-def _made(
+def _make_timetable(
     scheduler: Any,
     levels: Sequence[Level],
     schedule: Schedule,
@@ -207,14 +207,14 @@ def _table(scheduler: Any) -> VP:
 def _by_time(scheduler: Any) -> Timetable:
     schedule, times = _table(scheduler), scheduler.timesteps.tolist()
     levels = [_of_table(float(scheduler.alphas_cumprod[int(t)]), t) for t in times]
-    return _made(scheduler, [*levels, schedule.clean], schedule, _output(scheduler))
+    return _make_timetable(scheduler, [*levels, schedule.clean], schedule, _output(scheduler))
 
 
 def _of_table(bar: float, t: float) -> Level:
     return Level(math.sqrt(bar), math.sqrt(1 - bar), float(t))
 
 
-def _inverted(scheduler: Any) -> Timetable:
+def _read_inverted(scheduler: Any) -> Timetable:
     """Read a table that is walked upwards: x has the level of the step before the time that the
     network is told.
     """
@@ -225,7 +225,7 @@ def _inverted(scheduler: Any) -> Timetable:
     )
     # The first is taken as the table's first: where σ is 0, no clean estimate tells ε.
     levels = [_of_table(float(bars[int(min(max(t - stride, 0), len(bars) - 1))]), t) for t in times]
-    return _made(
+    return _make_timetable(
         scheduler,
         [*levels, _of_table(float(bars[int(times[-1])]), times[-1])],
         schedule,
@@ -246,7 +246,7 @@ def _on_ratios(scheduler: Any) -> Timetable:
     levels = [
         _unit(float(s), t) for s, t in zip(scheduler.sigmas.tolist(), [*times, 0.0], strict=False)
     ]
-    return _made(scheduler, levels, _table(scheduler), _output(scheduler), told)
+    return _make_timetable(scheduler, levels, _table(scheduler), _output(scheduler), told)
 
 
 def _halfway(scheduler: Any) -> Timetable:
@@ -271,7 +271,7 @@ def _edm(scheduler: Any) -> Timetable:
         for s, a, t in zip(scheduler.sigmas.tolist(), scales, [*times, 0.0], strict=False)
     ]
     schedule = VE(t_min=float(scheduler.config.sigma_min), t_max=float(scheduler.config.sigma_max))
-    return _made(scheduler, levels, schedule, Output(kind="edm", d=d, sign=sign), False)
+    return _make_timetable(scheduler, levels, schedule, Output(kind="edm", d=d, sign=sign), False)
 
 
 def _flow(scheduler: Any) -> Timetable:
@@ -283,12 +283,12 @@ def _flow(scheduler: Any) -> Timetable:
     output = (
         _output(scheduler) if "prediction_type" in scheduler.config else Output(kind="velocity")
     )
-    return _made(scheduler, levels, Flow(), output)
+    return _make_timetable(scheduler, levels, Flow(), output)
 
 
 _READERS: dict[Kind, Callable[[Any], Timetable]] = {
     "by time": _by_time,
-    "inverted": _inverted,
+    "inverted": _read_inverted,
     "on ratios": _on_sigmas,
     "scaled": _on_ratios,
     "halfway": _halfway,

@@ -115,22 +115,22 @@ def build(
         ValueError: the constructor fails, the module is above the machine's memory
             (`memory`) or has more than `MOST_TENSORS`; or as ``check``.
     """
-    sketch = _sketched(make, where, dtype)
+    sketch = _build_sketch(make, where, dtype)
     if sketch is not None:
         _take(_bytes(sketch, dtype), where)
         if check is not None:
             check(sketch)
         del sketch
-    with refused(where), _counted(where, dtype):
+    with refused(where), _count_memory(where, dtype):
         return make()
 
 
-def _sketched(make: Callable[[], Any], where: str, dtype: torch.dtype) -> Any:
+def _build_sketch(make: Callable[[], Any], where: str, dtype: torch.dtype) -> Any:
     """Build on the device "meta", which has shapes and no memory; None where the constructor reads
     numbers there.
     """
     try:
-        with refused(where), _counted(where, dtype), torch.device("meta"):
+        with refused(where), _count_memory(where, dtype), torch.device("meta"):
             return make()
     except ValueError as error:
         if isinstance(error.__cause__, _TooLarge):
@@ -148,7 +148,7 @@ class _TooLarge(Exception):
 
 
 @contextmanager
-def _counted(where: str, dtype: torch.dtype) -> Iterator[None]:
+def _count_memory(where: str, dtype: torch.dtype) -> Iterator[None]:
     """Stop a constructor in this thread as soon as it has made too much."""
     count, size, most, own = 0, 0, memory(), threading.get_ident()
 

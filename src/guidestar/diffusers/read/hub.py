@@ -39,7 +39,7 @@ def fetch(name: str) -> Path:
     try:
         files = HfApi().list_repo_files(name)
     except Exception as error:
-        return _kept(name, error)
+        return _find_cached(name, error)
     try:
         return Path(snapshot_download(name, allow_patterns=wanted(name, files)))
     except ValueError:
@@ -50,7 +50,7 @@ def fetch(name: str) -> Path:
         ) from error
 
 
-def _kept(name: str, error: Exception) -> Path:
+def _find_cached(name: str, error: Exception) -> Path:
     """Return what was fetched before, where the hub does not answer."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError

@@ -135,11 +135,10 @@ class Adapter(nn.Module):
         if _is_flux(self.net):
             return flux.call(self.net, x, t, **cond)
         added: dict[str, Any] = {k: cond.pop(k) for k in _ADDED if k in cond}
-        if (
-            type(self.net).__name__ == "PixArtTransformer2DModel"
-            and not self.net.config["use_additional_conditions"]
-        ):  # type: ignore[index]
-            added = {"resolution": None, "aspect_ratio": None}  # which it wants named all the same
+        net: Any = self.net
+        is_pixart = type(net).__name__ == "PixArtTransformer2DModel"
+        if is_pixart and not net.config["use_additional_conditions"]:
+            added = {"resolution": None, "aspect_ratio": None}  # PixArt reads both keys anyway
         more = {"added_cond_kwargs": added} if added else {}
         return self.net(x, timestep=t, **cond, **more)
 

@@ -122,7 +122,7 @@ def read_pipeline(
     return replace(
         parts,
         encoder=encoder or parts.encoder,
-        schedule=_shifted(parts.schedule, folder, parts.shape or (0, 0, 0), family.patch),
+        schedule=_shift(parts.schedule, folder, parts.shape or (0, 0, 0), family.patch),
     )
 
 
@@ -201,7 +201,7 @@ def _encoder(folder: Path, net: Any, parts: Parts, dtype: torch.dtype) -> Prompt
     return None
 
 
-def _shifted(schedule: Schedule, folder: Path, shape: tuple[int, int, int], patch: int) -> Schedule:
+def _shift(schedule: Schedule, folder: Path, shape: tuple[int, int, int], patch: int) -> Schedule:
     """Return the flow whose shift depends on the size of the picture, where the scheduler asks for
     that.
     """

@@ -330,14 +330,14 @@ def read_text_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32)
             f"{kind}…"
         )
     return build_encoder(
-        file, about, name, dtype, names=lambda module, tensors: _renamed(name, module, tensors)
+        file, about, name, dtype, names=lambda module, tensors: _rename(name, module, tensors)
     )
 
 
 _KINDS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 
 
-def _renamed(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _rename(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if name != "T5EncoderModel":
         return renamed(tensors, module)
     if "shared.weight" in tensors:
