@@ -224,7 +224,7 @@ def test_a_pipeline_without_a_condition():
         guidestar.guided(f.pipe, "cfg(3)"),
         pytest.raises(
             ValueError,
-            match=r"DDPMPipeline is told no condition: cfg contrasts the model with and without "
+            match=r"DDPMPipeline takes no condition: cfg contrasts the model with and without "
             r"its condition$",
         ),
     ):
@@ -232,7 +232,7 @@ def test_a_pipeline_without_a_condition():
     with (
         guidestar.guided(f.pipe, "uncond | rescale(0.7)"),
         pytest.raises(
-            ValueError, match="is told no condition, but rescale needs the conditional pass"
+            ValueError, match="takes no condition, but rescale needs the conditional pass"
         ),
     ):
         f.draw()
@@ -383,7 +383,7 @@ REASONS = {
     "c": "has no (layer of self-attention|block that can be skipped)",
     "d": "computes its time from the noise ratio",
     "e": "real numbers",
-    "f": "DDPMPipeline is told no condition",
+    "f": "DDPMPipeline takes no condition",
 }
 
 

@@ -123,7 +123,7 @@ def test_nag_is_refused_where_pictures_are_told_with_the_text():
     """
     pipe, line = (
         stable_diffusion(),
-        r"^a UNet2DConditionModel that is told pictures .* leave nag out, or take the adapter "
+        r"^a UNet2DConditionModel that takes pictures .* leave nag out, or take the adapter "
         r"off first: pipe.unload_ip_adapter\(\)$",
     )
     with guidestar.guided(pipe, "cfg(5) + nag(3)"):
@@ -718,7 +718,7 @@ def test_pipelines_of_another_layout_are_refused(name):
     kind = getattr(diffusers, name)
     with pytest.raises(
         ValueError,
-        match=f"^{name} lays out what its network is told in a way that is not known here",
+        match=f"^{name} lays out its network's inputs in a way that is not known here",
     ):
         guidestar.guide(kind.__new__(kind), "cfg(3)")
 

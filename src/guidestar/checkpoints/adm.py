@@ -1,8 +1,11 @@
-"""OpenAI's guided-diffusion: the ADM networks and their noise-aware classifiers, from the published
-state dicts.
+"""OpenAI's guided-diffusion: ADM networks and noise-aware classifiers from published state dicts.
 
-    model = adm_model("256x256", diffusion="256x256_diffusion.pt",
-    classifier="256x256_classifier.pt") model.sample(["207"], guidance="classifier(1)", seeds=[0])
+    model = adm_model(
+        "256x256",
+        diffusion="256x256_diffusion.pt",
+        classifier="256x256_classifier.pt",
+    )
+    model.sample(["207"], guidance="classifier(1)", seeds=[0])
 
 The modules have the names of the original's parameters, so its state dicts fit key for key.
 """
@@ -84,12 +87,10 @@ def adm_model(
 ) -> Model:
     """Read a guided-diffusion checkpoint, and its classifier's, as a model.
 
-    Its default guidance is ``classifier(s)`` at the published scale s, on the conditional base
-    where the network is told the class. The published figures are of the form that displaces the
-    mean of the
-    ancestral step: ``guidance="classifier(s, form='mean', variance='learned')",
-        solver=DDPM(variance="learned"),
-    steps=250, grid="linspace"``.
+    The default guidance is ``classifier(s)`` at the published scale s, on the conditional base
+    where the network takes the class. The published figures displace the mean of the ancestral
+    step: ``guidance="classifier(s, form='mean', variance='learned')"``,
+    ``solver=DDPM(variance="learned")``, ``steps=250``, ``grid="linspace"``.
 
     Args:
         which: a name in `PUBLISHED`, or settings of your own.
@@ -123,7 +124,7 @@ def adm_model(
         shape=(about.network.channels, size, size),
         encoder=labels,
         classifiers=classifiers,
-        # Without a condition nobody has asked for a class: the expression must name one.
+        # Without a condition there is no class: the expression must name one.
         defaults={
             "guidance": f"classifier({about.scale:g})"
             if classifiers and count is not None

@@ -69,7 +69,7 @@ def dit_model(
 def read_dit(
     path: str | Path, *, heads: int | None = None, dtype: torch.dtype = torch.float32
 ) -> Any:
-    """Read an official state dict into a DiTTransformer2DModel, of the sizes that the tensors tell.
+    """Read an official state dict into a DiTTransformer2DModel, of the sizes that the tensors have.
 
     Raises:
         ValueError: the file is missing or damaged, or a tensor does not fit.
@@ -177,7 +177,7 @@ def _check_shapes(
         if tuple(_need(file, given, name).shape) != shape:
             raise ValueError(
                 f"{file}: the tensor {name!r} has the shape {tuple(given[name].shape)}, but the "
-                f"other tensors ask for {shape}"
+                f"other tensors need {shape}"
             )
     other = next((k for k in given if k not in wanted), None)
     if other is not None:

@@ -55,7 +55,7 @@ class EDMDenoiser(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class OneHot:
-    """Classes as EDM's networks are told them: ``class_labels [B, K]``, a one at the class; all
+    """Classes as EDM's networks take them: ``class_labels [B, K]``, a one at the class; all
     zeros is the null.
 
     Args:
@@ -99,7 +99,7 @@ def edm_model(
 ) -> Model:
     """Make a model of a denoiser ``D(x, sigma, class_labels)``.
 
-    Sampled by Heun's method on Karras' grid of 18 steps unless asked otherwise. Most of EDM's
+    Sampled by Heun's method on Karras' grid of 18 steps by default. Most of EDM's
     networks never saw the null (label_dropout 0), so cfg means nothing to them; autoguidance does.
 
     Args:

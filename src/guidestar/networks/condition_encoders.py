@@ -5,7 +5,7 @@ Each kind is a module with
 
     rows(values) -> Tensor [B, …]     what is known of each sample, as numbers
     null_row() -> Tensor […]          the numbers that mean "not known"
-    forward(rows) -> Condition        what the network is told
+    forward(rows) -> Condition        the network's inputs
     parse(name) -> value              one value from what a person writes
 
 Dropping a condition in training puts the null row in its place, sampling without it does the same:
@@ -132,7 +132,8 @@ class VectorEncoder(_Alone, ModelMixin, ConfigMixin):
     Args:
         size: D.
         width: of the embedding.
-        mean, std: of the data, by dimension.
+        mean: of the data, by dimension.
+        std: its standard deviation, by dimension.
     """
 
     @register_to_config
@@ -233,9 +234,7 @@ class Conditions(nn.Module):
         )
 
     def alone(self) -> Any:
-        """Return what a model needs as its encoder: the only condition itself, all of them, or None
-        where there is none.
-        """
+        """Return a model's encoder: the only condition, all of several, or None without any."""
         parts = list(self.parts.values())
         return self if len(parts) > 1 else parts[0] if parts else None
 
@@ -252,7 +251,7 @@ class Conditions(nn.Module):
         return dict(self._encoders())[name].null_row()
 
     def forward(self, rows: Mapping[str, Tensor]) -> Condition:
-        """Return what the network is told."""
+        """Return the network's condition."""
         inputs: dict[str, Tensor] = {}
         for name, part in self.parts.items():
             for key, value in part(rows[name]).items():
@@ -315,7 +314,7 @@ class Conditions(nn.Module):
         return {n: t.to(device) for n, t in rows.items()}
 
     def index(self, name: str | int) -> Any:
-        """Return what a classifier is told of a condition: its class, or else its numbers.
+        """Return a classifier's target in a condition: its class, or else its numbers.
 
         That is the first condition of classes, or where there is none the first of numbers.
 
@@ -326,7 +325,7 @@ class Conditions(nn.Module):
             n for n, part in self.parts.items() if hasattr(part, "index")
         ]
         if not known:
-            raise ValueError("this model has no classes or numbers that a classifier could be told")
+            raise ValueError("this model has no classes or numbers that a classifier could take")
         return self.parse(name)[known[0]]
 
 

@@ -35,8 +35,8 @@ def unet(
         layers: residual blocks at each resolution.
         groups: of the group normalisations.
         head: width of an attention head.
-        embedded: it is told an embedding, ``class_labels [B, 4·widths[0]]``.
-        text_width: it is told ``encoder_hidden_states [B, L, text_width]`` by cross-attention.
+        embedded: it takes an embedding, ``class_labels [B, 4·widths[0]]``.
+        text_width: it takes ``encoder_hidden_states [B, L, text_width]`` by cross-attention.
     """
     plain = len(widths) - 1
     shared: dict[str, Any] = {
@@ -133,9 +133,7 @@ def find_callable(path: str) -> Callable[..., Any]:
 
 
 def own_dropout_off(net: nn.Module) -> nn.Module:
-    """Switch off a network's own dropping of labels (DiT's): the objective drops them, by its own
-    draws.
-    """
+    """Switch off a network's dropping of labels (DiT's): the objective drops them by its draws."""
     for module in net.modules():
         if hasattr(module, "token_drop") and hasattr(module, "dropout_prob"):
             setattr(module, "dropout_prob", 0.0)  # noqa: B010  (typed as a tensor or a module)

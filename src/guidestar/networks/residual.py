@@ -41,9 +41,7 @@ class _Block(nn.Module):
 
 
 class _Residual(_CalibratedHead):
-    """Mixin of networks of residual blocks: the first width halves nothing, each further one
-    halves.
-    """
+    """Mixin of residual networks: each width after the first halves the resolution."""
 
     def _build(
         self: Any,

@@ -52,7 +52,7 @@ def guided_kind(plain: Any, call: Callable[..., Any], wanted: Any) -> type:
     """Return the class of a guided pipeline, whose calls are ``call``.
 
     Copies and pickles of such a pipeline are guided as well; what is made of its components is not,
-    which a warning says.
+    with a warning.
     """
     more = {
         "__reduce_ex__": _reduce,

@@ -1,6 +1,4 @@
-"""Whether the numbers of a guided run are finite: looked at without waiting for the device, and
-said where they are not.
-"""
+"""Check that the numbers of a guided run are finite, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -17,17 +15,16 @@ HUGE = 1e4
 
 
 class CallNumbers(NamedTuple):
-    """What was seen of one call:
-    ``[input finite, answers finite, guided finite, largest of guided]``.
-    """
+    """``[input finite, answers finite, guided finite, largest of guided]`` of one call."""
 
     step: Step
     numbers: Tensor
 
 
 class Watch:
-    """Collects what is seen of each call; on a CPU a run is ended at once, elsewhere after its last
-    step.
+    """Record each call's numbers, and end a run in which one is not finite.
+
+    On a CPU that happens at once, elsewhere after the last step.
 
     Args:
         kind: the pipeline's class, for the message.
@@ -38,7 +35,7 @@ class Watch:
         self.kind, self.blame, self.calls = kind, blame, list[CallNumbers]()
 
     def record(self, step: Step, x: Tensor, answers: Tensor, guided: Tensor) -> None:
-        """Look at one call.
+        """Record one call.
 
         Args:
             step: of the call.
@@ -59,7 +56,7 @@ class Watch:
             self._check(self.calls[-1:])
 
     def end(self, result: Any) -> None:
-        """Look at the calls of a whole run, and at what the pipeline made.
+        """Check the calls of a whole run, and what the pipeline returns.
 
         Raises:
             FloatingPointError: something is not finite.
@@ -92,7 +89,7 @@ class Watch:
         if not given:
             return (
                 f"{self.kind}: its latents are not finite at {here}, before guidance; "
-                "something of its own made them so (its VAE, its scheduler, latents=)"
+                "the pipeline itself made them so (its VAE, its scheduler, latents=)"
             )
         if not answered:
             return (

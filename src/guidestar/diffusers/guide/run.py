@@ -308,8 +308,7 @@ class Run:
             if call.prompts:
                 raise
             raise ValueError(
-                f"{type(self.pipe).__name__} is told no condition: "
-                f"{str(error).partition(', but')[0]}"
+                f"{type(self.pipe).__name__} takes no condition: {str(error).partition(', but')[0]}"
             ) from None
 
     def _list_passes(self, steps: Iterable[Step]) -> dict[tuple[str, Pass], None]:
@@ -349,7 +348,7 @@ class Run:
         who = f"{' and '.join(users)} {'needs' if len(users) == 1 else 'need'}"
         if not call.prompts:
             raise ValueError(
-                f"{type(self.pipe).__name__} is told no condition, but {who} the conditional "
+                f"{type(self.pipe).__name__} takes no condition, but {who} the conditional "
                 "pass; start the expression with 'uncond'"
             )
         how = how_to_ask(self.pipe, call.family, self.arguments)

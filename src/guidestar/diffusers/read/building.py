@@ -49,13 +49,13 @@ def memory() -> int | None:
     Raises:
         ValueError: the environment variable is no number above 0.
     """
-    if told := os.environ.get(MEMORY):
+    if given := os.environ.get(MEMORY):
         try:
-            size = float(told)
+            size = float(given)
         except ValueError:
             size = 0.0
         if not 0 < size < 1e9:
-            raise ValueError(f"{MEMORY} must be a number of GB above 0, not {told!r}")
+            raise ValueError(f"{MEMORY} must be a number of GB above 0, not {given!r}")
         return int(size * 1e9)
     found = [n for n in (_of_machine(), _of_container()) if n]
     return min(found, default=None)
@@ -70,10 +70,10 @@ def _of_machine() -> int | None:
 
 def _of_container() -> int | None:
     try:
-        told = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        given = Path("/sys/fs/cgroup/memory.max").read_text().strip()
     except OSError:
         return None
-    return int(told) if told.isdecimal() else None
+    return int(given) if given.isdecimal() else None
 
 
 def check_numbers(file: Path, settings: Mapping[str, Any]) -> None:
@@ -109,7 +109,7 @@ def build(
         make: calls the module's constructor.
         where: begins the message of what it trips over, e.g. "config.json: refuses these settings".
         dtype: of the parameters in the end.
-        check: looks at the module without memory (its tensors are on the device "meta").
+        check: checks the module without memory (its tensors are on the device "meta").
 
     Raises:
         ValueError: the constructor fails, the module is above the machine's memory
@@ -152,7 +152,7 @@ def _count_memory(where: str, dtype: torch.dtype) -> Iterator[None]:
     """Stop a constructor in this thread as soon as it has made too much."""
     count, size, most, own = 0, 0, memory(), threading.get_ident()
 
-    def look(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+    def count_tensor(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         nonlocal count, size
         if tensor is None or threading.get_ident() != own:
             return
@@ -166,8 +166,8 @@ def _count_memory(where: str, dtype: torch.dtype) -> Iterator[None]:
             raise _TooLarge(_too_large(where, size, most))
 
     hooks = (
-        _modules.register_module_parameter_registration_hook(look),
-        _modules.register_module_buffer_registration_hook(look),
+        _modules.register_module_parameter_registration_hook(count_tensor),
+        _modules.register_module_buffer_registration_hook(count_tensor),
     )
     try:
         yield
@@ -196,11 +196,11 @@ def _take(size: int, where: str) -> None:
 
 
 def _too_large(where: str, size: int, most: int) -> str:
-    asked = (
+    fault = (
         f"{where}: its networks would take at least {size / 1e9:,.1f} GB, and there are "
         f"{most / 1e9:,.1f} GB"
     )
     return (
-        f"{asked}; load it in another dtype, on a larger machine, or set {MEMORY} (in GB) to "
+        f"{fault}; load it in another dtype, on a larger machine, or set {MEMORY} (in GB) to "
         "try all the same"
     )

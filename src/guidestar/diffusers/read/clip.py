@@ -26,7 +26,7 @@ def find_text(name: str | Path) -> TextEncoder:
     folder, or a name on the hub.
 
     Raises:
-        ValueError: it is not there, or a part of it is missing; said in one line.
+        ValueError: it is not there, or a part of it is missing.
     """
     folder = Path(name)
     if (folder / "text_encoder").is_dir():
@@ -44,7 +44,7 @@ def read_clip(name: str | Path) -> CLIP:
     hub.
 
     Raises:
-        ValueError: it is not there, or a part of it is missing; said in one line.
+        ValueError: it is not there, or a part of it is missing.
     """
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 

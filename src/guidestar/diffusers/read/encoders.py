@@ -105,7 +105,7 @@ class TextEncoder(nn.Module):
         layer: which of its layers is read: "last", or "penultimate" (with the last norm, as
             Diffusers' ``clip_skip=1``).
         output: "states" of all tokens, or "pooled": the one at the end, ``[B, 1, D]``.
-        mask: also tell the network which states are padding (``encoder_attention_mask [B, 77]``).
+        mask: also pass the mask of padding to the network (``encoder_attention_mask [B, 77]``).
     """
 
     def __init__(
@@ -237,9 +237,7 @@ def read_encoder(
 
 
 def is_masked(network: object) -> bool:
-    """Tell whether a network is told which states of a caption are padding (PixArt, as its
-    pipelines do).
-    """
+    """Return whether a network takes the mask of a caption's padding (PixArt)."""
     return type(network).__name__.startswith("PixArt")
 
 

@@ -1,4 +1,4 @@
-"""Folders from the Hugging Face hub: what a model is read from, and nothing else."""
+"""Folders from the Hugging Face hub: only the files that a model is read from."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ def fetch(name: str) -> Path:
     Settings, tokenizers and safetensors only; of weights in several variants the full ones.
 
     Raises:
-        ValueError: no network, no such repository, or one of pickled weights only; said in one
-            line.
+        ValueError: no network, no such repository, or one of pickled weights only.
     """
     from huggingface_hub import HfApi, snapshot_download
 

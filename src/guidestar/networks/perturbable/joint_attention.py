@@ -44,15 +44,16 @@ class _Stream:
 def beside(
     net: Any, names: Sequence[str], inputs: Mapping[str, Any], contrast: Contrast
 ) -> Iterator[None]:
-    """Let the picture's tokens in joint attention be ``contrast(Z⁺, Z⁻)``, the text against going
-    beside the text.
+    """Let joint attention return ``contrast(Z⁺, Z⁻)`` for the picture's tokens.
+
+    The text against passes through the blocks beside the text.
 
     Each text keeps its own attention, and is modulated as the network modulates the text.
 
     Args:
         net: a network with joint blocks.
         names: of their layers of attention.
-        inputs: what the network is told, call by call.
+        inputs: the network's, by name, renewed at each call.
         contrast: of ``[B, heads, tokens, d]``, before the output map.
     """
     blocks = {
@@ -76,7 +77,7 @@ def beside(
 
 
 def text_against(net: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """Return the text against as the network is told text.
+    """Return the text against as the network takes text.
 
     Raises:
         ValueError: there is none.
@@ -90,9 +91,7 @@ def text_against(net: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _text_as_long(net: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """Return the text against; in Flux, which tells places by ``txt_ids``, it is as long as the
-    text.
-    """
+    """Return the text against; in Flux, with its ``txt_ids``, it must be as long as the text."""
     text, words = text_against(net, inputs), inputs["encoder_hidden_states"].shape[1]
     if isinstance(net, FluxTransformer2DModel) and text.shape[1] != words:
         raise ValueError(

@@ -73,7 +73,7 @@ class DiffusersLayers:
     What is usual: the middle block of a U-Net, the block in the middle of a transformer; of
         attention
     to the text, every layer. A change lasts as long as its context, and acts on some rows of a call
-    (on all by default), so that several share one; only contrasted text has a call of its own.
+    (on all by default), so that several share one; only contrasted text needs a separate call.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -123,8 +123,9 @@ class DiffusersLayers:
     def contrasting(
         self, names: Sequence[str], contrast: Callable[[Tensor, Tensor], Tensor]
     ) -> Iterator[None]:
-        """Let attention to the text be ``contrast`` of it and of the attention to the text against;
-        in joint attention, for the picture's tokens.
+        """Replace attention to the text by its ``contrast`` with attention to the text against.
+
+        In joint attention only the picture's tokens change.
         """
         with ExitStack() as stack:
             inputs = stack.enter_context(_record_inputs(self.net))
@@ -139,9 +140,7 @@ class DiffusersLayers:
 
     @contextmanager
     def skipping(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[None]:
-        """Let blocks return what they are given; where that is in some rows alone, they work for
-        all of them.
-        """
+        """Let blocks return their input; with ``rows`` they run for all and change the others."""
         with ExitStack() as stack:
             for name in self.find("block", names):
                 module = self.net.get_submodule(name)
@@ -185,9 +184,7 @@ def _is_self_attention(m: nn.Module) -> bool:
 
 
 def _is_cross_attention(m: nn.Module) -> bool:
-    """Tell attention whose text can be another: to the text alone, or joint, in which the text asks
-    too.
-    """
+    """Return whether the text of this attention can be exchanged: cross- or joint attention."""
     if not isinstance(m, DiffusersAttention):
         return isinstance(m, FluxAttention) or (
             isinstance(m, SequenceAttention) and m.is_cross_attention
@@ -196,8 +193,9 @@ def _is_cross_attention(m: nn.Module) -> bool:
 
 
 def _is_block(m: nn.Module) -> bool:
-    """Tell what can be left out: it adds to what it is given. In U-Nets that is not the residual
-    blocks, which change its width.
+    """Return whether a module can be skipped, since it adds to its input.
+
+    Residual blocks of U-Nets cannot: they change the width.
     """
     return isinstance(m, (BasicTransformerBlock, SequenceBlock, *BLOCKS)) or (
         isinstance(m, DiffusersAttention) and m.residual_connection
@@ -232,9 +230,7 @@ def _at_once(module: Any, original: Forward) -> Forward:
 
 @contextmanager
 def _record_inputs(net: nn.Module) -> Iterator[dict[str, Any]]:
-    """Yield what the network is told, by argument, and keep from it what is for the
-    perturbation.
-    """
+    """Yield the network's inputs by name, and withhold from it those of the perturbation."""
     inputs: dict[str, Any] = {}
     signature = inspect.signature(net.forward)
 
@@ -318,9 +314,7 @@ def _change_attention(
 
 
 def _image(net: nn.Module, inputs: Mapping[str, Any], hidden: Tensor, tokens: int) -> slice:
-    """Find the picture's tokens: Flux has them after the text, SD3 before it, the others have no
-    text among them.
-    """
+    """Find the picture's tokens: after the text in Flux, before it in SD3, else all tokens."""
     if isinstance(net, FluxTransformer2DModel):
         return slice(tokens - inputs["img_ids"].shape[-2], tokens)
     return slice(0, hidden.shape[1] if hidden.ndim == 3 else hidden[0, 0].numel())
@@ -390,9 +384,7 @@ def _contrast_attention(
 
 
 def _against(net: Any, inputs: Mapping[str, Any], hidden: Tensor) -> dict[str, Tensor | None]:
-    """Return the text against as a layer is told it: mapped as the network maps text, its mask as a
-    bias.
-    """
+    """Return the text against as a layer's inputs, mapped by the network, its mask as a bias."""
     states, mask = text_against(net, inputs), inputs.get(f"{AGAINST}encoder_attention_mask")
     project = getattr(net, "caption_projection", None) or getattr(net, "encoder_hid_proj", None)
     states = project(states) if project else states
@@ -403,13 +395,13 @@ def _against(net: Any, inputs: Mapping[str, Any], hidden: Tensor) -> dict[str, T
 
 
 def _refuse_image_prompts(net: Any) -> None:
-    """Refuse a network whose layers of attention to the text are told pictures with it."""
+    """Refuse a network whose cross-attention takes pictures together with the text."""
     if (
         getattr(net, "encoder_hid_proj", None) is not None
         and net.config.encoder_hid_dim_type != "text_proj"
     ):
         raise ValueError(
-            f"a {type(net).__name__} that is told pictures with its text (an IP-Adapter's) "
+            f"a {type(net).__name__} that takes pictures with its text (an IP-Adapter's) "
             "cannot be contrasted in its attention to the text; "
             "leave nag out, or take the adapter off first: pipe.unload_ip_adapter()"
         )
@@ -432,9 +424,7 @@ def _skip(module: nn.Module, rows: Rows | None, original: Forward) -> Forward:
 
 
 def _restore_rows(done: Any, given: Any, rows: Rows) -> Any:
-    """Return what a block made, but in ``rows`` what it was given; the last joint block makes no
-    text.
-    """
+    """Return a block's output, with its input in ``rows``; the last joint block outputs no text."""
     if isinstance(given, tuple):
         return tuple(
             None if d is None else _restore_rows(d, g, rows)
