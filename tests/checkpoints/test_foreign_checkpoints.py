@@ -522,11 +522,11 @@ def test_adm_that_is_refused(tmp_path):
         {**state, "input_blocks.0.0.weight": torch.zeros(8, 6, 3, 3)},
     )
     refused(
-        r"'out.2.bias' has the shape \(\), but the network asks for \(6,\)$",
+        r"'out.2.bias' has the shape \(\), but the network expects \(6,\)$",
         {**state, "out.2.bias": torch.zeros(())},
     )
     refused(
-        r"'label_emb.weight' has the shape \(5,\), but the network asks for \(5, 32\)$",
+        r"'label_emb.weight' has the shape \(5,\), but the network expects \(5, 32\)$",
         {**state, "label_emb.weight": torch.zeros(5)},
     )
     refused(r"d.pt: holds no state dict \(tensors by name\), but a list", [1])
@@ -723,7 +723,7 @@ def test_dit_that_is_refused(tmp_path):
         "'pos_embed' is not the official one", lambda w: w.update(pos_embed=w["pos_embed"] + 0.1)
     )
     refused(
-        r"'final_layer.linear.weight' has the shape \(32, 23\), but the other tensors ask for "
+        r"'final_layer.linear.weight' has the shape \(32, 23\), but the other tensors need "
         r"\(32, 24\)$",
         lambda w: w.update({"final_layer.linear.weight": torch.zeros(32, 23)}),
     )
@@ -745,7 +745,7 @@ def test_a_tensor_of_dit_of_another_shape_is_named(name, tmp_path):
         with pytest.raises(
             ValueError,
             match=r"d.pt: the tensor '.*' has the shape \(.*\), but (\[.*\] was expected; is "
-            r"this DiT's|the other tensors ask for \()",
+            r"this DiT's|the other tensors need \()",
         ) as caught:
             read_dit(tmp_path / "d.pt", heads=3)
         # The sizes of four tensors tell those of the others; where one of these is of the right

@@ -683,7 +683,7 @@ FIRST = "pos_embed.proj.weight"
     [
         (
             lambda t: t.update({FIRST: torch.zeros(3, 3)}),
-            rf"'{FIRST}' has the shape \(3, 3\), but the network asks for \(16, 2, 2, 2\)",
+            rf"'{FIRST}' has the shape \(3, 3\), but the network expects \(16, 2, 2, 2\)",
         ),
         (lambda t: t.pop(FIRST), rf"'{FIRST}' is missing"),
         (lambda t: t.update(extra=torch.zeros(1)), "'extra' is unexpected"),
@@ -893,7 +893,7 @@ def test_wrong_class_table(tmp_path):
     rewrite(file, lambda t: t.update({"table.weight": torch.zeros(3, WIDTH)}))
     with pytest.raises(
         ValueError,
-        match=r"'table.weight' has the shape \(3, 32\), but the network asks for \(4, 32\)",
+        match=r"'table.weight' has the shape \(3, 32\), but the network expects \(4, 32\)",
     ) as caught:
         read(tmp_path)
     refused(caught, file)

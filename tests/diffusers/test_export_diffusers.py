@@ -259,7 +259,7 @@ def pixart_of_clip():
 @pytest.mark.parametrize(
     ("build", "why"),
     [
-        (identity, "its network is told embeddings, class_labels"),
+        (identity, "its network takes embeddings, class_labels"),
         (lambda: model(unet(), EDM), "its pipelines do not step as EDMEulerScheduler needs"),
         (pixels, "it has no VAE, which that pipeline cannot do without"),
         (shifting, "its VAE shifts the latents"),

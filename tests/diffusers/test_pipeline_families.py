@@ -147,10 +147,10 @@ def test_two_pictures_of_each_row_stay_with_it():
 
     both = call("cond", 0).merged(call("uncond", 10))
     for part, wanted in (("cond", [0, 1, 2, 3]), ("uncond", [10, 11, 12, 13])):
-        told = both.told(torch.zeros(2, 4, 1, 2, 2), None, both.condition(part))
+        told = both.inputs(torch.zeros(2, 4, 1, 2, 2), None, both.condition(part))
         assert told["encoder_hidden_states_image"].flatten().tolist() == wanted
     second = both.condition("cond").take(torch.tensor([1]))
-    assert both.told(torch.zeros(1, 4, 1, 2, 2), None, second)[
+    assert both.inputs(torch.zeros(1, 4, 1, 2, 2), None, second)[
         "encoder_hidden_states_image"
     ].flatten().tolist() == [2, 3]
 
@@ -224,7 +224,7 @@ def test_a_pipeline_without_a_condition():
         guidestar.guided(f.pipe, "cfg(3)"),
         pytest.raises(
             ValueError,
-            match=r"DDPMPipeline is told no condition: cfg contrasts the model with and without "
+            match=r"DDPMPipeline takes no condition: cfg contrasts the model with and without "
             r"its condition$",
         ),
     ):
@@ -232,7 +232,7 @@ def test_a_pipeline_without_a_condition():
     with (
         guidestar.guided(f.pipe, "uncond | rescale(0.7)"),
         pytest.raises(
-            ValueError, match="is told no condition, but rescale needs the conditional pass"
+            ValueError, match="takes no condition, but rescale needs the conditional pass"
         ),
     ):
         f.draw()
@@ -383,7 +383,7 @@ REASONS = {
     "c": "has no (layer of self-attention|block that can be skipped)",
     "d": "computes its time from the noise ratio",
     "e": "real numbers",
-    "f": "DDPMPipeline is told no condition",
+    "f": "DDPMPipeline takes no condition",
 }
 
 

@@ -108,7 +108,7 @@ def test_elsewhere_than_on_a_cpu_a_run_is_looked_at_once_at_its_end(monkeypatch)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **k: self.float())
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: self)
     for k in range(3):
-        watch.look(grid.step(k), x, torch.tensor(True), x / (0 if k == 1 else 1))
+        watch.record(grid.step(k), x, torch.tensor(True), x / (0 if k == 1 else 1))
     with pytest.raises(
         FloatingPointError, match=r"^Pipe: term 1 makes numbers that are not finite at step 2 of 3"
     ):

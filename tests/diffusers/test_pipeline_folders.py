@@ -405,7 +405,7 @@ def test_sizes_and_tokenizers_that_are_refused(tmp_path):
     ):
         gs.load(tmp_path / "flux")
     made.dit().save_pretrained(tmp_path / "dit")
-    with pytest.raises(WeightsError, match="size= is for pipelines that are told by a prompt"):
+    with pytest.raises(WeightsError, match="size= is for pipelines that take a prompt"):
         gs.load(tmp_path / "dit", size=(16, 16))
     with pytest.raises(ValueError, match="size= and dtype= are for pipelines of Diffusers"):
         gs.load("fashion-mnist", size=(16, 16))

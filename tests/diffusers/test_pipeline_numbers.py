@@ -218,7 +218,7 @@ def test_a_network_that_is_told_the_scale():
     needs(
         lambda: drawn(guidestar.guide(pipe, "cfg(3)")),
         r"^cfg needs the negative pass, but StableDiffusionPipeline makes none at any "
-        r"guidance_scale, which it tells its network",
+        r"guidance_scale, which it passes to its network",
     )
     own = drawn(guidestar.guide(pipe, None))
     assert close(drawn(guidestar.guide(pipe, "cond")), own, 1e-9)
@@ -281,7 +281,8 @@ def test_a_flux_without_a_true_scale():
     guidestar.guide(pipe, "cfg(3)")
     needs(
         lambda: pipe(**told, control_image=PICTURE),
-        r"FluxControlPipeline makes none at any guidance_scale, which it tells its network; its "
+        r"FluxControlPipeline makes none at any guidance_scale, which it passes to its network; "
+        r"its "
         r"network is distilled",
     )
 

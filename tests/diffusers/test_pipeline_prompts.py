@@ -79,7 +79,7 @@ def test_without_negative_rows_a_negative_prompt_has_the_settings_of_the_prompt(
 def test_a_prompt_that_is_asked_for_and_moved_away_from_has_no_settings():
     pipe, image = with_image()
     line = (
-        r"^the expression asks for 'mud' and moves away from it, and .* word one of them otherwise$"
+        r"^the expression moves towards 'mud' and away from it, and .* word one of them otherwise$"
     )
     with (
         guidestar.guided(pipe, "AND(3) + AND(2, 'mud') + NOT(1, 'mud')"),

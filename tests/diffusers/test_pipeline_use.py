@@ -123,7 +123,7 @@ def test_nag_is_refused_where_pictures_are_told_with_the_text():
     """
     pipe, line = (
         stable_diffusion(),
-        r"^a UNet2DConditionModel that is told pictures .* leave nag out, or take the adapter "
+        r"^a UNet2DConditionModel that takes pictures .* leave nag out, or take the adapter "
         r"off first: pipe.unload_ip_adapter\(\)$",
     )
     with guidestar.guided(pipe, "cfg(5) + nag(3)"):
@@ -642,8 +642,13 @@ def test_a_timestep_of_the_table_is_found_without_reading_it():
     table = read_timetable(scheduler)
     assert len(set(table.times)) < len(table.times)
     for i, t in enumerate(scheduler.timesteps):
-        assert table._shared(t) == table._shared(t[None].expand(3)) == table.place(t, -1) == i
-        assert table._shared(t.clone()) is None and table._shared(float(t)) is None
+        assert (
+            table._find_in_table(t)
+            == table._find_in_table(t[None].expand(3))
+            == table.place(t, -1)
+            == i
+        )
+        assert table._find_in_table(t.clone()) is None and table._find_in_table(float(t)) is None
         assert table.place(float(t), i - 1) == i
 
 
@@ -713,7 +718,7 @@ def test_pipelines_of_another_layout_are_refused(name):
     kind = getattr(diffusers, name)
     with pytest.raises(
         ValueError,
-        match=f"^{name} lays out what its network is told in a way that is not known here",
+        match=f"^{name} lays out its network's inputs in a way that is not known here",
     ):
         guidestar.guide(kind.__new__(kind), "cfg(3)")
 

@@ -133,7 +133,7 @@ def test_the_noise_aware_tower_adds_its_embedding_to_every_token(x, tmp_path):
         torch.testing.assert_close(vision(x, level), expected, rtol=1e-4, atol=1e-4)
         write_tower(vision, tmp_path, torch.float32)
         assert torch.equal(read_tower(tmp_path)(x, level), vision(x, level))
-    with pytest.raises(ValueError, match="must be told the noise level"):
+    with pytest.raises(ValueError, match="needs the noise level"):
         vision(x)
 
 

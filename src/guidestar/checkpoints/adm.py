@@ -1,8 +1,11 @@
-"""OpenAI's guided-diffusion: the ADM networks and their noise-aware classifiers, from the published
-state dicts.
+"""OpenAI's guided-diffusion: ADM networks and noise-aware classifiers from published state dicts.
 
-    model = adm_model("256x256", diffusion="256x256_diffusion.pt",
-    classifier="256x256_classifier.pt") model.sample(["207"], guidance="classifier(1)", seeds=[0])
+    model = adm_model(
+        "256x256",
+        diffusion="256x256_diffusion.pt",
+        classifier="256x256_classifier.pt",
+    )
+    model.sample(["207"], guidance="classifier(1)", seeds=[0])
 
 The modules have the names of the original's parameters, so its state dicts fit key for key.
 """
@@ -84,12 +87,10 @@ def adm_model(
 ) -> Model:
     """Read a guided-diffusion checkpoint, and its classifier's, as a model.
 
-    Its default guidance is ``classifier(s)`` at the published scale s, on the conditional base
-    where the network is told the class. The published figures are of the form that displaces the
-    mean of the
-    ancestral step: ``guidance="classifier(s, form='mean', variance='learned')",
-        solver=DDPM(variance="learned"),
-    steps=250, grid="linspace"``.
+    The default guidance is ``classifier(s)`` at the published scale s, on the conditional base
+    where the network takes the class. The published figures displace the mean of the ancestral
+    step: ``guidance="classifier(s, form='mean', variance='learned')"``,
+    ``solver=DDPM(variance="learned")``, ``steps=250``, ``grid="linspace"``.
 
     Args:
         which: a name in `PUBLISHED`, or settings of your own.
@@ -105,7 +106,7 @@ def adm_model(
     References:
         Diffusion Models Beat GANs on Image Synthesis, https://arxiv.org/abs/2105.05233
     """
-    about = _published(which)
+    about = _find_published(which)
     net = read_adm(diffusion, about.network, dtype=dtype)
     count = about.network.classes
     labels = None if count is None else ClassLabels(classes=_names(classes, count))
@@ -123,7 +124,7 @@ def adm_model(
         shape=(about.network.channels, size, size),
         encoder=labels,
         classifiers=classifiers,
-        # Without a condition nobody has asked for a class: the expression must name one.
+        # Without a condition there is no class: the expression must name one.
         defaults={
             "guidance": f"classifier({about.scale:g})"
             if classifiers and count is not None
@@ -142,7 +143,7 @@ def read_adm(
         ValueError: the file is missing or damaged, or its first tensor that does not fit the
             settings.
     """
-    return _filled(ADM(settings), path, dtype)
+    return _fill(ADM(settings), path, dtype)
 
 
 def read_adm_classifier(
@@ -154,16 +155,16 @@ def read_adm_classifier(
         ValueError: the file is missing or damaged, or its first tensor that does not fit the
             settings.
     """
-    return _filled(ADMClassifier(settings), path, dtype)
+    return _fill(ADMClassifier(settings), path, dtype)
 
 
-def _filled(module: Any, path: str | Path, dtype: torch.dtype) -> Any:
+def _fill(module: Any, path: str | Path, dtype: torch.dtype) -> Any:
     assert isinstance(module, nn.Module)
     fill(module, Path(path), read_state_dict(path), dtype)
     return module
 
 
-def _published(which: str | Published) -> Published:
+def _find_published(which: str | Published) -> Published:
     if isinstance(which, Published):
         return which
     if which not in PUBLISHED:

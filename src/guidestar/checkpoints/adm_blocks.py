@@ -1,6 +1,4 @@
-"""The blocks of ADM's networks. Parameters are named as in the original; the arithmetic is written
-anew.
-"""
+"""The blocks of ADM's networks; parameters have the original's names."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ from ..core.perturbation import Attention, Change, by_rows
 
 
 def frequencies(t: Tensor, width: int) -> Tensor:
-    """Return ``[cos(t f), sin(t f)]`` with ``f = 10000^(−k/half)``, k = 0 … half − 1:
-    ``[B, width]``.
-    """
+    """Return ``[cos(t f), sin(t f)]`` ``[B, width]``, ``f = 10000^(−k/half)``, k = 0 … half − 1."""
     half = width // 2
     f = torch.exp(
         -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half
@@ -28,7 +24,7 @@ def frequencies(t: Tensor, width: int) -> Tensor:
 
 
 def run(block: Any, x: Tensor, emb: Tensor) -> Tensor:
-    """Run the layers of a block; the residual ones are told the time."""
+    """Run the layers of a block; residual ones take the time embedding."""
     for layer in block:
         x = layer(x, emb) if isinstance(layer, Residual) else layer(x)
     return x
@@ -53,16 +49,17 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(_doubled(x))
+        return self.conv(_double(x))
 
 
-def _doubled(x: Tensor) -> Tensor:
+def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 class Residual(nn.Module):
-    """A residual block that is told the time, and may halve or double the resolution between its
-    first norm and convolution.
+    """A residual block with a time embedding.
+
+    It may halve or double the resolution between its first norm and convolution.
     """
 
     def __init__(
@@ -92,16 +89,16 @@ class Residual(nn.Module):
         self.skip_connection = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        sized = {None: lambda v: v, "up": _doubled, "down": lambda v: F.avg_pool2d(v, 2)}[
+        sized = {None: lambda v: v, "up": _double, "down": lambda v: F.avg_pool2d(v, 2)}[
             self.resize
         ]
         h = self.in_layers[2](sized(self.in_layers[:2](x)))
-        told = self.emb_layers(emb)[:, :, None, None]
+        shifts = self.emb_layers(emb)[:, :, None, None]
         if self.scale_shift:
-            scale, shift = told.chunk(2, 1)
+            scale, shift = shifts.chunk(2, 1)
             h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
         else:
-            h = self.out_layers(h + told)
+            h = self.out_layers(h + shifts)
         return self.skip_connection(sized(x)) + h
 
 
@@ -139,14 +136,14 @@ class SelfAttention(nn.Module):
         flat = x.reshape(batch, width, -1)
         q, k, v = _heads(self.qkv(self.norm(flat)), self.heads, self.new_order)
         out = (
-            _changed(changes, q, k, v, tuple(sides))
+            _change_attention(changes, q, k, v, tuple(sides))
             if changes
             else F.scaled_dot_product_attention(q, k, v)
         )
         return x + self.proj_out(out.transpose(-1, -2).reshape(batch, width, -1)).reshape(x.shape)
 
 
-def _changed(
+def _change_attention(
     changes: Sequence[Change], q: Tensor, k: Tensor, v: Tensor, sides: tuple[int, ...]
 ) -> Tensor:
     def answer(part: slice, attend: Callable[[Attention], Tensor]) -> Tensor:
@@ -167,7 +164,7 @@ def _changed(
 
 
 class AttentionPool(nn.Module):
-    """What the mean of the pixels sees when it attends to all of them (CLIP's pooling)."""
+    """Pooling by attention of the pixels' mean to all of them (CLIP's)."""
 
     def __init__(self, side: int, width: int, head: int, outputs: int) -> None:
         super().__init__()
@@ -180,5 +177,5 @@ class AttentionPool(nn.Module):
         x = x.flatten(2)
         x = torch.cat([x.mean(-1, keepdim=True), x], -1) + self.positional_embedding
         q, k, v = _heads(self.qkv_proj(x), self.heads, True)
-        out = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # only the mean asks
+        out = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # only the mean is a query
         return self.c_proj(out.transpose(-1, -2).reshape(len(x), -1, 1))[:, :, 0]

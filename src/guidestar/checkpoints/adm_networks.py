@@ -1,6 +1,4 @@
-"""ADM's networks: the U-Net with attention of "Diffusion Models Beat GANs", and its half with a
-head, the classifier.
-"""
+"""ADM's networks: the U-Net of "Diffusion Models Beat GANs", and the classifier, half of it."""
 
 from __future__ import annotations
 
@@ -142,7 +140,7 @@ class ADM(nn.Module):
         """
         if (class_labels is None) != (self.classes is None):
             raise ValueError(
-                f"this network is {'unconditional' if self.classes is None else 'told a class'}, "
+                f"this network {'takes no' if self.classes is None else 'takes a'} class, "
                 f"but class_labels were {'given' if self.classes is None else 'not given'}"
             )
         emb = self.time_embed(frequencies(t, self.width).to(x.dtype))
@@ -165,7 +163,7 @@ class ADMClassifier(nn.Module):
     """The half U-Net with a head: ``log_prob(x, level, target)``, for `classifier`; logits by
     ``net(x, t)``.
 
-    It is told the index of the table of betas it was trained on: use it with a model of the same
+    It takes the index of the table of betas it was trained on: use it with a model of the same
     table.
     """
 
@@ -190,7 +188,7 @@ class ADMClassifier(nn.Module):
     def log_prob(self, x: Tensor, level: Level | None, target: Tensor) -> Tensor:
         """Return ``log p(target | x, level)``, ``[B]``."""
         if level is None:
-            raise ValueError("a noise-aware classifier must be told the noise level")
+            raise ValueError("a noise-aware classifier needs the noise level")
         t = torch.as_tensor(level.t, dtype=torch.float32).expand(len(x)).to(x.device)
         logits = self(x.to(next(self.parameters()).dtype), t)
         return F.log_softmax(logits, -1).gather(-1, target.to(x.device)[:, None])[:, 0]
@@ -245,7 +243,7 @@ class _Maker:
         self.scale = 1
 
     def down(self, count: int, heads: dict[str, Any]) -> tuple[nn.ModuleList, list[int]]:
-        """Make the way down, and tell the width after each of its blocks."""
+        """Make the way down, and return the width after each of its blocks."""
         blocks, skips = (
             nn.ModuleList([nn.ModuleList([nn.Conv2d(self.s.channels, self.width, 3, padding=1)])]),
             [self.width],
@@ -255,7 +253,7 @@ class _Maker:
                 blocks.append(self._level(self.width, width, heads))
                 skips.append(width)
             if level != len(self.widths) - 1:
-                blocks.append(nn.ModuleList([self._resized("down")]))
+                blocks.append(nn.ModuleList([self._resize("down")]))
                 skips.append(width)
                 self.scale *= 2
         return blocks, skips
@@ -276,7 +274,7 @@ class _Maker:
             for i in range(count + 1):
                 block = self._level(self.width + skips.pop(), width, heads)
                 if level and i == count:
-                    block.append(self._resized("up"))
+                    block.append(self._resize("up"))
                     self.scale //= 2
                 blocks.append(block)
         return blocks
@@ -300,7 +298,7 @@ class _Maker:
             groups=self.s.groups,
         )
 
-    def _resized(self, way: Literal["up", "down"]) -> nn.Module:
+    def _resize(self, way: Literal["up", "down"]) -> nn.Module:
         if self.s.resblock_updown:
             return self._residual(self.width, self.width, way)
         return Upsample(self.width) if way == "up" else Downsample(self.width)
@@ -372,12 +370,14 @@ class ADMLayers:
         with ExitStack() as stack:
             for name in self.find("block", names):
                 stack.enter_context(
-                    replaced(self.net.get_submodule(name), partial(_entered, change, rows))
+                    replaced(self.net.get_submodule(name), partial(_change_input, change, rows))
                 )
             yield
 
 
-def _entered(change: Callable[[Tensor], Tensor], rows: Rows | None, forward: Forward) -> Forward:
+def _change_input(
+    change: Callable[[Tensor], Tensor], rows: Rows | None, forward: Forward
+) -> Forward:
     return lambda x: forward(changed_tokens(x, change, rows))
 
 

@@ -69,7 +69,7 @@ def dit_model(
 def read_dit(
     path: str | Path, *, heads: int | None = None, dtype: torch.dtype = torch.float32
 ) -> Any:
-    """Read an official state dict into a DiTTransformer2DModel, of the sizes that the tensors tell.
+    """Read an official state dict into a DiTTransformer2DModel, of the sizes that the tensors have.
 
     Raises:
         ValueError: the file is missing or damaged, or a tensor does not fit.
@@ -78,7 +78,7 @@ def read_dit(
     sizes = _sizes(file, given, heads)
     _check_shapes(file, given, _official(sizes))
     net = DiTTransformer2DModel(**sizes)
-    fill(net, file, _renamed(given, sizes["num_layers"]), dtype)
+    fill(net, file, _rename(given, sizes["num_layers"]), dtype)
     _check_places(file, given, net)
     for block in net.transformer_blocks:
         # The authors' frequencies are 10000^(−k/128), k < 128; Diffusers' class spaces them over
@@ -177,7 +177,7 @@ def _check_shapes(
         if tuple(_need(file, given, name).shape) != shape:
             raise ValueError(
                 f"{file}: the tensor {name!r} has the shape {tuple(given[name].shape)}, but the "
-                f"other tensors ask for {shape}"
+                f"other tensors need {shape}"
             )
     other = next((k for k in given if k not in wanted), None)
     if other is not None:
@@ -205,7 +205,7 @@ _INSIDE = {
 }
 
 
-def _renamed(given: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+def _rename(given: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
     """Name tensors as Diffusers does: every block has its copy of the embeddings, and queries, keys
     and values apart.
     """

@@ -55,7 +55,7 @@ class EDMDenoiser(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class OneHot:
-    """Classes as EDM's networks are told them: ``class_labels [B, K]``, a one at the class; all
+    """Classes as EDM's networks take them: ``class_labels [B, K]``, a one at the class; all
     zeros is the null.
 
     Args:
@@ -99,7 +99,7 @@ def edm_model(
 ) -> Model:
     """Make a model of a denoiser ``D(x, sigma, class_labels)``.
 
-    Sampled by Heun's method on Karras' grid of 18 steps unless asked otherwise. Most of EDM's
+    Sampled by Heun's method on Karras' grid of 18 steps by default. Most of EDM's
     networks never saw the null (label_dropout 0), so cfg means nothing to them; autoguidance does.
 
     Args:
@@ -135,12 +135,12 @@ def edm_model(
 
 
 def _labels(net: Any, classes: Sequence[str] | int | None) -> OneHot | None:
-    told = int(getattr(net, "label_dim", 0) or 0)
+    known = int(getattr(net, "label_dim", 0) or 0)
     names = (
-        tuple(map(str, range(classes if classes is not None else told)))
+        tuple(map(str, range(classes if classes is not None else known)))
         if classes is None or isinstance(classes, int)
         else tuple(classes)
     )
-    if told and len(names) != told:
-        raise ValueError(f"{len(names)} classes were given for a network of {told}")
+    if known and len(names) != known:
+        raise ValueError(f"{len(names)} classes were given for a network of {known}")
     return OneHot(labels=ClassLabels(classes=names)) if names else None

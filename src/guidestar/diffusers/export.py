@@ -26,7 +26,8 @@ def pipeline_of(model: Any, scheduler: str) -> tuple[str | None, str]:
     what is needed in its place.
 
     - An unconditional UNet2DModel of pixels: DDIMPipeline, or of a flow DDPMPipeline.
-    - A UNet2DConditionModel of a VAE's latents told by CLIP's states: StableDiffusionPipeline.
+    - A UNet2DConditionModel of a VAE's latents and CLIP's states:
+      StableDiffusionPipeline.
     - A DiTTransformer2DModel of latents with 1000 classes, which is the null that DiTPipeline has
       written in.
 
@@ -140,7 +141,7 @@ def _why(model: Any, net: Any, kind: str, scheduler: str, vae: Any) -> str:
         )
     if kind == "PixArtTransformer2DModel":
         return "PixArt's pipelines want T5 and a VAE, and this network is told by CLIP"
-    return "its network is told embeddings, class_labels [B, D], which condition/ makes"
+    return "its network takes embeddings, class_labels [B, D], which condition/ makes"
 
 
 def write_index(model: Any, folder: Path, scheduler: Mapping[str, Any]) -> None:
@@ -159,8 +160,8 @@ def write_index(model: Any, folder: Path, scheduler: Mapping[str, Any]) -> None:
     if name is None:
         file.unlink(missing_ok=True)
         return
-    # The settings of a table are read as DDIM's, which draws no noise of its own and so samples as
-    # our solver of that name.
+    # The settings of a table are read as DDIM's, which draws no noise and so samples as our solver
+    # of that name.
     parts: dict[str, Any] = {
         "scheduler": [
             "diffusers",
@@ -205,9 +206,7 @@ def scheduler_settings(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(model: Any) -> dict[str, str]:
-    """Return what a card tells of the model in Diffusers: ``{"pipeline", "use"}`` or
-    ``{"needs"}``.
-    """
+    """Return a card's entry on Diffusers: ``{"pipeline", "use"}`` or ``{"needs"}``."""
     name, how = pipeline_of(
         model, model.card.get("scheduler", {}).get("_class_name", "DDPMScheduler")
     )

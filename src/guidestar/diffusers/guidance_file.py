@@ -82,9 +82,9 @@ def read(path: str | Path) -> GuidanceRecipe:
         _check_keys(content)
         return GuidanceRecipe(**content)
     except ValueError as error:
-        # Of an expression the further lines point at the place; the first says it in words.
-        said = ValueError(str(error).partition("\n")[0])
-        raise ValueError(f"{file}: {one_line(said)}") from error
+        # Of an expression the further lines point at the place; the first has the words.
+        short = ValueError(str(error).partition("\n")[0])
+        raise ValueError(f"{file}: {one_line(short)}") from error
 
 
 def _check_keys(content: dict[str, Any]) -> None:
@@ -124,8 +124,7 @@ def _value(value: str | int) -> str:
 
 
 def settings(folder: str | Path) -> dict[str, Any]:
-    """Return what a model's folder says in its ``guidance.toml``, by `Model.defaults`' keys;
-    nothing where it has none.
+    """Return the defaults in a folder's ``guidance.toml``, by `Model.defaults`' keys, if any.
 
     Raises:
         ValueError: as `read`.
@@ -142,7 +141,7 @@ def guidance_of(given: Any) -> Any:
     """Return the expression where a path to a ``guidance.toml`` is given in its place; anything
     else as it is.
 
-    What else the file says is for a pipeline to decide, by its arguments and its scheduler: a
+    The file's other keys are for a pipeline, by its arguments and its scheduler: a
     warning names it.
 
     Raises:
@@ -160,14 +159,14 @@ def guidance_of(given: Any) -> Any:
     ]:
         warnings.warn(
             f"{given}: of this file a pipeline takes the guidance alone; it decides "
-            f"{', '.join(left)} by its own arguments and scheduler{_asked(found)}",
+            f"{', '.join(left)} by its own arguments and scheduler{_describe_call(found)}",
             stacklevel=3,
         )
     return found.guidance
 
 
-def _asked(found: GuidanceRecipe) -> str:
-    """Say what to call a pipeline with, for what a file asks beside the guidance."""
-    asked = {"num_inference_steps": found.steps, "negative_prompt": found.negative}
-    words = [f"{name}={value!r}" for name, value in asked.items() if value]
+def _describe_call(found: GuidanceRecipe) -> str:
+    """Describe the pipeline's arguments for a file's keys beside the guidance."""
+    arguments = {"num_inference_steps": found.steps, "negative_prompt": found.negative}
+    words = [f"{name}={value!r}" for name, value in arguments.items() if value]
     return f": call it with {', '.join(words)}" if words else ""

@@ -27,23 +27,22 @@ _INPUTS = ("hidden_states", "sample", "x")
 
 
 class Guider(BaseGuidance):
-    """An expression as a guider:
-    ``pipe.update_components(guider=Guider("cfg(7.5) + pag(3)", scheduler=pipe.scheduler))``.
+    """An expression as a guider of a modular pipeline.
 
-    The pipeline runs its network once for each pass the expression asks for at a step (one, two, or
-    more where layers are perturbed), and the guider combines the answers as `Guided` would: with
-    the input that it saw the network get, at the level that the scheduler's table gives for the
-    timestep. Where the weights are 0 (outside an interval), the passes are not run.
+    ``pipe.update_components(guider=Guider("cfg(7.5) + pag(3)", scheduler=pipe.scheduler))``
+
+    The pipeline runs its network once for each pass that the expression needs at a step (one, two,
+    or more where layers are perturbed), and the guider combines the answers as `Guided` would: with
+    the network's recorded input, at the level that the scheduler's table gives for the timestep.
+    Where the weights are 0 (outside an interval), the passes are not run.
 
     What the protocol cannot give, and so is refused by name: gradients (classifier, clip), other
     networks (autoguidance), prompts beyond the pipeline's own and its negative one (AND, NOT,
     perp_neg, nag, cfg(negative=…), pix2pix), changed conditions or times (cads, icg, tsg), passes
-    asked for after others were seen (sag), the level a step leads to and split predictions (cfgpp,
+    that depend on others' answers (sag), the level a step leads to and split predictions (cfgpp,
     classifier(form="mean")). ``uncond`` and ``neg`` are both the pipeline's negative prompt.
-    Adaptive guidance acts, but saves no
-    passes: samples cannot be left out of one. Of packed latents (Flux, Qwen), what looks at the
-        picture's rows and
-    columns (fdg) sees tokens.
+    Adaptive guidance acts, but saves no passes: samples cannot be left out of one. With packed
+    latents (Flux, Qwen), terms that need the picture's rows and columns (fdg) get tokens.
 
     Args:
         guidance: an expression, or a path to a ``guidance.toml``.
@@ -81,7 +80,7 @@ class Guider(BaseGuidance):
         self._stack, self._gstate = ExitStack(), ()
         self._check_passes()
 
-    # --- what the pipeline asks ---
+    # --- the protocol of Diffusers' guiders ---
 
     @property
     def num_conditions(self) -> int:
@@ -114,7 +113,7 @@ class Guider(BaseGuidance):
         ]
 
     def prepare_models(self, denoiser: nn.Module) -> None:
-        """Perturb the network for the pass at hand, and look at what it is given."""
+        """Perturb the network for the present pass, and record its input."""
         self._stack.close()  # of a run that an exception ended
         self._count_prepared += 1
         perturb = self._now[self._count_prepared - 1].perturb
@@ -130,7 +129,7 @@ class Guider(BaseGuidance):
         """Combine the predictions of all passes, by name."""
         raw = predictions["pred_cond"]
         pred = (
-            self._combined([predictions[name] for name in self._names()]).to(raw.dtype)
+            self._combine([predictions[name] for name in self._names()]).to(raw.dtype)
             if self._enabled
             else raw
         )
@@ -174,7 +173,7 @@ class Guider(BaseGuidance):
         return int(self._step or 0)
 
     def _every(self) -> list[Pass]:
-        """Return every pass that the expression may ask for."""
+        """Return every pass that the expression may need."""
         if not self._enabled:
             return [COND]
         middle = self.process.schedule(self.process.schedule.time(0.5))
@@ -186,9 +185,7 @@ class Guider(BaseGuidance):
         return list(dict.fromkeys([COND, *(self._guided.sum.canonical(p, step) for p in asked)]))
 
     def _plan(self, inputs: Sequence[Any]) -> None:
-        """Choose the passes of this step; the first of the inputs tells how many samples there
-        are.
-        """
+        """Choose the passes of this step; the first of the inputs has one row a sample."""
         self._stack.close()  # of a run that an exception ended
         batch = next((len(v) for v in inputs if isinstance(v, Tensor) and v.ndim), 1)
         asked = self._guided.plan_step(self._here(), batch).passes if self._enabled else {}
@@ -218,7 +215,7 @@ class Guider(BaseGuidance):
                     f"asked for; {_INSTEAD}"
                 )
 
-    def _combined(self, outputs: Sequence[Tensor]) -> Tensor:
+    def _combine(self, outputs: Sequence[Tensor]) -> Tensor:
         if self._x is None:
             raise ValueError(
                 "the guider has not seen the network's input; the pipeline must call "
@@ -228,13 +225,12 @@ class Guider(BaseGuidance):
         self._outputs = {p: out.float() for p, out in zip(self._now, outputs, strict=True)}
         # Of inpainting networks' input, the latents come first.
         x = self._x.float()[:, : outputs[0].shape[1]]
-        asking = self._guided.ask(x, self._here(), self._gstate if index else None)
-        (guided,) = drive(asking, evaluator=self._answer)
+        request = self._guided.ask(x, self._here(), self._gstate if index else None)
+        (guided,) = drive(request, evaluator=self._answer)
         prediction, self._gstate = guided.prediction, guided.state
         plain, space = self._outputs[COND], self.process.predicts
         before = Prediction.from_x0(x, self._level(), self._x0(x, self._level(), plain))
-        # Added as a change of what the network said, which so is kept to the bit where nothing is
-        # changed.
+        # Added as a change of the network's output, which so stays bit-equal without a change.
         return plain + (prediction.view(space) - before.view(space))  # type: ignore[arg-type]
 
     def _x0(self, x: Tensor, level: Level, out: Tensor) -> Tensor:
@@ -243,11 +239,11 @@ class Guider(BaseGuidance):
     def _answer(self, *rounds: Round) -> list[dict[Pass, Evaluated]]:
         """Return the outputs of the pipeline's network as predictions of passes."""
         return [
-            {p: Evaluated(rows, self._predicted(r.group, p, rows)) for p, rows in r.passes.items()}
+            {p: Evaluated(rows, self._predict(r.group, p, rows)) for p, rows in r.passes.items()}
             for r in rounds
         ]
 
-    def _predicted(self, group: Group, p: Pass, rows: Tensor | None) -> Prediction:
+    def _predict(self, group: Group, p: Pass, rows: Tensor | None) -> Prediction:
         part, absolute = group if rows is None else group.take(rows), group.absolute(rows)
         x, level = part.x_t, part.step.t
         out = self._outputs[p] if absolute is None else self._outputs[p][absolute.to(x.device)]

@@ -31,7 +31,7 @@ def mine(count: int) -> list[int]:
 
 
 def is_main() -> bool:
-    """Tell whether this process is the one that writes and speaks."""
+    """Return whether this process is the one that writes files and prints."""
     state = several()
     return state is None or state.is_main_process
 

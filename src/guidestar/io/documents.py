@@ -145,7 +145,7 @@ class Kind:
 
     Args:
         words: how they are called in a message: "must be {words}".
-        fits: tells whether a value is one of them.
+        fits: returns whether a value is one of them.
     """
 
     words: str
@@ -215,9 +215,7 @@ def maybe(kind: Kind) -> Kind:
 
 
 def is_name(value: Any) -> bool:
-    """Tell whether a text names something in a folder: no path, and nothing that leads out of
-    it.
-    """
+    """Return whether a text names something in a folder: no path, and none out of it."""
     if not isinstance(value, str) or value in ("", ".", ".."):
         return False
     return value.isprintable() and not set('/\\:*?"<>|') & set(value) and len(value.encode()) <= 255

@@ -14,16 +14,15 @@ from pathlib import Path
 
 
 class Damaged(ValueError):
-    """A file is truncated, corrupt or of another format: no mistake of whoever named it (the
-    command line's exit code is 1).
+    """A file is truncated, corrupt or of another format.
+
+    The command line exits with 1: whoever named the file made no mistake.
     """
 
 
 _DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 LONGEST_NAME = 100
-"""Bytes of a name that becomes a file or a folder: file systems take 255, and suffixes are
-added.
-"""
+"""Most bytes of a file's or folder's name: file systems take 255, and suffixes are added."""
 
 
 def check_name(name: object, what: str, *, taken: Container[str] = ()) -> str:
@@ -111,7 +110,7 @@ def written(path: Path) -> Iterator[None]:
 
 
 def _of_system(error: BaseException | None) -> OSError | None:
-    """Find the system's error of which another came: torch hides it behind one of its own."""
+    """Find the system's error behind another error, which torch raises in its place."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
@@ -126,8 +125,9 @@ def _flush(path: Path) -> None:
 
 
 def keep_former(path: Path, keep: int) -> None:
-    """Keep ``keep − 1`` former versions of ``path`` as name.1.suffix (the last), name.2.suffix, …;
-    ``path`` stays in place.
+    """Keep ``keep − 1`` former versions of ``path``, which itself stays in place.
+
+    They are name.1.suffix (the last), name.2.suffix, …
     """
     if keep < 2 or not path.exists():
         return
@@ -149,8 +149,7 @@ def keep_former(path: Path, keep: int) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make ``folder`` if need be, try to write there (better now than after an hour), and return
-    it.
+    """Make ``folder`` if need be, check that it can be written to, and return it.
 
     Raises:
         OSError: it cannot be written to (named).

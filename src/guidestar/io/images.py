@@ -35,9 +35,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def to_drawings(x: Tensor, size: int = 96) -> list[Image.Image]:
-    """Turn samples into something to look at: images as they are, sequences ``[T, C]`` and vectors
-    as curves.
-    """
+    """Draw samples: images as they are, sequences ``[T, C]`` and vectors as curves."""
     if x.ndim == 4 and x.shape[1] in (1, 3):
         return to_pil(x)
     curves = x.detach().float().cpu()

@@ -29,16 +29,15 @@ def temperature_at(rho: Value, table: Sequence[tuple[float, float]]) -> Value:
     return found if isinstance(rho, Tensor) else float(found)
 
 
-class _Telling:
-    """Mixin of networks that tell a class, or real numbers (a mean and a log-variance for each).
+class _CalibratedHead:
+    """Mixin of networks that predict a class, or real numbers (a mean and a log-variance for each).
 
     The network has ``head``, ``drop``, ``features(x, time)`` and, in its config, ``outputs``,
     ``temperature`` and ``temperatures``.
     """
 
     def calibrate(self: Any, table: Sequence[tuple[float, float]]) -> None:
-        """Divide logits by these temperatures (of a regressor: multiply variances), by noise ratio,
-        from now on.
+        """Set temperatures by noise ratio: they divide logits, or multiply a regressor's variances.
 
         Raises:
             ValueError: the ratios do not rise, or a temperature is not positive.
@@ -52,17 +51,18 @@ class _Telling:
         self.register_to_config(temperatures=rows)
 
     def forward(self: Any, x: Tensor, level: Level | None = None) -> Tensor:
-        """Return logits ``[B, K]`` (a regressor: means and log-variances ``[B, 2D]``); a
-        noise-aware network wants the level of ``x``.
+        """Return logits ``[B, K]`` (a regressor: means and log-variances ``[B, 2D]``).
+
+        A noise-aware network needs the level of ``x``.
         """
         if not self.noise_aware:
-            return self._cooled(self.head(self.drop(self.features(x))), None)
+            return self._apply_temperature(self.head(self.drop(self.features(x))), None)
         if level is None:
-            raise ValueError("a noise-aware classifier must be told the noise level")
+            raise ValueError("a noise-aware classifier needs the noise level")
         x = x * expand(inverse_or_zero(level.norm), x)
-        return self._cooled(self.head(self.drop(self.features(x, level.t))), level)
+        return self._apply_temperature(self.head(self.drop(self.features(x, level.t))), level)
 
-    def _cooled(self: Any, out: Tensor, level: Level | None) -> Tensor:
+    def _apply_temperature(self: Any, out: Tensor, level: Level | None) -> Tensor:
         if self.outputs:
             return self._in_units(out, level)
         out = out / self.temperature
@@ -71,8 +71,9 @@ class _Telling:
         return out * expand(1 / temperature_at(level.rho, self.temperatures), out)
 
     def _in_units(self: Any, out: Tensor, level: Level | None) -> Tensor:
-        """Return a regressor's means and log-variances in the units of its numbers; a temperature
-        multiplies the variance.
+        """Return a regressor's means and log-variances in the units of its numbers.
+
+        A temperature multiplies the variance.
         """
         mean, log_var = out.chunk(2, -1)
         centre, spread = (
@@ -85,8 +86,9 @@ class _Telling:
         return torch.cat([mean * spread + centre, log_var], -1)
 
     def log_prob(self: Any, x: Tensor, level: Level | None, target: Tensor) -> Tensor:
-        """Return ``log p(target | x, level)``, ``[B]``: of a class ``[B]``, or of numbers
-        ``[B, D]`` (independent normals).
+        """Return ``log p(target | x, level)``, ``[B]``.
+
+        The target is a class ``[B]``, or numbers ``[B, D]`` (independent normals).
         """
         out, target = self(x.to(self.head.weight.dtype), level), target.to(x.device)
         if not self.outputs:

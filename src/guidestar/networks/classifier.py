@@ -21,12 +21,13 @@ class Classifier(_Residual, ModelMixin, ConfigMixin):
         widths: channels of each resolution; the first halves nothing, each further one halves.
         layers: residual blocks at each resolution.
         groups: groups of the group normalisations.
-        noise_aware: told the noise level, and its input scaled to unit size there.
+        noise_aware: takes the noise level too; its input is scaled to unit size.
         dropout: before the last layer, in training.
         temperature: divides the logits (1: as trained).
         temperatures: further divide them, by noise ratio: (rho, T), interpolated in ln rho.
         outputs: it is a regressor of so many numbers, in place of classes.
-        centre, spread: mean and standard deviation of those numbers, in whose units its head works.
+        centre: mean of those numbers, in whose units its head works.
+        spread: their standard deviation.
         rho_max: noise ratio above which the classifier was found to know too little to guide.
     """
 

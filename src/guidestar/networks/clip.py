@@ -1,4 +1,4 @@
-"""CLIP: pictures and captions in one space; a clean one, and one that sees noise and guides."""
+"""CLIP: pictures and captions in one space; one for clean pictures, and a noise-aware one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from ..core.levels import Level, expand, inverse_or_zero
 class Vision(nn.Module):
     """CLIP's image tower, over pictures ``[B, 3, H, W]`` in [−1, 1] of any size.
 
-    A noise-aware one is told ``sigma/(alpha + sigma)``: an embedding of it is added to every token.
+    A noise-aware one adds an embedding of ``sigma/(alpha + sigma)`` to every token.
 
     Args:
         tower: transformers' CLIPVisionModelWithProjection.
-        noise_aware: told the noise level, and its input scaled to unit size there.
-        mean, std: of the pixels (in [0, 1]) that the tower expects.
+        noise_aware: takes the noise level too; its input is scaled to unit size.
+        mean: of the pixels (in [0, 1]) that the tower expects.
+        std: their standard deviation.
     """
 
     def __init__(
@@ -47,13 +48,11 @@ class Vision(nn.Module):
         self.time = TimestepEmbedding(width, width) if noise_aware else None
 
     def forward(self, x: Tensor, level: Level | None = None) -> Tensor:
-        """Return embeddings ``[B, D]``, not normalised; a noise-aware tower wants the level of
-        ``x``.
-        """
+        """Return embeddings ``[B, D]``, not normalised; a noise-aware tower needs the level."""
         if self.time is None:
             return self.tower(pixel_values=self._pixels(x)).image_embeds
         if level is None:
-            raise ValueError("a noise-aware CLIP must be told the noise level")
+            raise ValueError("a noise-aware CLIP needs the noise level")
         body = self.tower.vision_model
         share = torch.as_tensor(level.sigma, dtype=torch.float64) / (
             torch.as_tensor(level.alpha, dtype=torch.float64) + level.sigma
@@ -72,7 +71,7 @@ class Vision(nn.Module):
         side = self.tower.config.image_size
         if x.shape[1] != 3:
             raise ValueError(
-                f"CLIP sees pictures of 3 channels, not {x.shape[1]}; decode latents first"
+                f"CLIP takes pictures of 3 channels, not {x.shape[1]}; decode latents first"
             )
         if x.shape[-2:] != (side, side):
             x = F.interpolate(x, (side, side), mode="bicubic", antialias=True)
@@ -86,8 +85,9 @@ class Vision(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Tell how well a picture fits a caption: ``exp(logit_scale)·⟨f(x), g(caption)⟩``, both of unit
-    length.
+    """Score how well a picture fits a caption: ``exp(logit_scale)·⟨f(x), g(caption)⟩``.
+
+    Both embeddings have unit length.
 
     Args:
         text: transformers' CLIPTextModelWithProjection.
@@ -117,7 +117,7 @@ class CLIP(nn.Module):
 
     @property
     def noise_aware(self) -> bool:
-        """Whether it must be told the noise level."""
+        """Whether it needs the noise level."""
         return self.vision.noise_aware
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
@@ -140,9 +140,7 @@ class CLIP(nn.Module):
         )
 
     def embed_text(self, prompts: Sequence[str]) -> Tensor:
-        """Embed what a person asks for as unit vectors ``[n, D]``; warn where a prompt is too
-        long.
-        """
+        """Embed prompts as unit vectors ``[n, D]``; warn of each that is too long."""
         warn_of_cuts(self.tokenizer, prompts)
         return self.embed_captions(prompts)
 
@@ -151,10 +149,9 @@ class CLIP(nn.Module):
         return F.normalize(self.vision(x.to(self.log_scale.dtype), level).float(), dim=-1)
 
     def log_prob(self, x: Tensor, level: Level | None, target: Tensor) -> Tensor:
-        """Return ``exp(logit_scale)·⟨f(x), target⟩`` ``[B]``, with embeddings of captions
-        ``target [B, D]``.
+        """Return ``exp(logit_scale)·⟨f(x), target⟩`` ``[B]``, of captions' embeddings ``[B, D]``.
 
-        A CLIP that sees no noise is shown ``x`` as data, whatever the level.
+        A CLIP for clean pictures ignores the level and takes ``x`` as data.
         """
         image = self.embed_image(x, level if self.noise_aware else None)
         return self.log_scale.float().exp() * (image * target.to(image)).sum(-1)
@@ -165,7 +162,7 @@ def _parts(items: Sequence[str], size: int) -> Iterator[list[str]]:
 
 
 def masked(text: Any) -> bool:
-    """Tell whether a text encoder asks that padding is not attended to."""
+    """Return whether a text encoder masks padding in its attention."""
     return bool(getattr(text.config, "use_attention_mask", False))
 
 
@@ -176,9 +173,7 @@ itself, so two threads must not use one at the same time.
 
 
 def tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    """Return the tokens of captions and their mask, ``[B, 2, L]``, int64, padded or cut to the full
-    length.
-    """
+    """Return captions' tokens and mask ``[B, 2, L]``, int64, padded or cut to the full length."""
     length = tokenizer.model_max_length
     with TOKENIZING:
         found = tokenizer(
@@ -192,8 +187,9 @@ def tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
 
 
 def warn_of_cuts(tokenizer: Any, captions: Sequence[str], length: int | None = None) -> None:
-    """Warn of each prompt that is longer than ``length`` (the tokenizer's full length), and say
-    after which words it is cut.
+    """Warn of each prompt longer than ``length``, with the words after which it is cut.
+
+    The default length is the tokenizer's full length.
     """
     most = int(length or tokenizer.model_max_length)
     for caption in dict.fromkeys(captions):

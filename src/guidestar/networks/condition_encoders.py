@@ -5,7 +5,7 @@ Each kind is a module with
 
     rows(values) -> Tensor [B, …]     what is known of each sample, as numbers
     null_row() -> Tensor […]          the numbers that mean "not known"
-    forward(rows) -> Condition        what the network is told
+    forward(rows) -> Condition        the network's inputs
     parse(name) -> value              one value from what a person writes
 
 Dropping a condition in training puts the null row in its place, sampling without it does the same:
@@ -15,7 +15,7 @@ the null is part of the model, and the two cannot differ.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -132,7 +132,8 @@ class VectorEncoder(_Alone, ModelMixin, ConfigMixin):
     Args:
         size: D.
         width: of the embedding.
-        mean, std: of the data, by dimension.
+        mean: of the data, by dimension.
+        std: its standard deviation, by dimension.
     """
 
     @register_to_config
@@ -233,27 +234,29 @@ class Conditions(nn.Module):
         )
 
     def alone(self) -> Any:
-        """Return what a model needs as its encoder: the only condition itself, all of them, or None
-        where there is none.
-        """
+        """Return a model's encoder: the only condition, all of several, or None without any."""
         parts = list(self.parts.values())
         return self if len(parts) > 1 else parts[0] if parts else None
 
+    def _encoders(self) -> Iterable[tuple[str, Any]]:
+        """Return the parts by name; ModuleDict types them as plain modules."""
+        return self.parts.items()
+
     def rows(self, targets: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return what is known of each sample as numbers, by name."""
-        return {name: part.rows(targets[name]) for name, part in self.parts.items()}  # type: ignore[operator]
+        return {name: part.rows(targets[name]) for name, part in self._encoders()}
 
     def null_rows(self, name: str) -> Tensor:
         """Return the numbers that mean that ``name`` is not known."""
-        return self.parts[name].null_row()  # type: ignore[operator]
+        return dict(self._encoders())[name].null_row()
 
     def forward(self, rows: Mapping[str, Tensor]) -> Condition:
-        """Return what the network is told."""
-        told: dict[str, Tensor] = {}
+        """Return the network's condition."""
+        inputs: dict[str, Tensor] = {}
         for name, part in self.parts.items():
             for key, value in part(rows[name]).items():
-                told[key] = value if key not in told else _joined(key, told[key], value)
-        return Condition(told)
+                inputs[key] = value if key not in inputs else _join(key, inputs[key], value)
+        return Condition(inputs)
 
     def parse(self, name: str | int) -> dict[str, Any]:
         """Read ``"name=value; name=value"`` (or a value alone, where there is one condition).
@@ -261,14 +264,14 @@ class Conditions(nn.Module):
         Raises:
             ValueError: an unknown name, or a value that does not suit it.
         """
-        given = self._given(str(name))
+        given = self._split_text(str(name))
         strange = [k for k in given if k not in self.parts]
         if strange:
             raise ValueError(
                 f"unknown condition {strange[0]!r}; the conditions are {', '.join(self.parts)}, "
                 f"written as '{'; '.join(f'{n}=…' for n in self.parts)}'"
             )
-        return {n: part.parse(given.get(n, "")) for n, part in self.parts.items()}  # type: ignore[operator]
+        return {n: part.parse(given.get(n, "")) for n, part in self._encoders()}
 
     def only(self, name: str | int, part: str) -> str:
         """Keep one part of what a person writes; the others are not known.
@@ -280,10 +283,10 @@ class Conditions(nn.Module):
             raise ValueError(
                 f"there is no part {part!r}; the conditions are {', '.join(self.parts)}"
             )
-        kept = self._given(str(name)).get(part, "")
+        kept = self._split_text(str(name)).get(part, "")
         return f"{part}={kept}" if len(self.parts) > 1 else kept
 
-    def _given(self, text: str) -> dict[str, str]:
+    def _split_text(self, text: str) -> dict[str, str]:
         if len(self.parts) == 1:
             return {next(iter(self.parts)): text}
         pairs = [part.partition("=") for part in text.split(";") if part.strip()]
@@ -297,11 +300,7 @@ class Conditions(nn.Module):
     def encode(self, names: Sequence[str | int]) -> Condition:
         """Encode what people write, one for each sample."""
         parsed = [self.parse(n) for n in names]
-        return self(
-            self._on_device(
-                {n: part.rows([p[n] for p in parsed]) for n, part in self.parts.items()}
-            )
-        )  # type: ignore[operator]
+        return self(self._on_device(self.rows({n: [p[n] for p in parsed] for n in self.parts})))
 
     def null(self, batch: int) -> Condition:
         """Return "nothing is known" for ``batch`` samples."""
@@ -315,7 +314,7 @@ class Conditions(nn.Module):
         return {n: t.to(device) for n, t in rows.items()}
 
     def index(self, name: str | int) -> Any:
-        """Return what a classifier is told of a condition: its class, or else its numbers.
+        """Return a classifier's target in a condition: its class, or else its numbers.
 
         That is the first condition of classes, or where there is none the first of numbers.
 
@@ -326,9 +325,9 @@ class Conditions(nn.Module):
             n for n, part in self.parts.items() if hasattr(part, "index")
         ]
         if not known:
-            raise ValueError("this model has no classes or numbers that a classifier could be told")
+            raise ValueError("this model has no classes or numbers that a classifier could take")
         return self.parse(name)[known[0]]
 
 
-def _joined(key: str, one: Tensor, other: Tensor) -> Tensor:
+def _join(key: str, one: Tensor, other: Tensor) -> Tensor:
     return one + other if key == "class_labels" else torch.cat([one, other], dim=1)

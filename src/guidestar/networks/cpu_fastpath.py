@@ -21,7 +21,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def lean(network: Module) -> Module:
-    """Let the plain blocks of ``network`` do without wasted work wherever no gradient is asked for.
+    """Let the plain blocks of ``network`` do without wasted work wherever no gradient is needed.
 
     Residual blocks work in place:
     ``h = conv2(silu(norm2(conv1(silu(norm1(x))) + W silu(temb))));  out = shortcut(x) + h``.

@@ -35,8 +35,8 @@ def unet(
         layers: residual blocks at each resolution.
         groups: of the group normalisations.
         head: width of an attention head.
-        embedded: it is told an embedding, ``class_labels [B, 4·widths[0]]``.
-        text_width: it is told ``encoder_hidden_states [B, L, text_width]`` by cross-attention.
+        embedded: it takes an embedding, ``class_labels [B, 4·widths[0]]``.
+        text_width: it takes ``encoder_hidden_states [B, L, text_width]`` by cross-attention.
     """
     plain = len(widths) - 1
     shared: dict[str, Any] = {
@@ -111,7 +111,7 @@ def from_callable(path: str, config: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"{path} refuses its settings ({error})") from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"{path} should return a torch.nn.Module, not {type(made).__name__}")
-    made.made_by = {"callable": path, "config": dict(config)}  # type: ignore[assignment]
+    vars(made)["made_by"] = {"callable": path, "config": dict(config)}
     return made
 
 
@@ -133,10 +133,8 @@ def find_callable(path: str) -> Callable[..., Any]:
 
 
 def own_dropout_off(net: nn.Module) -> nn.Module:
-    """Switch off a network's own dropping of labels (DiT's): the objective drops them, by its own
-    draws.
-    """
+    """Switch off a network's dropping of labels (DiT's): the objective drops them by its draws."""
     for module in net.modules():
         if hasattr(module, "token_drop") and hasattr(module, "dropout_prob"):
-            module.dropout_prob = 0.0
+            setattr(module, "dropout_prob", 0.0)  # noqa: B010  (typed as a tensor or a module)
     return net

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.levels import Value
-from .calibrated_heads import _Telling
+from .calibrated_heads import _CalibratedHead
 
 Conv = type[nn.Conv1d] | type[nn.Conv2d]
 
@@ -40,10 +40,8 @@ class _Block(nn.Module):
         return self.skip(x) + self.conv2(F.silu(h))
 
 
-class _Residual(_Telling):
-    """Mixin of networks of residual blocks: the first width halves nothing, each further one
-    halves.
-    """
+class _Residual(_CalibratedHead):
+    """Mixin of residual networks: each width after the first halves the resolution."""
 
     def _build(
         self: Any,

@@ -1,6 +1,4 @@
-"""A small transformer over sequences and vectors, told time and condition by adaptive
-normalisation.
-"""
+"""A small transformer over sequences and vectors, conditioned by adaptive normalisation."""
 
 from __future__ import annotations
 
@@ -12,19 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
 class SequenceAttention(nn.Module):
-    """Attention of tokens to each other, or to what they are told (``told``, its width)."""
+    """Attention of tokens to each other, or to a context of width ``context``."""
 
-    def __init__(self, width: int, heads: int, told: int | None = None) -> None:
+    def __init__(self, width: int, heads: int, context: int | None = None) -> None:
         super().__init__()
-        self.heads, self.is_cross_attention = heads, told is not None
+        self.heads, self.is_cross_attention = heads, context is not None
         self.query, self.key_value, self.out = (
             nn.Linear(width, width),
-            nn.Linear(told or width, 2 * width),
+            nn.Linear(context or width, 2 * width),
             nn.Linear(width, width),
         )
 
@@ -34,12 +32,13 @@ class SequenceAttention(nn.Module):
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return ``[B, L, width]`` of as much; of the told ``[B, M, told]`` only what the mask
-        ``[B, M]`` has.
+        """Attend from ``[B, L, width]``, returned in that shape, to the tokens that the mask keeps.
+
+        The context is ``[B, M, context]``, its mask ``[B, M]``.
         """
-        x, told, mask = hidden_states, encoder_hidden_states, attention_mask
+        x, context, mask = hidden_states, encoder_hidden_states, attention_mask
         split = lambda t: t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key, value = self.key_value(x if told is None else told).chunk(2, -1)
+        key, value = self.key_value(x if context is None else context).chunk(2, -1)
         mixed = F.scaled_dot_product_attention(
             split(self.query(x)),
             split(key),
@@ -50,15 +49,16 @@ class SequenceAttention(nn.Module):
 
 
 class SequenceBlock(nn.Module):
-    """``x += g₁ attend(norm(x)); x += g₂ mlp(norm(x))``, shifts, scales and gates from the
-    embedding; at first the identity.
+    """``x += g₁ attend(norm(x)); x += g₂ mlp(norm(x))``, the identity before training.
+
+    Shifts, scales and gates come from the embedding.
     """
 
-    def __init__(self, width: int, heads: int, told: int | None) -> None:
+    def __init__(self, width: int, heads: int, context: int | None) -> None:
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
         self.attention = SequenceAttention(width, heads)
-        self.cross = SequenceAttention(width, heads, told) if told else None
+        self.cross = SequenceAttention(width, heads, context) if context else None
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
         )
@@ -70,20 +70,19 @@ class SequenceBlock(nn.Module):
             nn.init.zeros_(self.cross.out.bias)
 
     def forward(
-        self, hidden_states: Tensor, emb: Tensor, told: Tensor | None, mask: Tensor | None
+        self, hidden_states: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None
     ) -> Tensor:
         """Return tokens ``[B, L, width]`` like those given."""
         x = hidden_states
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(emb)).chunk(6, -1)
-        x = x + gate1[:, None] * self.attention(_modulated(self.norm1(x), shift1, scale1))
-        if self.cross is not None and told is not None:
-            x = x + self.cross(x, told, mask)
-        return x + gate2[:, None] * self.mlp(_modulated(self.norm2(x), shift2, scale2))
+        x = x + gate1[:, None] * self.attention(_modulate(self.norm1(x), shift1, scale1))
+        if self.cross is not None and context is not None:
+            x = x + self.cross(x, context, mask)
+        return x + gate2[:, None] * self.mlp(_modulate(self.norm2(x), shift2, scale2))
 
 
 class SequenceTransformer(ModelMixin, ConfigMixin):
-    """Predict from sequences ``[B, T, C]`` or vectors ``[B, C]`` (one token), like DiT from patches
-    of images.
+    """Predict from sequences ``[B, T, C]`` or vectors ``[B, C]`` (one token), as DiT from images.
 
     Args:
         channels: C.
@@ -92,7 +91,7 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
         depth: blocks.
         heads: of attention.
         patch: frames that make one token; T must be a multiple.
-        cross_attention_dim: width of ``encoder_hidden_states``, where it is told any.
+        cross_attention_dim: width of ``encoder_hidden_states``; None without them.
 
     References:
         Scalable Diffusion Models with Transformers, https://arxiv.org/abs/2212.09748
@@ -146,8 +145,8 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
             x: ``[B, T, C]`` or ``[B, C]``.
             timestep: ``[B]``.
             class_labels: an embedding ``[B, width]`` (`condition_width`).
-            encoder_hidden_states, encoder_attention_mask: ``[B, L, E]`` and ``[B, L]``, attended
-            to.
+            encoder_hidden_states: ``[B, L, E]``, attended to.
+            encoder_attention_mask: ``[B, L]``, 1 where a state counts.
         """
         emb = self.time(self.frequencies(timestep.expand(len(x))).to(x.dtype))
         emb = emb if class_labels is None else emb + class_labels
@@ -155,4 +154,4 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
         for block in self.blocks:
             h = block(h, emb, encoder_hidden_states, encoder_attention_mask)
         shift, scale = self.modulation(F.silu(emb)).chunk(2, -1)
-        return self.outward(_modulated(self.norm(h), shift, scale)).reshape(x.shape)
+        return self.outward(_modulate(self.norm(h), shift, scale)).reshape(x.shape)

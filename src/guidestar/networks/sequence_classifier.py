@@ -1,6 +1,4 @@
-"""Classifiers and regressors of sequences and vectors: noise-aware ones that guide, and clean ones
-that judge.
-"""
+"""Classifiers and regressors of sequences and vectors, noise-aware or clean."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""One call of a pipeline's network: what it is told row by row, and the same network as a denoiser
-of those rows.
-"""
+"""One call of a pipeline's network: its inputs by row, and the network as a denoiser of them."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ Change = Callable[[str, Tensor], Any]
 
 
 def over(value: Any, name: str, change: Change) -> Any:
-    """Return nested arguments with each tensor changed; it is named by the innermost name it
-    has.
-    """
+    """Return nested arguments with each tensor changed, given its innermost name."""
     if isinstance(value, Tensor):
         return change(name, value)
     if isinstance(value, dict):
@@ -38,9 +34,7 @@ def over(value: Any, name: str, change: Change) -> Any:
 
 
 def grouped(arguments: dict[str, Any], rows: int) -> dict[str, Any]:
-    """Return a network's arguments with the pictures of each row together, where it has several
-    (Wan's first and last frame).
-    """
+    """Return arguments with each row's pictures together (Wan's first and last frame)."""
     pictures = arguments.get(_PICTURES)
     if isinstance(pictures, Tensor) and len(pictures) != rows and len(pictures) % rows == 0:
         return {**arguments, _PICTURES: pictures.unflatten(0, (rows, -1))}
@@ -49,7 +43,7 @@ def grouped(arguments: dict[str, Any], rows: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
-    """What a network is told in one call (or in two that belong together).
+    """The inputs of a network in one call (or in two that belong together).
 
     Args:
         family: of the network.
@@ -108,7 +102,7 @@ class Call:
 
     @cached_property
     def prompts(self) -> dict[str, Tensor]:
-        """What is asked, row by row."""
+        """The tensors of the prompts, one row a sample."""
         found: dict[str, Tensor] = {}
         self._visit(
             lambda name, t: (
@@ -121,9 +115,7 @@ class Call:
 
     @cached_property
     def has_settings(self) -> bool:
-        """Whether the network is told more, row by row, than what is asked: sizes, residuals of a
-        ControlNet, a mask.
-        """
+        """Whether rows have inputs beside the prompt: sizes, a ControlNet's residuals, a mask."""
         found: list[str] = []
         known = (*self.family.prompts, self.family.x)
         self._visit(
@@ -152,39 +144,38 @@ class Call:
     ) -> Condition:
         """Return the condition of prompts that were encoded elsewhere.
 
-        What else the network is told row by row (an image prompt, a ControlNet's residuals, sizes)
-        is that of the pipeline's own prompt, or of its negative prompt where it hands such rows
-        over.
+        Each row's other inputs (an image prompt, a ControlNet's residuals, sizes) are those of the
+        pipeline's own prompt, or of its negative prompt where there are such rows.
 
         Args:
-            tensors: the prompts, as the network is told them.
+            tensors: the prompts, as the network takes them.
             names: how many they are.
             away: they stand in the place of the negative prompt.
 
         Raises:
-            ValueError: they do not fit what the pipeline asks its network.
+            ValueError: they do not fit the network's inputs.
         """
         if set(tensors) != set(self.prompts):
             raise ValueError(
-                "prompts within an expression are not supported here: the network is told "
+                "prompts within an expression are not supported here: the network takes "
                 f"{', '.join(self.prompts)}, and they give {', '.join(tensors)}"
             )
-        told = {
+        inputs = {
             k: t.to(
                 self.prompts[k].device, self.prompts[k].dtype if t.is_floating_point() else t.dtype
             )
             for k, t in tensors.items()
         }
         if not self.has_settings:
-            return Condition(told)
+            return Condition(inputs)
         if names > 1:
             raise ValueError(
                 "several conditions to draw from (among=) are not supported where a pipeline "
-                "tells its network more of each sample than the prompt"
+                "passes its network more of each sample than the prompt"
             )
         rows = self.condition("uncond" if away and "uncond" in self.parts else "cond")[_ROWS]
         return Condition(
-            {**{k: t.expand(self.batch, *t.shape[1:]) for k, t in told.items()}, _ROWS: rows}
+            {**{k: t.expand(self.batch, *t.shape[1:]) for k, t in inputs.items()}, _ROWS: rows}
         )
 
     def merged(self, other: Call) -> Call:
@@ -205,12 +196,12 @@ class Call:
                 "arguments",
             )
             raise ValueError(
-                "the prompt and the negative prompt are told to the network in other shapes "
+                "the prompt and the negative prompt reach the network in other shapes "
                 f"({odd}); give both of one length"
             )
         rest = iter(theirs)
 
-        def joined(name: str, t: Tensor) -> Tensor:
+        def join(name: str, t: Tensor) -> Tensor:
             after = next(rest)
             return (
                 torch.cat([t, after])
@@ -218,10 +209,10 @@ class Call:
                 else t
             )
 
-        arguments = over(dict(self.arguments), "", joined)
+        arguments = over(dict(self.arguments), "", join)
         return replace(self, arguments=arguments, parts=self.parts + other.parts)
 
-    def told(self, x: Tensor, times: Tensor | None, cond: Condition) -> dict[str, Any]:
+    def inputs(self, x: Tensor, times: Tensor | None, cond: Condition) -> dict[str, Any]:
         """Return the arguments for other rows than the pipeline's.
 
         Args:
@@ -270,10 +261,10 @@ class CallDenoiser:
     Args:
         net: the network.
         run: calls it, as it is when it is not guided.
-        call: what the pipeline told it.
+        call: the pipeline's inputs to it.
         output: what its answer means.
         level: of the call.
-        reads_t: whether it can be told another time.
+        reads_t: whether it can take another time.
         cpu_rows: the most rows of a call on a CPU.
     """
 
@@ -298,7 +289,9 @@ class CallDenoiser:
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
             usable = x_t.clone() if x_t.is_inference() else x_t
             cond = Condition({k: t.clone() if t.is_inference() else t for k, t in cond.items()})
-            self.answer = self.run(self.net, self.call.told(usable, self._moved(level), cond))
+            self.answer = self.run(
+                self.net, self.call.inputs(usable, self._scale_times(level), cond)
+            )
             self.finite = self.finite & first(self.answer).isfinite().all().to(self.finite.device)
         out = self.call.family.unpack(first(self.answer), self.call.grid).to(x_t.dtype)
         if not self.call.learned_variance:
@@ -307,17 +300,15 @@ class CallDenoiser:
         prediction = Prediction.from_x0(x_t, level, self.output.to_x0(x_t, mean, level))
         return replace(prediction, log_var=share)
 
-    def _moved(self, level: Level) -> Tensor | None:
-        """Return the times of rows that are told another one than the pipeline's, as the network is
-        told them.
-        """
+    def _scale_times(self, level: Level) -> Tensor | None:
+        """Return the rows' times in the network's units, where they differ from the pipeline's."""
         if not isinstance(level.t, Tensor):
             return None
-        told = torch.as_tensor(self.call.arguments[_TIME], dtype=torch.float64).max().cpu()
-        return level.t * (told / self.level.t) if self.level.t else level.t
+        inputs = torch.as_tensor(self.call.arguments[_TIME], dtype=torch.float64).max().cpu()
+        return level.t * (inputs / self.level.t) if self.level.t else level.t
 
     def written(self, prediction: Prediction) -> Tensor:
-        """Return a prediction as the network would have said it, for each part alike."""
+        """Return a prediction as the network's output, the same for each part."""
         out = self.output.of(prediction)
         if self.call.learned_variance:
             share = torch.zeros_like(out) if prediction.log_var is None else prediction.log_var

@@ -52,17 +52,17 @@ def guided_kind(plain: Any, call: Callable[..., Any], wanted: Any) -> type:
     """Return the class of a guided pipeline, whose calls are ``call``.
 
     Copies and pickles of such a pipeline are guided as well; what is made of its components is not,
-    which a warning says.
+    with a warning.
     """
     more = {
-        "__reduce_ex__": _reduced,
+        "__reduce_ex__": _reduce,
         "components": property(_components),
         "save_pretrained": _save,
     }
     return derived(plain, call, **{MARK: (plain, wanted)}, **more)
 
 
-def _reduced(self: Any, protocol: Any) -> Any:
+def _reduce(self: Any, protocol: Any) -> Any:
     from .pipelines import guided_again
 
     made, (_, *rest), *state = object.__reduce_ex__(self, max(2, int(protocol)))

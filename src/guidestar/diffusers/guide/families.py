@@ -1,4 +1,4 @@
-"""What differs between families of pipelines: how a network is told its request, and where the
+"""What differs between families of pipelines: how a network takes its request, and where the
 parts of a batch are.
 
 A pipeline hands its network the rows of several conditions at once (negative, then prompt; DiT the
@@ -176,7 +176,7 @@ def family_of(pipe: Any, net: Any) -> Family:
 
 
 def negative_rows(pipe: Any, family: Family, arguments: Arguments) -> bool:
-    """Tell whether the pipeline makes a negative pass in the call with these arguments, at this
+    """Return whether the pipeline makes a negative pass in the call with these arguments, at this
     moment.
     """
     if len(family.parts) < 2:
@@ -196,7 +196,7 @@ def negative_rows(pipe: Any, family: Family, arguments: Arguments) -> bool:
 
 
 def _flux_alone(family: Family, arguments: Arguments) -> bool:
-    """Tell whether a Flux pipeline has no true_cfg_scale: its guidance_scale is the distilled one,
+    """Return whether a Flux pipeline has no true_cfg_scale: guidance_scale is the distilled one,
     which the network is told.
     """
     return family is FAMILIES["FluxTransformer2DModel"] and "true_cfg_scale" not in arguments
@@ -213,7 +213,7 @@ def how_to_ask(pipe: Any, family: Family, arguments: Arguments) -> str:
         is not None
     )
     if told or _flux_alone(family, arguments):
-        return f"{name} makes none at any guidance_scale, which it tells its network"
+        return f"{name} makes none at any guidance_scale, which it passes to its network"
     if "true_cfg_scale" in arguments:
         return (
             f"{name} was called without a negative prompt and a true_cfg_scale above 1; give "
@@ -231,11 +231,11 @@ def how_to_ask(pipe: Any, family: Family, arguments: Arguments) -> str:
             f"{name} was called with image_guidance_scale={image:g}, at which it makes none; "
             f"{needed}{changes_nothing}"
         )
-    for asked in ("guidance_scale", "max_guidance_scale"):
-        if asked in arguments:
+    for scale in ("guidance_scale", "max_guidance_scale"):
+        if scale in arguments:
             return (
-                f"{name} was called with {asked}={arguments[asked]:g}, at which it makes "
-                f"none; give any {asked} above 1{changes_nothing}"
+                f"{name} was called with {scale}={arguments[scale]:g}, at which it makes "
+                f"none; give any {scale} above 1{changes_nothing}"
             )
     return f"{name} makes none: it has no condition to leave out"
 
@@ -265,7 +265,7 @@ def check_prompt(pipe: Any, family: Family, name: str | int, told: Iterable[str]
         label(pipe, name)
     elif not hasattr(pipe, "encode_prompt"):
         raise ValueError(
-            f"{kind} is told embeddings, so it cannot encode prompts written in an expression; "
+            f"{kind} takes embeddings, so it cannot encode prompts written in an expression; "
             "give it negative embeddings"
         )
     elif missing := _missing(pipe, family):
@@ -282,7 +282,7 @@ def check_prompt(pipe: Any, family: Family, name: str | int, told: Iterable[str]
 
 def _missing(pipe: Any, family: Family) -> list[str]:
     """Return the text encoders and tokenizers that a pipeline is without, and cannot do without;
-    where it encodes in a way of its own, that is not known.
+    where it encodes in another way, that is not known.
     """
     if not pipe.encode_prompt.__module__.startswith("diffusers."):
         return []
@@ -303,7 +303,7 @@ def encode(
     pipe: Any, family: Family, names: list[str | int], arguments: Arguments
 ) -> dict[str, Tensor]:
     """Encode prompts (or classes) written in an expression, as the pipeline encodes its own;
-    `check_prompt` tells whether it can.
+    `check_prompt` raises where it cannot.
     """
     if family.encodes == ("class_labels",):
         return {"class_labels": torch.tensor([label(pipe, n) for n in names])}
@@ -343,25 +343,28 @@ def moved_from(guidance: Guidance) -> frozenset[str | int]:
     ``negative=``, and what NOT names.
 
     Raises:
-        ValueError: one of them is asked for too (AND); it is named.
+        ValueError: one of them is a target too (AND); it is named.
     """
     away = {
         n
         for t in guidance.terms
-        for n in _named(getattr(t, "concept" if isinstance(t, NOT) else "negative", None))
+        for n in _list_names(getattr(t, "concept" if isinstance(t, NOT) else "negative", None))
     }
-    asked = {
-        n for t in guidance.terms if isinstance(t, AND) for n in _named(getattr(t, "concept", None))
+    targets = {
+        n
+        for t in guidance.terms
+        if isinstance(t, AND)
+        for n in _list_names(getattr(t, "concept", None))
     }
-    if both := away & asked:
+    if both := away & targets:
         raise ValueError(
-            f"the expression asks for {min(map(repr, both))} and moves away from it, and the "
-            "pipeline tells its network other settings for each; word one of them otherwise"
+            f"the expression moves towards {min(map(repr, both))} and away from it, and the "
+            "pipeline passes its network other settings for each; word one of them otherwise"
         )
     return frozenset(away)
 
 
-def _named(given: Any) -> tuple[str | int, ...]:
+def _list_names(given: Any) -> tuple[str | int, ...]:
     return tuple(
         n for n in (given if isinstance(given, tuple) else (given,)) if isinstance(n, str | int)
     )

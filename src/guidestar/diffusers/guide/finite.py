@@ -1,6 +1,4 @@
-"""Whether the numbers of a guided run are finite: looked at without waiting for the device, and
-said where they are not.
-"""
+"""Check that the numbers of a guided run are finite, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -16,18 +14,17 @@ HUGE = 1e4
 """Guided predictions of this size have left any plausible range."""
 
 
-class Seen(NamedTuple):
-    """What was seen of one call:
-    ``[input finite, answers finite, guided finite, largest of guided]``.
-    """
+class CallNumbers(NamedTuple):
+    """``[input finite, answers finite, guided finite, largest of guided]`` of one call."""
 
     step: Step
     numbers: Tensor
 
 
 class Watch:
-    """Collects what is seen of each call; on a CPU a run is ended at once, elsewhere after its last
-    step.
+    """Record each call's numbers, and end a run in which one is not finite.
+
+    On a CPU that happens at once, elsewhere after the last step.
 
     Args:
         kind: the pipeline's class, for the message.
@@ -35,10 +32,10 @@ class Watch:
     """
 
     def __init__(self, kind: str, blame: Callable[[Step], Sequence[str]]) -> None:
-        self.kind, self.blame, self.seen = kind, blame, list[Seen]()
+        self.kind, self.blame, self.calls = kind, blame, list[CallNumbers]()
 
-    def look(self, step: Step, x: Tensor, answers: Tensor, guided: Tensor) -> None:
-        """Look at one call.
+    def record(self, step: Step, x: Tensor, answers: Tensor, guided: Tensor) -> None:
+        """Record one call.
 
         Args:
             step: of the call.
@@ -52,19 +49,21 @@ class Watch:
         with torch.no_grad():
             flags = (x.isfinite().all(), answers, guided.isfinite().all(), guided.abs().amax())
             kind = torch.float32 if guided.device.type == "mps" else torch.float64
-            self.seen.append(Seen(step, torch.stack([f.to(guided.device, kind) for f in flags])))
+            self.calls.append(
+                CallNumbers(step, torch.stack([f.to(guided.device, kind) for f in flags]))
+            )
         if guided.device.type == "cpu":
-            self._check(self.seen[-1:])
+            self._check(self.calls[-1:])
 
     def end(self, result: Any) -> None:
-        """Look at the calls of a whole run, and at what the pipeline made.
+        """Check the calls of a whole run, and what the pipeline returns.
 
         Raises:
             FloatingPointError: something is not finite.
         """
-        if self.seen and self.seen[0].numbers.device.type != "cpu":
-            numbers = torch.stack([s.numbers for s in self.seen]).cpu()
-            self._check([Seen(s.step, n) for s, n in zip(self.seen, numbers, strict=True)])
+        if self.calls and self.calls[0].numbers.device.type != "cpu":
+            numbers = torch.stack([s.numbers for s in self.calls]).cpu()
+            self._check([CallNumbers(s.step, n) for s, n in zip(self.calls, numbers, strict=True)])
         if not all(bool(torch.as_tensor(made).isfinite().all()) for made in _floats(result)):
             raise FloatingPointError(
                 f"{self.kind} returns numbers that are not finite, though all guided predictions "
@@ -72,15 +71,15 @@ class Watch:
                 "a VAE may overflow in float16: decode in float32 (pipe.vae.to(torch.float32))"
             )
 
-    def _check(self, seen: Sequence[Seen]) -> None:
-        for step, numbers in seen:
+    def _check(self, calls: Sequence[CallNumbers]) -> None:
+        for step, numbers in calls:
             given, answered, guided, _ = numbers.tolist()
             if not (given and answered and guided):
                 raise FloatingPointError(self._line(step, bool(given), bool(answered)))
 
     def _line(self, step: Step, given: bool, answered: bool) -> str:
         here = f"step {step.index + 1} of {step.grid.steps}"
-        before = [s for s in self.seen if s.step.index < step.index]
+        before = [s for s in self.calls if s.step.index < step.index]
         if (not given or not answered) and before and not float(before[-1].numbers[3]) < HUGE:
             return (
                 f"{self.kind}: {self._who(before[-1].step)} reached "
@@ -90,7 +89,7 @@ class Watch:
         if not given:
             return (
                 f"{self.kind}: its latents are not finite at {here}, before guidance; "
-                "something of its own made them so (its VAE, its scheduler, latents=)"
+                "the pipeline itself made them so (its VAE, its scheduler, latents=)"
             )
         if not answered:
             return (

@@ -70,7 +70,7 @@ KNOWN = frozenset(
         *(f"StableDiffusionXLControlNetUnion{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint")),
     )
 )
-"""Classes of pipelines whose rows and channels are laid out as their network's family says
+"""Classes of pipelines whose rows and channels are laid out as in their network's family
 (`families.FAMILIES`).
 """
 
@@ -85,7 +85,7 @@ def check_kind(pipe: Any) -> None:
     kind = next((k for k in type(pipe).__mro__ if "__call__" in vars(k)), object)
     if kind.__module__.startswith("diffusers.") and kind.__name__ not in KNOWN:
         raise ValueError(
-            f"{kind.__name__} lays out what its network is told in a way that is not known here, "
+            f"{kind.__name__} lays out its network's inputs in a way that is not known here, "
             "so it cannot be guided; use the family's plain pipeline"
         )
 
@@ -102,7 +102,7 @@ def warn_of_numbers(
         arguments: all of them, with the defaults.
         guidance: the pipeline's.
     """
-    said = {term.name for term in (*guidance.terms, *guidance.posts)}
+    named = {term.name for term in (*guidance.terms, *guidance.posts)}
     intervals = any(getattr(term, "interval", None) is not None for term in guidance.terms)
     for name, advice, wrong in (
         (
@@ -114,12 +114,12 @@ def warn_of_numbers(
         (
             "guidance_rescale",
             _rescale,
-            "rescale" not in said and bool(given.get("guidance_rescale")),
+            "rescale" not in named and bool(given.get("guidance_rescale")),
         ),
         (
             "image_guidance_scale",
             _pix2pix,
-            "pix2pix" not in said and given.get("image_guidance_scale") is not None,
+            "pix2pix" not in named and given.get("image_guidance_scale") is not None,
         ),
         (
             "min_guidance_scale",

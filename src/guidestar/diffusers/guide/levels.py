@@ -1,8 +1,8 @@
 """The levels of a pipeline's run, read from its scheduler's own table at each of its timesteps.
 
-A level says how the *network* sees x. Schedulers on sigmas (Euler, Heun, LMS, …) hold ``x_0 + σε``
-and hand the network ``(x_0 + σε)/√(σ² + 1)``: that is the level ``α = 1/√(σ² + 1)``, which has the
-same noise ratio, so nothing needs to be scaled back.
+A level describes x as the *network* takes it. Schedulers on sigmas (Euler, Heun, …) hold
+``x_0 + σε`` and hand the network ``(x_0 + σε)/√(σ² + 1)``: that is the level ``α = 1/√(σ² + 1)``,
+which has the same noise ratio, so nothing needs to be scaled back.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Timetable:
     Args:
         scheduler: it was read from.
         times: the scheduler's timesteps, one for each call of the network.
-        levels: how the network sees x at each of them, and at last where the run ends.
+        levels: of x as the network takes it at each of them, and at last where the run ends.
         schedule: of the training.
         output: what the network's output means.
-        reads_t: whether the network is told a time of the schedule (and not a function of the noise
+        reads_t: whether the network takes a time of the schedule (and not a function of the noise
             ratio).
     """
 
@@ -95,20 +95,20 @@ class Timetable:
         between = float(s.sigmas_interpol[s.step_index - ("Ancestral" in type(s).__name__)])
         return _unit(between, self.times[place])
 
-    def place(self, told: Any, last: int) -> int:
-        """Find which timestep the network is told.
+    def place(self, time: Any, last: int) -> int:
+        """Find the place of the network's timestep.
 
         Args:
-            told: the timestep as the network gets it: perhaps divided (1000 is 1), rounded or
+            time: the timestep as the network gets it: perhaps divided (1000 is 1), rounded or
                 repeated.
             last: the place of the call before, −1 at first.
         """
-        if (exact := self._shared(told)) is not None:
+        if (exact := self._find_in_table(time)) is not None:
             return exact
-        value = float(torch.as_tensor(told).flatten().max())
+        value = float(torch.as_tensor(time).flatten().max())
         rounding = (
-            torch.finfo(told.dtype).eps
-            if isinstance(told, Tensor) and told.is_floating_point()
+            torch.finfo(time.dtype).eps
+            if isinstance(time, Tensor) and time.is_floating_point()
             else 1e-9
         )
         distances = min(
@@ -125,23 +125,23 @@ class Timetable:
     def _scales(self) -> tuple[float, ...]:
         return 1.0, float(self.scheduler.config.num_train_timesteps)
 
-    def _shared(self, told: Any) -> int | None:
+    def _find_in_table(self, time: Any) -> int | None:
         """Return the place of a timestep that is a view of the table: nothing is read, so nothing
         waits for the device.
         """
         times = self.source
         if (
             times is None
-            or not isinstance(told, Tensor)
-            or told.dtype != times.dtype
-            or not told.numel()
+            or not isinstance(time, Tensor)
+            or time.dtype != times.dtype
+            or not time.numel()
         ):
             return None
-        if told.untyped_storage().data_ptr() != times.untyped_storage().data_ptr() or (
-            told.ndim and told.numel() > 1 and any(told.stride())
+        if time.untyped_storage().data_ptr() != times.untyped_storage().data_ptr() or (
+            time.ndim and time.numel() > 1 and any(time.stride())
         ):
             return None
-        place = (told.storage_offset() - times.storage_offset()) // max(1, times.stride(0))
+        place = (time.storage_offset() - times.storage_offset()) // max(1, times.stride(0))
         return place if 0 <= place < len(self.times) else None
 
 
@@ -160,7 +160,7 @@ def read_timetable(scheduler: Any) -> Timetable:
     return _READERS[KINDS[name]](scheduler)
 
 
-def _made(
+def _make_timetable(
     scheduler: Any,
     levels: Sequence[Level],
     schedule: Schedule,
@@ -207,14 +207,14 @@ def _table(scheduler: Any) -> VP:
 def _by_time(scheduler: Any) -> Timetable:
     schedule, times = _table(scheduler), scheduler.timesteps.tolist()
     levels = [_of_table(float(scheduler.alphas_cumprod[int(t)]), t) for t in times]
-    return _made(scheduler, [*levels, schedule.clean], schedule, _output(scheduler))
+    return _make_timetable(scheduler, [*levels, schedule.clean], schedule, _output(scheduler))
 
 
 def _of_table(bar: float, t: float) -> Level:
     return Level(math.sqrt(bar), math.sqrt(1 - bar), float(t))
 
 
-def _inverted(scheduler: Any) -> Timetable:
+def _read_inverted(scheduler: Any) -> Timetable:
     """Read a table that is walked upwards: x has the level of the step before the time that the
     network is told.
     """
@@ -223,9 +223,9 @@ def _inverted(scheduler: Any) -> Timetable:
         scheduler.config.num_train_timesteps // scheduler.num_inference_steps,
         scheduler.alphas_cumprod,
     )
-    # The first is taken as the table's first: where σ is 0, no clean estimate tells ε.
+    # The first is taken as the table's first: where σ is 0, no clean estimate determines ε.
     levels = [_of_table(float(bars[int(min(max(t - stride, 0), len(bars) - 1))]), t) for t in times]
-    return _made(
+    return _make_timetable(
         scheduler,
         [*levels, _of_table(float(bars[int(times[-1])]), times[-1])],
         schedule,
@@ -241,12 +241,12 @@ def _on_sigmas(scheduler: Any) -> Timetable:
 
 def _on_ratios(scheduler: Any) -> Timetable:
     """Read sigmas that are noise ratios."""
-    told = getattr(scheduler.config, "timestep_type", "discrete") == "discrete"
+    reads_t = getattr(scheduler.config, "timestep_type", "discrete") == "discrete"
     times = [float(t) for t in scheduler.timesteps.tolist()]
     levels = [
         _unit(float(s), t) for s, t in zip(scheduler.sigmas.tolist(), [*times, 0.0], strict=False)
     ]
-    return _made(scheduler, levels, _table(scheduler), _output(scheduler), told)
+    return _make_timetable(scheduler, levels, _table(scheduler), _output(scheduler), reads_t)
 
 
 def _halfway(scheduler: Any) -> Timetable:
@@ -271,7 +271,7 @@ def _edm(scheduler: Any) -> Timetable:
         for s, a, t in zip(scheduler.sigmas.tolist(), scales, [*times, 0.0], strict=False)
     ]
     schedule = VE(t_min=float(scheduler.config.sigma_min), t_max=float(scheduler.config.sigma_max))
-    return _made(scheduler, levels, schedule, Output(kind="edm", d=d, sign=sign), False)
+    return _make_timetable(scheduler, levels, schedule, Output(kind="edm", d=d, sign=sign), False)
 
 
 def _flow(scheduler: Any) -> Timetable:
@@ -283,12 +283,12 @@ def _flow(scheduler: Any) -> Timetable:
     output = (
         _output(scheduler) if "prediction_type" in scheduler.config else Output(kind="velocity")
     )
-    return _made(scheduler, levels, Flow(), output)
+    return _make_timetable(scheduler, levels, Flow(), output)
 
 
 _READERS: dict[Kind, Callable[[Any], Timetable]] = {
     "by time": _by_time,
-    "inverted": _inverted,
+    "inverted": _read_inverted,
     "on ratios": _on_sigmas,
     "scaled": _on_ratios,
     "halfway": _halfway,

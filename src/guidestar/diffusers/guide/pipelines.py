@@ -210,7 +210,7 @@ def _check_layers(guidance: Guidance, nets: Mapping[str, Any], others: Mapping[s
 
 
 class _Decoded:
-    """A classifier of pictures, that sees what the pipeline's VAE makes of latents."""
+    """A classifier of pictures, applied to latents that the pipeline's VAE decodes."""
 
     def __init__(self, pipe: Any, inner: Any) -> None:
         if getattr(pipe, "vae", None) is None:
@@ -229,7 +229,7 @@ class _Decoded:
         return getattr(self.inner, name)
 
     def log_prob(self, x: Tensor, level: Level, target: Any) -> Tensor:
-        """Return what the classifier says of the decoded latents ``x``."""
+        """Return the classifier's log-probability of the decoded latents ``x``."""
         from torch.utils.checkpoint import checkpoint
 
         return self.inner.log_prob(

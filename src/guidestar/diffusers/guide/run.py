@@ -22,7 +22,7 @@ from .pipeline_seeds import generators, seed_of
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Wanted:
-    """What was asked of `guidestar.guide`; its arguments are described there."""
+    """The arguments of `guidestar.guide`, described there."""
 
     guidance: Guidance
     nets: Mapping[str, Any] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Wanted:
 
 
 class _Nets(Mapping[str, Net]):
-    """The networks, told what the pipeline's present call tells."""
+    """The networks by name, bound to the pipeline's present call."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names, self.now = tuple(names), dict[str, Net]()
@@ -70,7 +70,7 @@ class Run:
         self.encoded: dict[Any, Condition] = {}
         self.foreseen: tuple[int, tuple[str, ...]] | None = None
         self.pending: tuple[int, Call, Tensor] | None = None
-        self.watch = Watch(type(pipe).__name__, self._blamed)
+        self.watch = Watch(type(pipe).__name__, self._name_culprits)
         self._restart(0)
 
     def _restart(self, place: int) -> None:
@@ -90,7 +90,7 @@ class Run:
             )
         if call.family.calls == 2 and negative_rows(self.pipe, call.family, self.arguments):
             return self._first(call, place)
-        return self._answered(net, call, self._guide(net, call, place))
+        return self._make_answer(net, call, self._guide(net, call, place))
 
     def check_ended(self, result: Any) -> None:
         """Refuse a run whose last call for the prompt was not followed by one for the negative, or
@@ -108,9 +108,7 @@ class Run:
         self.watch.end(result)
 
     def _first(self, call: Call, place: int) -> Any:
-        """Answer the call for the prompt by a tensor that is filled when that for the negative
-        comes.
-        """
+        """Answer the prompt's call by a tensor that the negative prompt's call fills."""
         shape = [*call.whole.shape]
         shape[call.family.channel] = call.channels
         promised = call.whole.new_full(shape, torch.nan)
@@ -118,16 +116,17 @@ class Run:
         return _like_answer(None, call, promised)
 
     def _second(self, net: Any, call: Call, place: int) -> Any:
-        _, before, promised = self.pending  # type: ignore[misc]
+        assert self.pending is not None  # the call for the prompt came first
+        _, before, promised = self.pending
         self.pending = None
         out = self._guide(net, before.merged(call), place)
         promised.copy_(out)
-        return self._answered(net, call, out.to(promised.dtype))
+        return self._make_answer(net, call, out.to(promised.dtype))
 
-    def _answered(self, net: Any, call: Call, out: Tensor) -> Any:
-        return _like_answer(
-            self.nets.now["main"].denoiser.answer, call, torch.cat([out] * len(call.parts))
-        )  # type: ignore[union-attr]
+    def _make_answer(self, net: Any, call: Call, out: Tensor) -> Any:
+        denoiser = self.nets.now["main"].denoiser
+        assert isinstance(denoiser, CallDenoiser)  # as _bind made it
+        return _like_answer(denoiser.answer, call, torch.cat([out] * len(call.parts)))
 
     def _read(self, net: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         arguments = bound(net, args, kwargs)
@@ -169,35 +168,45 @@ class Run:
         self.last = place
         return place
 
+    def _read_table(self) -> Timetable:
+        assert self.table is not None  # read at the first call
+        return self.table
+
+    def _read_sum(self) -> Guided:
+        assert self.guided is not None  # made at the first call
+        return self.guided
+
     def _guide(self, net: Any, call: Call, place: int) -> Tensor:
-        table: Timetable = self.table  # type: ignore[assignment]
+        table = self._read_table()
         step = self._step(place, table)
         denoiser = self._bind(net, call, step)
         self._check(call, [step, *self._ahead(call, place)])
         if step.index != self.step:
             self.step, self.state, self.after = step.index, self.after, None
         dtype = torch.float32 if call.x.device.type == "mps" else torch.float64
-        prediction, state = self.guided(call.x.to(dtype), step, self.state)  # type: ignore[misc]
+        prediction, state = self._read_sum()(call.x.to(dtype), step, self.state)
         self.after = state if self.after is None else self.after
         out = denoiser.written(prediction)
-        self.watch.look(step, call.x, torch.stack([d.finite for d in self._denoisers()]).all(), out)
+        self.watch.record(
+            step, call.x, torch.stack([d.finite for d in self._denoisers()]).all(), out
+        )
         return out
 
     def _denoisers(self) -> list[CallDenoiser]:
-        return [net.denoiser for net in self.nets.now.values()]  # type: ignore[misc]
+        return [
+            net.denoiser for net in self.nets.now.values() if isinstance(net.denoiser, CallDenoiser)
+        ]
 
-    def _blamed(self, step: Step) -> list[str]:
+    def _name_culprits(self, step: Step) -> list[str]:
         """Return the terms and posts that act at a step."""
         return list(
             dict.fromkeys(
-                name for name, _ in self._asked([step]) if not name.startswith("the base")
+                name for name, _ in self._list_passes([step]) if not name.startswith("the base")
             )
         )
 
     def _step(self, place: int, table: Timetable) -> Step:
-        """Return where the run stands; all calls of one step of the scheduler's have that step's
-        index.
-        """
+        """Return the present step; all calls within one step of the scheduler have its index."""
         return next(self._steps([(place, table.level(place))], table))
 
     def _steps(self, levels: Iterable[tuple[int, Level]], table: Timetable) -> Iterator[Step]:
@@ -208,10 +217,8 @@ class Run:
             yield Step(level, grid[min(index + 1, grid.steps)], index, grid)
 
     def _ahead(self, call: Call, place: int) -> Iterator[Step]:
-        """Return the steps that are still to come, when this part of the run is told its first rows
-        of this kind.
-        """
-        table: Timetable = self.table  # type: ignore[assignment]
+        """Return the coming steps, at the first call of this part of the run with such rows."""
+        table = self._read_table()
         if self.foreseen != (self.begin, call.parts):
             self.foreseen = self.begin, call.parts
             count = getattr(
@@ -221,8 +228,8 @@ class Run:
             yield from self._steps(((k, table.levels[k]) for k in range(place + 1, stop)), table)
 
     def _bind(self, net: Any, call: Call, step: Step) -> CallDenoiser:
-        """Tell the networks what this call says, and make the guided sum at the first."""
-        table: Timetable = self.table  # type: ignore[assignment]
+        """Bind the networks to this call, and make the guided sum at the first."""
+        table = self._read_table()
         conditional = bool(call.prompts)
         has_null = "uncond" in call.parts or not conditional
         own = {
@@ -304,44 +311,47 @@ class Run:
             if call.prompts:
                 raise
             raise ValueError(
-                f"{type(self.pipe).__name__} is told no condition: "
-                f"{str(error).partition(', but')[0]}"
+                f"{type(self.pipe).__name__} takes no condition: {str(error).partition(', but')[0]}"
             ) from None
 
-    def _asked(self, steps: Iterable[Step]) -> dict[tuple[str, Pass], None]:
-        """Return who asks for which passes, at any of these steps: terms whose weight is not 0,
-        posts and the base.
+    def _list_passes(self, steps: Iterable[Step]) -> dict[tuple[str, Pass], None]:
+        """Return the passes of these steps with the names of those that use them.
+
+        Those are the terms whose weight is not 0, the posts and the base.
         """
-        guided: Guided = self.guided  # type: ignore[assignment]
-        asked: dict[tuple[str, Pass], None] = {}
+        guided = self._read_sum()
+        passes: dict[tuple[str, Pass], None] = {}
         for step in steps:
             acting = [t for t in guided.terms if bool((torch.as_tensor(t.weight(step)) != 0).any())]
-            asked.update(
+            passes.update(
                 {(x.name, p): None for x in (*acting, *guided.posts) for p in x.passes(step)}
             )
-        return asked | {(f"the base {guided.base.cond.value!r}", guided.base): None}  # type: ignore[union-attr]
+        base = guided.base
+        name = base.cond.value if isinstance(base.cond, Slot) else base.cond
+        return passes | {(f"the base {name!r}", base): None}
 
     def _check(self, call: Call, steps: Sequence[Step]) -> None:
-        """Refuse, by name, what asks for rows that the pipeline does not hand over, or for a prompt
-        that it cannot encode.
+        """Refuse, by name, terms whose rows or prompts the pipeline does not give.
+
+        It may hand over no such rows, or be unable to encode the prompt.
         """
-        asked = self._asked(steps)
+        passes = self._list_passes(steps)
         self._check_prompts(
             call,
-            (key for _, p in asked for key in (p.cond, p.against) if isinstance(key, str | int)),
+            (key for _, p in passes for key in (p.cond, p.against) if isinstance(key, str | int)),
         )
         if "uncond" in call.parts and call.prompts:
             return
         missing = (Slot.NULL, Slot.NEGATIVE) if call.prompts else (Slot.COND,)
-        asks = list(
-            dict.fromkeys(name for name, p in asked if p.cond in missing or p.against in missing)
+        users = list(
+            dict.fromkeys(name for name, p in passes if p.cond in missing or p.against in missing)
         )
-        if not asks:
+        if not users:
             return
-        who = f"{' and '.join(asks)} {'needs' if len(asks) == 1 else 'need'}"
+        who = f"{' and '.join(users)} {'needs' if len(users) == 1 else 'need'}"
         if not call.prompts:
             raise ValueError(
-                f"{type(self.pipe).__name__} is told no condition, but {who} the conditional "
+                f"{type(self.pipe).__name__} takes no condition, but {who} the conditional "
                 "pass; start the expression with 'uncond'"
             )
         how = how_to_ask(self.pipe, call.family, self.arguments)

@@ -49,13 +49,13 @@ def memory() -> int | None:
     Raises:
         ValueError: the environment variable is no number above 0.
     """
-    if told := os.environ.get(MEMORY):
+    if given := os.environ.get(MEMORY):
         try:
-            size = float(told)
+            size = float(given)
         except ValueError:
             size = 0.0
         if not 0 < size < 1e9:
-            raise ValueError(f"{MEMORY} must be a number of GB above 0, not {told!r}")
+            raise ValueError(f"{MEMORY} must be a number of GB above 0, not {given!r}")
         return round(size * 1e9)
     found = [n for n in (_of_machine(), _of_container()) if n]
     return min(found, default=None)
@@ -70,10 +70,10 @@ def _of_machine() -> int | None:
 
 def _of_container() -> int | None:
     try:
-        told = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        given = Path("/sys/fs/cgroup/memory.max").read_text().strip()
     except OSError:
         return None
-    return int(told) if told.isdecimal() else None
+    return int(given) if given.isdecimal() else None
 
 
 def check_numbers(file: Path, settings: Mapping[str, Any]) -> None:
@@ -109,28 +109,28 @@ def build(
         make: calls the module's constructor.
         where: begins the message of what it trips over, e.g. "config.json: refuses these settings".
         dtype: of the parameters in the end.
-        check: looks at the module without memory (its tensors are on the device "meta").
+        check: checks the module without memory (its tensors are on the device "meta").
 
     Raises:
         ValueError: the constructor fails, the module is above the machine's memory
             (`memory`) or has more than `MOST_TENSORS`; or as ``check``.
     """
-    sketch = _sketched(make, where, dtype)
+    sketch = _build_sketch(make, where, dtype)
     if sketch is not None:
         _take(_bytes(sketch, dtype), where)
         if check is not None:
             check(sketch)
         del sketch
-    with refused(where), _counted(where, dtype):
+    with refused(where), _count_memory(where, dtype):
         return make()
 
 
-def _sketched(make: Callable[[], Any], where: str, dtype: torch.dtype) -> Any:
+def _build_sketch(make: Callable[[], Any], where: str, dtype: torch.dtype) -> Any:
     """Build on the device "meta", which has shapes and no memory; None where the constructor reads
     numbers there.
     """
     try:
-        with refused(where), _counted(where, dtype), torch.device("meta"):
+        with refused(where), _count_memory(where, dtype), torch.device("meta"):
             return make()
     except ValueError as error:
         if isinstance(error.__cause__, _TooLarge):
@@ -148,12 +148,12 @@ class _TooLarge(Exception):
 
 
 @contextmanager
-def _counted(where: str, dtype: torch.dtype) -> Iterator[None]:
+def _count_memory(where: str, dtype: torch.dtype) -> Iterator[None]:
     """Stop a constructor in this thread as soon as it has made too much."""
     size, most, own = 0, memory(), threading.get_ident()
     known: dict[int, Tensor] = {}  # torch calls the hook more than once for some
 
-    def look(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+    def count_tensor(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         nonlocal size
         if tensor is None or threading.get_ident() != own or id(tensor) in known:
             return
@@ -168,8 +168,8 @@ def _counted(where: str, dtype: torch.dtype) -> Iterator[None]:
             raise _TooLarge(_too_large(where, size, most))
 
     hooks = (
-        _modules.register_module_parameter_registration_hook(look),
-        _modules.register_module_buffer_registration_hook(look),
+        _modules.register_module_parameter_registration_hook(count_tensor),
+        _modules.register_module_buffer_registration_hook(count_tensor),
     )
     try:
         yield
@@ -198,11 +198,11 @@ def _take(size: int, where: str) -> None:
 
 
 def _too_large(where: str, size: int, most: int) -> str:
-    asked = (
+    fault = (
         f"{where}: its networks would take at least {size / 1e9:,.4g} GB, and there are "
         f"{most / 1e9:,.4g} GB"
     )
     return (
-        f"{asked}; load it in another dtype, on a larger machine, or set {MEMORY} (in GB) to "
+        f"{fault}; load it in another dtype, on a larger machine, or set {MEMORY} (in GB) to "
         "try all the same"
     )

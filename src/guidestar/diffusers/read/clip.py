@@ -26,7 +26,7 @@ def find_text(name: str | Path) -> TextEncoder:
     folder, or a name on the hub.
 
     Raises:
-        ValueError: it is not there, or a part of it is missing; said in one line.
+        ValueError: it is not there, or a part of it is missing.
     """
     folder = Path(name)
     if (folder / "text_encoder").is_dir():
@@ -34,9 +34,9 @@ def find_text(name: str | Path) -> TextEncoder:
     from transformers import CLIPTextModelWithProjection
 
     if folder.is_dir():
-        text = _tower_of(folder, "text_config")
+        text = _read_tower(folder, "text_config")
         return TextEncoder(text, fitting(read_tokenizer(folder), text, folder))
-    return TextEncoder(_pretrained(CLIPTextModelWithProjection, name), _tokenizer(name))
+    return TextEncoder(_read_pretrained(CLIPTextModelWithProjection, name), _tokenizer(name))
 
 
 def read_clip(name: str | Path) -> CLIP:
@@ -44,7 +44,7 @@ def read_clip(name: str | Path) -> CLIP:
     hub.
 
     Raises:
-        ValueError: it is not there, or a part of it is missing; said in one line.
+        ValueError: it is not there, or a part of it is missing.
     """
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
@@ -53,8 +53,8 @@ def read_clip(name: str | Path) -> CLIP:
         return _read_whole(folder)
     tokenizer = _tokenizer(name)
     text, tower = (
-        _pretrained(CLIPTextModelWithProjection, name),
-        _pretrained(CLIPVisionModelWithProjection, name),
+        _read_pretrained(CLIPTextModelWithProjection, name),
+        _read_pretrained(CLIPVisionModelWithProjection, name),
     )
     pixels = _hub_pixels(name)
     vision = Vision(tower, mean=pixels["image_mean"], std=pixels["image_std"])
@@ -62,7 +62,7 @@ def read_clip(name: str | Path) -> CLIP:
 
 
 def _read_whole(folder: Path) -> CLIP:
-    text, tower = (_tower_of(folder, part) for part in ("text_config", "vision_config"))
+    text, tower = (_read_tower(folder, part) for part in ("text_config", "vision_config"))
     pixels = read_pixels(folder)
     factor = read_tensors(weights_file(folder, "model")).get("logit_scale")
     if factor is None or factor.numel() != 1:
@@ -77,7 +77,7 @@ def _read_whole(folder: Path) -> CLIP:
     )
 
 
-def _tower_of(folder: Path, part: str) -> nn.Module:
+def _read_tower(folder: Path, part: str) -> nn.Module:
     """Read the text tower ("text_config") or the image tower ("vision_config") of a whole CLIP."""
     file, kind = (
         folder / "config.json",
@@ -184,7 +184,7 @@ def _write_pixels(vision: Vision, folder: Path) -> None:
 def _log_scale(name: str | Path) -> float:
     from transformers import CLIPModel
 
-    return float(_pretrained(CLIPModel, name).logit_scale)  # type: ignore[arg-type]
+    return float(_read_pretrained(CLIPModel, name).logit_scale)  # type: ignore[arg-type]
 
 
 def _hub_pixels(name: str | Path) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _hub_pixels(name: str | Path) -> dict[str, Any]:
     return {"image_mean": processor.image_mean, "image_std": processor.image_std}
 
 
-def _pretrained(kind: Any, name: str | Path) -> nn.Module:
+def _read_pretrained(kind: Any, name: str | Path) -> nn.Module:
     """Load transformers' class from a folder or the hub; only safetensors, never a pickle."""
     from transformers.utils import logging
 

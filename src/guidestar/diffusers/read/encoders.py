@@ -105,7 +105,7 @@ class TextEncoder(nn.Module):
         layer: which of its layers is read: "last", or "penultimate" (with the last norm, as
             Diffusers' ``clip_skip=1``).
         output: "states" of all tokens, or "pooled": the one at the end, ``[B, 1, D]``.
-        mask: also tell the network which states are padding (``encoder_attention_mask [B, 77]``).
+        mask: also pass the mask of padding to the network (``encoder_attention_mask [B, 77]``).
     """
 
     def __init__(
@@ -223,7 +223,7 @@ def read_encoder(
     if isinstance(network, DiTTransformer2DModel):
         count = network.config["num_embeds_ada_norm"]
         return ClassLabels(
-            classes=_names(folder, network, count) or _numbered(count), null_index=count
+            classes=_names(folder, network, count) or _number_names(count), null_index=count
         )
     if (
         isinstance(network, UNet2DModel)
@@ -237,9 +237,7 @@ def read_encoder(
 
 
 def is_masked(network: object) -> bool:
-    """Tell whether a network is told which states of a caption are padding (PixArt, as its
-    pipelines do).
-    """
+    """Return whether a network takes the mask of a caption's padding (PixArt)."""
     return type(network).__name__.startswith("PixArt")
 
 
@@ -277,10 +275,10 @@ def _unet_labels(folder: Path, network: ModelMixin, rows: int) -> ClassLabels:
     named = _names(folder, network, rows - 1)
     if named:
         return ClassLabels(classes=named, null_index=rows - 1)
-    return ClassLabels(classes=_names(folder, network, rows) or _numbered(rows))
+    return ClassLabels(classes=_names(folder, network, rows) or _number_names(rows))
 
 
-def _numbered(count: int) -> tuple[str, ...]:
+def _number_names(count: int) -> tuple[str, ...]:
     return tuple(str(i) for i in range(count))
 
 
@@ -290,9 +288,9 @@ def _names(folder: Path, network: ModelMixin, count: int) -> tuple[str, ...] | N
     about = read_json(index) if index.is_file() else {}
     check(index, about, {"id2label": maybe(LABELS)})
     labels = about.get("id2label") or dict(network.config).get("id2label")
-    if not isinstance(labels, dict) or set(labels) != set(_numbered(count)):
+    if not isinstance(labels, dict) or set(labels) != set(_number_names(count)):
         return None
-    return tuple(str(labels[n]) for n in _numbered(count))
+    return tuple(str(labels[n]) for n in _number_names(count))
 
 
 def _is_plain_clip(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Folders from the Hugging Face hub: what a model is read from, and nothing else."""
+"""Folders from the Hugging Face hub: only the files that a model is read from."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ def fetch(name: str) -> Path:
     Settings, tokenizers and safetensors only; of weights in several variants the full ones.
 
     Raises:
-        ValueError: no network, no such repository, or one of pickled weights only; said in one
-            line.
+        ValueError: no network, no such repository, or one of pickled weights only.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     try:
         files = HfApi().list_repo_files(name)
     except Exception as error:
-        return _kept(name, error)
+        return _find_cached(name, error)
     try:
         return Path(snapshot_download(name, allow_patterns=wanted(name, files)))
     except ValueError:
@@ -50,7 +49,7 @@ def fetch(name: str) -> Path:
         ) from error
 
 
-def _kept(name: str, error: Exception) -> Path:
+def _find_cached(name: str, error: Exception) -> Path:
     """Return what was fetched before, where the hub does not answer."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError

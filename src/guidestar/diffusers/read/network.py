@@ -1,6 +1,4 @@
-"""Load Diffusers' models: any folder with a denoising network, and a scheduler that says how it was
-trained.
-"""
+"""Load Diffusers' models: any folder with a denoising network and its scheduler."""
 
 from __future__ import annotations
 
@@ -59,7 +57,7 @@ def read(
     Args:
         folder: holds unet/ or transformer/ (or is that folder itself) and scheduler/, as Diffusers'
             ``save_pretrained`` writes them; only safetensors are read, nothing is unpickled.
-        process: how the network was trained, in place of what the scheduler says; needed where
+        process: how the network was trained, in place of the scheduler's settings; needed where
             there is no scheduler.
         dtype: of the network's parameters.
         known: classes of networks by name that are not Diffusers' own.
@@ -100,7 +98,7 @@ def denoiser(network: nn.Module, process: Process) -> Network:
     predict its variance in the second half.
 
     Raises:
-        ValueError: the network is not told the time, or returns neither C nor 2C channels.
+        ValueError: the network does not take the time, or returns neither C nor 2C channels.
     """
     if hasattr(network, "made_by"):
         return Network(
@@ -135,11 +133,10 @@ class Adapter(nn.Module):
         if _is_flux(self.net):
             return flux.call(self.net, x, t, **cond)
         added: dict[str, Any] = {k: cond.pop(k) for k in _ADDED if k in cond}
-        if (
-            type(self.net).__name__ == "PixArtTransformer2DModel"
-            and not self.net.config["use_additional_conditions"]
-        ):  # type: ignore[index]
-            added = {"resolution": None, "aspect_ratio": None}  # which it wants named all the same
+        net: Any = self.net
+        is_pixart = type(net).__name__ == "PixArtTransformer2DModel"
+        if is_pixart and not net.config["use_additional_conditions"]:
+            added = {"resolution": None, "aspect_ratio": None}  # PixArt reads both keys anyway
         more = {"added_cond_kwargs": added} if added else {}
         return self.net(x, timestep=t, **cond, **more)
 

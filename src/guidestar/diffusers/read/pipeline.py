@@ -39,7 +39,7 @@ from .text import (
 )
 
 FLUX_SIZE = 128
-"""Side of Flux's latents where none is asked for; its network has none of its own."""
+"""Default side of Flux's latents; its network has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Family:
 
     Args:
         guidance: what its own default guidance is as an expression.
-        prompts: it is told by prompts, and so samples in any size.
+        prompts: it takes prompts, and so samples in any size.
         patch: how many latents of a side go together.
     """
 
@@ -72,7 +72,7 @@ FAMILIES = {
 
 
 def family_of(folder: Path) -> Family | None:
-    """Return what ``model_index.json`` says the folder is; None where it names no pipeline.
+    """Return the family that ``model_index.json`` names; None where it names no pipeline.
 
     Raises:
         ValueError: a pipeline of a class that is not read; it is named.
@@ -101,7 +101,7 @@ def read_pipeline(
         folder: holds model_index.json beside the parts; without it, the folder is read as
             `diffusers.read` does.
         size: height and width in pixels; by default what the network was made for. Flux's levels
-            depend on it, and SDXL is told it.
+            depend on it, and SDXL takes it.
         dtype: of the network and of the text encoders.
 
     Raises:
@@ -113,7 +113,7 @@ def read_pipeline(
     parts = read(folder, dtype=dtype)
     if family is None or not family.prompts:
         if size is not None:
-            raise ValueError(f"{folder}: size= is for pipelines that are told by a prompt")
+            raise ValueError(f"{folder}: size= is for pipelines that take a prompt")
         return parts
     net: Any = parts.denoiser.net.net  # type: ignore[union-attr]
     _refuse_embedded_guidance(folder, net)
@@ -122,7 +122,7 @@ def read_pipeline(
     return replace(
         parts,
         encoder=encoder or parts.encoder,
-        schedule=_shifted(parts.schedule, folder, parts.shape or (0, 0, 0), family.patch),
+        schedule=_shift(parts.schedule, folder, parts.shape or (0, 0, 0), family.patch),
     )
 
 
@@ -201,7 +201,7 @@ def _encoder(folder: Path, net: Any, parts: Parts, dtype: torch.dtype) -> Prompt
     return None
 
 
-def _shifted(schedule: Schedule, folder: Path, shape: tuple[int, int, int], patch: int) -> Schedule:
+def _shift(schedule: Schedule, folder: Path, shape: tuple[int, int, int], patch: int) -> Schedule:
     """Return the flow whose shift depends on the size of the picture, where the scheduler asks for
     that.
     """

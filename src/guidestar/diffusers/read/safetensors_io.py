@@ -143,16 +143,16 @@ def build_filled(
     check_numbers(file, settings)
     weights: list[Any] = []
 
-    def look(sketch: Any) -> None:
+    def check_fit(sketch: Any) -> None:
         found = weights_file(file.parent, stem)
         tensors = OrderedDict(read_tensors(found))
         with refused(f"{found}: its tensors do not fit the settings in {file.name}"):
             weights[:] = found, names(sketch, tensors)
         _check(found, weights[1], sketch.state_dict())
 
-    module = build(make, refusal, dtype, look)
+    module = build(make, refusal, dtype, check_fit)
     if not weights:
-        look(module)
+        check_fit(module)
     fill(module, weights[0], weights[1], dtype)
     return module
 
@@ -334,11 +334,11 @@ def fill(module: nn.Module, file: Path, tensors: Mapping[str, Tensor], dtype: to
 
 def read_tensors(file: Path) -> OrderedDict[str, Tensor]:
     """Read every tensor of a file, or of the shards that an index names; each from the shard that
-    it is said to be in.
+    the index names.
 
     Raises:
         ValueError: a file is missing, truncated or corrupt, or holds other tensors than the index
-            says; it is named.
+            lists; it is named.
     """
     if file.suffix != ".json":
         return OrderedDict(read_safetensors(file))
@@ -377,12 +377,12 @@ def _check(file: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tenso
         if tensors[name].shape != like.shape:
             raise ValueError(
                 f"{file}: the tensor {name!r} has the shape {tuple(tensors[name].shape)}, but "
-                f"the network asks for {tuple(like.shape)}"
+                f"the network expects {tuple(like.shape)}"
             )
         if tensors[name].is_floating_point() != like.is_floating_point():
             raise ValueError(
-                f"{file}: the tensor {name!r} holds {tensors[name].dtype}, but the network asks "
-                f"for {like.dtype}"
+                f"{file}: the tensor {name!r} holds {tensors[name].dtype}, but the network "
+                f"expects {like.dtype}"
             )
     unexpected = next((name for name in tensors if name not in wanted), None)
     if unexpected is not None:

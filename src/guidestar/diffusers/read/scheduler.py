@@ -1,5 +1,4 @@
-"""Read what a Diffusers scheduler says of the training: the schedule, and what the network
-predicts.
+"""Read the training from a Diffusers scheduler: the schedule, and what the network predicts.
 
 How a scheduler steps (its spacing, order, clipping) is a matter of sampling, and not read.
 """
@@ -76,10 +75,11 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
     ),
 }
 KINDS: dict[str, Kind] = {name: kind for kind, names in _NAMES.items() for name in names}
-"""Every scheduler class that is known, and how it keeps its levels: a table of ᾱ by the time that
-the network is told, or of an earlier one (inverted), or noise ratios, of which its x may be scaled
-by √(σ² + 1) (scaled), with second calls between
-two of them (halfway); or EDM's; or a flow's."""
+"""Every known scheduler class, and how it keeps its levels.
+
+A table of ᾱ by the network's time, or by an earlier one (inverted); noise ratios, where x may be
+scaled by √(σ² + 1) (scaled), with second calls between two of them (halfway); EDM's; or a flow's.
+"""
 
 PREDICTS: dict[str, Output] = {
     "epsilon": "eps",
@@ -91,13 +91,13 @@ PREDICTS: dict[str, Output] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """The noising process a network was trained on, as its scheduler tells.
+    """The noising process a network was trained on, read from its scheduler.
 
     Args:
         schedule: alpha and sigma by time.
         predicts: what the network's output means (`guidestar.Network`).
-        time_scale: what the schedule's time is multiplied by before the network is told it
-            (1000 for a flow, whose time is in [0, 1]; an EDM network is told ln(rho)/4 instead).
+        time_scale: what the schedule's time is multiplied by before the network takes it
+            (1000 for a flow, whose time is in [0, 1]; an EDM network takes ln(rho)/4 instead).
         sigma_data: standard deviation of the data, for EDM preconditioning.
     """
 
@@ -127,7 +127,7 @@ def read_scheduler(folder: str | Path) -> Process:
 
 
 def process_of(written: Mapping[str, Any], *, where: str = "scheduler") -> Process:
-    """Return the process that a scheduler's settings tell, as `read_scheduler`.
+    """Return the process of a scheduler's settings, as `read_scheduler`.
 
     Args:
         written: ``dict(scheduler.config)``, with ``_class_name``.

@@ -84,11 +84,11 @@ class PromptEncoder(nn.Module, ABC):
 
     @property
     def length(self) -> int | None:
-        """How many tokens a prompt may have; by default what the tokenizer says."""
+        """How many tokens a prompt may have; by default the tokenizer's length."""
         return None
 
     @abstractmethod
-    def tell(self, prompts: Sequence[str]) -> Condition:
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         """Return the condition of prompts."""
 
     def parse(self, name: str | int) -> str:
@@ -104,7 +104,7 @@ class PromptEncoder(nn.Module, ABC):
         """Encode prompts, one for each sample; warn where one is too long."""
         prompts = [self.parse(n) for n in names]
         warn_of_cuts(self.tokenizer, prompts, self.length)
-        return self.tell(prompts)
+        return self.encode_prompts(prompts)
 
     def null(self, batch: int) -> Condition:
         """Return the null for ``batch`` samples: the encoding of ""."""
@@ -116,8 +116,9 @@ class SDXLText(PromptEncoder):
     ``time_ids [B, 6]``.
 
     Args:
-        first, second: CLIP's text encoders; the pooled embedding is the second's.
-        size: height and width in pixels, which ``time_ids`` tell the network: (H, W, 0, 0, H, W).
+        first: CLIP's first text encoder.
+        second: CLIP's second text encoder, which gives the pooled embedding.
+        size: height and width in pixels, passed to the network as ``time_ids``: (H, W, 0, 0, H, W).
         zeros: the null, and so the encoding of "", is all zeros (force_zeros_for_empty_prompt).
 
     References:
@@ -134,7 +135,7 @@ class SDXLText(PromptEncoder):
     def tokenizer(self) -> Any:
         return self.first.tokenizer
 
-    def tell(self, prompts: Sequence[str]) -> Condition:
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         (a, _), (b, pooled) = self.first(prompts), self.second(prompts)
         states = torch.cat([a, b], -1)
         if self.zeros:
@@ -192,7 +193,7 @@ class SD3Text(PromptEncoder):
     def length(self) -> int | None:
         return self.third.length if self.third else None
 
-    def tell(self, prompts: Sequence[str]) -> Condition:
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         length = self.first.tokenizer.model_max_length
         (a, pooled), (b, pooled_2) = self.first(prompts, length), self.second(prompts, length)
         clip = torch.cat([a, b], -1)
@@ -214,9 +215,9 @@ class FluxText(PromptEncoder):
     Args:
         first: CLIP's text encoder.
         second: T5.
-        distilled: the scale that a guidance-distilled network is told, 3.5 in the pipeline; None
-            for one that is told none. May be set at any time; it is no guidance of ours, which
-            comes on top (the pipeline's true_cfg_scale).
+        distilled: the scale that a guidance-distilled network takes, 3.5 in the pipeline; None
+            for one that takes none. May be set at any time; our guidance comes on top of it
+            (the pipeline's true_cfg_scale).
     """
 
     def __init__(self, first: ClipText, second: T5Text, *, distilled: float | None = None) -> None:
@@ -231,7 +232,7 @@ class FluxText(PromptEncoder):
     def length(self) -> int | None:
         return self.second.length
 
-    def tell(self, prompts: Sequence[str]) -> Condition:
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         pooled, states = self.first(prompts)[1], self.second(prompts)[0]
         more = (
             {}
@@ -247,7 +248,7 @@ class PixArtText(PromptEncoder):
 
     Args:
         only: T5.
-        size: height and width in pixels, for a network that is told them (``resolution``,
+        size: height and width in pixels, for a network that takes them (``resolution``,
             ``aspect_ratio``); else None.
 
     References:
@@ -266,18 +267,18 @@ class PixArtText(PromptEncoder):
     def length(self) -> int | None:
         return self.only.length
 
-    def tell(self, prompts: Sequence[str]) -> Condition:
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         states, mask = self.only([p.lower().strip() for p in prompts], masked=True)
-        told = Condition(encoder_hidden_states=states, encoder_attention_mask=mask)
+        cond = Condition(encoder_hidden_states=states, encoder_attention_mask=mask)
         if self.size is None:
-            return told
+            return cond
         sizes = {
             "resolution": [float(s) for s in self.size],
             "aspect_ratio": [self.size[0] / self.size[1]],
         }
         return Condition(
             {
-                **told,
+                **cond,
                 **{k: states.new_tensor([v]).expand(len(states), -1) for k, v in sizes.items()},
             }
         )
@@ -330,14 +331,14 @@ def read_text_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32)
             f"{kind}…"
         )
     return build_encoder(
-        file, about, name, dtype, names=lambda module, tensors: _renamed(name, module, tensors)
+        file, about, name, dtype, names=lambda module, tensors: _rename(name, module, tensors)
     )
 
 
 _KINDS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 
 
-def _renamed(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _rename(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if name != "T5EncoderModel":
         return renamed(tensors, module)
     if "shared.weight" in tensors:

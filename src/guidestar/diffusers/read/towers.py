@@ -51,14 +51,14 @@ def build_encoder(
             getattr(transformers, _CONFIGS[kind]).from_dict(dict(about))
         )
         if next(module.parameters()).is_meta:
-            _tried(module)
+            _try_call(module)
         return module
 
     refusal = f"{file}: {kind} refuses these settings"
     return build_filled(file, about, make, refusal, dtype, stem="model", names=names)
 
 
-def _tried(module: Any) -> None:
+def _try_call(module: Any) -> None:
     """Call an encoder without memory, as it will be called."""
     config = module.config
     with torch.no_grad():

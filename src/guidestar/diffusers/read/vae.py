@@ -1,6 +1,4 @@
-"""Latents through a VAE: the decoder of a model, and what classifiers of a pipeline's pictures look
-through.
-"""
+"""Latents through a VAE: a model's decoder, also before classifiers of a pipeline's pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from .safetensors_io import read_module
 
 KNOWN = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
-"""Classes whose latents ``[B, C, h, w]`` are normalised as `decoded` says; others pack theirs, or
+"""Classes whose latents ``[B, C, h, w]`` `decoded` can normalise; others pack theirs, or
 normalise them otherwise.
 """
 
@@ -38,7 +36,7 @@ def decoded(vae: Any, x: Tensor) -> Tensor:
     """Decode latents ``[B, C, h, w]`` into pictures:
     ``decode(x·std / scaling_factor + mean + shift_factor)``.
 
-    Mean and standard deviation are of each channel, where the VAE tells them (latents_mean,
+    Mean and standard deviation are of each channel, where the VAE has them (latents_mean,
     latents_std). A VAE that overflows in float16 (force_upcast) decodes in float32, and is in
     float16 again afterwards.
 

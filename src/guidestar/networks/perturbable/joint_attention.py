@@ -42,17 +42,18 @@ class _Stream:
 
 @contextmanager
 def beside(
-    net: Any, names: Sequence[str], told: Mapping[str, Any], contrast: Contrast
+    net: Any, names: Sequence[str], inputs: Mapping[str, Any], contrast: Contrast
 ) -> Iterator[None]:
-    """Let the picture's tokens in joint attention be ``contrast(Z⁺, Z⁻)``, the text against going
-    beside the text.
+    """Let joint attention return ``contrast(Z⁺, Z⁻)`` for the picture's tokens.
+
+    The text against passes through the blocks beside the text.
 
     Each text keeps its own attention, and is modulated as the network modulates the text.
 
     Args:
         net: a network with joint blocks.
         names: of their layers of attention.
-        told: what the network is told, call by call.
+        inputs: the network's, by name, renewed at each call.
         contrast: of ``[B, heads, tokens, d]``, before the output map.
     """
     blocks = {
@@ -62,7 +63,7 @@ def beside(
 
     def enter(original: Forward) -> Forward:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            stream.text = original(_text_as_long(net, told))
+            stream.text = original(_text_as_long(net, inputs))
             return original(*args, **kwargs)
 
         return forward
@@ -75,13 +76,13 @@ def beside(
         yield
 
 
-def text_against(net: nn.Module, told: Mapping[str, Any]) -> Tensor:
-    """Return the text against as the network is told text.
+def text_against(net: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the text against as the network takes text.
 
     Raises:
         ValueError: there is none.
     """
-    text = told.get(f"{AGAINST}encoder_hidden_states")
+    text = inputs.get(f"{AGAINST}encoder_hidden_states")
     if text is None:
         raise ValueError(
             f"{type(net).__name__} was given no text to contrast with (encoder_hidden_states)"
@@ -89,11 +90,9 @@ def text_against(net: nn.Module, told: Mapping[str, Any]) -> Tensor:
     return text
 
 
-def _text_as_long(net: nn.Module, told: Mapping[str, Any]) -> Tensor:
-    """Return the text against; in Flux, which tells places by ``txt_ids``, it is as long as the
-    text.
-    """
-    text, words = text_against(net, told), told["encoder_hidden_states"].shape[1]
+def _text_as_long(net: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the text against; in Flux, with its ``txt_ids``, it must be as long as the text."""
+    text, words = text_against(net, inputs), inputs["encoder_hidden_states"].shape[1]
     if isinstance(net, FluxTransformer2DModel) and text.shape[1] != words:
         raise ValueError(
             f"the text to contrast with has {text.shape[1]} tokens and the prompt {words}; "

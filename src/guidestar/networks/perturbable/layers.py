@@ -73,7 +73,7 @@ class DiffusersLayers:
     What is usual: the middle block of a U-Net, the block in the middle of a transformer; of
         attention
     to the text, every layer. A change lasts as long as its context, and acts on some rows of a call
-    (on all by default), so that several share one; only contrasted text has a call of its own.
+    (on all by default), so that several share one; only contrasted text needs a separate call.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -114,34 +114,33 @@ class DiffusersLayers:
     ) -> Iterator[None]:
         """Let self-attention be what ``attend`` makes of it."""
         with ExitStack() as stack:
-            told = stack.enter_context(_overheard(self.net))
+            inputs = stack.enter_context(_record_inputs(self.net))
             for name in self.find("attention", names):
-                stack.enter_context(_attending(self.net, name, told, attend, rows))
+                stack.enter_context(_attending(self.net, name, inputs, attend, rows))
             yield
 
     @contextmanager
     def contrasting(
         self, names: Sequence[str], contrast: Callable[[Tensor, Tensor], Tensor]
     ) -> Iterator[None]:
-        """Let attention to the text be ``contrast`` of it and of the attention to the text against;
-        in joint attention, for the picture's tokens.
+        """Replace attention to the text by its ``contrast`` with attention to the text against.
+
+        In joint attention only the picture's tokens change.
         """
         with ExitStack() as stack:
-            told = stack.enter_context(_overheard(self.net))
+            inputs = stack.enter_context(_record_inputs(self.net))
             found = self.find("cross", names)
-            _check_told(self.net)
+            _refuse_image_prompts(self.net)
             if isinstance(self.net, _JOINT_NETS):
-                stack.enter_context(beside(self.net, found, told, contrast))
+                stack.enter_context(beside(self.net, found, inputs, contrast))
             else:
                 for name in found:
-                    stack.enter_context(_contrasting(self.net, name, told, contrast))
+                    stack.enter_context(_contrasting(self.net, name, inputs, contrast))
             yield
 
     @contextmanager
     def skipping(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[None]:
-        """Let blocks return what they are given; where that is in some rows alone, they work for
-        all of them.
-        """
+        """Let blocks return their input; with ``rows`` they run for all and change the others."""
         with ExitStack() as stack:
             for name in self.find("block", names):
                 module = self.net.get_submodule(name)
@@ -156,12 +155,14 @@ class DiffusersLayers:
         with ExitStack() as stack:
             for name in self.find("block", names):
                 stack.enter_context(
-                    replaced(self.net.get_submodule(name), partial(_entered, change, rows))
+                    replaced(self.net.get_submodule(name), partial(_change_input, change, rows))
                 )
             yield
 
 
-def _entered(change: Callable[[Tensor], Tensor], rows: Rows | None, original: Forward) -> Forward:
+def _change_input(
+    change: Callable[[Tensor], Tensor], rows: Rows | None, original: Forward
+) -> Forward:
     """Return the forward of a block whose tokens are changed before it works."""
     signature = inspect.signature(original)
 
@@ -183,9 +184,7 @@ def _is_self_attention(m: nn.Module) -> bool:
 
 
 def _is_cross_attention(m: nn.Module) -> bool:
-    """Tell attention whose text can be another: to the text alone, or joint, in which the text asks
-    too.
-    """
+    """Return whether the text of this attention can be exchanged: cross- or joint attention."""
     if not isinstance(m, DiffusersAttention):
         return isinstance(m, FluxAttention) or (
             isinstance(m, SequenceAttention) and m.is_cross_attention
@@ -194,8 +193,9 @@ def _is_cross_attention(m: nn.Module) -> bool:
 
 
 def _is_block(m: nn.Module) -> bool:
-    """Tell what can be left out: it adds to what it is given. In U-Nets that is not the residual
-    blocks, which change its width.
+    """Return whether a module can be skipped, since it adds to its input.
+
+    Residual blocks of U-Nets cannot: they change the width.
     """
     return isinstance(m, (BasicTransformerBlock, SequenceBlock, *BLOCKS)) or (
         isinstance(m, DiffusersAttention) and m.residual_connection
@@ -229,32 +229,30 @@ def _at_once(module: Any, original: Forward) -> Forward:
 
 
 @contextmanager
-def _overheard(net: nn.Module) -> Iterator[dict[str, Any]]:
-    """Yield what the network is told, by argument, and keep from it what is for the
-    perturbation.
-    """
-    told: dict[str, Any] = {}
+def _record_inputs(net: nn.Module) -> Iterator[dict[str, Any]]:
+    """Yield the network's inputs by name, and withhold from it those of the perturbation."""
+    inputs: dict[str, Any] = {}
     signature = inspect.signature(net.forward)
 
-    def hear(original: Forward) -> Forward:
+    def record(original: Forward) -> Forward:
         def forward(*args: Any, **kwargs: Any) -> Any:
             against = {k: v for k, v in kwargs.items() if k.startswith(AGAINST)}
             own = {k: v for k, v in kwargs.items() if k not in against}
-            told.clear()
-            told.update(**signature.bind(*args, **own).arguments, **against)
+            inputs.clear()
+            inputs.update(**signature.bind(*args, **own).arguments, **against)
             return original(*args, **own)
 
         return forward
 
-    with replaced(net, hear):
-        yield told
+    with replaced(net, record):
+        yield inputs
 
 
 @contextmanager
 def _attending(
     net: nn.Module,
     name: str,
-    told: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     attend: Callable[[Attention], Tensor],
     rows: Rows | None,
 ) -> Iterator[None]:
@@ -263,14 +261,16 @@ def _attending(
     with ExitStack() as stack:
         if rows is None or not changes:
             changes = []
-            stack.enter_context(replaced(module, partial(_changed, net, name, told, changes)))
+            stack.enter_context(
+                replaced(module, partial(_change_attention, net, name, inputs, changes))
+            )
         changes.append(mine)  # beside those of other rows of the same call
         stack.callback(changes.remove, mine)
         yield
 
 
-def _changed(
-    net: nn.Module, name: str, told: Mapping[str, Any], changes: list[Change], original: Forward
+def _change_attention(
+    net: nn.Module, name: str, inputs: Mapping[str, Any], changes: list[Change], original: Forward
 ) -> Forward:
     """Return a layer's forward in which each change has its rows."""
     module = net.get_submodule(name)
@@ -281,8 +281,8 @@ def _changed(
         hidden = signature.bind(*args, **kwargs).arguments["hidden_states"]
 
         def change(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Tensor:
-            image = _image(net, told, hidden, query.shape[2])
-            grid = lambda: _grid(net, told, hidden, image.stop - image.start)
+            image = _image(net, inputs, hidden, query.shape[2])
+            grid = lambda: _grid(net, inputs, hidden, image.stop - image.start)
 
             def answer(part: slice, attend: Callable[[Attention], Tensor]) -> Tensor:
                 q, k, v = query[part], key[part], value[part]
@@ -313,24 +313,24 @@ def _changed(
     return forward
 
 
-def _image(net: nn.Module, told: Mapping[str, Any], hidden: Tensor, tokens: int) -> slice:
-    """Find the picture's tokens: Flux has them after the text, SD3 before it, the others have no
-    text among them.
-    """
+def _image(net: nn.Module, inputs: Mapping[str, Any], hidden: Tensor, tokens: int) -> slice:
+    """Find the picture's tokens: after the text in Flux, before it in SD3, else all tokens."""
     if isinstance(net, FluxTransformer2DModel):
-        return slice(tokens - told["img_ids"].shape[-2], tokens)
+        return slice(tokens - inputs["img_ids"].shape[-2], tokens)
     return slice(0, hidden.shape[1] if hidden.ndim == 3 else hidden[0, 0].numel())
 
 
-def _grid(net: nn.Module, told: Mapping[str, Any], hidden: Tensor, tokens: int) -> tuple[int, ...]:
+def _grid(
+    net: nn.Module, inputs: Mapping[str, Any], hidden: Tensor, tokens: int
+) -> tuple[int, ...]:
     if isinstance(net, SequenceTransformer):
         return (tokens,)
     if hidden.ndim == 4:
         return hidden.shape[2], hidden.shape[3]
     if isinstance(net, FluxTransformer2DModel):
-        height = int(told["img_ids"].reshape(-1, told["img_ids"].shape[-1])[:, 1].max()) + 1
+        height = int(inputs["img_ids"].reshape(-1, inputs["img_ids"].shape[-1])[:, 1].max()) + 1
         return height, tokens // height
-    height, width = next(iter(told.values())).shape[-2:]
+    height, width = next(iter(inputs.values())).shape[-2:]
     # The picture shrinks by one factor in both directions; a U-Net rounds up or down, by its
     # padding.
     sizes = [(-(-height // f), -(-width // f)) for f in range(1, max(height, width) + 1)]
@@ -340,16 +340,21 @@ def _grid(net: nn.Module, told: Mapping[str, Any], hidden: Tensor, tokens: int) 
 
 @contextmanager
 def _contrasting(
-    net: nn.Module, name: str, told: Mapping[str, Any], contrast: Callable[[Tensor, Tensor], Tensor]
+    net: nn.Module,
+    name: str,
+    inputs: Mapping[str, Any],
+    contrast: Callable[[Tensor, Tensor], Tensor],
 ) -> Iterator[None]:
-    with replaced(net.get_submodule(name), partial(_contrasted, net, name, told, contrast)):
+    with replaced(
+        net.get_submodule(name), partial(_contrast_attention, net, name, inputs, contrast)
+    ):
         yield
 
 
-def _contrasted(
+def _contrast_attention(
     net: nn.Module,
     name: str,
-    told: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     contrast: Callable[[Tensor, Tensor], Tensor],
     original: Forward,
 ) -> Forward:
@@ -366,7 +371,7 @@ def _contrasted(
             return found[-1]
 
         other = signature.bind(*args, **kwargs)
-        other.arguments.update(_against(net, told, call.arguments["hidden_states"]))
+        other.arguments.update(_against(net, inputs, call.arguments["hidden_states"]))
         intercepted(name, module, keep, lambda: original(*other.args, **other.kwargs))
         return intercepted(
             name,
@@ -378,11 +383,9 @@ def _contrasted(
     return forward
 
 
-def _against(net: Any, told: Mapping[str, Any], hidden: Tensor) -> dict[str, Tensor | None]:
-    """Return the text against as a layer is told it: mapped as the network maps text, its mask as a
-    bias.
-    """
-    states, mask = text_against(net, told), told.get(f"{AGAINST}encoder_attention_mask")
+def _against(net: Any, inputs: Mapping[str, Any], hidden: Tensor) -> dict[str, Tensor | None]:
+    """Return the text against as a layer's inputs, mapped by the network, its mask as a bias."""
+    states, mask = text_against(net, inputs), inputs.get(f"{AGAINST}encoder_attention_mask")
     project = getattr(net, "caption_projection", None) or getattr(net, "encoder_hid_proj", None)
     states = project(states) if project else states
     if isinstance(net, SequenceTransformer):  # attends by the mask itself
@@ -391,14 +394,14 @@ def _against(net: Any, told: Mapping[str, Any], hidden: Tensor) -> dict[str, Ten
     return {"encoder_hidden_states": states, "attention_mask": bias}
 
 
-def _check_told(net: Any) -> None:
-    """Refuse a network whose layers of attention to the text are told pictures with it."""
+def _refuse_image_prompts(net: Any) -> None:
+    """Refuse a network whose cross-attention takes pictures together with the text."""
     if (
         getattr(net, "encoder_hid_proj", None) is not None
         and net.config.encoder_hid_dim_type != "text_proj"
     ):
         raise ValueError(
-            f"a {type(net).__name__} that is told pictures with its text (an IP-Adapter's) "
+            f"a {type(net).__name__} that takes pictures with its text (an IP-Adapter's) "
             "cannot be contrasted in its attention to the text; "
             "leave nag out, or take the adapter off first: pipe.unload_ip_adapter()"
         )
@@ -409,24 +412,23 @@ def _skip(module: nn.Module, rows: Rows | None, original: Forward) -> Forward:
 
     @wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        told = signature.bind(*args, **kwargs).arguments
+        inputs = signature.bind(*args, **kwargs).arguments
         given = (
-            (told["encoder_hidden_states"], told["hidden_states"])
+            (inputs["encoder_hidden_states"], inputs["hidden_states"])
             if isinstance(module, BLOCKS)
-            else told["hidden_states"]
+            else inputs["hidden_states"]
         )
-        return given if rows is None else _kept(original(*args, **kwargs), given, rows)
+        return given if rows is None else _restore_rows(original(*args, **kwargs), given, rows)
 
     return forward
 
 
-def _kept(done: Any, given: Any, rows: Rows) -> Any:
-    """Return what a block made, but in ``rows`` what it was given; the last joint block makes no
-    text.
-    """
+def _restore_rows(done: Any, given: Any, rows: Rows) -> Any:
+    """Return a block's output, with its input in ``rows``; the last joint block outputs no text."""
     if isinstance(given, tuple):
         return tuple(
-            None if d is None else _kept(d, g, rows) for d, g in zip(done, given, strict=True)
+            None if d is None else _restore_rows(d, g, rows)
+            for d, g in zip(done, given, strict=True)
         )
     rows.check(done)
     return rows.put(done, given[rows.slice])
