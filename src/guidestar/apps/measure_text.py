@@ -234,11 +234,11 @@ def draw(
     for part in torch.tensor(rows).split(batch):
         start = time.perf_counter()
         samples = model.sample(
-            [prompts[i] for i in part],
+            [prompts[i] for i in part],  # type: ignore[reportCallIssue]
             guidance=guidance,
             seeds=[seed + int(i) for i in part],
             **how,
-        )  # type: ignore[index]
+        )
         seconds += time.perf_counter() - start
         drawn += zip(part.tolist(), samples.images, strict=True)
         nfe += samples.nfe * len(part) / len(rows)

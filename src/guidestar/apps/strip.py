@@ -81,13 +81,13 @@ def rising(
     (name,) = model.names([prompt], 1) or ()  # type: ignore[misc]
     return _same_seed(
         model,
-        cfg(list(scales)),
+        cfg(list(scales)),  # type: ignore[reportArgumentType]
         model.encoder.encode([name]).repeat(len(scales)),
         len(scales),
         seed,
         steps,
         watch,
-    )  # type: ignore[arg-type]
+    )
 
 
 def _same_seed(

@@ -194,8 +194,8 @@ def sample(
         numbers=rows,
         run={**asked, "max_rows": max_rows},
         losses=lambda numbers: (
-            observed and {"loss": replace(observed, y=observed.y[[i // each for i in numbers]])}
-        ),  # type: ignore[index]
+            observed and {"loss": replace(observed, y=observed.y[[i // each for i in numbers]])}  # type: ignore[reportIndexIssue]
+        ),
         batch=batch or BATCH,
     )
     if not _makes_pictures(chosen):

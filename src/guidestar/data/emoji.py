@@ -331,8 +331,9 @@ def _write(drawings: list[Drawing], out: Path, size: int, watch: Watch | None) -
     with ThreadPoolExecutor() as pool:
         names = [out / d.split / r["file_name"] for d, r in _zipped(drawings, rows)]
         for done, _ in enumerate(
-            pool.map(lambda pair: _draw(*pair, size), zip(drawings, names, strict=True)), 1
-        ):  # pyright: ignore[reportCallIssue]
+            pool.map(lambda pair: _draw(*pair, size), zip(drawings, names, strict=True)),
+            1,  # type: ignore[reportCallIssue]
+        ):
             if watch:
                 watch(done, len(drawings))
     for part, about in rows.items():

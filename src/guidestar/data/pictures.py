@@ -58,16 +58,16 @@ class Pictures(Source):
 
     pixels: Tensor
     targets: Held
-    columns: Mapping[str, Column]  # type: ignore[misc]
+    columns: Mapping[str, Column]
     look: Look
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+    def shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return (self.pixels.shape[1], self.look.size, self.look.size)
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         """How many pictures there are."""
         return len(self.pixels)
 

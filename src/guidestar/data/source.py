@@ -88,17 +88,17 @@ class Part(Source):
     kept: tuple[int, ...]
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+    def shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return self.source.shape
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         """How many samples are kept."""
         return len(self.kept)
 
     @property
-    def columns(self) -> Mapping[str, Column]:  # type: ignore[override]
+    def columns(self) -> Mapping[str, Column]:
         """What is known of each sample."""
         return self.source.columns
 
@@ -150,16 +150,16 @@ class InMemory(Source):
 
     x: Tensor
     targets: Held
-    columns: Mapping[str, Column]  # type: ignore[misc]
+    columns: Mapping[str, Column]
     flip: bool = False
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+    def shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return tuple(self.x.shape[1:])
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         """How many samples there are."""
         return len(self.x)
 

@@ -203,17 +203,17 @@ class Scaled(Source):
     scale: Scale
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+    def shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return self.source.shape
 
     @property
-    def size(self) -> int | None:  # type: ignore[override]
+    def size(self) -> int | None:
         """How many samples there are."""
         return self.source.size
 
     @property
-    def columns(self) -> Mapping[str, Column]:  # type: ignore[override]
+    def columns(self) -> Mapping[str, Column]:
         """What is known of each sample."""
         return self.source.columns
 

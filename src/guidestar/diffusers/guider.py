@@ -118,7 +118,7 @@ class Guider(BaseGuidance):
         self._count_prepared += 1
         perturb = self._now[self._count_prepared - 1].perturb
         if perturb is not None:
-            self._stack.enter_context(perturb(denoiser))  # type: ignore[arg-type]
+            self._stack.enter_context(perturb(denoiser))
         self._stack.enter_context(replaced(denoiser, self._looking, CALL))
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
@@ -234,7 +234,7 @@ class Guider(BaseGuidance):
         return plain + (prediction.view(space) - before.view(space))  # type: ignore[arg-type]
 
     def _x0(self, x: Tensor, level: Level, out: Tensor) -> Tensor:
-        return Network(lambda x, t: out, predicts=self.process.predicts)(x, level, Condition())  # type: ignore[return-value]
+        return Network(lambda x, t: out, predicts=self.process.predicts)(x, level, Condition())
 
     def _answer(self, *rounds: Round) -> list[dict[Pass, Evaluated]]:
         """Return the outputs of the pipeline's network as predictions of passes."""

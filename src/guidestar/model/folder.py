@@ -271,7 +271,7 @@ def _shape(file: Path, told: Sequence[int] | None, main: Parts) -> tuple[int, ..
 
 def _sequence(main: Parts) -> tuple[int, ...] | None:
     """Return (T, C) or (C,) of a network of sequences or vectors; None of others."""
-    net = getattr(main.denoiser.net, "net", None)  # type: ignore[union-attr]
+    net = getattr(main.denoiser.net, "net", None)
     if type(net).__name__ != "SequenceTransformer":
         return None
     config: Any = net.config  # type: ignore[union-attr]

@@ -197,7 +197,7 @@ class Model:
             "checkpoint": checkpoint,
             "check": check,
         }
-        return Guided(expression, nets, classifiers=self.classifiers, **more)  # type: ignore[arg-type]
+        return Guided(expression, nets, classifiers=self.classifiers, **more)
 
     def plan(
         self,
@@ -300,7 +300,7 @@ class Model:
         bounds = {"losses": losses, "max_rows": max_rows, "checkpoint": checkpoint, "check": check}
         guided = self.guided(
             guidance, cond=self.names(cond, len(seeds)), negative=negative, seeds=seeds, **bounds
-        )  # type: ignore[arg-type]
+        )
         levels, draw = self.grid(steps, grid), Draw(seeds)
         if start_rho is not None:
             levels = levels.from_rho(start_rho)
@@ -315,7 +315,7 @@ class Model:
         """
         largest: tuple[float, str, int] = (0.0, "", 0)
         try:
-            for state in self._states(**run | {"explain": True}, check=True):
+            for state in self._states(**run | {"explain": True}, check=True):  # type: ignore[reportArgumentType]
                 size = float(state.prediction.x_t.abs().max()) + 1
                 for term, push in (state.pushes or {}).items():
                     pushed = float(push.abs().max()) / size

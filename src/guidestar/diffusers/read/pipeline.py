@@ -115,7 +115,7 @@ def read_pipeline(
         if size is not None:
             raise ValueError(f"{folder}: size= is for pipelines that take a prompt")
         return parts
-    net: Any = parts.denoiser.net.net  # type: ignore[union-attr]
+    net: Any = parts.denoiser.net.net
     _refuse_embedded_guidance(folder, net)
     parts = replace(parts, shape=_shape(folder, parts, family, size))
     encoder = _encoder(folder, net, parts, dtype)
@@ -145,7 +145,7 @@ def _factor(folder: Path) -> int:
 def _shape(
     folder: Path, parts: Parts, family: Family, size: tuple[int, int] | None
 ) -> tuple[int, int, int] | None:
-    net: Any = parts.denoiser.net.net  # type: ignore[union-attr]
+    net: Any = parts.denoiser.net.net
     channels, height, width = parts.shape or (net.config.in_channels // 4, FLUX_SIZE, FLUX_SIZE)
     if size is None:
         return channels, height, width

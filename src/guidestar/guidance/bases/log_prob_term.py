@@ -51,9 +51,9 @@ class Climbing(Direction, ABC):
         level = live.step.grid.schedule.clean if self.through else live.step.t
         return live.slope(
             f"{self.name}: the log-probability",
-            lambda x: log_prob(x, level, target),
+            lambda x: log_prob(x, level, target),  # type: ignore[reportArgumentType]
             next(iter(live.predictions), None),
-        )  # type: ignore[arg-type]
+        )
 
     def trusted(self, net: Any, name: str) -> tuple[float, float] | None:
         """Return where ``net`` is to be used: as written, else up to the noise ratio to which it is

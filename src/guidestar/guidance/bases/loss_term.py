@@ -36,8 +36,8 @@ class Steered(Direction, ABC):
         return replace(
             self,
             loss=found(self.name, self.loss, context),
-            through=self.through or context.base.cond.value,
-        )  # type: ignore[union-attr]
+            through=self.through or context.base.cond.value,  # type: ignore[reportAttributeAccessIssue]
+        )
 
     @property
     def seen(self) -> Pass:

@@ -47,8 +47,10 @@ def build_noisy_clip(recipe: Recipe, spec: VisionPart, source: Source, out: Path
 def _contrasted(clip: CLIP, objective: Contrastive, source: Source) -> Built:
     name = text_column(source)
     return Built(
-        module=clip, objective=objective, prepare=lambda targets: clip.tokens(targets[name])
-    )  # type: ignore[arg-type]
+        module=clip,
+        objective=objective,
+        prepare=lambda targets: clip.tokens(targets[name]),  # type: ignore[reportArgumentType]
+    )
 
 
 def fresh_clip(spec: CLIPPart, part: str, source: Source, out: Path | None) -> CLIP:

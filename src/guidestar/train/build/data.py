@@ -131,8 +131,8 @@ def encoded(source: Pictures, spec: Data, path: str) -> Source:
     for tensor in vae.state_dict().values():
         digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
     digest.update(
-        source.pixels.numpy()
-    )  # by what they are made of, not where that lies: files may change in place  # type: ignore[arg-type]
+        source.pixels.numpy()  # type: ignore[reportArgumentType]
+    )  # by what they are made of, not where that lies: files may change in place
     return latents(
         source,
         lambda x: into_latents(vae, x.to(where)),

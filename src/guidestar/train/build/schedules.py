@@ -25,16 +25,19 @@ def process(recipe: Recipe) -> Process:
         )
     if s.kind == "flow":
         return Process(
-            schedule=Flow(shift=s.shift), predicts=predicts, time_scale=float(s.num_train_timesteps)
-        )  # type: ignore[arg-type]
+            schedule=Flow(shift=s.shift),
+            predicts=predicts,  # type: ignore[reportArgumentType]
+            time_scale=float(s.num_train_timesteps),
+        )
     if s.beta_schedule == "squaredcos_cap_v2":
         table = VP.cosine(s.num_train_timesteps)
     else:
         make = VP.linear if s.beta_schedule == "linear" else VP.scaled_linear
         table = make(s.num_train_timesteps, s.beta_start, s.beta_end)
     return Process(
-        schedule=table.zero_terminal_snr() if s.zero_terminal_snr else table, predicts=predicts
-    )  # type: ignore[arg-type]
+        schedule=table.zero_terminal_snr() if s.zero_terminal_snr else table,
+        predicts=predicts,  # type: ignore[reportArgumentType]
+    )
 
 
 def scheduler_config(recipe: Recipe) -> dict[str, Any]:

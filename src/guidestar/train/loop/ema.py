@@ -104,9 +104,9 @@ class EMA:
         """Take in the weights of ``module``."""
         self.updates += 1
         weights = [p.detach() for p in module.parameters()]
-        torch._foreach_lerp_(
+        torch._foreach_lerp_(  # type: ignore[reportPrivateImportUsage]
             list(self._averages.values()), weights, self.profile.share(self.updates)
-        )  # pyright: ignore[reportPrivateImportUsage]
+        )
         for name, buffer in _kept_buffers(module).items():
             self._copies[name].copy_(buffer)
 

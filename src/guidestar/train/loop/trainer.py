@@ -196,8 +196,8 @@ class Trainer:
         )
         shared = a.reduce(torch.cat([total[None] / s.batch, wishes]))
         loss, asked, due, self.norm = torch.cat(
-            [shared, torch.as_tensor(whole(norm)).double().view(1).to(a.device)]
-        ).tolist()  # type: ignore[arg-type]
+            [shared, torch.as_tensor(whole(norm)).double().view(1).to(a.device)]  # type: ignore[reportArgumentType]
+        ).tolist()
         if not (
             math.isfinite(loss) and math.isfinite(self.norm)
         ):  # one such step would spoil every weight, and the next checkpoint with them

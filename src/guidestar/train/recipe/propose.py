@@ -79,8 +79,12 @@ def propose(
     side = size or (_side(train) if kind == "images" else 32)
     bare = Training(steps=1)
     data = Data(
-        kind=kind, path=str(train), test=str(others[0]) if others else None, size=side, max_bad=10
-    )  # type: ignore[arg-type]
+        kind=kind,  # type: ignore[reportArgumentType]
+        path=str(train),
+        test=str(others[0]) if others else None,
+        size=side,
+        max_bad=10,
+    )
     source, _ = sources(
         Recipe(name="look", data=data, model=NetworkPart(widths=(8,), head=8, train=bare))
     )
