@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,23 +48,19 @@ def model():
     )
 
 
-def job(model, count, **changes):
-    made = Job(
+def job(model, count, *, guidance="cfg(2)", losses=lambda numbers: None, **run):
+    return Job(
         model=model,
-        names=["abc"[k % 3] for k in range(count)],
-        seeds=range(100, 100 + count),
+        request=model.request(
+            ["abc"[k % 3] for k in range(count)],
+            guidance=guidance,
+            **{"steps": 3, **run},
+            seeds=range(100, 100 + count),
+        ),
         numbers=range(count),
-        run={
-            "guidance": "cfg(2)",
-            "steps": 3,
-            "max_rows": None,
-            "negative": None,
-            "solver": None,
-            "grid": None,
-        },
+        losses=losses,
         batch=4,
     )
-    return replace(made, **changes)
 
 
 def test_pictures_are_those_of_their_batch(model, tmp_path):
@@ -97,7 +92,7 @@ def test_what_a_picture_carries_does_not_grow_with_their_number(model, tmp_path)
 
 def test_memory_does_not_grow_with_their_number(model, tmp_path):
     alive = []
-    sample = type(model).sample
+    sample = type(model).run
 
     def watched(self, *args, **kwargs):
         made = sample(self, *args, **kwargs)
@@ -106,7 +101,7 @@ def test_memory_does_not_grow_with_their_number(model, tmp_path):
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(model), "sample", watched)
+        patch.setattr(type(model), "run", watched)
         sample_to_folder(job(model, 200), tmp_path)
     assert len(alive) == 50
 
@@ -129,7 +124,7 @@ def test_a_run_goes_on_where_it_was(model, tmp_path):
 def test_pictures_of_other_settings_are_not_written_over(model, tmp_path, change):
     first = sample_to_folder(job(model, 4), tmp_path).paths[0]
     content = first.read_bytes()
-    other = job(model, 4, run={**job(model, 4).run, **change})
+    other = job(model, 4, **change)
     with pytest.raises(
         ValueError,
         match="was made with other settings; name another folder with --out, or remove it",
@@ -145,14 +140,14 @@ def test_what_depends_on_a_loss_is_made_again(model, tmp_path):
         given.append(list(numbers))
         return {"loss": lambda x0: (x0**2).flatten(1).sum(1)}
 
-    lossy = job(model, 6, run={**job(model, 6).run, "guidance": "cond + dps(1)"}, losses=losses)
+    lossy = job(model, 6, guidance="cond + dps(1)", losses=losses)
     sample_to_folder(lossy, tmp_path)
     assert sample_to_folder(lossy, tmp_path).kept == 0
     assert [0, 1, 2, 3] in given and [4, 5] in given
 
 
 def test_a_scale_for_each_picture_is_one_batch(model, tmp_path):
-    scales = job(model, 6, run={**job(model, 6).run, "guidance": "cfg([1, 2, 3, 4, 5, 6])"})
+    scales = job(model, 6, guidance="cfg([1, 2, 3, 4, 5, 6])")
     assert list(scales.parts()) == [slice(0, 6)]
     assert len(sample_to_folder(scales, tmp_path).paths) == 6
 

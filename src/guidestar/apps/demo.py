@@ -107,8 +107,9 @@ def write_figures(results: Mapping[str, Sequence[Result]], folder: Path) -> None
 @torch.inference_mode()
 def judged(model: Model, images: Tensor, cond: Sequence[str | int]) -> float:
     """Return the share of ``images`` that the model's judge takes for their class."""
-    wanted = torch.tensor([model.encoder.index(c) for c in cond], device=images.device)
-    return float((model.judge(images).argmax(1) == wanted).double().mean())
+    index, judge = model.need_classes().index, model.need_judge()
+    wanted = torch.tensor([index(c) for c in cond], device=images.device)
+    return float((judge(images).argmax(1) == wanted).double().mean())
 
 
 def draw_steps(

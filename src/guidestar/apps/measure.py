@@ -27,9 +27,10 @@ def references(model: Model, data: Path | None = None, floor: int = 1000) -> tup
         ValueError: the model does not say what it was trained on, or nothing was held out.
     """
     test, train = _real(model, data)
-    classes = len(model.judge.config["classes"])
+    judge = model.need_judge()
+    classes = len(getattr(judge, "config")["classes"])  # noqa: B009
     rows = torch.cat([(train[1] == k).nonzero()[: floor // classes, 0] for k in range(classes)])
-    return look(model.judge, *test), look(model.judge, train[0][rows], train[1][rows])
+    return look(judge, *test), look(judge, train[0][rows], train[1][rows])
 
 
 def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -131,7 +132,7 @@ def measure(
             "guidance": str(guidance),
             "nfe": nfe,
             "seconds": round(seconds, 2),
-            **scores(look(model.judge, images, wanted), reference, len(model.classes)),
+            **scores(look(model.need_judge(), images, wanted), reference, len(model.classes)),
         }
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from ..guidance import Guidance as Expression
 
 
 def model_names(incomplete: str) -> list[str]:
@@ -112,8 +115,8 @@ def with_file(file: Path | None, **given: Any) -> dict[str, Any]:
 
 def check_run(
     guidance: str | None = None, solver: str | None = None, grid: str | None = None
-) -> None:
-    """Refuse what cannot be, before anything is loaded.
+) -> Expression | None:
+    """Refuse what cannot be, before anything is loaded; return the expression that was read.
 
     Raises:
         ValueError: an expression that does not parse, or an unknown solver or grid.
@@ -122,9 +125,9 @@ def check_run(
     from ..guidance import parse
     from ..sampling import get_solver
 
-    if guidance is not None:
-        parse(guidance)
+    expression = None if guidance is None else parse(guidance)
     if solver is not None:
         get_solver(solver)
     if grid is not None and grid not in GRIDS:
         raise ValueError(f"unknown grid {grid!r}; the grids are {', '.join(GRIDS)}")
+    return expression

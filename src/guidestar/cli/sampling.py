@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -161,7 +161,10 @@ def sample(
     new |= {"--max-rows": max_rows, "--batch": batch, "--observe": observe, "--operator": operator}
     if like and (given := [name for name, value in new.items() if value is not None]):
         raise ValueError(f"--like repeats a run as it was; leave {', '.join(given)} out")
-    check_run(guidance, solver, levels)
+    given_run = with_file(
+        guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels
+    )
+    parsed = check_run(given_run["guidance"], given_run["solver"], given_run["grid"])
     make_folder(out)
     settings = read_settings(like) if like else None
     chosen = load(_model_name(model, settings), average=average, trust=trust)
@@ -177,22 +180,26 @@ def sample(
         return
     num, seed = 1 if num is None else num, 0 if seed is None else seed
     names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num)
-    asked = with_file(
-        guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels
-    )
-    observed = read_observation(
-        chosen, chosen.expression(asked["guidance"], conditional=bool(names)), observe, operator
-    )
+    expression = chosen.expression(parsed, conditional=bool(names))
+    observed = read_observation(chosen, expression, observe, operator)
     each = len(names) if names else num
     rows = processes.mine(each if observed is None else each * len(observed.y))  # type: ignore[arg-type]
     if not rows:
         raise ValueError("there are more processes than samples; launch fewer")
+    request = chosen.request(
+        [names[i % each] for i in rows] if names else None,
+        guidance=expression,
+        seeds=[seed + i for i in rows],
+        negative=given_run["negative"],
+        steps=given_run["steps"],
+        solver=given_run["solver"],
+        grid=given_run["grid"],
+        max_rows=max_rows,
+    )
     job = Job(
         model=chosen,
-        names=[names[i % each] for i in rows] if names else None,
-        seeds=[seed + i for i in rows],
+        request=request,
         numbers=rows,
-        run={**asked, "max_rows": max_rows},
         losses=lambda numbers: (
             observed and {"loss": replace(observed, y=observed.y[[i // each for i in numbers]])}  # type: ignore[reportIndexIssue]
         ),
@@ -200,7 +207,7 @@ def sample(
     )
     if not _makes_pictures(chosen):
         with progress("sampling") as watch:
-            samples = chosen.sample(**job.arguments(slice(None)), watch=watch)
+            samples = chosen.run(job.part(slice(None)), watch=watch)
         _finish(samples, out, grid, rows)
         return
     with progress("sampling") as watch:
@@ -327,7 +334,10 @@ def strip(
         Path, typer.Option("--out", help="A strip (.png), or an animation (.gif, .webp).")
     ] = Path("strip.png"),
     frames: Annotated[int, typer.Option(min=2, max=1000, help="Pictures between two prompts.")] = 9,
-    scales: Annotated[str, typer.Option(help="Scales of cfg for one prompt.")] = "0,1,2,3,4,6,8",
+    scales: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Scales of cfg for one prompt (0,1,2,3,4,6,8)."),
+    ] = None,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(help="The seed of all of them.")] = 0,
     steps: Steps = None,
@@ -341,7 +351,17 @@ def strip(
         raise ValueError(
             f"a strip goes between two prompts, or raises the scale of one, not {len(prompts)}"
         )
-    raised = _numbers(scales)
+    if len(prompts) == 1 and guidance is not None:
+        raise ValueError(
+            "one prompt is shown at rising scales of cfg (--scales), so --guidance has no part "
+            "in it; leave it out, or give a second prompt to go to"
+        )
+    if len(prompts) == 2 and scales is not None:
+        raise ValueError(
+            "a strip between two prompts has one guidance (--guidance); leave --scales out, or "
+            "give one prompt"
+        )
+    raised = _numbers("0,1,2,3,4,6,8" if scales is None else scales)
     strip_kind(out)
     check_run(guidance)
     make_folder(out.parent)

@@ -36,6 +36,8 @@ class Traits:
         differentiates: the pass whose network it differentiates.
         only_solver: the name of the only solver it works with, and how that must be set.
         later: how many rounds of passes it needs after the first.
+        nets: the networks beside the main one that it evaluates, by name; a model encodes the
+            condition for these alone.
     """
 
     requires: Slot | None = None
@@ -45,6 +47,7 @@ class Traits:
     differentiates: Pass | None = None
     only_solver: tuple[str, Mapping[str, object]] | None = None
     later: int = 0
+    nets: tuple[str, ...] = ()
 
 
 class _Sum:

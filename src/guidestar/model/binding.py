@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..core.denoiser import Condition, Denoiser
 from ..core.passes import Net
+from .protocols import ClassEncoder, Encoder, PartEncoder
+from .request import Names
 
-Names = str | int | Sequence[str | int]
+if TYPE_CHECKING:
+    from .model import Model
 
 
-def names_of(
-    model: Any, cond: Names | None, count: int, *, note: bool = True
-) -> tuple[str | int, ...] | None:
+def names_of(model: Model, cond: Names | None, count: int) -> tuple[str | int, ...] | None:
     """Return the condition of each of ``count`` samples of a `Model`.
-
-    ``note=False``, where a run's names are asked for again, does not warn of an empty prompt.
 
     Raises:
         ValueError: an unknown name, or neither one nor ``count`` of them.
@@ -34,36 +33,36 @@ def names_of(
             f"{len(names)} conditions were given for {count} samples; give 1, or one for each"
         )
     if model.told_by_text:
-        _check_prompts(model, names, note)
-    names = [_canonical(model, n) for n in names]
+        _check_prompts(model, names)
+    names = [_canonical(model.encoder, n) for n in names]
     return tuple(names if len(names) == count else names * count)
 
 
-def _check_prompts(model: Any, names: Sequence[str | int], note: bool) -> None:
+def _check_prompts(model: Model, names: Sequence[str | int]) -> None:
     wordless = next((n for n in names if not isinstance(n, str)), None)
     if wordless is not None:
         raise ValueError(
             f"the model {model.name!r} is told by a prompt, not by a class; write what you want "
             f"to see in place of {wordless!r}"
         )
-    if note and any(not n.strip() for n in names):  # type: ignore[union-attr]
+    if any(not str(n).strip() for n in names):
         warnings.warn(
-            "an empty prompt asks for nothing: its samples are unconditional", stacklevel=4
+            "an empty prompt asks for nothing: its samples are unconditional", stacklevel=6
         )
 
 
-def _canonical(model: Any, name: str | int) -> str | int:
+def _canonical(encoder: Encoder, name: str | int) -> str | int:
     """Name a class by its name, or by its index where two share a name."""
-    if not model.classes or name == "":
+    if not isinstance(encoder, ClassEncoder) or not encoder.classes or name == "":
         return name
-    index = model.encoder.index(name)
-    return model.classes[index] if model.encoder.index(model.classes[index]) == index else index
+    index = encoder.index(name)
+    return encoder.classes[index] if encoder.index(encoder.classes[index]) == index else index
 
 
 def net_of(
-    model: Any,
+    model: Model,
     denoiser: Denoiser,
-    encoder: Any,
+    encoder: Encoder | None,
     cond: Sequence[str | int] | Condition | None,
     negative: str | int | None,
 ) -> Net:
@@ -83,8 +82,11 @@ def net_of(
     def encode(names: Sequence[str | int]) -> Condition:
         return encoder.encode(names).to(model.device)
 
+    only = encoder.only if isinstance(encoder, PartEncoder) else None
+
     def part(name: str) -> Condition:
-        return encode([encoder.only(n, name) for n in cond or ()])
+        assert only is not None
+        return encode([only(n, name) for n in cond or ()])
 
     null = encoder.null(1)
     return Net(
@@ -93,5 +95,5 @@ def net_of(
         null=None if null is None else null.to(model.device),
         negative=None if negative in (None, "") else encode([negative]),
         encode=encode,
-        part=part if hasattr(encoder, "only") and not isinstance(cond, Condition) else None,
+        part=part if only and not isinstance(cond, Condition) else None,
     )

@@ -368,7 +368,7 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
     write_denoiser(model.denoiser, model.encoder, root, dtype)
     for name, (denoiser, encoder) in model.nets.items():
         write_denoiser(denoiser, encoder, root / name, dtype)
-    clips = {n: c for n, c in model.classifiers.items() if hasattr(c, "embed_text")}
+    clips: dict[str, Any] = {n: c for n, c in model.classifiers.items() if hasattr(c, "embed_text")}
     for name, net in {
         **model.classifiers,
         **({"judge": model.judge} if model.judge is not None else {}),

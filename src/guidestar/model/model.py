@@ -12,13 +12,25 @@ from torch import Tensor, nn
 
 from ..core.denoiser import Condition, Denoiser
 from ..core.levels import GRIDS, Grid, Schedule
+from ..core.passes import Net
 from ..core.rng import Draw, checked_seeds
 from ..guidance import Guidance, Guided, Observation, Plan, losses_of, parse
 from ..guidance.losses import Loss
 from ..guidance.term import Direction, as_guidance
 from ..sampling import Potential, Solver, State, get_solver, noise, noised, trajectory
-from .binding import Names, names_of, net_of
-from .samples import Samples, arguments_of, settings_of
+from .binding import names_of, net_of
+from .protocols import (
+    ClassEncoder,
+    Classifier,
+    Decoder,
+    Encoder,
+    IndexEncoder,
+    Judge,
+    LatentDecoder,
+    TextEncoder,
+)
+from .request import CUSTOM, Names, Request, Steering
+from .samples import Samples, Settings, check_settings, settings_of
 from .steering import Reward, steer
 
 Watch = Callable[[int, int], None]
@@ -54,28 +66,29 @@ class Model:
     denoiser: Denoiser
     schedule: Schedule
     shape: tuple[int, ...]
-    encoder: Any = None
-    decode: Callable[[Tensor], Tensor] = lambda x: x.clamp(-1, 1)
-    nets: dict[str, tuple[Denoiser, Any]] = field(default_factory=dict)
-    classifiers: dict[str, Any] = field(default_factory=dict)
-    judge: Any = None
+    encoder: Encoder | None = None
+    decode: Decoder = lambda x: x.clamp(-1, 1)
+    nets: dict[str, tuple[Denoiser, Encoder | None]] = field(default_factory=dict)
+    classifiers: dict[str, Classifier] = field(default_factory=dict)
+    judge: Judge | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, if it has any."""
-        return tuple(getattr(self.encoder, "classes", ()))
+        encoder = self.encoder
+        return tuple(encoder.classes) if isinstance(encoder, ClassEncoder) else ()
 
     @property
     def told_by_text(self) -> bool:
         """Whether its condition is a prompt."""
-        return hasattr(self.encoder, "tokenizer")
+        return isinstance(self.encoder, TextEncoder)
 
     @property
     def latent(self) -> bool:
         """Whether it works on latents, which `decode` turns into images."""
-        return hasattr(self.decode, "vae")
+        return isinstance(self.decode, LatentDecoder)
 
     @property
     def device(self) -> torch.device:
@@ -169,35 +182,36 @@ class Model:
         ``seeds``, one a sample, are for guidances that draw random numbers; the others as in
         `sample`.
         """
+        expression = self.expression(guidance, conditional=cond is not None)
+        used = {"main", *(name for term in expression.terms for name in term.traits.nets)}
         everyone = {"main": (self.denoiser, self.encoder), **self.nets}
         nets = {
             name: net_of(self, denoiser, encoder, cond, negative)
+            if name in used
+            else Net(denoiser=denoiser)
             for name, (denoiser, encoder) in everyone.items()
         }
-        index = (
-            getattr(self.encoder, "index", None)
-            if self.classifiers or hasattr(self.encoder, "classes")
-            else None
-        )
         named = None if isinstance(cond, Condition) else cond
+        indexed = IndexEncoder if self.classifiers else ClassEncoder
+        index = self.encoder.index if isinstance(self.encoder, indexed) else None
         target = (
             torch.tensor([index(n) for n in named])
             if named is not None and index is not None and "" not in named
             else None
         )
-        expression = self.expression(guidance, conditional=cond is not None)
-        prompts = [str(c) for c in named] if named is not None and self.told_by_text else None
-        more = {
-            "target": target,
-            "index": index,
-            "prompts": prompts,
-            "seeds": seeds,
-            "losses": losses,
-            "max_rows": max_rows,
-            "checkpoint": checkpoint,
-            "check": check,
-        }
-        return Guided(expression, nets, classifiers=self.classifiers, **more)
+        return Guided(
+            expression,
+            nets,
+            classifiers=self.classifiers,
+            target=target,
+            index=index,
+            prompts=[str(c) for c in named] if named is not None and self.told_by_text else None,
+            losses=losses,
+            seeds=seeds,
+            max_rows=max_rows,
+            checkpoint=checkpoint,
+            check=check,
+        )
 
     def plan(
         self,
@@ -256,66 +270,114 @@ class Model:
         """Yield the state after each step (previews, progress, cancelling); arguments as in
         `sample`.
         """
-        run: dict[str, Any] = {
-            "cond": cond,
-            "guidance": guidance,
-            "seeds": seeds,
-            "negative": negative,
-            "steps": steps,
-            "solver": solver,
-            "grid": grid,
-            "start": start,
-            "start_rho": start_rho,
-            "losses": losses,
-            "max_rows": max_rows,
-            "checkpoint": checkpoint,
-            "explain": explain,
-        }
+        request = self.request(
+            cond,
+            guidance=guidance,
+            seeds=seeds,
+            negative=negative,
+            steps=steps,
+            solver=solver,
+            grid=grid,
+            start=start,
+            start_rho=start_rho,
+            losses=losses,
+            max_rows=max_rows,
+            checkpoint=checkpoint,
+        )
+        return self.states(request, explain=explain, check=check)
+
+    def request(
+        self,
+        cond: Names | None = None,
+        *,
+        guidance: str | Guidance | Direction | None = None,
+        seeds: Sequence[int] = (0,),
+        negative: str | int | None = None,
+        steps: int | None = None,
+        solver: str | Solver | None = None,
+        grid: str | Grid | None = None,
+        start: Tensor | None = None,
+        start_rho: float | None = None,
+        losses: Mapping[str, Loss] | None = None,
+        max_rows: int | None = None,
+        checkpoint: bool = False,
+    ) -> Request:
+        """Resolve the arguments of `sample` into a `Request`, without running anything.
+
+        `run` gives its samples, `states` its steps.
+
+        Raises:
+            ValueError: as `sample`.
+        """
+        checked = tuple(checked_seeds(seeds))
+        names = self.names(cond, len(checked))
+        levels = self.grid(steps, grid)
+        return Request(
+            names=names,
+            guidance=self.expression(guidance, conditional=names is not None),
+            seeds=checked,
+            solver=self.solver(solver),
+            levels=levels if start_rho is None else levels.from_rho(start_rho),
+            grid=CUSTOM if isinstance(grid, Grid) else grid or self.defaults.get("grid", "log_snr"),
+            negative=negative,
+            start=None if start is None else _checked_start(start, len(checked), self.shape),
+            losses=losses,
+            max_rows=max_rows,
+            checkpoint=checkpoint,
+        )
+
+    def bind(self, request: Request, *, check: bool = False) -> Guided:
+        """Bind the guidance of a request to this model's networks."""
+        return self.guided(
+            request.guidance,
+            cond=request.names,
+            negative=request.negative,
+            seeds=request.seeds,
+            losses=request.losses,
+            max_rows=request.max_rows,
+            checkpoint=request.checkpoint,
+            check=check,
+        )
+
+    def states(
+        self, request: Request, *, explain: bool = False, check: bool = False
+    ) -> Iterator[State]:
+        """Yield the state after each step of a request.
+
+        Args:
+            request: of this model.
+            explain: also carry each term's push in the states.
+            check: refuse outputs that are not finite where they arise (waits for the device).
+
+        Raises:
+            FloatingPointError: samples are not finite; names the term and its step, or the network
+                and its pass.
+        """
         try:
-            yield from self._states(**run, check=check)
+            yield from self._states(request, explain=explain, check=check)
         except FloatingPointError as error:
             if check:
                 raise
-            raise FloatingPointError(self._blame(run) or str(error)) from error
+            raise FloatingPointError(self._blame(request) or str(error)) from error
 
-    def _states(
-        self,
-        cond: Names | None,
-        *,
-        guidance: Any,
-        seeds: Sequence[int],
-        negative: Any,
-        steps: int | None,
-        solver: Any,
-        grid: Any,
-        start: Tensor | None,
-        start_rho: float | None,
-        losses: Any,
-        max_rows: int | None,
-        checkpoint: bool,
-        explain: bool,
-        check: bool,
-    ) -> Iterator[State]:
-        seeds = checked_seeds(seeds)
-        bounds = {"losses": losses, "max_rows": max_rows, "checkpoint": checkpoint, "check": check}
-        guided = self.guided(
-            guidance, cond=self.names(cond, len(seeds)), negative=negative, seeds=seeds, **bounds
-        )
-        levels, draw = self.grid(steps, grid), Draw(seeds)
-        if start_rho is not None:
-            levels = levels.from_rho(start_rho)
-        x = self._start(start, levels, draw)
-        yield from trajectory(
-            guided, x, grid=levels, solver=self.solver(solver), draw=draw, explain=explain
+    def _states(self, request: Request, *, explain: bool, check: bool) -> Iterator[State]:
+        draw = Draw(request.seeds)
+        return trajectory(
+            self.bind(request, check=check),
+            self._start(request.start, request.levels, draw),
+            grid=request.levels,
+            solver=request.solver,
+            draw=draw,
+            explain=explain,
         )
 
-    def _blame(self, run: dict[str, Any]) -> str | None:
-        """Run again, looking at every output, and return which term or network made the samples not
-        finite.
+    def _blame(self, request: Request) -> str | None:
+        """Run again with each output checked, and name the term or network that made the samples
+        not finite.
         """
         largest: tuple[float, str, int] = (0.0, "", 0)
         try:
-            for state in self._states(**run | {"explain": True}, check=True):  # type: ignore[reportArgumentType]
+            for state in self._states(request, explain=True, check=True):
                 size = float(state.prediction.x_t.abs().max()) + 1
                 for term, push in (state.pushes or {}).items():
                     pushed = float(push.abs().max()) / size
@@ -335,9 +397,7 @@ class Model:
     def _start(self, start: Tensor | None, levels: Grid, draw: Draw) -> Tensor:
         if start is None:
             return noise(self.shape, levels[0], draw, device=self.device)
-        return noised(
-            _checked_start(start, len(draw.seeds), self.shape).to(self.device), levels[0], draw
-        )
+        return noised(start.to(self.device), levels[0], draw)
 
     def sample(
         self,
@@ -380,34 +440,56 @@ class Model:
             FloatingPointError: samples are not finite; names the term and its step, or the network
                 and its pass.
         """
-        run = {
-            "cond": cond,
-            "guidance": guidance,
-            "seeds": seeds,
-            "negative": negative,
-            "steps": steps,
-            "solver": solver,
-            "grid": grid,
-            "start": start,
-            "start_rho": start_rho,
-            "losses": losses,
-            "max_rows": max_rows,
-            "checkpoint": checkpoint,
-        }
+        request = self.request(
+            cond,
+            guidance=guidance,
+            seeds=seeds,
+            negative=negative,
+            steps=steps,
+            solver=solver,
+            grid=grid,
+            start=start,
+            start_rho=start_rho,
+            losses=losses,
+            max_rows=max_rows,
+            checkpoint=checkpoint,
+        )
+        return self.run(request, watch=watch)
+
+    def run(self, request: Request, *, watch: Watch | None = None) -> Samples:
+        """Sample what a request of this model asks for; ``watch`` as in `sample`.
+
+        Raises:
+            ValueError: what the guidance, a network or the solver refuses.
+            FloatingPointError: samples are not finite.
+        """
         state = None
-        for state in self.trajectory(**run):
+        for state in self.states(request):
             if watch:
                 watch(state.step.index + 1, state.step.grid.steps)
         assert state is not None  # a grid has at least one step
-        settings = settings_of(
-            self, run, self.solver(solver), steps=state.step.grid.steps, dtype=state.x.dtype
-        )
         return Samples(
             x=state.x,
             images=self.to_images(state.x),
-            settings=settings,
+            settings=self.settings(request, dtype=state.x.dtype),
             evaluations=state.evaluations,
         )
+
+    def settings(
+        self,
+        request: Request,
+        *,
+        dtype: torch.dtype = torch.float32,
+        lacking: Sequence[str] = (),
+    ) -> Settings:
+        """Return the settings that pictures of a request carry.
+
+        Args:
+            request: of this model.
+            dtype: of the samples.
+            lacking: on what else the samples depend that is not kept.
+        """
+        return settings_of(request, self.name, self.device, dtype=dtype, lacking=lacking)
 
     def steer(
         self,
@@ -458,24 +540,25 @@ class Model:
             ValueError: as in `sample`; a solver that draws no noise; a reward that is not one
                 number an image.
         """
-        about = {
-            "cond": cond,
-            "guidance": guidance,
-            "seeds": checked_seeds(seeds),
-            "negative": negative,
-            "steps": steps,
-            "grid": grid,
-            "losses": losses,
-            "max_rows": max_rows,
-        }
-        how = {
-            "particles": particles,
-            "strength": strength,
-            "potential": potential,
-            "every": every,
-            "threshold": threshold,
-        }
-        return steer(self, reward, about, self.solver(solver), how, watch)
+        request = self.request(
+            cond,
+            guidance=guidance,
+            seeds=seeds,
+            negative=negative,
+            steps=steps,
+            solver=solver,
+            grid=grid,
+            losses=losses,
+            max_rows=max_rows,
+        )
+        how = Steering(
+            particles=particles,
+            strength=strength,
+            potential=potential,
+            every=every,
+            threshold=threshold,
+        )
+        return steer(self, reward, request, how, watch)
 
     def again(self, settings: Mapping[str, Any], watch: Watch | None = None) -> Samples:
         """Repeat the run that a picture carries.
@@ -484,7 +567,38 @@ class Model:
             ValueError: the settings are not a run's, or it depended on what they lack: an image to
                 start from, a loss, a reward, a function.
         """
-        return self.sample(**arguments_of(settings), watch=watch)
+        check_settings(settings)
+        request = self.request(
+            settings["cond"],
+            guidance=settings["guidance"],
+            seeds=settings["seeds"],
+            negative=settings["negative"],
+            steps=settings["steps"],
+            solver=settings["solver"],
+            grid=settings["grid"],
+            max_rows=settings["max_rows"],
+        )
+        return self.run(request, watch=watch)
+
+    def need_judge(self) -> Judge:
+        """Return the judge.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        if self.judge is None:
+            raise ValueError(f"the model {self.name!r} has no judge, so it cannot be measured")
+        return self.judge
+
+    def need_classes(self) -> ClassEncoder:
+        """Return the encoder of classes.
+
+        Raises:
+            ValueError: the model takes no classes.
+        """
+        if not isinstance(self.encoder, ClassEncoder):
+            raise ValueError(f"the model {self.name!r} takes no classes")
+        return self.encoder
 
     def __repr__(self) -> str:
         """Describe the model in at most ten lines."""

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..core.levels import Grid
-from ..guidance import ExpressionError, Guidance, losses_of, parse
 from ..io.files import make_folder
 from ..io.images import Row, save_png, sheet, to_pil
-from ..sampling import SOLVERS, Population, Solver
-from .binding import names_of
+from ..sampling import Population
+from .request import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,49 +60,37 @@ class Settings:
 
 
 def settings_of(
-    model: Any,
-    run: Mapping[str, Any],
-    solver: Solver,
+    request: Request,
+    model: str,
+    device: torch.device,
     *,
-    steps: int,
     dtype: torch.dtype = torch.float32,
     lacking: Sequence[str] = (),
 ) -> Settings:
     """Return the settings of a run.
 
     Args:
-        model: a `Model`.
-        run: the arguments of its ``sample``.
-        solver: as it was made of them.
-        steps: how many there were.
+        request: the run.
+        model: name or folder of its model.
+        device: where the model is.
         dtype: of the samples.
-        lacking: on what it depended that is not kept, beside losses and functions of its
-            expression.
+        lacking: on what the run depends that a picture cannot carry, beside what the request names.
     """
-    plain = solver.name in SOLVERS and solver == SOLVERS[solver.name]()
-    names = names_of(model, run["cond"], len(run["seeds"]), note=False)
-    guidance = model.expression(run["guidance"], conditional=names is not None)
     return Settings(
-        model=model.name,
-        cond=names,
-        negative=run["negative"],
-        guidance=str(guidance),
-        seeds=tuple(int(s) for s in run["seeds"]),
-        steps=steps,
-        solver=solver.name if plain else repr(solver),
-        grid="custom"
-        if isinstance(run["grid"], Grid)
-        else run["grid"] or model.defaults.get("grid", "log_snr"),
-        started=run.get("start") is not None,
-        lacking=(
-            *lacking,
-            *_not_kept(guidance),
-            *(() if plain else ("the solver it was given in Python",)),
-        ),
-        max_rows=run["max_rows"],
+        model=model,
+        cond=request.names,
+        negative=request.negative,
+        guidance=str(request.guidance),
+        seeds=request.seeds,
+        steps=request.levels.steps,
+        solver=request.solver.name if request.solver_is_named else repr(request.solver),
+        grid=request.grid,
+        started=request.start is not None,
+        lacking=(*lacking, *request.lacking()),
+        max_rows=request.max_rows,
         threads=torch.get_num_threads(),
         dtype=str(dtype).removeprefix("torch."),
-        device=str(model.device),
+        device=str(device),
         versions={
             "guidestar": __version__,
             "torch": torch.__version__,
@@ -144,8 +130,8 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 """What the settings that a picture carries must be."""
 
 
-def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``Model.sample`` that repeat the run of these settings.
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that cannot be repeated.
 
     Raises:
         ValueError: they are not a run's, or it depended on what they lack.
@@ -172,19 +158,6 @@ def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
             f"this run depended on {' and '.join(settings['lacking'])}, which its settings do "
             "not carry; run it again with that"
         )
-    return {k: settings[k] for k in keys}
-
-
-def _not_kept(guidance: Guidance) -> tuple[str, ...]:
-    """Tell what of an expression its text does not carry: losses, and functions or tensors in its
-    arguments.
-    """
-    losses = tuple(f"the loss {name!r}" for name in losses_of(guidance))
-    try:
-        parse(str(guidance))
-    except ExpressionError:
-        return (*losses, "what its guidance was given in Python")
-    return losses
 
 
 def label_of(settings: Settings, index: int) -> str:

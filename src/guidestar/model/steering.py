@@ -2,56 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..guidance import Observation
-from ..sampling import Solver, check_finite, crowd
+from ..guidance.losses import Loss
+from ..sampling import check_finite, crowd
 from ..sampling import steer as steer_particles
-from .samples import Samples, settings_of
+from .request import Request, Steering
+from .samples import Samples
+
+if TYPE_CHECKING:
+    from .model import Model
 
 Reward = Callable[[Tensor], Tensor]
 """``reward(images [N, C, H, W]) -> [N]``, of decoded samples."""
 
 
 def steer(
-    model: Any,
+    model: Model,
     reward: Reward,
-    run: Mapping[str, Any],
-    solver: Solver,
-    how: Mapping[str, Any],
+    request: Request,
+    how: Steering,
     watch: Callable[[int, int], None] | None = None,
 ) -> Samples:
     """Return the best particle of each seed, with the whole population.
 
     Args:
-        model: a `Model`.
+        model: whose samples are steered.
         reward: of decoded samples.
-        run: the arguments of the model's ``sample`` that say what is sampled.
-        solver: one that draws noise.
-        how: the arguments of `guidestar.steer` that say how particles are weighed and resampled.
+        request: the run of one particle a seed, with a solver that draws noise.
+        how: how particles are weighed and resampled.
         watch: called after each step with the steps done and the steps in all.
 
     Raises:
         ValueError: a solver that draws no noise, or what the model's ``sample`` refuses.
     """
-    seeds, grid = [int(s) for s in run["seeds"]], model.grid(run["steps"], run["grid"])
-    count, names = max(1, how["particles"]), model.names(run["cond"], len(seeds))
-    own = {name: run[name] for name in ("negative", "max_rows")}
-    own["losses"] = run["losses"] and {
-        name: _repeated(loss, count) for name, loss in run["losses"].items()
-    }
-    guidance = model.expression(run["guidance"], conditional=names is not None)
-    guidance.check_samples(len(seeds))
-    guided = model.guided(
-        guidance.repeated(count),
-        cond=names and [n for n in names for _ in range(count)],
-        seeds=crowd(seeds, count),
-        **own,
-    )
+    grid, count = request.levels, max(1, how.particles)
+    request.guidance.check_samples(len(request.seeds))
+    guided = model.bind(_crowded(request, count))
 
     def of_samples(x: Tensor) -> Tensor:
         check_finite(x)
@@ -61,22 +53,21 @@ def steer(
     found = steer_particles(
         guided,
         grid=grid,
-        solver=solver,
-        seeds=seeds,
+        solver=request.solver,
+        seeds=request.seeds,
         reward=rewarded,
         shape=model.shape,
         device=model.device,
-        **how,
+        particles=how.particles,
+        strength=how.strength,
+        potential=how.potential,
+        every=how.every,
+        threshold=how.threshold,
     )
     check_finite(found.best)
     each = [sum(found.evaluations[i : i + count]) for i in range(0, len(found.evaluations), count)]
-    settings = settings_of(
-        model,
-        run,
-        solver,
-        steps=grid.steps,
-        dtype=found.best.dtype,
-        lacking=("the reward it was steered by",),
+    settings = model.settings(
+        request, dtype=found.best.dtype, lacking=("the reward it was steered by",)
     )
     return Samples(
         x=found.best,
@@ -87,14 +78,23 @@ def steer(
     )
 
 
-def _repeated(loss: Any, count: int) -> Any:
-    """Let every particle of a sample have that sample's observation."""
-    y = loss.y if isinstance(loss, Observation) else None
-    return (
-        replace(loss, y=y.repeat_interleave(count, 0))
-        if isinstance(y, Tensor) and len(y) > 1
-        else loss
+def _crowded(request: Request, count: int) -> Request:
+    """Return the run of ``count`` particles of each sample."""
+    losses = request.losses
+    return replace(
+        request,
+        names=request.names and tuple(n for n in request.names for _ in range(count)),
+        guidance=request.guidance.repeated(count),
+        seeds=tuple(crowd(request.seeds, count)),
+        losses=losses and {name: _repeated(loss, count) for name, loss in losses.items()},
     )
+
+
+def _repeated(loss: Loss, count: int) -> Loss:
+    """Let every particle of a sample have that sample's observation."""
+    if isinstance(loss, Observation) and isinstance(loss.y, Tensor) and len(loss.y) > 1:
+        return replace(loss, y=loss.y.repeat_interleave(count, 0))
+    return loss
 
 
 class _Watched:

@@ -11,7 +11,8 @@ from ..guidance.losses import Loss
 from ..io.files import make_folder
 from ..io.images import read_settings
 from .model import Model
-from .samples import Samples, Settings, file_name, settings_of
+from .request import Request
+from .samples import Samples, Settings, file_name
 
 BATCH = 32
 """Pictures that are sampled at once."""
@@ -45,55 +46,32 @@ class Job:
 
     Args:
         model: of pictures.
-        names: the condition of each picture; None for unconditional ones.
-        seeds: of each picture.
+        request: the run of all pictures, without losses: the condition and the seed of each.
         numbers: of each picture, in its file's name; evenly spaced.
-        run: the other arguments of `Model.sample`: guidance, negative, steps, solver, grid,
-            max_rows.
         losses: returns the losses of the pictures of some numbers.
         batch: pictures that are sampled at once.
     """
 
     model: Model
-    names: Sequence[str | int] | None
-    seeds: Sequence[int]
+    request: Request
     numbers: Sequence[int]
-    run: Mapping[str, Any]
     losses: Losses = lambda numbers: None
     batch: int = BATCH
 
     def parts(self) -> Iterator[slice]:
         """Yield the batches; one for all, where the expression has a scale for each picture."""
-        size, count = min(self.batch, len(self.seeds)), len(self.seeds)
-        guidance = self.model.expression(
-            self.run.get("guidance"), conditional=self.names is not None
-        )
+        size, count = min(self.batch, len(self.numbers)), len(self.numbers)
         try:
-            guidance.check_samples(size)
+            self.request.guidance.check_samples(size)
         except ValueError:
-            guidance.check_samples(count)
+            self.request.guidance.check_samples(count)
             size = count
         for start in range(0, count, size):
             yield slice(start, min(start + size, count))
 
-    def arguments(self, part: slice) -> dict[str, Any]:
-        """Return the arguments of `Model.sample` for a batch."""
-        names = None if self.names is None else list(self.names[part])
-        losses = self.losses(self.numbers[part])
-        return {**self.run, "cond": names, "seeds": list(self.seeds[part]), "losses": losses}
-
-    def settings(self, part: slice) -> Settings:
-        """Return the settings that the pictures of a batch will carry."""
-        run = {
-            "negative": None,
-            "grid": None,
-            "max_rows": None,
-            "guidance": None,
-            **self.arguments(part),
-        }
-        steps = self.model.grid(run.get("steps"), run["grid"]).steps
-        solver = self.model.solver(run.get("solver"))
-        return settings_of(self.model, run, solver, steps=steps)
+    def part(self, part: slice) -> Request:
+        """Return the run of one batch."""
+        return self.request.take(part, self.losses(self.numbers[part]))
 
 
 def sample_to_folder(
@@ -112,29 +90,24 @@ def sample_to_folder(
     paths: list[Path] = []
     kept, evaluations = 0, []
     for done, part in enumerate(parts):
-        files = _files(job, part, folder)
+        request, numbers = job.part(part), job.numbers[part]
+        settings = job.model.settings(request)
+        files = [folder / file_name(settings, i, number) for i, number in enumerate(numbers)]
         paths += files
-        if _is_there(job, part, files):
+        if _is_there(settings, files):
             kept += len(files)
             continue
-        samples = job.model.sample(**job.arguments(part), watch=_shifted(watch, done, len(parts)))
-        samples.save(folder, job.numbers[part])
+        samples = job.model.run(request, watch=_shifted(watch, done, len(parts)))
+        samples.save(folder, numbers)
         evaluations += samples.evaluations
     mean = sum(evaluations) / len(evaluations) if evaluations else 0.0
-    guidance = str(job.model.expression(job.run.get("guidance"), conditional=job.names is not None))
-    return Done(paths=paths, kept=kept, evaluations=mean, guidance=guidance)
+    return Done(paths=paths, kept=kept, evaluations=mean, guidance=str(job.request.guidance))
 
 
-def _files(job: Job, part: slice, folder: Path) -> list[Path]:
-    settings = job.settings(part)
-    numbers = job.numbers[part]
-    return [folder / file_name(settings, i, number) for i, number in enumerate(numbers)]
-
-
-def _is_there(job: Job, part: slice, files: Sequence[Path]) -> bool:
+def _is_there(settings: Settings, files: Sequence[Path]) -> bool:
     """Return whether all pictures of a batch are there; refuse those of another run."""
     there = [file.is_file() for file in files]
-    wanted = _comparable(asdict(job.settings(part)))
+    wanted = _comparable(asdict(settings))
     for index, file in enumerate(files):
         if there[index] and _comparable(_settings_in(file)) != {**wanted, "index": index}:
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import Literal
 from ...core.levels import Step
 from ...core.passes import Pass, Slot
 from ..expression import register
-from ..term import Context, Contrast, Direction
+from ..term import Context, Contrast, Direction, Traits
 
 
 @register
@@ -39,6 +39,10 @@ class Autoguidance(Contrast):
         super().__post_init__()
         if self.of not in ("cond", "uncond"):
             raise ValueError(f"autoguidance: of must be cond or uncond, not {self.of!r}")
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(nets=(self.net,))
 
     def bind(self, context: Context) -> Direction:
         if self.net not in context.nets:

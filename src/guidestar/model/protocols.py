@@ -1,0 +1,103 @@
+"""What a model's parts must offer: encoder, classifier, judge and decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ..core.denoiser import Condition
+from ..core.levels import Level
+
+
+class Encoder(Protocol):
+    """Turn names or prompts into conditions."""
+
+    def encode(self, names: Sequence[Any]) -> Condition:
+        """Return the conditions of names or prompts, one for each sample."""
+        ...
+
+    def null(self, batch: int) -> Condition | None:
+        """Return "no condition" for ``batch`` samples; None where the network has none."""
+        ...
+
+
+@runtime_checkable
+class IndexEncoder(Protocol):
+    """An encoder whose names have an index."""
+
+    def index(self, name: Any) -> int:
+        """Return the index of a class, by its name or index.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        ...
+
+
+@runtime_checkable
+class ClassEncoder(IndexEncoder, Protocol):
+    """An encoder of named classes."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, in the order of their indices."""
+        ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """An encoder of prompts."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts a prompt into tokens."""
+        ...
+
+
+@runtime_checkable
+class PartEncoder(Protocol):
+    """An encoder of conditions with parts, of which one can be kept alone (pix2pix)."""
+
+    def only(self, name: Any, part: str) -> Any:
+        """Return a name whose condition has one part, with the null in the place of the others."""
+        ...
+
+
+class Classifier(Protocol):
+    """A classifier of noisy samples."""
+
+    def log_prob(self, x: Tensor, level: Level, target: Tensor, /) -> Tensor:
+        """Return ``log p(target | x)``, ``[B]``, of samples ``[B, *S]`` at a level."""
+        ...
+
+
+class Judge(Protocol):
+    """A classifier of clean images, which guides nothing and only measures."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return logits ``[N, K]`` of images ``[N, C, H, W]``."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return features ``[N, d]`` of images ``[N, C, H, W]``."""
+        ...
+
+
+class Decoder(Protocol):
+    """Turn samples into images."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Return images in [-1, 1] of samples ``[B, *S]``."""
+        ...
+
+
+@runtime_checkable
+class LatentDecoder(Protocol):
+    """A decoder of latents."""
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder of the latents."""
+        ...

@@ -1,0 +1,88 @@
+"""A run of a model, with everything that determines it resolved once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..core.levels import Grid
+from ..guidance import ExpressionError, Guidance, losses_of, parse
+from ..guidance.losses import Loss
+from ..sampling import SOLVERS, Potential, Solver
+
+Names = str | int | Sequence[str | int]
+
+CUSTOM = "custom"
+"""The name of a grid that was made in Python."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """One run: `Model.request` makes it, `Model.run` and `Model.states` carry it out.
+
+    Args:
+        names: the condition of each sample, by name (None: unconditional).
+        guidance: as it was read.
+        seeds: one integer a sample.
+        solver: how to step.
+        levels: the levels of the run, from the first that is evaluated.
+        grid: the name of their spacing, or "custom".
+        negative: what cfg moves away from (None: the null).
+        start: data ``[B, *S]`` to start from (SDEdit).
+        losses: losses of the clean estimate, by name.
+        max_rows: the most rows of one network call.
+        checkpoint: whether to keep only the inputs of blocks where a network is differentiated.
+    """
+
+    names: tuple[str | int, ...] | None
+    guidance: Guidance
+    seeds: tuple[int, ...]
+    solver: Solver
+    levels: Grid
+    grid: str
+    negative: str | int | None = None
+    start: Tensor | None = None
+    losses: Mapping[str, Loss] | None = None
+    max_rows: int | None = None
+    checkpoint: bool = False
+
+    def take(self, part: slice, losses: Mapping[str, Loss] | None = None) -> Request:
+        """Return the run of some of the samples, with the losses of these."""
+        return replace(
+            self,
+            names=self.names and self.names[part],
+            seeds=self.seeds[part],
+            start=None if self.start is None else self.start[part],
+            losses=losses,
+        )
+
+    @property
+    def solver_is_named(self) -> bool:
+        """Whether the solver's name alone gives it back."""
+        return self.solver.name in SOLVERS and self.solver == SOLVERS[self.solver.name]()
+
+    def lacking(self) -> tuple[str, ...]:
+        """Name what a picture of this run cannot carry: losses, and functions or tensors in its
+        guidance or solver.
+        """
+        found = [f"the loss {name!r}" for name in losses_of(self.guidance)]
+        try:
+            parse(str(self.guidance))
+        except ExpressionError:
+            found.append("what its guidance was given in Python")
+        if not self.solver_is_named:
+            found.append("the solver it was given in Python")
+        return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """How the particles of a run are weighed and resampled; as in `guidestar.steer`."""
+
+    particles: int
+    strength: float
+    potential: Potential
+    every: int | None
+    threshold: float
