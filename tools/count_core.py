@@ -14,30 +14,11 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src" / "guidestar"
 CORE = (
-    *(
-        "levels/*.py",
-        "prediction.py",
-        "denoiser.py",
-        "hooks.py",
-        "passes.py",
-        "answers.py",
-        "layers.py",
-        "draw.py",
-    ),
-    *(
-        "guidance/term.py",
-        "guidance/context.py",
-        "guidance/engine.py",
-        "guidance/_rows.py",
-        "guidance/_talk.py",
-    ),
-    *(
-        "guidance/arguments.py",
-        "guidance/guided.py",
-        "guidance/plan.py",
-        "guidance/expression.py",
-        "sampling/solver.py",
-    ),
+    "core/levels/*.py",
+    "core/*.py",
+    *(f"guidance/{n}.py" for n in ("term", "context", "engine", "arguments", "guided", "plan")),
+    "guidance/expression.py",
+    "sampling/solver.py",
 )
 NOT_CODE = {
     tokenize.COMMENT,

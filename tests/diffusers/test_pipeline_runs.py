@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 import torch
 from PIL import Image
+from test_guider import modular, sampled
 
 import guidestar
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInstructPix2PixPipeline
-from diffusers.test_guider import modular, sampled
 from guidestar import Post, cond, uncond
 from guidestar.diffusers import Guider
 from guidestar.diffusers.guide.run import _prompts
@@ -34,7 +34,7 @@ class Record(Post):
 
     name = "record"
 
-    def apply(self, prediction, live):
+    def apply(self, prediction, live, *predictions):
         self.seen.append((live.step, prediction.x0.clone()))
         return prediction
 
@@ -95,9 +95,9 @@ class Both(Post):
     def passes(self, step):
         return (guidestar.core.passes.COND, guidestar.core.passes.NULL)
 
-    def apply(self, prediction, live):
-        for kept, p in zip(self.seen, self.passes(live.step), strict=True):
-            kept.append(live[p].x0.clone())
+    def apply(self, prediction, live, *predictions):
+        for kept, found in zip(self.seen, predictions, strict=True):
+            kept.append(found.x0.clone())
         return prediction
 
 

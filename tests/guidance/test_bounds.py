@@ -189,7 +189,7 @@ def test_the_parts_of_a_folder_share_the_memory(monkeypatch):
     monkeypatch.setenv("GUIDESTAR_MEMORY", str((size + 100_000) / 1e9))
     gs.load("fashion-mnist")
     monkeypatch.setenv("GUIDESTAR_MEMORY", str((size - 100_000) / 1e9))
-    with pytest.raises(gs.folder.WeightsError, match="its networks would take at least"):
+    with pytest.raises(gs.model.folder.WeightsError, match="its networks would take at least"):
         gs.load("fashion-mnist")
 
 

@@ -114,3 +114,116 @@ def test_an_option_that_a_strip_does_not_use_is_refused(tmp_path, capsys, argume
         main(["strip", "fashion-mnist", *arguments, "--out", str(out)])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err and not out.exists()
+
+
+def test_what_a_picture_cannot_carry_is_named(model):
+    def lacking(**how):
+        return model.request("a", **how).lacking()
+
+    assert lacking(seeds=[1], steps=3, solver="heun", grid="uniform") == ()
+    assert lacking(guidance="cond + dps(1)") == ("the loss 'loss'",)
+    assert lacking(solver=gs.DDIM(eta=0.5)) == ("the solver it was given in Python",)
+    assert lacking(grid=gs.uniform(model.schedule, 4)) == ("the grid it was given in Python",)
+    assert lacking(start_rho=2.0) == ("the level it started at (start_rho)",)
+    assert lacking(start_rho=2.0, start=torch.zeros(1, 4)) == ()  # "started" names this one
+    with pytest.raises(ValueError, match=r"depended on the level it started at \(start_rho\)"):
+        model.again(vars(model.sample("a", start_rho=2.0).settings))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"index": 2},
+        {"index": -1},
+        {"number": -1},
+        {"stride": 0},
+        {"number": 10**30},
+        {"index": 1, "stride": 4, "number": 3},
+        {"index": 1, "stride": 10**30, "number": 10**30},
+    ],
+)
+def test_a_place_that_no_picture_has_is_refused(model, place):
+    settings = {**vars(model.sample("a", seeds=[0, 1], steps=2).settings)}
+    model.again({**settings, "index": 1, "stride": 4, "number": 4})
+    with pytest.raises(ValueError, match="no picture of 2 has the index"):
+        model.again({**settings, **place})
+
+
+def test_samples_out_of_every_plausible_range_are_named(model):
+    """tanh is within ±1, so cfg(1) is too; cfg(s) adds s − 1 times a difference of about 0.1."""
+    model.sample(["a", "c"], guidance="cfg(1)", seeds=[0, 1], steps=4)
+    with pytest.warns(gs.sampling.DivergenceWarning, match=r"1 of 2 samples .*\(sample 1\)"):
+        list(model.trajectory(["a", "c"], guidance="cfg([1, 1000])", seeds=[0, 1], steps=4))
+    model.card["data_scale"] = 1000
+    model.sample(["a", "c"], guidance="cfg([1, 1000])", seeds=[0, 1], steps=4)
+    model.card.pop("data_scale")
+    with pytest.warns(gs.sampling.DivergenceWarning, match="1 of 1 samples"):
+        model.steer(lambda x: x.sum(1), "c", particles=2, guidance="cfg(100000)", steps=4)
+
+
+def test_a_strip_names_the_term_that_made_it_not_finite():
+    from guidestar.apps.strip import rising
+
+    with pytest.raises(FloatingPointError, match=r"at step 0 the push of 'cfg\(\[1, 1e\+30\]\)'"):
+        rising(gs.load("fashion-mnist"), "bag", [1, 1e30], steps=2)
+
+
+def test_a_strip_is_what_single_runs_give():
+    from guidestar.apps.strip import rising
+
+    model = gs.load("fashion-mnist")
+    images = rising(model, "bag", [1.0, 3.0], seed=4, steps=2)
+    for image, scale in zip(images, (1, 3), strict=True):
+        one = model.sample("bag", guidance=f"cfg({scale})", seeds=[4], steps=2).images[0]
+        assert torch.allclose(image, one, atol=1e-5)
+
+
+def test_a_guided_is_copied_but_not_pickled(model):
+    import copy
+    import pickle
+
+    guided = model.guided("cfg(2)", cond=["a"], seeds=[0])
+    x, step = torch.ones(1, 4), model.grid(3).step(0)
+    assert torch.equal(copy.deepcopy(guided)(x, step).prediction.x0, guided(x, step).prediction.x0)
+    with pytest.raises(TypeError, match=r"pass str\(guided.guidance\) on"):
+        pickle.dumps(guided)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("strip", "fashion-mnist", "bag"),
+        ("evaluate", "fashion-mnist", "--guidance", "cond"),
+        ("recipe", "somewhere"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything(tmp_path, capsys, command):
+    out = tmp_path / "a.png"
+    if command[0] != "recipe":
+        out.mkdir()
+    else:
+        out = tmp_path / "file" / "recipe.toml"
+        (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--out", str(out)])
+    said = capsys.readouterr().err.strip()
+    assert stopped.value.code == 1 and "cannot write" in said and len(said.splitlines()) == 1
+
+
+def test_a_divergence_is_one_line_on_the_command_line(tmp_path, capsys, recwarn):
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "sample",
+                "fashion-mnist",
+                "--cond",
+                "bag",
+                "--guidance",
+                "cfg(300)",
+                "--steps",
+                "2",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+    assert "guidestar: note: 1 of 1 samples have diverged (sample 0)" in capsys.readouterr().err

@@ -91,12 +91,17 @@ def demo_text(
             )
         )
         cells.append(run.pil())
-    save_png(_picture(model, cells, results, seeds, show), out / "text.png")
+    save_png(_picture(model, cells, results, seeds, show, len(ruler.texts)), out / "text.png")
     return results
 
 
 def _picture(
-    model: Model, cells: list[list[Any]], results: list[Result], seeds: int, show: int
+    model: Model,
+    cells: list[list[Any]],
+    results: list[Result],
+    seeds: int,
+    show: int,
+    captions: int,
 ) -> Any:
     rows = [
         Row(
@@ -108,7 +113,7 @@ def _picture(
     heads = [f"{r.how}\n{r.expression}\ntop 5: {r.accuracy:.0%}" for r in results]
     title = (
         f"{model.name}: the same seeds for each prompt (top 5: share of samples whose "
-        f"caption an independent CLIP ranks among the first 5 of {len(model.card['captions']):,})"
+        f"caption an independent CLIP ranks among the first 5 of {captions:,})"
     )
     return sheet(rows, columns=heads, span=show, title=title, scale=3)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition
-from ..core.rng import Draw
-from ..guidance import Guidance, cfg
+from ..guidance import Direction, Guidance, cfg
 from ..io.files import whole_or_not
 from ..io.images import to_pil
 from ..model.model import Model, Watch
-from ..sampling import get_solver, noise, trajectory
 
 
 def between(first: Condition, second: Condition, frames: int) -> Condition:
@@ -92,27 +91,15 @@ def rising(
 
 def _same_seed(
     model: Model,
-    guidance: Guidance,
+    guidance: Guidance | Direction,
     cond: Condition,
     count: int,
     seed: int,
     steps: int | None,
     watch: Watch | None,
 ) -> Tensor:
-    levels, draw = model.grid(steps), Draw([seed] * count)
-    guided = model.guided(guidance, cond=cond.to(model.device), seeds=[seed] * count)
-    x = noise(model.shape, levels[0], draw, device=model.device)
-    for state in trajectory(
-        guided,
-        x,
-        grid=levels,
-        solver=get_solver(model.defaults.get("solver", "dpmpp-2m")),
-        draw=draw,
-    ):
-        x = state.x
-        if watch:
-            watch(state.step.index + 1, levels.steps)
-    return model.to_images(x)
+    request = model.request(guidance=guidance, seeds=[seed] * count, steps=steps)
+    return model.run(replace(request, encoded=cond.to(model.device)), watch=watch).images
 
 
 def strip_kind(path: Path) -> str:

@@ -54,5 +54,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _note(message: Warning | str, category: type[Warning], *_: Any) -> None:
-    if category is UserWarning:
+    if category is UserWarning or category.__module__.startswith("guidestar."):
         warn(str(message))

@@ -113,6 +113,19 @@ def with_file(file: Path | None, **given: Any) -> dict[str, Any]:
     return {key: getattr(found, key) if value is None else value for key, value in given.items()}
 
 
+def ready_file(out: Path) -> None:
+    """Refuse a file that cannot be written, before anything is computed for it.
+
+    Raises:
+        OSError: it is a folder, or cannot be written to.
+    """
+    from ..io.files import make_folder
+
+    make_folder(out.parent)
+    if out.is_dir():
+        raise OSError(f"cannot write {out}: it is a folder; name a file")
+
+
 def check_run(
     guidance: str | None = None, solver: str | None = None, grid: str | None = None
 ) -> Expression | None:

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ._options import Average, GridName, SolverName, Steps, Trust, check_run, model_names
+from ._options import (
+    Average,
+    GridName,
+    SolverName,
+    Steps,
+    Trust,
+    check_run,
+    model_names,
+    ready_file,
+)
 from ._terminal import progress, table
 
 
@@ -44,7 +53,6 @@ def evaluate(
     from ..apps.measure import measure
     from ..apps.measure_text import measure_text
     from ..io.distributed import is_main
-    from ..io.files import make_folder
     from ..io.images import write_text
     from ..model.folder import load
 
@@ -52,7 +60,7 @@ def evaluate(
         check_run(expression, solver, levels)
     span = _span(seeds)
     if out:
-        make_folder(out.parent)
+        ready_file(out)
     with progress("measuring") as watch:
         chosen, how = (
             load(model, average=average, trust=trust),

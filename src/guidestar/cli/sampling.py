@@ -21,6 +21,7 @@ from ._options import (
     Trust,
     check_run,
     model_names,
+    ready_file,
     with_file,
 )
 from ._terminal import progress, table, warn
@@ -344,7 +345,6 @@ def strip(
 ) -> None:
     """Draw one seed on the way from one prompt to another, or at rising scales of its guidance."""
     from ..apps.strip import morph, rising, strip_kind, write_strip
-    from ..io.files import make_folder
     from ..model.folder import load
 
     if len(prompts) > 2:
@@ -364,7 +364,7 @@ def strip(
     raised = _numbers("0,1,2,3,4,6,8" if scales is None else scales)
     strip_kind(out)
     check_run(guidance)
-    make_folder(out.parent)
+    ready_file(out)
     chosen = load(model)
     with progress("sampling") as watch:
         if len(prompts) == 2:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ._options import AcceptData, Out, TrustRecipe
+from ._options import AcceptData, Out, TrustRecipe, ready_file
 from ._terminal import fail, warn
 
 
@@ -31,6 +31,7 @@ def recipe(
 
     if out.exists():
         raise ValueError(f"{out} exists; give another --out, or remove it")
+    ready_file(out)
     text, said = propose(data, name=out.stem, size=size, steps=steps)
     write_text(text, out)
     typer.echo(f"{said}\n{out}; try: guidestar train {out} --dry-run")

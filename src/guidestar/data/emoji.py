@@ -331,7 +331,7 @@ def _write(drawings: list[Drawing], out: Path, size: int, watch: Watch | None) -
     with ThreadPoolExecutor() as pool:
         names = [out / d.split / r["file_name"] for d, r in _zipped(drawings, rows)]
         for done, _ in enumerate(
-            pool.map(lambda pair: _draw(*pair, size), zip(drawings, names, strict=True)),
+            pool.map(lambda pair: _draw(*pair, size), zip(drawings, names, strict=True)),  # type: ignore[reportCallIssue]
             1,  # type: ignore[reportCallIssue]
         ):
             if watch:

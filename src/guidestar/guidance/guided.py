@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -113,6 +114,18 @@ class Guided:
         self._engine: Engine = self.sum
         for key, term in enumerate(self.terms):
             self._engine = term.around(self._engine, key)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guided:
+        copy = object.__new__(type(self))
+        memo[id(self)] = copy
+        vars(copy).update(deepcopy(vars(self), memo))
+        return copy
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Guided holds functions that cannot be pickled; pass str(guided.guidance) on, and "
+            "bind it to its networks there"
+        )
 
     @property
     def needs_grad(self) -> bool:

@@ -11,13 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from ..core.denoiser import Condition, Denoiser
-from ..core.levels import GRIDS, Grid, Schedule
+from ..core.levels import GRIDS, Grid, Level, Schedule
 from ..core.passes import Net
 from ..core.rng import Draw, checked_seeds
 from ..guidance import Guidance, Guided, Observation, Plan, losses_of, parse
 from ..guidance.losses import Loss
 from ..guidance.term import Direction, as_guidance
-from ..sampling import Potential, Solver, State, get_solver, noise, noised, trajectory
+from ..sampling import (
+    Potential,
+    Solver,
+    State,
+    get_solver,
+    noise,
+    noised,
+    trajectory,
+    warn_of_divergence,
+)
 from .binding import names_of, net_of
 from .protocols import (
     ClassEncoder,
@@ -320,6 +329,7 @@ class Model:
             levels=levels if start_rho is None else levels.from_rho(start_rho),
             grid=CUSTOM if isinstance(grid, Grid) else grid or self.defaults.get("grid", "log_snr"),
             negative=negative,
+            start_rho=start_rho,
             start=None if start is None else _checked_start(start, len(checked), self.shape),
             losses=losses,
             max_rows=max_rows,
@@ -330,7 +340,7 @@ class Model:
         """Bind the guidance of a request to this model's networks."""
         return self.guided(
             request.guidance,
-            cond=request.names,
+            cond=request.names if request.encoded is None else request.encoded,
             negative=request.negative,
             seeds=request.seeds,
             losses=request.losses,
@@ -352,13 +362,27 @@ class Model:
         Raises:
             FloatingPointError: samples are not finite; names the term and its step, or the network
                 and its pass.
+
+        Warns:
+            DivergenceWarning: samples have left every plausible range by the last step.
         """
         try:
-            yield from self._states(request, explain=explain, check=check)
+            for state in self._states(request, explain=explain, check=check):
+                if state.step.index == state.step.grid.steps - 1:
+                    self.warn_of_divergence(state.x, state.step.s)
+                yield state
         except FloatingPointError as error:
             if check:
                 raise
             raise FloatingPointError(self._blame(request) or str(error)) from error
+
+    def warn_of_divergence(self, x: Tensor, level: Level | None = None) -> None:
+        """Warn where samples ``[B, *S]`` have left every plausible range; waits for the device.
+
+        The size of data is 1, or the card's ``data_scale``.
+        """
+        scale = self.card.get("data_scale", 1.0)
+        warn_of_divergence(x, level, scale=float(scale), stacklevel=4)
 
     def _states(self, request: Request, *, explain: bool, check: bool) -> Iterator[State]:
         draw = Draw(request.seeds)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ..core.denoiser import Condition
 from ..core.levels import Grid
 from ..guidance import ExpressionError, Guidance, losses_of, parse
 from ..guidance.losses import Loss
@@ -30,7 +31,9 @@ class Request:
         levels: the levels of the run, from the first that is evaluated.
         grid: the name of their spacing, or "custom".
         negative: what cfg moves away from (None: the null).
+        encoded: the condition of each sample, encoded, in the place of ``names``.
         start: data ``[B, *S]`` to start from (SDEdit).
+        start_rho: the noise ratio at which ``levels`` were cut, if they were.
         losses: losses of the clean estimate, by name.
         max_rows: the most rows of one network call.
         checkpoint: whether to keep only the inputs of blocks where a network is differentiated.
@@ -43,7 +46,9 @@ class Request:
     levels: Grid
     grid: str
     negative: str | int | None = None
+    encoded: Condition | None = None
     start: Tensor | None = None
+    start_rho: float | None = None
     losses: Mapping[str, Loss] | None = None
     max_rows: int | None = None
     checkpoint: bool = False
@@ -65,7 +70,7 @@ class Request:
 
     def lacking(self) -> tuple[str, ...]:
         """Name what a picture of this run cannot carry: losses, and functions or tensors in its
-        guidance or solver.
+        guidance, solver, grid or condition.
         """
         found = [f"the loss {name!r}" for name in losses_of(self.guidance)]
         try:
@@ -74,6 +79,12 @@ class Request:
             found.append("what its guidance was given in Python")
         if not self.solver_is_named:
             found.append("the solver it was given in Python")
+        if self.grid == CUSTOM:
+            found.append("the grid it was given in Python")
+        if self.start_rho is not None and self.start is None:
+            found.append("the level it started at (start_rho)")
+        if self.encoded is not None:
+            found.append("the condition it was given in Python")
         return tuple(found)
 
 

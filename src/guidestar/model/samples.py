@@ -130,6 +130,12 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 """What the settings that a picture carries must be."""
 
 
+_PLACE = {"index": 0, "number": 0, "stride": 1}
+"""Where a picture stands in its run, and its place if nothing is known."""
+
+_FARTHEST = 10**9
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse settings that cannot be repeated.
 
@@ -148,6 +154,16 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"the settings cannot be read: {key} should not be {str(settings[key])[:80]!r}"
             )
+    index, number, stride = (settings.get(n, d) for n, d in _PLACE.items())
+    if not (
+        0 <= index < len(settings["seeds"])
+        and 1 <= stride <= _FARTHEST
+        and index * stride <= number <= _FARTHEST
+    ):
+        raise ValueError(
+            f"the settings cannot be read: no picture of {len(settings['seeds'])} has the index "
+            f"{str(index)[:20]}, the number {str(number)[:20]} and the stride {str(stride)[:20]}"
+        )
     if settings.get("started"):
         raise ValueError(
             "this run started from an image, which its settings do not carry; sample with start= "

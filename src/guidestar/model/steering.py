@@ -65,6 +65,7 @@ def steer(
         threshold=how.threshold,
     )
     check_finite(found.best)
+    model.warn_of_divergence(found.best)
     each = [sum(found.evaluations[i : i + count]) for i in range(0, len(found.evaluations), count)]
     settings = model.settings(
         request, dtype=found.best.dtype, lacking=("the reward it was steered by",)
