@@ -11,6 +11,7 @@ demo: $(VENV)/.all
 	$(BIN)/guidestar demo --out out/demo
 
 JOBS ?= 2
+FAST ?= tests/core tests/sampling tests/guidance tests/test_architecture.py
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 fast: $(VENV)/.dev  # the core's own tests
