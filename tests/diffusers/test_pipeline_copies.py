@@ -105,9 +105,9 @@ def test_two_runs_in_two_threads_share_a_network():
         DDIMScheduler(**SCHEDULE, clip_sample=False, steps_offset=1, set_alpha_to_one=False)
     )
     parts = {**first.components, "requires_safety_checker": False}
-    pipes = [
-        quiet(StableDiffusionPipeline(**{**parts, "scheduler": scheduler()})) for _ in range(3)
-    ]
+    # Each has a tokenizer of its own: transformers' are not safe between threads.
+    own = lambda: {"scheduler": scheduler(), "tokenizer": copy.deepcopy(first.tokenizer)}
+    pipes = [quiet(StableDiffusionPipeline(**{**parts, **own()})) for _ in range(3)]
     for pipe, expression in zip(pipes, ("cfg(2)", "apg(4, momentum=-0.5)", None), strict=True):
         guidestar.guide(pipe, expression)
     alone = [drawn(pipe) for pipe in pipes]
