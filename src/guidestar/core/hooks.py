@@ -97,7 +97,7 @@ class _Dispatcher:
     def __init__(self, module: nn.Module, where: Where) -> None:
         self.before: Forward | None = vars(module).get(where)
         self.plain: Forward = self.before or (
-            module.forward if where == "forward" else module._call_impl
+            module.forward if where == "forward" else module._call_impl  # pyright: ignore[reportPrivateUsage]
         )
         self.module, self.users = module, 0
         self.where: Where = where

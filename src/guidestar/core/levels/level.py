@@ -106,7 +106,7 @@ class Grid(Sequence[Level]):
     levels: tuple[Level, ...]
     schedule: Schedule
 
-    def __getitem__(self, index):
+    def __getitem__(self, index):  # type: ignore[override]
         return self.levels[index]
 
     def __len__(self) -> int:
@@ -140,7 +140,7 @@ class Step(NamedTuple):
 
     t: Level
     s: Level
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     grid: Grid
     visit: int = 0
 

@@ -107,7 +107,7 @@ class VP(Schedule):
     t_min = 0.0
 
     @property
-    def t_max(self) -> float:
+    def t_max(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Index of the table's last entry."""
         return len(self.alphas_cumprod) - 1.0
 
