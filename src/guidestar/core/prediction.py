@@ -70,7 +70,15 @@ class Prediction:
 
     @classmethod
     def from_x0(cls, x_t: Tensor, level: Level, x0: Tensor) -> Prediction:
-        """Complete a clean estimate: ``eps = (x_t − alpha x0)/sigma``, 0 where sigma is 0."""
+        """Complete a clean estimate: ``eps = (x_t − alpha x0)/sigma``, 0 where sigma is 0.
+
+        Raises:
+            ValueError: x0 has another shape than x_t; torch would broadcast it.
+        """
+        if x0.shape != x_t.shape:
+            raise ValueError(
+                f"x0 must have the shape of x_t, {tuple(x_t.shape)}, not {tuple(x0.shape)}"
+            )
         eps = (x_t - expand(level.alpha, x_t) * x0) * expand(inverse_or_zero(level.sigma), x_t)
         return cls(x_t=x_t, level=level, x0=x0, eps=eps)
 
