@@ -3,6 +3,7 @@ everything that can be wrong.
 """
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -150,6 +151,15 @@ def test_it_is_the_library_call(model, folder):
         torch.ones(1, 3, 2, 2)
     ).tolist() == [[[[1, 1], [1, 1]]]]
     assert read_operator("gray", (3, 8, 8)) == (Colour(), 0.0)
+
+
+def test_only_the_pictures_of_a_folder_are_observed(model, folder, tmp_path):
+    shutil.copytree(folder / "whole", tmp_path / "whole")
+    shutil.copytree(folder / "whole", tmp_path / "whole" / "below")
+    (tmp_path / "whole" / "._0.png").write_bytes(b"left by an operating system")
+    (tmp_path / "whole" / "notes.txt").write_text("x")
+    found = read_observation(model, parse("uncond + dps(1)"), [tmp_path / "whole"], "identity")
+    assert torch.equal(found.y, seen(folder, "whole"))
 
 
 def test_a_colour_model_observes_a_grey_picture(folder):

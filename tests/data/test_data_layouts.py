@@ -2,7 +2,10 @@
 refused.
 """
 
+import io
+import json
 import os
+import tarfile
 
 import datasets
 import numpy as np
@@ -13,10 +16,11 @@ from PIL import Image
 from guidestar.cli import main
 from guidestar.core.rng import Draw
 from guidestar.data.folders import image_folder, parquet
-from guidestar.data.layout import find_files, find_pictures, find_splits
+from guidestar.data.layout import find_files, find_pictures
 from guidestar.data.pictures import Look, prepared
 from guidestar.data.shards import Shards
 from guidestar.data.source import picked
+from guidestar.data.splits import find_splits, split_word
 from guidestar.io.files import Damaged
 from guidestar.train.recipe import schema as recipes
 from guidestar.train.recipe.propose import propose
@@ -89,7 +93,7 @@ def test_splits_are_refused_with_what_to_write(photos, tmp_path):
     whole = tmp_path / "whole"
     photos.rename(whole / "train") if whole.mkdir() is None else None
     write(whole / "test" / "cat" / "9.png", 9)
-    assert list(find_splits(whole)) == ["train", "test"]
+    assert list(find_splits(whole, find_pictures(whole))) == ["train", "test"]
     with pytest.raises(
         ValueError, match="holds the splits train, test, which would be mixed"
     ) as caught:
@@ -105,13 +109,82 @@ def test_splits_with_tables_are_refused_too(tmp_path):
         image_folder(tmp_path / "p", LOOK)
 
 
+NAMES = {
+    "train": ["train", "Train", "TRAIN", "train2017", "seg_train", "trainA", "my-train-set"],
+    "test": ["test", "images_test", "Test01"],
+    "val": ["val2017"],
+    "": ["cat", "trainer", "station", "contest", "2017", "größe"],
+}
+
+
+def test_names_of_splits_hold_a_word_that_names_one():
+    for word, names in NAMES.items():
+        assert [split_word(name) for name in names] == [word] * len(names)
+
+
 @pytest.mark.parametrize(
-    "names", [("train/x", "car/x"), ("train", "test"), ("cat/train", "cat/test")]
+    "names",
+    [
+        ("train/cat", "test/cat", "extra/cat"),  # beside something else
+        ("data/train/cat", "data/test/cat"),  # in a folder of their own
+        ("seg_train/cat", "seg_val/cat"),
+        ("train2017", "val2017"),  # pictures alone
+    ],
 )
+def test_splits_are_found_wherever_they_lie(tmp_path, names):
+    for value, name in enumerate(names):
+        write(tmp_path / name / f"{value}.png", value)
+    found = find_splits(tmp_path, find_pictures(tmp_path))
+    wanted = [(tmp_path / name).relative_to(tmp_path).as_posix() for name in names[:2]]
+    tops = [w.removesuffix("/cat") for w in wanted]
+    assert [path.relative_to(tmp_path).as_posix() for path in found.values()] == tops
+    with pytest.raises(ValueError, match="which would be mixed") as caught:
+        image_folder(tmp_path, LOOK)
+    assert f'path = "{tmp_path / tops[0]}" and test = "{tmp_path / tops[1]}"' in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["captions", "tables"])
+def test_captions_and_tables_make_folders_splits(tmp_path, how):
+    for value, name in enumerate(("train/0", "test/1", "car/2")):
+        write(tmp_path / f"{name}.png", value)
+        if how == "captions":
+            (tmp_path / f"{name}.txt").write_text("x")
+        else:
+            lines = f"file_name,text\n{value}.png,x\n"
+            (tmp_path / name).with_name("metadata.csv").write_text(lines)
+    with pytest.raises(ValueError, match="holds the splits train, test"):
+        image_folder(tmp_path, LOOK)
+
+
+def test_splits_inside_class_folders_are_refused(tmp_path):
+    for value, name in enumerate(("cat/train", "cat/test", "dog/train", "dog/test")):
+        write(tmp_path / name / f"{value}.png", value)
+    with pytest.raises(ValueError, match="'cat/train' and 'cat/test' are splits inside a folder"):
+        image_folder(tmp_path, LOOK)
+
+
+@pytest.mark.parametrize("names", [("train/x", "car/x"), ("train", "test", "car"), ("train",)])
 def test_classes_called_like_splits_are_no_splits(tmp_path, names):
     for value, name in enumerate(names):
         write(tmp_path / "p" / name / f"{value}.png", value)
-    assert not find_splits(tmp_path / "p")
+    assert not find_splits(tmp_path / "p", find_pictures(tmp_path / "p"))
+
+
+def test_folders_of_splits_alone_are_classes_where_that_is_stated(tmp_path):
+    for value, name in enumerate(("train", "test")):
+        write(tmp_path / name / f"{value}.png", value)
+    with pytest.raises(ValueError, match=r'state data.classes = \["test", "train"\]$'):
+        image_folder(tmp_path, LOOK)
+    stated = labelled(tmp_path, classes=("test", "train"))
+    assert stated == (("test", "train"), {0: 1, 1: 0})
+
+
+def test_a_table_in_a_folder_below_is_not_passed_over(tmp_path):
+    write(tmp_path / "p" / "train" / "0.png")
+    (tmp_path / "p" / "train" / "metadata.csv").write_text("file_name,text\n0.png,a\n")
+    with pytest.raises(ValueError, match=f'give that folder .path = "{tmp_path}/p/train".'):
+        image_folder(tmp_path / "p", LOOK)
+    assert captions(tmp_path / "p" / "train") == ["a"]
 
 
 def test_a_recipe_is_proposed_for_splits(photos, tmp_path):
@@ -158,6 +231,68 @@ def test_numbers_that_are_stated_to_be_captions_stay_as_written(tmp_path):
     folder = table(tmp_path / "p", "file_name,text\na/0.png,007\na/1.png,1.50\n")
     assert captions(folder, columns={"text": "text"}) == ["007", "1.50"]
     assert image_folder(folder, LOOK).columns["text"].kind == "vector"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_captions_keep_their_lines(tmp_path, kind):
+    text = "a\u2028b\x85c\n\nd"
+    rows = [{"file_name": f"a/{i}.png", "text": text + str(i)} for i in range(2)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    if kind == "csv":
+        lines = ["file_name,text", "", *(f'{r["file_name"]},"{r["text"]}"' for r in rows)]
+    folder = table(tmp_path / "p", "\n".join(lines), f"metadata.{kind}")
+    assert captions(folder) == [f"{text}0", f"{text}1"]
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_lines_of_a_table_may_end_in_other_ways(tmp_path, end):
+    lines = ["file_name;text", "a/0.png;x, y", "a/1.png;z", ""]
+    assert captions(table(tmp_path / "p", end.join(lines))) == ["x, y", "z"]
+
+
+def test_names_that_are_not_utf8_are_refused(photos):
+    os.rename(os.fsencode(photos / "cat"), os.fsencode(photos) + b"/c\xff")
+    with pytest.raises(ValueError, match=r"the name 'c\\udcff/0.png' is not UTF-8; rename it$"):
+        image_folder(photos, LOOK)
+
+
+def test_links_that_lead_nowhere_are_refused(photos):
+    (photos / "bird").symlink_to(photos / "gone")
+    with pytest.raises(ValueError, match="the link 'bird' leads nowhere"):
+        image_folder(photos, LOOK)
+    (photos / "bird").unlink()
+    (photos / "bird").symlink_to(photos / "bird")  # to itself
+    with pytest.raises(ValueError, match="the link 'bird' leads nowhere"):
+        image_folder(photos, LOOK)
+
+
+def test_pictures_whose_link_leads_nowhere_are_bad_ones(photos, tmp_path):
+    (photos / "cat" / "3.png").symlink_to(tmp_path / "gone.png")
+    for folder, size in ((photos, 3), (photos / "cat", 2)):
+        for cache in (None, tmp_path / "cache"):
+            with pytest.raises(Damaged, match=r"cannot read the image .*/cat/3\.png"):
+                image_folder(folder, LOOK, cache=cache)
+            assert image_folder(folder, LOOK, max_bad=1, cache=cache).size == size
+
+
+@pytest.mark.parametrize("value", [[1.0, None], ["x", None]])
+def test_nulls_in_lists_are_refused(tmp_path, value):
+    whole = [value[0], value[0]]
+    rows = [{"file_name": f"a/{i}.png", "v": v} for i, v in enumerate((whole, value))]
+    folder = table(tmp_path / "p", "\n".join(map(json.dumps, rows)), "metadata.jsonl")
+    with pytest.raises(ValueError, match="row 1 of 'v' holds a null"):
+        image_folder(folder, LOOK)
+
+
+def test_a_column_may_not_be_called_as_the_pictures_are(tmp_path):
+    with pytest.raises(ValueError, match='the name "image" is the picture\'s own'):
+        image_folder(table(tmp_path / "p", "file_name,image\na/0.png,x\na/1.png,y\n"), LOOK)
+
+
+def test_a_column_without_pictures_is_named(tmp_path):
+    datasets.Dataset.from_dict({"image": [1, 2]}).to_parquet(tmp_path / "0.parquet")
+    with pytest.raises(ValueError, match="column 'image' holds no encoded pictures, but int64"):
+        parquet(tmp_path / "0.parquet", LOOK)
 
 
 @pytest.mark.parametrize("name", ["./a/{}.png", "a\\{}.png", ".\\a\\{}.png", "a/./{}.png"])
@@ -233,7 +368,13 @@ def parquet_file(path):
 
 
 @pytest.mark.parametrize(
-    "names", [("train-0.parquet", "test-0.parquet"), ("train/0.parquet", "validation/0.parquet")]
+    "names",
+    [
+        ("train-0.parquet", "test-0.parquet"),
+        ("train/0.parquet", "validation/0.parquet"),
+        ("pets-train-0.parquet", "pets-test-0.parquet"),
+        ("a/train/0.parquet", "b/test/0.parquet"),
+    ],
 )
 def test_parquet_files_of_several_splits_are_refused(tmp_path, names):
     for name in names:
@@ -251,6 +392,35 @@ def test_shards_of_several_splits_are_refused(tmp_path):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=r'path = ".*/train\*\.tar"'):
         Shards(tmp_path, LOOK)
+
+
+def shard(folder, suffix, **beside):
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 51, np.uint8)).save(file, "TIFF" if "if" in suffix else "PNG")
+    folder.mkdir()
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for kind, content in {suffix: file.getvalue(), **beside}.items():
+            entry = tarfile.TarInfo(f"a.{kind}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "tif"])
+def test_shards_hold_pictures_of_any_kind(tmp_path, suffix):
+    x, _ = Shards(shard(tmp_path / "s", suffix), LOOK).batch([0], Draw([0]))
+    torch.testing.assert_close(x, torch.full((1, 3, 8, 8), 51 / 127.5 - 1))
+
+
+def test_marks_at_the_start_are_no_part_of_names_and_captions(tmp_path):
+    folder = shard(tmp_path / "s", "png", txt="\ufeffa cat\n".encode(), cls=b"0")
+    (folder / "classes.txt").write_text("cat\n\ndog\n", encoding="utf-8-sig")
+    source = Shards(folder, LOOK)
+    assert source.columns["label"].classes == ("cat", "dog")
+    assert source.batch([0], Draw([0]))[1]["caption"] == ["a cat"]
+    (folder / "classes.txt").write_bytes(b"c\xe4t\n")
+    with pytest.raises(ValueError, match=r"classes\.txt: not UTF-8"):
+        Shards(folder, LOOK)
 
 
 def test_a_damaged_shard_is_named(tmp_path):

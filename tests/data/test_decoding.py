@@ -40,19 +40,54 @@ def test_16_bit_files_are_scaled(kind):
     assert grey(open_picture(file)) == WANTED
 
 
-def test_a_big_endian_16_bit_tiff_is_scaled():
-    pixels = RAMP.astype(">u2").tobytes()
-    entries = [(256, 3, 1, 4), (257, 3, 1, 1), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1)]
-    entries += [(273, 4, 1, 8), (277, 3, 1, 1), (278, 3, 1, 1), (279, 4, 1, len(pixels))]
+def tiff(pixels, bits, order="<", *, photometric=1, kind=1, turn=1):
+    """Write a grey TIFF of one row of four pixels, tag by tag."""
+    entries = [(256, 3, 1, 4), (257, 3, 1, 1), (258, 3, 1, bits), (259, 3, 1, 1)]
+    entries += [(262, 3, 1, photometric), (273, 4, 1, 8), (274, 3, 1, turn), (277, 3, 1, 1)]
+    entries += [(278, 3, 1, 1), (279, 4, 1, len(pixels)), (339, 3, 1, kind)]
     packed = b"".join(
-        struct.pack(">HHI", tag, kind, n)
-        + (struct.pack(">HH", v, 0) if kind == 3 else struct.pack(">I", v))
+        struct.pack(f"{order}HHI", tag, kind, n)
+        + (struct.pack(f"{order}HH", v, 0) if kind == 3 else struct.pack(f"{order}I", v))
         for tag, kind, n, v in entries
     )
-    head = b"MM\0*" + struct.pack(">I", 8 + len(pixels))
-    file = head + pixels + struct.pack(">H", len(entries)) + packed + struct.pack(">I", 0)
-    image = open_picture(file)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(pixels))
+    end = struct.pack(f"{order}I", 0)
+    return head + pixels + struct.pack(f"{order}H", len(entries)) + packed + end
+
+
+def test_a_big_endian_16_bit_tiff_is_scaled():
+    image = open_picture(tiff(RAMP.astype(">u2").tobytes(), 16, ">"))
     assert image.mode == "I;16B" and grey(image) == WANTED
+
+
+def test_a_tiff_of_12_bits_is_scaled():
+    packed = bytes([0x00, 0x00, 0x10, 0x80, 0x0F, 0xFF])  # 0, 16, 2048 and 4095, of 4095
+    image = open_picture(tiff(packed, 12))
+    assert np.asarray(image).tolist() == [[0, 256, 32776, 65535]]  # of 65535
+    assert grey(image) == [[0, 1, 128, 255]]
+    with pytest.raises(OSError, match=r"^not a picture of a kind that is read$"):
+        open_picture(tiff(packed, 12, photometric=0))
+
+
+def test_a_tiff_whose_zero_is_white_is_turned():
+    ramp = RAMP.astype("<u2").tobytes()
+    assert grey(open_picture(tiff(ramp, 16, photometric=0))) == [[255, 254, 127, 0]]
+    upright = open_picture(tiff(ramp, 16, photometric=0, turn=6))  # a quarter to the right
+    assert grey(upright) == [[255], [254], [127], [0]]
+    floats = np.array([0, 0.25, 0.5, 1], "<f4").tobytes()
+    assert grey(open_picture(tiff(floats, 32, kind=3))) == [[0, 64, 128, 255]]
+    with pytest.raises(OSError, match="floats whose zero is white are not read"):
+        open_picture(tiff(floats, 32, kind=3, photometric=0))
+
+
+def test_signed_numbers_and_those_of_fits_are_refused():
+    with pytest.raises(ValueError, match="signed or of 32 bits, have no known white"):
+        to_8_bits(open_picture(tiff(RAMP.astype("<u2").tobytes(), 16, kind=2)), 1)
+    cards = ["SIMPLE  =                    T", "BITPIX  =                   16"]
+    cards += [f"{k:8}= {v:20}" for k, v in (("NAXIS", 2), ("NAXIS1", 4), ("NAXIS2", 1))]
+    head = "".join(card.ljust(80) for card in (*cards, "END")).ljust(2880)
+    with pytest.raises(OSError, match="the numbers of FITS have no known white"):
+        open_picture(head.encode() + RAMP.astype(">i2").tobytes().ljust(2880, b"\0"))
 
 
 def test_a_pgm_with_a_white_of_1000_is_scaled():
@@ -75,7 +110,7 @@ def test_floats_of_unknown_range_are_refused(values):
 def test_whole_numbers_of_32_bits_are_refused():
     image = Image.fromarray(np.array([[0, 2**31 - 1]], dtype=np.int32))
     for picture in (image, open_picture(saved(image, "TIFF"))):
-        with pytest.raises(ValueError, match="32 bits have no known white; save it with 8 or 16"):
+        with pytest.raises(ValueError, match="signed or of 32 bits, have no known white"):
             to_8_bits(picture, 3)
 
 

@@ -74,12 +74,22 @@ def test_a_changed_sample_class_or_caption_changes_it(changes):
     assert words == ("the samples, or what is known of them, have changed", True)
 
 
-def test_of_large_data_rows_evenly_spaced_are_hashed(monkeypatch):
-    monkeypatch.setattr(identity, "HASHED", 8)  # two rows of four bytes: 0 and 3
-    for row, same in ((0, False), (1, True), (3, False)):
-        x = source().x.clone()
-        x[row] += 1
-        assert (identify(source(x=x)) == identify(source())) is same
+def test_of_large_data_numbers_of_every_row_are_hashed(monkeypatch):
+    monkeypatch.setattr(identity, "HASHED", 8)
+    monkeypatch.setattr(identity, "LEAST", 2)  # of the four numbers of a row: 0 and 2
+    for row in range(6):
+        for number, same in ((0, False), (1, True), (2, False), (3, True)):
+            x = source().x.clone()
+            x.view(6, 4)[row, number] += 1
+            assert (identify(source(x=x)) == identify(source())) is same
+
+
+def test_of_data_that_are_not_large_every_number_is_hashed():
+    x = torch.zeros(6, 1, 16, 16, dtype=torch.uint8)
+    for row, number in ((0, 1), (5, 255)):
+        changed = x.clone()
+        changed.view(6, 256)[row, number] += 1
+        assert identify(source(x=changed)) != identify(source(x=x))
 
 
 def test_another_split_is_another_identity():

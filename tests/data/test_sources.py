@@ -619,7 +619,7 @@ def nan_row(x):
             r"samples should be floating point, \[N, D\], \[N, T, C\] or more, not \[6\]",
         ),
         ({"x": torch.zeros(6, 2, dtype=torch.int64)}, None, r"samples should be floating point"),
-        ({"x": "nan"}, None, r"1 of 6 samples are not finite, first that of row 4"),
+        ({"x": "nan"}, None, r"1 of 6 samples are not finite in float32, first that of row 4"),
         (
             {"activity": torch.zeros(5, dtype=torch.int64)},
             None,
@@ -668,6 +668,27 @@ def test_damaged_files_are_named(tmp_path):
         tensors(tmp_path / "none.npy")
 
 
+def test_arrays_of_another_byte_order_are_read(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([[0.5, -1], [2, 3]], ">f4"))
+    assert torch.equal(tensors(tmp_path / "x.npy").x, torch.tensor([[0.5, -1], [2, 3]]))
+
+
+def test_numbers_beyond_float32_are_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([[0.0, 1.0], [1e300, 1.0]]))
+    with pytest.raises(ValueError, match=r"1 of 2 samples are not finite in float32, .* row 1"):
+        tensors(tmp_path / "x.npy")
+
+
+def test_odd_values_of_tensors_are_one_line(tmp_path):
+    path, x = held(tmp_path, phase=torch.zeros(6, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"the column 'phase' is not a class: .*complex64"):
+        tensors(path)
+    held(tmp_path, x=x.to(torch.float8_e4m3fn))
+    assert torch.equal(tensors(path).x, x.to(torch.float8_e4m3fn).float())
+    save_file({"x": x}, path, {"classes": "[" * 100_000})
+    assert tensors(path).columns == {}
+
+
 def test_units_are_those_of_the_data_and_go_back(tmp_path):
     x = torch.randn(50, 7, 3, dtype=torch.float64) * torch.tensor([1.0, 20.0, 0.0]) + torch.tensor(
         [5.0, -3.0, 2.0]
@@ -697,6 +718,23 @@ def test_latents_are_encoded_once(tmp_path):
         x, targets = batch(found, [4, 1])
         torch.testing.assert_close(x, (source.x[[4, 1], :2, ::2, ::2] * 0.5).half().float())
         assert targets["text"] == ["e", "b"] and targets["n"].tolist() == [4, 1]
+
+
+def test_latents_keep_all_captions(tmp_path):
+    words = [("a", "b", "c")] * 40
+    source = InMemory(x=torch.zeros(40, 3, 4, 4), targets={"text": words}, columns={})
+    found = latents(source, lambda x: x, tmp_path, key="k")
+    draw = Draw(range(40))
+    drawn = found.batch(range(40), draw)[1]["text"]
+    assert drawn == ["abc"[int(3 * u)] for u in draw.uniform("caption").tolist()]
+    assert {*drawn} == {*"abc"}
+
+
+def test_latents_of_other_data_are_made_anew(tmp_path):
+    for count in (3, 2):
+        source = InMemory(x=torch.full((count, 1, 2, 2), count), targets={}, columns={})
+        found = latents(source, lambda x: x / 2, tmp_path, key="k")
+        assert torch.equal(found.x, torch.full((count, 1, 2, 2), count / 2))
 
 
 # --- setting aside ---

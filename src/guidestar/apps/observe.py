@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.layout import find_pictures
 from ..guidance import METHODS, Guidance, Inpaint, Observation, Steered, get_operator, losses_of
 from ..guidance.arguments import needed, problem
 from ..guidance.operators import OPERATORS
 from ..guidance.weights import finite
 from ..io.decoding import open_picture, to_8_bits
-
-KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def read_observation(
@@ -78,7 +77,7 @@ def read_observation(
 def _files(picture: Path) -> list[Path]:
     if not picture.is_dir():
         return [picture]
-    found = sorted(file for file in picture.iterdir() if file.suffix.lower() in KINDS)
+    found = [file for file in find_pictures(picture) if file.parent == picture]
     if not found:
         raise ValueError(f"the folder {picture} holds no pictures")
     return found

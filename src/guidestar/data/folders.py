@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 
 from ..io.files import Damaged
-from .layout import SPLITS, TRAINING, find, find_files
+from .layout import find, find_files
 from .pictures import Look, Pictures, Say, all_grey, decoded
 from .source import Column
+from .splits import check_split_files
 
 Kind = Literal["class", "vector", "text"]
 
@@ -50,7 +51,7 @@ def image_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder of images")
-    table = _as_table(folder, columns or {})
+    table = _as_table(folder, columns or {}, classes)
     return _from_table(
         table,
         folder,
@@ -64,11 +65,12 @@ def image_folder(
     )
 
 
-def _as_table(folder: Path, columns: Mapping[str, Kind]) -> Any:
+def _as_table(folder: Path, columns: Mapping[str, Kind], classes: Sequence[str]) -> Any:
     """Return the pictures of a folder as a table of paths, with what is known of each."""
     import datasets
 
-    found = find(folder, text=[name for name, kind in columns.items() if kind == "text"])
+    text = [name for name, kind in columns.items() if kind == "text"]
+    found = find(folder, text=text, classes=classes)
     pictures = [{"bytes": None, "path": str(file)} for file in found.files]
     try:
         table = datasets.Dataset.from_dict(found.columns) if found.columns else None
@@ -150,27 +152,6 @@ def literal(file: Path) -> str:
     return re.sub(r"([*?[])", r"[\1]", str(file))
 
 
-def check_split_files(path: Path, files: Sequence[Path]) -> None:
-    """Refuse files of several splits: ``train-000.parquet`` beside ``test-000.parquet``.
-
-    Raises:
-        ValueError: there are several; names a pattern that takes those to train on.
-    """
-    words: dict[str, Path] = {}
-    for file in files:
-        parts = (*file.relative_to(path).parts[:-1], re.split(r"[-_.]", file.name)[0])
-        for word in filter(SPLITS.fullmatch, parts):
-            words.setdefault(word.lower(), file)
-    if len(words) > 1 and any(map(TRAINING.fullmatch, words)):
-        word, file = next((w, f) for w, f in words.items() if TRAINING.fullmatch(w))
-        inside = file.relative_to(path).parts[0]
-        mine = path / (inside if len(file.relative_to(path).parts) > 1 else f"{word}*{file.suffix}")
-        raise ValueError(
-            f"{path}: holds the splits {', '.join(words)}, which would be mixed; give the one to "
-            f'train on: path = "{mine}"'
-        )
-
-
 def find_data_files(path: Path, suffix: str) -> list[Path]:
     """Return a file, the files of a folder, or those of a pattern (``data/train*.parquet``).
 
@@ -208,7 +189,14 @@ def _from_table(
 ) -> Pictures:
     import datasets
 
-    raw = table.cast_column(image, datasets.Image(decode=False))
+    try:
+        raw = table.cast_column(image, datasets.Image(decode=False))
+    except Exception as error:
+        # Arrow's own error, of a type that no picture has.
+        kind = getattr(table.features[image], "dtype", type(table.features[image]).__name__)
+        raise ValueError(
+            f"{path}: the column {image!r} holds no encoded pictures, but {kind}"
+        ) from error
     described = described_columns(table, path, columns, {image, "file_name"}, classes)
     pictures = raw[image]
     channels = look.channels or (1 if all_grey(pictures) else 3)
@@ -302,6 +290,11 @@ def _values(table: Any, name: str, column: Column, kept: Sequence[int], path: Pa
     empty = next((i for i, v in zip(kept, values, strict=True) if v is None), None)
     if empty is not None:
         raise ValueError(f"{path}: row {empty} has no {name!r}")
+    gap = next(
+        (i for i, v in zip(kept, values, strict=True) if isinstance(v, list) and None in v), None
+    )
+    if gap is not None:
+        raise ValueError(f"{path}: row {gap} of {name!r} holds a null; give a value there")
     if column.kind == "text":
         wordless = next(
             (i for i, v in zip(kept, values, strict=True) if isinstance(v, list) and not v), None

@@ -16,7 +16,9 @@ from .source import Column, Held, InMemory, Part, Source
 from .tensors import Scaled
 
 HASHED = 256 * 2**20
-"""Bytes of one tensor that are hashed at most; of a larger one, rows evenly spaced."""
+"""Bytes of one tensor that are hashed; of a larger one, fewer numbers of each row."""
+LEAST = 64
+"""Numbers of each row that are hashed at least, evenly spaced, so that none goes unnoticed."""
 
 
 def identify(source: Source) -> dict[str, Any]:
@@ -115,10 +117,12 @@ def _file(name: str) -> bytes:
 
 def _tensor(x: Tensor) -> Iterator[bytes]:
     yield f"{x.dtype} {tuple(x.shape)}".encode()
-    row = max(1, x[:1].numel() * x.element_size())
-    every = max(1, -(-len(x) * row // HASHED))
-    rows = x[::every].detach().cpu().contiguous()
-    yield from (part.numpy().tobytes() for part in rows.split(max(1, 2**24 // row)))
+    rows = x.detach().reshape(len(x), -1)
+    width = max(1, rows.shape[1])
+    every = -(-rows.numel() * x.element_size() // HASHED)
+    every = max(1, min(every, width // LEAST))
+    for part in rows.split(max(1, 2**24 // (width * x.element_size()))):
+        yield part[:, ::every].cpu().contiguous().numpy().tobytes()
 
 
 def _held(targets: Held) -> Iterator[bytes]:

@@ -8,9 +8,9 @@ picture (``metadata.jsonl``, ``.csv`` or ``.parquet``), or a caption beside each
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..io.documents import read_text
+from .splits import TABLES, check_splits
 
-TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PASSED_OVER = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN"}
-SPLITS = re.compile(r"(train|training|test|testing|val|valid|validation|dev|eval|evaluation)", re.I)
-TRAINING = re.compile(r"train(ing)?", re.I)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +38,31 @@ class Found:
     labels: list[str] | None
 
 
-def find(folder: Path, *, text: Sequence[str] = ()) -> Found:
+def find(folder: Path, *, text: Sequence[str] = (), classes: Sequence[str] = ()) -> Found:
     """Read the layout of a folder of pictures.
 
     Args:
         folder: the folder.
         text: columns of a table that hold captions, whatever they look like: numbers stay text.
+        classes: names of folders that are classes, whatever they are called.
 
     Raises:
         FileNotFoundError: there are no pictures.
         ValueError: the layout is no clear one, or its table does not fit its pictures.
     """
-    files = find_pictures(folder)
+    files, tables = find_pictures(folder), _find_tables(folder)
     if not files:
         raise FileNotFoundError(f"{folder}: holds no images")
+    _check_names(folder, files)
     table = next((folder / name for name in TABLES if (folder / name).is_file()), None)
     if table is not None:
         return _by_table(folder, table, files, text)
-    _check_splits(folder, files)
+    check_splits(folder, files, classes)
+    if tables:
+        raise ValueError(
+            f"{folder}: the table {tables[0].relative_to(folder).as_posix()!r} lies in a folder "
+            f'below; give that folder (path = "{tables[0].parent}"), or move the table up'
+        )
     _check_depths(folder, files)
     captions = _captions(folder, files)
     labels = [file.parent.name for file in files]
@@ -69,7 +74,9 @@ def find(folder: Path, *, text: Sequence[str] = ()) -> Found:
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """Return the pictures below a folder, in a fixed order; links are followed."""
+    """Return the pictures below a folder, in a fixed order; links are followed, and those
+    that lead nowhere are returned, as pictures that cannot be read.
+    """
     from PIL import Image
 
     known = set(Image.registered_extensions())
@@ -87,48 +94,34 @@ def find_files(folder: Path) -> Iterator[Path]:
 
 
 def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.name.startswith(".") or entry.name in PASSED_OVER:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda e: e.name)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be read ({error.strerror})") from error
+    for path in (folder / entry.name for entry in entries):
+        if path.name.startswith(".") or path.name in PASSED_OVER:
             continue
-        path = folder / entry.name
-        if entry.is_dir():
+        if path.is_dir():
             real = os.path.realpath(path)
             if real not in above:
                 yield from _walk(path, above | {real})
-        elif entry.is_file():
+        elif path.is_file() or path.is_symlink():
             yield path
 
 
-def find_splits(folder: Path, files: Sequence[Path] | None = None) -> dict[str, Path]:
-    """Return the folders of a data set that is split: ``train/cat/1.png`` and ``test/cat/2.png``.
-
-    Returns:
-        The folders by name, the one to train on first; empty where the folder is not split. A
-        folder of pictures called "train" is a class like others, unless class folders or a table
-        are in it.
-    """
-    tops = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
-    inside = [file.relative_to(folder).parts for file in (files or find_pictures(folder))]
-    used = {parts[0] for parts in inside if len(parts) > 1}
-    if len(used) < 2 or any(len(parts) == 1 for parts in inside):
-        return {}
-    if not all(SPLITS.fullmatch(name) for name in used) or not any(map(TRAINING.fullmatch, used)):
-        return {}
-    deep = any(len(parts) > 2 for parts in inside)
-    if not deep and not any((tops[name] / table).is_file() for name in used for table in TABLES):
-        return {}
-    order = sorted(used, key=lambda name: (not TRAINING.fullmatch(name), name))
-    return {name: tops[name] for name in order}
+def _find_tables(folder: Path) -> list[Path]:
+    return [file for file in find_files(folder) if file.name in TABLES]
 
 
-def _check_splits(folder: Path, files: Sequence[Path]) -> None:
-    split = find_splits(folder, files)
-    if split:
-        train, test, *_ = split.values()
-        raise ValueError(
-            f"{folder}: holds the splits {', '.join(split)}, which would be mixed; give them "
-            f'apart: path = "{train}" and test = "{test}"'
-        )
+def _check_names(folder: Path, files: Sequence[Path]) -> None:
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            name = ascii(file.relative_to(folder).as_posix())
+            raise ValueError(
+                f"{ascii(str(folder))[1:-1]}: the name {name} is not UTF-8; rename it"
+            ) from None
 
 
 def _check_depths(folder: Path, files: Sequence[Path]) -> None:
@@ -136,6 +129,8 @@ def _check_depths(folder: Path, files: Sequence[Path]) -> None:
     filled = {parent for file in files for parent in file.parents}
     for path in sorted(folder.iterdir()):
         ours = not path.name.startswith(".") and path.name not in PASSED_OVER
+        if ours and path.is_symlink() and not path.exists() and path not in files:
+            raise ValueError(f"{folder}: the link {path.name!r} leads nowhere; mend or remove it")
         if ours and path.is_dir() and path not in filled:
             raise ValueError(
                 f"{folder}: the class folder {path.name!r} holds no images; fill or remove it"
@@ -184,6 +179,8 @@ def _by_table(folder: Path, table: Path, files: Sequence[Path], text: Sequence[s
     if unnamed:
         more = f" and {len(unnamed) - 1} more images" if len(unnamed) > 1 else ""
         raise ValueError(f"{table}: says nothing about {unnamed[0]!r}{more}; add or remove them")
+    if any("image" in row for row in rows):
+        raise ValueError(f'{table}: the name "image" is the picture\'s own; rename that column')
     columns = {
         name: [row.get(name) for row in rows]
         for name in dict.fromkeys(key for row in rows for key in row)
@@ -215,7 +212,8 @@ def _rows(table: Path) -> Iterator[Mapping[str, Any]]:
     elif table.suffix == ".csv":
         yield from _csv(table)
     else:
-        for number, line in enumerate(read_text(table).splitlines(), 1):
+        # Not splitlines: it also ends lines at U+2028 and others, which may stand in a text.
+        for number, line in enumerate(read_text(table).split("\n"), 1):
             if line.strip():
                 yield _json(table, number, line)
 
@@ -243,15 +241,14 @@ def _parquet(table: Path) -> list[Mapping[str, Any]]:
 
 def _csv(table: Path) -> Iterator[Mapping[str, Any]]:
     """Read a table with commas, semicolons or tabs; an empty cell is None."""
-    lines = read_text(table).splitlines(keepends=True)
-    first = next((line for line in lines if line.strip()), "")
-    mark = max(",;\t", key=first.count)
-    reader = csv.reader((line for line in lines if line.strip()), delimiter=mark)
+    text = read_text(table).lstrip()
+    mark = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
     header = [name.strip() for name in next(reader, [])]
     if "file_name" not in header:
         raise ValueError(f"{table}: has no column file_name; it has {', '.join(header) or 'none'}")
     try:
-        for number, cells in enumerate(reader, 1):
+        for number, cells in enumerate(filter(None, reader), 1):  # an empty line has no cells
             if len(cells) > len(header):
                 raise ValueError(
                     f"{table}: row {number} has {len(cells)} cells for {len(header)} columns; "

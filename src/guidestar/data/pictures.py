@@ -133,9 +133,10 @@ def opened(picture: Mapping[str, Any] | None, *, pixels: bool = True) -> Any:
     Raises:
         OSError: there is none, or it is not one.
     """
-    if picture is None:
+    encoded = (picture or {}).get("bytes") or (picture or {}).get("path")
+    if not encoded:
         raise OSError("there is none")
-    return open_picture(picture.get("bytes") or picture["path"], pixels=pixels)
+    return open_picture(encoded, pixels=pixels)
 
 
 def decoded(
@@ -219,6 +220,14 @@ def _key(pictures: Any, look: Look, channels: int) -> str:
         if picture is None or picture.get("bytes"):
             digest.update(picture["bytes"] if picture else b"none")
         else:
-            about = os.stat(picture["path"])
-            digest.update(f"{picture['path']}/{about.st_size}/{about.st_mtime_ns}".encode())
+            digest.update(f"{picture.get('path')}/{_state(picture.get('path'))}".encode())
     return digest.hexdigest()
+
+
+def _state(path: str | None) -> str:
+    """Return the size and the time of a file; "" where there is none."""
+    try:
+        about = os.stat(path or "")
+    except OSError:
+        return ""
+    return f"{about.st_size}/{about.st_mtime_ns}"

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..core.rng import Draw
+from ..io.documents import read_text
 from ..io.files import Damaged
 from .folders import find_data_files, literal
 from .pictures import Look, Say, decode, opened, prepared
 from .source import Column, Source, Targets
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "pgm", "ppm")
 
 
 class Shards(Source):
@@ -64,7 +65,7 @@ class Shards(Source):
         self._at, self._stream = 0, iter(())
         self._stream = iter(self._as_they_lie())
         first = self._next()
-        self._picture = next((k for k in PICTURES if k in first), "")
+        self._picture = next((k for k in first if k.lower() in PICTURES), "")
         if not self._picture:
             raise ValueError(
                 f"{self.files[0]}: its first sample holds no picture "
@@ -108,8 +109,8 @@ class Shards(Source):
             )
         except Exception as error:
             raise self._damaged(error) from error
-        for name in PICTURES:
-            if stream.features and name in stream.features:
+        for name in list(stream.features or {}):
+            if name.lower() in PICTURES:
                 stream = stream.cast_column(name, datasets.Image(decode=False))
         return stream
 
@@ -206,7 +207,8 @@ def _place(sample: Mapping[str, Any]) -> str:
 def _caption(sample: Mapping[str, Any]) -> str:
     text = sample.get("txt")
     try:
-        return text if isinstance(text, str) else bytes(text).decode()  # type: ignore[arg-type]
+        words = text if isinstance(text, str) else bytes(text).decode()  # type: ignore[arg-type]
+        return words.removeprefix("\ufeff").strip()
     except (TypeError, UnicodeDecodeError):
         raise ValueError(
             f"{_place(sample)} has no caption in UTF-8 (.txt); mend or remove it"
@@ -230,10 +232,5 @@ def _files(path: Path | str) -> list[str]:
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     file = folder / "classes.txt"
-    return (
-        tuple(
-            line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()
-        )
-        if file.is_file()
-        else ()
-    )
+    lines = read_text(file).split("\n") if file.is_file() else []
+    return tuple(line.strip() for line in lines if line.strip())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.rng import Draw
 from ..io.files import Damaged, make_folder, whole_or_not
+from .pictures import Pictures
 from .source import Column, InMemory, Source, Targets
 
 Kind = Literal["class", "vector", "text"]
@@ -99,7 +100,7 @@ def _read_npy(path: Path) -> Tensor:
 
     try:
         array = np.load(path, allow_pickle=False)
-        return torch.from_numpy(array)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except Exception as error:
         # Whatever the reader trips over (a damaged zip too), it is the file that is not as it
         # expects.
@@ -109,16 +110,16 @@ def _read_npy(path: Path) -> Tensor:
 
 
 def _check_samples(path: Path, x: Tensor) -> None:
-    if x.ndim < 2 or not len(x) or not x.is_floating_point():
+    if x.ndim < 2 or not x.numel() or not x.is_floating_point():
         raise ValueError(
             f"{path}: samples should be floating point, [N, D], [N, T, C] or more, not "
             f"{list(x.shape)} of {x.dtype}"
         )
-    bad = (~x.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+    bad = (~x.float().flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
     if bad:
         raise ValueError(
-            f"{path}: {len(bad)} of {len(x)} samples are not finite, first that of row {bad[0]}; "
-            "mend or remove them"
+            f"{path}: {len(bad)} of {len(x)} samples are not finite in float32, first that of row "
+            f"{bad[0]}; mend or remove them"
         )
 
 
@@ -126,11 +127,11 @@ def _names(column: str, classes: Sequence[str], metadata: Mapping[str, str]) -> 
     if classes:
         return tuple(classes)
     try:
-        told = json.loads(metadata.get("classes", "[]"))
-    except ValueError:
+        known = json.loads(metadata.get("classes", "[]"))
+    except (ValueError, RecursionError):
         return ()
-    told = told.get(column, []) if isinstance(told, dict) else told
-    return tuple(str(n) for n in told)
+    names = known.get(column, []) if isinstance(known, dict) else known
+    return tuple(str(n) for n in names) if isinstance(names, list) else ()
 
 
 def _describe(
@@ -144,6 +145,7 @@ def _describe(
         kind == "text"
         or (kind == "class" and not (whole and values.ndim == 1))
         or (kind == "vector" and values.ndim > 2)
+        or values.is_complex()
     ):
         raise ValueError(
             f"{path}: the column {name!r} is not a {kind}: it holds {list(values.shape)} of "
@@ -227,7 +229,12 @@ class Scaled(Source):
 
 
 def latents(
-    source: Source, encode: Callable[[Tensor], Tensor], cache: Path, *, key: str, batch: int = 16
+    source: InMemory | Pictures,
+    encode: Callable[[Tensor], Tensor],
+    cache: Path,
+    *,
+    key: str,
+    batch: int = 16,
 ) -> InMemory:
     """Encode all samples once, by a VAE, and keep the result (float16) in ``cache``.
 
@@ -238,32 +245,14 @@ def latents(
         key: names what the latents depend on.
         batch: samples at a time.
     """
-    if source.size is None:
-        raise ValueError(
-            "latents are encoded once, which a stream does not allow; encode the shards beforehand"
-        )
     from safetensors.torch import save
 
     file = make_folder(cache) / f"latents-{key}.safetensors"
-    targets: dict[str, Tensor | list[str]] = {}
-    found: list[Tensor] = []
-    done = _read_safetensors(file)[0]["x"] if file.is_file() else None
-    for rows in torch.arange(source.size).split(batch):
-        x, known = source.batch(rows.tolist(), Draw(rows.tolist()))
-        for name, values in known.items():
-            targets[name] = _extended(targets.get(name), values)
-        if done is None:
-            found.append(encode(x).half().cpu().contiguous())
-    if done is None:
-        done = torch.cat(found).contiguous()
+    done = _read_safetensors(file)[0].get("x") if file.is_file() else None
+    if done is None or len(done) != source.size:
+        every = torch.arange(source.size).split(batch)
+        rows = (rows.tolist() for rows in every)
+        done = torch.cat([encode(source.batch(r, Draw(r))[0]).half().cpu() for r in rows])
         with whole_or_not(file) as beside:
-            beside.write_bytes(save({"x": done}))
-    return InMemory(x=done.float(), targets=targets, columns=source.columns)
-
-
-def _extended(known: Tensor | list[str] | None, more: Tensor | list[str]) -> Tensor | list[str]:
-    if known is None:
-        return more
-    if isinstance(known, Tensor) and isinstance(more, Tensor):
-        return torch.cat([known, more])
-    return [str(t) for t in (*known, *more)]
+            beside.write_bytes(save({"x": done.contiguous()}))
+    return InMemory(x=done.float(), targets=source.targets, columns=source.columns)

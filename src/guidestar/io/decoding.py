@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Modes without colours (a palette may have none either)."""
+_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
 
 
 def open_picture(file: Path | str | bytes | BinaryIO, *, pixels: bool = True) -> Image.Image:
@@ -25,7 +26,7 @@ def open_picture(file: Path | str | bytes | BinaryIO, *, pixels: bool = True) ->
         OSError: it cannot be read: not a picture, truncated, damaged, or so large that it may be a
             decompression bomb. The message gives the reason, not the file's name.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -34,11 +35,12 @@ def open_picture(file: Path | str | bytes | BinaryIO, *, pixels: bool = True) ->
                 if not pixels and image.mode not in ("P", "PA"):  # whose palette is read with them
                     return image
                 image.load()
-                upright = ImageOps.exif_transpose(image)
-                return upright.convert("I;16") if _holds_16_bits(image) else upright
+                return ImageOps.exif_transpose(_as_16_bits(image))
     except Exception as error:
         # Pillow's readers raise whatever a damaged file makes them trip over.
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not a picture of a kind that is read"
         if isinstance(error, Image.DecompressionBombError):
             reason = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller"
         raise OSError(reason) from error
@@ -59,7 +61,8 @@ def to_8_bits(image: Image.Image, channels: int) -> Image.Image:
     16 bits are scaled: 65535 is white. Floats are taken as 0 (black) to 1 (white).
 
     Raises:
-        ValueError: floats outside [0, 1], or whole numbers of 32 bits, whose white is not known.
+        ValueError: floats outside [0, 1], or whole numbers that are signed or of 32 bits, whose
+            white is not known.
     """
     from PIL import Image
 
@@ -90,7 +93,8 @@ def _narrow(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "I":
         raise ValueError(
-            "its whole numbers of 32 bits have no known white; save it with 8 or 16 bits"
+            "its whole numbers, signed or of 32 bits, have no known white; save it with 8 or 16 "
+            "bits"
         )
     values = np.asarray(image).astype(np.int64).clip(0, 65535)
     narrow = np.rint(values / 257).astype(np.uint8)
@@ -100,6 +104,35 @@ def _narrow(image: Image.Image) -> Image.Image:
     return Image.fromarray(narrow)
 
 
-def _holds_16_bits(image: Image.Image) -> bool:
-    """Return whether mode ``I`` holds 16 bits: of PNG, and of PGM, whose reader scales to 65535."""
-    return image.mode == "I" and image.format in ("PNG", "PPM")
+def _as_16_bits(image: Image.Image) -> Image.Image:
+    """Bring a file's grey values of more than 8 bits to 0 (black) to 65535 (white), as far as its
+    format says what they are.
+
+    Raises:
+        ValueError: white is zero, of floats; or FITS, whose numbers have no known white.
+    """
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # whose readers scale to 65535
+        return image.convert("I;16")
+    if image.format == "FITS":
+        raise ValueError("the numbers of FITS have no known white; save it as PNG or TIFF")
+    if image.format == "TIFF" and image.mode.startswith(("I;16", "F")):
+        return _tiff_16_bits(image)
+    return image
+
+
+def _tiff_16_bits(image: Image.Image) -> Image.Image:
+    """Scale 12 bits, and turn values whose zero is white, neither of which Pillow does."""
+    import numpy as np
+    from PIL import Image
+
+    tags = image.tag_v2  # type: ignore[reportAttributeAccessIssue]
+    bits, white_is_zero = tags.get(_BITS, (16,))[0], tags.get(_PHOTOMETRIC) == 0
+    if image.mode == "F" and white_is_zero:
+        raise ValueError("floats whose zero is white are not read; save it with black as zero")
+    if image.mode == "F" or (bits == 16 and not white_is_zero):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    values = np.rint(values * (65535 / (2**bits - 1))).clip(0, 65535)
+    made = Image.fromarray((65535 - values if white_is_zero else values).astype(np.uint16))
+    made.info = image.info  # upright already: Pillow turns a TIFF as it reads it
+    return made

@@ -8,8 +8,9 @@ import json
 import re
 from pathlib import Path
 
-from ...data.layout import find_files, find_pictures, find_splits
+from ...data.layout import find_files, find_pictures
 from ...data.source import Column, Source
+from ...data.splits import find_splits
 from ..build.data import sources
 from .parts import NetworkPart, Training
 from .schema import Recipe
@@ -43,7 +44,7 @@ def kind_of(path: Path) -> str:
     for suffix, kind in ((".tar", "shards"), (".parquet", "parquet"), (".npy", "tensors")):
         if suffix in names:
             return kind
-    if not any(n in PICTURES for n in names):
+    if not find_pictures(path):
         raise ValueError(
             f"{path}: holds no images ({', '.join(PICTURES)}), parquet, webdataset or .npy files"
         )
@@ -74,7 +75,7 @@ def propose(
         ValueError: the data cannot be read as they are.
     """
     kind = kind_of(path)
-    split = find_splits(path) if kind == "images" and path.is_dir() else {}
+    split = find_splits(path, find_pictures(path)) if kind == "images" and path.is_dir() else {}
     train, *others = split.values() or [path]
     side = size or (_side(train) if kind == "images" else 32)
     bare = Training(steps=1)
