@@ -77,6 +77,10 @@ _KNOWN: dict[str, tuple[dict[str, Kind], tuple[str, ...]]] = {
         },
         (),
     ),
+    "GuidanceScale": (
+        {"width": _SIZE, **dict.fromkeys(("low", "high", "default"), number())},
+        ("width", "low", "high", "default"),
+    ),
     "Conditions": ({"names": _PARTS}, ("names",)),
 }
 
