@@ -14,7 +14,8 @@ from ..export import machine
 from ..loop.checkpoints import read_checkpoint
 from ..objectives.objective import profiles
 from ..run import checkpoint
-from .run import Lesson, finished_stage, stage_settings
+from .run import Lesson, data_of, finished_stage, stage_settings
+from .stages import training
 
 SOLVERS = {"guided": None, "progressive": "ddim", "consistency": "consistency"}
 """The solver that each kind of student is for; None: the teacher's."""
@@ -81,7 +82,17 @@ def _about(lesson: Lesson, out: Path, command: str) -> dict[str, Any]:
         "averages": [profiles(stage_settings(recipe, len(stages) - 1))[0].name],
         "command": command,
         "machine": machine(),
-        "parameters": {"model": sum(t.numel() for t in states[-1]["module"].values())},
+        "parameters": {
+            stage: sum(t.numel() for t in state["module"].values())
+            for (stage, _), state in zip(stages, states, strict=True)
+        },
+        "recipe": {
+            **{
+                stage: {"train": training(spec, stage).model_dump(mode="json")}
+                for stage, _ in stages
+            },
+            "data": data_of(recipe, lesson.model).model_dump(mode="json", exclude_none=True),
+        },
         "seconds": {
             stage: round(state["seconds"]) for (stage, _), state in zip(stages, states, strict=True)
         },
