@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ._completion import model_names
 from ._options import (
     Average,
     GridName,
@@ -20,7 +21,6 @@ from ._options import (
     Steps,
     Trust,
     check_run,
-    model_names,
     ready_file,
     with_file,
 )
@@ -32,8 +32,9 @@ def demo(
     model: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=model_names,
             help="A class model with a judge, or a text model with a measuring CLIP; by default "
-            "those that ship."
+            "those that ship.",
         ),
     ] = None,
     seeds: Annotated[
