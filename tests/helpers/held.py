@@ -127,9 +127,7 @@ class Live:
         self.early = early
         self.known: dict[CodeType, list[FunctionType]] = defaultdict(list)
         for thing in gc.get_objects():
-            if type(thing) is FunctionType and thing.__code__.co_filename.startswith(
-                Marked.source
-            ):
+            if type(thing) is FunctionType and thing.__code__.co_filename.startswith(Marked.source):
                 self.known[thing.__code__].append(thing)
 
     def broken(self, path: str, before: str, after: str, where: str) -> bool:
