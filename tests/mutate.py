@@ -73,6 +73,8 @@ LOADED = (
     "numpy torch PIL.Image diffusers transformers pydantic typer accelerate datasets "
     "safetensors.torch jaxtyping beartype hypothesis rich sklearn"
 )
+TABLES = ("tests/test_defaults.py", "tests/train/test_recipe_numbers.py")
+"""What reads numbers that are written outside functions, and so calls none."""
 MEMORY = 12 << 30
 UNSURE = 77
 Say = Callable[..., None]
@@ -230,6 +232,13 @@ def watched(held: Held, reach: Reach, home: Path, limit: float, say: Say) -> Non
         say(words=f"[{n + 1}/{len(stale)}] {file}: {words}, {time.monotonic() - start:.0f} s")
 
 
+def tests_of(mutant: Mutant, reach: Reach, budget: float) -> list[str]:
+    """Return the tests to try a mutant on."""
+    file = str(Path(mutant.file).relative_to("src"))
+    within = mutant.where and not mutant.where.rpartition(".")[2].lstrip("_")[:1].isupper()
+    return reach.tests_of(file, mutant.where, budget, () if within else TABLES)
+
+
 def attempt(held: Held, mutant: Mutant, tests: Sequence[str], reach: Reach, home: Path) -> Child:
     """Start the trial of a mutant in a fork of the held session."""
     seconds = reach.seconds
@@ -268,7 +277,7 @@ def try_held(
             if why := reason(mutant, known):
                 yield mutant, f"same: {why}"
                 continue
-            tests = reach.tests_of(str(Path(mutant.file).relative_to("src")), mutant.where, budget)
+            tests = tests_of(mutant, reach, budget)
             if not tests:
                 yield mutant, "survived: no test runs it"
                 continue
@@ -381,7 +390,7 @@ def try_all(
             if why := reason(mutant, known):
                 yield mutant, f"same: {why}"
                 continue
-            tests = reach.tests_of(str(Path(mutant.file).relative_to("src")), mutant.where, budget)
+            tests = tests_of(mutant, reach, budget)
             if not tests:
                 yield mutant, "survived: no test runs it"
                 continue

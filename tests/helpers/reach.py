@@ -109,16 +109,19 @@ class Reach:
             f for f in files if self.files.get(f, {}).get("hash") != digest((root / f).read_text())
         ]
 
-    def tests_of(self, file: str, where: str, budget: float) -> list[str]:
+    def tests_of(
+        self, file: str, where: str, budget: float, always: Sequence[str] = ()
+    ) -> list[str]:
         """Return the tests that run a function (or anything of a class or file), those that tell
         soonest first.
 
         One case of each test comes before the second case of any; then the rest of the files that
-        the function is run in, for what is computed once and kept. ``budget``: the seconds that all
-        of them may take.
+        the function is run in, for what is computed once and kept. ``always``: files whose tests
+        come first, whatever they run; ``budget``: the seconds that all of them may take.
         """
         rows: list[tuple[float, str]] = []
         rest: list[tuple[float, str]] = []
+        first = [test for name in always for test in self.files.get(name, {}).get("tests", {})]
         for known in self.files.values():
             exact, inside = {f"{file}:{where}"}, f"{file}:{where}." if where else f"{file}:"
             mine = {
@@ -134,7 +137,8 @@ class Reach:
                 (rows if mine & set(called) else rest if shared else []).append(
                     (seconds * focus, test)
                 )
-        return _within(_fair(rows) + _fair(rest), self.seconds, budget)
+        found = dict.fromkeys(first + _fair(rows) + _fair(rest))
+        return _within(list(found), self.seconds, budget)
 
     @property
     def seconds(self) -> dict[str, float]:
