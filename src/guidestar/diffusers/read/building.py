@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _modules
 
-from ...io.documents import refused, shown
+from ...io.documents import as_value_error, shown
 
 MOST_WHOLE = 10_000_000
 """The largest whole number in a network's settings: vocabularies have up to a million entries."""
@@ -121,7 +121,7 @@ def build(
         if check is not None:
             check(sketch)
         del sketch
-    with refused(where), _count_memory(where, dtype):
+    with as_value_error(where), _count_memory(where, dtype):
         return make()
 
 
@@ -130,7 +130,7 @@ def _build_sketch(make: Callable[[], Any], where: str, dtype: torch.dtype) -> An
     numbers there.
     """
     try:
-        with refused(where), _count_memory(where, dtype), torch.device("meta"):
+        with as_value_error(where), _count_memory(where, dtype), torch.device("meta"):
             return make()
     except ValueError as error:
         if isinstance(error.__cause__, _TooLarge):

@@ -49,20 +49,20 @@ def within_memory(make: Callable[[], N], copies: int) -> N:
         TooLarge: its weights alone need more memory than this machine has.
     """
     try:
-        with torch.random.fork_rng(devices=[]), counted(copies), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), count_memory(copies), torch.device("meta"):
             make()
     except TooLarge:
         raise
     except Exception as error:  # some cannot be built there, and are counted as they are built
         if isinstance(error.__cause__, TooLarge):
             raise error.__cause__ from None
-        with counted(copies):
+        with count_memory(copies):
             return make()
     return make()
 
 
 @contextmanager
-def counted(copies: int, most: int | None = None) -> Iterator[None]:
+def count_memory(copies: int, most: int | None = None) -> Iterator[None]:
     """Count the parameters of all modules that are built, and stop where they are too many."""
     if not copies:
         yield
