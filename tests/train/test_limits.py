@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from guidestar.data import fashion_mnist
+from guidestar.networks.memory import available_memory
 from guidestar.train import run
-from guidestar.train.build import limits
 from guidestar.train.build.limits import TooLarge, check_batch, count_memory, within_memory
 from guidestar.train.recipe import schema as recipes
 
@@ -89,7 +89,7 @@ def little(monkeypatch):
         torch.arange(6),
     )
     monkeypatch.setattr(fashion_mnist, "load_split", lambda split, folder: data)
-    monkeypatch.setattr(limits, "machine_memory", lambda: 10**9)
+    monkeypatch.setenv("GUIDESTAR_MEMORY", "1")
 
 
 WIDE = (
@@ -149,17 +149,18 @@ def test_what_cannot_be_built_without_memory_is_counted_as_it_is_built(monkeypat
         return nn.Linear(3, 5)
 
     assert within_memory(make, 5).in_features == 3
-    monkeypatch.setattr(limits, "machine_memory", lambda: 100)
+    monkeypatch.setenv("GUIDESTAR_MEMORY", "1e-7")
     with pytest.raises(TooLarge):
         within_memory(make, 5)
 
 
 def test_a_batch_is_counted_to_the_byte(monkeypatch):
-    monkeypatch.setattr(limits, "machine_memory", lambda: 1000)
+    monkeypatch.setenv("GUIDESTAR_MEMORY", "1e-6")
     check_batch(10, 100)
     with pytest.raises(TooLarge, match="11 samples at once"):
         check_batch(11, 100)
 
 
 def test_a_machine_has_some_memory():
-    assert 10**8 < limits.machine_memory() < 10**15
+    assert 10**8 < available_memory() < 10**15
+    assert available_memory(gpu=True) <= available_memory()
