@@ -236,13 +236,15 @@ def _write_grid(out: Path, files: list[Path]) -> None:
     number.
     """
     from ..io.decoding import open_picture
-    from ..io.images import Row, save_png, sheet
+    from ..io.images import SheetRow, save_png, sheet
 
     shown = [open_picture(file) for file in files[:ON_A_GRID]]
     if len(files) > ON_A_GRID:
         warn(f"the contact sheet shows the first {ON_A_GRID} of {len(files)} images")
     save_png(
-        sheet([Row(label="", images=shown[i : i + 8]) for i in range(0, len(shown), 8)], scale=3),
+        sheet(
+            [SheetRow(label="", images=shown[i : i + 8]) for i in range(0, len(shown), 8)], scale=3
+        ),
         out / "grid.png",
     )
 
@@ -250,7 +252,7 @@ def _write_grid(out: Path, files: list[Path]) -> None:
 def _finish(samples: Any, out: Path, grid: bool, rows: list[int] | None = None) -> None:
     """Write what shows all samples: of pictures that were repeated, or of other data."""
     from ..io import distributed as processes
-    from ..io.images import Row, save_png, sheet, to_drawings, write_tensors
+    from ..io.images import SheetRow, save_png, sheet, to_drawings, write_tensors
 
     pictures = samples.images.ndim == 4 and samples.images.shape[1] in (1, 3)
     rows = list(range(len(samples.x))) if rows is None else rows
@@ -264,7 +266,7 @@ def _finish(samples: Any, out: Path, grid: bool, rows: list[int] | None = None) 
         write_tensors({"x": x}, samples.settings, out / "samples.safetensors")
     if grid or not pictures:
         drawings = to_drawings(x[:ON_A_GRID])
-        laid = [Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)]
+        laid = [SheetRow(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)]
         save_png(
             sheet(laid, scale=3 if pictures else 1),
             out / ("grid.png" if pictures else "curves.png"),
