@@ -7,7 +7,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ._options import Guidance, Out, model_names, parse_scales
+from ._completion import model_names
+from ._options import Guidance, Out, parse_scales
 from ._terminal import fail, warn
 
 
@@ -138,13 +139,13 @@ def _distill(recipe: Any, teacher: str, out: Path) -> None:
     import torch
     from accelerate import PartialState
 
-    from ..train.loop.signals import Stop, asked_by_signals
+    from ..train.loop.signals import Stop, stop_on_signals
     from ..train.progress import progress_report
     from ..train.students.export import assemble_student
     from ..train.students.run import distill as run
 
     main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
-    with asked_by_signals(Stop()) as stop, progress_report() as report:
+    with stop_on_signals(Stop()) as stop, progress_report() as report:
         lesson = run(recipe, out, report, stop=stop, say=warn)
     if lesson is None:
         fail(f"stopped; what was trained is saved in {out}, and the same command goes on", 130)

@@ -67,9 +67,9 @@ class ConsistencyDistillation(Objective):
         step = step_between(t, s, self.teacher.schedule)
         x_s = ddim(self.teacher.predict(x_t, step, asked), s)
         with torch.no_grad():
-            ends = torch.as_tensor(s.sigma) == 0
-            wanted = student(net, x_s, s, asked)
+            at_data = (torch.as_tensor(s.sigma) == 0).to(x_s.device)
             clean = x_s * expand(divide(1.0, s.alpha), x_s)
-            wanted = torch.where(expand(ends * 1.0, x_s) > 0, clean, wanted)
+            ahead = student(net, x_s, s, asked)
+            wanted = torch.where(at_data.view(-1, *[1] * (x_s.ndim - 1)), clean, ahead)
         error = (student(net, x_t, t, asked) - wanted).square().flatten(1).mean(1)
         return (error + self.huber**2).sqrt() - self.huber

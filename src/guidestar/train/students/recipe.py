@@ -14,7 +14,7 @@ from ...io.files import check_name
 from ..objectives.teacher import takes_scale, with_scale
 from ..recipe.parts import Training
 from ..recipe.schema import BESIDE, explain
-from ..recipe.strict import Rate, Steps, _Strict
+from ..recipe.strict import Rate, StepCount, _Strict
 from ..recipe.tables import Data
 
 Scales = Annotated[
@@ -47,12 +47,12 @@ class Student(_Strict):
     guidance: str | None = None
     scale: Scales | None = None
     method: Literal["guided", "progressive", "consistency"] = "progressive"
-    steps: Steps = 4
-    start: Steps = 16
+    steps: StepCount = 4
+    start: StepCount = 16
     grid: str = "uniform"
     dropout: Rate = 0.1
     weighting: Literal["truncated", "snr+1"] = "truncated"
-    finest: Steps = 64
+    finest: StepCount = 64
     first: Training | None = None
     train: Training
 

@@ -20,13 +20,13 @@ from ..loop.checkpoints import read_checkpoint
 from ..loop.ema import EMA
 from ..loop.fit import fit
 from ..loop.lock import locked
-from ..loop.memory import activations, memory
+from ..loop.memory import activations, training_memory
 from ..loop.origins import of_tensors
 from ..loop.signals import Stop
 from ..loop.trainer import Trainer
-from ..objectives.objective import Progress, Settings, profiles
+from ..objectives.objective import Progress, TrainSettings, profiles
 from ..objectives.teacher import Teacher
-from ..progress import Report
+from ..progress import Reporter
 from ..recipe.parts import NetworkPart, Training
 from ..recipe.schema import Recipe
 from ..recipe.tables import Data
@@ -99,10 +99,10 @@ def _data_recipe(data: Data) -> Recipe:
     return Recipe(name="data", data=data, model=unused)
 
 
-def stage_settings(recipe: Distillation, index: int) -> Settings:
+def stage_settings(recipe: Distillation, index: int) -> TrainSettings:
     """Return how long and how fast the ``index``-th stage trains, and its seed."""
     stage = recipe.student.stages()[index][0]
-    return Settings(**training(recipe.student, stage).model_dump(), seed=recipe.seed + index)
+    return TrainSettings(**training(recipe.student, stage).model_dump(), seed=recipe.seed + index)
 
 
 def made_from(lesson: Lesson, index: int) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def finished_stage(lesson: Lesson, index: int, out: Path) -> ConditionalModel:
 def distill(
     recipe: Distillation,
     out: Path,
-    report: Report | None = None,
+    report: Reporter | None = None,
     *,
     stop: Stop | None = None,
     say: Callable[[str], None] | None = None,
@@ -245,7 +245,7 @@ def plan_distillation(recipe: Distillation, say: Callable[[str], None] | None = 
     for index, (stage, steps) in enumerate(recipe.student.stages()):
         built = build_stage(recipe, stage, steps, teacher, module)
         settings = stage_settings(recipe, index)
-        held = memory(built.module, settings, lesson.source.shape)
+        held = training_memory(built.module, settings, lesson.source.shape)
         each = activations(built, lesson.source)
         total = sum(held.values()) + -(-settings.batch // settings.accumulate) * each
         sampled = "any number of steps" if stage == "guided" else f"{steps} steps"

@@ -202,10 +202,12 @@ def _objective(spec: Student, stage: str, steps: int, teacher: Teacher) -> Objec
 
 def weighting(teacher: Teacher) -> Callable[[Level], Value]:
     """Return the weighting of a guided student: uniform in what its network predicts."""
-    predicts = getattr(teacher.denoiser, "predicts", "v")
-    if predicts == "edm":
-        return EDM(sigma_data=getattr(teacher.denoiser, "sigma_data", 0.5))
-    return Uniform(space=predicts)
+    denoiser = teacher.denoiser
+    if not isinstance(denoiser, Network):
+        return Uniform()
+    if denoiser.predicts == "edm":
+        return EDM(sigma_data=denoiser.sigma_data)
+    return Uniform(space=denoiser.predicts)
 
 
 def training(spec: Student, stage: str) -> Training:
