@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from ...core.denoiser import Network
 from ...core.levels import GRIDS, Level, Value
+from ...core.prediction import Space
 from ...data.source import Source, Targets
 from ...model.binding import find_scale
 from ...model.model import Model
@@ -207,7 +208,7 @@ def weighting(teacher: Teacher) -> Callable[[Level], Value]:
         return Uniform()
     if denoiser.predicts == "edm":
         return EDM(sigma_data=denoiser.sigma_data)
-    return Uniform(space=denoiser.predicts)
+    return Uniform(space=cast(Space, denoiser.predicts))
 
 
 def training(spec: Student, stage: str) -> Training:
