@@ -113,6 +113,12 @@ class Prediction:
         """Carry a difference from ``space`` to x0 (0 where that space cannot tell, at its ends)."""
         return expand(inverse_or_zero(slope(self.level, space)), delta) * delta
 
+    def detach(self, x_t: Tensor) -> Prediction:
+        """Return this prediction at ``x_t`` without its graph."""
+        log_var = None if self.log_var is None else self.log_var.detach()
+        x0, eps = self.x0.detach(), self.eps.detach()
+        return Prediction(x_t=x_t, level=self.level, x0=x0, eps=eps, log_var=log_var)
+
     def take(self, rows: Tensor) -> Prediction:
         """Select samples (``rows``: int64 indices)."""
         here, root = rows.to(self.x_t.device), self.root

@@ -7,18 +7,8 @@ from .dpmpp import DPMpp2M, SDEDPMpp2M
 from .heun import Heun
 from .particles import Population, Potential, crowd, effective_size, steer, systematic
 from .repaint import RePaint
-from .solver import (
-    Point,
-    Solver,
-    State,
-    advance,
-    check_finite,
-    noise,
-    noised,
-    sample,
-    trajectory,
-    walk,
-)
+from .run import State, advance, check_finite, noise, noised, sample, trajectory, walk
+from .solver import Point, Solver
 from .time_travel import TimeTravel
 
 SOLVERS: dict[str, type[Solver]] = {
