@@ -97,6 +97,7 @@ _HOMES = {
     ),
     "sampling": (
         "DDIM",
+        "Consistency",
         "DDPM",
         "SOLVERS",
         "DPMpp2M",

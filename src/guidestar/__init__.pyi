@@ -121,6 +121,7 @@ from .model.shipped import (
     available as available,
 )
 from .sampling import (
+    Consistency as Consistency,
     DDIM as DDIM,
     DDPM as DDPM,
     DPMpp2M as DPMpp2M,
@@ -146,6 +147,7 @@ __all__ = [
     "COND",
     "Colour",
     "Condition",
+    "Consistency",
     "Contrast",
     "DDIM",
     "DDPM",
