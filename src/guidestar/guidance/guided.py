@@ -81,8 +81,7 @@ class Guided:
     ) -> None:
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, not {max_rows}")
-        own = {"cond": cond, "null": null, "negative": negative, "encode": encode}
-        self.nets = by_name(nets, {name: value for name, value in own.items() if value is not None})
+        self.nets = by_name(nets, cond=cond, null=null, negative=negative, encode=encode)
         self.guidance = parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
         self.max_rows = max_rows
         conditional = self.nets["main"].cond is not None
