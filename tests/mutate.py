@@ -73,7 +73,12 @@ LOADED = (
     "numpy torch PIL.Image diffusers transformers pydantic typer accelerate datasets "
     "safetensors.torch jaxtyping beartype hypothesis rich sklearn"
 )
-TABLES = ("tests/test_defaults.py", "tests/train/test_recipe_numbers.py")
+TABLES = (
+    "tests/test_defaults.py",
+    "tests/test_numbers.py",
+    "tests/train/test_recipe_numbers.py",
+    "tests/checkpoints/test_published_flags.py",
+)
 """What reads numbers that are written outside functions, and so calls none."""
 MEMORY = 12 << 30
 UNSURE = 77

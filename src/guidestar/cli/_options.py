@@ -45,6 +45,12 @@ GridName = Annotated[
     ),
 ]
 
+_SCALE_HELP = (
+    "Guidance scale of a distilled student that takes it as an input: one number, or one for each "
+    "sample, separated by commas."
+)
+Scale = Annotated[str | None, typer.Option("--scale", help=_SCALE_HELP)]
+
 _OPERATOR_HELP = (
     "What --observe shows: downsample(factor=2), inpaint(mask='mask.png'), "
     "blur(deviation=2), gray or identity; with noise, e.g. gray(noise=0.05)."
@@ -86,6 +92,20 @@ def with_file(file: Path | None, **given: Any) -> dict[str, Any]:
         raise ValueError("give --guidance or --guidance-file, not both")
     found = read(file)
     return {key: getattr(found, key) if value is None else value for key, value in given.items()}
+
+
+def parse_scales(text: str) -> tuple[float, ...]:
+    """Read numbers separated by commas.
+
+    Raises:
+        ValueError: they are not numbers.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--scale {text!r}: write a number, or several separated by commas, e.g. 1,5"
+        ) from None
 
 
 def ready_file(out: Path) -> None:
