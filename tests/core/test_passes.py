@@ -638,7 +638,7 @@ def test_a_pass_asked_of_a_run_that_lacks_it_is_refused_by_name():
         Guided("cond", {"main": bare}, max_rows=0)
     with pytest.raises(ValueError, match="cfg has 2 scales for 3 samples"):
         Guided("cfg([1, 2])", {"main": net(Spy())})(noise(3, 4), STEP)
-    assert by_name(toy, {})["main"].denoiser is toy
+    assert by_name(toy)["main"].denoiser is toy
 
 
 def test_conditions_and_networks_of_another_kind_are_refused_when_given():
