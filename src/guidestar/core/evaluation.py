@@ -204,7 +204,7 @@ class _Member:
 
     def key(self, several: bool) -> Hashable:
         """Return what members of one call have in common; rounds of several runs must fit together
-        too.
+        too, and conditions of a denoiser that keeps those of different shapes ``apart``.
         """
         p = self.asked
         own = (p.perturb, self.index) if p.against is not None else None
@@ -214,7 +214,7 @@ class _Member:
             self.differentiable and self.round.checkpoint,
             own,
         )
-        if not several:
+        if not several and not getattr(self.net.denoiser, "apart", False):
             return key
         shapes = tuple(
             (name, t.shape[1:], t.dtype, t.device) for name, t in self.inputs.cond.items()

@@ -33,7 +33,7 @@ def plain_kind(kind: Any) -> Any:
     return getattr(kind, MARK, (kind,))[0]
 
 
-def derived(kind: type, call: Callable[..., Any], **more: Any) -> type:
+def derived(kind: type, call: Callable[..., Any] | None, **more: Any) -> type:
     """Return a class that differs in what a call does, and passes for ``kind`` (saving writes its
     name).
     """
@@ -42,7 +42,8 @@ def derived(kind: type, call: Callable[..., Any], **more: Any) -> type:
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
     }
-    return type(kind.__name__, (kind,), {"__call__": call, **names, **more})
+    calls = {} if call is None else {"__call__": call}
+    return type(kind.__name__, (kind,), {**calls, **names, **more})
 
 
 # --- pipelines ---
