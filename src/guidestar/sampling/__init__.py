@@ -1,5 +1,6 @@
 """Solvers, and the loop that runs them."""
 
+from .consistency import Consistency
 from .ddim import DDIM, DDPM
 from .deis import DEIS
 from .divergence import DivergenceWarning, diverged, warn_of_divergence
@@ -11,20 +12,10 @@ from .names import SOLVERS, get_solver, grid_of, write_solver
 from .particles import Population, Potential, crowd, effective_size, steer, systematic
 from .repaint import RePaint
 from .restart import Restart
+from .run import State, advance, check_finite, noise, noised, sample, trajectory, walk
 from .sa import SA
 from .singlestep import DPMpp2S
-from .solver import (
-    Point,
-    Solver,
-    State,
-    advance,
-    check_finite,
-    noise,
-    noised,
-    sample,
-    trajectory,
-    walk,
-)
+from .solver import Point, Solver
 from .time_travel import TimeTravel
 from .unipc import UniPC
 
@@ -36,6 +27,7 @@ __all__ = [
     "RES",
     "SA",
     "SOLVERS",
+    "Consistency",
     "DPMpp2M",
     "DPMpp2S",
     "DPMpp3M",

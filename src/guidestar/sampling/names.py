@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from .consistency import Consistency
 from .ddim import DDIM, DDPM
 from .deis import DEIS
 from .dpmpp import DPMpp2M, SDEDPMpp2M
@@ -28,6 +29,7 @@ SOLVERS: dict[str, type[Solver]] = {
         DPMpp2M,
         SDEDPMpp2M,
         Heun,
+        Consistency,
         UniPC,
         DPMpp3M,
         SDEDPMpp3M,
