@@ -35,7 +35,7 @@ SolverName = Annotated[
     typer.Option(
         "--solver",
         autocompletion=solver_names,
-        help="e.g. ddim, unipc(order=3), 'DPM++ 2M Karras'; guidestar explain solvers lists them.",
+        help="e.g. ddim, unipc(order=3), 'DPM++ 2M Karras'; docs/expression.md lists them.",
     ),
 ]
 GridName = Annotated[
