@@ -22,6 +22,7 @@ from ..sampling import (
     Solver,
     State,
     get_solver,
+    grid_of,
     noise,
     noised,
     trajectory,
@@ -247,11 +248,9 @@ class Model:
             name: Observation("identity", 0.0)
             for name in losses_of(self.expression(guidance, conditional=names is not None))
         }
-        guided, solver = (
-            self.guided(guidance, cond=names, negative=negative, scale=scale, losses=unseen),
-            self.solver(solver),
-        )
-        levels = self.grid(steps, grid)
+        guided = self.guided(guidance, cond=names, negative=negative, scale=scale, losses=unseen)
+        asked, solver = solver, self.solver(solver)
+        levels = self.grid(steps, grid or grid_of(asked))
         solver.check(guided, levels)
         return guided.plan(
             levels, batch=count if count > 1 else None, evaluations=solver.evaluations
@@ -326,6 +325,7 @@ class Model:
         """
         checked = tuple(checked_seeds(seeds))
         names = self.names(cond, len(checked))
+        grid = grid or grid_of(solver)
         levels = self.grid(steps, grid)
         return Request(
             names=names,
@@ -459,8 +459,10 @@ class Model:
             scale: of a distilled student that takes it as an input: one number, or one a seed; by
                 default the card's.
             steps: solver steps; by default the card's.
-            solver: a solver or its name; by default the card's.
-            grid: noise levels or the name of a grid; by default the card's.
+            solver: a solver or its name, with settings (``"unipc(order=3)"``) or as other projects
+                call it (``"DPM++ 2M Karras"``); by default the card's.
+            grid: noise levels or the name of a grid; by default the one that the solver's name
+                asks for, or the card's.
             start: data ``[B, *S]`` to start from (SDEdit), noised to the first level of noise ratio
                 at most ``start_rho``.
             losses: what dps, tfg and their kin lower, by name ("loss" unless they name another):
