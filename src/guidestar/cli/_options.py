@@ -7,43 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from ._completion import grid_names, method_names, solver_names
+
 if TYPE_CHECKING:
     from ..guidance import Guidance as Expression
-
-
-def model_names(incomplete: str) -> list[str]:
-    """Complete the name of a model that ships."""
-    from ..model.shipped import available
-
-    return [name for name in available() if name.startswith(incomplete)]
-
-
-def method_names(incomplete: str) -> list[str]:
-    """Complete the name of a method."""
-    from ..guidance import METHODS
-
-    return [name for name in sorted(METHODS) if name.startswith(incomplete)]
-
-
-def solver_names(incomplete: str) -> list[str]:
-    """Complete the name of a solver."""
-    from ..sampling import SOLVERS
-
-    return [name for name in SOLVERS if name.startswith(incomplete)]
-
-
-def grid_names(incomplete: str) -> list[str]:
-    """Complete the name of a grid."""
-    from ..core.levels import GRIDS
-
-    return [name for name in GRIDS if name.startswith(incomplete)]
-
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Guidance = Annotated[
     str | None,
     typer.Option(
-        "--guidance", help="Expression, e.g. 'cfg(3) + classifier(1)'; the model's own by default."
+        "--guidance",
+        autocompletion=method_names,
+        help="Expression, e.g. 'cfg(3) + classifier(1)'; the model's own by default.",
     ),
 ]
 _FILE_HELP = (

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ._completion import model_names
 from ._options import (
     Average,
     GridName,
@@ -20,7 +21,6 @@ from ._options import (
     Steps,
     Trust,
     check_run,
-    model_names,
     ready_file,
     with_file,
 )
@@ -32,8 +32,9 @@ def demo(
     model: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=model_names,
             help="A class model with a judge, or a text model with a measuring CLIP; by default "
-            "those that ship."
+            "those that ship.",
         ),
     ] = None,
     seeds: Annotated[
@@ -235,13 +236,15 @@ def _write_grid(out: Path, files: list[Path]) -> None:
     number.
     """
     from ..io.decoding import open_picture
-    from ..io.images import Row, save_png, sheet
+    from ..io.images import SheetRow, save_png, sheet
 
     shown = [open_picture(file) for file in files[:ON_A_GRID]]
     if len(files) > ON_A_GRID:
         warn(f"the contact sheet shows the first {ON_A_GRID} of {len(files)} images")
     save_png(
-        sheet([Row(label="", images=shown[i : i + 8]) for i in range(0, len(shown), 8)], scale=3),
+        sheet(
+            [SheetRow(label="", images=shown[i : i + 8]) for i in range(0, len(shown), 8)], scale=3
+        ),
         out / "grid.png",
     )
 
@@ -249,7 +252,7 @@ def _write_grid(out: Path, files: list[Path]) -> None:
 def _finish(samples: Any, out: Path, grid: bool, rows: list[int] | None = None) -> None:
     """Write what shows all samples: of pictures that were repeated, or of other data."""
     from ..io import distributed as processes
-    from ..io.images import Row, save_png, sheet, to_drawings, write_tensors
+    from ..io.images import SheetRow, save_png, sheet, to_drawings, write_tensors
 
     pictures = samples.images.ndim == 4 and samples.images.shape[1] in (1, 3)
     rows = list(range(len(samples.x))) if rows is None else rows
@@ -263,7 +266,7 @@ def _finish(samples: Any, out: Path, grid: bool, rows: list[int] | None = None) 
         write_tensors({"x": x}, samples.settings, out / "samples.safetensors")
     if grid or not pictures:
         drawings = to_drawings(x[:ON_A_GRID])
-        laid = [Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)]
+        laid = [SheetRow(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)]
         save_png(
             sheet(laid, scale=3 if pictures else 1),
             out / ("grid.png" if pictures else "curves.png"),

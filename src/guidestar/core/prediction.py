@@ -137,12 +137,14 @@ class Prediction:
             ValueError: some parts have a predicted variance and some have none.
         """
         learned = any(p.log_var is not None for p in parts)
+        observed = [p.observed for p in parts if p.observed is not None]
         return Prediction(
             x_t=x_t,
             level=level,
             x0=torch.cat([p.x0 for p in parts]),
             eps=torch.cat([p.eps for p in parts]),
             log_var=torch.cat([_share(p) for p in parts]) if learned else None,
+            observed=torch.cat(observed) if observed else None,
         )
 
 

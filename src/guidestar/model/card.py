@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..io.documents import refused
+from ..io.documents import as_value_error
 from ..io.images import write_text
 
 
@@ -20,7 +20,9 @@ def card_text(name: str, about: Mapping[str, Any]) -> str:
     Raises:
         ValueError: a value there is of another kind than training and measuring write.
     """
-    with refused(f"the card of {name} cannot be written from the values in its guidestar.json"):
+    with as_value_error(
+        f"the card of {name} cannot be written from the values in its guidestar.json"
+    ):
         parts = [
             _head(name, about),
             _diffusers(about),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..io.files import make_folder
-from ..io.images import Row, save_png, sheet, to_pil
+from ..io.images import SheetRow, save_png, sheet, to_pil
 from ..sampling import Population
 from .request import Request
 
@@ -243,7 +243,7 @@ class Samples:
         pictures = self.pil()
         return sheet(
             [
-                Row(label="", images=pictures[i : i + columns])
+                SheetRow(label="", images=pictures[i : i + columns])
                 for i in range(0, len(pictures), columns)
             ],
             scale=3,

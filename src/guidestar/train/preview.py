@@ -15,8 +15,8 @@ from torch import Tensor
 from ..core.rng import Draw
 from ..data.source import Source
 from ..diffusers.read.vae import read_decoder
-from ..io.files import written
-from ..io.images import Row, save_png, sheet, to_drawings
+from ..io.files import name_write_errors
+from ..io.images import SheetRow, save_png, sheet, to_drawings
 from ..model.model import Model
 from .build.data import scale_of
 from .build.schedules import process
@@ -86,7 +86,7 @@ class Board:
     def _or_without(self) -> Iterator[None]:
         """Go on without curves where they cannot be written: no training is lost for them."""
         try:
-            with written(self.folder):
+            with name_write_errors(self.folder):
                 yield
         except OSError as error:
             self.writer, self.failed = None, True
@@ -105,7 +105,7 @@ def _mute_writers() -> None:
         threading.excepthook = hook
 
 
-def previewing(
+def preview_hook(
     recipe: Recipe, part: str, folder: Path, source: Source, board: Board
 ) -> Callable[[Any], None]:
     """Return a hook that draws guided samples of the averaged weights every so many steps.
@@ -114,7 +114,7 @@ def previewing(
     recipe's prompt k, or else of what is known of the data's sample k. An unconditional model has
     one row.
     """
-    spec, decode = recipe.preview, decoding(recipe, source)
+    spec, decode = recipe.preview, decoder_of(recipe, source)
 
     def preview(trainer: Any) -> None:
         if trainer.done % spec.every or not trainer.accelerator.is_main_process:
@@ -144,7 +144,7 @@ def _rows(recipe: Recipe, module: Any, source: Source, decode: Callable[[Tensor]
             solver=recipe.export.solver,
             grid=recipe.export.grid,
         ).images
-        yield Row(label=guidance, images=to_drawings(x))
+        yield SheetRow(label=guidance, images=to_drawings(x))
 
 
 def names_for(
@@ -154,10 +154,10 @@ def names_for(
     known = model.classes or (recipe.preview.prompts if model.told_by_text else ())
     if known:
         return [known[k % len(known)] for k in range(count)]
-    return spelled(module.encoder, source, count)
+    return write_conditions(module.encoder, source, count)
 
 
-def spelled(encoder: Any, source: Source, count: int) -> list[str] | None:
+def write_conditions(encoder: Any, source: Source, count: int) -> list[str] | None:
     """Write what is known of the first samples as a person would; None where the model is told
     nothing.
     """
@@ -183,7 +183,7 @@ def _word(value: Any, classes: tuple[str, ...]) -> str:
     return str(int(value)) if classes else ",".join(f"{v:g}" for v in value.tolist())
 
 
-def decoding(recipe: Recipe, source: Source) -> Callable[[Tensor], Tensor]:
+def decoder_of(recipe: Recipe, source: Source) -> Callable[[Tensor], Tensor]:
     """Return what turns the network's samples into the data's own: through the VAE, or into their
     units.
     """

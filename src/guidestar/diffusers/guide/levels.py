@@ -111,9 +111,8 @@ class Timetable:
             if isinstance(time, Tensor) and time.is_floating_point()
             else 1e-9
         )
-        distances = min(
-            ([abs(t / scale - value) for t in self.times] for scale in self._scales), key=min
-        )
+        # A time of 1 may be the first one divided or the last one as it is.
+        distances = [min(abs(t / scale - value) for scale in self._scales) for t in self.times]
         near = [
             i for i, d in enumerate(distances) if d <= min(distances) + 2 * rounding * abs(value)
         ]

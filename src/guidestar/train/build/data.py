@@ -11,10 +11,10 @@ import torch
 
 from ...data import fashion_mnist
 from ...data.folders import image_folder, parquet
-from ...data.pictures import Look, Pictures
+from ...data.pictures import PictureFormat, Pictures
 from ...data.shards import Shards
 from ...data.source import Column, InMemory, Source, split
-from ...data.tensors import Scale, Scaled, latents, tensors
+from ...data.tensors import Standardised, Standardiser, latents, tensors
 from ...diffusers.read.safetensors_io import read_module
 from ...diffusers.read.vae import encoded as into_latents
 from ...io.documents import read_json
@@ -40,7 +40,7 @@ def sources(
 
 
 def _fashion(which: str, folder: str | None) -> Source:
-    x, y = fashion_mnist.load(which, folder)
+    x, y = fashion_mnist.load_split(which, folder)
     return InMemory(
         x=x,
         targets={"label": y},
@@ -71,7 +71,7 @@ def _to_test(spec: Data, whole: Source, bad: Callable[[str], None] | None) -> So
             f"{spec.test} has other classes of {strange[0]!r} than {spec.path}, or another "
             "width; they should be alike"
         )
-    return Scaled(source=test, scale=scale) if scale else test
+    return Standardised(source=test, scale=scale) if scale else test
 
 
 def _classes(source: Source) -> tuple[str, ...]:
@@ -80,9 +80,9 @@ def _classes(source: Source) -> tuple[str, ...]:
     return found[0] if len(found) == 1 else ()
 
 
-def scale_of(source: Source | None) -> Scale | None:
+def scale_of(source: Source | None) -> Standardiser | None:
     """Find the units a source is in, below what was made of it."""
-    while source is not None and not isinstance(source, Scaled):
+    while source is not None and not isinstance(source, Standardised):
         source = getattr(source, "source", None)
     return source.scale if source is not None else None
 
@@ -93,11 +93,13 @@ def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 
         if spec.vae
         else spec.channels
     )
-    look = Look(size=spec.size, channels=channels, crop=spec.crop, flip=spec.flip)
+    look = PictureFormat(size=spec.size, channels=channels, crop=spec.crop, flip=spec.flip)
     cache = Path(spec.cache) if spec.cache else None
     if spec.kind == "tensors":
         held = tensors(path, columns=spec.columns, classes=spec.classes)
-        return Scaled(source=held, scale=Scale.of(held.x)) if spec.standardise else held
+        return (
+            Standardised(source=held, scale=Standardiser.of(held.x)) if spec.standardise else held
+        )
     if spec.kind == "shards":
         return Shards(
             path,
@@ -118,11 +120,11 @@ def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 
         cache=cache,
         say=bad,
     )
-    return encoded(found, spec, path) if spec.vae else found
+    return encode_pictures(found, spec, path) if spec.vae else found
 
 
 @torch.no_grad()
-def encoded(source: Pictures, spec: Data, path: str) -> Source:
+def encode_pictures(source: Pictures, spec: Data, path: str) -> Source:
     """Return the latents of pictures (`guidestar.diffusers.read.vae.encoded`)."""
     vae: Any = read_module(str(spec.vae))
     where = "cuda" if torch.cuda.is_available() else "cpu"

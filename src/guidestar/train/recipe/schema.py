@@ -37,7 +37,7 @@ __all__ = [
     "Target",
     "Training",
     "VisionPart",
-    "read",
+    "read_recipe",
 ]
 
 
@@ -139,7 +139,7 @@ class Recipe(_Strict):
         return [p for p in parts if only is None or p in only]
 
 
-def read(path: Path | str, *, trust: bool = False) -> Recipe:
+def read_recipe(path: Path | str, *, trust: bool = False) -> Recipe:
     """Read and check a recipe.
 
     Args:
@@ -160,12 +160,12 @@ def read(path: Path | str, *, trust: bool = False) -> Recipe:
 
 
 def checked(content: Any, origin: Path | str, *, trust: bool = False) -> Recipe:
-    """Return the recipe that ``content`` is; arguments and errors as of `read`.
+    """Return the recipe that ``content`` is; arguments and errors as of `read_recipe`.
 
     Args:
         content: tables by name, from any file.
         origin: that file, to be named.
-        trust: as of `read`.
+        trust: as of `read_recipe`.
     """
     try:
         recipe = Recipe.model_validate(content)
