@@ -45,14 +45,14 @@ class Weak:
         return self.spy(0.8 * x, level, cond) / 2
 
 
-def toy_model(spy: Spy | None = None, **more: Any) -> gs.Model:
+def toy_model(spy: Spy | None = None, shape: tuple[int, ...] = SHAPE, **more: Any) -> gs.Model:
     """Return a model of the toy network, whose requests can name any method."""
     spy = spy or Spy()
     return gs.Model(
         name="toy",
         denoiser=spy,
         schedule=gs.VP.linear(),
-        shape=SHAPE,
+        shape=shape,
         encoder=Words(),
         nets={"weak": (Weak(Spy()), Words())},
         classifiers={"classifier": Judge(), "discriminator": Critic()},

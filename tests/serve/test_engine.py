@@ -19,7 +19,7 @@ from guidestar.serve import (
     Engine,
     EngineClosedError,
     QueueFullError,
-    TooManySamplesError,
+    TooLargeError,
 )
 from helpers.served import CLASSES, EXPRESSIONS, SHAPE, SOLVERS, equal, near, toy_model
 from helpers.toys import Spy, toy
@@ -409,9 +409,15 @@ def test_what_sample_refuses_is_refused_at_once(engine, asked, text):
 def test_limits_are_checked():
     with pytest.raises(ValueError, match="max_rows must be at least 1, not 0"):
         Engine(toy_model(), max_rows=0)
-    with Engine(toy_model(), max_samples=3) as engine:
-        with pytest.raises(TooManySamplesError, match="3 samples, not 4; send several"):
+    with Engine(toy_model(), max_samples=3, max_evaluations=120) as engine:
+        with pytest.raises(TooLargeError, match="3 samples, not 4; send several"):
             engine.submit(engine.model.request("cat", seeds=range(4)))
+        asked = {"guidance": "cfg(2)", "seeds": range(3)}
+        engine.submit(engine.model.request("cat", steps=20, **asked)).result(PATIENCE)
+        with pytest.raises(TooLargeError, match=r"about 126 evaluations .* at most 120"):
+            engine.submit(engine.model.request("cat", steps=21, **asked))
+        with pytest.raises(TooLargeError, match="about 228 evaluations"):
+            engine.submit(engine.model.request("cat", steps=19, solver="heun", **asked))
         with pytest.raises(ValueError, match="preview_every"):
             engine.submit(engine.model.request("cat"), preview_every=-1)
 

@@ -7,7 +7,7 @@ from .errors import (
     EngineClosedError,
     EngineError,
     QueueFullError,
-    TooManySamplesError,
+    TooLargeError,
 )
 from .stats import Stats
 from .ticket import Preview, Ticket
@@ -22,5 +22,5 @@ __all__ = [
     "QueueFullError",
     "Stats",
     "Ticket",
-    "TooManySamplesError",
+    "TooLargeError",
 ]

@@ -17,7 +17,7 @@ from .errors import (
     EngineClosedError,
     EngineError,
     QueueFullError,
-    TooManySamplesError,
+    TooLargeError,
 )
 from .running import Running
 from .stats import Stats
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ..guidance import Guided
     from ..model.model import Model
     from ..model.request import Request
+
+LOOKED_AT = 16
+"""Steps of a request that are planned to find the dearest of them."""
 
 RECOVERY = 500
 """Ticks without a lack of memory after which the rows of a tick are doubled again."""
@@ -48,6 +51,8 @@ class Engine:
             half as many, so that a large one leaves room for others.
         max_queue: how many requests may wait.
         max_samples: the most samples of a request; None for any number.
+        max_evaluations: the most network evaluations of a request, all samples together, gradients
+            included; None for any number.
 
     Raises:
         ValueError: a limit below 1.
@@ -67,6 +72,7 @@ class Engine:
         max_rows: int = 64,
         max_queue: int = 256,
         max_samples: int | None = None,
+        max_evaluations: int | None = None,
     ) -> None:
         for name, value in (("max_rows", max_rows), ("max_queue", max_queue)):
             if value < 1:
@@ -75,6 +81,7 @@ class Engine:
         self.max_rows = max_rows
         self.max_queue = max_queue
         self.max_samples = max_samples
+        self.max_evaluations = max_evaluations
         self._lock = threading.Condition()
         self._queue: deque[tuple[Ticket, Guided]] = deque()
         self._running: list[Running] = []
@@ -101,12 +108,13 @@ class Engine:
 
         Raises:
             ValueError: what the guidance, a network or the solver refuses.
-            TooManySamplesError: more samples than ``max_samples``.
+            TooLargeError: more samples than ``max_samples``, or evaluations than
+                ``max_evaluations``.
             QueueFullError: ``max_queue`` requests wait already.
             EngineClosedError: the engine was closed.
         """
         if self.max_samples is not None and len(request.seeds) > self.max_samples:
-            raise TooManySamplesError(
+            raise TooLargeError(
                 f"a request may be for {self.max_samples} samples, not {len(request.seeds)}; "
                 "send several"
             )
@@ -116,6 +124,7 @@ class Engine:
         guided = self._bind(request)
         request.solver.check(guided, request.levels)
         request.guidance.check_samples(len(request.seeds))
+        self._check_evaluations(request, guided)
         ticket = Ticket(self, request, preview_every=preview_every, timeout=timeout)
         with self._lock:
             self._check_room()
@@ -180,6 +189,23 @@ class Engine:
         if len(self._queue) >= self.max_queue:
             raise QueueFullError(
                 f"{len(self._queue)} requests wait already, as many as may; try again later"
+            )
+
+    def _check_evaluations(self, request: Request, guided: Guided) -> None:
+        """Refuse a request of too many evaluations, by the dearest of some of its steps."""
+        if self.max_evaluations is None:
+            return
+        steps, batch = request.levels.steps, len(request.seeds)
+        dearest = 0
+        for index in range(0, steps, -(-steps // LOOKED_AT)):
+            for step in request.solver.evaluations(request.levels.step(index)):
+                planned = guided.plan_step(step, batch)
+                dearest = max(dearest, sum(planned.passes.values()) + planned.gradients)
+        each = len(request.solver.evaluations(request.levels.step(0)))
+        if (count := dearest * each * steps) > self.max_evaluations:
+            raise TooLargeError(
+                f"the request takes about {count} evaluations of the network, and at most "
+                f"{self.max_evaluations} may be; take fewer samples, steps or terms"
             )
 
     def _bind(self, request: Request) -> Guided:

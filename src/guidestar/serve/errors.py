@@ -25,5 +25,5 @@ class CancelledError(EngineError):
     """The request was cancelled."""
 
 
-class TooManySamplesError(EngineError, ValueError):
-    """The request is for more samples than the engine takes at once."""
+class TooLargeError(EngineError, ValueError):
+    """The request is for more samples or evaluations than the engine takes."""

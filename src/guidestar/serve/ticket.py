@@ -114,9 +114,13 @@ class Ticket:
         assert self.samples is not None
         return self.samples
 
-    def watch(self, call: Callable[[Ticket], None]) -> None:
-        """Call ``call(ticket)`` after each change, from the engine's thread; it must not block."""
+    def watch(self, call: Callable[[Ticket], None]) -> Callable[[], None]:
+        """Call ``call(ticket)`` after each change, from the engine's thread; it must not block.
+
+        Returns what ends that.
+        """
         self._watchers.append(call)
+        return lambda: self._watchers.remove(call) if call in self._watchers else None
 
     def begin(self) -> None:
         """Note that it runs. The engine calls this, and what follows."""
