@@ -141,7 +141,7 @@ _THREE: dict[str, tuple[str, ...]] = {}
 _PLACES = ("unet", "transformer", "transformer_2", "prior", "decoder")
 
 
-def order_of(pipe: Any) -> tuple[str, ...]:
+def order_of(pipe: object) -> tuple[str, ...]:
     """Return the parts of pipelines that make three passes, in the order of their rows."""
     return _THREE.get(plain_kind(type(pipe)).__name__, ())
 

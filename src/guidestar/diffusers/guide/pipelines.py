@@ -159,7 +159,7 @@ def _guided_kind(plain: type, wanted: Wanted) -> type:
     return guided_kind(plain, call, wanted)
 
 
-def _kind_of_run(pipe: Any) -> type[Run] | type[LearntRun]:
+def _kind_of_run(pipe: object) -> type[Run] | type[LearntRun]:
     return LearntRun if learns(pipe) else Run
 
 
