@@ -6,6 +6,7 @@ from .classifier_levels import accuracy_by_level, trusted_rho
 from .diversity import Diversity, DiversityRatio, within_class_distances
 from .frechet import Frechet, gaussian_distance
 from .metric import Judge, Judged, Metric, look
+from .reconstruction import psnr, ssim
 from .sweep import METRICS, Row, sweep
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "class_shares",
     "gaussian_distance",
     "look",
+    "psnr",
+    "ssim",
     "sweep",
     "trusted_rho",
     "within_class_distances",

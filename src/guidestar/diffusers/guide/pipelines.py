@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ...core.levels import VP, Level, uniform
+from ...core.levels import VP, uniform
 from ...guidance import Direction, Guidance, parse
 from ...guidance.bases.loss_term import Steered
 from ...guidance.serialize import literal
 from ...guidance.term import as_guidance
 from ..guidance_file import guidance_of
-from ..read.vae import check_known, decoded
+from ..read.vae import ThroughDecoder, check_known
 from .classes import answered, as_it_is, become, guided_kind, plain_kind
 from .families import networks
 from .kinds import check_kind, warn_of_numbers
@@ -89,7 +89,7 @@ def guide(
     _check_terms(expression, pipe)
     _check_layers(expression, networks(pipe), nets or {})
     judges = (
-        {name: _Decoded(pipe, c) for name, c in (classifiers or {}).items()}
+        {name: _through_vae(pipe, c) for name, c in (classifiers or {}).items()}
         if through_vae
         else classifiers or {}
     )
@@ -209,32 +209,17 @@ def _check_layers(guidance: Guidance, nets: Mapping[str, Any], others: Mapping[s
                     pass
 
 
-class _Decoded:
-    """A classifier of pictures, applied to latents that the pipeline's VAE decodes."""
-
-    def __init__(self, pipe: Any, inner: Any) -> None:
-        if getattr(pipe, "vae", None) is None:
-            raise ValueError(
-                f"{type(pipe).__name__} has no VAE to look through; leave through_vae out"
-            )
-        try:
-            check_known(pipe.vae)
-        except ValueError as error:
-            raise ValueError(
-                f"{type(pipe).__name__}: {error}; leave through_vae out, and classify the latents"
-            ) from None
-        self.pipe, self.inner, self.rho_max = pipe, inner, None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def log_prob(self, x: Tensor, level: Level, target: Any) -> Tensor:
-        """Return the classifier's log-probability of the decoded latents ``x``."""
-        from torch.utils.checkpoint import checkpoint
-
-        return self.inner.log_prob(
-            checkpoint(decoded, self.pipe.vae, x, use_reentrant=False), level, target
-        )
+def _through_vae(pipe: Any, inner: Any) -> ThroughDecoder:
+    """Return a classifier of pictures, applied to latents that the pipeline's VAE decodes."""
+    if getattr(pipe, "vae", None) is None:
+        raise ValueError(f"{type(pipe).__name__} has no VAE to look through; leave through_vae out")
+    try:
+        check_known(pipe.vae)
+    except ValueError as error:
+        raise ValueError(
+            f"{type(pipe).__name__}: {error}; leave through_vae out, and classify the latents"
+        ) from None
+    return ThroughDecoder(pipe.vae, inner)
 
 
 __all__ = ["guide", "guided"]
