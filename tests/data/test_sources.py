@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 
 from guidestar.core.rng import Draw
 from guidestar.data.folders import image_folder, parquet
+from guidestar.data.latents import latents
 from guidestar.data.pictures import PictureFormat
 from guidestar.data.shards import Shards
 from guidestar.data.source import Column, InMemory, split
-from guidestar.data.tensors import Standardised, Standardiser, latents, tensors
+from guidestar.data.tensors import Standardised, Standardiser, tensors
 from guidestar.train.loop.fit import fit
 from guidestar.train.loop.trainer import Trainer
 from guidestar.train.objectives.objective import Objective, TrainSettings
