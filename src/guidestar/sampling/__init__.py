@@ -5,8 +5,9 @@ from .ddim import DDIM, DDPM
 from .divergence import DivergenceWarning, diverged, warn_of_divergence
 from .dpmpp import DPMpp2M, SDEDPMpp2M
 from .heun import Heun
-from .particles import Population, Potential, crowd, effective_size, steer, systematic
+from .particles import Population, crowd, steer
 from .repaint import RePaint
+from .resampling import Potential, effective_size, systematic
 from .run import State, advance, check_finite, noise, noised, sample, trajectory, walk
 from .solver import Point, Solver
 from .time_travel import TimeTravel
