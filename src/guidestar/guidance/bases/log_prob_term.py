@@ -13,7 +13,6 @@ from ...core.passes import COND, NULL, Pass
 from ...core.prediction import Prediction
 from ..term import Direction, Live, Traits
 
-
 LogProb = Callable[[Tensor, Level, Tensor], Tensor]
 """``log_prob(x [B, *S], level, target) -> [B]``, differentiable in x."""
 
