@@ -172,6 +172,9 @@ def quiet(log: Path) -> None:
 def enter(home: Path, log: Path, *, write: bool) -> None:
     """Make a forked child run in a copy of the tree, saying nothing."""
     quiet(log)
+    # A shell ignores these for what it starts in the background, and the tests send them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.dont_write_bytecode = not write
     os.chdir(home)
     os.environ["PYTHONPATH"] = str(home / "src")

@@ -33,7 +33,9 @@ Steps = Annotated[Optional[int], typer.Option("--steps", help="Solver steps.")] 
 SolverName = Annotated[
     str | None,
     typer.Option(
-        "--solver", autocompletion=solver_names, help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun."
+        "--solver",
+        autocompletion=solver_names,
+        help="e.g. ddim, unipc(order=3), 'DPM++ 2M Karras'; docs/expression.md lists them.",
     ),
 ]
 GridName = Annotated[

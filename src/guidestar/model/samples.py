@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import __version__
 from ..io.files import make_folder
 from ..io.images import SheetRow, save_png, sheet, to_pil
-from ..sampling import Population
+from ..sampling import Population, write_solver
 from .request import Request
 
 
@@ -30,7 +30,7 @@ class Settings:
         guidance: the expression.
         seeds: one a sample.
         steps: solver steps.
-        solver: the name of the solver.
+        solver: the name of the solver, with settings that differ from its defaults.
         grid: the name of the grid of noise levels.
         started: whether it started from an image (which is not kept, so it cannot be repeated).
         lacking: on what else it depended that is not kept (a loss, a reward), so that it cannot be
@@ -85,7 +85,7 @@ def settings_of(
         guidance=str(request.guidance),
         seeds=request.seeds,
         steps=request.levels.steps,
-        solver=request.solver.name if request.solver_is_named else repr(request.solver),
+        solver=write_solver(request.solver) if request.solver_is_named else repr(request.solver),
         grid=request.grid,
         started=request.start is not None,
         lacking=(*lacking, *request.lacking()),

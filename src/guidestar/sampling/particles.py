@@ -174,7 +174,7 @@ def steer(
             resampled = sizes[-1] < threshold * particles
             u = own.at(index).uniform("resample")
             ancestors = choose_ancestors(log.softmax(1), u, resampled)
-            weighing.take(strength * rewards, ancestors, resampled)
+            weighing = weighing.resample(strength * rewards, ancestors, resampled)
             starts = starts.gather(1, ancestors)
             rows = (ancestors + particles * torch.arange(len(seeds))[:, None]).flatten()
             x = x[rows.to(x.device)]

@@ -34,7 +34,7 @@ def systematic(weights: Tensor, u: float) -> Tensor:
     return torch.searchsorted(weights.cumsum(0), places, right=True).clamp_max(len(weights) - 1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Weighing:
     """The potentials of each particle's path.
 
@@ -64,8 +64,10 @@ class Weighing:
     def _next_record(self, score: Tensor) -> Tensor:
         return torch.maximum(self.record, score) if self.potential == "max" else self.record + score
 
-    def take(self, score: Tensor, ancestors: Tensor, resampled: Tensor) -> None:
-        """Use the potential in the resampled samples, and give particles their ancestors' paths.
+    def resample(self, score: Tensor, ancestors: Tensor, resampled: Tensor) -> Weighing:
+        """Return the potentials after resampling, where each particle has its ancestor's path.
+
+        The potential is used in the resampled samples.
 
         Args:
             score: strength times reward of each particle, ``[B, K]``.
@@ -73,8 +75,8 @@ class Weighing:
             resampled: which samples were resampled, bool ``[B]``.
         """
         spent = self.spent + torch.where(resampled[:, None], self.log(score, False), 0.0)
-        self.spent = spent.gather(1, ancestors)
-        self.record = self._next_record(score).gather(1, ancestors)
+        record = self._next_record(score).gather(1, ancestors)
+        return Weighing(self.potential, spent.gather(1, ancestors), record)
 
 
 def count_starts(weights: Tensor, starts: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from ...io.files import check_name
 from .parts import ORDER, PARTS, ClassifierPart, CLIPPart, NetworkPart, Training, VisionPart
-from .strict import Rate, _Strict
+from .strict import Rate, Strict
 from .tables import ConditionSpec, Data, Export, Levels, Noise, Preview, Target
 
 __all__ = [
@@ -51,7 +51,7 @@ def _folder_name(name: str) -> str:
     return check_name(name, "the recipe's name", taken=BESIDE)
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole training."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_folder_name)]
