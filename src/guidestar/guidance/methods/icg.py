@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from torch import Tensor
 
@@ -67,8 +68,8 @@ class ICG(Contrast):
         return COND
 
     def bad(self, step: Step) -> Pass:
-        assert self.among is None or isinstance(self.among, Condition)
-        return replace(COND, edit=Independent(self.among))
+        among = cast("Condition | None", self.among)  # of a bound term
+        return replace(COND, edit=Independent(among))
 
 
 @dataclass(frozen=True)
