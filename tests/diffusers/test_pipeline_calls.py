@@ -19,6 +19,7 @@ from guidestar.diffusers.guide.families import (
     negative_rows,
     networks,
 )
+from guidestar.diffusers.guide.kinds import check_kind, warn_of_numbers
 from guidestar.diffusers.guide.levels import Output
 from guidestar.diffusers.guide.run import _channels, _prompts
 from guidestar.guidance import parse
@@ -505,3 +506,98 @@ def test_ltxs_tokens_are_frames_rows_and_columns():
     x = family.unpack(tokens, (2, 3, 4))
     assert x.shape == (2, 5, 2, 3, 4) and x[1, 3, 1, 2, 0] == tokens[1, 12 + 8 + 0, 3]
     assert torch.equal(family.pack(x, (2, 3, 4)), tokens)
+
+
+# --- numbers of a pipeline's own ---
+
+RATIO = "9"  # of the share 0.9 where the networks change: 0.9/(1 − 0.9)
+
+
+@pytest.mark.parametrize(
+    ("expression", "given", "words"),
+    [
+        (
+            "cfg(3)",
+            {"guidance_scale_2": 4.0, "guidance_scale": 3.0},
+            f"guidance_scale_2=4 has no effect .* cfg(3, interval=({RATIO}, inf)) + "
+            f"cfg(4, interval=(0, {RATIO}))",
+        ),
+        ("cfg(3)", {"guidance_scale_2": 3.0, "guidance_scale": 3.0}, None),
+        ("cfg(3)", {"guidance_scale_2": None, "guidance_scale": 3.0}, None),
+        (
+            "cfg(3, interval=(0, 2)) + pag(1)",
+            {"guidance_scale_2": 4.0, "guidance_scale": 3.0},
+            None,
+        ),
+        (
+            "cfg(3)",
+            {"guidance_rescale": 0.7},
+            "guidance_rescale=0.7 has no effect .* | rescale(0.7, space='v') in the expression",
+        ),
+        ("cfg(3) | rescale(0.5)", {"guidance_rescale": 0.7}, None),
+        ("cfg(3)", {"guidance_rescale": 0.0}, None),
+        (
+            "cfg(3)",
+            {"image_guidance_scale": 1.5, "guidance_scale": 7.0},
+            "image_guidance_scale=1.5 has no effect .* write pix2pix(1.5, 7) in the expression",
+        ),
+        ("pix2pix(1.5, 7)", {"image_guidance_scale": 1.5, "guidance_scale": 7.0}, None),
+        ("cfg(3)", {"image_guidance_scale": None, "guidance_scale": 7.0}, None),
+        (
+            "cfg(3)",
+            {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0},
+            "min_guidance_scale=1 has no effect .* the expression's scale is that of every frame",
+        ),
+        ("cfg(3)", {"min_guidance_scale": 3.0, "max_guidance_scale": 3.0}, None),
+        (
+            "cfg(3)",
+            {"pag_adaptive_scale": 0.1},
+            "pag_adaptive_scale=0.1 has no effect .* pag(3, interval=(lo, hi))",
+        ),
+        ("cfg(3)", {"pag_adaptive_scale": 0.0}, None),
+        ("cfg(3)", {}, None),
+    ],
+)
+def test_a_number_of_no_effect_is_warned_of_with_what_to_write(expression, given, words, recwarn):
+    scheduler = SimpleNamespace(config=SimpleNamespace(prediction_type="v_prediction"))
+    pipe = Plain(config=SimpleNamespace(boundary_ratio=None), scheduler=scheduler)
+    warn_of_numbers(pipe, given, given, parse(expression))
+    said = [str(w.message) for w in recwarn]
+    assert len(said) == (words is not None)
+    if words is not None:
+        first, last = words.split(" .* ")
+        assert said[0].startswith(f"{first} while guidestar guides Plain; ")
+        assert said[0].endswith(last)
+
+
+def test_the_networks_change_where_the_pipeline_says():
+    pipe = Plain(config=SimpleNamespace(boundary_ratio=0.75))
+    given = {"guidance_scale_2": 4.0, "guidance_scale": 3.0}
+    with pytest.warns(UserWarning, match=r"interval=\(3, inf\)\) \+ cfg\(4, interval=\(0, 3\)\)"):
+        warn_of_numbers(pipe, given, given, parse("cfg(3)"))
+    plain = SimpleNamespace(config=SimpleNamespace())
+    with pytest.warns(UserWarning, match="space='velocity'"):
+        warn_of_numbers(
+            Plain(scheduler=plain),
+            {"guidance_rescale": 0.5},
+            {"guidance_rescale": 0.5},
+            parse("cfg(3)"),
+        )
+
+
+def test_pipelines_of_other_layouts_are_refused():
+    def kind(name, module, base=object):
+        call = {"__call__": lambda self: None, "__module__": module}
+        return type(name, (base,), call)
+
+    known = kind("StableDiffusionPipeline", "diffusers.pipelines.x")
+    check_kind(known())
+    check_kind(type("Derived", (known,), {})())
+    check_kind(kind("Own", "somewhere")())
+    check_kind(kind("Own", "somewhere", kind("OddPipeline", "diffusers.y"))())
+    for odd in (
+        kind("OddPipeline", "diffusers.y"),
+        type("Derived", (kind("OddPipeline", "diffusers.y", known),), {}),
+    ):
+        with pytest.raises(ValueError, match=r"^OddPipeline lays out its network's inputs in a way"):
+            check_kind(odd())
