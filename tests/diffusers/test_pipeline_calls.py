@@ -13,6 +13,8 @@ from guidestar.core.prediction import Prediction
 from guidestar.diffusers.guide.call import Call, CallDenoiser, first, grouped, over
 from guidestar.diffusers.guide.families import (
     FAMILIES,
+    check_prompt,
+    encode,
     family_of,
     how_to_ask,
     moved_from,
@@ -599,5 +601,136 @@ def test_pipelines_of_other_layouts_are_refused():
         kind("OddPipeline", "diffusers.y"),
         type("Derived", (kind("OddPipeline", "diffusers.y", known),), {}),
     ):
-        with pytest.raises(ValueError, match=r"^OddPipeline lays out its network's inputs in a way"):
+        with pytest.raises(
+            ValueError, match=r"^OddPipeline lays out its network's inputs in a way"
+        ):
             check_kind(odd())
+
+
+# --- prompts within an expression ---
+
+
+class Encodes(Plain):
+    _execution_device = "here"
+
+    def encode_prompt(
+        self,
+        prompt,
+        needed,
+        device=None,
+        num_images_per_prompt=4,
+        do_classifier_free_guidance=True,
+        clip_skip=None,
+        max_sequence_length=77,
+        other=5,
+    ):
+        self.told = {k: v for k, v in locals().items() if k != "self"}
+        return self.out
+
+
+def test_prompts_are_encoded_as_the_pipeline_encodes_its_own():
+    pipe = Encodes(out=("states", "negative"))
+    found = encode(pipe, UNET, ["a", 3], {"clip_skip": 2, "other": 9, "clean_caption": True})
+    assert found == {"encoder_hidden_states": "states"}
+    assert pipe.told == {
+        "prompt": ["a", "3"],
+        "needed": None,
+        "device": "here",
+        "num_images_per_prompt": 1,
+        "do_classifier_free_guidance": False,
+        "clip_skip": 2,
+        "max_sequence_length": 77,
+        "other": 5,
+    }
+    encode(pipe, UNET, ["a"], {"max_sequence_length": 256})
+    assert (pipe.told["max_sequence_length"], pipe.told["clip_skip"]) == (256, None)
+    pipe.out = ("states", "negative", "pooled", "negative pooled")
+    assert encode(pipe, UNET, ["a"], {}) == {
+        "encoder_hidden_states": "states",
+        "text_embeds": "pooled",
+    }
+    pipe.out = ("states", None, "pooled", None)
+    sd3 = FAMILIES["SD3Transformer2DModel"]
+    assert encode(pipe, sd3, ["a"], {}) == {
+        "encoder_hidden_states": "states",
+        "pooled_projections": "pooled",
+    }
+    pipe.out = ("states", "pooled", "ids")
+    assert encode(pipe, FLUX, ["a"], {}) == {
+        "encoder_hidden_states": "states",
+        "pooled_projections": "pooled",
+    }
+    pipe.out = ("states", None)
+    pixart = FAMILIES["PixArtTransformer2DModel"]
+    assert encode(pipe, pixart, ["a"], {}) == {"encoder_hidden_states": "states"}
+
+
+def test_classes_are_named_by_the_pipeline():
+    dit = FAMILIES["DiTTransformer2DModel"]
+    pipe = Plain(labels={"cat": 4, "dog": 7})
+    assert encode(pipe, dit, ["dog", 2, "cat"], {})["class_labels"].tolist() == [7, 2, 4]
+    for odd in (pipe, Plain()):
+        with pytest.raises(ValueError, match=r"Plain has no class 'bird'; pipe.labels lists"):
+            encode(odd, dit, ["bird"], {})
+
+
+def theirs(**parts):
+    """A pipeline whose encode_prompt is Diffusers' own."""
+    kind = type("Theirs", (Encodes,), {})
+    kind.encode_prompt = lambda self: None
+    kind.encode_prompt.__module__ = "diffusers.x"
+    return kind(**parts)
+
+
+@pytest.mark.parametrize(
+    ("family", "parts", "missing"),
+    [
+        ("UNet2DConditionModel", {"text_encoder": 1, "tokenizer": 1}, []),
+        ("UNet2DConditionModel", {"text_encoder": None, "tokenizer": 1}, ["text_encoder"]),
+        ("UNet2DConditionModel", {"text_encoder": 1, "tokenizer": None}, ["tokenizer"]),
+        (
+            "UNet2DConditionModel",
+            {
+                "text_encoder": None,
+                "tokenizer": None,
+                "text_encoder_2": 1,
+                "tokenizer_2": None,
+            },
+            ["tokenizer_2"],
+        ),
+        (
+            "SD3Transformer2DModel",
+            {"text_encoder_3": None, "tokenizer_3": None, "text_encoder_2": None},
+            ["text_encoder_2"],
+        ),
+        ("FluxTransformer2DModel", {"text_encoder_3": None}, ["text_encoder_3"]),
+        (
+            "FluxTransformer2DModel",
+            {"text_encoder": None, "tokenizer": 1, "text_encoder_2": 1},
+            ["text_encoder"],
+        ),
+    ],
+)
+def test_text_encoders_that_are_missing_are_named(family, parts, missing):
+    pipe, family = theirs(**parts), FAMILIES[family]
+    if not missing:
+        check_prompt(pipe, family, "a cat")
+    else:
+        words = rf"\({', '.join(missing)} missing\), so 'a cat' within .*; load it with them, or "
+        with pytest.raises(ValueError, match=rf"{words}give the pipeline embeddings"):
+            check_prompt(pipe, family, "a cat")
+        with pytest.raises(ValueError, match=rf"{words}give a Condition\(x=…, y=…\) in its place"):
+            check_prompt(pipe, family, "a cat", ["x", "y"])
+    own = Encodes(**parts)  # encodes in a way of its own
+    check_prompt(own, family, "a cat")
+
+
+def test_pipelines_that_cannot_encode_are_refused():
+    with pytest.raises(ValueError, match=r"^prompts within an expression are not supported for Pl"):
+        check_prompt(Plain(), FAMILIES["UNet2DModel"], "a")
+    with pytest.raises(ValueError, match=r"^Plain takes embeddings, so it cannot encode prompts"):
+        check_prompt(Plain(), UNET, "a")
+    dit = FAMILIES["DiTTransformer2DModel"]
+    check_prompt(Plain(labels={"cat": 4}), dit, "cat")
+    with pytest.raises(ValueError, match="has no class 'dog'"):
+        check_prompt(Plain(labels={"cat": 4}), dit, "dog")
