@@ -243,7 +243,12 @@ def watched(held: Held, reach: Reach, home: Path, limit: float, say: Say) -> Non
 def tests_of(mutant: Mutant, reach: Reach, budget: float) -> list[str]:
     """Return the tests to try a mutant on."""
     file = str(Path(mutant.file).relative_to("src"))
-    within = mutant.where and not mutant.where.rpartition(".")[2].lstrip("_")[:1].isupper()
+    default = " in def " in mutant.what  # of an argument, which no call of the function reads
+    within = (
+        mutant.where
+        and not default
+        and not mutant.where.rpartition(".")[2].lstrip("_")[:1].isupper()
+    )
     return reach.tests_of(file, mutant.where, budget, () if within else TABLES)
 
 

@@ -143,7 +143,7 @@ class Reference:
     """The original's forward pass, looked up by names."""
 
     def __init__(self, state, s):
-        self.w, self.s = state, s
+        self.w, self.s, self.up = state, s, False
 
     def lin(self, name, x):
         return x @ self.w[f"{name}.weight"].T + self.w[f"{name}.bias"]
@@ -180,7 +180,9 @@ class Reference:
         )
 
     def heads(self, width):
-        return width // self.s.num_head_channels if self.s.num_head_channels else self.s.num_heads
+        if self.s.num_head_channels:
+            return width // self.s.num_head_channels
+        return (self.s.num_heads_upsample if self.up else None) or self.s.num_heads
 
     def attend(self, q, k, v):
         """One head at a time: q, k, v are [channels, tokens]."""
@@ -246,6 +248,7 @@ class Reference:
         emb = self.embedded(t) + (0 if y is None else self.w["label_emb.weight"][y])
         skips = list(self.down(x, emb, self.s.num_res_blocks))
         x = self.middle(skips[-1], emb, identity=identity)
+        self.up = True
         for n, parts in self.blocks("output_blocks"):
             x = torch.cat([x, skips.pop()], 1)
             for j in parts:
@@ -294,6 +297,11 @@ UNETS = {
     "as published": {"num_head_channels": 4},
     "new order": {"num_head_channels": 4, "use_new_attention_order": True},
     "heads by number": {"num_head_channels": None, "num_heads": 2, "classes": None},
+    "other heads on the way up": {
+        "num_head_channels": None,
+        "num_heads": 2,
+        "num_heads_upsample": 4,
+    },
     "convolutions between": {"num_head_channels": 4, "resblock_updown": False},
     "time added": {"num_head_channels": 4, "use_scale_shift_norm": False, "learn_sigma": False},
 }

@@ -195,6 +195,8 @@ def test_plans_are_of_as_many_samples_as_conditions_or_scales():
     assert model.plan("cfg([1, 3, 2])", cond="a", solver="ddim").nfe == pytest.approx(5)
     assert model.plan("cfg(2) + dps(1)", solver="ddim").nfe == 6
     assert toy(encoder=False).plan(steps=2, solver="ddim").nfe == 2
+    lossy = toy(defaults={"guidance": "cfg(2) + dps(1)", "steps": 3, "solver": "ddim"})
+    assert lossy.plan().nfe == 6 and lossy.plan(cond=None).nfe == 3
     assert not asked  # nothing has run
 
 
