@@ -249,7 +249,8 @@ def tests_of(mutant: Mutant, reach: Reach, budget: float) -> list[str]:
         and not default
         and not mutant.where.rpartition(".")[2].lstrip("_")[:1].isupper()
     )
-    return reach.tests_of(file, mutant.where, budget, () if within else TABLES)
+    found = reach.tests_of(file, mutant.where, budget, () if within else TABLES)
+    return found or reach.tests_of(file, mutant.where, budget, TABLES)
 
 
 def attempt(held: Held, mutant: Mutant, tests: Sequence[str], reach: Reach, home: Path) -> Child:

@@ -462,6 +462,27 @@ def test_a_step_of_classifier_guided_ancestral_sampling(schedule, tmp_path):
     close(found.double(), wanted, 2e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "judged", "guidance"),
+    [
+        ("as published", True, "classifier(2)"),
+        ("as published", False, "cond"),
+        ("heads by number", True, "uncond"),
+        ("heads by number", False, "uncond"),
+    ],
+)
+def test_the_guidance_of_a_checkpoint_where_none_is_named(tmp_path, kind, judged, guidance):
+    about, state, judge = published(kind)
+    torch.save(state, tmp_path / "d.pt")
+    torch.save(judge, tmp_path / "c.pt")
+    more = {"classifier": tmp_path / "c.pt"} if judged else {}
+    model = adm_model(about, diffusion=tmp_path / "d.pt", **more)
+    assert model.defaults == {"guidance": guidance} and model.card == {"classifier_scale": 2.0}
+    assert set(model.classifiers) == ({"classifier"} if judged else set())
+    assert (model.encoder is None) == (kind == "heads by number")
+    assert model.name == "adm-16" and model.denoiser.learned_variance
+
+
 @torch.no_grad()
 def test_an_unconditional_network_guided_by_the_classifier_alone(tmp_path):
     about, state, judge = published("heads by number")

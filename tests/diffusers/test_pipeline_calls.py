@@ -148,9 +148,9 @@ def test_prompts_that_were_encoded_elsewhere():
         call(settings=True).encoded(many, 3)
     with pytest.raises(ValueError, match=r"takes encoder_hidden_states, and they give other$"):
         call().encoded({"other": rows(1, 3, 5)}, 1)
-    labels = call(("cond",), class_labels=torch.tensor([4, 5]))
+    labels = call(("cond",), class_labels=torch.tensor([4, 5], dtype=torch.int32))
     given = {**elsewhere, "class_labels": torch.tensor([7])}
-    assert labels.encoded(given, 1)["class_labels"].dtype == torch.int64
+    assert labels.encoded(given, 1)["class_labels"].dtype == torch.int64  # as it was encoded
 
 
 def test_two_calls_are_merged_into_one():
