@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ...core.levels import Step
 from ...core.passes import COND, Pass
@@ -26,6 +27,9 @@ class Rescale(Post):
         scale: φ in [0, 1], usually 0.7; 0 does nothing and needs no pass.
         space: the space of the deviations: v, as for the paper's network, or the output of a
             pipeline's network (eps), to match it.
+        along: "sample", or "last" for the L2 norm along the last dimension in place of a sample's
+            deviation, as in Qwen-Image (over the channels of a token of its packed latents) and
+            Lumina 2.
 
     0 evaluations more where the sum has the conditional pass, else 1 a step. A constant prediction
     does not change.
@@ -38,6 +42,7 @@ class Rescale(Post):
 
     scale: float = 0.7
     space: Space = "v"
+    along: str = "sample"
     name = "rescale"
 
     def __post_init__(self) -> None:
@@ -47,6 +52,8 @@ class Rescale(Post):
             raise ValueError(
                 f"rescale: the space must be v, eps, x0 or velocity, not {self.space!r}"
             )
+        if self.along not in ("sample", "last"):
+            raise ValueError(f"rescale: along must be 'sample' or 'last', not {self.along!r}")
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (COND,) if self.scale else ()
@@ -55,10 +62,15 @@ class Rescale(Post):
         if not self.scale:
             return prediction
         guided = prediction.view(self.space)
-        own, conditional = std(guided), std(predictions[0].view(self.space))
+        size = std if self.along == "sample" else _last
+        own, conditional = size(guided), size(predictions[0].view(self.space))
         ratio = torch.where(own == 0, 1.0, conditional / safe(own))
         delta = self.scale * (guided * ratio - guided)
         return prediction.shifted(prediction.to_x0(delta, self.space))
+
+
+def _last(a: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(a, dim=-1, keepdim=True)
 
 
 @register
