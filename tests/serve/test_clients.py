@@ -138,9 +138,9 @@ def test_openai_errors(images, asked, error, text):
 
 
 def test_openai_without_a_key(served):
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="no", max_retries=0) as client:
-        with pytest.raises(openai.AuthenticationError, match="a key is needed"):
-            client.images.generate(prompt="cat")
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="no", max_retries=0)
+    with client, pytest.raises(openai.AuthenticationError, match="a key is needed"):
+        client.images.generate(prompt="cat")
 
 
 def test_a1111_txt2img(web, reference):
