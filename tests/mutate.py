@@ -73,7 +73,12 @@ LOADED = (
     "numpy torch PIL.Image diffusers transformers pydantic typer accelerate datasets "
     "safetensors.torch jaxtyping beartype hypothesis rich sklearn"
 )
-TABLES = ("tests/test_defaults.py", "tests/train/test_recipe_numbers.py")
+TABLES = (
+    "tests/test_defaults.py",
+    "tests/test_numbers.py",
+    "tests/train/test_recipe_numbers.py",
+    "tests/checkpoints/test_published_flags.py",
+)
 """What reads numbers that are written outside functions, and so calls none."""
 MEMORY = 12 << 30
 UNSURE = 77
@@ -167,6 +172,9 @@ def quiet(log: Path) -> None:
 def enter(home: Path, log: Path, *, write: bool) -> None:
     """Make a forked child run in a copy of the tree, saying nothing."""
     quiet(log)
+    # A shell ignores these for what it starts in the background, and the tests send them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.dont_write_bytecode = not write
     os.chdir(home)
     os.environ["PYTHONPATH"] = str(home / "src")

@@ -33,7 +33,9 @@ Steps = Annotated[Optional[int], typer.Option("--steps", help="Solver steps.")] 
 SolverName = Annotated[
     str | None,
     typer.Option(
-        "--solver", autocompletion=solver_names, help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun."
+        "--solver",
+        autocompletion=solver_names,
+        help="e.g. ddim, unipc(order=3), 'DPM++ 2M Karras'; docs/expression.md lists them.",
     ),
 ]
 GridName = Annotated[
@@ -44,6 +46,12 @@ GridName = Annotated[
         help="How levels are spaced: uniform, log_snr, karras, leading, linspace or trailing.",
     ),
 ]
+
+_SCALE_HELP = (
+    "Guidance scale of a distilled student that takes it as an input: one number, or one for each "
+    "sample, separated by commas."
+)
+Scale = Annotated[str | None, typer.Option("--scale", help=_SCALE_HELP)]
 
 _OPERATOR_HELP = (
     "What --observe shows: downsample(factor=2), inpaint(mask='mask.png'), "
@@ -86,6 +94,20 @@ def with_file(file: Path | None, **given: Any) -> dict[str, Any]:
         raise ValueError("give --guidance or --guidance-file, not both")
     found = read(file)
     return {key: getattr(found, key) if value is None else value for key, value in given.items()}
+
+
+def parse_scales(text: str) -> tuple[float, ...]:
+    """Read numbers separated by commas.
+
+    Raises:
+        ValueError: they are not numbers.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--scale {text!r}: write a number, or several separated by commas, e.g. 1,5"
+        ) from None
 
 
 def ready_file(out: Path) -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby, pairwise
+from itertools import groupby
 from operator import itemgetter
 
 import torch
@@ -106,16 +106,12 @@ class _Member:
     x: Tensor
     level: Level
     inputs: Inputs
+    differentiable: bool
 
     def take(self, rows: Tensor) -> _Member:
         """Select some of these rows."""
         x, level = self.x[rows.to(self.x.device)], self.level.take(rows)
         return replace(self, x=x, level=level, inputs=self.inputs.take(rows))
-
-    @property
-    def differentiable(self) -> bool:
-        """Whether the prediction must be differentiable in ``x``."""
-        return self.of in self.round.through
 
     @property
     def network_level(self) -> Level:
@@ -127,13 +123,13 @@ class _Member:
         """Return what the members of one call have in common.
 
         A network gets one condition to contrast with, so such a pass has a call of its own. Where
-        several runs meet, shapes, dtypes and devices must agree too.
+        several runs meet, or a denoiser keeps conditions of different shapes ``apart``, shapes,
+        dtypes and devices must agree too.
         """
         alone = (self.index, self.of) if self.of.against is not None else None
-        differentiable = self.differentiable
-        checkpoint = differentiable and self.round.checkpoint
-        key = id(self.net.denoiser), differentiable, checkpoint, alone
-        if not several:
+        checkpoint = self.differentiable and self.round.checkpoint
+        key = id(self.net.denoiser), self.differentiable, checkpoint, alone
+        if not several and not getattr(self.net.denoiser, "apart", False):
             return key
         tensors = {"": self.x, **self.inputs.cond}
         return key, *((n, t.shape[1:], t.dtype, t.device) for n, t in tensors.items())
@@ -145,10 +141,18 @@ def _member(index: int, r: Round, p: Pass, rows: Tensor | None) -> _Member:
         raise ValueError(f"there is no network {p.net!r}; this model has {known}")
     net, group = r.nets[p.net], r.group if rows is None else r.group.take(rows)
     x, level = (p.point.x, p.point.level) if p.point else (group.x_t, group.step.t)
-    if p in r.through:
-        x = x.detach().requires_grad_()
-    inputs = _inputs(net, p, group, level.t)
-    return _Member(index=index, round=r, of=p, net=net, rows=rows, x=x, level=level, inputs=inputs)
+    differentiable = bool(r.through) and p in r.through
+    return _Member(
+        index=index,
+        round=r,
+        of=p,
+        net=net,
+        rows=rows,
+        x=x.detach().requires_grad_() if differentiable else x,
+        level=level,
+        inputs=_inputs(net, p, group, level.t),
+        differentiable=differentiable,
+    )
 
 
 def _inputs(net: Net, p: Pass, group: Group, t: Value) -> Inputs:
@@ -229,45 +233,61 @@ _Call = Sequence[tuple[int, _Member]]
 def _calls(members: Sequence[_Member], limit: int | None) -> Iterator[_Call]:
     """Yield calls of at most ``limit`` rows, those of plain passes before the perturbed ones."""
     order = sorted(range(len(members)), key=lambda k: members[k].of.perturb is not None)
-    rows = [(k, i) for k in order for i in range(members[k].x.shape[0])]
-    if limit is None or len(rows) <= limit:
-        whole = [(k, members[k]) for k in order if members[k].x.shape[0]]
+    whole = [(k, members[k]) for k in order if members[k].x.shape[0]]
+    if limit is None or sum(m.x.shape[0] for _, m in whole) <= limit:
         yield from [whole] if whole else []
         return
+    rows = [(k, i) for k, m in whole for i in range(m.x.shape[0])]
     for start in range(0, len(rows), limit):
         own = groupby(rows[start : start + limit], itemgetter(0))
         yield [(k, members[k].take(torch.tensor([i for _, i in part]))) for k, part in own]
 
 
-def _call(denoiser: Denoiser, call: _Call) -> Iterator[tuple[int, Prediction]]:
-    """Call the network once, each perturbation in its rows; yield the members' predictions."""
+def _call(denoiser: Denoiser, call: _Call) -> list[tuple[int, Prediction]]:
+    """Call the network once, each perturbation in its rows; return the members' predictions."""
     members = [m for _, m in call]
-    ends = list(accumulate((m.x.shape[0] for m in members), initial=0))
-    rows = [Rows(start, stop, ends[-1]) for start, stop in pairwise(ends)]
+    sizes = [m.x.shape[0] for m in members]
     x = members[0].x if len(members) == 1 else torch.cat([m.x for m in members])
-    level = _join_levels([m.network_level for m in members], rows)
+    level = _join_levels([m.network_level for m in members], sizes)
     cond = Condition.join([m.inputs.cond for m in members])
     with ExitStack() as stack:
-        observed = [
-            stack.enter_context(p(denoiser, own if len(members) > 1 else None, m.inputs))
-            if (p := m.of.perturb)
-            else None
-            for m, own in zip(members, rows, strict=True)
-        ]
+        start, observed = 0, list[list[Tensor] | None]()
+        for m, size in zip(members, sizes, strict=True):
+            rows = Rows(start, start + size, x.shape[0]) if len(members) > 1 else None
+            context = m.of.perturb(denoiser, rows, m.inputs) if m.of.perturb else None
+            observed.append(stack.enter_context(context) if context else None)
+            start += size
         whole = _checked(denoiser(x, level, cond), x, level)
-    for (k, m), own, values in zip(call, rows, observed, strict=True):
-        yield k, _part(m, whole, own, values)
+    x0, eps = whole.x0.split(sizes), whole.eps.split(sizes)
+    log_var = [None] * len(call) if whole.log_var is None else whole.log_var.split(sizes)
+    found: list[tuple[int, Prediction]] = []
+    for i, (k, m) in enumerate(call):
+        values = observed[i]
+        found.append(
+            (
+                k,
+                Prediction(
+                    x_t=m.x,
+                    level=m.level,
+                    x0=x0[i],
+                    eps=eps[i],
+                    log_var=log_var[i],
+                    observed=torch.cat(values) if values else None,
+                ),
+            )
+        )
+    return found
 
 
-def _join_levels(levels: Sequence[Level], rows: Sequence[Rows]) -> Level:
+def _join_levels(levels: Sequence[Level], sizes: Sequence[int]) -> Level:
     first = levels[0]
     if not any(isinstance(v, Tensor) for level in levels for v in level) and all(
         level == first for level in levels
     ):
         return first
     columns = [
-        [torch.as_tensor(v, dtype=torch.float64).expand(r.stop - r.start) for v in level]
-        for level, r in zip(levels, rows, strict=True)
+        [torch.as_tensor(v, dtype=torch.float64).expand(size) for v in level]
+        for level, size in zip(levels, sizes, strict=True)
     ]
     return Level(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
@@ -283,16 +303,6 @@ def _checked(out: object, x: Tensor, level: Level) -> Prediction:
             f"{tuple(x.shape)} like its input, not {found}"
         )
     return out if isinstance(out, Prediction) else Prediction.from_x0(x, level, x0)
-
-
-def _part(m: _Member, whole: Prediction, rows: Rows, observed: list[Tensor] | None) -> Prediction:
-    """Return one member's prediction from that of the whole call."""
-    x0, eps, log_var = whole.x0, whole.eps, whole.log_var
-    if rows.stop - rows.start < rows.of:
-        x0, eps = x0[rows.slice], eps[rows.slice]
-        log_var = None if log_var is None else log_var[rows.slice]
-    values = torch.cat(observed) if observed else None
-    return Prediction(x_t=m.x, level=m.level, x0=x0, eps=eps, log_var=log_var, observed=values)
 
 
 def _complete(m: _Member, noisy: Tensor | None, parts: list[Prediction]) -> Prediction:

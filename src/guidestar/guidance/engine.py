@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -75,7 +75,8 @@ class _Needs:
     def add(self, passes: Sequence[Pass], rows: Tensor | None) -> tuple[Pass, ...]:
         """Add passes, and return the names under which they are evaluated."""
         names = [self.sum.canonical(p, self.step) for p in passes]
-        names = [p if p in self.through else self.instead.get(p, p) for p in names]
+        if self.instead:
+            names = [p if p in self.through else self.instead.get(p, p) for p in names]
         for p in names:
             self.wanted.setdefault(p, []).append(rows)
         return tuple(names)
@@ -85,7 +86,7 @@ class _Needs:
         return {p: union(rows, size) for p, rows in self.wanted.items()}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Start:
     """The first round of a step: the terms that act, the passes of base and posts, all needs."""
 
@@ -117,7 +118,7 @@ class Sum:
     names: Sequence[str]
     traits: Sequence[Traits]
 
-    @property
+    @cached_property
     def needs_grad(self) -> bool:
         """Whether any term computes a gradient."""
         return any(traits.gradients for traits in self.traits)
@@ -158,12 +159,12 @@ class Sum:
                     for a in start.active:
                         if a.rounds:
                             a.proceed(answers)
-                needs = _Needs(self, group.step)
-                for a in (going := [a for a in start.active if a.rounds]):
-                    a.passes = needs.add(a.passes, a.rows)
-                if not going:
+                if not (going := [a for a in start.active if a.rounds]):
                     prediction, pushes = self._finish(start, group, first, explain)
                     return GuidedStep(prediction, _kept(states, start.active), evaluations, pushes)
+                needs = _Needs(self, group.step)
+                for a in going:
+                    a.passes = needs.add(a.passes, a.rows)
                 asked = self.options(group=group, passes=needs.rows(size))
 
     def count(self, step: Step, rows: Tensor, stopped: bool = False) -> Count:
@@ -242,10 +243,7 @@ class Sum:
             totals[linked] = totals[linked] + push if linked in totals else push
             if pushes is not None:
                 pushes[self.names[a.key]] = pushes[self.names[a.key]] + push
-        log_var = None if base.log_var is None else base.log_var.detach()
-        prediction = Prediction(
-            x_t=x_t, level=base.level, x0=base.x0.detach(), eps=base.eps.detach(), log_var=log_var
-        )
+        prediction = base.detach(x_t) if self.needs_grad else base
         for linked in (True, False):
             if linked in totals:
                 prediction = prediction.shifted(totals[linked], linked=linked)

@@ -22,10 +22,11 @@ from ..sampling import (
     Solver,
     State,
     get_solver,
+    grid_of,
     trajectory,
     warn_of_divergence,
 )
-from .binding import names_of, net_of
+from .binding import names_of, net_of, scale_of, with_scale
 from .protocols import (
     ClassEncoder,
     Classifier,
@@ -173,6 +174,7 @@ class Model:
         *,
         cond: Sequence[str | int] | Condition | None = None,
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         seeds: Sequence[int] | None = None,
         losses: Mapping[str, Loss] | None = None,
         max_rows: int | None = None,
@@ -194,6 +196,7 @@ class Model:
             else Net(denoiser=denoiser)
             for name, (denoiser, encoder) in everyone.items()
         }
+        nets["main"] = with_scale(self, nets["main"], scale_of(self, scale))
         named = None if isinstance(cond, Condition) else cond
         indexed = IndexEncoder if self.classifiers else ClassEncoder
         index = self.encoder.index if isinstance(self.encoder, indexed) else None
@@ -222,6 +225,7 @@ class Model:
         *,
         cond: Names | None = 0,
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | None = None,
@@ -238,11 +242,9 @@ class Model:
             name: Observation("identity", 0.0)
             for name in losses_of(self.expression(guidance, conditional=names is not None))
         }
-        guided, solver = (
-            self.guided(guidance, cond=names, negative=negative, losses=unseen),
-            self.solver(solver),
-        )
-        levels = self.grid(steps, grid)
+        guided = self.guided(guidance, cond=names, negative=negative, scale=scale, losses=unseen)
+        asked, solver = solver, self.solver(solver)
+        levels = self.grid(steps, grid or grid_of(asked))
         solver.check(guided, levels)
         return guided.plan(
             levels, batch=count if count > 1 else None, evaluations=solver.evaluations
@@ -259,6 +261,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -278,6 +281,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -296,6 +300,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -314,6 +319,7 @@ class Model:
         """
         checked = tuple(checked_seeds(seeds))
         names = self.names(cond, len(checked))
+        grid = grid or grid_of(solver)
         levels = self.grid(steps, grid)
         return Request(
             names=names,
@@ -323,6 +329,7 @@ class Model:
             levels=levels if start_rho is None else levels.from_rho(start_rho),
             grid=CUSTOM if isinstance(grid, Grid) else grid or self.defaults.get("grid", "log_snr"),
             negative=negative,
+            scale=scale_of(self, scale, len(checked)),
             start_rho=start_rho,
             start=None if start is None else _checked_start(start, len(checked), self.shape),
             losses=losses,
@@ -336,6 +343,7 @@ class Model:
             request.guidance,
             cond=request.names if request.encoded is None else request.encoded,
             negative=request.negative,
+            scale=request.scale,
             seeds=request.seeds,
             losses=request.losses,
             max_rows=request.max_rows,
@@ -396,6 +404,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -413,9 +422,13 @@ class Model:
             guidance: an expression, as text or made in Python; the card's by default.
             seeds: one integer a sample; sample k depends on its own seed alone.
             negative: what cfg moves away from, in place of the null.
+            scale: of a distilled student that takes it as an input: one number, or one a seed; by
+                default the card's.
             steps: solver steps; by default the card's.
-            solver: a solver or its name; by default the card's.
-            grid: noise levels or the name of a grid; by default the card's.
+            solver: a solver or its name, with settings (``"unipc(order=3)"``) or as other projects
+                call it (``"DPM++ 2M Karras"``); by default the card's.
+            grid: noise levels or the name of a grid; by default the one that the solver's name
+                asks for, or the card's.
             start: data ``[B, *S]`` to start from (SDEdit), noised to the first level of noise ratio
                 at most ``start_rho``.
             losses: what dps, tfg and their kin lower, by name ("loss" unless they name another):
@@ -435,6 +448,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -489,6 +503,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver = "ddpm",
         grid: str | Grid | None = None,
@@ -514,6 +529,7 @@ class Model:
             guidance: as in `sample`.
             seeds: as in `sample`.
             negative: as in `sample`.
+            scale: as in `sample`.
             steps: as in `sample`.
             solver: one that draws noise.
             grid: as in `sample`.
@@ -530,6 +546,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -558,6 +575,7 @@ class Model:
             guidance=settings["guidance"],
             seeds=settings["seeds"],
             negative=settings["negative"],
+            scale=settings.get("scale"),
             steps=settings["steps"],
             solver=settings["solver"],
             grid=settings["grid"],

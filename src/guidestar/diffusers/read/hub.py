@@ -17,7 +17,7 @@ _FILES = frozenset(
         *("png", "jpg", "jpeg", "webp", "gif", "tif", "tiff", "bmp"),
     }
 )
-"""Suffixes of files; a repository's name may have a dot (``sd-v1.5``), but ends in none of these."""
+"""Suffixes of files. A repository may have a dot in its name (``sd-v1.5``), but none of these."""
 _PATIENCE = 10.0
 """Seconds to wait for the hub's answer."""
 _PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
