@@ -44,6 +44,9 @@ class SampleRequest(_Strict):
     )
     guidance: str | None = Field(default=None, description="An expression, e.g. 'cfg(3) + pag(1)'.")
     negative: Name | None = Field(default=None, description="What cfg moves away from.")
+    scale: float | list[float] | None = Field(
+        default=None, description="Of a student that takes it as an input: one, or one a sample."
+    )
     n: int = Field(default=1, ge=1, description="Samples, of the seeds seed, seed + 1, …")
     seed: Seed | None = Field(default=None, description="Of the first sample; random by default.")
     seeds: list[Seed] | None = Field(
