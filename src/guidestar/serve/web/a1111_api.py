@@ -137,11 +137,12 @@ def _info(job: Job, asked: Txt2Img, size: tuple[int, int], warnings: list[str]) 
 
 
 def _ignored(asked: Txt2Img) -> list[str]:
-    """Name the fields that mean nothing here and are not at their default."""
+    """Name the fields that mean nothing here, and are neither at their default nor off."""
+    off = (None, False, [], {}, "")
     return [
         f"{field} means nothing here"
         for field in sorted(asked.model_fields_set - MEANT)
-        if getattr(asked, field) not in (type(asked).model_fields[field].default, None, [], {}, "")
+        if getattr(asked, field) not in (type(asked).model_fields[field].default, *off)
     ]
 
 
