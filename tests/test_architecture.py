@@ -36,8 +36,9 @@ CORE_BELOW: dict[str, set[str]] = {
     "denoiser": {"hooks", "levels", "prediction"},
     "perturbation": {"denoiser", "hooks", "levels", "prediction", "rng"},
     "passes": {"denoiser", "hooks", "levels", "perturbation", "prediction", "rng"},
-    "evaluation": {"denoiser", "hooks", "levels", "passes", "perturbation", "prediction", "rng"},
+    "rounds": {"denoiser", "hooks", "levels", "passes", "perturbation", "prediction", "rng"},
 }
+CORE_BELOW["evaluation"] = {*CORE_BELOW}
 TORCH_ALONE = ("core", "guidance", "sampling")
 TOP_ENTRIES = 16
 

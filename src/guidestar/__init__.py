@@ -71,7 +71,7 @@ _HOMES = {
             "threshold",
             "uncond",
         ),
-        *("nag", "pag", "sag", "seg", "slg"),
+        *("nag", "pag", "sag", "seg", "slg", "tpg"),
         *(
             "discriminator",
             "dps",

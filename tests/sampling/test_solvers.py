@@ -171,11 +171,10 @@ def test_point_mass_from_pure_noise(name, grid):
         assert_point_mass(VARIANTS[name], grid)
 
 
-@every_default
+@pytest.mark.parametrize("name", [n for n, solver in DEFAULTS.items() if not solver.stochastic])
 def test_point_mass_of_deterministic_solvers_sample_by_sample(name):
+    """The moments of the others are tested below."""
     solver, grid, m = DEFAULTS[name], GRIDS["vp"], 0.4
-    if solver.stochastic:
-        pytest.skip("stochastic: its moments are tested")
     x_T = double(-2.0, 0.5, 3.0).reshape(3, 1)
     for state in trajectory(predictor(m, 0.0), x_T, grid=grid, solver=solver, draw=NoDraw()):
         expected = (
@@ -401,13 +400,11 @@ def test_dtype_is_kept(name, dtype):
         )
 
 
-@every_variant
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in NO_PURE_NOISE])
 @pytest.mark.parametrize("grid", PURE_NOISE.values(), ids=PURE_NOISE)
 def test_a_velocity_network_from_pure_noise(name, grid):
     """Against D itself: velocity nets need no alpha."""
     solver = VARIANTS[name]
-    if name in NO_PURE_NOISE:
-        pytest.skip("refused by name")
 
     def network(x, step, gstate):
         a, s, D = step.t.alpha, step.t.sigma, exact(x, step.t, 0.7, 0.25)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..io.images import Row, save_png, sheet
+from ..io.images import SheetRow, save_png, sheet
 from ..model.model import Model
 from .demo import Result
 from .measure_text import Ruler, look
@@ -104,7 +104,7 @@ def _picture(
     captions: int,
 ) -> Any:
     rows = [
-        Row(
+        SheetRow(
             label=p.replace(", ", "\n"),
             images=[c[i * seeds + j] for c in cells for j in range(show)],
         )

@@ -53,10 +53,10 @@ def read_captioned(folder: Path, size: int) -> Captioned:
     """
     from ..core.rng import Draw
     from ..data.folders import image_folder
-    from ..data.pictures import Look
+    from ..data.pictures import PictureFormat
     from ..train.build.captions import text_column
 
-    source = image_folder(folder, Look(size=size, channels=3))
+    source = image_folder(folder, PictureFormat(size=size, channels=3))
     held: Any = source.targets[text_column(source)]
     said = [(c,) if isinstance(c, str) else c for c in held]
     rows = list(range(len(said)))

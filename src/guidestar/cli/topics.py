@@ -23,6 +23,7 @@ TOPICS: dict[str, str] = {
     "smoothed energy guidance": "seg",
     "skip-layer guidance, STG, spatiotemporal skip guidance": "slg",
     "self-attention guidance": "sag",
+    "token perturbation guidance, token shuffling": "tpg",
     "normalized attention guidance": "nag",
     "adaptive projected guidance": "apg",
     "CFG++": "cfgpp",

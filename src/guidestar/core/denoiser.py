@@ -39,7 +39,7 @@ class Condition(Mapping[str, Tensor]):
         self._tensors = {**(tensors or {}), **more}
         for name, value in self._tensors.items():
             _check_tensor(name, value)
-        sizes = {len(t) for t in self._tensors.values()}
+        sizes = {t.shape[0] for t in self._tensors.values()}
         if len(sizes) > 1:
             raise ValueError(
                 "the tensors of a condition must agree in their first dimension, not "
@@ -63,7 +63,12 @@ class Condition(Mapping[str, Tensor]):
     @property
     def batch(self) -> int:
         """How many samples it covers (0 for the empty condition, which covers any number)."""
-        return next((len(t) for t in self._tensors.values()), 0)
+        return next((t.shape[0] for t in self._tensors.values()), 0)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one sample's tensor, by name."""
+        return {name: tuple(t.shape[1:]) for name, t in self._tensors.items()}
 
     def take(self, rows: Tensor) -> Condition:
         """Select samples (``rows``: int64 indices)."""
@@ -89,17 +94,13 @@ class Condition(Mapping[str, Tensor]):
         """Concatenate along the batch; all parts must have the same names and shapes."""
         first = parts[0]
         for other in parts[1:]:
-            shapes = [{name: tuple(t.shape[1:]) for name, t in c.items()} for c in (first, other)]
-            if shapes[0] != shapes[1]:
+            if (a := first.shapes) != (b := other.shapes):
                 raise ValueError(
-                    "conditions of one model must have the same names and shapes, not "
-                    f"{shapes[0]} and {shapes[1]}"
+                    f"conditions of one model must have the same names and shapes, not {a} and {b}"
                 )
-        return (
-            first
-            if len(parts) == 1
-            else Condition({name: torch.cat([c[name] for c in parts]) for name in first})
-        )
+        if len(parts) == 1:
+            return first
+        return Condition({name: torch.cat([c[name] for c in parts]) for name in first})
 
 
 def _check_tensor(name: str, value: object) -> None:

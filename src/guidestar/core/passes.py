@@ -93,6 +93,15 @@ class Inputs:
         """
         return seeded(self.streams)
 
+    def take(self, rows: Tensor) -> Inputs:
+        """Select samples (``rows``: int64 indices)."""
+        return Inputs(
+            cond=self.cond.take(rows),
+            t=self.t[rows] if isinstance(self.t, Tensor) else self.t,
+            step=self.step.take(rows),
+            streams=self.streams and self.streams.take(rows),
+        )
+
 
 Edit = Callable[[Inputs], Inputs]
 """A change of the network's inputs; hashable, so that equal passes stay equal."""
@@ -101,9 +110,9 @@ Edit = Callable[[Inputs], Inputs]
 class Perturbation(Hashable, Protocol):
     """A change of a network that lasts for one call, in some of its rows.
 
-    One that changes nothing but observes the network has ``observes = True``: its context gives a
-    list, to which each call of the network adds ``[rows, …]`` (`Prediction.observed`). In a plan a
-    pass is named by the ``name`` of its perturbation.
+    A perturbation that observes the network returns a list from its context, to which each call of
+    the network adds a tensor ``[rows, …]`` (`Prediction.observed`). A plan names a pass by the
+    ``name`` of its perturbation.
     """
 
     def __call__(
@@ -147,25 +156,13 @@ class Pass:
 
     def __str__(self) -> str:
         what = self.cond.value if isinstance(self.cond, Slot) else self._words()
-        change = (
-            ""
-            if not self.perturb
-            else "observed"
-            if self.observes
-            else getattr(self.perturb, "name", "perturbed")
-        )
         marks = [
             self.net if self.net != "main" else "",
-            change,
+            getattr(self.perturb, "name", "perturbed") if self.perturb else "",
             "elsewhere" if self.point else "",
             "edited" if self.edit else "",
         ]
         return " ".join([what, *(m for m in marks if m)])
-
-    @property
-    def observes(self) -> bool:
-        """Whether its perturbation changes nothing, but only observes the network."""
-        return getattr(self.perturb, "observes", False)
 
     def _words(self) -> str:
         if isinstance(self.cond, Part):
@@ -287,9 +284,9 @@ class Net:
 
     def canonical(self, p: Pass) -> Pass:
         """Name a pass so that equal passes are equal: no negative is the null."""
-        if p.cond is Slot.NEGATIVE and not self.negative:
-            return replace(p, cond=Slot.NULL)
-        return p
+        if p.cond is not Slot.NEGATIVE or self.negative:
+            return p
+        return NULL if p == NEGATIVE else replace(p, cond=Slot.NULL)
 
 
 def by_name(

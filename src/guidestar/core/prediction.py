@@ -113,6 +113,12 @@ class Prediction:
         """Carry a difference from ``space`` to x0 (0 where that space cannot tell, at its ends)."""
         return expand(inverse_or_zero(slope(self.level, space)), delta) * delta
 
+    def detach(self, x_t: Tensor) -> Prediction:
+        """Return this prediction at ``x_t`` without its graph."""
+        log_var = None if self.log_var is None else self.log_var.detach()
+        x0, eps = self.x0.detach(), self.eps.detach()
+        return Prediction(x_t=x_t, level=self.level, x0=x0, eps=eps, log_var=log_var)
+
     def take(self, rows: Tensor) -> Prediction:
         """Select samples (``rows``: int64 indices)."""
         here, root = rows.to(self.x_t.device), self.root
@@ -137,12 +143,14 @@ class Prediction:
             ValueError: some parts have a predicted variance and some have none.
         """
         learned = any(p.log_var is not None for p in parts)
+        observed = [p.observed for p in parts if p.observed is not None]
         return Prediction(
             x_t=x_t,
             level=level,
             x0=torch.cat([p.x0 for p in parts]),
             eps=torch.cat([p.eps for p in parts]),
             log_var=torch.cat([_share(p) for p in parts]) if learned else None,
+            observed=torch.cat(observed) if observed else None,
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.rng import Draw
 from ..io.files import make_folder, whole_or_not
 from .pictures import Pictures
-from .source import Column, Held, InMemory, Part, Source, Targets, picked
+from .source import Column, Held, InMemory, Source, Subset, Targets, pick
 from .tensors import read_safetensors
 
 
@@ -98,7 +98,7 @@ class Latents(Source):
 
     def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
         """Return the latents at ``rows``."""
-        return self.x[torch.as_tensor(rows)], picked(self.targets, rows, draw)
+        return self.x[torch.as_tensor(rows)], pick(self.targets, rows, draw)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,11 +133,11 @@ class Unencoded(Source):
 
 def pictures_of(source: Source) -> Source:
     """Return the pictures that a source of latents was encoded from; any other source as it is."""
-    if isinstance(source, Part):
-        return Part(source=pictures_of(source.source), kept=source.kept)
+    if isinstance(source, Subset):
+        return Subset(source=pictures_of(source.source), kept=source.kept)
     return source.pictures if isinstance(source, Latents | Unencoded) else source
 
 
 def is_unencoded(source: Source) -> bool:
     """Tell whether a source stands for latents whose autoencoder is not trained."""
-    return isinstance(source.source if isinstance(source, Part) else source, Unencoded)
+    return isinstance(source.source if isinstance(source, Subset) else source, Unencoded)

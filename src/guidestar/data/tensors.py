@@ -6,22 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..core.rng import Draw
 from ..io.files import Damaged
-from .source import Column, InMemory, Source, Targets
-
-Kind = Literal["class", "vector", "text"]
+from .source import Column, ColumnKind, InMemory, Source, Targets
 
 
 def tensors(
     path: Path | str,
     *,
-    columns: Mapping[str, Kind] | None = None,
+    columns: Mapping[str, ColumnKind] | None = None,
     classes: Sequence[str] = (),
     x: str = "x",
 ) -> InMemory:
@@ -139,7 +136,12 @@ def _names(column: str, classes: Sequence[str], metadata: Mapping[str, str]) -> 
 
 
 def _describe(
-    path: Path, name: str, values: Tensor, count: int, stated: Kind | None, names: tuple[str, ...]
+    path: Path,
+    name: str,
+    values: Tensor,
+    count: int,
+    stated: ColumnKind | None,
+    names: tuple[str, ...],
 ) -> Column:
     if len(values) != count:
         raise ValueError(f"{path}: there are {count} samples, but {len(values)} of {name!r}")
@@ -173,7 +175,7 @@ def _describe(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scale:
+class Standardiser:
     """Bring data to zero mean and unit variance by channel (the last dimension), and back.
 
     Args:
@@ -184,11 +186,11 @@ class Scale:
     std: Tensor
 
     @staticmethod
-    def of(x: Tensor) -> Scale:
+    def of(x: Tensor) -> Standardiser:
         """Measure ``x [N, …, C]``; a channel that does not vary is left at its size."""
         flat = x.double().flatten(0, -2)
         std = flat.std(0, correction=0)
-        return Scale(
+        return Standardiser(
             mean=flat.mean(0).float(), std=torch.where(std > 0, std, torch.ones_like(std)).float()
         )
 
@@ -202,11 +204,11 @@ class Scale:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scaled(Source):
+class Standardised(Source):
     """Another source in units of its own spread."""
 
     source: Source
-    scale: Scale
+    scale: Standardiser
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from ..io.files import make_folder, whole_or_not, written
+from ..io.files import make_folder, name_write_errors, whole_or_not
 from ..io.images import write_text
 from .export import network_of
 from .read.clip import write_clip, write_pretrained, write_tower
+from .read.network import SCALE_FOLDER
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -30,10 +31,22 @@ def write_denoiser(denoiser: Any, encoder: Any, folder: Path, dtype: torch.dtype
         dtype,
         own,
     )
+    scale = _scale_of(denoiser)
+    if scale is not None:
+        write_module(scale, folder / SCALE_FOLDER, dtype)
     if hasattr(encoder, "tokenizer"):
         _write_text(encoder, folder, folder / "condition", dtype)
     elif encoder is not None:
         write_condition(encoder, folder / "condition", dtype)
+
+
+def _scale_of(denoiser: Any) -> Any:
+    """Return what embeds the guidance scale of a student, within its wrappers; None without."""
+    from ..networks.guidance_scale import ScaledNetwork
+
+    while denoiser is not None and not isinstance(denoiser, ScaledNetwork):
+        denoiser = getattr(denoiser, "net", None)
+    return None if denoiser is None else denoiser.scale
 
 
 def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -53,7 +66,7 @@ def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float
 
 def _write_text(encoder: Any, folder: Path, about: Path, dtype: torch.dtype) -> None:
     write_pretrained(encoder.text, folder / "text_encoder", dtype)
-    with written(folder / "tokenizer"):
+    with name_write_errors(folder / "tokenizer"):
         encoder.tokenizer.save_pretrained(folder / "tokenizer")
     write_text(
         json.dumps({"_class_name": "TextEncoder", **encoder.settings}) + "\n", about / "config.json"
@@ -89,7 +102,7 @@ def write_module(
     with whole_or_not(folder / WEIGHTS) as beside:
         beside.write_bytes(serialised(tensors, {"format": "pt"}))
     if made_by is None:
-        with written(folder / "config.json"):
+        with name_write_errors(folder / "config.json"):
             module.save_config(folder)
     else:
         write_text(json.dumps(made_by, indent=2) + "\n", folder / "config.json")
@@ -100,5 +113,5 @@ def write_scheduler(config: Mapping[str, Any], folder: Path) -> None:
     import diffusers
 
     settings = {k: v for k, v in config.items() if k != "_class_name"}
-    with written(folder / "scheduler_config.json"):
+    with name_write_errors(folder / "scheduler_config.json"):
         getattr(diffusers, config["_class_name"])(**settings).save_config(folder)

@@ -10,17 +10,11 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition
-from ..core.evaluation import Asking, Group, GuidedStep
+from ..core.evaluation import Asking, Group, GuidedStep, State, States
 from ..core.levels import Step
 from ..core.passes import COND, Pass, seeded
 from ..core.prediction import Prediction
 from ..core.rng import Draw
-
-State = dict[str, Tensor]
-"""What a term keeps between steps: tensors ``[B, …]``."""
-
-States = tuple[State, ...]
-"""What all terms of a sum keep, in their order."""
 
 
 class Count(NamedTuple):
@@ -70,7 +64,6 @@ class Live:
         rows: which samples of the run these are (None: all).
         state: what the term keeps of these samples.
         base: the prediction that the terms are added to.
-        predictions: of the term's passes, in their order.
         streams: the random streams of all the run's samples at this step, where it has seeds.
     """
 
@@ -80,8 +73,20 @@ class Live:
     rows: Tensor | None
     state: State
     base: Prediction
-    predictions: tuple[Prediction, ...] = ()
     streams: Draw | None = None
+
+    @classmethod
+    def of(cls, group: Group, base: Prediction, state: State) -> Live:
+        """Return the inputs of a term for the samples of ``group``."""
+        return cls(
+            x_t=group.x_t,
+            step=group.step,
+            batch=group.batch,
+            rows=group.rows,
+            state=state,
+            base=base,
+            streams=group.streams,
+        )
 
     @property
     def draw(self) -> Draw:

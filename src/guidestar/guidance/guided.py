@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
-from ..core.evaluation import Asking, Group, GuidedStep, drive
+from ..core.evaluation import Asking, Group, GuidedStep, Round, drive
 from ..core.levels import Grid, Step
 from ..core.passes import Net, Pass, by_name
 from ..core.rng import Draw, checked_seeds
 from .citations import used
 from .context import Engine, States
-from .engine import Options, Sum, join_steps, take
+from .engine import Sum, join_steps, take
 from .expression import parse
 from .plan import Plan, StepPlan
 from .term import Context, Direction, Guidance, as_guidance
@@ -101,16 +102,16 @@ class Guided:
         self.terms = tuple(term.bind(context) for term in self.guidance.terms)
         self.posts = self.guidance.posts
         self.traits = [term.traits for term in self.terms]
-        options = Options(
+        names = [str(term) for term in self.guidance.terms]
+        options = partial(
+            Round,
             nets=self.nets,
             needs_grad=self.needs_grad,
             max_rows=max_rows,
             checkpoint=checkpoint,
             check=check,
         )
-        names = [str(term) for term in self.guidance.terms]
-        self.sum = Sum(self.base, self.terms, self.traits, self.posts, options, names)
-        self._options = options
+        self.sum = Sum(self.base, self.terms, self.posts, self.nets, options, names, self.traits)
         self._engine: Engine = self.sum
         for key, term in enumerate(self.terms):
             self._engine = term.around(self._engine, key)
@@ -186,9 +187,11 @@ class Guided:
             )
         batch = self._check(len(x_t))
         streams = self.draw and self.draw.at(step.index).again(step.visit)
-        with self._options.mode():
-            x_t = x_t.clone() if self.needs_grad and x_t.is_inference() else x_t
-            states = state or tuple(term.start(x_t) for term in self.terms)
+        states = state
+        if self.needs_grad or not states:
+            with self.sum.mode():
+                x_t = x_t.clone() if self.needs_grad and x_t.is_inference() else x_t
+                states = states or tuple(term.start(x_t) for term in self.terms)
         group = Group(x_t=x_t, step=step, batch=batch, streams=streams)
         size = self._together(step, batch)
         if size >= batch:
@@ -197,7 +200,7 @@ class Guided:
         for rows in torch.arange(batch).split(size):
             own = tuple(take(kept, rows) for kept in states)
             parts.append((rows, (yield from self._engine.ask(group.take(rows), own, explain))))
-        with self._options.mode():
+        with self.sum.mode():
             return join_steps(parts, group)
 
     def _together(self, step: Step, batch: int) -> int:

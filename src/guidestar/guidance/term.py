@@ -38,6 +38,8 @@ class Traits:
         later: how many rounds of passes it needs after the first.
         nets: the networks beside the main one that it evaluates, by name; a model encodes the
             condition for these alone.
+        instead: pairs ``(pass, pass of its own)``: where it acts, its own serves all terms in the
+            place of the first, which must give the same prediction, unless that is differentiated.
     """
 
     requires: Slot | None = None
@@ -48,6 +50,7 @@ class Traits:
     only_solver: tuple[str, Mapping[str, object]] | None = None
     later: int = 0
     nets: tuple[str, ...] = ()
+    instead: tuple[tuple[Pass, Pass], ...] = ()
 
 
 class _Sum:

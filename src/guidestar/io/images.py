@@ -121,7 +121,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SheetRow:
     """One row of a sheet.
 
     Args:
@@ -134,7 +134,7 @@ class Row:
 
 
 def sheet(
-    rows: Sequence[Row],
+    rows: Sequence[SheetRow],
     *,
     columns: Sequence[str] = (),
     span: int = 1,

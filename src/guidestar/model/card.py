@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..io.documents import refused
+from ..io.documents import as_value_error
 from ..io.images import write_text
 
 
@@ -20,10 +20,13 @@ def card_text(name: str, about: Mapping[str, Any]) -> str:
     Raises:
         ValueError: a value there is of another kind than training and measuring write.
     """
-    with refused(f"the card of {name} cannot be written from the values in its guidestar.json"):
+    with as_value_error(
+        f"the card of {name} cannot be written from the values in its guidestar.json"
+    ):
         parts = [
             _head(name, about),
             _diffusers(about),
+            _student(about),
             _training(about),
             _autoencoder(about),
             _by_level(about),
@@ -63,6 +66,29 @@ def _diffusers(about: Mapping[str, Any]) -> str:
     return (
         f"## In Diffusers\n\n```python\n{code}\n```\n\nThat samples without guidestar, and so "
         "without its guidances but for the pipeline's own."
+    )
+
+
+def _student(about: Mapping[str, Any]) -> str:
+    student = about.get("student")
+    if not student:
+        return ""
+    scale = student["scale"]
+    defaults = about.get("defaults", {})
+    how = (
+        f"w is an input of the network, from {scale[0]:g} to {scale[1]:g} (`scale=`, `--scale`)"
+        if scale
+        else "its scales are fixed"
+    )
+    use = (
+        "It is for any solver and number of steps."
+        if student["method"] == "guided"
+        else f"It is for {defaults.get('steps')} steps of `{defaults.get('solver')}` on the grid "
+        f"`{defaults.get('grid')}`, and for no others."
+    )
+    return (
+        f"## Student\n\nOne pass gives what `{student['guidance']}` of {student['teacher']} "
+        f"gives; {how}. {use}"
     )
 
 

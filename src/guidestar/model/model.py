@@ -27,7 +27,7 @@ from ..sampling import (
     trajectory,
     warn_of_divergence,
 )
-from .binding import names_of, net_of
+from .binding import names_of, net_of, scale_of, with_scale
 from .protocols import (
     ClassEncoder,
     Classifier,
@@ -179,6 +179,7 @@ class Model:
         *,
         cond: Sequence[str | int] | Condition | None = None,
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         seeds: Sequence[int] | None = None,
         losses: Mapping[str, Loss] | None = None,
         max_rows: int | None = None,
@@ -200,6 +201,7 @@ class Model:
             else Net(denoiser=denoiser)
             for name, (denoiser, encoder) in everyone.items()
         }
+        nets["main"] = with_scale(self, nets["main"], scale_of(self, scale))
         named = None if isinstance(cond, Condition) else cond
         indexed = IndexEncoder if self.classifiers else ClassEncoder
         index = self.encoder.index if isinstance(self.encoder, indexed) else None
@@ -243,6 +245,7 @@ class Model:
         *,
         cond: Names | None = 0,
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | None = None,
@@ -260,7 +263,7 @@ class Model:
             for name in losses_of(self.expression(guidance, conditional=names is not None))
         }
         guided, solver = (
-            self.guided(guidance, cond=names, negative=negative, losses=unseen),
+            self.guided(guidance, cond=names, negative=negative, scale=scale, losses=unseen),
             self.solver(solver),
         )
         levels = self.grid(steps, grid)
@@ -280,6 +283,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -299,6 +303,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -317,6 +322,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -344,6 +350,7 @@ class Model:
             levels=levels if start_rho is None else levels.from_rho(start_rho),
             grid=CUSTOM if isinstance(grid, Grid) else grid or self.defaults.get("grid", "log_snr"),
             negative=negative,
+            scale=scale_of(self, scale, len(checked)),
             start_rho=start_rho,
             start=None if start is None else _checked_start(start, len(checked), self.shape),
             losses=losses,
@@ -357,6 +364,7 @@ class Model:
             request.guidance,
             cond=request.names if request.encoded is None else request.encoded,
             negative=request.negative,
+            scale=request.scale,
             seeds=request.seeds,
             losses=request.losses,
             max_rows=request.max_rows,
@@ -445,6 +453,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -462,6 +471,8 @@ class Model:
             guidance: an expression, as text or made in Python; the card's by default.
             seeds: one integer a sample; sample k depends on its own seed alone.
             negative: what cfg moves away from, in place of the null.
+            scale: of a distilled student that takes it as an input: one number, or one a seed; by
+                default the card's.
             steps: solver steps; by default the card's.
             solver: a solver or its name; by default the card's.
             grid: noise levels or the name of a grid; by default the card's.
@@ -484,6 +495,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -543,6 +555,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver = "ddpm",
         grid: str | Grid | None = None,
@@ -568,6 +581,7 @@ class Model:
             guidance: as in `sample`.
             seeds: as in `sample`.
             negative: as in `sample`.
+            scale: as in `sample`.
             steps: as in `sample`.
             solver: one that draws noise.
             grid: as in `sample`.
@@ -584,6 +598,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -612,6 +627,7 @@ class Model:
             guidance=settings["guidance"],
             seeds=settings["seeds"],
             negative=settings["negative"],
+            scale=settings.get("scale"),
             steps=settings["steps"],
             solver=settings["solver"],
             grid=settings["grid"],

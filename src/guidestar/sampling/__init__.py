@@ -1,27 +1,18 @@
 """Solvers, and the loop that runs them."""
 
+from .consistency import Consistency
 from .ddim import DDIM, DDPM
 from .divergence import DivergenceWarning, diverged, warn_of_divergence
 from .dpmpp import DPMpp2M, SDEDPMpp2M
 from .heun import Heun
 from .particles import Population, Potential, crowd, effective_size, steer, systematic
 from .repaint import RePaint
-from .solver import (
-    Point,
-    Solver,
-    State,
-    advance,
-    check_finite,
-    noise,
-    noised,
-    sample,
-    trajectory,
-    walk,
-)
+from .run import State, advance, check_finite, noise, noised, sample, trajectory, walk
+from .solver import Point, Solver
 from .time_travel import TimeTravel
 
 SOLVERS: dict[str, type[Solver]] = {
-    solver.name: solver for solver in (DDIM, DDPM, DPMpp2M, SDEDPMpp2M, Heun)
+    solver.name: solver for solver in (DDIM, DDPM, DPMpp2M, SDEDPMpp2M, Heun, Consistency)
 }
 """Every solver by name."""
 
@@ -43,6 +34,7 @@ __all__ = [
     "DDIM",
     "DDPM",
     "SOLVERS",
+    "Consistency",
     "DPMpp2M",
     "DivergenceWarning",
     "Heun",

@@ -24,20 +24,20 @@ from ..model.card import write_card
 from ..model.folder import save, write_average
 from ..model.model import Model
 from ..networks.clip import CLIP
-from .build.captions import said
+from .build.captions import captions_of
 from .build.data import scale_of, sources
-from .build.networks import build, judged
+from .build.networks import build_part, classifier_column
 from .build.schedules import process, scheduler_config
 from .loop.checkpoints import read_checkpoint
 from .objectives.objective import profiles
-from .preview import decoding
+from .preview import decoder_of
 from .recipe.parts import ClassifierPart
 from .recipe.schema import Recipe
-from .run import averaged, checkpoint, settings, snapshot_file, snapshot_steps
+from .run import averaged, checkpoint, snapshot_file, snapshot_steps, train_settings
 
 RHOS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0)
 """Noise ratios at which a noise-aware classifier is examined."""
-MOST = 4000
+MOST_EXAMINED = 4000
 """Held-out samples at which it is examined: one half to calibrate, the other to report."""
 
 
@@ -54,7 +54,7 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
     model = model_of(recipe, trained, source, about, out)
     model.nets |= _snapshots(recipe, out, source)
     save(model, out / recipe.name)
-    for name in [p.name for p in profiles(settings(recipe, "model"))][1:]:
+    for name in [p.name for p in profiles(train_settings(recipe, "model"))][1:]:
         write_average(averaged(recipe, "model", out, source, name), out / recipe.name, name)
     write_card(
         model.name,
@@ -81,7 +81,7 @@ def model_of(
         schedule=process(recipe).schedule,
         shape=tuple(source.shape),
         encoder=encoder,
-        decode=decoding(recipe, source, out),
+        decode=decoder_of(recipe, source, out),
         nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder.alone())}
         if "weak" in trained
         else {},
@@ -101,7 +101,7 @@ def _snapshots(recipe: Recipe, out: Path, source: Source) -> dict[str, Any]:
     """Return the kept early weights as further networks, for autoguidance: ``step-300``, …."""
     nets = {}
     for step in snapshot_steps(recipe, "model") if recipe.export.snapshots else ():
-        module: Any = build(recipe, "model", source, out).module
+        module: Any = build_part(recipe, "model", source, out).module
         module.load_state_dict(_snapshot(snapshot_file(out, "model", step)), strict=False)
         module.requires_grad_(False).eval()
         nets[f"step-{step}"] = (module.denoiser, module.encoder.alone())
@@ -137,7 +137,7 @@ def _about(
         "data_identity": identify(source),
         "scheduler": scheduler_config(recipe),
         "shape": list(source.shape),
-        "averages": [p.name for p in profiles(settings(recipe, "model"))],
+        "averages": [p.name for p in profiles(train_settings(recipe, "model"))],
         "command": command,
         "machine": machine(),
         "parameters": {
@@ -152,7 +152,7 @@ def _about(
         about["scale"] = {"mean": scale.mean.tolist(), "std": scale.std.tolist()}
     if "measuring_clip" in trained:
         about["captions"] = sorted(
-            set(said(source, range(min(source.size or 0, 20_000)), shortest=True))
+            set(captions_of(source, range(min(source.size or 0, 20_000)), shortest=True))
         )
     return about | _examined(recipe, trained, source, aside)
 
@@ -189,12 +189,12 @@ def _examined(
     if aside is None:
         return found
     if "classifier" in trained and recipe.classifier is not None:
-        x, y = gathered(aside, recipe.classifier, MOST)
+        x, y = gather_samples(aside, recipe.classifier, MOST_EXAMINED)
         found |= (examine if y.dtype == torch.int64 else examine_regressor)(
             trained["classifier"], recipe, x, y
         )
     if "judge" in trained and recipe.judge is not None:
-        found["judge_accuracy"] = accuracy(trained["judge"], *gathered(aside, recipe.judge))
+        found["judge_accuracy"] = accuracy(trained["judge"], *gather_samples(aside, recipe.judge))
     if "autoencoder" in trained:
         found["autoencoder"] = examine_autoencoder(trained["autoencoder"], pictures_of(aside))
     clips = {part: net for part, net in trained.items() if isinstance(net, CLIP)}
@@ -209,12 +209,12 @@ def _examined(
     return found
 
 
-def _captioned(source: Source, most: int = MOST) -> tuple[Tensor, list[str]]:
+def _captioned(source: Source, most: int = MOST_EXAMINED) -> tuple[Tensor, list[str]]:
     """Return up to ``most`` held-out pictures and the plainest caption of each, no caption
     twice.
     """
     rows = list(range(min(source.size or 0, most)))
-    x, asked = source.batch(rows, Draw(rows))[0], said(source, rows)
+    x, asked = source.batch(rows, Draw(rows))[0], captions_of(source, rows)
     first = {caption: i for i, caption in reversed(list(enumerate(asked)))}
     kept = sorted(first.values())
     return x[kept], [asked[i] for i in kept]
@@ -226,7 +226,7 @@ def examine_autoencoder(vae: Any, pictures: Source) -> dict[str, Any]:
 
     The numbers of a picture and of its latents are given too.
     """
-    rows = torch.arange(min(pictures.size or 0, MOST))
+    rows = torch.arange(min(pictures.size or 0, MOST_EXAMINED))
     near, alike, shape = [], [], [0]
     for part in map(Tensor.tolist, rows.split(32)):
         x = pictures.batch(part, Draw(part))[0]
@@ -275,7 +275,7 @@ def examine_noisy_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, A
     }
 
 
-def gathered(
+def gather_samples(
     source: Source, spec: ClassifierPart, most: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return up to ``most`` samples ``[N, *S]``, evenly spread, and what a classifier is to tell of
@@ -284,7 +284,7 @@ def gathered(
     count = min(source.size or 0, most or source.size or 0)
     rows = torch.linspace(0, (source.size or 1) - 1, count).round().long().tolist()
     x, targets = source.batch(rows, Draw(rows))
-    return x, torch.as_tensor(targets[judged(spec, source.columns)[0]])
+    return x, torch.as_tensor(targets[classifier_column(spec, source.columns)[0]])
 
 
 def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:

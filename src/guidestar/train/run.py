@@ -17,26 +17,26 @@ from ..io.files import make_folder, whole_or_not
 from .build.autoencoders import vae_folder, write_autoencoder
 from .build.clips import take_from_clip, uses_clip
 from .build.data import in_latents, sources
-from .build.networks import build, seen_by
+from .build.networks import build_part, seen_by
 from .build.trial import check_out, foresee
 from .loop.checkpoints import read_checkpoint
 from .loop.ema import EMA
 from .loop.fit import fit
 from .loop.lock import locked
-from .loop.memory import activations, memory
+from .loop.memory import activations, training_memory
 from .loop.origins import read_parts
 from .loop.signals import Stop
 from .loop.trainer import Trainer
-from .objectives.objective import Built, Progress, Settings, profiles
-from .preview import Board, previewing, previewing_pairs
-from .progress import Report
+from .objectives.objective import Built, Progress, TrainSettings, profiles
+from .preview import Board, preview_hook, reconstruction_hook
+from .progress import Reporter
 from .recipe.parts import OF_PICTURES, PARTS, AutoencoderPart, CLIPPart, NetworkPart
 from .recipe.schema import Recipe
 
 
-def settings(recipe: Recipe, part: str) -> Settings:
+def train_settings(recipe: Recipe, part: str) -> TrainSettings:
     """Return how long and how fast a part trains."""
-    return Settings(
+    return TrainSettings(
         **getattr(recipe, part).train.model_dump(), seed=recipe.seed + PARTS.index(part)
     )
 
@@ -45,7 +45,7 @@ _IDLE = ("cache", "test", "max_bad", "about")
 """Keys of data that shape no weights; where the data lie does not either, but their identity."""
 
 
-def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
+def describe_origin(recipe: Recipe, part: str) -> dict[str, Any]:
     """Say all that shapes a part's weights besides its settings, by dotted names."""
     spec = getattr(recipe, part)
     own = spec.model_dump(
@@ -109,7 +109,10 @@ def averaged(
     """
     if not checkpoint(out, part).is_file():
         raise ValueError(f"{out} holds no trained {part!r} yet; train it first (--only {part})")
-    module, state = build(recipe, part, source, out).module, read_checkpoint(checkpoint(out, part))
+    module, state = (
+        build_part(recipe, part, source, out).module,
+        read_checkpoint(checkpoint(out, part)),
+    )
     if state["done"] < getattr(recipe, part).train.steps:
         raise ValueError(
             f"{part!r} is trained for {state['done']} of its {getattr(recipe, part).train.steps} "
@@ -117,7 +120,7 @@ def averaged(
         )
     module.load_state_dict(state["module"])
     name = average or next(iter(state["averages"]))
-    ema = EMA(module, next(p for p in profiles(settings(recipe, part)) if p.name == name))
+    ema = EMA(module, next(p for p in profiles(train_settings(recipe, part)) if p.name == name))
     ema.load_state_dict(state["averages"][name])
     module.load_state_dict(ema.weights(), strict=False)
     return module.requires_grad_(False).eval()
@@ -177,7 +180,7 @@ def train_part(
             "data.standardise takes its units from the data, so a training cannot go on with "
             "other data; leave --accept-data out, or give another --out"
         )
-    built, seen = build(recipe, part, source, out), seen_by(part, source)
+    built, seen = build_part(recipe, part, source, out), seen_by(part, source)
     if is_unencoded(seen):
         raise ValueError(
             f"{out} holds no trained autoencoder yet, whose latents {part!r} learns from; train "
@@ -186,12 +189,12 @@ def train_part(
     if uses_clip(recipe, part):
         take_from_clip(built.module, averaged(recipe, "clip", out, source))
     vae = None if part in OF_PICTURES else vae_folder(recipe, out)
-    made = made_from(recipe, part) | read_parts(recipe, part, built.module, vae)
+    made = describe_origin(recipe, part) | read_parts(recipe, part, built.module, vae)
     trainer = Trainer(
         built.module,
         built.objective,
         seen,
-        settings(recipe, part),
+        train_settings(recipe, part),
         made,
         prepare=built.prepare,
         accelerator=accelerator,
@@ -222,16 +225,16 @@ def _previews(
     """
     spec = getattr(recipe, part)
     if isinstance(spec, NetworkPart):
-        return [previewing(recipe, part, out, source, board)]
+        return [preview_hook(recipe, part, out, source, board)]
     if isinstance(spec, AutoencoderPart):
-        return [previewing_pairs(recipe, part, out, pictures_of(aside or source), board)]
+        return [reconstruction_hook(recipe, part, out, pictures_of(aside or source), board)]
     return []
 
 
 def train(
     recipe: Recipe,
     out: Path,
-    report: Report | None = None,
+    report: Reporter | None = None,
     *,
     only: Sequence[str] | None = None,
     stop: Stop | None = None,
@@ -282,7 +285,7 @@ def _train(
     out: Path,
     accelerator: Any,
     *,
-    report: Report | None,
+    report: Reporter | None,
     stop: Stop | None,
     say: Callable[[str], None] | None,
     accept_data: bool,
@@ -293,7 +296,7 @@ def _train(
         source, aside = sources(recipe, say, out)
     with accelerator.main_process_first():
         # Refuse what cannot be before an hour of the part before it, or at the very end.
-        foresee(recipe, {part: build(recipe, part, source, out) for part in parts}, source)
+        foresee(recipe, {part: build_part(recipe, part, source, out) for part in parts}, source)
     for part in parts:
         steps = getattr(recipe, part).train.steps
         with closing(
@@ -350,7 +353,7 @@ def dry_run(
         f"; the first batch has mean {first.mean():.3g} and standard deviation "
         f"{first.std(correction=0):.3g}"
     )
-    built = {part: build(recipe, part, source) for part in recipe.parts(only)}
+    built = {part: build_part(recipe, part, source) for part in recipe.parts(only)}
     foresee(recipe, built, source)
     return lines + [
         _line(recipe, part, b, seen_by(part, source)) for part, b in built.items()
@@ -358,8 +361,8 @@ def dry_run(
 
 
 def _line(recipe: Recipe, part: str, built: Built, source: Source) -> str:
-    s = settings(recipe, part)
-    held, each = memory(built.module, s, source.shape), activations(built, source)
+    s = train_settings(recipe, part)
+    held, each = training_memory(built.module, s, source.shape), activations(built, source)
     at_once = -(-s.batch // s.accumulate)
     passes = (
         ""

@@ -5,11 +5,10 @@ effect.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 from ...guidance import Guidance
 from ...guidance.serialize import literal
+from ..objects import Arguments, Pipeline
 from ..read.scheduler import PREDICTS
 
 _BOTH = (
@@ -75,7 +74,7 @@ KNOWN = frozenset(
 """
 
 
-def check_kind(pipe: Any) -> None:
+def check_kind(pipe: object) -> None:
     """Refuse Diffusers' pipelines that are not known; one's own, with a call of their own, are
     taken.
 
@@ -91,7 +90,7 @@ def check_kind(pipe: Any) -> None:
 
 
 def warn_of_numbers(
-    pipe: Any, given: Mapping[str, Any], arguments: Mapping[str, Any], guidance: Guidance
+    pipe: Pipeline, given: Arguments, arguments: Arguments, guidance: Guidance
 ) -> None:
     """Warn of each further number of a pipeline's own guidance that has no effect, with what to
     write in its place.
@@ -136,7 +135,7 @@ def warn_of_numbers(
             )
 
 
-def _two_intervals(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _two_intervals(pipe: Pipeline, arguments: Arguments) -> str:
     share = getattr(pipe.config, "boundary_ratio", None) or 0.9
     first, second, rho = (
         literal(arguments.get("guidance_scale")),
@@ -149,7 +148,7 @@ def _two_intervals(pipe: Any, arguments: Mapping[str, Any]) -> str:
     )
 
 
-def _rescale(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _rescale(pipe: Pipeline, arguments: Arguments) -> str:
     space = PREDICTS.get(
         getattr(pipe.scheduler.config, "prediction_type", "flow_prediction"), "velocity"
     )
@@ -159,16 +158,16 @@ def _rescale(pipe: Any, arguments: Mapping[str, Any]) -> str:
     )
 
 
-def _pix2pix(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _pix2pix(pipe: Pipeline, arguments: Arguments) -> str:
     return (
         f"write pix2pix({literal(arguments['image_guidance_scale'])}, "
         f"{literal(arguments['guidance_scale'])}) in the expression"
     )
 
 
-def _frames(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _frames(pipe: Pipeline, arguments: Arguments) -> str:
     return "the expression's scale is that of every frame"
 
 
-def _adaptive(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _adaptive(pipe: Pipeline, arguments: Arguments) -> str:
     return "write how the scale of pag depends on the noise, pag(3, interval=(lo, hi))"

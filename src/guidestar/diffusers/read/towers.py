@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...io.documents import check, many, maybe, read_json, refused, shown, text
+from ...io.documents import as_value_error, check_values, many, maybe, read_json, shown, text
 from .safetensors_io import build_filled
 
 _CONFIGS = {
@@ -82,7 +82,7 @@ def architectures(file: Path, about: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: they are no texts; the file is named.
     """
-    check(file, about, {"architectures": maybe(many(text))})
+    check_values(file, about, {"architectures": maybe(many(text))})
     return list(about.get("architectures") or ())
 
 
@@ -119,7 +119,7 @@ def open_tokenizer(kind: Any, folder: Path, refusal: str) -> Any:
     """
     for file in (folder / name for name in _TOKENIZER if (folder / name).is_file()):
         read_json(file)
-    with refused(f"{folder}: {refusal}"):
+    with as_value_error(f"{folder}: {refusal}"):
         tokenizer = kind.from_pretrained(str(folder), local_files_only=True)
         length = tokenizer.model_max_length
         if isinstance(length, bool) or not isinstance(length, int | float) or length < 2:

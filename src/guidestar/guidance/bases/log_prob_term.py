@@ -5,13 +5,14 @@ clean estimate of a pass.
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
 
 from ...core.levels import Level, Step
 from ...core.passes import COND, NULL, Pass
+from ...core.prediction import Prediction
 from ..term import Direction, Live, Traits
 
 LogProb = Callable[[Tensor, Level, Tensor], Tensor]
@@ -44,7 +45,13 @@ class Climbing(Direction, ABC):
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (self._through,) if self._through else ()
 
-    def uphill(self, live: Live, log_prob: LogProb, target: Tensor | None) -> Tensor:
+    def uphill(
+        self,
+        live: Live,
+        log_prob: LogProb,
+        target: Tensor | None,
+        predictions: Sequence[Prediction],
+    ) -> Tensor:
         """Return ``∇_{x_t} log_prob`` ``[b, *S]``; a clean estimate is looked at as data, at the
         clean level.
         """
@@ -52,7 +59,7 @@ class Climbing(Direction, ABC):
         return live.slope(
             f"{self.name}: the log-probability",
             lambda x: log_prob(x, level, target),  # type: ignore[reportArgumentType]
-            next(iter(live.predictions), None),
+            predictions[0] if predictions else None,
         )
 
     def trusted(self, net: Any, name: str) -> tuple[float, float] | None:

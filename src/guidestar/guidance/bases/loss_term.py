@@ -9,7 +9,6 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from ...core.levels import Level, Step, Value, expand, inverse_or_zero
 from ...core.passes import Pass, Slot
@@ -54,10 +53,6 @@ class Steered(Direction, ABC):
     def loss_of(self, live: Live) -> Loss:
         """Return the loss of these samples."""
         return of_samples(self.name, self.loss, live)  # type: ignore[arg-type]
-
-    def through_network(self, live: Live, energy: Loss) -> Tensor:
-        """Return ``∇_{x_t} energy(D(x_t))``."""
-        return live.gradient(energy, live.predictions[0])
 
 
 def losses_of(guidance: Guidance) -> tuple[str, ...]:

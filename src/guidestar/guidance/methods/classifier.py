@@ -140,7 +140,7 @@ class Classifier(Climbing):
             if self.target is None
             else live.mine(torch.tensor(self.target)).to(live.x_t.device, non_blocking=True)
         )
-        gradient = self.uphill(live, self.log_prob, target)  # type: ignore[arg-type]
+        gradient = self.uphill(live, self.log_prob, target, predictions)  # type: ignore[arg-type]
         return self._factor(live, gradient) * gradient, live.state
 
     def _factor(self, live: Live, like: Tensor) -> Tensor | float:

@@ -107,7 +107,7 @@ class Clip(Climbing):
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         target = live.mine(self.text).to(live.x_t.device, non_blocking=True)  # type: ignore[arg-type]
-        gradient = self.uphill(live, self.fit, target)  # type: ignore[arg-type]
+        gradient = self.uphill(live, self.fit, target, predictions)  # type: ignore[arg-type]
         return expand(scoring(live.step.t), gradient) * gradient, live.state
 
 

@@ -12,10 +12,10 @@ import torch
 from ...data import fashion_mnist
 from ...data.folders import image_folder, parquet
 from ...data.latents import Latents, Unencoded, check_spread, latents
-from ...data.pictures import Look, Pictures
+from ...data.pictures import PictureFormat, Pictures
 from ...data.shards import Shards
-from ...data.source import Column, InMemory, Part, Source, split
-from ...data.tensors import Scale, Scaled, tensors
+from ...data.source import Column, InMemory, Source, Subset, split
+from ...data.tensors import Standardised, Standardiser, tensors
 from ...diffusers.read.safetensors_io import read_module
 from ...diffusers.read.vae import encoded as into_latents
 from ...io.documents import read_json
@@ -62,12 +62,14 @@ def in_latents(recipe: Recipe, source: Source, out: Path | None) -> Source:
     Raises:
         ValueError: the latents have no spread.
     """
-    if isinstance(source, Part):
-        return Part(source=in_latents(recipe, source.source, out), kept=source.kept)
+    if isinstance(source, Subset):
+        return Subset(source=in_latents(recipe, source.source, out), kept=source.kept)
     pictures: Any = source.pictures if isinstance(source, Latents | Unencoded) else source
     folder, spec = vae_folder(recipe, out), recipe.data
     if folder is not None:
-        return encoded(pictures, folder, Path(spec.cache) if spec.cache else None, spec, out)
+        return encode_pictures(
+            pictures, folder, Path(spec.cache) if spec.cache else None, spec, out
+        )
     assert recipe.autoencoder is not None  # the recipe was checked
     vae = fresh_autoencoder(recipe.autoencoder, pictures.shape).eval().requires_grad_(False)
     shape = latent_shape(recipe.autoencoder, pictures.shape)
@@ -75,7 +77,7 @@ def in_latents(recipe: Recipe, source: Source, out: Path | None) -> Source:
 
 
 def _fashion(which: str, folder: str | None) -> Source:
-    x, y = fashion_mnist.load(which, folder)
+    x, y = fashion_mnist.load_split(which, folder)
     return InMemory(
         x=x,
         targets={"label": y},
@@ -107,7 +109,7 @@ def _to_test(recipe: Recipe, whole: Source, bad: Callable[[str], None] | None) -
             f"{spec.test} has other classes of {strange[0]!r} than {spec.path}, or another "
             "width; they should be alike"
         )
-    return Scaled(source=test, scale=scale) if scale else test
+    return Standardised(source=test, scale=scale) if scale else test
 
 
 def _classes(source: Source) -> tuple[str, ...]:
@@ -116,9 +118,9 @@ def _classes(source: Source) -> tuple[str, ...]:
     return found[0] if len(found) == 1 else ()
 
 
-def scale_of(source: Source | None) -> Scale | None:
+def scale_of(source: Source | None) -> Standardiser | None:
     """Find the units a source is in, below what was made of it."""
-    while source is not None and not isinstance(source, Scaled):
+    while source is not None and not isinstance(source, Standardised):
         source = getattr(source, "source", None)
     return source.scale if source is not None else None
 
@@ -129,7 +131,7 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
         if spec.vae and spec.vae != OWN_VAE
         else spec.channels
     )
-    look = Look(
+    look = PictureFormat(
         size=spec.size,
         channels=channels,
         crop=spec.crop,
@@ -139,7 +141,9 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
     cache = Path(spec.cache) if spec.cache else None
     if spec.kind == "tensors":
         held = tensors(path, columns=spec.columns, classes=spec.classes)
-        return Scaled(source=held, scale=Scale.of(held.x)) if spec.standardise else held
+        return (
+            Standardised(source=held, scale=Standardiser.of(held.x)) if spec.standardise else held
+        )
     if spec.kind == "shards":
         return Shards(
             path,
@@ -164,7 +168,7 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
 
 
 @torch.no_grad()
-def encoded(
+def encode_pictures(
     source: Pictures, folder: Path, cache: Path | None, spec: Data, out: Path | None
 ) -> Source:
     """Return the latents of pictures (`guidestar.diffusers.read.vae.encoded`) by the VAE in

@@ -50,7 +50,7 @@ from .limits import check_batch, copies_of, within_memory
 from .schedules import denoising, process
 
 
-def told(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSpec]:
+def chosen_conditions(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSpec]:
     """Return the conditions of the model: what the recipe names, or every column.
 
     Raises:
@@ -77,7 +77,7 @@ def seen_by(part: str, source: Source) -> Source:
     return pictures_of(source) if part in OF_PICTURES else source
 
 
-def build(recipe: Recipe, part: str, source: Source, out: Path | None = None) -> Built:
+def build_part(recipe: Recipe, part: str, source: Source, out: Path | None = None) -> Built:
     """Make a part's fresh network (weights from the recipe's seed), its objective, and its target.
 
     Args:
@@ -104,7 +104,7 @@ def build(recipe: Recipe, part: str, source: Source, out: Path | None = None) ->
 
 
 def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | None) -> Built:
-    specs, p = told(recipe, source.columns), process(recipe)
+    specs, p = chosen_conditions(recipe, source.columns), process(recipe)
     columns = {name: source.columns[name] for name in specs}
     texts = {
         name: _text(recipe, name, s, source, out)
@@ -289,7 +289,7 @@ def _statistics(
 def _build_classifier(
     recipe: Recipe, spec: ClassifierPart, source: Source, *, noise_aware: bool
 ) -> Built:
-    name, column = judged(spec, source.columns)
+    name, column = classifier_column(spec, source.columns)
     p, times = process(recipe), denoising(recipe).levels
     what: dict[str, Any] = {"classes": column.classes}
     if column.kind == "vector":
@@ -320,7 +320,7 @@ def _build_classifier(
     return Built(module=net, objective=objective, prepare=lambda targets: targets[name])
 
 
-def judged(spec: ClassifierPart, columns: Mapping[str, Column]) -> tuple[str, Column]:
+def classifier_column(spec: ClassifierPart, columns: Mapping[str, Column]) -> tuple[str, Column]:
     """Return the column that a classifier tells.
 
     Raises:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Width = Annotated[int, Field(gt=0, le=65_536)]
 Depth = Annotated[int, Field(gt=0, le=1_000)]
 Pixels = Annotated[int, Field(gt=0, le=16_384)]
-Steps = Annotated[int, Field(gt=0, le=10_000)]
+StepCount = Annotated[int, Field(gt=0, le=10_000)]
 Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=16, strict=False)]
 Shares = Annotated[
     tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(max_length=1_000, strict=False)

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ...diffusers.guidance_file import GuidanceRecipe
-from .strict import Pixels, Rate, Steps, Words, _Strict
+from .strict import Pixels, Rate, StepCount, Words, _Strict
 
 OWN_VAE = "autoencoder"
 """What ``data.vae`` says of the autoencoder that the recipe trains itself."""
@@ -172,8 +172,8 @@ class Preview(_Strict):
 
     every: int = Field(default=0, ge=0)
     guidance: Words = ("cfg(1)", "cfg(2)", "cfg(4)")
-    seeds: Steps = 8
-    steps: Steps = 20
+    seeds: StepCount = 8
+    steps: StepCount = 20
     prompts: Words = ()
 
     @model_validator(mode="after")
@@ -192,7 +192,7 @@ class Export(_Strict):
     """
 
     guidance: str = "cfg(2)"
-    steps: Steps = 20
+    steps: StepCount = 20
     solver: str = "dpmpp-2m"
     grid: str = "log_snr"
     snapshots: bool = True
