@@ -93,7 +93,7 @@ def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 
         if spec.vae
         else spec.channels
     )
-    look = PictureFormat(size=spec.size, channels=channels, crop=spec.crop, flip=spec.flip)
+    format = PictureFormat(size=spec.size, channels=channels, crop=spec.crop, flip=spec.flip)
     cache = Path(spec.cache) if spec.cache else None
     if spec.kind == "tensors":
         held = tensors(path, columns=spec.columns, classes=spec.classes)
@@ -103,7 +103,7 @@ def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 
     if spec.kind == "shards":
         return Shards(
             path,
-            look,
+            format,
             classes=spec.classes,
             buffer=spec.shuffle,
             seed=seed,
@@ -113,7 +113,7 @@ def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 
     read = image_folder if spec.kind == "images" else parquet
     found = read(
         path,
-        look,
+        format,
         columns=spec.columns,
         classes=spec.classes,
         max_bad=spec.max_bad,
