@@ -23,6 +23,7 @@ import guidestar
 from guidestar import (
     METHODS,
     Condition,
+    Draw,
     Guided,
     Level,
     Net,
@@ -35,6 +36,7 @@ from guidestar import (
     parse,
     uniform,
 )
+from guidestar.core.passes import Inputs
 from guidestar.guidance import Contrast, Direction
 from guidestar.guidance.term import as_guidance
 from helpers.toys import (
@@ -171,7 +173,7 @@ PLAIN = [name for name in DIRECTIONS if is_plain_contrast(name)]
 
 def test_the_laws_of_some_are_for_whom_they_should_be():
     """So that none of them slips out of a law; a newcomer is sorted by what it is."""
-    assert {"AND", "NOT", "autoguidance", "cfg", "pag", "seg", "slg"} <= set(PLAIN)
+    assert {"AND", "NOT", "autoguidance", "cfg", "pag", "seg", "slg", "tpg"} <= set(PLAIN)
     assert {"apg", "cfg", "classifier", "pigdm", "ugd", *PLAIN, *POSTS} <= set(LINKED)
 
 
@@ -312,8 +314,11 @@ def test_linear_contrasts_agree_in_every_space(name, place):
 
     def answer(p: Any) -> Tensor:
         net = run.nets[p.net]
-        with p.perturb(net.denoiser) if p.perturb else nullcontext():
-            return net.denoiser(x, step.t, run.nets["main"].condition(p.cond, 3))
+        c = run.nets["main"].condition(p.cond, 3)
+        drawn = Draw(SEEDS).at(step.index)
+        inputs = Inputs(cond=c, t=step.t.alpha, step=step, streams=drawn)
+        with p.perturb(net.denoiser, None, inputs) if p.perturb else nullcontext():
+            return net.denoiser(x, step.t, c)
 
     out, _ = run(x, step)
     views = {

@@ -7,43 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from ._completion import grid_names, method_names, solver_names
+
 if TYPE_CHECKING:
     from ..guidance import Guidance as Expression
-
-
-def model_names(incomplete: str) -> list[str]:
-    """Complete the name of a model that ships."""
-    from ..model.shipped import available
-
-    return [name for name in available() if name.startswith(incomplete)]
-
-
-def method_names(incomplete: str) -> list[str]:
-    """Complete the name of a method."""
-    from ..guidance import METHODS
-
-    return [name for name in sorted(METHODS) if name.startswith(incomplete)]
-
-
-def solver_names(incomplete: str) -> list[str]:
-    """Complete the name of a solver."""
-    from ..sampling import SOLVERS
-
-    return [name for name in SOLVERS if name.startswith(incomplete)]
-
-
-def grid_names(incomplete: str) -> list[str]:
-    """Complete the name of a grid."""
-    from ..core.levels import GRIDS
-
-    return [name for name in GRIDS if name.startswith(incomplete)]
-
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Guidance = Annotated[
     str | None,
     typer.Option(
-        "--guidance", help="Expression, e.g. 'cfg(3) + classifier(1)'; the model's own by default."
+        "--guidance",
+        autocompletion=method_names,
+        help="Expression, e.g. 'cfg(3) + classifier(1)'; the model's own by default.",
     ),
 ]
 _FILE_HELP = (
@@ -58,7 +33,9 @@ Steps = Annotated[Optional[int], typer.Option("--steps", help="Solver steps.")] 
 SolverName = Annotated[
     str | None,
     typer.Option(
-        "--solver", autocompletion=solver_names, help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun."
+        "--solver",
+        autocompletion=solver_names,
+        help="e.g. ddim, unipc(order=3), 'DPM++ 2M Karras'; docs/expression.md lists them.",
     ),
 ]
 GridName = Annotated[
@@ -69,6 +46,12 @@ GridName = Annotated[
         help="How levels are spaced: uniform, log_snr, karras, leading, linspace or trailing.",
     ),
 ]
+
+_SCALE_HELP = (
+    "Guidance scale of a distilled student that takes it as an input: one number, or one for each "
+    "sample, separated by commas."
+)
+Scale = Annotated[str | None, typer.Option("--scale", help=_SCALE_HELP)]
 
 _OPERATOR_HELP = (
     "What --observe shows: downsample(factor=2), inpaint(mask='mask.png'), "
@@ -111,6 +94,20 @@ def with_file(file: Path | None, **given: Any) -> dict[str, Any]:
         raise ValueError("give --guidance or --guidance-file, not both")
     found = read(file)
     return {key: getattr(found, key) if value is None else value for key, value in given.items()}
+
+
+def parse_scales(text: str) -> tuple[float, ...]:
+    """Read numbers separated by commas.
+
+    Raises:
+        ValueError: they are not numbers.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--scale {text!r}: write a number, or several separated by commas, e.g. 1,5"
+        ) from None
 
 
 def ready_file(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,11 +44,18 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 
 def warn(line: str) -> None:
-    """Say a line on stderr, and go on."""
-    typer.echo(f"guidestar: note: {line}", err=True)
+    """Print a note on stderr."""
+    typer.echo(f"guidestar: note: {printable(line)}", err=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Say what was wrong on stderr, and stop with an exit code."""
-    typer.echo(f"guidestar: {message}", err=True)
+    """Print what was wrong on stderr, and stop with an exit code."""
+    typer.echo(f"guidestar: {printable(message)}", err=True)
     sys.exit(code)
+
+
+def printable(text: str) -> str:
+    """Show bytes that are not UTF-8, which Python keeps as half characters, as ``\\xff``."""
+    text = re.sub("[\udc80-\udcff]", lambda half: f"\\x{ord(half[0]) - 0xDC00:02x}", text)
+    text = re.sub("[\ud800-\udfff]", "?", text)
+    return re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", text)  # as repr writes them

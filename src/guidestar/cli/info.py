@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ._completion import method_names, model_names
 from ._options import (
     GridName,
     Guidance,
@@ -14,8 +15,6 @@ from ._options import (
     SolverName,
     Steps,
     check_run,
-    method_names,
-    model_names,
     with_file,
 )
 from .topics import TOPICS, look_up, suggest

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ._completion import method_names, model_names
 from ._options import (
     Average,
     GridName,
@@ -14,7 +15,6 @@ from ._options import (
     Steps,
     Trust,
     check_run,
-    model_names,
     ready_file,
 )
 from ._terminal import progress, table
@@ -28,7 +28,12 @@ def evaluate(
         ),
     ],
     guidance: Annotated[
-        list[str], typer.Option("--guidance", help="Expression; several times for several.")
+        list[str],
+        typer.Option(
+            "--guidance",
+            autocompletion=method_names,
+            help="Expression; several times for several.",
+        ),
     ],
     seeds: Annotated[
         str,

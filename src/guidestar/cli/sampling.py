@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ._completion import model_names
 from ._options import (
     Average,
     GridName,
@@ -16,11 +17,12 @@ from ._options import (
     Observe,
     Operator,
     Out,
+    Scale,
     SolverName,
     Steps,
     Trust,
     check_run,
-    model_names,
+    parse_scales,
     ready_file,
     with_file,
 )
@@ -32,8 +34,9 @@ def demo(
     model: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=model_names,
             help="A class model with a judge, or a text model with a measuring CLIP; by default "
-            "those that ship."
+            "those that ship.",
         ),
     ] = None,
     seeds: Annotated[
@@ -111,6 +114,7 @@ def sample(
     guidance: Guidance = None,
     guidance_file: GuidanceFile = None,
     negative: Negative = None,
+    scale: Scale = None,
     steps: Steps = None,
     solver: SolverName = None,
     levels: GridName = None,
@@ -159,7 +163,13 @@ def sample(
         "--solver": solver,
         "--levels": levels,
     }
-    new |= {"--max-rows": max_rows, "--batch": batch, "--observe": observe, "--operator": operator}
+    new |= {
+        "--scale": scale,
+        "--max-rows": max_rows,
+        "--batch": batch,
+        "--observe": observe,
+        "--operator": operator,
+    }
     if like and (given := [name for name, value in new.items() if value is not None]):
         raise ValueError(f"--like repeats a run as it was; leave {', '.join(given)} out")
     given_run = with_file(
@@ -192,6 +202,7 @@ def sample(
         guidance=expression,
         seeds=[seed + i for i in rows],
         negative=given_run["negative"],
+        scale=_scales(scale, rows),
         steps=given_run["steps"],
         solver=given_run["solver"],
         grid=given_run["grid"],
@@ -219,6 +230,20 @@ def sample(
             _write_grid(out, [p for p in sorted(out.glob("*.png")) if p.name[:4].isdecimal()])
         before = f" ({done.kept} were there already)" if done.kept else ""
         typer.echo(f"{total} images in {out}{before}: {done.guidance}, NFE {done.evaluations:g}")
+
+
+def _scales(text: str | None, rows: list[int]) -> tuple[float, ...] | None:
+    """Return the scales of these rows of all samples: one for all of them, or one each."""
+    if text is None:
+        return None
+    scales = parse_scales(text)
+    if len(scales) == 1:
+        return scales
+    if len(scales) <= max(rows):
+        raise ValueError(
+            f"--scale has {len(scales)} numbers for {max(rows) + 1} samples; give one, or one each"
+        )
+    return tuple(scales[i] for i in rows)
 
 
 def _makes_pictures(model: Any) -> bool:

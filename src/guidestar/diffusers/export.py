@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..io.images import write_text
+from ..networks.guidance_scale import ScaledNetwork
 from .read.network import Adapter
 
 TABLES = ("DDPMScheduler", "DDIMScheduler")
@@ -17,8 +18,11 @@ FLOW = "FlowMatchEulerDiscreteScheduler"
 
 
 def network_of(denoiser: Any) -> Any:
-    """Return the network within a denoiser."""
-    return denoiser.net.net if isinstance(denoiser.net, Adapter) else denoiser.net
+    """Return the network within a denoiser and its wrappers."""
+    net = denoiser.net
+    while isinstance(net, Adapter | ScaledNetwork):
+        net = net.net
+    return net
 
 
 def pipeline_of(model: Any, scheduler: str) -> tuple[str | None, str]:
@@ -37,6 +41,11 @@ def pipeline_of(model: Any, scheduler: str) -> tuple[str | None, str]:
     """
     net, vae = network_of(model.denoiser), getattr(model.decode, "vae", None)
     kind = type(net).__name__
+    if isinstance(model.denoiser.net, ScaledNetwork):
+        return None, (
+            f"its guidance scale is an input that {kind} lacks; the network loads in Diffusers as "
+            "that of scale 1, and guidestar gives the others"
+        )
     steps = scheduler in TABLES
     plain = (
         kind == "UNet2DModel"

@@ -13,6 +13,7 @@ from ..io.files import make_folder, name_write_errors, whole_or_not
 from ..io.images import write_text
 from .export import network_of
 from .read.clip import write_clip, write_pretrained, write_tower
+from .read.network import SCALE_FOLDER
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -30,10 +31,22 @@ def write_denoiser(denoiser: Any, encoder: Any, folder: Path, dtype: torch.dtype
         dtype,
         own,
     )
+    scale = _scale_of(denoiser)
+    if scale is not None:
+        write_module(scale, folder / SCALE_FOLDER, dtype)
     if hasattr(encoder, "tokenizer"):
         _write_text(encoder, folder, folder / "condition", dtype)
     elif encoder is not None:
         write_condition(encoder, folder / "condition", dtype)
+
+
+def _scale_of(denoiser: Any) -> Any:
+    """Return what embeds the guidance scale of a student, within its wrappers; None without."""
+    from ..networks.guidance_scale import ScaledNetwork
+
+    while denoiser is not None and not isinstance(denoiser, ScaledNetwork):
+        denoiser = getattr(denoiser, "net", None)
+    return None if denoiser is None else denoiser.scale
 
 
 def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float16) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -93,6 +94,21 @@ def save_png(image: Image.Image, path: Path, settings: JSONObject | None = None)
         image.save(beside, "PNG", pnginfo=info)
 
 
+def to_bytes(
+    image: Image.Image, settings: JSONObject | None = None, kind: str = "png"
+) -> bytes:
+    """Encode a picture as ``kind``: png, with ``settings`` inside, jpeg or webp without any."""
+    made = io.BytesIO()
+    if kind == "png":
+        info = PngImagePlugin.PngInfo()
+        if settings is not None:
+            info.add_text(KEY, json.dumps(settings))
+        image.save(made, "PNG", pnginfo=info)
+    else:
+        image.save(made, kind.upper(), quality=95)
+    return made.getvalue()
+
+
 def write_text(text: str, path: Path) -> None:
     """Write a text file whole or not at all."""
     with whole_or_not(path) as beside:
@@ -112,14 +128,15 @@ def write_tensors(tensors: dict[str, Tensor], settings: DataclassInstance, path:
         )
 
 
-def read_settings(path: Path) -> JSONObject:
-    """Read the settings that a PNG file holds.
+def read_settings(file: Path | bytes) -> JSONObject:
+    """Read the settings that a PNG file holds, by its path or its bytes.
 
     Raises:
         ValueError: the file is no PNG, or holds no settings.
     """
+    path = "the picture" if isinstance(file, bytes) else file
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             text = image.info.get(KEY)
     except Exception as error:  # Pillow raises many kinds for a damaged file
         raise ValueError(

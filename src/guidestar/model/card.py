@@ -26,6 +26,7 @@ def card_text(name: str, about: Mapping[str, Any]) -> str:
         parts = [
             _head(name, about),
             _diffusers(about),
+            _student(about),
             _training(about),
             _by_level(about),
             _regressor(about),
@@ -64,6 +65,29 @@ def _diffusers(about: Mapping[str, Any]) -> str:
     return (
         f"## In Diffusers\n\n```python\n{code}\n```\n\nThat samples without guidestar, and so "
         "without its guidances but for the pipeline's own."
+    )
+
+
+def _student(about: Mapping[str, Any]) -> str:
+    student = about.get("student")
+    if not student:
+        return ""
+    scale = student["scale"]
+    defaults = about.get("defaults", {})
+    how = (
+        f"w is an input of the network, from {scale[0]:g} to {scale[1]:g} (`scale=`, `--scale`)"
+        if scale
+        else "its scales are fixed"
+    )
+    use = (
+        "It is for any solver and number of steps."
+        if student["method"] == "guided"
+        else f"It is for {defaults.get('steps')} steps of `{defaults.get('solver')}` on the grid "
+        f"`{defaults.get('grid')}`, and for no others."
+    )
+    return (
+        f"## Student\n\nOne pass gives what `{student['guidance']}` of {student['teacher']} "
+        f"gives; {how}. {use}"
     )
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ..core.levels import Flow
 from ..diffusers import guidance_file as recipe
 from ..diffusers.export import described, scheduler_settings, write_index
 from ..diffusers.read.building import one_budget
-from ..diffusers.read.hub import fetch, is_hub_name
+from ..diffusers.read.hub import fetch, repository_of
 from ..diffusers.read.network import Parts
 from ..diffusers.read.network import read as read_parts
 from ..diffusers.read.pipeline import family_of, read_pipeline
@@ -93,7 +94,8 @@ def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if dtype is not None and found not in DTYPES.values():
         raise ValueError(
-            f"dtype must be one of {', '.join(DTYPES)} (or torch's), not {str(dtype)!r}"
+            f"dtype must be a floating point one, not {str(dtype)!r}; give one of "
+            f"{', '.join(DTYPES)}, or torch's of that name"
         )
     return found
 
@@ -132,11 +134,18 @@ def load(
             (in GB) takes its place.
     """
     folder = _find(name)
-    ours, kind = (folder / NAME).is_file(), dtype_of(dtype)
+    ours = (folder / NAME).is_file()
+    if ours and (size is not None or dtype not in (None, "float32", torch.float32)):
+        raise ValueError(
+            f"{name} is a model of guidestar's own, which has one size and is loaded in float32; "
+            "leave size= and dtype= out (they are for pipelines of Diffusers)"
+        )
     if average is not None and not ours:
-        raise ValueError(f"{folder} holds no averages but the one")
-    if ours and (size, dtype) != (None, None):
-        raise ValueError(f"{folder}: size= and dtype= are for pipelines of Diffusers")
+        raise ValueError(
+            f"{folder} is not a model of guidestar's own, so it keeps no averages of its weights; "
+            "leave average= out"
+        )
+    kind = dtype_of(dtype)
     with one_budget():
         model = _read(folder, str(name), average, trust, size, kind or torch.float32)
     for denoiser in (model.denoiser, *(d for d, _ in model.nets.values())):
@@ -174,12 +183,25 @@ def _find(name: str | Path) -> Path:
         return folder
     if folder.is_file():
         raise ValueError(f"{folder} is a file, and a model is a folder; {_checkpoint(folder)}")
-    if is_hub_name(str(name)):
-        return fetch(str(name))
+    repository = None if isinstance(name, Path) else repository_of(name)
+    if repository is not None:
+        return fetch(repository)
     raise ValueError(
-        f"unknown model {str(name)!r}; there is {', '.join(available())}, any folder with a "
-        "network and a scheduler, and any owner/model of the Hugging Face hub"
+        f"unknown model {str(name)!r}{_near(folder)}; give one of {', '.join(available())}, a "
+        "folder with a network and a scheduler, or owner/model of the Hugging Face hub"
     )
+
+
+def _near(folder: Path) -> str:
+    """Say how far a path that does not exist does exist, or which shipped model it resembles."""
+    if resembled := get_close_matches(str(folder), available(), n=1):
+        return f" (did you mean {resembled[0]!r}?)"
+    there = next((p for p in folder.parents if p.exists()), Path())
+    if there in (Path(), Path("/"), Path("..")):
+        return ""
+    missing = f"there is {there}, but no {folder.relative_to(there).parts[0]!r} in it"
+    address = f"https://huggingface.co/{folder}" if len(folder.parts) == 2 else ""
+    return f" ({missing}{f'; the repository of that name is {address}' if address else ''})"
 
 
 def _checkpoint(file: Path) -> str:

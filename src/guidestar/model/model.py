@@ -22,12 +22,11 @@ from ..sampling import (
     Solver,
     State,
     get_solver,
-    noise,
-    noised,
+    grid_of,
     trajectory,
     warn_of_divergence,
 )
-from .binding import names_of, net_of
+from .binding import names_of, net_of, scale_of, with_scale
 from .protocols import (
     ClassEncoder,
     Classifier,
@@ -41,13 +40,9 @@ from .protocols import (
 from .request import CUSTOM, Names, Request, Steering
 from .samples import Samples, Settings, check_settings, settings_of
 from .steering import Reward, steer
+from .walking import drive_alone, find_blame, finish, starting_samples
 
 Watch = Callable[[int, int], None]
-
-BLAMED = 1000.0
-"""How many times as large as the samples a term's push is when it is to blame for what is not
-finite.
-"""
 
 
 @dataclass(kw_only=True, repr=False)
@@ -179,6 +174,7 @@ class Model:
         *,
         cond: Sequence[str | int] | Condition | None = None,
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         seeds: Sequence[int] | None = None,
         losses: Mapping[str, Loss] | None = None,
         max_rows: int | None = None,
@@ -200,6 +196,7 @@ class Model:
             else Net(denoiser=denoiser)
             for name, (denoiser, encoder) in everyone.items()
         }
+        nets["main"] = with_scale(self, nets["main"], scale_of(self, scale))
         named = None if isinstance(cond, Condition) else cond
         indexed = IndexEncoder if self.classifiers else ClassEncoder
         index = self.encoder.index if isinstance(self.encoder, indexed) else None
@@ -228,6 +225,7 @@ class Model:
         *,
         cond: Names | None = 0,
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | None = None,
@@ -244,11 +242,9 @@ class Model:
             name: Observation("identity", 0.0)
             for name in losses_of(self.expression(guidance, conditional=names is not None))
         }
-        guided, solver = (
-            self.guided(guidance, cond=names, negative=negative, losses=unseen),
-            self.solver(solver),
-        )
-        levels = self.grid(steps, grid)
+        guided = self.guided(guidance, cond=names, negative=negative, scale=scale, losses=unseen)
+        asked, solver = solver, self.solver(solver)
+        levels = self.grid(steps, grid or grid_of(asked))
         solver.check(guided, levels)
         return guided.plan(
             levels, batch=count if count > 1 else None, evaluations=solver.evaluations
@@ -265,6 +261,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -284,6 +281,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -302,6 +300,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -320,6 +319,7 @@ class Model:
         """
         checked = tuple(checked_seeds(seeds))
         names = self.names(cond, len(checked))
+        grid = grid or grid_of(solver)
         levels = self.grid(steps, grid)
         return Request(
             names=names,
@@ -329,6 +329,7 @@ class Model:
             levels=levels if start_rho is None else levels.from_rho(start_rho),
             grid=CUSTOM if isinstance(grid, Grid) else grid or self.defaults.get("grid", "log_snr"),
             negative=negative,
+            scale=scale_of(self, scale, len(checked)),
             start_rho=start_rho,
             start=None if start is None else _checked_start(start, len(checked), self.shape),
             losses=losses,
@@ -342,6 +343,7 @@ class Model:
             request.guidance,
             cond=request.names if request.encoded is None else request.encoded,
             negative=request.negative,
+            scale=request.scale,
             seeds=request.seeds,
             losses=request.losses,
             max_rows=request.max_rows,
@@ -374,7 +376,8 @@ class Model:
         except FloatingPointError as error:
             if check:
                 raise
-            raise FloatingPointError(self._blame(request) or str(error)) from error
+            blamed = drive_alone(find_blame(self, request))
+            raise FloatingPointError(blamed or str(error)) from error
 
     def warn_of_divergence(self, x: Tensor, level: Level | None = None) -> None:
         """Warn where samples ``[B, *S]`` have left every plausible range; waits for the device.
@@ -385,43 +388,14 @@ class Model:
         warn_of_divergence(x, level, scale=float(scale), stacklevel=4)
 
     def _states(self, request: Request, *, explain: bool, check: bool) -> Iterator[State]:
-        draw = Draw(request.seeds)
         return trajectory(
             self.bind(request, check=check),
-            self._start(request.start, request.levels, draw),
+            starting_samples(self, request),
             grid=request.levels,
             solver=request.solver,
-            draw=draw,
+            draw=Draw(request.seeds),
             explain=explain,
         )
-
-    def _blame(self, request: Request) -> str | None:
-        """Run again with each output checked, and name the term or network that made the samples
-        not finite.
-        """
-        largest: tuple[float, str, int] = (0.0, "", 0)
-        try:
-            for state in self._states(request, explain=True, check=True):
-                size = float(state.prediction.x_t.abs().max()) + 1
-                for term, push in (state.pushes or {}).items():
-                    pushed = float(push.abs().max()) / size
-                    if not pushed < BLAMED and not largest[1]:
-                        largest = pushed, term, state.step.index
-        except FloatingPointError as error:
-            if not largest[1]:
-                return str(error)
-        if not largest[1]:
-            return None
-        times, term, step = largest
-        return (
-            f"the samples are not finite: at step {step} the push of '{term}' was {times:.1g} "
-            "times as large as the samples; lower its scale"
-        )
-
-    def _start(self, start: Tensor | None, levels: Grid, draw: Draw) -> Tensor:
-        if start is None:
-            return noise(self.shape, levels[0], draw, device=self.device)
-        return noised(start.to(self.device), levels[0], draw)
 
     def sample(
         self,
@@ -430,6 +404,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -447,9 +422,13 @@ class Model:
             guidance: an expression, as text or made in Python; the card's by default.
             seeds: one integer a sample; sample k depends on its own seed alone.
             negative: what cfg moves away from, in place of the null.
+            scale: of a distilled student that takes it as an input: one number, or one a seed; by
+                default the card's.
             steps: solver steps; by default the card's.
-            solver: a solver or its name; by default the card's.
-            grid: noise levels or the name of a grid; by default the card's.
+            solver: a solver or its name, with settings (``"unipc(order=3)"``) or as other projects
+                call it (``"DPM++ 2M Karras"``); by default the card's.
+            grid: noise levels or the name of a grid; by default the one that the solver's name
+                asks for, or the card's.
             start: data ``[B, *S]`` to start from (SDEdit), noised to the first level of noise ratio
                 at most ``start_rho``.
             losses: what dps, tfg and their kin lower, by name ("loss" unless they name another):
@@ -469,6 +448,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -492,12 +472,7 @@ class Model:
             if watch:
                 watch(state.step.index + 1, state.step.grid.steps)
         assert state is not None  # a grid has at least one step
-        return Samples(
-            x=state.x,
-            images=self.to_images(state.x),
-            settings=self.settings(request, dtype=state.x.dtype),
-            evaluations=state.evaluations,
-        )
+        return finish(self, request, state)
 
     def settings(
         self,
@@ -528,6 +503,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver = "ddpm",
         grid: str | Grid | None = None,
@@ -553,6 +529,7 @@ class Model:
             guidance: as in `sample`.
             seeds: as in `sample`.
             negative: as in `sample`.
+            scale: as in `sample`.
             steps: as in `sample`.
             solver: one that draws noise.
             grid: as in `sample`.
@@ -569,6 +546,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -597,6 +575,7 @@ class Model:
             guidance=settings["guidance"],
             seeds=settings["seeds"],
             negative=settings["negative"],
+            scale=settings.get("scale"),
             steps=settings["steps"],
             solver=settings["solver"],
             grid=settings["grid"],

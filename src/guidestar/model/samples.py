@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import __version__
 from ..io.files import make_folder
 from ..io.images import SheetRow, save_png, sheet, to_pil
-from ..sampling import Population
+from ..sampling import Population, write_solver
 from .request import Request
 
 
@@ -30,12 +30,13 @@ class Settings:
         guidance: the expression.
         seeds: one a sample.
         steps: solver steps.
-        solver: the name of the solver.
+        solver: the name of the solver, with settings that differ from its defaults.
         grid: the name of the grid of noise levels.
         started: whether it started from an image (which is not kept, so it cannot be repeated).
         lacking: on what else it depended that is not kept (a loss, a reward), so that it cannot be
             repeated.
         max_rows: the most rows of one network call.
+        scale: of each sample, of a student that takes its guidance scale as an input.
         threads: of torch; the same threads, dtype, device and versions give the same bits.
         dtype: of the samples.
         device: where it ran.
@@ -53,6 +54,7 @@ class Settings:
     started: bool = False
     lacking: tuple[str, ...] = ()
     max_rows: int | None = None
+    scale: tuple[float, ...] | None = None
     threads: int = 0
     dtype: str = "float32"
     device: str = "cpu"
@@ -83,11 +85,12 @@ def settings_of(
         guidance=str(request.guidance),
         seeds=request.seeds,
         steps=request.levels.steps,
-        solver=request.solver.name if request.solver_is_named else repr(request.solver),
+        solver=write_solver(request.solver) if request.solver_is_named else repr(request.solver),
         grid=request.grid,
         started=request.start is not None,
         lacking=(*lacking, *request.lacking()),
         max_rows=request.max_rows,
+        scale=request.scale,
         threads=torch.get_num_threads(),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
@@ -107,6 +110,10 @@ def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
     return isinstance(value, list | tuple) and all(map(fits, value))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) or _is_int(value)
 
@@ -123,6 +130,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "started": lambda v: isinstance(v, bool),
     "lacking": lambda v: _is_list(v, lambda word: isinstance(word, str)),
     "max_rows": lambda v: v is None or (_is_int(v) and v > 0),
+    "scale": lambda v: v is None or _is_list(v, _is_number),
     "index": _is_int,
     "number": _is_int,
     "stride": _is_int,

@@ -88,6 +88,10 @@ _KNOWN: dict[str, tuple[dict[str, ValueKind], tuple[str, ...]]] = {
         },
         (),
     ),
+    "GuidanceScale": (
+        {"width": _SIZE, **dict.fromkeys(("low", "high", "default"), number())},
+        ("width", "low", "high", "default"),
+    ),
     "Conditions": ({"names": _PARTS}, ("names",)),
 }
 

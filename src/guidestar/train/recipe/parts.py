@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from .strict import Depth, Pixels, Rate, Shares, Width, Widths, _Strict
+from .strict import Depth, Pixels, Rate, Shares, Strict, Width, Widths
 
 PARTS = ("model", "weak", "classifier", "judge", "clip", "noisy_clip", "measuring_clip")
 """All parts; a part's place here goes into its seed."""
@@ -14,7 +14,7 @@ ORDER = ("clip", "measuring_clip", "model", "weak", "noisy_clip", "classifier", 
 """The order they are trained in: the text encoder before what it is the encoder of."""
 
 
-class Training(_Strict):
+class Training(Strict):
     """How long and how fast a part trains (see `Settings`)."""
 
     steps: int = Field(gt=0, le=1_000_000_000)
@@ -48,7 +48,7 @@ def _check_groups(widths: tuple[int, ...] | None, groups: int) -> None:
         raise ValueError(f"widths must be multiples of groups ({groups}), not {odd[0]}")
 
 
-class NetworkPart(_Strict):
+class NetworkPart(Strict):
     """A denoising network.
 
     Args:
@@ -89,7 +89,7 @@ class NetworkPart(_Strict):
         return self
 
 
-class ClassifierPart(_Strict):
+class ClassifierPart(Strict):
     """A classifier or regressor, noise-aware or clean.
 
     Args:
@@ -113,7 +113,7 @@ class ClassifierPart(_Strict):
         return self
 
 
-class VisionPart(_Strict):
+class VisionPart(Strict):
     """The image tower of a noise-aware CLIP, trained against the text tower of ``clip``; it starts
     as the clean one where it is as large.
 
@@ -130,7 +130,7 @@ class VisionPart(_Strict):
     train: Training
 
 
-class CLIPPart(_Strict):
+class CLIPPart(Strict):
     """A CLIP of captions and pictures, trained from nothing.
 
     Args:

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from ...io.files import check_name
 from .parts import ORDER, PARTS, ClassifierPart, CLIPPart, NetworkPart, Training, VisionPart
-from .strict import Rate, _Strict
+from .strict import Rate, Strict
 from .tables import ConditionSpec, Data, Export, Levels, Noise, Preview, Target
 
 __all__ = [
@@ -51,7 +51,7 @@ def _folder_name(name: str) -> str:
     return check_name(name, "the recipe's name", taken=BESIDE)
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole training."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_folder_name)]
@@ -170,9 +170,7 @@ def checked(content: Any, origin: Path | str, *, trust: bool = False) -> Recipe:
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
-        more = f"; and {len(lines) - _MOST} more" if len(lines) > _MOST else ""
-        raise ValueError(f"{origin}: " + "; ".join(lines[:_MOST]) + more) from error
+        raise ValueError(f"{origin}: {explain(error, Recipe)}") from error
     for key, code in recipe.code().items():
         if not trust:
             raise ValueError(
@@ -186,10 +184,18 @@ _MOST = 12
 """Mistakes of one recipe that are told."""
 
 
-def _explain(error: Any) -> str:
+def explain(error: ValidationError, document: type[BaseModel]) -> str:
+    """Put the mistakes of a document in one line, each with its key and what was expected."""
+    lines = [_explain(e, document) for e in error.errors()]
+    more = f"; and {len(lines) - _MOST} more" if len(lines) > _MOST else ""
+    return "; ".join(lines[:_MOST]) + more
+
+
+def _explain(error: Any, document: type[BaseModel]) -> str:
     where = ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{suggestion(str(error['loc'][-1]), _keys(error['loc'][:-1]))}"
+        known = _keys(error["loc"][:-1], document)
+        return f"unknown key {where!r}{suggestion(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"missing key {where!r}"
     # Of an expression the further lines point at the place; the first says it in words.
@@ -199,9 +205,9 @@ def _explain(error: Any) -> str:
     return (f"{where}: " if where else "") + f"{message[0].lower()}{message[1:]}{shown}"
 
 
-def _keys(loc: Sequence[str | int]) -> list[str]:
-    """List the keys that a table of the recipe may have."""
-    table: type[BaseModel] = Recipe
+def _keys(loc: Sequence[str | int], document: type[BaseModel]) -> list[str]:
+    """List the keys that a table of a document may have."""
+    table: type[BaseModel] = document
     for name in loc:
         if name not in table.model_fields:  # a name of the user's own, of a condition
             continue
