@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from guidestar.data import emoji
-from guidestar.data.emoji import SPLITS, STYLES, VERSIONS, Drawing, build_emoji
+from guidestar.data.emoji import SPLITS, build_emoji
+from guidestar.data.emoji_packages import STYLES, VERSIONS, Drawing
 
 pytest.importorskip("resvg_py")
 
@@ -154,7 +155,7 @@ def test_what_cannot_be_is_one_line(packages, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="not empty"):
         build_emoji(tmp_path / "full", packages=packages)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="npm is missing"):
+    with pytest.raises(RuntimeError, match="npm, which fetches the pictures, is missing"):
         build_emoji(tmp_path / "a", packages=tmp_path / "none")
     next(packages.glob("*noto-1*")).write_bytes(b"not an archive")
     with pytest.raises(RuntimeError, match="not readable as a package"):

@@ -147,7 +147,7 @@ def scores(judged: JudgeOutput, reference: JudgeOutput, classes: int) -> dict[st
     }
     for metric in metrics.values():
         metric.update(judged)
-    shares = class_shares(judged.seen, classes).tolist()
+    shares = class_shares(judged.predicted, classes).tolist()
     return {
         **{name: round(m.compute(), 4) for name, m in metrics.items()},
         "shares": [round(s, 4) for s in shares],

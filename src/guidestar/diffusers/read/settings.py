@@ -99,7 +99,7 @@ _KNOWN: dict[str, tuple[dict[str, ValueKind], tuple[str, ...]]] = {
 def _colours(kind: ValueKind) -> ValueKind:
     return ValueKind(
         words=f"three values (or one for all), each {kind.words}",
-        fits=lambda v: many(kind, 1, 3).fits(v) and len(v) != 2,
+        fits=lambda v: many(kind, 1, 1).fits(v) or many(kind, 3, 3).fits(v),
     )
 
 
