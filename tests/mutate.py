@@ -446,7 +446,9 @@ def modules_of_others(home: Path) -> list[str]:
     return [
         n
         for n, file in places.items()
-        if file and not file.startswith(str(home)) and not n.startswith(("_pytest", "guidestar"))
+        if file
+        and not file.startswith((str(home), str(TESTS)))
+        and not n.startswith(("_pytest", "guidestar"))
     ]
 
 
