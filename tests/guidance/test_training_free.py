@@ -485,7 +485,7 @@ def test_a_discriminator_that_is_not_there_is_named():
         return Guided(text, {"main": net(Spy())}, classifiers=given)
 
     known = {"deaf": Deaf(), "one": Critic(answer=None), "two": Critic(answer=None)}
-    with pytest.raises(ValueError, match=r"no discriminator 'discri.*' \(there is one, two\);"):
+    with pytest.raises(
         ValueError, match=r"no discriminator 'discriminator' \(there is one, two\);"
     ):
         bound("discriminator(1)", **known)
