@@ -721,6 +721,13 @@ def test_arrays_of_another_byte_order_are_read(tmp_path):
     assert torch.equal(tensors(tmp_path / "x.npy").x, torch.tensor([[0.5, -1], [2, 3]]))
 
 
+def test_folders_without_arrays_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no .npy files; expected x.npy, and one"):
+        tensors(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"none: there is no such file or folder$"):
+        tensors(tmp_path / "none")
+
+
 def test_numbers_beyond_float32_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.array([[0.0, 1.0], [1e300, 1.0]]))
     with pytest.raises(ValueError, match=r"1 of 2 samples are not finite in float32, .* row 1"):

@@ -1,5 +1,7 @@
 """What is said before a training and kept at its end: lines, cards and digests, of small parts."""
 
+import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ from torch import nn
 from guidestar.data.source import Column, InMemory, Part
 from guidestar.networks.from_config import unet
 from guidestar.train import export, run
+from guidestar.train.build import data, limits, networks
 from guidestar.train.build.captions import captions, said, text_column
 from guidestar.train.loop import origins
 from guidestar.train.loop.sharded import _like
@@ -209,3 +212,150 @@ def test_attention_is_at_the_lowest_resolution_alone(widths):
     assert tuple(text.up_block_types) == ("CrossAttnUpBlock2D",) + ("UpBlock2D",) * more
     assert (text.attention_head_dim, text.cross_attention_dim) == (2, 6)  # heads, of 8 channels
     assert unet(**{**given, "head": 32}, text_width=6).config.attention_head_dim == 1
+
+
+@pytest.mark.parametrize("agreed", [False, True])
+@pytest.mark.parametrize("main", [False, True])
+def test_parts_are_trained_one_after_the_other(monkeypatch, tmp_path, agreed, main):
+    """Until all processes agree to stop, reported by the main one."""
+    said, asked, closed = [], [], []
+
+    def train_part(*given, **more):
+        asked.append((given[1:], more))
+        try:
+            yield "one"
+            yield "two"
+        finally:
+            closed.append(given[1])
+
+    monkeypatch.setattr(run, "train_part", train_part)
+    monkeypatch.setattr(run, "sources", lambda recipe, say: (SOURCE, None))
+    monkeypatch.setattr(run, "build", lambda *given: "built")
+    monkeypatch.setattr(run, "foresee", lambda recipe, built, source: said.append(built))
+    accelerator = SimpleNamespace(
+        is_main_process=main, main_process_first=nullcontext, wait_for_everyone=lambda: None
+    )
+    stop = SimpleNamespace(agreed=agreed)
+    found = run._train(
+        recipe(weak={"widths": [32], "train": {"steps": 7}}),
+        ["model", "weak"],
+        tmp_path,
+        accelerator,
+        report=lambda *given: said.append(given),
+        stop=stop,
+        say=None,
+        accept_data=True,
+    )
+    assert found is not agreed and closed == (["model"] if agreed else ["model", "weak"])
+    more = {"stop": stop, "accelerator": accelerator, "accept_data": True}
+    assert asked == [((part, tmp_path, SOURCE), more) for part in closed]
+    steps = {"model": 12, "weak": 7}
+    reports = [(part, word, steps[part]) for part in closed for word in ("one", "two")]
+    assert said == [{"model": "built", "weak": "built"}, *(reports if main else [])]
+
+
+def test_nothing_is_held_out_of_a_stream(monkeypatch):
+    monkeypatch.setattr(data, "_read", lambda spec, path, bad, seed: STREAM)
+    assert data.sources(recipe()) == (STREAM, None)
+    monkeypatch.setattr(data, "_read", lambda spec, path, bad, seed: SOURCE)
+    train, aside = data.sources(recipe(data={"path": "here", "holdout": 0.25}))
+    assert (train.size, aside.size) == (3, 1)
+    monkeypatch.setattr(data, "_to_test", lambda spec, whole, bad: "test")
+    assert data.sources(recipe(data={"path": "here", "test": "there"})) == (SOURCE, "test")
+
+
+class Sure:
+    """Tells class 0 with the logits (1.7, 0), whatever it sees, by its temperature."""
+
+    def __init__(self):
+        self.config, self.said, self.rho_max = {"classes": ["a", "b"]}, [], "unset"
+
+    def __call__(self, x, level):
+        t = dict(self.said[-1])[round(float(level.rho), 6)] if self.said else 1.0
+        return torch.tensor([[1.7 / t, 0.0]], dtype=torch.float64).expand(len(x), -1)
+
+    def calibrate(self, temperatures):
+        self.said.append(temperatures)
+
+    def register_to_config(self, **more):
+        self.config.update(more)
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_a_classifier_is_calibrated_on_every_other_sample(calibrate):
+    """Of the even ones 9 of 12 are of class 0, of the odd ones 9 of 11."""
+    y = torch.tensor([0] * 18 + [1] * 5)
+    spec = {"widths": [8], "calibrate": calibrate, "train": {"steps": 1}}
+    edm = {"kind": "edm", "sigma_min": 0.5, "sigma_max": 1.0}
+    classifier = Sure()
+    found = export.examine(classifier, recipe(classifier=spec, schedule=edm), torch.zeros(23, 3), y)
+    sure, right = math.exp(1.7) / (1 + math.exp(1.7)), 9 / 11
+    if calibrate:
+        (temperatures,) = classifier.said
+        best = 1.7 / math.log(3)
+        assert [rho for rho, _ in temperatures] == [0.5, 1.0]
+        assert all(abs(t - best) < 2e-3 and t == round(t, 4) for _, t in temperatures)
+        told = 1 / (1 + math.exp(-1.7 / temperatures[0][1]))
+        before, after = round(abs(right - sure), 4), round(abs(right - told), 4)
+    else:
+        assert not classifier.said
+        before = after = round(abs(right - sure), 4)
+    assert found["classifier_accuracy"] == {"0.5": 0.8182, "1": 0.8182}
+    assert found["classifier_ece"] == {"0.5": [before, after], "1": [before, after]}
+    assert found["classifier_rho_max"] is None is classifier.rho_max  # 9/11 ≥ 1.2/2 throughout
+    assert classifier.config["rho_max"] is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "world", "precision", "wanted"),
+    [
+        (7, 1, None, "float32", (7, 12)),
+        (7, 2, None, "float32", (4, 12)),
+        (8, 2, "2", "float64", (2, 24)),
+        (9, 4, "1", "bfloat16", (3, 12)),
+    ],
+)
+def test_a_batch_is_counted_before_a_network_is_built(
+    monkeypatch, batch, accumulate, world, precision, wanted
+):
+    """What one process takes at once: samples, and the bytes of one."""
+
+    class Counted(Exception):
+        pass
+
+    def check(*given):
+        raise Counted(given)
+
+    monkeypatch.setattr(networks, "check_batch", check)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world is not None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    train = {"steps": 1, "batch": batch, "accumulate": accumulate, "precision": precision}
+    with pytest.raises(Counted) as caught:
+        networks.build(recipe(model={"widths": [32], "train": train}), "model", SOURCE)
+    assert caught.value.args == (wanted,)
+
+
+def test_a_batch_that_does_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(limits, "machine_memory", lambda: 1_000_000)
+    limits.check_batch(1000, 1000)
+    with pytest.raises(ValueError, match=r"^1,001 samples at once need 0.001 GB .*; lower batch"):
+        limits.check_batch(1001, 1000)
+    assert limits.copies_of(SimpleNamespace(power=(0.1, 0.2), precision="float32")) == 7
+    assert limits.copies_of(SimpleNamespace(power=(), precision="float64")) == 10
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "True")
+    assert limits.copies_of(SimpleNamespace(power=(), precision="float64")) == 1
+
+
+def test_a_network_is_counted_as_it_is_built():
+    def two():
+        nn.Linear(10, 9, bias=False)  # 90 numbers of 4 bytes
+        nn.Linear(5, 2, bias=False)
+
+    with limits.counted(2, 800):
+        two()
+    for copies, most in ((2, 799), (3, 1199)):
+        with pytest.raises(limits.TooLarge, match="needs more than"), limits.counted(copies, most):
+            two()
+    with limits.counted(0, 1):
+        two()
