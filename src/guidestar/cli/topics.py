@@ -1,4 +1,4 @@
-"""What people call things, and where they are here."""
+"""Common names of methods, and what they are called here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TOPICS: dict[str, str] = {
     "time travel, resampling, recurrence": "gs.TimeTravel, a solver around a solver, in Python",
     "SDEdit, image to image": "Model.sample(start=…, start_rho=…), in Python",
 }
-"""Names that people use, and the method, option or function."""
+"""Common names, and the method, option or function for each."""
 
 
 def look_up(word: str) -> list[tuple[str, str]]:
@@ -52,7 +52,7 @@ def look_up(word: str) -> list[tuple[str, str]]:
 
 
 def suggest(word: str, known: list[str]) -> list[str]:
-    """Return the known names that look like a word."""
+    """Return the known names that resemble a word."""
     return difflib.get_close_matches(word, known, n=5, cutoff=0.5)
 
 

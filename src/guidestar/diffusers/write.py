@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
+from torch import nn
 
+from ..core.denoiser import Denoiser
 from ..io.files import make_folder, whole_or_not, written
 from ..io.images import write_text
+from ..networks.clip import CLIP
+from ..networks.condition_encoders import Conditions
 from .export import network_of
+from .objects import Config
 from .read.clip import write_clip, write_pretrained, write_tower
+from .read.encoders import TextEncoder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def write_denoiser(denoiser: Any, encoder: Any, folder: Path, dtype: torch.dtype) -> None:
+def write_denoiser(
+    denoiser: Denoiser, encoder: object | None, folder: Path, dtype: torch.dtype
+) -> None:
     """Write a denoiser's network, and the encoder of its conditions beside it."""
     net = network_of(denoiser)
     own = getattr(net, "made_by", None)
@@ -30,17 +38,17 @@ def write_denoiser(denoiser: Any, encoder: Any, folder: Path, dtype: torch.dtype
         dtype,
         own,
     )
-    if hasattr(encoder, "tokenizer"):
+    if isinstance(encoder, TextEncoder):
         _write_text(encoder, folder, folder / "condition", dtype)
     elif encoder is not None:
         write_condition(encoder, folder / "condition", dtype)
 
 
-def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+def write_condition(encoder: object, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a condition encoder, or several."""
-    if hasattr(encoder, "tokenizer"):
+    if isinstance(encoder, TextEncoder):
         _write_text(encoder, folder, folder, dtype)
-    elif hasattr(encoder, "parts"):
+    elif isinstance(encoder, Conditions):
         for name, part in encoder.parts.items():
             write_condition(part, folder / name, dtype)
         write_text(
@@ -48,10 +56,10 @@ def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float
             folder / "config.json",
         )
     else:
-        write_module(encoder, folder, dtype)
+        write_module(cast(nn.Module, encoder), folder, dtype)
 
 
-def _write_text(encoder: Any, folder: Path, about: Path, dtype: torch.dtype) -> None:
+def _write_text(encoder: TextEncoder, folder: Path, about: Path, dtype: torch.dtype) -> None:
     write_pretrained(encoder.text, folder / "text_encoder", dtype)
     with written(folder / "tokenizer"):
         encoder.tokenizer.save_pretrained(folder / "tokenizer")
@@ -60,10 +68,10 @@ def _write_text(encoder: Any, folder: Path, about: Path, dtype: torch.dtype) -> 
     )
 
 
-def write_classifier(net: Any, folder: Path, dtype: torch.dtype, *, whole: bool) -> None:
+def write_classifier(net: object, folder: Path, dtype: torch.dtype, *, whole: bool) -> None:
     """Write a classifier; of a CLIP the image tower alone, unless it is to be ``whole``."""
-    if not hasattr(net, "embed_text"):
-        write_module(net, folder, dtype)
+    if not isinstance(net, CLIP):
+        write_module(cast(nn.Module, net), folder, dtype)
     elif whole:
         write_clip(net, folder, dtype)
     else:
@@ -71,10 +79,10 @@ def write_classifier(net: Any, folder: Path, dtype: torch.dtype, *, whole: bool)
 
 
 def write_module(
-    module: Any,
+    module: nn.Module,
     folder: Path,
     dtype: torch.dtype = torch.float16,
-    made_by: Mapping[str, Any] | None = None,
+    made_by: Config | None = None,
 ) -> None:
     """Write a module's config (or what made it), and its weights in ``dtype``: beside, then
     renamed.
@@ -90,12 +98,12 @@ def write_module(
         beside.write_bytes(serialised(tensors, {"format": "pt"}))
     if made_by is None:
         with written(folder / "config.json"):
-            module.save_config(folder)
+            cast(ConfigMixin, module).save_config(folder)
     else:
         write_text(json.dumps(made_by, indent=2) + "\n", folder / "config.json")
 
 
-def write_scheduler(config: Mapping[str, Any], folder: Path) -> None:
+def write_scheduler(config: Config, folder: Path) -> None:
     """Write the settings of the Diffusers scheduler that ``_class_name`` names."""
     import diffusers
 

@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _modules
 
 from ...io.documents import refused, shown
+from ..objects import Config
+
+M = TypeVar("M", bound=nn.Module)
 
 MOST_WHOLE = 10_000_000
 """The largest whole number in a network's settings: vocabularies have up to a million entries."""
@@ -76,7 +79,7 @@ def _of_container() -> int | None:
     return int(given) if given.isdecimal() else None
 
 
-def check_numbers(file: Path, settings: Mapping[str, Any]) -> None:
+def check_numbers(file: Path, settings: Config) -> None:
     """Refuse whole numbers in a network's settings that no network has.
 
     Raises:
@@ -87,7 +90,7 @@ def check_numbers(file: Path, settings: Mapping[str, Any]) -> None:
         _check_number(file, str(key), value, MOST_LAYERS if deep else MOST_WHOLE)
 
 
-def _check_number(file: Path, key: str, value: Any, most: int) -> None:
+def _check_number(file: Path, key: str, value: object, most: int) -> None:
     if isinstance(value, dict):
         check_numbers(file, {f"{key}.{k}": v for k, v in value.items()})
     elif isinstance(value, list | tuple):
@@ -98,11 +101,11 @@ def _check_number(file: Path, key: str, value: Any, most: int) -> None:
 
 
 def build(
-    make: Callable[[], Any],
+    make: Callable[[], M],
     where: str,
     dtype: torch.dtype,
-    check: Callable[[Any], None] | None = None,
-) -> Any:
+    check: Callable[[M], None] | None = None,
+) -> M:
     """Build a module: first without memory, to see what it would take, then in earnest.
 
     Args:
@@ -125,7 +128,7 @@ def build(
         return make()
 
 
-def _build_sketch(make: Callable[[], Any], where: str, dtype: torch.dtype) -> Any:
+def _build_sketch(make: Callable[[], M], where: str, dtype: torch.dtype) -> M | None:
     """Build on the device "meta", which has shapes and no memory; None where the constructor reads
     numbers there.
     """
@@ -182,7 +185,7 @@ def _width(tensor: Tensor, dtype: torch.dtype) -> int:
     return dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
 
 
-def _bytes(module: Any, dtype: torch.dtype) -> int:
+def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
     return sum(t.numel() * _width(t, dtype) for t in tensors.values())
 

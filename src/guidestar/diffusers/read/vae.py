@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..objects import Network
 from .safetensors_io import read_module
 
 KNOWN = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
@@ -18,7 +18,7 @@ normalise them otherwise.
 """
 
 
-def check_known(vae: Any) -> None:
+def check_known(vae: object) -> None:
     """Refuse a VAE whose latents would have to be treated in another way.
 
     Raises:
@@ -32,7 +32,7 @@ def check_known(vae: Any) -> None:
         )
 
 
-def decoded(vae: Any, x: Tensor) -> Tensor:
+def decoded(vae: Network, x: Tensor) -> Tensor:
     """Decode latents ``[B, C, h, w]`` into pictures:
     ``decode(x·std / scaling_factor + mean + shift_factor)``.
 
@@ -54,7 +54,7 @@ def decoded(vae: Any, x: Tensor) -> Tensor:
         )[0]
 
 
-def encoded(vae: Any, x: Tensor) -> Tensor:
+def encoded(vae: Network, x: Tensor) -> Tensor:
     """Encode pictures ``[B, C, H, W]`` in [−1, 1] into latents: the inverse of the scaling of
     `decoded`, of the posterior's mean.
 
@@ -72,7 +72,7 @@ def encoded(vae: Any, x: Tensor) -> Tensor:
     return (latents - mean) / std * vae.config.scaling_factor
 
 
-def _spread(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def _spread(vae: Network, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean (with the shift) and the standard deviation of each channel of the VAE's
     latents.
     """
@@ -84,7 +84,7 @@ def _spread(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _upcast(vae: Any) -> Iterator[None]:
+def _upcast(vae: Network) -> Iterator[None]:
     if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
         yield
         return
@@ -102,14 +102,15 @@ class Decoder:
         ValueError: as `check_known`.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Network) -> None:
         check_known(vae)
         self.vae = vae
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Decode latents ``[B, C, h, w]``."""
-        return decoded(self.vae.to(x.device), x).clamp(-1, 1).to(x.dtype)
+        nn.Module.to(self.vae, x.device)
+        return decoded(self.vae, x).clamp(-1, 1).to(x.dtype)
 
 
 def read_decoder(folder: str | Path) -> Decoder:
