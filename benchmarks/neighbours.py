@@ -14,7 +14,7 @@ from pathlib import Path
 from guidestar import load
 from guidestar.apps.demo_text import PROMPTS
 from guidestar.apps.measure_text import look, read_captioned
-from guidestar.io.images import Row, save_png, sheet, to_pil
+from guidestar.io.images import SheetRow, save_png, sheet, to_pil
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     for i, prompt in enumerate(PROMPTS):
         cosines = " ".join(f"{c:.2f}" for c in near.values[i].tolist())
         rows.append(
-            Row(
+            SheetRow(
                 label=f"{prompt}\n{cosines}",
                 images=[*to_pil(samples.images[i : i + 1]), *to_pil(real.x[near.indices[i]])],
             )

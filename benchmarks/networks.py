@@ -30,7 +30,7 @@ from guidestar.apps.measure_text import Ruler, draw, look, read_captioned
 from guidestar.io.images import write_text
 from guidestar.train.build.data import sources
 from guidestar.train.preview import live_model
-from guidestar.train.recipe.schema import NetworkPart, Recipe, Training, read
+from guidestar.train.recipe.schema import NetworkPart, Recipe, Training, read_recipe
 from guidestar.train.run import averaged, train_part
 
 HOME = Path(__file__).parent
@@ -41,7 +41,8 @@ PILOT = 12
 def candidates() -> dict[str, NetworkPart]:
     """Return the network of each recipe."""
     return {
-        name: read(HOME.parent / f"recipes/{name}.toml").model for name in ("emoji", "emoji-unet")
+        name: read_recipe(HOME.parent / f"recipes/{name}.toml").model
+        for name in ("emoji", "emoji-unet")
     }
 
 
@@ -67,7 +68,7 @@ def recipe(network: NetworkPart, data: Path, steps: int) -> Recipe:
     """Return the shipped model's recipe with another network and length, told by the shipped text
     encoder.
     """
-    base = read(HOME.parent / "recipes/emoji.toml")
+    base = read_recipe(HOME.parent / "recipes/emoji.toml")
     training = Training(
         steps=steps,
         batch=64,

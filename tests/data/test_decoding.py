@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from guidestar.apps.observe import read_picture
-from guidestar.data.pictures import Look, decode
+from guidestar.data.pictures import PictureFormat, decode
 from guidestar.io.decoding import is_grey, open_picture, to_8_bits
 
 RAMP = np.array([[0, 257, 128 * 257, 65535]])  # 16 bits: black, 1/255, 128/255, white
@@ -202,7 +202,7 @@ def turned():
 
 def test_pictures_are_turned_upright():
     assert grey(open_picture(turned())) == [[0], [255]]
-    pixels = decode(open_picture(turned()), Look(size=1), 1)
+    pixels = decode(open_picture(turned()), PictureFormat(size=1), 1)
     assert pixels.shape == (1, 1, 1)
 
 
@@ -217,7 +217,7 @@ def test_observations_are_turned_upright_and_scaled(tmp_path):
 
 def test_the_mean_of_a_16_bit_ramp_is_half():
     ramp = Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16))
-    pixels = decode(open_picture(saved(ramp, "PNG")), Look(size=16), 1)
+    pixels = decode(open_picture(saved(ramp, "PNG")), PictureFormat(size=16), 1)
     assert abs(pixels.float().mean() / 255 - 0.5) < 2e-3
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from guidestar.data import emoji
-from guidestar.data.emoji import SPLITS, STYLES, VERSIONS, Drawing, build
+from guidestar.data.emoji import SPLITS, STYLES, VERSIONS, Drawing, build_emoji
 
 pytest.importorskip("resvg_py")
 
@@ -85,7 +85,7 @@ def rows_of(out):
 
 
 def test_pictures_with_captions(packages, tmp_path):
-    counts = build(tmp_path / "emoji", packages=packages, size=24)
+    counts = build_emoji(tmp_path / "emoji", packages=packages, size=24)
     rows = rows_of(tmp_path / "emoji")
     assert sum(counts.values()) == len(rows) == 11
     found = {(r["concept"], r["style"]) for r in rows}
@@ -152,11 +152,11 @@ def test_what_cannot_be_is_one_line(packages, tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     with pytest.raises(FileExistsError, match="not empty"):
-        build(tmp_path / "full", packages=packages)
+        build_emoji(tmp_path / "full", packages=packages)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="npm is missing"):
-        build(tmp_path / "a", packages=tmp_path / "none")
+        build_emoji(tmp_path / "a", packages=tmp_path / "none")
     next(packages.glob("*noto-1*")).write_bytes(b"not an archive")
     with pytest.raises(RuntimeError, match="not readable as a package"):
-        build(tmp_path / "b", packages=packages)
+        build_emoji(tmp_path / "b", packages=packages)
     assert not (tmp_path / "b" / "train").exists()

@@ -17,15 +17,16 @@ from safetensors.torch import save_file
 
 from guidestar.core.rng import Draw
 from guidestar.data.folders import image_folder, parquet
-from guidestar.data.pictures import Look
+from guidestar.data.latents import latents
+from guidestar.data.pictures import PictureFormat
 from guidestar.data.shards import Shards
 from guidestar.data.source import Column, InMemory, split
-from guidestar.data.tensors import Scale, Scaled, latents, tensors
+from guidestar.data.tensors import Standardised, Standardiser, tensors
 from guidestar.train.loop.fit import fit
 from guidestar.train.loop.trainer import Trainer
-from guidestar.train.objectives.objective import Objective, Settings
+from guidestar.train.objectives.objective import Objective, TrainSettings
 
-LOOK = Look(size=8)
+LOOK = PictureFormat(size=8)
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +81,7 @@ def test_grey_pictures_stay_grey_unless_asked(tmp_path):
     pixels = write(tmp_path / "p" / "a" / "0.png", mode="L")
     grey, colour = (
         image_folder(tmp_path / "p", LOOK),
-        image_folder(tmp_path / "p", Look(size=8, channels=3)),
+        image_folder(tmp_path / "p", PictureFormat(size=8, channels=3)),
     )
     assert torch.equal(batch(grey, [0])[0][0, 0], torch.from_numpy(pixels).float() / 127.5 - 1)
     assert colour.shape == (3, 8, 8) and torch.equal(
@@ -119,7 +120,7 @@ def test_other_sizes_are_resized_by_the_shorter_side_and_cut_in_the_middle(tmp_p
 
 def test_random_crops_lie_where_the_draw_says(tmp_path):
     pixels = as_x(write(tmp_path / "p" / "a" / "0.png", size=(9, 9)))
-    source = image_folder(tmp_path / "p", Look(size=8, crop="random"))  # kept at 9
+    source = image_folder(tmp_path / "p", PictureFormat(size=8, crop="random"))  # kept at 9
     draw, seen = Draw(range(40)), set()
     x, _ = source.batch([0] * 40, draw)
     for found, u, v in zip(
@@ -132,7 +133,9 @@ def test_random_crops_lie_where_the_draw_says(tmp_path):
 
 
 def test_flips_depend_on_the_seed_alone(classes):
-    source, plain = (image_folder(classes[0], Look(size=8, flip=flip)) for flip in (True, False))
+    source, plain = (
+        image_folder(classes[0], PictureFormat(size=8, flip=flip)) for flip in (True, False)
+    )
     x, draw = batch(plain, range(6))[0], Draw(range(6))
     wanted = torch.stack(
         [
@@ -521,7 +524,7 @@ def test_a_training_on_a_stream_resumes_at_its_position(shards, tmp_path):
             torch.nn.Linear(192, 1),
             Error(),
             Shards(shards, LOOK, buffer=4, seed=3),
-            Settings(steps=8, batch=3, accumulate=2, warmup=1),
+            TrainSettings(steps=8, batch=3, accumulate=2, warmup=1),
         )
 
     ends = []
@@ -693,8 +696,8 @@ def test_units_are_those_of_the_data_and_go_back(tmp_path):
     x = torch.randn(50, 7, 3, dtype=torch.float64) * torch.tensor([1.0, 20.0, 0.0]) + torch.tensor(
         [5.0, -3.0, 2.0]
     )
-    scale = Scale.of(x)
-    source = Scaled(source=InMemory(x=x.float(), targets={}, columns={}), scale=scale)
+    scale = Standardiser.of(x)
+    source = Standardised(source=InMemory(x=x.float(), targets={}, columns={}), scale=scale)
     found = batch(source, range(50))[0]
     mean, std = x.flatten(0, 1).mean(0), x.flatten(0, 1).std(0, correction=0)
     wanted = (x - mean) / torch.tensor([std[0], std[1], 1.0])  # what does not vary keeps its size

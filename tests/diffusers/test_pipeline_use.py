@@ -499,7 +499,8 @@ REFUSED = {
 def test_what_is_refused_says_what_to_do(line):
     with pytest.raises(ValueError, match=line) as caught:
         REFUSED[line](stable_diffusion())
-    assert "unknown name" in line or "\n" not in str(caught.value)
+    # An expression is shown, and under it where it is wrong.
+    assert str(caught.value).count("\n") == (2 if line.startswith("unknown name") else 0)
 
 
 @pytest.mark.parametrize(
@@ -684,43 +685,6 @@ def test_second_calls_between_two_levels_are_at_their_geometric_mean():
     table = read_timetable(scheduler)
     assert [float(level.rho) for level in table.levels] == pytest.approx([4, 8**0.5, 2, 0])
     assert table.order == 2
-
-
-LOOK_ALIKES = (
-    *(
-        "FluxKontextPipeline",
-        "StableDiffusionPanoramaPipeline",
-        "IFSuperResolutionPipeline",
-        "LTXConditionPipeline",
-    ),
-    *(
-        "StableDiffusionAttendAndExcitePipeline",
-        "CycleDiffusionPipeline",
-        "StableDiffusionLatentUpscalePipeline",
-    ),
-    *(
-        "KandinskyV22ControlnetPipeline",
-        "KandinskyV22CombinedPipeline",
-        "MarigoldDepthPipeline",
-        "LDMTextToImagePipeline",
-    ),
-    *(
-        "StableDiffusionSAGPipeline",
-        "VisualClozePipeline",
-        "LucyEditPipeline",
-        "KandinskyV22ControlnetImg2ImgPipeline",
-    ),
-)
-
-
-@pytest.mark.parametrize("name", LOOK_ALIKES)
-def test_pipelines_of_another_layout_are_refused(name):
-    kind = getattr(diffusers, name)
-    with pytest.raises(
-        ValueError,
-        match=f"^{name} lays out its network's inputs in a way that is not known here",
-    ):
-        guidestar.guide(kind.__new__(kind), "cfg(3)")
 
 
 def test_every_pipeline_that_is_known_is_one():

@@ -32,7 +32,7 @@ from guidestar.io.documents import MOST_DEPTH, read_json, read_text, read_toml
 from guidestar.model.folder import SHIPPED, _classifiers, _networks
 from guidestar.model.manifest import read_about
 from guidestar.networks.clip import Vision
-from guidestar.train.recipe.schema import read as _read_recipe
+from guidestar.train.recipe.schema import read_recipe as _read_recipe
 from helpers.pipeline_folders import flux, sd
 
 COUNT = int(os.environ.get("GUIDESTAR_MUTATIONS", "2000"))

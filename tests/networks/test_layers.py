@@ -204,7 +204,7 @@ def test_rows_that_are_not_those_of_the_call_are_refused(change):
     with (
         pytest.raises(
             ValueError,
-            match=r"perturbed in some rows of a call was given 3 rows where the call has 4; "
+            match=r"perturbed in some rows of a call got 3 rows, but the call has 4; "
             r".*max_rows=1",
         ),
         CHANGES[change](f.denoiser, Rows(1, 2, 4)),

@@ -53,7 +53,7 @@ def photos(tmp_path, monkeypatch):
 
 def recipe(tmp_path, path, more=""):
     (tmp_path / "r.toml").write_text(TEXT.format(path=path, more=more))
-    return recipes.read(tmp_path / "r.toml")
+    return recipes.read_recipe(tmp_path / "r.toml")
 
 
 def resumed(tmp_path, path, part, **more):

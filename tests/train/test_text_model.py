@@ -103,7 +103,7 @@ def folder(tmp_path_factory):
             )
     (root / "train" / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (root / "tiny.toml").write_text(RECIPE.format(data=root / "train"))
-    recipe = recipes.read(root / "tiny.toml")
+    recipe = recipes.read_recipe(root / "tiny.toml")
     assert train(recipe, root / "out")
     assemble(recipe, root / "out")
     return root

@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ..io.files import make_folder
-from ..io.images import Row, save_png, sheet, to_pil, write_text
+from ..io.images import SheetRow, save_png, sheet, to_pil, write_text
 from ..model.model import Model
 
 ROWS = (
@@ -86,7 +86,7 @@ def demo(
             )
         )
         pictures = [p for i, p in enumerate(run.pil()) if i % seeds < show]
-        rows.append(Row(label=f"{how}\n{expression}\njudge: {hit:.0%}", images=pictures))
+        rows.append(SheetRow(label=f"{how}\n{expression}\njudge: {hit:.0%}", images=pictures))
     title = (
         f"{model.name}: the same {seeds} seeds, steered in different ways (judge: share of "
         f"{len(cond)} samples that an independent network takes for the class above)"
@@ -129,9 +129,9 @@ def draw_steps(
     rows = []
     for k, name in enumerate(names):
         noisy = torch.stack([s.prediction.x_t[k] / s.step.t.norm for s in chosen])
-        rows.append(Row(label=f"{name}\nx_t", images=to_pil(noisy / 2)))
+        rows.append(SheetRow(label=f"{name}\nx_t", images=to_pil(noisy / 2)))
         rows.append(
-            Row(
+            SheetRow(
                 label="guided estimate of x0",
                 images=to_pil(torch.stack([s.prediction.x0[k] for s in chosen])),
             )
@@ -146,7 +146,7 @@ def draw_steps(
                 ]
             )
             largest = pushes.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-8)
-            rows.append(Row(label=f"push of {term}", images=to_pil(pushes / largest)))
+            rows.append(SheetRow(label=f"push of {term}", images=to_pil(pushes / largest)))
     labels = [f"rho {float(torch.as_tensor(s.step.t.rho)):.2g}" for s in chosen]
     title = (
         f"{STEPS_EXPRESSION}, from noise to image: grey is no push, white adds light, black "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from ..io.images import Row, save_png, sheet
+from ..io.images import SheetRow, save_png, sheet
 from ..model.model import Model
 from ..model.protocols import TextJudge
 from .demo import Result
@@ -106,7 +106,7 @@ def _picture(
     captions: int,
 ) -> Image:
     rows = [
-        Row(
+        SheetRow(
             label=p.replace(", ", "\n"),
             images=[c[i * seeds + j] for c in cells for j in range(show)],
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import fashion_mnist
-from ..evaluate import Accuracy, DiversityRatio, Frechet, Judged, class_shares, look
+from ..evaluate import Accuracy, DiversityRatio, Frechet, JudgeOutput, class_shares, run_judge
 from ..guidance import Guidance
 from ..io import distributed as processes
 from ..model.model import Model, Samples
@@ -23,7 +23,9 @@ REAL = "real"
 """The name under which training images are measured: the floor of every distance."""
 
 
-def references(model: Model, data: Path | None = None, floor: int = 1000) -> tuple[Judged, Judged]:
+def references(
+    model: Model, data: Path | None = None, floor: int = 1000
+) -> tuple[JudgeOutput, JudgeOutput]:
     """Judge the held-out samples, and up to ``floor`` class-balanced training samples.
 
     Raises:
@@ -33,15 +35,15 @@ def references(model: Model, data: Path | None = None, floor: int = 1000) -> tup
     judge = model.need_judge()
     classes = len(getattr(judge, "config")["classes"])  # noqa: B009
     rows = torch.cat([(train[1] == k).nonzero()[: floor // classes, 0] for k in range(classes)])
-    return look(judge, *test), look(judge, train[0][rows], train[1][rows])
+    return run_judge(judge, *test), run_judge(judge, train[0][rows], train[1][rows])
 
 
 def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Load the held-out and the training samples of a model."""
     if model.classes == fashion_mnist.CLASSES:
-        return fashion_mnist.load("test", data), fashion_mnist.load("train", data)
+        return fashion_mnist.load_split("test", data), fashion_mnist.load_split("train", data)
     from ..train.build.data import sources
-    from ..train.export import gathered
+    from ..train.export import gather_samples
     from ..train.recipe.schema import checked
 
     if "recipe" not in model.card:
@@ -62,7 +64,7 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
             "train again"
         )
     _check_data(model, source)
-    return gathered(aside, recipe.judge), gathered(source, recipe.judge, 20_000)
+    return gather_samples(aside, recipe.judge), gather_samples(source, recipe.judge, 20_000)
 
 
 def _check_data(model: Model, source: Source) -> None:
@@ -138,11 +140,11 @@ def measure(
             "guidance": str(guidance),
             "nfe": nfe,
             "seconds": round(seconds, 2),
-            **scores(look(model.need_judge(), images, wanted), reference, len(model.classes)),
+            **scores(run_judge(model.need_judge(), images, wanted), reference, len(model.classes)),
         }
 
 
-def scores(judged: Judged, reference: Judged, classes: int) -> dict[str, object]:
+def scores(judged: JudgeOutput, reference: JudgeOutput, classes: int) -> dict[str, object]:
     """Return all figures of one set of images."""
     metrics = {
         "accuracy": Accuracy(),

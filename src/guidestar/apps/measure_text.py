@@ -54,10 +54,10 @@ def read_captioned(folder: Path, size: int) -> Captioned:
     """
     from ..core.rng import Draw
     from ..data.folders import image_folder
-    from ..data.pictures import Look
+    from ..data.pictures import PictureFormat
     from ..train.build.captions import text_column
 
-    source = image_folder(folder, Look(size=size, channels=3))
+    source = image_folder(folder, PictureFormat(size=size, channels=3))
     held = source.targets[text_column(source)]
     captions = [(c,) if isinstance(c, str) else c for c in held]
     rows = list(range(len(captions)))
@@ -171,7 +171,7 @@ def measure_text(
         )
     guided = [model.expression(g) for g in guidances]
     train = _training(model, data)
-    wanted = (read_captioned(data, model.shape[-1]) if data else train).take(count)
+    wanted = (read_captioned(data, picture_side(model)) if data else train).take(count)
     ruler = Ruler.of(model.judge, [*train.labels, *wanted.labels], train.x)
     real = embed_images(model.judge, wanted.x)
     turned = [*wanted.labels[len(wanted.labels) // 2 :], *wanted.labels[: len(wanted.labels) // 2]]
@@ -225,7 +225,15 @@ def _training(model: Model, data: Path | None) -> Captioned:
             f"the pictures that {model.name!r} was trained on are not at {folder}; name a folder "
             "of captioned pictures with --data"
         )
-    return read_captioned(folder, model.shape[-1])
+    return read_captioned(folder, picture_side(model))
+
+
+@torch.inference_mode()
+def picture_side(model: Model) -> int:
+    """Return the pixels of a side of a model's pictures, also where it works on latents."""
+    if not model.latent:
+        return model.shape[-1]
+    return model.to_images(torch.zeros(1, *model.shape, device=model.device)).shape[-1]
 
 
 def draw(

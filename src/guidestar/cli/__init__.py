@@ -12,16 +12,30 @@ import typer
 from ..io.files import Damaged
 from ._terminal import fail, warn
 from .data import datasets
+from .distilling import distill
 from .info import methods, models, plan
 from .measuring import evaluate
 from .sampling import demo, sample, strip
+from .serving import serve
 from .training import recipe, train
 
 app = typer.Typer(
     name="guidestar", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 # In the order in which --help lists them.
-for command in (demo, sample, strip, models, methods, plan, recipe, train, evaluate):
+for command in (
+    demo,
+    sample,
+    strip,
+    models,
+    methods,
+    plan,
+    recipe,
+    train,
+    distill,
+    evaluate,
+    serve,
+):
     app.command()(command)
 app.add_typer(datasets, name="data")
 

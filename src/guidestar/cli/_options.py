@@ -33,7 +33,9 @@ Steps = Annotated[Optional[int], typer.Option("--steps", help="Solver steps.")] 
 SolverName = Annotated[
     str | None,
     typer.Option(
-        "--solver", autocompletion=solver_names, help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun."
+        "--solver",
+        autocompletion=solver_names,
+        help="e.g. ddim, unipc(order=3), 'DPM++ 2M Karras'; docs/expression.md lists them.",
     ),
 ]
 GridName = Annotated[
@@ -44,6 +46,12 @@ GridName = Annotated[
         help="How levels are spaced: uniform, log_snr, karras, leading, linspace or trailing.",
     ),
 ]
+
+_SCALE_HELP = (
+    "Guidance scale of a distilled student that takes it as an input: one number, or one for each "
+    "sample, separated by commas."
+)
+Scale = Annotated[str | None, typer.Option("--scale", help=_SCALE_HELP)]
 
 _OPERATOR_HELP = (
     "The operator that made the pictures of --observe: downsample(factor=2), "
@@ -118,6 +126,20 @@ def with_file(
         solver=found.solver if solver is None else solver,
         grid=found.grid if grid is None else grid,
     )
+
+
+def parse_scales(text: str) -> tuple[float, ...]:
+    """Read numbers separated by commas.
+
+    Raises:
+        ValueError: they are not numbers.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--scale {text!r}: write a number, or several separated by commas, e.g. 1,5"
+        ) from None
 
 
 def ready_file(out: Path) -> None:

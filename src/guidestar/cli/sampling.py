@@ -17,10 +17,12 @@ from ._options import (
     Observe,
     Operator,
     Out,
+    Scale,
     SolverName,
     Steps,
     Trust,
     check_run,
+    parse_scales,
     ready_file,
     with_file,
 )
@@ -112,6 +114,7 @@ def sample(
     guidance: Guidance = None,
     guidance_file: GuidanceFile = None,
     negative: Negative = None,
+    scale: Scale = None,
     steps: Steps = None,
     solver: SolverName = None,
     levels: GridName = None,
@@ -160,7 +163,13 @@ def sample(
         "--solver": solver,
         "--levels": levels,
     }
-    new |= {"--max-rows": max_rows, "--batch": batch, "--observe": observe, "--operator": operator}
+    new |= {
+        "--scale": scale,
+        "--max-rows": max_rows,
+        "--batch": batch,
+        "--observe": observe,
+        "--operator": operator,
+    }
     if like and (given := [name for name, value in new.items() if value is not None]):
         raise ValueError(f"--like repeats a run as it was; leave {', '.join(given)} out")
     given_run = with_file(
@@ -193,6 +202,7 @@ def sample(
         guidance=expression,
         seeds=[seed + i for i in rows],
         negative=given_run["negative"],
+        scale=_scales(scale, rows),
         steps=given_run["steps"],
         solver=given_run["solver"],
         grid=given_run["grid"],
@@ -222,6 +232,20 @@ def sample(
         typer.echo(f"{total} images in {out}{before}: {done.guidance}, NFE {done.evaluations:g}")
 
 
+def _scales(text: str | None, rows: list[int]) -> tuple[float, ...] | None:
+    """Return the scales of these rows of all samples: one for all of them, or one each."""
+    if text is None:
+        return None
+    scales = parse_scales(text)
+    if len(scales) == 1:
+        return scales
+    if len(scales) <= max(rows):
+        raise ValueError(
+            f"--scale has {len(scales)} numbers for {max(rows) + 1} samples; give one, or one each"
+        )
+    return tuple(scales[i] for i in rows)
+
+
 def _makes_pictures(model: Model) -> bool:
     """Return whether a model's samples are pictures (or become some, through its decoder)."""
     return model.latent or (len(model.shape) == 3 and model.shape[0] in (1, 3))
@@ -236,13 +260,15 @@ def _write_grid(out: Path, files: list[Path]) -> None:
     number.
     """
     from ..io.decoding import open_picture
-    from ..io.images import Row, save_png, sheet
+    from ..io.images import SheetRow, save_png, sheet
 
     shown = [open_picture(file) for file in files[:ON_A_GRID]]
     if len(files) > ON_A_GRID:
         warn(f"the contact sheet shows the first {ON_A_GRID} of {len(files)} images")
     save_png(
-        sheet([Row(label="", images=shown[i : i + 8]) for i in range(0, len(shown), 8)], scale=3),
+        sheet(
+            [SheetRow(label="", images=shown[i : i + 8]) for i in range(0, len(shown), 8)], scale=3
+        ),
         out / "grid.png",
     )
 
@@ -250,7 +276,7 @@ def _write_grid(out: Path, files: list[Path]) -> None:
 def _finish(samples: Samples, out: Path, grid: bool, rows: list[int] | None = None) -> None:
     """Write what shows all samples: of pictures that were repeated, or of other data."""
     from ..io import distributed as processes
-    from ..io.images import Row, save_png, sheet, to_drawings, write_tensors
+    from ..io.images import SheetRow, save_png, sheet, to_drawings, write_tensors
 
     pictures = samples.images.ndim == 4 and samples.images.shape[1] in (1, 3)
     rows = list(range(len(samples.x))) if rows is None else rows
@@ -264,7 +290,7 @@ def _finish(samples: Samples, out: Path, grid: bool, rows: list[int] | None = No
         write_tensors({"x": x}, samples.settings, out / "samples.safetensors")
     if grid or not pictures:
         drawings = to_drawings(x[:ON_A_GRID])
-        laid = [Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)]
+        laid = [SheetRow(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)]
         save_png(
             sheet(laid, scale=3 if pictures else 1),
             out / ("grid.png" if pictures else "curves.png"),

@@ -40,6 +40,9 @@ TOPICS: dict[str, str] = {
     "FK steering, Feynman-Kac, particles, best-of-N, rewards": "Model.steer(reward, …) and "
     "gs.steer, in Python; every=0 is best of N",
     "time travel, resampling, recurrence": "gs.TimeTravel, a solver around a solver, in Python",
+    "samplers, Euler a, LMS, iPNDM, UniPC, DEIS, DPM++, gradient estimation": "--solver, by the "
+    "names of other projects too: --solver 'DPM++ 2M Karras'; docs/expression.md",
+    "restart sampling": "--solver \"restart(solver='heun', low=0.1, high=2)\"",
     "SDEdit, image to image": "Model.sample(start=…, start_rho=…), in Python",
 }
 """Common names, and the method, option or function for each."""

@@ -73,7 +73,7 @@ def train(
     from ..io.files import make_folder
     from ..train.recipe import schema as recipes
 
-    spec = recipes.read(recipe, trust=trust)
+    spec = recipes.read_recipe(recipe, trust=trust)
     if data:
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(data)})})
     make_folder(out)
@@ -84,7 +84,7 @@ def train(
 
 
 def _dry_run(spec: Recipe, out: Path, only: list[str] | None) -> None:
-    from ..io.images import Row, save_png, sheet, to_drawings
+    from ..io.images import SheetRow, save_png, sheet, to_drawings
     from ..train.run import dry_run
 
     lines, batch = dry_run(spec, only, warn)
@@ -92,7 +92,7 @@ def _dry_run(spec: Recipe, out: Path, only: list[str] | None) -> None:
     save_png(
         sheet(
             [
-                Row(label="", images=drawings[i : i + 8])
+                SheetRow(label="", images=drawings[i : i + 8])
                 for i in range(0, len(drawings) // 8 * 8 or 1, 8)
             ]
         ),
@@ -108,13 +108,13 @@ def _train(spec: Recipe, file: Path, out: Path, only: list[str] | None, accept_d
     from accelerate import PartialState
 
     from ..train.loop.lock import locked
-    from ..train.loop.signals import Stop, asked_by_signals
+    from ..train.loop.signals import Stop, stop_on_signals
     from ..train.progress import progress_report
     from ..train.run import train
 
     main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
     with locked(out) if main else nullcontext():
-        with asked_by_signals(Stop()) as stop, progress_report() as report:
+        with stop_on_signals(Stop()) as stop, progress_report() as report:
             finished = train(
                 spec, out, report, only=only, stop=stop, say=warn, accept_data=accept_data
             )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ..io.files import make_folder
 
-Watch = Callable[[int, int], None]
+OnDrawing = Callable[[int, int], None]
 SPLITS = ("train", "unseen-pairs", "unseen-concepts")
 BACKGROUND = "#ffffff"
 
@@ -121,12 +121,12 @@ def _chance(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest()) / 2**48
 
 
-def build(
+def build_emoji(
     out: Path | str,
     *,
     packages: Path | str | None = None,
     size: int = 64,
-    watch: Watch | None = None,
+    watch: OnDrawing | None = None,
 ) -> dict[str, int]:
     """Write the pictures as folders with ``metadata.jsonl``: for training, and two to measure on.
 
@@ -151,7 +151,9 @@ def build(
         raise FileExistsError(f"{out} is not empty; give another --out")
     make_folder(out)
     with tempfile.TemporaryDirectory() as own:
-        drawings = list(read(fetch(Path(packages) if packages else Path(own)), Path(own)))
+        drawings = list(
+            read_drawings(fetch_packages(Path(packages) if packages else Path(own)), Path(own))
+        )
         beside = out.with_name(out.name + ".writing")
         counts = _write(drawings, make_folder(beside), size, watch)
     for part in (*SPLITS, "LICENCES.md"):
@@ -160,7 +162,7 @@ def build(
     return counts
 
 
-def fetch(folder: Path) -> Path:
+def fetch_packages(folder: Path) -> Path:
     """Fetch the packages that ``folder`` lacks, by ``npm pack``.
 
     Raises:
@@ -194,7 +196,7 @@ def _archive(folder: Path, package: str) -> Path:
     return folder / f"{package.removeprefix('@').replace('/', '-')}-{VERSIONS[package]}.tgz"
 
 
-def read(packages: Path, work: Path) -> Iterator[Drawing]:
+def read_drawings(packages: Path, work: Path) -> Iterator[Drawing]:
     """Yield every picture of the packages, without variants of skin tone.
 
     Raises:
@@ -312,13 +314,18 @@ def _svg(icon: Mapping[str, Any], icons: Mapping[str, Any]) -> str:
 
 
 def _webp(folder: Path, known: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    seen = set()
     for file in sorted((folder / "assets").glob("*.webp")):
         about = known.get(_plain(file.stem))
-        if about is not None:
+        # Some come twice, with a variation selector in the name and without.
+        if about is not None and about["concept"] not in seen:
+            seen.add(about["concept"])
             yield {**about, "file": file}
 
 
-def _write(drawings: list[Drawing], out: Path, size: int, watch: Watch | None) -> dict[str, int]:
+def _write(
+    drawings: list[Drawing], out: Path, size: int, watch: OnDrawing | None
+) -> dict[str, int]:
     rows: dict[str, list[dict[str, Any]]] = {part: [] for part in SPLITS}
     for d in drawings:
         words = re.sub(r"[^a-z0-9]+", "-", d.concept.lower()).strip("-") or "sign"

@@ -65,7 +65,7 @@ def _find(folder: Path, stem: str) -> Path:
     )
 
 
-def load(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor, Tensor]:
+def load_split(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor, Tensor]:
     """Load images ``[N, 1, 28, 28]`` in [−1, 1] (float32) and labels ``[N]`` (int64).
 
     Args:
@@ -105,7 +105,7 @@ def write_folders(
     Args:
         out: holds ``t-shirt/00000.png``, … afterwards; it must be new or empty.
         each: pictures of each class, the first ones of the split.
-        split, folder: as in `load`.
+        split, folder: as in `load_split`.
 
     Raises:
         FileExistsError: ``out`` holds something already.
@@ -114,7 +114,7 @@ def write_folders(
 
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; give a new folder")
-    x, y = load(split, folder)
+    x, y = load_split(split, folder)
     pixels, count = ((x[:, 0] + 1) * 127.5).round().byte().numpy(), 0
     for k, name in enumerate(CLASSES):
         (out / name).mkdir(parents=True)

@@ -5,24 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..io.files import Damaged
 from .layout import find, find_files
-from .pictures import Look, Pictures, Say, all_grey, decoded
-from .source import Column
+from .pictures import PictureFormat, Pictures, Say, all_grey, decode_all
+from .source import Column, ColumnKind
 from .splits import check_split_files
-
-Kind = Literal["class", "vector", "text"]
 
 
 def image_folder(
     folder: Path | str,
-    look: Look,
+    look: PictureFormat,
     *,
-    columns: Mapping[str, Kind] | None = None,
+    columns: Mapping[str, ColumnKind] | None = None,
     classes: Sequence[str] = (),
     max_bad: int = 0,
     cache: Path | None = None,
@@ -65,7 +63,7 @@ def image_folder(
     )
 
 
-def _as_table(folder: Path, columns: Mapping[str, Kind], classes: Sequence[str]) -> Any:
+def _as_table(folder: Path, columns: Mapping[str, ColumnKind], classes: Sequence[str]) -> Any:
     """Return the pictures of a folder as a table of paths, with what is known of each."""
     import datasets
 
@@ -96,10 +94,10 @@ def _as_table(folder: Path, columns: Mapping[str, Kind], classes: Sequence[str])
 
 def parquet(
     path: Path | str,
-    look: Look,
+    look: PictureFormat,
     *,
     image: str = "image",
-    columns: Mapping[str, Kind] | None = None,
+    columns: Mapping[str, ColumnKind] | None = None,
     classes: Sequence[str] = (),
     max_bad: int = 0,
     cache: Path | None = None,
@@ -137,7 +135,7 @@ def _load(files: Sequence[Path]) -> Any:
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(
-            "parquet", split="train", data_files=[literal(f) for f in files]
+            "parquet", split="train", data_files=[escape_pattern(f) for f in files]
         )
     except Exception as error:
         # Whatever the reader trips over, it is the data that are not as it expects.
@@ -147,7 +145,7 @@ def _load(files: Sequence[Path]) -> Any:
         ) from error
 
 
-def literal(file: Path) -> str:
+def escape_pattern(file: Path) -> str:
     """Write a path so that the reader takes none of its signs for a pattern."""
     return re.sub(r"([*?[])", r"[\1]", str(file))
 
@@ -179,7 +177,7 @@ def _from_table(
     table: Any,
     path: Path,
     image: str,
-    look: Look,
+    look: PictureFormat,
     *,
     columns: Any,
     classes: Sequence[str],
@@ -197,18 +195,18 @@ def _from_table(
         raise ValueError(
             f"{path}: the column {image!r} holds no encoded pictures, but {kind}"
         ) from error
-    described = described_columns(table, path, columns, {image, "file_name"}, classes)
+    described = describe_columns(table, path, columns, {image, "file_name"}, classes)
     pictures = raw[image]
     channels = look.channels or (1 if all_grey(pictures) else 3)
-    pixels, kept = decoded(pictures, look, channels, max_bad, cache, path, say)
+    pixels, kept = decode_all(pictures, look, channels, max_bad, cache, path, say)
     targets = {name: _values(table, name, column, kept, path) for name, column in described.items()}
     return Pictures(pixels=pixels, targets=targets, columns=described, look=look)
 
 
-def described_columns(
+def describe_columns(
     table: Any,
     path: Path,
-    stated: Mapping[str, Kind] | None,
+    stated: Mapping[str, ColumnKind] | None,
     skip: set[str],
     classes: Sequence[str],
 ) -> dict[str, Column]:
@@ -232,7 +230,12 @@ def described_columns(
 
 
 def _describe(
-    table: Any, name: str, stated: Kind | None, path: Path, classes: Sequence[str], several: bool
+    table: Any,
+    name: str,
+    stated: ColumnKind | None,
+    path: Path,
+    classes: Sequence[str],
+    several: bool,
 ) -> Column:
     import datasets
 

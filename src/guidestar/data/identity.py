@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from .latents import Latents, Unencoded
 from .pictures import Pictures
 from .shards import Shards
-from .source import Column, Held, InMemory, Part, Source
-from .tensors import Scaled
+from .source import Column, Held, InMemory, Source, Subset
+from .tensors import Standardised
 
 HASHED = 256 * 2**20
 """Bytes of one tensor that are hashed; of a larger one, fewer numbers of each row."""
@@ -95,11 +96,13 @@ def _compare_samples(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _pieces(source: Source) -> Iterator[bytes]:
     """Yield what the digest is made of."""
-    if isinstance(source, Part):
+    if isinstance(source, Subset):
         yield ",".join(map(str, source.kept)).encode()
         yield from _pieces(source.source)
-    elif isinstance(source, Scaled):
+    elif isinstance(source, Standardised):
         yield from _pieces(source.source)
+    elif isinstance(source, Latents | Unencoded):  # whose autoencoder is an origin of its own
+        yield from _pieces(source.pictures)
     elif isinstance(source, Pictures):
         yield from (*_tensor(source.pixels), *_held(source.targets))
     elif isinstance(source, InMemory):

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..io.documents import read_text
-from .splits import TABLES, check_splits
+from .splits import TABLE_FILES, check_splits
 
 PASSED_OVER = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN"}
 
@@ -54,7 +54,7 @@ def find(folder: Path, *, text: Sequence[str] = (), classes: Sequence[str] = ())
     if not files:
         raise FileNotFoundError(f"{folder}: holds no images")
     _check_names(folder, files)
-    table = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    table = next((folder / name for name in TABLE_FILES if (folder / name).is_file()), None)
     if table is not None:
         return _by_table(folder, table, files, text)
     check_splits(folder, files, classes)
@@ -110,7 +110,7 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
 
 
 def _find_tables(folder: Path) -> list[Path]:
-    return [file for file in find_files(folder) if file.name in TABLES]
+    return [file for file in find_files(folder) if file.name in TABLE_FILES]
 
 
 def _check_names(folder: Path, files: Sequence[Path]) -> None:

@@ -18,13 +18,13 @@ from torch import Tensor
 from ..core.rng import Draw
 from ..io.decoding import is_grey, open_picture, to_8_bits
 from ..io.files import Damaged, make_folder, whole_or_not
-from .source import Column, Held, Source, Targets, picked
+from .source import Column, Held, Source, Targets, pick
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class PictureFormat:
     """How pictures are made alike.
 
     Args:
@@ -33,12 +33,14 @@ class Look:
         crop: "center", or "random": a square of ``size`` is cut from one an eighth larger, where
             the draw says.
         flip: mirror left to right with probability ½.
+        enlarge: pictures smaller than ``size`` are enlarged; else they cannot be read.
     """
 
     size: int
     channels: int | None = None
     crop: Literal["center", "random"] = "center"
     flip: bool = False
+    enlarge: bool = True
 
     @property
     def side(self) -> int:
@@ -59,7 +61,7 @@ class Pictures(Source):
     pixels: Tensor
     targets: Held
     columns: Mapping[str, Column]
-    look: Look
+    look: PictureFormat
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,11 +76,11 @@ class Pictures(Source):
     def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
         """Return the pictures at ``rows``, in [−1, 1]."""
         where = torch.as_tensor(rows)
-        x = prepared(self.pixels[where], self.look, draw)
-        return x, picked(self.targets, rows, draw)
+        x = prepare(self.pixels[where], self.look, draw)
+        return x, pick(self.targets, rows, draw)
 
 
-def prepared(pixels: Tensor, look: Look, draw: Draw) -> Tensor:
+def prepare(pixels: Tensor, look: PictureFormat, draw: Draw) -> Tensor:
     """Crop and flip pictures ``[B, C, side, side]`` (uint8) as the draw says, and bring them to
     [−1, 1].
     """
@@ -99,16 +101,23 @@ def prepared(pixels: Tensor, look: Look, draw: Draw) -> Tensor:
     )
 
 
-def decode(picture: Any, look: Look, channels: int) -> Tensor:
+def decode(picture: Any, look: PictureFormat, channels: int) -> Tensor:
     """Bring an open picture to ``[C, side, side]``, uint8: 8 bits, on white, resized and cut in the
     middle.
 
     Raises:
-        ValueError: its numbers have no known black and white (`to_8_bits`).
+        ValueError: its numbers have no known black and white (`to_8_bits`), or it is smaller than
+            ``look.size`` and not to be enlarged.
     """
     import numpy as np
     from PIL import Image, ImageOps
 
+    if not look.enlarge and min(picture.size) < look.size:
+        width, height = picture.size
+        raise ValueError(
+            f"it has {width} × {height} pixels, fewer than data.size, {look.size}, and an "
+            "autoencoder would learn the blur of enlarging it"
+        )
     plain = to_8_bits(picture, channels)
     if plain.size != (look.side, look.side):
         plain = ImageOps.fit(plain, (look.side, look.side), Image.Resampling.LANCZOS)
@@ -120,14 +129,14 @@ def all_grey(pictures: Sequence[Mapping[str, Any] | None]) -> bool:
     """Tell whether no picture has colours."""
     for picture in pictures:
         try:
-            if not is_grey(opened(picture, pixels=False)):
+            if not is_grey(open_encoded(picture, pixels=False)):
                 return False
         except OSError:
             continue
     return True
 
 
-def opened(picture: Mapping[str, Any] | None, *, pixels: bool = True) -> Any:
+def open_encoded(picture: Mapping[str, Any] | None, *, pixels: bool = True) -> Any:
     """Open an encoded picture, as `datasets` holds it; ``pixels`` as in `open_picture`.
 
     Raises:
@@ -139,9 +148,9 @@ def opened(picture: Mapping[str, Any] | None, *, pixels: bool = True) -> Any:
     return open_picture(encoded, pixels=pixels)
 
 
-def decoded(
+def decode_all(
     pictures: Any,
-    look: Look,
+    look: PictureFormat,
     channels: int,
     max_bad: int,
     cache: Path | None,
@@ -182,7 +191,7 @@ def decoded(
 
 
 def _good(
-    pictures: Any, look: Look, channels: int, max_bad: int, path: Path, say: Say | None
+    pictures: Any, look: PictureFormat, channels: int, max_bad: int, path: Path, say: Say | None
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the pictures that can be read, with their rows.
 
@@ -192,7 +201,7 @@ def _good(
     bad: list[str] = []
     for i, picture in enumerate(pictures):
         try:
-            pixels = decode(opened(picture), look, channels)
+            pixels = decode(open_encoded(picture), look, channels)
         except (OSError, ValueError) as error:
             bad.append(
                 f"{(picture or {}).get('path') or f'row {i}'} ({' '.join(str(error).split())})"
@@ -213,9 +222,10 @@ def _good(
         yield i, pixels
 
 
-def _key(pictures: Any, look: Look, channels: int) -> str:
+def _key(pictures: Any, look: PictureFormat, channels: int) -> str:
     """Name what the decoded pictures depend on: the files, as the disk knows them, and the look."""
-    digest = hashlib.blake2b(f"{look.side}/{channels}".encode(), digest_size=12)
+    shape = f"{look.side}/{channels}" + ("" if look.enlarge else "/no smaller")
+    digest = hashlib.blake2b(shape.encode(), digest_size=12)
     for picture in pictures:
         if picture is None or picture.get("bytes"):
             digest.update(picture["bytes"] if picture else b"none")

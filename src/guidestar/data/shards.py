@@ -13,11 +13,11 @@ from torch import Tensor
 from ..core.rng import Draw
 from ..io.documents import read_text
 from ..io.files import Damaged
-from .folders import find_data_files, literal
-from .pictures import Look, Say, decode, opened, prepared
+from .folders import escape_pattern, find_data_files
+from .pictures import PictureFormat, Say, decode, open_encoded, prepare
 from .source import Column, Source, Targets
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "pgm", "ppm")
+PICTURE_KEYS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "pgm", "ppm")
 
 
 class Shards(Source):
@@ -49,7 +49,7 @@ class Shards(Source):
     def __init__(
         self,
         path: Path | str,
-        look: Look,
+        look: PictureFormat,
         *,
         classes: Sequence[str] = (),
         buffer: int = 10_000,
@@ -65,11 +65,11 @@ class Shards(Source):
         self._at, self._stream = 0, iter(())
         self._stream = iter(self._as_they_lie())
         first = self._next()
-        self._picture = next((k for k in first if k.lower() in PICTURES), "")
+        self._picture = next((k for k in first if k.lower() in PICTURE_KEYS), "")
         if not self._picture:
             raise ValueError(
                 f"{self.files[0]}: its first sample holds no picture "
-                f"({', '.join('.' + p for p in PICTURES)}), but "
+                f"({', '.join('.' + p for p in PICTURE_KEYS)}), but "
                 f"{', '.join(k for k in first if not k.startswith('__'))}"
             )
         names = tuple(classes) or _class_names(Path(self.files[0]).parent)
@@ -103,14 +103,14 @@ class Shards(Source):
         try:
             stream = datasets.load_dataset(
                 "webdataset",
-                data_files=[f if "://" in f else literal(Path(f)) for f in self.files],
+                data_files=[f if "://" in f else escape_pattern(Path(f)) for f in self.files],
                 split="train",
                 streaming=True,
             )
         except Exception as error:
             raise self._damaged(error) from error
         for name in list(stream.features or {}):
-            if name.lower() in PICTURES:
+            if name.lower() in PICTURE_KEYS:
                 stream = stream.cast_column(name, datasets.Image(decode=False))
         return stream
 
@@ -144,7 +144,7 @@ class Shards(Source):
                 self._at += 1
             found.append(sample)
         pixels, samples = zip(*[self._readable(sample) for sample in found], strict=True)
-        return prepared(torch.stack(pixels), self.look, draw), self._targets(samples)
+        return prepare(torch.stack(pixels), self.look, draw), self._targets(samples)
 
     def _readable(self, sample: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
         try:
@@ -175,7 +175,7 @@ class Shards(Source):
 
     def _decoded(self, sample: Mapping[str, Any]) -> Tensor:
         try:
-            return decode(opened(sample[self._picture]), self.look, self.channels)
+            return decode(open_encoded(sample[self._picture]), self.look, self.channels)
         except (OSError, ValueError, KeyError) as error:
             raise Damaged(
                 f"{sample.get('__url__')}: cannot read the image of {sample.get('__key__')!r} "

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ..core.rng import Draw
 
+ColumnKind = Literal["class", "vector", "text"]
+"""What a column holds: the index of a class, real numbers, or a caption."""
+
 Targets = Mapping[str, "Tensor | list[str]"]
 """What is known of each sample of a batch, by column: classes ``[B]`` (int64), vectors ``[B, D]``
 (float32), or captions.
@@ -21,7 +24,7 @@ Held = Mapping[str, "Tensor | list[str] | list[tuple[str, ...]]"]
 """What is known of all samples: as `Targets`, but a sample may have several captions."""
 
 
-def picked(held: Held, rows: Sequence[int], draw: Draw) -> dict[str, Tensor | list[str]]:
+def pick(held: Held, rows: Sequence[int], draw: Draw) -> dict[str, Tensor | list[str]]:
     """Return what is known at ``rows``; of several captions the one that the draw's "caption"
     says.
     """
@@ -51,7 +54,7 @@ class Column:
         width: how many numbers a vector has.
     """
 
-    kind: Literal["class", "vector", "text"]
+    kind: ColumnKind
     classes: tuple[str, ...] = ()
     width: int = 0
 
@@ -81,7 +84,7 @@ class Source(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part(Source):
+class Subset(Source):
     """Some rows of another source: ``batch(rows)`` is ``source.batch(kept[rows])``."""
 
     source: Source
@@ -107,7 +110,7 @@ class Part(Source):
         return self.source.batch([self.kept[r] for r in rows], draw)
 
 
-def split(source: Source, share: float, seed: int = 0) -> tuple[Source, Part | None]:
+def split(source: Source, share: float, seed: int = 0) -> tuple[Source, Subset | None]:
     """Set a share of the samples aside for measuring; which ones depends on ``seed`` and their
     number alone.
 
@@ -130,7 +133,7 @@ def split(source: Source, share: float, seed: int = 0) -> tuple[Source, Part | N
             f"a held-out share of {share:g} of {source.size} samples leaves one part empty"
         )
     mixed = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed)).tolist()
-    return Part(source=source, kept=tuple(sorted(mixed[aside:]))), Part(
+    return Subset(source=source, kept=tuple(sorted(mixed[aside:]))), Subset(
         source=source, kept=tuple(sorted(mixed[:aside]))
     )
 
@@ -172,4 +175,4 @@ class InMemory(Source):
             x = torch.where(
                 (draw.uniform("flip") < 0.5).view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x
             )
-        return x, picked(self.targets, rows, draw)
+        return x, pick(self.targets, rows, draw)

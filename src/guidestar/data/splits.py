@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+TABLE_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 TRAINING = ("train", "training")
 MEASURING = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -129,7 +129,7 @@ def _is_split(
     tops = [folder.joinpath(*above, name) for name in found]
     if any(file.parent not in tops and _below(file, tops) for file in files):
         return True
-    if any((top / table).is_file() for top in tops for table in TABLES):
+    if any((top / table).is_file() for top in tops for table in TABLE_FILES):
         return True
     if any(_below(file, tops) and file.with_suffix(".txt").is_file() for file in files):
         return True

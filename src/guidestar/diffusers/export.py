@@ -10,6 +10,7 @@ from typing import cast
 
 from ..core.denoiser import Denoiser, Network
 from ..io.images import write_text
+from ..networks.guidance_scale import ScaledNetwork
 from .objects import Config, SavedModel
 from .objects import Network as NetworkObject
 from .read.encoders import TextEncoder
@@ -20,7 +21,7 @@ FLOW = "FlowMatchEulerDiscreteScheduler"
 
 
 def network_of(denoiser: Denoiser) -> NetworkObject:
-    """Return the network within a denoiser.
+    """Return the network within a denoiser and its wrappers.
 
     Raises:
         ValueError: it is no `guidestar.Network`.
@@ -30,7 +31,9 @@ def network_of(denoiser: Denoiser) -> NetworkObject:
             f"a {type(denoiser).__name__} cannot be written; only a guidestar.Network can, whose "
             "network has settings"
         )
-    net = denoiser.net.net if isinstance(denoiser.net, Adapter) else denoiser.net
+    net = denoiser.net
+    while isinstance(net, Adapter | ScaledNetwork):
+        net = net.net
     return cast(NetworkObject, net)
 
 
@@ -50,6 +53,11 @@ def pipeline_of(model: SavedModel, scheduler: str) -> tuple[str | None, str]:
     """
     net, vae = network_of(model.denoiser), getattr(model.decode, "vae", None)
     kind = type(net).__name__
+    if isinstance(model.denoiser.net, ScaledNetwork):
+        return None, (
+            f"its guidance scale is an input that {kind} lacks; the network loads in Diffusers as "
+            "that of scale 1, and guidestar gives the others"
+        )
     steps = scheduler in TABLES
     plain = (
         kind == "UNet2DModel"

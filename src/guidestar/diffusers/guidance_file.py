@@ -21,7 +21,7 @@ from ..core.levels import GRIDS
 from ..guidance import parse
 from ..io.documents import one_line, read_toml, shown
 from ..io.images import write_text
-from ..sampling import SOLVERS
+from ..sampling import get_solver
 
 G = TypeVar("G")
 
@@ -36,7 +36,7 @@ class GuidanceRecipe:
     Args:
         guidance: an expression.
         steps: of the solver, from 1 to 10000.
-        solver: its name.
+        solver: its name, with settings.
         grid: how the levels are spaced, by name.
         negative: what cfg moves away from.
 
@@ -64,11 +64,10 @@ class GuidanceRecipe:
             raise ValueError(
                 f"steps must be a whole number from 1 to 10000, not {shown(self.steps)}"
             )
-        for name, known in (("solver", SOLVERS), ("grid", GRIDS)):
-            if getattr(self, name) not in (None, *known):
-                raise ValueError(
-                    f"unknown {name} {shown(getattr(self, name))}; there are {', '.join(known)}"
-                )
+        if self.solver is not None:
+            get_solver(self.solver)
+        if self.grid not in (None, *GRIDS):
+            raise ValueError(f"unknown grid {shown(self.grid)}; there are {', '.join(GRIDS)}")
         parse(self.guidance)
 
 

@@ -11,7 +11,7 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
 from ..core.denoiser import Denoiser
-from ..io.files import make_folder, whole_or_not, written
+from ..io.files import make_folder, name_write_errors, whole_or_not
 from ..io.images import write_text
 from ..networks.clip import CLIP
 from ..networks.condition_encoders import Conditions
@@ -19,6 +19,7 @@ from .export import network_of
 from .objects import Config
 from .read.clip import write_clip, write_pretrained, write_tower
 from .read.encoders import TextEncoder
+from .read.network import SCALE_FOLDER
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -38,10 +39,22 @@ def write_denoiser(
         dtype,
         own,
     )
+    scale = _scale_of(denoiser)
+    if scale is not None:
+        write_module(scale, folder / SCALE_FOLDER, dtype)
     if isinstance(encoder, TextEncoder):
         _write_text(encoder, folder, folder / "condition", dtype)
     elif encoder is not None:
         write_condition(encoder, folder / "condition", dtype)
+
+
+def _scale_of(denoiser: object) -> nn.Module | None:
+    """Return what embeds the guidance scale of a student, within its wrappers; None without."""
+    from ..networks.guidance_scale import ScaledNetwork
+
+    while denoiser is not None and not isinstance(denoiser, ScaledNetwork):
+        denoiser = getattr(denoiser, "net", None)
+    return None if denoiser is None else denoiser.scale
 
 
 def write_condition(encoder: object, folder: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -61,7 +74,7 @@ def write_condition(encoder: object, folder: Path, dtype: torch.dtype = torch.fl
 
 def _write_text(encoder: TextEncoder, folder: Path, about: Path, dtype: torch.dtype) -> None:
     write_pretrained(encoder.text, folder / "text_encoder", dtype)
-    with written(folder / "tokenizer"):
+    with name_write_errors(folder / "tokenizer"):
         encoder.tokenizer.save_pretrained(folder / "tokenizer")
     write_text(
         json.dumps({"_class_name": "TextEncoder", **encoder.settings}) + "\n", about / "config.json"
@@ -97,7 +110,7 @@ def write_module(
     with whole_or_not(folder / WEIGHTS) as beside:
         beside.write_bytes(serialised(tensors, {"format": "pt"}))
     if made_by is None:
-        with written(folder / "config.json"):
+        with name_write_errors(folder / "config.json"):
             cast(ConfigMixin, module).save_config(folder)
     else:
         write_text(json.dumps(made_by, indent=2) + "\n", folder / "config.json")
@@ -108,5 +121,5 @@ def write_scheduler(config: Config, folder: Path) -> None:
     import diffusers
 
     settings = {k: v for k, v in config.items() if k != "_class_name"}
-    with written(folder / "scheduler_config.json"):
+    with name_write_errors(folder / "scheduler_config.json"):
         getattr(diffusers, config["_class_name"])(**settings).save_config(folder)

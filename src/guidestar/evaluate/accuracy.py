@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .metric import Judged, Metric
+from .metric import JudgeOutput, Metric
 
 
 class Accuracy(Metric):
@@ -17,7 +17,7 @@ class Accuracy(Metric):
     def __init__(self) -> None:
         self.right = self.count = 0
 
-    def update(self, samples: Judged) -> None:
+    def update(self, samples: JudgeOutput) -> None:
         self.right += int((samples.seen == samples.wanted).sum())
         self.count += len(samples.wanted)
 

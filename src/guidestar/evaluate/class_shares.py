@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .metric import Judged, Metric
+from .metric import JudgeOutput, Metric
 
 
 def class_shares(labels: Tensor, classes: int) -> Tensor:
@@ -32,7 +32,7 @@ class LeastShare(Metric):
         self.seen: list[Tensor] = []
         self.classes = 0
 
-    def update(self, samples: Judged) -> None:
+    def update(self, samples: JudgeOutput) -> None:
         self.seen.append(samples.seen)
         self.classes = samples.logits.shape[-1]
 

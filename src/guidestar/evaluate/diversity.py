@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .metric import Judged, Metric
+from .metric import JudgeOutput, Metric
 
 _ROWS = 512  # distances are taken for so many samples at a time, to bound memory
 
@@ -42,7 +42,7 @@ class Diversity(Metric):
         self.features: list[Tensor] = []
         self.wanted: list[Tensor] = []
 
-    def update(self, samples: Judged) -> None:
+    def update(self, samples: JudgeOutput) -> None:
         self.features.append(samples.features)
         self.wanted.append(samples.wanted)
 
@@ -76,11 +76,11 @@ class DiversityRatio(Metric):
         https://arxiv.org/abs/2207.12598
     """
 
-    def __init__(self, reference: Judged) -> None:
+    def __init__(self, reference: JudgeOutput) -> None:
         self.reference = within_class_distances(reference.features, reference.wanted)
         self.samples = Diversity()
 
-    def update(self, samples: Judged) -> None:
+    def update(self, samples: JudgeOutput) -> None:
         self.samples.update(samples)
 
     def compute(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .metric import Judged, Metric
+from .metric import JudgeOutput, Metric
 
 
 def _root(cov: Tensor) -> Tensor:
@@ -79,13 +79,13 @@ class Frechet(Metric):
         Effectively Unbiased FID (its bias in N), https://arxiv.org/abs/1911.07023
     """
 
-    def __init__(self, reference: Judged) -> None:
+    def __init__(self, reference: JudgeOutput) -> None:
         self.mean, self.cov = (
             _Moments(reference.features.double().mean(0)).add(reference.features).gaussian()
         )
         self.samples = _Moments(self.mean)
 
-    def update(self, samples: Judged) -> None:
+    def update(self, samples: JudgeOutput) -> None:
         self.samples.add(samples.features)
 
     def compute(self) -> float:

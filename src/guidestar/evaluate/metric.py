@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Judged(NamedTuple):
+class JudgeOutput(NamedTuple):
     """Samples as a judge sees them, on the CPU.
 
     Args:
@@ -28,7 +28,7 @@ class Judged(NamedTuple):
         return self.logits.argmax(-1)
 
 
-class Judge(Protocol):
+class FeatureClassifier(Protocol):
     """Anything that sees classes and features in images; it guides nothing and only measures."""
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Metric(ABC):
     """
 
     @abstractmethod
-    def update(self, samples: Judged) -> None:
+    def update(self, samples: JudgeOutput) -> None:
         """Take in a batch of samples."""
 
     @abstractmethod
@@ -60,7 +60,9 @@ class Metric(ABC):
 
 
 @torch.no_grad()
-def look(judge: Judge, images: Tensor, wanted: Tensor | None = None, *, batch: int = 500) -> Judged:
+def run_judge(
+    judge: FeatureClassifier, images: Tensor, wanted: Tensor | None = None, *, batch: int = 500
+) -> JudgeOutput:
     """Show images ``[N, C, H, W]`` to a judge, ``batch`` at a time.
 
     Args:
@@ -87,4 +89,4 @@ def look(judge: Judge, images: Tensor, wanted: Tensor | None = None, *, batch: i
     parts = [chunk.to(like.device, like.dtype) for chunk in images.split(batch)]
     features = torch.cat([judge.features(part).cpu() for part in parts])
     logits = torch.cat([judge(part).cpu() for part in parts])
-    return Judged(features, logits, logits.argmax(-1) if wanted is None else wanted.cpu())
+    return JudgeOutput(features, logits, logits.argmax(-1) if wanted is None else wanted.cpu())

@@ -14,9 +14,9 @@ from .accuracy import Accuracy
 from .class_shares import LeastShare
 from .diversity import DiversityRatio
 from .frechet import Frechet
-from .metric import Judge, Judged, Metric, look
+from .metric import FeatureClassifier, JudgeOutput, Metric, run_judge
 
-METRICS: dict[str, Callable[[Judged], Metric]] = {
+METRICS: dict[str, Callable[[JudgeOutput], Metric]] = {
     "accuracy": lambda reference: Accuracy(),
     "frechet": Frechet,
     "diversity": DiversityRatio,
@@ -28,7 +28,7 @@ Expression = TypeVar("Expression")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SweepRow:
     """What one guidance gave: ``scores`` by the names of the metrics, and the seconds that drawing
     took.
     """
@@ -42,12 +42,12 @@ def sweep(
     draw: Callable[[Expression, Sequence[int]], Tensor],
     expressions: Iterable[Expression],
     seeds: Sequence[int],
-    judge: Judge,
-    reference: Judged,
+    judge: FeatureClassifier,
+    reference: JudgeOutput,
     *,
     wanted: Tensor | None = None,
-    metrics: Mapping[str, Callable[[Judged], Metric]] = METRICS,
-) -> Iterator[Row]:
+    metrics: Mapping[str, Callable[[JudgeOutput], Metric]] = METRICS,
+) -> Iterator[SweepRow]:
     """Draw from the same seeds under each guidance and measure, yielding a row as soon as it is
     known.
 
@@ -56,7 +56,7 @@ def sweep(
             until the samples are on the CPU).
         expressions: guidances, as anything ``draw`` takes and ``str`` names.
         seeds: one integer for each sample.
-        judge: sees classes and features (see `look`); it must guide nothing.
+        judge: sees classes and features (see `run_judge`); it must guide nothing.
         reference: real images as this judge sees them, with their true classes.
         wanted: the class that ``draw`` asks of each seed, ``[N]``; None groups samples by what the
             judge sees, as unconditional samples need.
@@ -67,15 +67,15 @@ def sweep(
         start = time.perf_counter()
         images = draw(expression, seeds).cpu()
         seconds = time.perf_counter() - start
-        judged = look(judge, images, wanted)
-        yield Row(
+        judged = run_judge(judge, images, wanted)
+        yield SweepRow(
             expression=str(expression),
             scores={name: _measure(m, judged) for name, m in fresh.items()},
             seconds=seconds,
         )
 
 
-def _measure(fresh: Metric, judged: Judged) -> float:
+def _measure(fresh: Metric, judged: JudgeOutput) -> float:
     metric = copy.deepcopy(fresh)  # a reference's statistics are costly, so they are taken once
     metric.update(judged)
     return metric.compute()

@@ -124,7 +124,7 @@ def one_line(error: BaseException, most: int = 300) -> str:
 
 
 @contextmanager
-def refused(what: str) -> Iterator[None]:
+def as_value_error(what: str) -> Iterator[None]:
     """Turn whatever another library raises into ``ValueError("what (why)")``, one line.
 
     Libraries written in Rust end in a panic that is no `Exception`; it is turned too.
@@ -140,7 +140,7 @@ def refused(what: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class ValueKind:
     """Which values are wanted.
 
     Args:
@@ -152,15 +152,15 @@ class Kind:
     fits: Callable[[Any], bool]
 
 
-def whole(low: int, high: int) -> Kind:
+def whole(low: int, high: int) -> ValueKind:
     """Whole numbers from ``low`` to ``high``."""
-    return Kind(
+    return ValueKind(
         words=f"a whole number from {low:,} to {high:,}",
         fits=lambda v: _is_whole(v) and low <= v <= high,
     )
 
 
-def number(low: float = -1e38, high: float = 1e38, *, above: bool = False) -> Kind:
+def number(low: float = -1e38, high: float = 1e38, *, above: bool = False) -> ValueKind:
     """Finite numbers from ``low`` (or ``above`` it) to ``high``; by default what float32 holds."""
     words = (
         "a number"
@@ -170,7 +170,7 @@ def number(low: float = -1e38, high: float = 1e38, *, above: bool = False) -> Ki
             f"{low:g}{f' to {high:g}' if high < 1e38 else ''}"
         )
     )
-    return Kind(
+    return ValueKind(
         words=words, fits=lambda v: _is_number(v) and (low < v if above else low <= v) and v <= high
     )
 
@@ -185,23 +185,23 @@ def _is_number(value: Any) -> bool:
     return abs(value) <= 1e38 and math.isfinite(value)
 
 
-text = Kind(words="a text", fits=lambda v: isinstance(v, str))
-flag = Kind(words="true or false", fits=lambda v: isinstance(v, bool))
-table = Kind(words="an object", fits=lambda v: isinstance(v, dict))
+text = ValueKind(words="a text", fits=lambda v: isinstance(v, str))
+flag = ValueKind(words="true or false", fits=lambda v: isinstance(v, bool))
+json_object = ValueKind(words="an object", fits=lambda v: isinstance(v, dict))
 
 
-def choice(*names: str) -> Kind:
+def choice(*names: str) -> ValueKind:
     """One of some texts."""
-    return Kind(
+    return ValueKind(
         words=" or ".join(f'"{n}"' for n in names), fits=lambda v: isinstance(v, str) and v in names
     )
 
 
-def many(kind: Kind, least: int = 0, most: int = 1_000_000) -> Kind:
+def many(kind: ValueKind, least: int = 0, most: int = 1_000_000) -> ValueKind:
     """Lists of ``least`` to ``most`` such values."""
     count = f" {least:,} to {most:,}" if least or most < 1_000_000 else ""
     words = f"a list of{count} values, each {kind.words}"
-    return Kind(
+    return ValueKind(
         words=words,
         fits=lambda v: (
             isinstance(v, list | tuple) and least <= len(v) <= most and all(map(kind.fits, v))
@@ -209,9 +209,9 @@ def many(kind: Kind, least: int = 0, most: int = 1_000_000) -> Kind:
     )
 
 
-def maybe(kind: Kind) -> Kind:
+def maybe(kind: ValueKind) -> ValueKind:
     """Such values, or null."""
-    return Kind(words=f"{kind.words}, or null", fits=lambda v: v is None or kind.fits(v))
+    return ValueKind(words=f"{kind.words}, or null", fits=lambda v: v is None or kind.fits(v))
 
 
 def is_name(value: Any) -> bool:
@@ -221,10 +221,10 @@ def is_name(value: Any) -> bool:
     return value.isprintable() and not set('/\\:*?"<>|') & set(value) and len(value.encode()) <= 255
 
 
-def check(
+def check_values(
     where: object,
     content: Mapping[str, Any],
-    schema: Mapping[str, Kind],
+    schema: Mapping[str, ValueKind],
     needed: Sequence[str] = (),
 ) -> None:
     """Hold the values of a file against what they may be; keys without a kind pass.

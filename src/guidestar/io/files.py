@@ -91,7 +91,7 @@ _SYSTEM = re.compile(r"\(os error \d+\)|\[Errno \d+\]|inline_container|PytorchSt
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
+def name_write_errors(path: Path) -> Iterator[None]:
     """Say which file another library could not write, whatever it raises.
 
     Raises:

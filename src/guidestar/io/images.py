@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,21 @@ def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = N
         image.save(beside, "PNG", pnginfo=info)
 
 
+def to_bytes(
+    image: Image.Image, settings: dict[str, Any] | None = None, kind: str = "png"
+) -> bytes:
+    """Encode a picture as ``kind``: png, with ``settings`` inside, jpeg or webp without any."""
+    made = io.BytesIO()
+    if kind == "png":
+        info = PngImagePlugin.PngInfo()
+        if settings is not None:
+            info.add_text(KEY, json.dumps(settings))
+        image.save(made, "PNG", pnginfo=info)
+    else:
+        image.save(made, kind.upper(), quality=95)
+    return made.getvalue()
+
+
 def write_text(text: str, path: Path) -> None:
     """Write a text file whole or not at all."""
     with whole_or_not(path) as beside:
@@ -96,14 +112,15 @@ def write_tensors(tensors: dict[str, Tensor], settings: Any, path: Path) -> None
         )
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read the settings a picture carries.
+def read_settings(file: Path | bytes) -> dict[str, Any]:
+    """Read the settings that a picture carries, by its path or its bytes.
 
     Raises:
         ValueError: it is no PNG, or carries none.
     """
+    path = "the picture" if isinstance(file, bytes) else file
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             text = image.info.get(KEY)
     except Exception as error:  # whatever a damaged file makes Pillow trip over
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
@@ -121,7 +138,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SheetRow:
     """One row of a sheet.
 
     Args:
@@ -134,7 +151,7 @@ class Row:
 
 
 def sheet(
-    rows: Sequence[Row],
+    rows: Sequence[SheetRow],
     *,
     columns: Sequence[str] = (),
     span: int = 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..io.documents import refused
+from ..io.documents import as_value_error
 from ..io.images import write_text
 from .manifest import Card
 
@@ -20,11 +20,15 @@ def card_text(name: str, about: Card) -> str:
     Raises:
         ValueError: a value there is of another kind than training and measuring write.
     """
-    with refused(f"the card of {name} cannot be written from the values in its guidestar.json"):
+    with as_value_error(
+        f"the card of {name} cannot be written from the values in its guidestar.json"
+    ):
         parts = [
             _head(name, about),
             _diffusers(about),
+            _student(about),
             _training(about),
+            _autoencoder(about),
             _by_level(about),
             _regressor(about),
             _judge(about),
@@ -65,6 +69,29 @@ def _diffusers(about: Card) -> str:
     )
 
 
+def _student(about: Card) -> str:
+    student = about.get("student")
+    if not student:
+        return ""
+    scale = student["scale"]
+    defaults = about.get("defaults", {})
+    how = (
+        f"w is an input of the network, from {scale[0]:g} to {scale[1]:g} (`scale=`, `--scale`)"
+        if scale
+        else "its scales are fixed"
+    )
+    use = (
+        "It is for any solver and number of steps."
+        if student["method"] == "guided"
+        else f"It is for {defaults.get('steps')} steps of `{defaults.get('solver')}` on the grid "
+        f"`{defaults.get('grid')}`, and for no others."
+    )
+    return (
+        f"## Student\n\nOne pass gives what `{student['guidance']}` of {student['teacher']} "
+        f"gives; {how}. {use}"
+    )
+
+
 def _training(about: Card) -> str:
     if "seconds" not in about:
         return ""
@@ -83,6 +110,19 @@ def _training(about: Card) -> str:
     return (
         f"## Training\n\n`{about['command']}`, on {about['machine']}. The whole recipe is in "
         "`guidestar.json`.\n\n" + table(head, rows)
+    )
+
+
+def _autoencoder(about: Card) -> str:
+    found = about.get("autoencoder")
+    if not found:
+        return ""
+    pictures, latents = (" × ".join(map(str, found[k])) for k in ("pictures", "latents"))
+    figures = [f"PSNR {found['psnr']:.2f} dB"]
+    figures += [f"SSIM {found['ssim']:.3f}"] if "ssim" in found else []
+    return (
+        f"## The autoencoder\n\nPictures of {pictures} numbers become latents of {latents}. "
+        f"{found['of']:,} held-out pictures, encoded and decoded: {', '.join(figures)} on average."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,11 @@ from ..sampling import (
     Solver,
     State,
     get_solver,
-    noise,
-    noised,
+    grid_of,
     trajectory,
     warn_of_divergence,
 )
-from .binding import names_of, net_of
+from .binding import names_of, net_of, scale_of, with_scale
 from .manifest import Card
 from .protocols import (
     ClassEncoder,
@@ -44,11 +43,9 @@ from .protocols import (
 from .request import CUSTOM, Names, Request, Steering
 from .samples import Carried, Samples, Settings, check_settings, settings_of
 from .steering import Reward, steer
+from .walking import drive_alone, find_blame, finish, starting_samples
 
 Watch = Callable[[int, int], None]
-
-BLAMED = 1000.0
-"""A push this many times as large as the samples is to blame where these are not finite."""
 
 
 @dataclass(kw_only=True, repr=False)
@@ -180,6 +177,7 @@ class Model:
         *,
         cond: Sequence[str | int] | Condition | None = None,
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         seeds: Sequence[int] | None = None,
         losses: Mapping[str, Loss] | None = None,
         max_rows: int | None = None,
@@ -201,6 +199,7 @@ class Model:
             else Net(denoiser=denoiser)
             for name, (denoiser, encoder) in everyone.items()
         }
+        nets["main"] = with_scale(self, nets["main"], scale_of(self, scale))
         named = None if isinstance(cond, Condition) else cond
         indexed = IndexEncoder if self.classifiers else ClassEncoder
         index = self.encoder.index if isinstance(self.encoder, indexed) else None
@@ -212,7 +211,7 @@ class Model:
         return Guided(
             expression,
             nets,
-            classifiers=self.classifiers,
+            classifiers=self._guides(),
             target=target,
             index=index,
             prompts=[str(c) for c in named] if named is not None and self.told_by_text else None,
@@ -223,12 +222,28 @@ class Model:
             check=check,
         )
 
+    def _guides(self) -> dict[str, object]:
+        """Return the classifiers as a run uses them: a CLIP of clean pictures sees latents through
+        the decoder.
+        """
+        vae = self.decode.vae if isinstance(self.decode, LatentDecoder) else None
+        if vae is None:
+            return dict(self.classifiers)
+        from ..diffusers.read.vae import ThroughDecoder
+
+        guides: dict[str, Any] = dict(self.classifiers)
+        return {
+            name: ThroughDecoder(vae, c) if hasattr(c, "embed_text") and not c.noise_aware else c
+            for name, c in guides.items()
+        }
+
     def plan(
         self,
         guidance: str | Guidance | Direction | None = None,
         *,
         cond: Names | None = 0,
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | None = None,
@@ -245,11 +260,9 @@ class Model:
             name: Observation("identity", 0.0)
             for name in losses_of(self.expression(guidance, conditional=names is not None))
         }
-        guided, solver = (
-            self.guided(guidance, cond=names, negative=negative, losses=unseen),
-            self.solver(solver),
-        )
-        levels = self.grid(steps, grid)
+        guided = self.guided(guidance, cond=names, negative=negative, scale=scale, losses=unseen)
+        asked, solver = solver, self.solver(solver)
+        levels = self.grid(steps, grid or grid_of(asked))
         solver.check(guided, levels)
         return guided.plan(
             levels, batch=count if count > 1 else None, evaluations=solver.evaluations
@@ -266,6 +279,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -285,6 +299,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -303,6 +318,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -321,6 +337,7 @@ class Model:
         """
         checked = tuple(checked_seeds(seeds))
         names = self.names(cond, len(checked))
+        grid = grid or grid_of(solver)
         levels = self.grid(steps, grid)
         return Request(
             names=names,
@@ -330,6 +347,7 @@ class Model:
             levels=levels if start_rho is None else levels.from_rho(start_rho),
             grid=CUSTOM if isinstance(grid, Grid) else grid or self.defaults.get("grid", "log_snr"),
             negative=negative,
+            scale=scale_of(self, scale, len(checked)),
             start_rho=start_rho,
             start=None if start is None else _checked_start(start, len(checked), self.shape),
             losses=losses,
@@ -343,6 +361,7 @@ class Model:
             request.guidance,
             cond=request.names if request.encoded is None else request.encoded,
             negative=request.negative,
+            scale=request.scale,
             seeds=request.seeds,
             losses=request.losses,
             max_rows=request.max_rows,
@@ -375,7 +394,8 @@ class Model:
         except FloatingPointError as error:
             if check:
                 raise
-            raise FloatingPointError(self._blame(request) or str(error)) from error
+            blamed = drive_alone(find_blame(self, request))
+            raise FloatingPointError(blamed or str(error)) from error
 
     def warn_of_divergence(self, x: Tensor, level: Level | None = None) -> None:
         """Warn where samples ``[B, *S]`` have left every plausible range; waits for the device.
@@ -386,43 +406,14 @@ class Model:
         warn_of_divergence(x, level, scale=float(scale), stacklevel=4)
 
     def _states(self, request: Request, *, explain: bool, check: bool) -> Iterator[State]:
-        draw = Draw(request.seeds)
         return trajectory(
             self.bind(request, check=check),
-            self._start(request.start, request.levels, draw),
+            starting_samples(self, request),
             grid=request.levels,
             solver=request.solver,
-            draw=draw,
+            draw=Draw(request.seeds),
             explain=explain,
         )
-
-    def _blame(self, request: Request) -> str | None:
-        """Run again with each output checked, and name the term or network that made the samples
-        not finite.
-        """
-        largest: tuple[float, str, int] = (0.0, "", 0)
-        try:
-            for state in self._states(request, explain=True, check=True):
-                size = float(state.prediction.x_t.abs().max()) + 1
-                for term, push in (state.pushes or {}).items():
-                    pushed = float(push.abs().max()) / size
-                    if not pushed < BLAMED and not largest[1]:
-                        largest = pushed, term, state.step.index
-        except FloatingPointError as error:
-            if not largest[1]:
-                return str(error)
-        if not largest[1]:
-            return None
-        times, term, step = largest
-        return (
-            f"the samples are not finite: at step {step} the push of '{term}' was {times:.1g} "
-            "times as large as the samples; lower its scale"
-        )
-
-    def _start(self, start: Tensor | None, levels: Grid, draw: Draw) -> Tensor:
-        if start is None:
-            return noise(self.shape, levels[0], draw, device=self.device)
-        return noised(start.to(self.device), levels[0], draw)
 
     def sample(
         self,
@@ -431,6 +422,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -448,9 +440,13 @@ class Model:
             guidance: an expression, as text or made in Python; the card's by default.
             seeds: one integer a sample; sample k depends on its own seed alone.
             negative: what cfg moves away from, in place of the null.
+            scale: of a distilled student that takes it as an input: one number, or one a seed; by
+                default the card's.
             steps: solver steps; by default the card's.
-            solver: a solver or its name; by default the card's.
-            grid: noise levels or the name of a grid; by default the card's.
+            solver: a solver or its name, with settings (``"unipc(order=3)"``) or as other projects
+                call it (``"DPM++ 2M Karras"``); by default the card's.
+            grid: noise levels or the name of a grid; by default the one that the solver's name
+                asks for, or the card's.
             start: data ``[B, *S]`` to start from (SDEdit), noised to the first level of noise ratio
                 at most ``start_rho``.
             losses: what dps, tfg and their kin lower, by name ("loss" unless they name another):
@@ -470,6 +466,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -493,12 +490,7 @@ class Model:
             if watch:
                 watch(state.step.index + 1, state.step.grid.steps)
         assert state is not None  # a grid has at least one step
-        return Samples(
-            x=state.x,
-            images=self.to_images(state.x),
-            settings=self.settings(request, dtype=state.x.dtype),
-            evaluations=state.evaluations,
-        )
+        return finish(self, request, state)
 
     def settings(
         self,
@@ -529,6 +521,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver = "ddpm",
         grid: str | Grid | None = None,
@@ -554,6 +547,7 @@ class Model:
             guidance: as in `sample`.
             seeds: as in `sample`.
             negative: as in `sample`.
+            scale: as in `sample`.
             steps: as in `sample`.
             solver: one that draws noise.
             grid: as in `sample`.
@@ -570,6 +564,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -598,6 +593,7 @@ class Model:
             guidance=settings["guidance"],
             seeds=settings["seeds"],
             negative=settings["negative"],
+            scale=settings.get("scale"),
             steps=settings["steps"],
             solver=settings["solver"],
             grid=settings["grid"],

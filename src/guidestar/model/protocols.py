@@ -66,6 +66,15 @@ class PartEncoder(Protocol):
         ...
 
 
+@runtime_checkable
+class ScaleInput(Protocol):
+    """What embeds the guidance scale of a distilled student."""
+
+    low: float
+    high: float
+    default: float
+
+
 class Classifier(Protocol):
     """A classifier of noisy samples."""
 

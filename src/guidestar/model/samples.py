@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..io.files import make_folder
-from ..io.images import Row, save_png, sheet, to_pil
-from ..sampling import Population
+from ..io.images import SheetRow, save_png, sheet, to_pil
+from ..sampling import Population, write_solver
 from .request import Request
 
 
@@ -31,12 +31,13 @@ class Settings:
         guidance: the expression.
         seeds: one a sample.
         steps: solver steps.
-        solver: the name of the solver.
+        solver: the name of the solver, with settings that differ from its defaults.
         grid: the name of the grid of noise levels.
         started: whether it started from an image (which is not kept, so it cannot be repeated).
         lacking: what else it depended on that is not kept (a loss, a reward); such a run cannot be
             repeated.
         max_rows: the most rows of one network call.
+        scale: of each sample, of a student that takes its guidance scale as an input.
         threads: of torch; the same threads, dtype, device and versions give the same bits.
         dtype: of the samples.
         device: where it ran.
@@ -54,6 +55,7 @@ class Settings:
     started: bool = False
     lacking: tuple[str, ...] = ()
     max_rows: int | None = None
+    scale: tuple[float, ...] | None = None
     threads: int = 0
     dtype: str = "float32"
     device: str = "cpu"
@@ -84,11 +86,12 @@ def settings_of(
         guidance=str(request.guidance),
         seeds=request.seeds,
         steps=request.levels.steps,
-        solver=request.solver.name if request.solver_is_named else repr(request.solver),
+        solver=write_solver(request.solver) if request.solver_is_named else repr(request.solver),
         grid=request.grid,
         started=request.start is not None,
         lacking=(*lacking, *request.lacking()),
         max_rows=request.max_rows,
+        scale=request.scale,
         threads=torch.get_num_threads(),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
@@ -106,6 +109,10 @@ def _is_int(value: object) -> bool:
 
 def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
     return isinstance(value, list | tuple) and all(map(fits, value))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_name(value: object) -> bool:
@@ -127,6 +134,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "started": lambda v: isinstance(v, bool),
     "lacking": lambda v: _is_list(v, lambda word: isinstance(word, str)),
     "max_rows": lambda v: v is None or (_is_int(v) and v > 0),
+    "scale": lambda v: v is None or _is_list(v, _is_number),
     "index": _is_int,
     "number": _is_int,
     "stride": _is_int,
@@ -248,7 +256,7 @@ class Samples:
         pictures = self.pil()
         return sheet(
             [
-                Row(label="", images=pictures[i : i + columns])
+                SheetRow(label="", images=pictures[i : i + columns])
                 for i in range(0, len(pictures), columns)
             ],
             scale=3,

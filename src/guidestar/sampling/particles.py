@@ -15,7 +15,8 @@ from torch import Tensor
 from ..core.evaluation import drive
 from ..core.levels import Grid
 from ..core.rng import Draw, checked_seeds
-from .solver import Predict, Solver, advance, noise
+from .run import advance, noise
+from .solver import Predict, Solver
 
 Reward = Callable[[Tensor], Tensor]
 """``reward(x0 [N, *S]) -> [N]``: of clean samples, or of clean estimates on the way; need not be

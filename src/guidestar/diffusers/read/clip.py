@@ -9,8 +9,8 @@ from typing import TypedDict
 import torch
 from safetensors.torch import save
 
-from ...io.documents import check, one_line, read_json, refused, table
-from ...io.files import make_folder, whole_or_not, written
+from ...io.documents import as_value_error, check_values, json_object, one_line, read_json
+from ...io.files import make_folder, name_write_errors, whole_or_not
 from ...networks.clip import CLIP, Vision
 from ..objects import Tokenizer, Tower
 from .encoders import TextEncoder, read_text
@@ -91,7 +91,7 @@ def _read_tower(folder: Path, part: str) -> Tower:
         {"text_config": "CLIPText", "vision_config": "CLIPVision"}[part],
     )
     about = encoder_settings(file)
-    check(file, about, {part: table}, [part])
+    check_values(file, about, {part: json_object}, [part])
     mine = lambda tower, tensors: {
         k: v for k, v in renamed(tensors, tower).items() if k in tower.state_dict()
     }
@@ -106,7 +106,7 @@ def read_pixels(folder: Path) -> Pixels:
     """
     file = folder / _PIXELS
     about = read_json(file)
-    check(file, about, PIXELS, list(PIXELS))
+    check_values(file, about, PIXELS, list(PIXELS))
     return Pixels(mean=tuple(about["image_mean"]), std=tuple(about["image_std"]))
 
 
@@ -126,7 +126,7 @@ def write_clip(clip: CLIP, folder: Path, dtype: torch.dtype = torch.float16) -> 
         {**text.state_dict(), **tower.state_dict(), "logit_scale": clip.log_scale}
     )
     write_pretrained(whole, folder, dtype)
-    with written(folder / "tokenizer.json"):
+    with name_write_errors(folder / "tokenizer.json"):
         clip.tokenizer.save_pretrained(folder)
     _write_pixels(clip.vision, folder)
 
@@ -232,5 +232,5 @@ def _read_pretrained(kind: type[Tower], name: str | Path) -> Tower:
 def _tokenizer(name: str | Path) -> Tokenizer:
     from transformers import CLIPTokenizer
 
-    with refused(f"{name}: no tokenizer of this name could be read"):
+    with as_value_error(f"{name}: no tokenizer of this name could be read"):
         return CLIPTokenizer.from_pretrained(str(name))

@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ...core.denoiser import Condition
-from ...io.documents import check, maybe, read_json, refused
+from ...io.documents import as_value_error, check_values, maybe, read_json
 from ...networks.clip import masked, tokens, warn_of_cuts
 from ..objects import Tokenizer, Tower
 from .safetensors_io import encoder_settings, read_module
@@ -260,7 +260,7 @@ def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Encod
             name: cast(nn.Module, read_condition(folder / name, dtype=dtype))
             for name in about["names"]
         }
-        with refused(f"{file}: these conditions do not go together"):
+        with as_value_error(f"{file}: these conditions do not go together"):
             return Conditions(parts)
     if about.get("_class_name") == "TextEncoder":
         # Where a caption is the only condition, CLIP lies beside, as Diffusers has it.
@@ -292,7 +292,7 @@ def _names(folder: Path, network: ModelMixin, count: int) -> tuple[str, ...] | N
     """Return the names of ``count`` classes, where the folder gives exactly so many."""
     index = folder / "model_index.json"
     about = read_json(index) if index.is_file() else {}
-    check(index, about, {"id2label": maybe(LABELS)})
+    check_values(index, about, {"id2label": maybe(LABELS)})
     labels = about.get("id2label") or dict(network.config).get("id2label")
     if not isinstance(labels, dict) or set(labels) != set(_number_names(count)):
         return None

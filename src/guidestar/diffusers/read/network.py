@@ -23,6 +23,10 @@ _ADDED = ("image_embeds", "text_embeds", "time_ids", "resolution", "aspect_ratio
 """Conditions that a network takes in a dictionary of their own (SDXL's and PixArt's)."""
 
 
+SCALE_FOLDER = "guidance_scale"
+"""Where a student's folder holds what embeds its guidance scale."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a Diffusers folder holds.
@@ -79,6 +83,7 @@ def read(
         made, shape = denoiser(network, process), _shape(network)
     except ValueError as error:
         raise ValueError(f"{home / 'config.json'}: {error}") from None
+    _take_scale(made, Path(folder), dtype)
     encoder = read_encoder(folder, network, dtype=dtype)
     return Parts(
         denoiser=made,
@@ -88,6 +93,24 @@ def read(
         predicts=process.predicts,
         folder=Path(folder),
     )
+
+
+def _take_scale(made: Network, folder: Path, dtype: torch.dtype) -> None:
+    """Make the guidance scale an input of a student's network, where its folder holds the part.
+
+    Raises:
+        ValueError: it does not fit the network.
+    """
+    home = folder / SCALE_FOLDER
+    if not (home / "config.json").is_file():
+        return
+    from ...networks.guidance_scale import GuidanceScale, ScaledNetwork
+
+    scale = read_module(home, dtype=dtype, known={"GuidanceScale": GuidanceScale})
+    try:
+        made.net = ScaledNetwork(made.net, scale)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{home / 'config.json'}: {error}") from None
 
 
 def denoiser(network: nn.Module, process: Process) -> Network:

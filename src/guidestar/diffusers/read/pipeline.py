@@ -13,7 +13,8 @@ import torch
 
 from ...core.levels import Flow, Schedule
 from ...io.documents import (
-    check,
+    as_value_error,
+    check_values,
     choice,
     flag,
     many,
@@ -21,7 +22,6 @@ from ...io.documents import (
     number,
     one_word,
     read_json,
-    refused,
     text,
     whole,
 )
@@ -79,7 +79,7 @@ def family_of(folder: Path) -> Family | None:
     """
     file = folder / "model_index.json"
     about = read_json(file) if file.is_file() else {}
-    check(file, about, {"_class_name": maybe(text), "force_zeros_for_empty_prompt": flag})
+    check_values(file, about, {"_class_name": maybe(text), "force_zeros_for_empty_prompt": flag})
     name = about.get("_class_name")
     if name is None:
         return None
@@ -144,7 +144,7 @@ def _factor(folder: Path) -> int:
     """Return how many pixels of a side make one latent."""
     file = folder / "vae" / "config.json"
     about = read_json(file) if file.is_file() else {}
-    check(file, about, {"block_out_channels": many(whole(1, 65_536), 1, 16)})
+    check_values(file, about, {"block_out_channels": many(whole(1, 65_536), 1, 16)})
     return 2 ** (len(about.get("block_out_channels", (0,))) - 1)
 
 
@@ -216,10 +216,10 @@ def _shift(schedule: Schedule, folder: Path, shape: tuple[int, int, int], patch:
         return schedule
     written = read_json(file)
     about = {**defaults_of(str(written.get("_class_name"))), **written}
-    check(file, about, _SHIFTS)
+    check_values(file, about, _SHIFTS)
     if not about.get("use_dynamic_shifting"):
         return schedule
-    with refused(f"{file}: its shifts cannot be used"):
+    with as_value_error(f"{file}: its shifts cannot be used"):
         mu = shift_of(about, shape[1] // patch * (shape[2] // patch))
         return Flow(shift=math.exp(mu) if about["time_shift_type"] == "exponential" else mu)
 

@@ -17,7 +17,15 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...io.documents import check, is_name, read_json, refused, shown, table, text
+from ...io.documents import (
+    as_value_error,
+    check_values,
+    is_name,
+    json_object,
+    read_json,
+    shown,
+    text,
+)
 from ..objects import Config
 from .building import M, build, check_numbers
 from .settings import check_network, check_own
@@ -153,7 +161,7 @@ def build_filled(
     def check_fit(sketch: M) -> None:
         found = weights_file(file.parent, stem)
         tensors = OrderedDict(read_tensors(found))
-        with refused(f"{found}: its tensors do not fit the settings in {file.name}"):
+        with as_value_error(f"{found}: its tensors do not fit the settings in {file.name}"):
             weights[:] = [(found, names(sketch, tensors))]
         _check(found, weights[0][1], sketch.state_dict())
 
@@ -172,8 +180,8 @@ def _build_own(file: Path, config: Config, trust: bool) -> nn.Module:
             f"{file}: the network is made by the code {shown(config['callable'])}, which is only "
             "run where you trust it: load(…, trust=True), --trust"
         )
-    check(file, config, {"callable": text, "config": table})
-    with refused(f"{file}: the code {shown(config['callable'])} fails"):
+    check_values(file, config, {"callable": text, "config": json_object})
+    with as_value_error(f"{file}: the code {shown(config['callable'])} fails"):
         return from_callable(config["callable"], dict(config.get("config", {})))
 
 
@@ -373,7 +381,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise ValueError(f"{file}: there is no such file")
-    with refused(f"{file}: truncated or corrupt, not readable as safetensors"):
+    with as_value_error(f"{file}: truncated or corrupt, not readable as safetensors"):
         return load_file(file)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ...core.denoiser import Output
 from ...core.levels import VE, VP, Flow, Schedule
-from ...io.documents import Kind as Wanted
 from ...io.documents import (
-    check,
+    ValueKind,
+    check_values,
     flag,
     many,
     maybe,
@@ -144,7 +144,7 @@ def process_of(written: Config, *, where: str = "scheduler") -> Process:
             f"{', '.join(sorted(KINDS))}"
         )
     build = {"edm": _edm, "flow": _flow}.get(KINDS[name], _table)
-    check(file, written, _SETTINGS)
+    check_values(file, written, _SETTINGS)
     config = {**defaults_of(name), **written}
     if (
         lost := next((key for key in _NEEDED.get(KINDS[name], ()) if key not in config), None)
@@ -160,8 +160,8 @@ def process_of(written: Config, *, where: str = "scheduler") -> Process:
 
 _TEXTS = ("prediction_type", "beta_schedule", "timestep_type")
 _FLAGS = ("use_flow_sigmas", "rescale_betas_zero_snr", "invert_sigmas")
-_POSITIVE: Wanted = number(0, 1e6, above=True)
-_SETTINGS: dict[str, Wanted] = {
+_POSITIVE: ValueKind = number(0, 1e6, above=True)
+_SETTINGS: dict[str, ValueKind] = {
     **dict.fromkeys(_TEXTS, maybe(text)),
     **dict.fromkeys(_FLAGS, maybe(flag)),
     **dict.fromkeys(("shift", "flow_shift", "sigma_data"), _POSITIVE),

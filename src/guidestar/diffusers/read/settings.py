@@ -7,7 +7,18 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
-from ...io.documents import Kind, check, choice, flag, is_name, many, maybe, number, text, whole
+from ...io.documents import (
+    ValueKind,
+    check_values,
+    choice,
+    flag,
+    is_name,
+    many,
+    maybe,
+    number,
+    text,
+    whole,
+)
 from ..objects import Config
 from .building import MOST_LAYERS
 
@@ -35,12 +46,12 @@ _CLASSIFIER = {
     "dropout": number(0, 0.999),
     "temperature": number(0, above=True),
     "rho_max": maybe(number(0)),
-    "temperatures": Kind(words="pairs [rho, T] of positive numbers, rho rising", fits=_rising),
+    "temperatures": ValueKind(words="pairs [rho, T] of positive numbers, rho rising", fits=_rising),
     "outputs": maybe(_SIZE),
     "centre": _NUMBERS,
     "spread": _SPREADS,
 }
-_PARTS = Kind(
+_PARTS = ValueKind(
     words="a list of the names of folders beside it, no paths",
     fits=lambda v: (
         isinstance(v, list)
@@ -49,7 +60,7 @@ _PARTS = Kind(
         and len(set(v)) == len(v)
     ),
 )
-_KNOWN: dict[str, tuple[dict[str, Kind], tuple[str, ...]]] = {
+_KNOWN: dict[str, tuple[dict[str, ValueKind], tuple[str, ...]]] = {
     "Classifier": (_CLASSIFIER, ("classes",)),
     "SequenceClassifier": (_CLASSIFIER, ("classes",)),
     "ClassEncoder": ({"classes": _CLASSES, "width": _SIZE}, ("classes", "width")),
@@ -76,12 +87,16 @@ _KNOWN: dict[str, tuple[dict[str, Kind], tuple[str, ...]]] = {
         },
         (),
     ),
+    "GuidanceScale": (
+        {"width": _SIZE, **dict.fromkeys(("low", "high", "default"), number())},
+        ("width", "low", "high", "default"),
+    ),
     "Conditions": ({"names": _PARTS}, ("names",)),
 }
 
 
-def _colours(kind: Kind) -> Kind:
-    return Kind(
+def _colours(kind: ValueKind) -> ValueKind:
+    return ValueKind(
         words=f"three values (or one for all), each {kind.words}",
         fits=lambda v: many(kind, 1, 3).fits(v) and len(v) != 2,
     )
@@ -89,7 +104,7 @@ def _colours(kind: Kind) -> Kind:
 
 PIXELS = {"image_mean": _colours(number()), "image_std": _colours(number(0, above=True))}
 """Of ``preprocessor_config.json``: mean and standard deviation of each colour."""
-LABELS = Kind(
+LABELS = ValueKind(
     words='an object of the names of classes by number ("0", "1", …)',
     fits=lambda v: isinstance(v, dict) and all(isinstance(n, str) for n in v.values()),
 )
@@ -107,7 +122,7 @@ def check_own(file: Path, config: Config) -> None:
     if not isinstance(name, str) or name not in _KNOWN:
         return
     schema, needed = _KNOWN[name]
-    check(file, config, schema, needed)
+    check_values(file, config, schema, needed)
     if name.endswith("Classifier"):
         _check_classifier(file, config)
     if name == "VectorEncoder":
@@ -142,11 +157,11 @@ def check_network(file: Path, config: Config) -> None:
         ValueError: one is of another kind; it is named.
     """
     side = whole(1, 65_536)
-    sides = Kind(
+    sides = ValueKind(
         words="a whole number from 1 to 65,536, or two of them",
         fits=lambda v: v is None or side.fits(v) or many(side, 2, 2).fits(v),
     )
-    check(
+    check_values(
         file,
         config,
         {"in_channels": maybe(side), "out_channels": maybe(side), "sample_size": sides},

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...io.documents import check, many, maybe, read_json, refused, shown, text
+from ...io.documents import as_value_error, check_values, many, maybe, read_json, shown, text
 from ..objects import Config, Tokenizer, Tower
 from .safetensors_io import Rename, build_filled
 
@@ -63,9 +63,8 @@ def _try_call(module: Tower) -> None:
     config = module.config
     with torch.no_grad():
         if hasattr(config, "image_size"):
-            module(
-                pixel_values=torch.zeros(1, 3, config.image_size, config.image_size, device="meta")
-            )
+            side = config.image_size
+            module(pixel_values=torch.zeros(1, config.num_channels, side, side, device="meta"))
         else:
             ids = torch.zeros(
                 1,
@@ -83,7 +82,7 @@ def architectures(file: Path, about: Config) -> list[str]:
     Raises:
         ValueError: they are no texts; the file is named.
     """
-    check(file, about, {"architectures": maybe(many(text))})
+    check_values(file, about, {"architectures": maybe(many(text))})
     return list(about.get("architectures") or ())
 
 
@@ -120,7 +119,7 @@ def open_tokenizer(kind: type[Tokenizer], folder: Path, refusal: str) -> Tokeniz
     """
     for file in (folder / name for name in _TOKENIZER if (folder / name).is_file()):
         read_json(file)
-    with refused(f"{folder}: {refusal}"):
+    with as_value_error(f"{folder}: {refusal}"):
         tokenizer = kind.from_pretrained(str(folder), local_files_only=True)
         length = tokenizer.model_max_length
         if isinstance(length, bool) or not isinstance(length, int | float) or length < 2:

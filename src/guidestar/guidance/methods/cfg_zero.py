@@ -117,8 +117,10 @@ class HeldStart:
         """Return the samples that are held: those of the term, in its first steps."""
         if not self.term.holds(step):
             return torch.arange(0)
-        _, held, acts = select(self.term.weight(step, rows), size, self.term.name)
-        return torch.arange(size if acts else 0) if held is None else held
+        chosen = select(self.term.weight(step, rows), size, self.term.name)
+        if chosen is None:
+            return torch.arange(0)
+        return torch.arange(size) if chosen[1] is None else chosen[1]
 
     def _rest(self, group: Group, states: States, explain: bool) -> GuidedStep:
         """Return the pair whose velocity is 0: ``x0 = eps = x_t/(alpha + sigma)``."""

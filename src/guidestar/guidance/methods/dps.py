@@ -48,5 +48,5 @@ class DPS(Steered):
         return replace(super().traits, reads_target=True)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        gradient = self.through_network(live, self.loss_of(live))
+        gradient = live.gradient(self.loss_of(live), predictions[0])
         return -expand(displacing(live.step), gradient) * gradient, live.state

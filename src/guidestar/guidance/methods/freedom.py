@@ -44,5 +44,5 @@ class FreeDoM(Steered):
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         t = live.step.t
         size = displacing(live.step) * t.alpha * inverse_or_zero(t.norm)
-        gradient = self.through_network(live, self.loss_of(live))
+        gradient = live.gradient(self.loss_of(live), predictions[0])
         return -expand(size, gradient) * gradient, live.state

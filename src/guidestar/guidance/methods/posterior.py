@@ -42,20 +42,20 @@ class _Posterior(Steered):
     def traits(self) -> Traits:
         return replace(super().traits, linked=True)
 
-    def carried(self, live: Live, v: Tensor) -> Tensor:
+    def transposed_jacobian(self, live: Live, d: Prediction, v: Tensor) -> Tensor:
         """Return ``Jᵀ v``."""
-        return self.through_network(live, lambda x0: (x0 * v).flatten(1).sum(1))
+        return live.gradient(lambda x0: (x0 * v).flatten(1).sum(1), d)
 
-    def to_clean(self, live: Live, v: Tensor) -> Tensor:
+    def covariance(self, live: Live, d: Prediction, v: Tensor) -> Tensor:
         """Return ``(σ²/α) Jᵀ v``, which is ``V v`` for the exact denoiser (Tweedie)."""
-        back = self.carried(live, v)
+        back = self.transposed_jacobian(live, d, v)
         return expand(scoring(live.step.t), back) * back
 
-    def share(self, live: Live, covariance: Map, iterations: int) -> Tensor:
+    def share(self, live: Live, d: Prediction, covariance: Map, iterations: int) -> Tensor:
         """Return ``Aᵀ (A V Aᵀ + σ_y² I)⁻¹ (y − A D)``."""
         observed = self.loss.of(live)  # type: ignore[union-attr]
         operator, variance = observed.operator, observed.noise**2
-        residual = observed.residual(live.predictions[0].x0.detach())
+        residual = observed.residual(d.x0.detach())
         system = lambda v: operator(covariance(operator.transpose(v))) + variance * v
         return operator.transpose(least_residual(system, residual, iterations, floor=variance))
 
@@ -111,13 +111,13 @@ class PiGDM(_Posterior):
         return replace(super().traits, linked=not published, reads_target=published)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        variance = spread(live.step.t) ** 2
-        share = self.share(live, lambda x: expand(variance, x) * x, self.iterations)
+        (d,), variance = predictions, spread(live.step.t) ** 2
+        share = self.share(live, d, lambda x: expand(variance, x) * x, self.iterations)
         if self.form == "linked":
-            return self.to_clean(live, share), live.state
+            return self.covariance(live, d, share), live.state
         t, s = live.step.t, live.step.s
         size = t.alpha * s.norm * variance * inverse_or_zero(s.alpha)
-        return expand(size, share) * self.carried(live, share), live.state
+        return expand(size, share) * self.transposed_jacobian(live, d, share), live.state
 
 
 @register
@@ -163,8 +163,9 @@ class MMPS(_Posterior):
         return replace(super().traits, gradients=self.iterations + 1)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        share = self.share(live, lambda v: self.to_clean(live, v), self.iterations)
-        return self.to_clean(live, share), live.state
+        (d,) = predictions
+        share = self.share(live, d, lambda v: self.covariance(live, d, v), self.iterations)
+        return self.covariance(live, d, share), live.state
 
 
 def _check_iterations(name: str, iterations: int) -> None:

@@ -78,14 +78,15 @@ class SAG(Direction):
 
     @property
     def traits(self) -> Traits:
-        return Traits(later=1)
+        # The observed pass is the plain one too, so no term needs that beside it.
+        return Traits(later=1, instead=((NULL, self._observed),) if self.masked else ())
 
     @property
-    def _first(self) -> Pass:
-        return Pass(cond=Slot.NULL, perturb=Look(layer=self.layer)) if self.masked else NULL
+    def _observed(self) -> Pass:
+        return Pass(cond=Slot.NULL, perturb=Look(layer=self.layer))
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
-        return (self._first,)
+        return (self._observed if self.masked else NULL,)
 
     def push(self, live: Live, *predictions: Prediction) -> Rounds:
         (u,), level = predictions, live.step.t
@@ -120,7 +121,7 @@ class Look:
     """
 
     layer: str | None = None
-    observes: ClassVar[bool] = True
+    name: ClassVar[str] = "observed"
 
     @contextmanager
     def __call__(

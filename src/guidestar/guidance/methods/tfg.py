@@ -109,7 +109,7 @@ class TFG(Steered):
                 * t.norm**2
                 * inverse_or_zero(t.alpha)
             )
-            push = push + expand(size, x0) * self.through_network(live, log_f)
+            push = push + expand(size, x0) * live.gradient(log_f, predictions[0])
         return push, live.state
 
     def _log_f(self, live: Live) -> Loss:

@@ -45,7 +45,7 @@ class UGD(Steered):
         return replace(super().traits, linked=True)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        down = self.through_network(live, self.loss_of(live))
+        down = live.gradient(self.loss_of(live), predictions[0])
         return -expand(scoring(live.step.t), down) * down, live.state
 
 

@@ -32,7 +32,7 @@ def captions(source: Source, most: int = 20_000) -> list[str]:
     return list(found)
 
 
-def said(source: Source, rows: Sequence[int], *, shortest: bool = False) -> list[str]:
+def captions_of(source: Source, rows: Sequence[int], *, shortest: bool = False) -> list[str]:
     """Return the first caption of each row, which asks for the picture, or the shortest, which
     names it.
     """

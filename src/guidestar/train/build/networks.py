@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ...core.rng import Draw
+from ...data.latents import pictures_of
 from ...data.source import Column, Source
 from ...diffusers.read.clip import find_text
 from ...diffusers.read.encoders import TextEncoder, is_masked
@@ -32,15 +33,24 @@ from ...networks.cpu_fastpath import plain_attention
 from ..objectives import classification as supervised
 from ..objectives.denoising import Conditional
 from ..objectives.objective import Built, Objective
-from ..recipe.parts import PARTS, ClassifierPart, CLIPPart, NetworkPart, VisionPart
+from ..recipe.parts import (
+    OF_PICTURES,
+    PARTS,
+    AutoencoderPart,
+    ClassifierPart,
+    CLIPPart,
+    NetworkPart,
+    VisionPart,
+)
 from ..recipe.schema import Recipe
 from ..recipe.tables import ConditionSpec
+from .autoencoders import build_autoencoder
 from .clips import build_clip, build_noisy_clip, fresh_clip
 from .limits import check_batch, copies_of, within_memory
 from .schedules import denoising, process
 
 
-def told(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSpec]:
+def chosen_conditions(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSpec]:
     """Return the conditions of the model: what the recipe names, or every column.
 
     Raises:
@@ -62,7 +72,12 @@ def told(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSp
     return chosen
 
 
-def build(recipe: Recipe, part: str, source: Source, out: Path | None = None) -> Built:
+def data_for(part: str, source: Source) -> Source:
+    """Return what a part learns from: the data as they are, or the pictures behind latents."""
+    return pictures_of(source) if part in OF_PICTURES else source
+
+
+def build_part(recipe: Recipe, part: str, source: Source, out: Path | None = None) -> Built:
     """Make a part's fresh network (weights from the recipe's seed), its objective, and its target.
 
     Args:
@@ -73,10 +88,12 @@ def build(recipe: Recipe, part: str, source: Source, out: Path | None = None) ->
         ValueError: network, conditions and data do not go together.
     """
     torch.manual_seed(recipe.seed + PARTS.index(part))
-    spec = getattr(recipe, part)
+    spec, source = getattr(recipe, part), data_for(part, source)
     at_once = -(-spec.train.batch // spec.train.accumulate)
     size = 8 if spec.train.precision == "float64" else 4
     check_batch(at_once // int(os.environ.get("WORLD_SIZE", "1")), math.prod(source.shape) * size)
+    if isinstance(spec, AutoencoderPart):
+        return build_autoencoder(spec, source)
     if isinstance(spec, NetworkPart):
         return _build_model(recipe, spec, source, out)
     if isinstance(spec, CLIPPart):
@@ -87,7 +104,7 @@ def build(recipe: Recipe, part: str, source: Source, out: Path | None = None) ->
 
 
 def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | None) -> Built:
-    specs, p = told(recipe, source.columns), process(recipe)
+    specs, p = chosen_conditions(recipe, source.columns), process(recipe)
     columns = {name: source.columns[name] for name in specs}
     texts = {
         name: _text(recipe, name, s, source, out)
@@ -138,7 +155,7 @@ def _text(
             f'conditions.{name}.encoder = "clip" (the recipe\'s own), or a name or folder'
         )
     if spec.encoder == "clip" and recipe.clip is not None:
-        clip = fresh_clip(recipe.clip, "clip", source, out)
+        clip = fresh_clip(recipe.clip, "clip", pictures_of(source), out)
         return TextEncoder(
             clip.text.requires_grad_(False), clip.tokenizer, layer=spec.layer, output=spec.output
         )
@@ -272,7 +289,7 @@ def _statistics(
 def _build_classifier(
     recipe: Recipe, spec: ClassifierPart, source: Source, *, noise_aware: bool
 ) -> Built:
-    name, column = judged(spec, source.columns)
+    name, column = classifier_column(spec, source.columns)
     p, times = process(recipe), denoising(recipe).levels
     what: dict[str, Any] = {"classes": column.classes}
     if column.kind == "vector":
@@ -303,7 +320,7 @@ def _build_classifier(
     return Built(module=net, objective=objective, prepare=lambda targets: targets[name])
 
 
-def judged(spec: ClassifierPart, columns: Mapping[str, Column]) -> tuple[str, Column]:
+def classifier_column(spec: ClassifierPart, columns: Mapping[str, Column]) -> tuple[str, Column]:
     """Return the column that a classifier tells.
 
     Raises:
