@@ -243,8 +243,14 @@ def watched(held: Held, reach: Reach, home: Path, limit: float, say: Say) -> Non
 def tests_of(mutant: Mutant, reach: Reach, budget: float) -> list[str]:
     """Return the tests to try a mutant on."""
     file = str(Path(mutant.file).relative_to("src"))
-    within = mutant.where and not mutant.where.rpartition(".")[2].lstrip("_")[:1].isupper()
-    return reach.tests_of(file, mutant.where, budget, () if within else TABLES)
+    default = " in def " in mutant.what  # of an argument, which no call of the function reads
+    within = (
+        mutant.where
+        and not default
+        and not mutant.where.rpartition(".")[2].lstrip("_")[:1].isupper()
+    )
+    found = reach.tests_of(file, mutant.where, budget, () if within else TABLES)
+    return found or reach.tests_of(file, mutant.where, budget, TABLES)
 
 
 def attempt(held: Held, mutant: Mutant, tests: Sequence[str], reach: Reach, home: Path) -> Child:

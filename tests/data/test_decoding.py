@@ -174,6 +174,22 @@ def test_grey_modes_are_grey(mode):
     assert is_grey(Image.new(mode, (1, 1)))
 
 
+@pytest.mark.parametrize("mode", ["P", "PA"])
+@pytest.mark.parametrize(
+    ("colours", "grey"),
+    [
+        ([0, 0, 0, 9, 9, 9], True),
+        ([0, 0, 0, 9, 9, 8], False),
+        ([0, 0, 0, 9, 8, 9], False),
+        ([0, 0, 0, 8, 9, 9], False),
+    ],
+)
+def test_a_palette_is_grey_where_all_three_parts_agree(mode, colours, grey):
+    image = Image.new(mode, (2, 1))
+    image.putpalette(colours)
+    assert is_grey(image) is grey
+
+
 def test_a_palette_is_grey_where_its_colours_are():
     image = palette()
     assert not is_grey(image)

@@ -169,7 +169,7 @@ def measure_text(
         raise ValueError(f"the model {model.name!r} has no CLIP to measure with")
     guided = [model.expression(g) for g in guidances]
     train = _training(model, data)
-    asked = (read_captioned(data, model.shape[-1]) if data else train).take(count)
+    asked = (read_captioned(data, picture_side(model)) if data else train).take(count)
     ruler = Ruler.of(model.judge, [*train.labels, *asked.labels], train.x)
     seen = look(model.judge, asked.x)
     turned = [*asked.labels[len(asked.labels) // 2 :], *asked.labels[: len(asked.labels) // 2]]
@@ -215,7 +215,15 @@ def _training(model: Model, data: Path | None) -> Captioned:
             f"the pictures that {model.name!r} was trained on are not at {folder}; name a folder "
             "of captioned pictures with --data"
         )
-    return read_captioned(folder, model.shape[-1])
+    return read_captioned(folder, picture_side(model))
+
+
+@torch.inference_mode()
+def picture_side(model: Model) -> int:
+    """Return the pixels of a side of a model's pictures, also where it works on latents."""
+    if not model.latent:
+        return model.shape[-1]
+    return model.to_images(torch.zeros(1, *model.shape, device=model.device)).shape[-1]
 
 
 def draw(

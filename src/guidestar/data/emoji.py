@@ -314,9 +314,12 @@ def _svg(icon: Mapping[str, Any], icons: Mapping[str, Any]) -> str:
 
 
 def _webp(folder: Path, known: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    seen = set()
     for file in sorted((folder / "assets").glob("*.webp")):
         about = known.get(_plain(file.stem))
-        if about is not None:
+        # Some come twice, with a variation selector in the name and without.
+        if about is not None and about["concept"] not in seen:
+            seen.add(about["concept"])
             yield {**about, "file": file}
 
 

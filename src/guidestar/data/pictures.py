@@ -33,12 +33,14 @@ class PictureFormat:
         crop: "center", or "random": a square of ``size`` is cut from one an eighth larger, where
             the draw says.
         flip: mirror left to right with probability ½.
+        enlarge: pictures smaller than ``size`` are enlarged; else they cannot be read.
     """
 
     size: int
     channels: int | None = None
     crop: Literal["center", "random"] = "center"
     flip: bool = False
+    enlarge: bool = True
 
     @property
     def side(self) -> int:
@@ -104,11 +106,18 @@ def decode(picture: Any, look: PictureFormat, channels: int) -> Tensor:
     middle.
 
     Raises:
-        ValueError: its numbers have no known black and white (`to_8_bits`).
+        ValueError: its numbers have no known black and white (`to_8_bits`), or it is smaller than
+            ``look.size`` and not to be enlarged.
     """
     import numpy as np
     from PIL import Image, ImageOps
 
+    if not look.enlarge and min(picture.size) < look.size:
+        width, height = picture.size
+        raise ValueError(
+            f"it has {width} × {height} pixels, fewer than data.size, {look.size}, and an "
+            "autoencoder would learn the blur of enlarging it"
+        )
     plain = to_8_bits(picture, channels)
     if plain.size != (look.side, look.side):
         plain = ImageOps.fit(plain, (look.side, look.side), Image.Resampling.LANCZOS)
@@ -215,7 +224,8 @@ def _good(
 
 def _key(pictures: Any, look: PictureFormat, channels: int) -> str:
     """Name what the decoded pictures depend on: the files, as the disk knows them, and the look."""
-    digest = hashlib.blake2b(f"{look.side}/{channels}".encode(), digest_size=12)
+    shape = f"{look.side}/{channels}" + ("" if look.enlarge else "/no smaller")
+    digest = hashlib.blake2b(shape.encode(), digest_size=12)
     for picture in pictures:
         if picture is None or picture.get("bytes"):
             digest.update(picture["bytes"] if picture else b"none")

@@ -28,6 +28,7 @@ def card_text(name: str, about: Mapping[str, Any]) -> str:
             _diffusers(about),
             _student(about),
             _training(about),
+            _autoencoder(about),
             _by_level(about),
             _regressor(about),
             _judge(about),
@@ -109,6 +110,19 @@ def _training(about: Mapping[str, Any]) -> str:
     return (
         f"## Training\n\n`{about['command']}`, on {about['machine']}. The whole recipe is in "
         "`guidestar.json`.\n\n" + table(head, rows)
+    )
+
+
+def _autoencoder(about: Mapping[str, Any]) -> str:
+    found = about.get("autoencoder")
+    if not found:
+        return ""
+    pictures, latents = (" × ".join(map(str, found[k])) for k in ("pictures", "latents"))
+    figures = [f"PSNR {found['psnr']:.2f} dB"]
+    figures += [f"SSIM {found['ssim']:.3f}"] if "ssim" in found else []
+    return (
+        f"## The autoencoder\n\nPictures of {pictures} numbers become latents of {latents}. "
+        f"{found['of']:,} held-out pictures, encoded and decoded: {', '.join(figures)} on average."
     )
 
 

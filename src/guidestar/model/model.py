@@ -208,7 +208,7 @@ class Model:
         return Guided(
             expression,
             nets,
-            classifiers=self.classifiers,
+            classifiers=self._guides(),
             target=target,
             index=index,
             prompts=[str(c) for c in named] if named is not None and self.told_by_text else None,
@@ -218,6 +218,21 @@ class Model:
             checkpoint=checkpoint,
             check=check,
         )
+
+    def _guides(self) -> dict[str, Any]:
+        """Return the classifiers as a run uses them: a CLIP of clean pictures sees latents through
+        the decoder.
+        """
+        vae = self.decode.vae if isinstance(self.decode, LatentDecoder) else None
+        if vae is None:
+            return dict(self.classifiers)
+        from ..diffusers.read.vae import ThroughDecoder
+
+        guides: dict[str, Any] = dict(self.classifiers)
+        return {
+            name: ThroughDecoder(vae, c) if hasattr(c, "embed_text") and not c.noise_aware else c
+            for name, c in guides.items()
+        }
 
     def plan(
         self,

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -100,6 +101,7 @@ class LearntRun:
     def _make_step(self, plain: type) -> Callable[..., Any]:
         names = inspect.signature(plain.step)
 
+        @wraps(plain.step)  # pipelines read from its signature what it takes
         def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
             given = names.bind(scheduler, *args, **kwargs)
             made = given.arguments["model_output"]
@@ -430,7 +432,7 @@ def _plain_guider(pipe: Any) -> Iterator[None]:
     if own is None:
         yield
         return
-    from diffusers.guiders import ClassifierFreeGuidance
+    from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 
     pipe.guider = ClassifierFreeGuidance(guidance_scale=2.0)
     try:

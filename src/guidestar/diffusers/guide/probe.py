@@ -202,6 +202,8 @@ def _turned(t: Tensor) -> Tensor:
     """Return a direction at right angles to ``t`` within its last dimension, so that a pipeline's
     rescaling to a norm leaves it, to first order.
     """
+    if t.shape[-1] == 1:
+        return _turned(t.flatten(1)).reshape(t.shape)
     pairs = t.shape[-1] // 2
     odd, even = t[..., 1 : 2 * pairs : 2], t[..., 0 : 2 * pairs : 2]
     turned = torch.stack([-odd, even], -1).flatten(-2)

@@ -63,9 +63,8 @@ def _try_call(module: Any) -> None:
     config = module.config
     with torch.no_grad():
         if hasattr(config, "image_size"):
-            module(
-                pixel_values=torch.zeros(1, 3, config.image_size, config.image_size, device="meta")
-            )
+            side = config.image_size
+            module(pixel_values=torch.zeros(1, config.num_channels, side, side, device="meta"))
         else:
             ids = torch.zeros(
                 1,

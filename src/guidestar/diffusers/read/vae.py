@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .safetensors_io import read_module
 
-KNOWN = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
+KNOWN = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL")
 """Classes whose latents ``[B, C, h, w]`` `decoded` can normalise; others pack theirs, or
 normalise them otherwise.
 """
@@ -67,9 +67,23 @@ def encoded(vae: Any, x: Tensor) -> Tensor:
     check_known(vae)
     with _upcast(vae):
         found = vae.encode(x.to(vae.dtype))
-    latents = (found.latents if hasattr(found, "latents") else found.latent_dist.mean).to(x.dtype)
+    latents = raw_latents(found).to(x.dtype)
     mean, std = _spread(vae, latents)
     return (latents - mean) / std * vae.config.scaling_factor
+
+
+def raw_latents(found: Any) -> Tensor:
+    """Return the latents in what an autoencoder's ``encode`` returns: of a posterior the mean."""
+    if hasattr(found, "latent_dist"):
+        return found.latent_dist.mean
+    return found.latents if hasattr(found, "latents") else found.latent
+
+
+def reconstructed(vae: Any, x: Tensor) -> Tensor:
+    """Encode pictures ``[B, C, H, W]`` in [−1, 1], of a posterior by its mean, and decode them, in
+    [−1, 1]; errors as of `check_known`.
+    """
+    return decoded(vae, encoded(vae, x)).clamp(-1, 1).to(x.dtype)
 
 
 def _spread(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,6 +107,28 @@ def _upcast(vae: Any) -> Iterator[None]:
         yield
     finally:
         nn.Module.to(vae, torch.float16)
+
+
+class ThroughDecoder:
+    """A classifier of pictures, applied to the latents of an autoencoder.
+
+    Args:
+        vae: decodes them, as `decoded`.
+        inner: classifies pictures; all but ``log_prob`` and ``rho_max`` is its own.
+    """
+
+    def __init__(self, vae: Any, inner: Any) -> None:
+        self.vae, self.inner, self.rho_max = vae, inner, None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def log_prob(self, x: Tensor, level: Any, target: Any) -> Tensor:
+        """Return the classifier's log-probability of the decoded latents ``x``."""
+        from torch.utils.checkpoint import checkpoint
+
+        images = checkpoint(decoded, self.vae, x, use_reentrant=False)
+        return self.inner.log_prob(images, level, target)
 
 
 class Decoder:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ...core.rng import Draw
+from ...data.latents import pictures_of
 from ...data.source import Column, Source
 from ...diffusers.read.clip import find_text
 from ...diffusers.read.encoders import TextEncoder, is_masked
@@ -32,9 +33,18 @@ from ...networks.cpu_fastpath import plain_attention
 from ..objectives import classification as supervised
 from ..objectives.denoising import Conditional
 from ..objectives.objective import Built, Objective
-from ..recipe.parts import PARTS, ClassifierPart, CLIPPart, NetworkPart, VisionPart
+from ..recipe.parts import (
+    OF_PICTURES,
+    PARTS,
+    AutoencoderPart,
+    ClassifierPart,
+    CLIPPart,
+    NetworkPart,
+    VisionPart,
+)
 from ..recipe.schema import Recipe
 from ..recipe.tables import ConditionSpec
+from .autoencoders import build_autoencoder
 from .clips import build_clip, build_noisy_clip, fresh_clip
 from .limits import check_batch, copies_of, within_memory
 from .schedules import denoising, process
@@ -62,6 +72,11 @@ def chosen_conditions(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str
     return chosen
 
 
+def seen_by(part: str, source: Source) -> Source:
+    """Return what a part learns from: the data as they are, or the pictures behind latents."""
+    return pictures_of(source) if part in OF_PICTURES else source
+
+
 def build_part(recipe: Recipe, part: str, source: Source, out: Path | None = None) -> Built:
     """Make a part's fresh network (weights from the recipe's seed), its objective, and its target.
 
@@ -73,10 +88,12 @@ def build_part(recipe: Recipe, part: str, source: Source, out: Path | None = Non
         ValueError: network, conditions and data do not go together.
     """
     torch.manual_seed(recipe.seed + PARTS.index(part))
-    spec = getattr(recipe, part)
+    spec, source = getattr(recipe, part), seen_by(part, source)
     at_once = -(-spec.train.batch // spec.train.accumulate)
     size = 8 if spec.train.precision == "float64" else 4
     check_batch(at_once // int(os.environ.get("WORLD_SIZE", "1")), math.prod(source.shape) * size)
+    if isinstance(spec, AutoencoderPart):
+        return build_autoencoder(spec, source)
     if isinstance(spec, NetworkPart):
         return _build_model(recipe, spec, source, out)
     if isinstance(spec, CLIPPart):
@@ -138,7 +155,7 @@ def _text(
             f'conditions.{name}.encoder = "clip" (the recipe\'s own), or a name or folder'
         )
     if spec.encoder == "clip" and recipe.clip is not None:
-        clip = fresh_clip(recipe.clip, "clip", source, out)
+        clip = fresh_clip(recipe.clip, "clip", pictures_of(source), out)
         return TextEncoder(
             clip.text.requires_grad_(False), clip.tokenizer, layer=spec.layer, output=spec.output
         )

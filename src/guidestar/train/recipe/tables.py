@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 from ...diffusers.guidance_file import GuidanceRecipe
 from .strict import Pixels, Rate, StepCount, Strict, Words
 
+OWN_VAE = "autoencoder"
+"""What ``data.vae`` says of the autoencoder that the recipe trains itself."""
+
 
 class Data(Strict):
     """Where the training data are (see the data room, and docs/train.md).
@@ -23,7 +26,8 @@ class Data(Strict):
         size, channels, crop, flip: of images.
         max_bad: how many unreadable images to skip before giving up.
         cache: folder of decoded images or latents, for data larger than memory.
-        vae: a Diffusers AutoencoderKL, by path; the model then works on its latents.
+        vae: an autoencoder of Diffusers, by path, or "autoencoder" for the recipe's own; the model
+            then works on its latents.
         standardise: tensors are brought to zero mean and unit variance by channel.
         holdout: share of the samples kept aside, to measure on.
         test: folder or file of other data to measure on, in place of ``holdout``.
