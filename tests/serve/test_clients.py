@@ -205,7 +205,7 @@ def test_a1111_img2img(web, reference):
         ("img2img", {"init_images": ["/etc/passwd"]}, "base64"),
         ("txt2img", {"init_images": [picture()]}, "img2img"),
         ("txt2img", {"width": 512}, "8 × 8"),
-        ("txt2img", {"sampler_name": "Euler a"}, "no sampler"),
+        ("txt2img", {"sampler_name": "Leap"}, "no such sampler"),
         ("txt2img", {"scheduler": "beta57"}, "no scheduler"),
         ("txt2img", {"override_settings": {"sd_vae": "x"}}, "only sd_model_checkpoint"),
         ("txt2img", {"override_settings": {"sd_model_checkpoint": "/m"}}, "the models are toy"),
@@ -256,5 +256,8 @@ def test_a1111_lists_and_png_info(web):
     assert info["parameters"]["seeds"] == [1] and json.loads(info["info"])["steps"] == 2
     assert web.post("/sdapi/v1/png-info", json={"image": picture()}).status_code == 422
     names = {s["name"]: s["aliases"] for s in web.get("/sdapi/v1/samplers").json()}
-    assert names["DPM++ 2M"] == ["dpmpp-2m"]
+    assert names["DPM++ 2M"] == ["dpmpp-2m"] and names["Euler a"] == ["ddim(eta=1.0)"]
+    for name in names:
+        asked = {"prompt": "cat", "steps": 3, "sampler_name": name, "scheduler": "Karras"}
+        assert web.post("/sdapi/v1/txt2img", json=asked).status_code == 200
     assert [m["model_name"] for m in web.get("/sdapi/v1/sd-models").json()] == ["toy"]

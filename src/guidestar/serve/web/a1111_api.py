@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 
 from ...io.images import read_settings
 from ...model.model import Model
-from ...sampling import SOLVERS
+from ...sampling.names import GRID_WORDS, get_solver, grid_of, write_solver
 from .common import encode, owner_of, service_of, submit, wait
 from .errors import RefusedError
 from .job import Job
@@ -19,21 +19,13 @@ from .schemas import MEANT, Picture, SampleRequest, Task, Txt2Img
 
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
 
-SAMPLERS = {
-    "DDIM": "ddim",
-    "DDPM": "ddpm",
-    "DPM++ 2M": "dpmpp-2m",
-    "DPM++ 2M SDE": "sde-dpmpp-2m",
-    "Heun": "heun",
-}
-"""A1111's samplers, and our solvers."""
+SAMPLERS = (
+    *("Euler", "Euler a", "LMS", "Heun", "DDIM", "DDPM", "UniPC", "DEIS"),
+    *("DPM++ 2M", "DPM++ 2M SDE", "DPM++ 3M SDE", "DPM++ 2S a", "DPM++ 2M Karras"),
+)
+"""Samplers by A1111's names; every name that `get_solver` reads is taken."""
 
-SCHEDULERS = {
-    "karras": "karras",
-    "uniform": "uniform",
-    "sgm uniform": "trailing",
-    "automatic": None,
-}
+SCHEDULERS = {**GRID_WORDS, "automatic": None}
 """A1111's schedulers, and our grids; None for the model's own."""
 
 PREVIEW_EVERY = 5
@@ -168,17 +160,17 @@ def _sampler(asked: Txt2Img) -> tuple[str | None, str | None]:
     """
     name = asked.sampler_name or asked.sampler_index
     grid = None
-    if name is not None and name.lower().endswith(" karras"):
-        name, grid = name[: -len(" karras")], "karras"
-    ours = {**{theirs.lower(): own for theirs, own in SAMPLERS.items()}, **{s: s for s in SOLVERS}}
-    if name is not None and name.lower() not in ours:
-        raise _wrong(f"there is no sampler {name[:100]!r}; see /sdapi/v1/samplers", "sampler_name")
+    try:
+        grid = grid_of(name)
+    except ValueError as error:
+        text = f"there is no such sampler; see /sdapi/v1/samplers ({error})"
+        raise _wrong(text[:500], "sampler_name") from None
     if asked.scheduler is not None:
         if asked.scheduler.lower() not in SCHEDULERS:
             known = ", ".join(SCHEDULERS)
             raise _wrong(f"there is no scheduler of that name; there are {known}", "scheduler")
         grid = SCHEDULERS[asked.scheduler.lower()]
-    return None if name is None else ours[name.lower()], grid
+    return name, grid
 
 
 @router.get("/progress")
@@ -226,8 +218,11 @@ async def png_info(asked: Picture) -> dict[str, Any]:
 
 @router.get("/samplers")
 async def samplers() -> list[dict[str, Any]]:
-    """List the samplers."""
-    return [{"name": theirs, "aliases": [own], "options": {}} for theirs, own in SAMPLERS.items()]
+    """List the samplers, each with its name here."""
+    return [
+        {"name": name, "aliases": [write_solver(get_solver(name))], "options": {}}
+        for name in SAMPLERS
+    ]
 
 
 @router.get("/sd-models")

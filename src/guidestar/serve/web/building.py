@@ -157,7 +157,7 @@ def observe(
 
 
 def _options(seen: Seen, shape: tuple[int, int, int], limits: Limits) -> dict[str, Any]:
-    kind = OPERATORS[seen.operator]
+    kind: Any = OPERATORS[seen.operator]
     known = [f.name for f in fields(kind)]
     options: dict[str, Any] = {}
     for key, value in seen.options.items():
