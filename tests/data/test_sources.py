@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from guidestar.core.rng import Draw
+from guidestar.data import folders
 from guidestar.data.folders import image_folder, parquet
 from guidestar.data.latents import latents
 from guidestar.data.pictures import PictureFormat
@@ -808,3 +809,14 @@ def test_a_share_is_set_aside_once_and_for_all():
     assert split(source, 0.0) == (source, None)
     with pytest.raises(ValueError, match=r"leaves one part empty; change data.holdout"):
         split(source, 0.01)
+
+
+def test_nothing_is_shown_while_parquet_is_read(tmp_path, monkeypatch, capfd):
+    import datasets
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    datasets.Dataset.from_dict({"a": [1, 2]}).to_parquet(tmp_path / "x.parquet")
+    datasets.enable_progress_bars()
+    capfd.readouterr()
+    assert folders._load([tmp_path / "x.parquet"])["a"][1] == 2
+    assert datasets.utils.are_progress_bars_disabled() and capfd.readouterr().err == ""
