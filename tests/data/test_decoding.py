@@ -65,7 +65,7 @@ def test_a_tiff_of_12_bits_is_scaled():
     image = open_picture(tiff(packed, 12))
     assert np.asarray(image).tolist() == [[0, 256, 32776, 65535]]  # of 65535
     assert grey(image) == [[0, 1, 128, 255]]
-    with pytest.raises(OSError, match=r"^not a picture of a kind that is read$"):
+    with pytest.raises(OSError, match=r"^not a picture of a known format; save it as PNG or JPEG$"):
         open_picture(tiff(packed, 12, photometric=0))
 
 
@@ -76,7 +76,7 @@ def test_a_tiff_whose_zero_is_white_is_turned():
     assert grey(upright) == [[255], [254], [127], [0]]
     floats = np.array([0, 0.25, 0.5, 1], "<f4").tobytes()
     assert grey(open_picture(tiff(floats, 32, kind=3))) == [[0, 64, 128, 255]]
-    with pytest.raises(OSError, match="floats whose zero is white are not read"):
+    with pytest.raises(OSError, match="floats whose zero is white cannot be read"):
         open_picture(tiff(floats, 32, kind=3, photometric=0))
 
 
@@ -172,6 +172,22 @@ def test_modes_of_8_bits_show_their_colours(mode):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "I", "I;16B", "F"])
 def test_grey_modes_are_grey(mode):
     assert is_grey(Image.new(mode, (1, 1)))
+
+
+@pytest.mark.parametrize("mode", ["P", "PA"])
+@pytest.mark.parametrize(
+    ("colours", "grey"),
+    [
+        ([0, 0, 0, 9, 9, 9], True),
+        ([0, 0, 0, 9, 9, 8], False),
+        ([0, 0, 0, 9, 8, 9], False),
+        ([0, 0, 0, 8, 9, 9], False),
+    ],
+)
+def test_a_palette_is_grey_where_all_three_parts_agree(mode, colours, grey):
+    image = Image.new(mode, (2, 1))
+    image.putpalette(colours)
+    assert is_grey(image) is grey
 
 
 def test_a_palette_is_grey_where_its_colours_are():

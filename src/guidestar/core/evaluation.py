@@ -123,12 +123,13 @@ class _Member:
         """Return what the members of one call have in common.
 
         A network gets one condition to contrast with, so such a pass has a call of its own. Where
-        several runs meet, shapes, dtypes and devices must agree too.
+        several runs meet, or a denoiser keeps conditions of different shapes ``apart``, shapes,
+        dtypes and devices must agree too.
         """
         alone = (self.index, self.of) if self.of.against is not None else None
         checkpoint = self.differentiable and self.round.checkpoint
         key = id(self.net.denoiser), self.differentiable, checkpoint, alone
-        if not several:
+        if not several and not getattr(self.net.denoiser, "apart", False):
             return key
         tensors = {"": self.x, **self.inputs.cond}
         return key, *((n, t.shape[1:], t.dtype, t.device) for n, t in tensors.items())

@@ -11,7 +11,7 @@ from ..core.denoiser import Condition
 from ..core.levels import Grid
 from ..guidance import ExpressionError, Guidance, losses_of, parse
 from ..guidance.losses import Loss
-from ..sampling import SOLVERS, Potential, Solver
+from ..sampling import Potential, Solver, get_solver, write_solver
 
 Names = str | int | Sequence[str | int]
 
@@ -68,8 +68,11 @@ class Request:
 
     @property
     def solver_is_named(self) -> bool:
-        """Whether the solver's name alone gives it back."""
-        return self.solver.name in SOLVERS and self.solver == SOLVERS[self.solver.name]()
+        """Whether the solver's name, with its settings as text, gives it back."""
+        try:
+            return get_solver(write_solver(self.solver)) == self.solver
+        except ValueError:
+            return False
 
     def lacking(self) -> tuple[str, ...]:
         """Name what a picture of this run cannot carry: losses, and functions or tensors in its

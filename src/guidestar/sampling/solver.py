@@ -59,6 +59,7 @@ class Solver(ABC):
 
     name: ClassVar[str]
     order: ClassVar[int]
+    """Its order, which some solvers have as a setting."""
     accepts_split: ClassVar[bool] = True
     history: ClassVar[bool] = False
 
@@ -84,6 +85,11 @@ class Solver(ABC):
     def stochastic(self) -> bool:
         """Whether it draws noise."""
         return False
+
+    @property
+    def convergence(self) -> int:
+        """Order of convergence (weak, where it draws noise) on a grid even in log-SNR."""
+        return self.order
 
     def check(self, predict: Predict, grid: Grid) -> None:
         """Refuse a guidance or grid that this solver cannot serve; the term is named.

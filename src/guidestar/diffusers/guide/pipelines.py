@@ -23,7 +23,8 @@ from ..objects import Answer, Arguments, Network, Pipeline
 from ..read.vae import ThroughDecoder, check_known
 from .classes import answered, as_it_is, become, guided_kind, plain_kind
 from .families import networks
-from .kinds import check_kind, warn_of_numbers
+from .kinds import check_kind, learns, warn_of_numbers
+from .learnt import LearntRun
 from .run import Run, Wanted
 
 P = TypeVar("P")
@@ -149,13 +150,17 @@ def _guided_kind(plain: type, wanted: Wanted) -> type:
         bound.apply_defaults()
         _refuse_own(self, bound.arguments)
         warn_of_numbers(self, given, bound.arguments, wanted.guidance)
-        run = Run(self, wanted, dict(bound.arguments), as_it_is)
-        with answered(networks(self), run.answer):
+        run = _kind_of_run(self)(self, wanted, dict(bound.arguments), as_it_is)
+        with answered(networks(self), run.answer), run.stepping():
             result = plain.__call__(self, *args, **kwargs)
         run.check_ended(result)
         return result
 
     return guided_kind(plain, call, wanted)
+
+
+def _kind_of_run(pipe: object) -> type[Run] | type[LearntRun]:
+    return LearntRun if learns(pipe) else Run
 
 
 def guided_again(

@@ -138,7 +138,7 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
         if spec.vae and spec.vae != OWN_VAE
         else spec.channels
     )
-    look = PictureFormat(
+    format = PictureFormat(
         size=spec.size,
         channels=channels,
         crop=spec.crop,
@@ -154,7 +154,7 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
     if spec.kind == "shards":
         return Shards(
             path,
-            look,
+            format,
             classes=spec.classes,
             buffer=spec.shuffle,
             seed=recipe.seed,
@@ -164,7 +164,7 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
     read = image_folder if spec.kind == "images" else parquet
     found = read(
         path,
-        look,
+        format,
         columns=spec.columns,
         classes=spec.classes,
         max_bad=spec.max_bad,

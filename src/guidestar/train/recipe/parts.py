@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from .strict import Depth, Pixels, Rate, Shares, Width, Widths, _Strict
+from .strict import Depth, Pixels, Rate, Shares, Strict, Width, Widths
 
 PARTS = (
     *("model", "weak", "classifier", "judge", "clip", "noisy_clip", "measuring_clip"),
@@ -25,7 +25,7 @@ OF_PICTURES = ("autoencoder", "clip", "measuring_clip")
 """The parts that learn from pictures, also where the others learn from their latents."""
 
 
-class Training(_Strict):
+class Training(Strict):
     """How long and how fast a part trains (see `Settings`)."""
 
     steps: int = Field(gt=0, le=1_000_000_000)
@@ -59,7 +59,7 @@ def _check_groups(widths: tuple[int, ...] | None, groups: int) -> None:
         raise ValueError(f"widths must be multiples of groups ({groups}), not {odd[0]}")
 
 
-class NetworkPart(_Strict):
+class NetworkPart(Strict):
     """A denoising network.
 
     Args:
@@ -100,7 +100,7 @@ class NetworkPart(_Strict):
         return self
 
 
-class ClassifierPart(_Strict):
+class ClassifierPart(Strict):
     """A classifier or regressor, noise-aware or clean.
 
     Args:
@@ -124,7 +124,7 @@ class ClassifierPart(_Strict):
         return self
 
 
-class VisionPart(_Strict):
+class VisionPart(Strict):
     """The image tower of a noise-aware CLIP, trained against the text tower of ``clip``; it starts
     as the clean one where it is as large.
 
@@ -141,7 +141,7 @@ class VisionPart(_Strict):
     train: Training
 
 
-class CLIPPart(_Strict):
+class CLIPPart(Strict):
     """A CLIP of captions and pictures, trained from nothing.
 
     Args:
@@ -167,7 +167,7 @@ class CLIPPart(_Strict):
     train: Training
 
 
-class AutoencoderPart(_Strict):
+class AutoencoderPart(Strict):
     """An autoencoder of Diffusers, trained on the recipe's pictures.
 
     Args:

@@ -30,7 +30,7 @@ from .parts import (
     Training,
     VisionPart,
 )
-from .strict import Rate, _Strict
+from .strict import Rate, Strict
 from .tables import OWN_VAE, ConditionSpec, Data, Export, Levels, Noise, Preview, Target
 
 __all__ = [
@@ -62,7 +62,7 @@ def _folder_name(name: str) -> str:
     return check_name(name, "the recipe's name", taken=BESIDE)
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole training."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_folder_name)]

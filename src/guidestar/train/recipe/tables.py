@@ -9,13 +9,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ...diffusers.guidance_file import GuidanceRecipe
-from .strict import Pixels, Rate, StepCount, Words, _Strict
+from .strict import Pixels, Rate, StepCount, Strict, Words
 
 OWN_VAE = "autoencoder"
 """What ``data.vae`` says of the autoencoder that the recipe trains itself."""
 
 
-class Data(_Strict):
+class Data(Strict):
     """Where the training data are (see the data room, and docs/train.md).
 
     Args:
@@ -70,7 +70,7 @@ class Data(_Strict):
         return self
 
 
-class ConditionSpec(_Strict):
+class ConditionSpec(Strict):
     """A condition: a column of the data that the network is told.
 
     Args:
@@ -88,7 +88,7 @@ class ConditionSpec(_Strict):
     output: Literal["states", "pooled"] = "states"
 
 
-class Noise(_Strict):
+class Noise(Strict):
     """The noise schedule.
 
     Args:
@@ -124,7 +124,7 @@ class Noise(_Strict):
         return self
 
 
-class Levels(_Strict):
+class Levels(Strict):
     """Which noise levels are trained.
 
     Args:
@@ -141,7 +141,7 @@ class Levels(_Strict):
     data_std: float = Field(default=1.0, gt=0)
 
 
-class Target(_Strict):
+class Target(Strict):
     """What the network predicts, and how errors are weighted.
 
     Args:
@@ -164,7 +164,7 @@ class Target(_Strict):
     bound: float = Field(default=0.001, gt=0)
 
 
-class Preview(_Strict):
+class Preview(Strict):
     """Pictures of guided samples during the training.
 
     Args:
@@ -188,7 +188,7 @@ class Preview(_Strict):
         return self
 
 
-class Export(_Strict):
+class Export(Strict):
     """What the finished model recommends and holds.
 
     Args:
