@@ -57,7 +57,7 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
         recipe = recipe.model_copy(
             update={"data": recipe.data.model_copy(update={"path": str(data)})}
         )
-    source, aside = sources(recipe)
+    source, aside = sources(recipe, vae=getattr(model.decode, "vae", None))
     if aside is None or recipe.judge is None:
         raise ValueError(
             f"the recipe of {model.name!r} held nothing out; set data.holdout or data.test, and "

@@ -64,7 +64,10 @@ _KNOWN: dict[str, tuple[dict[str, ValueKind], tuple[str, ...]]] = {
     "Classifier": (_CLASSIFIER, ("classes",)),
     "SequenceClassifier": (_CLASSIFIER, ("classes",)),
     "ClassEncoder": ({"classes": _CLASSES, "width": _SIZE}, ("classes", "width")),
-    "LabelEncoder": ({"classes": _CLASSES}, ("classes",)),
+    "LabelEncoder": (
+        {"classes": _CLASSES, "null": maybe(whole(1, 1_000_000))},
+        ("classes",),
+    ),
     "VectorEncoder": (
         {"size": _SIZE, "width": _SIZE, "mean": _NUMBERS, "std": _SPREADS},
         ("size", "width"),
