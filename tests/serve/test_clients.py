@@ -237,7 +237,7 @@ def test_a1111_progress_and_interrupt_of_ones_own(web, served):
         assert time.sleep(0.002) is None and len(answers) < 2
     found = progress(web, id_task="one")
     assert 0 < found["progress"] < 1 and found["state"]["job"] == "one"
-    assert found["state"]["sampling_steps"] == 250
+    assert found["state"]["sampling_steps"] == 250 and found["eta_relative"] > 0
     assert opened(found["current_image"]).size == (8, 8)
     with served.client(Authorization="Bearer a-key-of-another-client") as other:
         assert progress(other)["progress"] == 0 and progress(other)["state"]["job"] == ""

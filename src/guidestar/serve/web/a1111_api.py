@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from anyio import to_thread
@@ -11,6 +12,7 @@ from fastapi import APIRouter, Request
 from ...io.images import read_settings
 from ...model.model import Model
 from ...sampling.names import GRID_WORDS, get_solver, grid_of, write_solver
+from ..ticket import Ticket
 from .common import encode, owner_of, service_of, submit, wait
 from .errors import RefusedError
 from .job import Job
@@ -187,7 +189,7 @@ async def progress(
     done, steps = (ticket.steps_done, ticket.steps) if ticket else (0, 0)
     return {
         "progress": done / steps if steps else 0.0,
-        "eta_relative": 0.0,
+        "eta_relative": _seconds_left(ticket) if ticket else 0.0,
         "state": {
             "job": (job.task or job.id) if job else "",
             "job_count": len(jobs),
@@ -199,6 +201,14 @@ async def progress(
         "current_image": pictures[0] if pictures else None,
         "textinfo": f"place {ticket.place} in the queue" if ticket and ticket.place else None,
     }
+
+
+def _seconds_left(ticket: Ticket) -> float:
+    """Return about how long a request will take, at the speed that it has had so far."""
+    if ticket.started is None or not ticket.steps_done:
+        return 0.0
+    each = (time.monotonic() - ticket.started) / ticket.steps_done
+    return each * (ticket.steps - ticket.steps_done)
 
 
 @router.post("/interrupt")
