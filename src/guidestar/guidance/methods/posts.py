@@ -28,7 +28,7 @@ class Rescale(Post):
         space: where the deviations are taken: v, as in the paper's network, or what a pipeline's
             network predicts (eps), to match it.
         along: "sample", or "last" for the L2 norm along the last dimension in place of a sample's
-            deviation, as Qwen-Image (the channels of a token of its packed latents) and Lumina 2 do.
+            deviation, as Qwen-Image (the channels of a packed token) and Lumina 2 do.
 
     0 evaluations more where the sum asks for the conditional pass, else 1 a step. A constant
     prediction, which has no contrast, stays as it is.
