@@ -94,9 +94,7 @@ def save_png(image: Image.Image, path: Path, settings: JSONObject | None = None)
         image.save(beside, "PNG", pnginfo=info)
 
 
-def to_bytes(
-    image: Image.Image, settings: JSONObject | None = None, kind: str = "png"
-) -> bytes:
+def to_bytes(image: Image.Image, settings: JSONObject | None = None, kind: str = "png") -> bytes:
     """Encode a picture as ``kind``: png, with ``settings`` inside, jpeg or webp without any."""
     made = io.BytesIO()
     if kind == "png":

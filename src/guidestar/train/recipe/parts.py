@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from ...io.documents import JSONObject
 from .strict import Depth, Pixels, Rate, Shares, Strict, Width, Widths
 
 PARTS = ("model", "weak", "classifier", "judge", "clip", "noisy_clip", "measuring_clip")
@@ -15,7 +16,7 @@ ORDER = ("clip", "measuring_clip", "model", "weak", "noisy_clip", "classifier", 
 
 
 class Training(Strict):
-    """How long and how fast a part trains (see `Settings`)."""
+    """How long and how fast a part trains (see `TrainSettings`)."""
 
     steps: int = Field(gt=0, le=1_000_000_000)
     batch: int = Field(default=64, gt=0, le=1_000_000)
@@ -55,7 +56,7 @@ class NetworkPart(Strict):
         network: "unet" (by ``widths``, ``layers``, ``groups``, ``head``), "sequence" (``width``,
             ``layers``, ``heads``, ``patch``), a class of Diffusers ("UNet2DModel",
             "DiTTransformer2DModel", …) or your own "module:callable", each with ``config``.
-        condition_dropout: of every condition that says nothing else.
+        condition_dropout: how often each condition is left out, unless its table sets dropout.
         snapshots: shares of the steps after which the averaged weights are kept.
     """
 
@@ -67,7 +68,7 @@ class NetworkPart(Strict):
     width: Width = 128
     heads: Width = 4
     patch: Pixels = 1
-    config: dict[str, Any] = Field(default_factory=dict, strict=False)
+    config: JSONObject = Field(default_factory=dict, strict=False)
     condition_dropout: Rate = 0.1
     snapshots: Shares = ()
     train: Training
@@ -93,7 +94,7 @@ class ClassifierPart(Strict):
     """A classifier or regressor, noise-aware or clean.
 
     Args:
-        column: what it tells; by default the first of the conditions that is a class, or a vector.
+        column: the column that it predicts; by default the first of classes or vectors.
         shift: a clean one's images are moved by up to so many pixels.
         calibrate: fit a temperature by noise level on held-out data.
     """

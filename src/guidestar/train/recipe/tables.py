@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 from ...diffusers.guidance_file import GuidanceRecipe
 from .strict import Pixels, Rate, StepCount, Strict, Words
 
+DataKind = Literal["images", "parquet", "shards", "tensors", "fashion-mnist"]
+"""The kinds of training data."""
+
 
 class Data(Strict):
     """Where the training data are (see the data room, and docs/train.md).
@@ -31,7 +34,7 @@ class Data(Strict):
         about: what the data are and whose, for the card.
     """
 
-    kind: Literal["images", "parquet", "shards", "tensors", "fashion-mnist"] = "images"
+    kind: DataKind = "images"
     path: str | None = None
     columns: dict[str, Literal["class", "vector", "text"]] | None = None
     classes: Words = ()
@@ -67,7 +70,7 @@ class Data(Strict):
 
 
 class ConditionSpec(Strict):
-    """A condition: a column of the data that the network is told.
+    """A condition: a column of the data that the network gets.
 
     Args:
         dropout: how often it is left out in training, for itself.
@@ -124,11 +127,10 @@ class Levels(Strict):
     """Which noise levels are trained.
 
     Args:
-        kind: "logit-normal" (``log(rho / data_std) ~ N(mean, std²)``; EDM's log-normal is mean
-            −1.2, std 1.2), or
-            "uniform" in the schedule's time.
+        kind: "logit-normal" (``log(rho / data_std) ~ N(mean, std²)``; EDM's log-normal has mean
+            −1.2 and std 1.2), or "uniform" in the schedule's time.
         data_std: by whose logarithm levels are offset, for data that are not of unit size
-            (``--dry-run`` tells theirs).
+            (``--dry-run`` prints their size).
     """
 
     kind: Literal["logit-normal", "uniform"] = "logit-normal"
