@@ -1,4 +1,4 @@
-"""From a recipe to its data."""
+"""Read the data of a recipe."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ def sources(
     *,
     vae: Any = None,
 ) -> tuple[Source, Source | None]:
-    """Return what a recipe trains on, and what is kept aside to measure on.
+    """Return the data to train on, and those held out to measure on (None of a stream).
+
+    Args:
+        recipe: the recipe.
+        bad: called with a line about each picture that is skipped.
 
     Args:
         recipe: whose ``data`` to read.
@@ -41,7 +45,8 @@ def sources(
         vae: encodes in the place of the recipe's own autoencoder, e.g. that of a finished model.
 
     Raises:
-        ValueError, FileNotFoundError: the data are not as the recipe says; nothing was trained.
+        FileNotFoundError: the data are missing.
+        ValueError: the data do not fit the recipe.
     """
     spec = recipe.data
     if spec.kind == "fashion-mnist":
@@ -126,7 +131,7 @@ def _classes(source: Source) -> tuple[str, ...]:
 
 
 def scale_of(source: Source | None) -> Standardiser | None:
-    """Find the units a source is in, below what was made of it."""
+    """Return the mean and standard deviation by which a source is standardised, if it is."""
     while source is not None and not isinstance(source, Standardised):
         source = getattr(source, "source", None)
     return source.scale if source is not None else None
