@@ -217,3 +217,15 @@ def test_what_a_model_is():
     odd = toy(decode=lambda x: x * math.nan)
     with pytest.raises(FloatingPointError, match="the decoder of 'toy' returned values"):
         odd.sample("a", steps=1)
+
+
+def test_a_model_is_shown_with_what_it_has():
+    lines = repr(toy(defaults={"steps": 3}, card={"summary": "a toy"})).splitlines()
+    assert lines[0] == "Model 'toy': a toy"
+    assert lines[1] == "  network      Network, 0 parameters, on cpu"
+    assert lines[2:4] == ["  schedule     Flow", "  samples      [3]"]
+    assert lines[5:] == ["  nets         none", "  classifiers  none", "  defaults     steps=3"]
+    plain = repr(toy(denoiser=lambda x, level, cond: x)).splitlines()
+    assert plain[0] == "Model 'toy'" and plain[1] == "  network      function, 0 parameters, on cpu"
+    counted = repr(toy(denoiser=torch.nn.Linear(3, 500))).splitlines()
+    assert counted[1] == "  network      Linear, 2,000 parameters, on cpu"

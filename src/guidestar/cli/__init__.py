@@ -85,6 +85,6 @@ def _is_text(argument: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
-def _note(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _note(message: Warning | str, category: type[Warning], *_: object) -> None:
     if category is UserWarning or category.__module__.startswith("guidestar."):
         warn(str(message))

@@ -83,7 +83,8 @@ class Direction(_Sum, ABC):
         reuse: the same by a rule, for each sample: it is evaluated again once the change since the
             last evaluation, at the rate measured between the last two (relative to the push, for
             each unit of half the log-SNR), passes this. Waits once a step for the device.
-        carry: the space in which a carried push stays as it is: x0, eps or velocity.
+        carry: the space in which a carried push stays as it is: x0, eps or velocity. eps changes
+            least at middle and low noise, but is 0 at pure noise; velocity is near the best at all.
         extrapolate: whether a carried push lies on the line through the last two, in the log-SNR.
 
     Raises:
@@ -96,7 +97,7 @@ class Direction(_Sum, ABC):
     schedule: Schedule | None = None
     every: int = 1
     reuse: float | None = None
-    carry: Carry = "x0"
+    carry: Carry = "velocity"
     extrapolate: bool = False
 
     name: ClassVar[str]

@@ -445,6 +445,9 @@ def _schedulers(pipe: Any) -> list[Any]:
     """Return the schedulers of a pipeline, those of pipelines within it too."""
     parts = {**getattr(pipe, "components", {}), "scheduler": getattr(pipe, "scheduler", None)}
     found = {id(p): p for n, p in parts.items() if "scheduler" in n and hasattr(p, "step")}
+    for part in vars(pipe).values():
+        if hasattr(part, "components") and hasattr(part, "scheduler"):
+            found |= {id(s): s for s in _schedulers(part)}
     return list(found.values())
 
 

@@ -234,5 +234,5 @@ def _named(name: str, found: dict[Place, float], order: Sequence[str]) -> dict[s
         return dict(zip(order, used, strict=True))
     raise ValueError(
         f"{name} mixes {len(used)} answers of its network, and which is which is not known; leave "
-        "its further guidance out"
+        "its further guidance out (LTX-2: stg_scale=0, modality_scale=1, and those of its sound)"
     )

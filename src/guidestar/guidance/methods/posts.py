@@ -28,8 +28,7 @@ class Rescale(Post):
         space: the space of the deviations: v, as for the paper's network, or the output of a
             pipeline's network (eps), to match it.
         along: "sample", or "last" for the L2 norm along the last dimension in place of a sample's
-            deviation, as in Qwen-Image (over the channels of a token of its packed latents) and
-            Lumina 2.
+            deviation, as Qwen-Image (the channels of a packed token) and Lumina 2 do.
 
     0 evaluations more where the sum has the conditional pass, else 1 a step. A constant prediction
     does not change.
