@@ -13,6 +13,7 @@ from ..io.files import Damaged
 from ._terminal import fail, warn
 from .data import datasets
 from .distilling import distill
+from .fitting import grid
 from .info import methods, models, plan
 from .measuring import evaluate
 from .sampling import demo, sample, strip
@@ -22,7 +23,7 @@ app = typer.Typer(
     name="guidestar", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 # In the order in which --help lists them.
-for command in (demo, sample, strip, models, methods, plan, recipe, train, distill, evaluate):
+for command in (demo, sample, strip, models, methods, plan, recipe, train, distill, evaluate, grid):
     app.command()(command)
 app.add_typer(datasets, name="data")
 
