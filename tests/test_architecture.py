@@ -25,7 +25,8 @@ BELOW: dict[str, set[str]] = {
     "model": {"core", "diffusers", "guidance", "io", "networks", "sampling"},
     "checkpoints": {"core", "diffusers", "io", "model", "networks"},
 }
-BELOW["train"] = {*BELOW, "data", "evaluate"}
+BELOW["serve"] = {*BELOW}
+BELOW["train"] = {*BELOW, "data", "evaluate"} - {"serve"}
 BELOW["apps"] = {*BELOW}
 BELOW["cli"] = {*BELOW}
 CORE_BELOW: dict[str, set[str]] = {

@@ -121,6 +121,7 @@ from .model.shipped import (
     available as available,
 )
 from .sampling import (
+    Consistency as Consistency,
     DDIM as DDIM,
     DDPM as DDPM,
     DEIS as DEIS,
@@ -147,6 +148,12 @@ from .sampling import (
     steer as steer,
     trajectory as trajectory,
 )
+from .serve.engine import (
+    Engine as Engine,
+)
+from .serve.ticket import (
+    Ticket as Ticket,
+)
 
 __version__: Final[str]
 __all__ = [
@@ -155,6 +162,7 @@ __all__ = [
     "COND",
     "Colour",
     "Condition",
+    "Consistency",
     "Contrast",
     "DDIM",
     "DDPM",
@@ -167,6 +175,7 @@ __all__ = [
     "Downsample",
     "Draw",
     "ERSDE",
+    "Engine",
     "ExpressionError",
     "Flow",
     "GRIDS",
@@ -205,6 +214,7 @@ __all__ = [
     "Solver",
     "State",
     "Step",
+    "Ticket",
     "TimeTravel",
     "UniPC",
     "VE",

@@ -409,7 +409,7 @@ def test_sizes_and_tokenizers_that_are_refused(tmp_path):
         gs.load(tmp_path / "dit", size=(16, 16))
     for more in ({"size": (16, 16)}, {"dtype": "bfloat16"}, {"dtype": "int8"}):
         with pytest.raises(
-            ValueError, match="^fashion-mnist is a model of .* leave size= and dtype= out"
+            ValueError, match=r"^fashion-mnist is a model of .* leave size= and dtype= out"
         ):
             gs.load("fashion-mnist", **more)
 

@@ -115,8 +115,8 @@ class Reach:
         """Return the tests that run a function (or anything of a class or file), those that tell
         soonest first.
 
-        One case of each test comes before the second case of any; then the rest of the files that
-        the function is run in, for what is computed once and kept. ``always``: files whose tests
+        Further cases of a test come later than the first; then the rest of the files that the
+        function is run in, for what is computed once and kept. ``always``: files whose tests
         come first, whatever they run; ``budget``: the seconds that all of them may take.
         """
         rows: list[tuple[float, str]] = []
@@ -150,14 +150,14 @@ class Reach:
 
 
 def _fair(rows: Sequence[tuple[float, str]]) -> list[str]:
-    """Order tests by their seconds, the first case of each before the second of any."""
+    """Order tests by their seconds, each further case of one as if it took as much longer."""
     cases: dict[str, int] = defaultdict(int)
     ranked = []
     for cost, test in sorted(rows):
         name = test.partition("[")[0]
-        ranked.append((cases[name], cost, test))
         cases[name] += 1
-    return [test for _, _, test in sorted(ranked)]
+        ranked.append(((0.01 + cost) * cases[name], test))
+    return [test for _, test in sorted(ranked)]
 
 
 def _within(tests: Sequence[str], seconds: dict[str, float], budget: float) -> list[str]:

@@ -510,7 +510,7 @@ def test_what_does_not_go_together_is_refused_before_any_training(tmp_path, how,
         (
             "[schedule]\nzero_terminal_snr = true\n[levels]\nkind = "
             '"uniform"\n[objective]\npredicts = "eps"',
-            "eps says nothing about data at pure noise",
+            "eps has no clean estimate at pure noise",
         ),
     ],
 )

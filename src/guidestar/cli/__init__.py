@@ -17,13 +17,27 @@ from .fitting import grid
 from .info import methods, models, plan
 from .measuring import evaluate
 from .sampling import demo, sample, strip
+from .serving import serve
 from .training import recipe, train
 
 app = typer.Typer(
     name="guidestar", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 # In the order in which --help lists them.
-for command in (demo, sample, strip, models, methods, plan, recipe, train, distill, evaluate, grid):
+for command in (
+    demo,
+    sample,
+    strip,
+    models,
+    methods,
+    plan,
+    recipe,
+    train,
+    distill,
+    evaluate,
+    grid,
+    serve,
+):
     app.command()(command)
 app.add_typer(datasets, name="data")
 
@@ -73,6 +87,6 @@ def _is_text(argument: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
-def _note(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _note(message: Warning | str, category: type[Warning], *_: object) -> None:
     if category is UserWarning or category.__module__.startswith("guidestar."):
         warn(str(message))

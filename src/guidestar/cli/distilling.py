@@ -49,6 +49,17 @@ def distill(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the student's folder.")] = None,
     seed: Annotated[Optional[int], typer.Option(min=0, help="Seed of the training.")] = None,  # noqa: UP045
+    lora: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Rank: train a LoRA of a Diffusers pipeline in its place."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of prompts for --lora, one a line.")
+    ] = None,
+    samples: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Samples of the pipeline that --lora is trained on (64)."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell what would be trained, and train nothing.")
     ] = False,
@@ -75,6 +86,11 @@ def distill(
         "name": name,
         "seed": seed,
     }
+    if lora is not None:
+        _distil_lora(teacher, given, lora, prompts, samples or 64, out)
+        return
+    if prompts is not None or samples is not None:
+        raise ValueError("--prompts and --samples are for --lora; give a rank, e.g. --lora 16")
     if teacher.endswith(".toml") and Path(teacher).is_file():
         strange = [key for key, value in given.items() if value is not None]
         if strange:
@@ -127,6 +143,50 @@ def _recipe(teacher: str, given: dict[str, Any]) -> Any:
         },
         "guidestar distill",
     )
+
+
+_NOT_FOR_LORA = ("scale", "method", "steps", "start", "data", "name")
+
+
+def _distil_lora(
+    teacher: str, given: dict[str, Any], rank: int, prompts: Path | None, samples: int, out: Path
+) -> None:
+    from ..apps.measure_text import read_prompts
+    from ..train.loop.signals import Stop, stop_on_signals
+    from ..train.objectives.objective import TrainSettings
+    from ..train.progress import progress_report
+    from ..train.students.lora import LoRA, distil_lora
+
+    strange = [key for key in _NOT_FOR_LORA if given[key] is not None]
+    if strange:
+        raise ValueError(f"--{strange[0]} does not go with --lora; leave it out")
+    if prompts is None:
+        raise ValueError("--lora needs --prompts, a file of prompts, one a line")
+    if given["guidance"] is None:
+        raise ValueError('--lora needs --guidance, e.g. "cfg(7) + pag(3) | rescale(0.7)"')
+    train = TrainSettings(
+        steps=given["train_steps"] or 1000,
+        batch=given["batch"] or 4,
+        rate=given["rate"] or 1e-4,
+        warmup=20,
+        decay=0.99,
+        seed=given["seed"] or 0,
+    )
+    spec = LoRA(
+        teacher=teacher,
+        guidance=given["guidance"],
+        prompts=tuple(read_prompts(prompts)),
+        rank=rank,
+        samples=samples,
+        train=train,
+        seed=given["seed"] or 0,
+    )
+    with stop_on_signals(Stop()) as stop, progress_report() as report:
+        file = distil_lora(spec, out, report, stop=stop)
+    if file is None:
+        fail(f"stopped; what was trained is saved in {out}, and the same command goes on", 130)
+    else:
+        typer.echo(f"{file}; in Diffusers: pipe.load_lora_weights({str(out)!r}), guidance_scale=1")
 
 
 def _data(path: Path) -> dict[str, Any]:

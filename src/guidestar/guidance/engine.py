@@ -73,8 +73,8 @@ class _Needs:
     sum: Sum
     step: Step
     through: frozenset[Pass] = frozenset()
-    instead: dict[Pass, Pass] = field(default_factory=dict[Pass, Pass])
-    wanted: dict[Pass, list[Tensor | None]] = field(default_factory=dict[Pass, list[Tensor | None]])
+    instead: dict[Pass, Pass] = field(default_factory=lambda: {})
+    wanted: dict[Pass, list[Tensor | None]] = field(default_factory=lambda: {})
 
     def add(self, passes: Sequence[Pass], rows: Tensor | None) -> tuple[Pass, ...]:
         """Add passes, and return the names under which they are evaluated."""

@@ -15,12 +15,14 @@ from .solver import Memory, Moving, Point, Solver
 class Consistency(Solver):
     """``x_s = α_s x0 + σ_s z`` with fresh noise z: for students that estimate the end of a path.
 
+    Of an ordinary denoiser it does not converge to the model's distribution (order 0).
+
     References:
         Consistency Models, algorithm 1, https://arxiv.org/abs/2303.01469
     """
 
     name = "consistency"
-    order = 1
+    order = 0
 
     @property
     def stochastic(self) -> bool:

@@ -37,7 +37,7 @@ def plain_kind(kind: type) -> type:
     return getattr(kind, MARK, (kind,))[0]
 
 
-def derived(kind: type, call: Callable[..., Answer], **more: object) -> type:
+def derived(kind: type, call: Callable[..., Answer] | None, **more: object) -> type:
     """Return a class that differs in what a call does, and passes for ``kind`` (saving writes its
     name).
     """
@@ -46,7 +46,8 @@ def derived(kind: type, call: Callable[..., Answer], **more: object) -> type:
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
     }
-    return type(kind.__name__, (kind,), {"__call__": call, **names, **more})
+    calls = {} if call is None else {"__call__": call}
+    return type(kind.__name__, (kind,), {**calls, **names, **more})
 
 
 # --- pipelines ---

@@ -18,6 +18,8 @@ from torch import Tensor
 from ...guidance import AND, NOT, Guidance
 from ..objects import Arguments, Network, Pipeline
 from ..read import flux
+from .classes import plain_kind
+from .kinds import learns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,13 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 _PIX2PIX = ("cond", "image", "uncond")
-_PLACES = ("unet", "transformer", "transformer_2")
+_THREE: dict[str, tuple[str, ...]] = {}
+_PLACES = ("unet", "transformer", "transformer_2", "prior", "decoder")
+
+
+def order_of(pipe: object) -> tuple[str, ...]:
+    """Return the parts of pipelines that make three passes, in the order of their rows."""
+    return _THREE.get(plain_kind(type(pipe)).__name__, ())
 
 
 def networks(pipe: object) -> dict[str, Network]:
@@ -144,8 +152,12 @@ def networks(pipe: object) -> dict[str, Network]:
     Raises:
         ValueError: it has none that is known; what it has is listed.
     """
-    found = {place: net for place in _PLACES if (net := getattr(pipe, place, None)) is not None}
-    if found and all(_class(net) in FAMILIES for net in found.values()):
+    found = {
+        place: net
+        for place in _PLACES
+        if isinstance(net := getattr(pipe, place, None), torch.nn.Module)
+    }
+    if found and (learns(pipe) or all(_class(net) in FAMILIES for net in found.values())):
         return found
     parts = (
         ", ".join(
@@ -157,7 +169,8 @@ def networks(pipe: object) -> dict[str, Network]:
     )
     raise ValueError(
         f"{type(pipe).__name__} has no denoising network that guidestar knows how to guide; "
-        f"found {parts}; known are {', '.join(FAMILIES)}"
+        f"found {parts}; known are {', '.join(FAMILIES)}, and any in a pipeline of Diffusers, as "
+        f"its {', '.join(_PLACES)}"
     )
 
 

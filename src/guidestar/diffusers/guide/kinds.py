@@ -10,6 +10,7 @@ from ...guidance import Guidance
 from ...guidance.serialize import literal
 from ..objects import Arguments, Pipeline
 from ..read.scheduler import PREDICTS
+from .classes import plain_kind
 
 _BOTH = (
     *("", "Img2Img", "Inpaint", "InstructPix2Pix", "Adapter", "PAG", "PAGImg2Img", "PAGInpaint"),
@@ -74,19 +75,37 @@ KNOWN = frozenset(
 """
 
 
+REFUSED: dict[str, str] = {
+    "AceStepPipeline": "its own guidance keeps what its network answered from one step to the next",
+    "AnyFlowFARPipeline": "its network keeps a cache of what it was given",
+    "Cosmos3OmniPipeline": "its network takes all its inputs as one packed sequence",
+    "ConsisIDPipeline": "it cannot be made without further packages, so it was not tried",
+}
+"""Classes of pipelines that cannot be guided, and why."""
+
+
+def own_kind(pipe: object) -> type:
+    """Return the class whose call a pipeline makes."""
+    return next((k for k in plain_kind(type(pipe)).__mro__ if "__call__" in vars(k)), object)
+
+
+def learns(pipe: object) -> bool:
+    """Return whether a pipeline's layout is learnt from its run: that of Diffusers' pipelines that
+    are no `KNOWN` ones.
+    """
+    kind = own_kind(pipe)
+    return kind.__module__.startswith("diffusers.") and kind.__name__ not in KNOWN
+
+
 def check_kind(pipe: object) -> None:
-    """Refuse Diffusers' pipelines that are not known; one's own, with a call of their own, are
-    taken.
+    """Refuse Diffusers' pipelines that cannot be guided.
 
     Raises:
-        ValueError: the pipeline's class is one of Diffusers' others; it is named.
+        ValueError: the pipeline's class is one of them; it is named, with the reason.
     """
-    kind = next((k for k in type(pipe).__mro__ if "__call__" in vars(k)), object)
-    if kind.__module__.startswith("diffusers.") and kind.__name__ not in KNOWN:
-        raise ValueError(
-            f"{kind.__name__} lays out its network's inputs in a way that is not known here, "
-            "so it cannot be guided; use the family's plain pipeline"
-        )
+    kind = own_kind(pipe)
+    if kind.__module__.startswith("diffusers.") and kind.__name__ in REFUSED:
+        raise ValueError(f"{kind.__name__} cannot be guided: {REFUSED[kind.__name__]}")
 
 
 def warn_of_numbers(

@@ -29,7 +29,8 @@ class Output:
         kind: eps, v, x0, velocity, or edm: ``x0 = d² α x + k d σ out`` where x has the level
             ``α = 1/√(ρ² + d²)``, ``σ = ρα``.
         d: standard deviation of the data, for edm.
-        sign: k, for edm: 1 (epsilon) or −1 (v_prediction).
+        sign: k, for edm: 1 (epsilon) or −1 (v_prediction); else −1 where the output is the negative
+            of its kind (a velocity towards the data).
     """
 
     kind: str
@@ -43,12 +44,14 @@ class Output:
                 expand(self.d**2 * level.alpha, x) * x
                 + expand(self.sign * self.d * level.sigma, x) * out
             )
+        out = -out if self.sign < 0 else out
         return TO_X0[self.kind](x, out, level.alpha, level.sigma)
 
     def of(self, prediction: Prediction) -> Tensor:
         """Return the output that means ``prediction``."""
         if self.kind != "edm":
-            return prediction.view(self.kind)  # type: ignore[arg-type]
+            made = prediction.view(self.kind)  # type: ignore[arg-type]
+            return -made if self.sign < 0 else made
         x, level = prediction.x_t, prediction.level
         rest = prediction.x0 - expand(self.d**2 * level.alpha, x) * x
         return rest * expand(inverse_or_zero(self.sign * self.d * level.sigma), x)
@@ -150,13 +153,14 @@ def read_timetable(scheduler: Scheduler) -> Timetable:
     Raises:
         ValueError: a scheduler of a kind that has no table of levels known here.
     """
-    name = next((base.__name__ for base in type(scheduler).__mro__ if base.__name__ in KINDS), None)
+    names = [base.__name__ for base in type(scheduler).__mro__]
+    name = next((n for n in names if n in KINDS or n in _OF_PIPELINES), None)
     if name is None:
         raise ValueError(
             f"the scheduler {type(scheduler).__name__} has no table of noise levels that "
-            f"guidestar knows; these have: {', '.join(sorted(KINDS))}"
+            f"guidestar knows; these have: {', '.join(sorted((*KINDS, *_OF_PIPELINES)))}"
         )
-    return _READERS[KINDS[name]](scheduler)
+    return (_OF_PIPELINES.get(name) or _READERS[KINDS[name]])(scheduler)
 
 
 def _make_timetable(
@@ -275,16 +279,49 @@ def _edm(scheduler: Scheduler) -> Timetable:
 
 def _flow(scheduler: Scheduler) -> Timetable:
     if getattr(scheduler.config, "invert_sigmas", False):
-        raise ValueError(
-            "a scheduler with invert_sigmas (time that runs from noise to data) is not supported"
-        )
-    levels = [Level(1 - float(s), float(s), float(s)) for s in scheduler.sigmas.tolist()]
+        levels = [Level(float(s), 1 - float(s), 1 - float(s)) for s in scheduler.sigmas.tolist()]
+        output = Output(kind="velocity", sign=-1.0)
+        return _make_timetable(scheduler, levels, Flow(), output, reads_t=False)
+    sigmas = [float(s) for s in scheduler.sigmas.tolist()]
+    if max(sigmas) > 1 + 1e-6:  # Cosmos 2 steps in samples x0 + σε of any σ
+        schedule = VE(t_min=min(s for s in sigmas if s > 0), t_max=max(sigmas))
+        plain = [Level(1.0, s, s) for s in sigmas]
+        return _make_timetable(scheduler, plain, schedule, Output(kind="eps"), reads_t=False)
+    levels = [Level(1 - s, s, s) for s in sigmas]
     output = (
         _output(scheduler) if "prediction_type" in scheduler.config else Output(kind="velocity")
     )
     return _make_timetable(scheduler, levels, Flow(), output)
 
 
+def _cosine(scheduler: Scheduler) -> Timetable:
+    """Read the cosine of a share of time (Würstchen)."""
+    bar = lambda t: float(scheduler._alpha_cumprod(torch.tensor([float(t)]), torch.device("cpu")))
+    share = lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    schedule = VP(tuple(share((k + 1) / 1001) for k in range(1000)))
+    times = scheduler.timesteps.tolist()
+    levels = [_of_table(bar(t), t) for t in times]
+    return _make_timetable(
+        scheduler, [*levels, schedule.clean], schedule, Output(kind="eps"), reads_t=False
+    )
+
+
+def _angles(scheduler: Scheduler) -> Timetable:
+    """Read angles: α is their cosine, σ their sine (TrigFlow)."""
+    times = [float(t) for t in scheduler.timesteps.tolist()]
+    levels = [Level(math.cos(t), math.sin(t), t) for t in times]
+    bars = tuple(math.cos(math.pi / 2 * (k + 1) / 1001) ** 2 for k in range(1000))
+    return _make_timetable(scheduler, levels, VP(bars), Output(kind="v"), reads_t=False)
+
+
+_OF_PIPELINES: dict[str, Callable[[Scheduler], Timetable]] = {
+    "DDPMWuerstchenScheduler": _cosine,
+    "SCMScheduler": _angles,
+    "FlowMapEulerDiscreteScheduler": _flow,
+    "HeliosScheduler": _flow,
+    "LTXEulerAncestralRFScheduler": _flow,
+}
+"""Schedulers of single pipelines, whose folders are not read as models."""
 _READERS: dict[Kind, Callable[[Scheduler], Timetable]] = {
     "by time": _by_time,
     "inverted": _read_inverted,

@@ -9,21 +9,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack, cast
+from typing import TypedDict, TypeVar, Unpack
 
 from torch import Tensor
 
-from ...core.levels import VP, Level, uniform
+from ...core.levels import VP, uniform
 from ...guidance import Direction, Guidance, parse
 from ...guidance.bases.loss_term import Steered
 from ...guidance.serialize import literal
 from ...guidance.term import as_guidance
 from ..guidance_file import guidance_of
-from ..objects import Answer, Arguments, Classifier, Network, Pipeline
-from ..read.vae import check_known, decoded
+from ..objects import Answer, Arguments, Network, Pipeline
+from ..read.vae import ThroughDecoder, check_known
 from .classes import answered, as_it_is, become, guided_kind, plain_kind
 from .families import networks
-from .kinds import check_kind, warn_of_numbers
+from .kinds import check_kind, learns, warn_of_numbers
+from .learnt import LearntRun
 from .run import Run, Wanted
 
 P = TypeVar("P")
@@ -102,7 +103,7 @@ def guide(
     _check_terms(expression, pipe)
     _check_layers(expression, networks(pipe), nets or {})
     judges = (
-        {name: _Decoded(pipe, c) for name, c in (classifiers or {}).items()}
+        {name: _through_vae(pipe, c) for name, c in (classifiers or {}).items()}
         if through_vae
         else classifiers or {}
     )
@@ -149,13 +150,17 @@ def _guided_kind(plain: type, wanted: Wanted) -> type:
         bound.apply_defaults()
         _refuse_own(self, bound.arguments)
         warn_of_numbers(self, given, bound.arguments, wanted.guidance)
-        run = Run(self, wanted, dict(bound.arguments), as_it_is)
-        with answered(networks(self), run.answer):
+        run = _kind_of_run(self)(self, wanted, dict(bound.arguments), as_it_is)
+        with answered(networks(self), run.answer), run.stepping():
             result = plain.__call__(self, *args, **kwargs)
         run.check_ended(result)
         return result
 
     return guided_kind(plain, call, wanted)
+
+
+def _kind_of_run(pipe: object) -> type[Run] | type[LearntRun]:
+    return LearntRun if learns(pipe) else Run
 
 
 def guided_again(
@@ -226,33 +231,18 @@ def _check_layers(
                     pass
 
 
-class _Decoded:
-    """A classifier of pictures, applied to latents that the pipeline's VAE decodes."""
-
-    def __init__(self, pipe: object, inner: object) -> None:
-        vae = getattr(pipe, "vae", None)
-        if vae is None:
-            raise ValueError(
-                f"{type(pipe).__name__} has no VAE to look through; leave through_vae out"
-            )
-        try:
-            check_known(vae)
-        except ValueError as error:
-            raise ValueError(
-                f"{type(pipe).__name__}: {error}; leave through_vae out, and classify the latents"
-            ) from None
-        self.vae, self.inner, self.rho_max = vae, cast(Classifier, inner), None
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.inner, name)
-
-    def log_prob(self, x: Tensor, level: Level, target: Tensor) -> Tensor:
-        """Return the classifier's log-probability of the decoded latents ``x``."""
-        from torch.utils.checkpoint import checkpoint
-
-        return self.inner.log_prob(
-            checkpoint(decoded, self.vae, x, use_reentrant=False), level, target
-        )
+def _through_vae(pipe: object, inner: object) -> ThroughDecoder:
+    """Return a classifier of pictures, applied to latents that the pipeline's VAE decodes."""
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        raise ValueError(f"{type(pipe).__name__} has no VAE to look through; leave through_vae out")
+    try:
+        check_known(vae)
+    except ValueError as error:
+        raise ValueError(
+            f"{type(pipe).__name__}: {error}; leave through_vae out, and classify the latents"
+        ) from None
+    return ThroughDecoder(vae, inner)
 
 
 __all__ = ["guide", "guided"]

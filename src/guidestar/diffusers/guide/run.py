@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -91,6 +92,10 @@ class Run:
         if call.family.calls == 2 and negative_rows(self.pipe, call.family, self.arguments):
             return self._first(call, place)
         return self._make_answer(net, call, self._guide(net, call, place))
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """Leave the scheduler's steps as they are."""
+        return nullcontext()
 
     def check_ended(self, result: Answer) -> None:
         """Refuse a run whose last call for the prompt was not followed by one for the negative, or

@@ -4,17 +4,20 @@ is taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...io.documents import as_value_error, shown
 from ...networks.memory import MEMORY, MOST_TENSORS, available_memory, count_tensors
+from ..objects import Config
+
+M = TypeVar("M", bound=nn.Module)
 
 MOST_WHOLE = 10_000_000
 """The largest whole number in a network's settings: vocabularies have up to a million entries."""
@@ -34,7 +37,7 @@ def one_budget() -> Iterator[None]:
         _TAKEN.reset(token)
 
 
-def check_numbers(file: Path, settings: Mapping[str, Any]) -> None:
+def check_numbers(file: Path, settings: Config) -> None:
     """Refuse whole numbers in a network's settings that no network has.
 
     Raises:
@@ -45,7 +48,7 @@ def check_numbers(file: Path, settings: Mapping[str, Any]) -> None:
         _check_number(file, str(key), value, MOST_LAYERS if deep else MOST_WHOLE)
 
 
-def _check_number(file: Path, key: str, value: Any, most: int) -> None:
+def _check_number(file: Path, key: str, value: object, most: int) -> None:
     if isinstance(value, dict):
         check_numbers(file, {f"{key}.{k}": v for k, v in value.items()})
     elif isinstance(value, list | tuple):
@@ -56,11 +59,11 @@ def _check_number(file: Path, key: str, value: Any, most: int) -> None:
 
 
 def build(
-    make: Callable[[], Any],
+    make: Callable[[], M],
     where: str,
     dtype: torch.dtype,
-    check: Callable[[Any], None] | None = None,
-) -> Any:
+    check: Callable[[M], None] | None = None,
+) -> M:
     """Build a module: first without memory, to see what it would take, then in earnest.
 
     Args:
@@ -83,7 +86,7 @@ def build(
         return make()
 
 
-def _build_sketch(make: Callable[[], Any], where: str, dtype: torch.dtype) -> Any:
+def _build_sketch(make: Callable[[], M], where: str, dtype: torch.dtype) -> M | None:
     """Build on the device "meta", which has shapes and no memory; None where the constructor reads
     numbers there.
     """
@@ -127,7 +130,7 @@ def _width(tensor: Tensor, dtype: torch.dtype) -> int:
     return dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
 
 
-def _bytes(module: Any, dtype: torch.dtype) -> int:
+def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
     return sum(t.numel() * _width(t, dtype) for t in tensors.values())
 

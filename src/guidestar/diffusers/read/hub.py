@@ -144,6 +144,11 @@ def _of_one_variant(weights: Sequence[str]) -> list[str]:
     return [f for f, v in variants.items() if v == chosen]
 
 
+def _parts(file: str) -> tuple[str | None, ...]:
+    found = _WEIGHTS.fullmatch(file.rpartition("/")[2])
+    return found.groups() if found else ()
+
+
 def _variant(file: str) -> str:
     """Return the variant of a file of weights; "" for the full ones."""
-    return next(filter(None, _WEIGHTS.fullmatch(file.rpartition("/")[2]).groups()), "")  # type: ignore[union-attr]
+    return next(filter(None, _parts(file)), "")

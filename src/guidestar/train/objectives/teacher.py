@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -82,6 +83,7 @@ class Teacher:
         classifiers: by name.
         target: which condition is what classifiers are told to find, if any.
         is_student: the scale is an input of its network, not part of the expression.
+        context: entered while it predicts (a LoRA that is off).
     """
 
     denoiser: Denoiser
@@ -92,6 +94,7 @@ class Teacher:
     classifiers: Mapping[str, Any] = field(default_factory=dict)
     target: str | None = None
     is_student: bool = False
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def expression(self, scale: Tensor | None) -> Guidance:
         """Return the expression with the scales of some samples.
@@ -138,6 +141,10 @@ class Teacher:
             step: its levels are numbers or one for each sample.
             asked: what the samples are of.
         """
+        with self.context():
+            return self._predict(x_t, step, asked)
+
+    def _predict(self, x_t: Tensor, step: Step, asked: Asked) -> Prediction:
         given, free = (~asked.drop).nonzero()[:, 0], asked.drop.nonzero()[:, 0]
         if not len(free):
             return _plain(self._guided(x_t, step, asked))

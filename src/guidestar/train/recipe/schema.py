@@ -2,9 +2,10 @@
 
 A recipe trains some parts, each with its own checkpoint, so that a run that was stopped goes on
 where it was: the ``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` (or
-regressor) that guides, and a clean ``judge`` that guides nothing and only measures. Of captioned
-pictures: a ``clip`` whose text tower encodes the captions, a ``noisy_clip`` that guides, and a
-``measuring_clip`` that guides nothing.
+regressor) that guides, and a clean ``judge`` that guides nothing and only measures. Of pictures: an
+``autoencoder``, on whose latents the others then work. Of captioned pictures: a ``clip`` whose text
+tower encodes the captions, a ``noisy_clip`` that guides, and a ``measuring_clip`` that guides
+nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +20,21 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from ...io.files import check_name
-from .parts import ORDER, PARTS, ClassifierPart, CLIPPart, NetworkPart, Training, VisionPart
-from .strict import Rate, _Strict
-from .tables import ConditionSpec, Data, Export, Levels, Noise, Preview, Target
+from .parts import (
+    ORDER,
+    PARTS,
+    AutoencoderPart,
+    ClassifierPart,
+    CLIPPart,
+    NetworkPart,
+    Training,
+    VisionPart,
+)
+from .strict import Rate, Strict
+from .tables import OWN_VAE, ConditionSpec, Data, Export, Levels, Noise, Preview, Target
 
 __all__ = [
+    "AutoencoderPart",
     "CLIPPart",
     "ClassifierPart",
     "ConditionSpec",
@@ -42,7 +53,7 @@ __all__ = [
 
 
 BESIDE = frozenset(
-    ("parts", "snapshots", "previews", "tensorboard", "tokenizers", "batch.png", ".lock")
+    ("parts", "snapshots", "previews", "tensorboard", "tokenizers", "vae", "batch.png", ".lock")
 )
 """What a training writes beside the model's folder, which is named after the recipe."""
 
@@ -51,7 +62,7 @@ def _folder_name(name: str) -> str:
     return check_name(name, "the recipe's name", taken=BESIDE)
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole training."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_folder_name)]
@@ -73,6 +84,7 @@ class Recipe(_Strict):
     clip: CLIPPart | None = None
     noisy_clip: VisionPart | None = None
     measuring_clip: CLIPPart | None = None
+    autoencoder: AutoencoderPart | None = None
     preview: Preview = Preview()
     export: Export = Export()
 
@@ -105,7 +117,54 @@ class Recipe(_Strict):
         ] + ["noisy_clip"] * (self.noisy_clip is not None)
         if needy and self.clip is None:
             raise ValueError(f"{needy[0]} needs the recipe to train a clip: add a table [clip]")
+        self._check_variance()
+        self._check_autoencoder()
         return self
+
+    def _check_variance(self) -> None:
+        if self.objective.variance == "fixed":
+            return
+        if self.schedule.kind != "vp" or self.levels.kind != "uniform":
+            raise ValueError(
+                "objective.variance: the bound that trains it is a sum over the times of a table; "
+                'write schedule.kind = "vp" and levels.kind = "uniform"'
+            )
+        for part in ("model", "weak"):
+            spec = getattr(self, part)
+            if spec is not None and (spec.network in ("unet", "sequence") or ":" in spec.network):
+                raise ValueError(
+                    f"{part}.network: a variance is learned by a network of Diffusers that returns "
+                    f'twice its channels, e.g. "DiTTransformer2DModel", not by {spec.network!r}'
+                )
+
+    def _check_autoencoder(self) -> None:
+        own = self.data.vae == OWN_VAE
+        if own and self.autoencoder is None:
+            raise ValueError(
+                f"data.vae = {OWN_VAE!r} needs the recipe to train one: add a table [autoencoder]"
+            )
+        if self.autoencoder is None:
+            return
+        if self.data.kind not in ("images", "parquet"):
+            raise ValueError(
+                f"autoencoder: it learns from images or parquet, not from {self.data.kind!r}"
+            )
+        if not own:
+            raise ValueError(
+                "autoencoder: nothing would use it; say that the model works on its latents, "
+                f'data.vae = "{OWN_VAE}"'
+            )
+        halvings = len(self.autoencoder.widths) - 1
+        if self.data.size % 2**halvings:
+            raise ValueError(
+                f"autoencoder.widths: {halvings + 1} widths halve pictures {halvings} times, which "
+                f"a size of {self.data.size} does not allow"
+            )
+        if self.data.size < 2 ** max(halvings, self.autoencoder.scales):
+            raise ValueError(
+                f"autoencoder.scales: pictures of {self.data.size} cannot be halved "
+                f"{self.autoencoder.scales} times"
+            )
 
     def predicts(self) -> str:
         """Return what the network predicts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,5 +21,7 @@ Words = Annotated[tuple[str, ...], Field(max_length=1_000_000, strict=False)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel, ABC):
+    """A table of a recipe: unknown keys, and values of another type, are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -14,7 +14,7 @@ from ...io.files import check_name
 from ..objectives.teacher import takes_scale, with_scale
 from ..recipe.parts import Training
 from ..recipe.schema import BESIDE, explain
-from ..recipe.strict import Rate, StepCount, _Strict
+from ..recipe.strict import Rate, StepCount, Strict
 from ..recipe.tables import Data
 
 Scales = Annotated[
@@ -23,7 +23,7 @@ Scales = Annotated[
 ]
 
 
-class Student(_Strict):
+class Student(Strict):
     """What a student learns.
 
     Args:
@@ -118,7 +118,7 @@ def _folder_name(name: str) -> str:
     return check_name(name, "the name of a model", taken=BESIDE)
 
 
-class Distillation(_Strict):
+class Distillation(Strict):
     """A distillation: the student, its data, and where its checkpoints stand.
 
     Args:
