@@ -66,7 +66,7 @@ class GuidanceRecipe:
             )
         if self.solver is not None:
             get_solver(self.solver)
-        if self.grid not in (None, *GRIDS):
+        if self.grid not in (None, *GRIDS, "fitted"):
             raise ValueError(f"unknown grid {shown(self.grid)}; there are {', '.join(GRIDS)}")
         parse(self.guidance)
 
