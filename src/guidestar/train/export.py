@@ -192,7 +192,9 @@ def _examined(recipe: Recipe, trained: Trained, source: Source, aside: Source | 
             trained["classifier"], recipe, x, y
         )
     if "judge" in trained and recipe.judge is not None:
-        found["judge_accuracy"] = accuracy(trained["judge"], *gather_samples(aside, recipe.judge))
+        found["judge_accuracy"] = accuracy(
+            trained["judge"], *gather_samples(pictures_of(aside), recipe.judge)
+        )
     if "autoencoder" in trained:
         found["autoencoder"] = examine_autoencoder(trained["autoencoder"], pictures_of(aside))
     clips = {part: net for part, net in trained.items() if isinstance(net, CLIP)}

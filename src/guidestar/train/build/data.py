@@ -85,7 +85,7 @@ def in_latents(recipe: Recipe, source: Source, out: Path | None, *, vae: Any = N
     assert recipe.autoencoder is not None  # the recipe was checked
     fresh = fresh_autoencoder(recipe.autoencoder, pictures.shape).eval().requires_grad_(False)
     shape = latent_shape(recipe.autoencoder, pictures.shape)
-    return Unencoded(pictures=pictures, encode=lambda x: into_latents(fresh, x), shape=shape)
+    return Unencoded(pictures=pictures, encode=lambda x: into_latents(fresh, x), latent_shape=shape)
 
 
 def _fashion(which: str, folder: str | None) -> Source:

@@ -22,7 +22,7 @@ ORDER = (
 """The order they are trained in: what makes latents before what learns them, the text encoder
 before what it is the encoder of.
 """
-OF_PICTURES = ("autoencoder", "clip", "measuring_clip")
+OF_PICTURES = ("autoencoder", "clip", "measuring_clip", "judge")
 """The parts that learn from pictures, also where the others learn from their latents."""
 
 
