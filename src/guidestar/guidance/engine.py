@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
@@ -15,6 +15,7 @@ from ..core.levels import Step, Value, expand
 from ..core.passes import Net, Pass
 from ..core.prediction import Prediction
 from .context import Count, Live
+from .groups import take
 from .reuse import Pusher, split
 from .term import Direction, Post, Pushed, Rounds, Traits
 
@@ -302,11 +303,6 @@ def _spread(delta: Tensor, weight: Value, rows: Tensor | None, like: Tensor) -> 
     return torch.zeros_like(like).index_add(0, rows.to(like.device), weighted)
 
 
-def take(state: State, rows: Tensor) -> State:
-    """Select samples (``rows``: int64 indices) of the state of a term."""
-    return {name: value[rows.to(value.device)] for name, value in state.items()}
-
-
 def _kept(states: States, active: Sequence[_Active]) -> States:
     """Return the new states of all terms; samples of weight 0 keep their old one."""
     new = list(states)
@@ -317,26 +313,3 @@ def _kept(states: States, active: Sequence[_Active]) -> States:
             whole = value if rows is None else new[a.key][name].index_copy(0, rows, value)
             new[a.key] = {**new[a.key], name: whole}
     return tuple(new)
-
-
-def join_steps(parts: Sequence[tuple[Tensor, GuidedStep]], group: Group) -> GuidedStep:
-    """Join the guided steps of parts of a group, in the order of its samples.
-
-    Args:
-        parts: rows of ``group`` (each row in one part), and their guided step.
-        group: all samples.
-    """
-    steps = [part for _, part in parts]
-    order = torch.cat([rows for rows, _ in parts]).argsort()
-    joined = Prediction.join([s.prediction for s in steps], group.x_t, group.step.t).take(order)
-    prediction = replace(joined, x_t=group.x_t, level=group.step.t)
-    states = tuple(_ordered(own, order) for own in zip(*(s.state for s in steps), strict=True))
-    counted = [torch.as_tensor(s.evaluations).expand(len(rows)) for rows, s in parts]
-    counts = torch.cat(counted)[order]
-    pushes = [s.pushes for s in steps if s.pushes is not None]
-    return GuidedStep(prediction, states, counts, _ordered(pushes, order) if pushes else None)
-
-
-def _ordered(parts: Sequence[State], order: Tensor) -> State:
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return take(joined, order)

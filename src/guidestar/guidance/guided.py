@@ -16,8 +16,9 @@ from ..core.passes import Encode, Net, Pass, by_name
 from ..core.rng import Draw, checked_seeds
 from .citations import used
 from .context import Engine, Loss
-from .engine import Sum, join_steps, take
+from .engine import Sum
 from .expression import parse
+from .groups import join_steps, take
 from .plan import Plan, StepPlan
 from .reuse import initial_state
 from .term import Context, Direction, Guidance, as_guidance

@@ -16,8 +16,9 @@ from ..arguments import check_counts
 from ..bases.conditional_contrast import Conditioned
 from ..bases.statistics import dot, safe
 from ..context import Count, Engine, States
-from ..engine import join_steps, select, take
+from ..engine import select
 from ..expression import register
+from ..groups import join_steps, take
 from ..term import Live, Pushed
 
 
