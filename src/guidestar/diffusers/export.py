@@ -53,7 +53,7 @@ def pipeline_of(model: SavedModel, scheduler: str) -> tuple[str | None, str]:
     """
     net, vae = network_of(model.denoiser), getattr(model.decode, "vae", None)
     kind = type(net).__name__
-    if isinstance(model.denoiser.net, ScaledNetwork):
+    if isinstance(getattr(model.denoiser, "net", None), ScaledNetwork):
         return None, (
             f"its guidance scale is an input that {kind} lacks; the network loads in Diffusers as "
             "that of scale 1, and guidestar gives the others"
