@@ -11,6 +11,7 @@ import pytest
 from guidestar.diffusers.read.settings import LABELS, PIXELS, check_own
 from guidestar.io import documents
 from guidestar.model import manifest
+from guidestar.sampling import SOLVERS
 
 CONSTANTS = {
     "core.levels.grids:MOST_STEPS": 10_000,
@@ -243,3 +244,19 @@ def test_a_manifests_values_up_to_their_bounds():
     assert [manifest._LOG_SCALE.fits(v) for v in (-88, 88, -88.1, 88.1)] == [True, True] + [
         False
     ] * 2
+
+
+# Order of convergence, whether it draws noise, and whether it takes split predictions.
+KNOWN_SOLVERS = {
+    "ddim": (1, False, True),
+    "ddpm": (1, True, True),
+    "dpmpp-2m": (2, False, True),
+    "sde-dpmpp-2m": (2, True, True),
+    "heun": (2, False, False),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN_SOLVERS)
+def test_what_a_solver_is(name):
+    solver = SOLVERS[name]()
+    assert (solver.order, solver.stochastic, solver.accepts_split) == KNOWN_SOLVERS[name]

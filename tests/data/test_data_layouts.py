@@ -170,6 +170,15 @@ def test_classes_called_like_splits_are_no_splits(tmp_path, names):
     assert not find_splits(tmp_path / "p", find_pictures(tmp_path / "p"))
 
 
+def test_splits_are_not_looked_for_below_several_folders(tmp_path):
+    names = [f"{a}/{b}/{part}" for a, b in ("ab", "ba") for part in ("train/x", "test/x")]
+    for value, name in enumerate(names):
+        write(tmp_path / name / f"{value}.png", value)
+    assert find_splits(tmp_path, find_pictures(tmp_path)) == {}
+    only = tmp_path / "a"  # below one folder they are
+    assert list(find_splits(only, find_pictures(only))) == ["train", "test"]
+
+
 def test_folders_of_splits_alone_are_classes_where_that_is_stated(tmp_path):
     for value, name in enumerate(("train", "test")):
         write(tmp_path / name / f"{value}.png", value)
@@ -285,7 +294,7 @@ def test_nulls_in_lists_are_refused(tmp_path, value):
 
 
 def test_a_column_may_not_be_called_as_the_pictures_are(tmp_path):
-    with pytest.raises(ValueError, match='the name "image" is the picture\'s own'):
+    with pytest.raises(ValueError, match='a column cannot be called "image"'):
         image_folder(table(tmp_path / "p", "file_name,image\na/0.png,x\na/1.png,y\n"), LOOK)
 
 
@@ -302,7 +311,7 @@ def test_names_may_be_written_in_several_ways(tmp_path, name):
 
 
 WRONG_TABLES = [
-    ("file,text\na/0.png,x\n", "has no column file_name; it has file, text"),
+    ("file,text\na/0.png,x\n", "has no column file_name, but file, text; add it"),
     ("file_name,text\na/0.png,x\na/0.png,y\na/1.png,z\n", "names 'a/0.png' twice"),
     ("file_name,text\na/0.png,x, y\na/1.png,z\n", "row 1 has 3 cells for 2 columns; put text"),
     ("file_name,text\na/0.png,\na/1.png,z\n", "row 0 has no 'text'"),

@@ -267,7 +267,7 @@ def test_settings_that_are_no_object_are_one_line(capsys, tmp_path, text):
     info = PngImagePlugin.PngInfo()
     info.add_text("guidestar", text)
     Image.new("L", (4, 4)).save(tmp_path / "x.png", pnginfo=info)
-    assert "settings that cannot be read" in refused(
+    assert "holds settings that are no" in refused(
         capsys, "sample", "--like", tmp_path / "x.png", "--out", tmp_path
     )
 

@@ -54,8 +54,9 @@ def held(engine: Engine):
 def asks(draw):
     """The arguments of a request of any kind."""
     expression = draw(st.sampled_from(EXPRESSIONS))
-    solver = draw(st.sampled_from(SOLVERS))
-    if solver == "heun" and any(name in expression for name in HEUN_CANNOT):
+    solver = draw(st.sampled_from(sorted(gs.SOLVERS)))
+    split = any(name in expression for name in HEUN_CANNOT)
+    if split and not gs.SOLVERS[solver].accepts_split:
         solver = "ddim"
     seeds = draw(st.lists(st.integers(0, 99), min_size=1, max_size=3))
     one = st.sampled_from(CLASSES)

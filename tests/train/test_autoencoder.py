@@ -73,7 +73,7 @@ def photos(tmp_path_factory):
 def recipe(tmp_path, photos, kind="AutoencoderKL", change=("", "")):
     text = RECIPE.format(data=photos, autoencoder=KINDS[kind]).replace(*change)
     (tmp_path / "r.toml").write_text(text)
-    return recipes.read(tmp_path / "r.toml")
+    return recipes.read_recipe(tmp_path / "r.toml")
 
 
 def part(kind="AutoencoderKL", **more):
@@ -200,7 +200,7 @@ def test_any_folder_will_do_and_latents_of_another_are_refused(tmp_path, photos)
     (tmp_path / "o.toml").write_text(
         text[: text.index("[autoencoder]")] + text[text.index("[model]") :]
     )
-    other = recipes.read(tmp_path / "o.toml")
+    other = recipes.read_recipe(tmp_path / "o.toml")
     steps = run.train_part(other, "model", tmp_path / "other", sources(other)[0])
     next(steps)
     steps.close()

@@ -335,7 +335,7 @@ def test_the_command_line(folder, capsys, tmp_path):
         (["red\x07square"], "control character"),
         (["x" * 10_001], "at most 10,000 characters"),
         (["red", "--guidance", "clip(3, net='judge')"], "no CLIP 'judge'"),
-        (["red", "--guidance", "clip(3, net='clean_clip')"], "has never seen noise"),
+        (["red", "--guidance", "clip(3, net='clean_clip')"], "was trained without noise"),
         (["red", "--guidance", "classifier(3)"], "no classifier 'classifier'"),
     ],
 )

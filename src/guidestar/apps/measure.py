@@ -57,7 +57,7 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
         recipe = recipe.model_copy(
             update={"data": recipe.data.model_copy(update={"path": str(data)})}
         )
-    source, aside = sources(recipe)
+    source, aside = sources(recipe, vae=getattr(model.decode, "vae", None))
     if aside is None or recipe.judge is None:
         raise ValueError(
             f"the recipe of {model.name!r} held nothing out; set data.holdout or data.test, and "
@@ -153,7 +153,7 @@ def scores(judged: JudgeOutput, reference: JudgeOutput, classes: int) -> dict[st
     }
     for metric in metrics.values():
         metric.update(judged)
-    shares = class_shares(judged.seen, classes).tolist()
+    shares = class_shares(judged.predicted, classes).tolist()
     return {
         **{name: round(m.compute(), 4) for name, m in metrics.items()},
         "shares": [round(s, 4) for s in shares],

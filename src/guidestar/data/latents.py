@@ -100,6 +100,10 @@ class Latents(Source):
         """Return the latents at ``rows``."""
         return self.x[torch.as_tensor(rows)], pick(self.targets, rows, draw)
 
+    def captions(self, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
+        """Return all captions of the samples at ``rows``."""
+        return self.pictures.captions(column, rows)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Unencoded(Source):
@@ -129,6 +133,10 @@ class Unencoded(Source):
         """Return latents that have the shape of those to come, and what is known of each."""
         x, targets = self.pictures.batch(rows, draw)
         return self.encode(x), targets
+
+    def captions(self, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
+        """Return all captions of the samples at ``rows``."""
+        return self.pictures.captions(column, rows)
 
 
 def pictures_of(source: Source) -> Source:

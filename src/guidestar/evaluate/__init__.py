@@ -1,4 +1,4 @@
-"""Measures of samples: are they what was asked for, do they look real, do they differ."""
+"""Metrics of samples: do they fit their condition, do they look real, do they differ."""
 
 from .accuracy import Accuracy
 from .class_shares import LeastShare, class_shares

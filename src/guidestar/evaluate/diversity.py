@@ -1,4 +1,4 @@
-"""Do samples of one class differ from each other?"""
+"""Diversity: do samples of one class differ from each other?"""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def within_class_distances(features: Tensor, labels: Tensor) -> dict[int, float]
 
 
 class Diversity(Metric):
-    """Within-class diversity: `within_class_distances` averaged over the wanted classes, each
-    counting the same.
-    """
+    """Within-class diversity: the mean of `within_class_distances` over the wanted classes."""
 
     def __init__(self) -> None:
         self.features: list[Tensor] = []
@@ -54,7 +52,10 @@ class Diversity(Metric):
             else {}
         )
         if not found:
-            raise ValueError("diversity needs at least two samples of one class")
+            raise ValueError(
+                "diversity needs at least two samples of one class, and no class has two; draw "
+                "more samples"
+            )
         return found
 
     def compute(self) -> float:
@@ -87,5 +88,8 @@ class DiversityRatio(Metric):
         found = self.samples.by_class()
         shared = found.keys() & self.reference.keys()
         if not shared:
-            raise ValueError("samples and reference share no class of which both have at least two")
+            raise ValueError(
+                "samples and reference share no class of which both have at least two; draw more "
+                "samples of the reference's classes"
+            )
         return sum(found[c] for c in shared) / sum(self.reference[c] for c in shared)

@@ -15,15 +15,19 @@ from ..core.levels import Step, Value, expand
 from ..core.passes import Net, Pass
 from ..core.prediction import Prediction
 from .context import Count, Live
+from .reuse import Pusher, split
 from .term import Direction, Post, Pushed, Rounds, Traits
 
 
 @dataclass(eq=False)
 class _Active:
-    """A term whose weight is not 0 for some samples: its rows (None: all), passes and push."""
+    """A term whose weight is not 0 for some samples: its rows (None: all), passes and push.
+
+    One that carries its push over for some of them stands twice.
+    """
 
     key: int
-    term: Direction
+    term: Pusher
     traits: Traits
     weight: Value
     rows: Tensor | None
@@ -69,8 +73,8 @@ class _Needs:
     sum: Sum
     step: Step
     through: frozenset[Pass] = frozenset()
-    instead: dict[Pass, Pass] = field(default_factory=dict[Pass, Pass])
-    wanted: dict[Pass, list[Tensor | None]] = field(default_factory=dict[Pass, list[Tensor | None]])
+    instead: dict[Pass, Pass] = field(default_factory=lambda: {})
+    wanted: dict[Pass, list[Tensor | None]] = field(default_factory=lambda: {})
 
     def add(self, passes: Sequence[Pass], rows: Tensor | None) -> tuple[Pass, ...]:
         """Add passes, and return the names under which they are evaluated."""
@@ -203,9 +207,14 @@ class Sum:
         for key, term in enumerate(self.terms):
             if stopped and term.may_stop(step):
                 continue
-            weight = term.weight(step, rows, None if states is None else states[key])
+            state = None if states is None else states[key]
+            weight = term.weight(step, rows, state)
             if chosen := select(weight, size, term.name):
-                active.append(_Active(key, term, self.traits[key], *chosen, term.passes(step)))
+                traits = self.traits[key]
+                parts = split(term, traits, step, rows, chosen, size, state, fewest=stopped)
+                active += [
+                    _Active(key, p.pusher, p.traits, p.weight, p.rows, p.passes) for p in parts
+                ]
         needs = _Needs(
             self,
             step,
@@ -305,7 +314,7 @@ def _kept(states: States, active: Sequence[_Active]) -> States:
         assert a.pushed is not None
         for name, value in a.pushed[1].items():
             rows = a.rows if a.rows is None else a.rows.to(value.device)
-            whole = value if rows is None else states[a.key][name].index_copy(0, rows, value)
+            whole = value if rows is None else new[a.key][name].index_copy(0, rows, value)
             new[a.key] = {**new[a.key], name: whole}
     return tuple(new)
 

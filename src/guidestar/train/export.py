@@ -150,9 +150,9 @@ def _about(
     scale = scale_of(source)
     if scale is not None:
         about["scale"] = {"mean": scale.mean.tolist(), "std": scale.std.tolist()}
-    if "measuring_clip" in trained:
+    if "measuring_clip" in trained and source.size is not None:  # a stream has no end
         about["captions"] = sorted(
-            set(captions_of(source, range(min(source.size or 0, 20_000)), shortest=True))
+            set(captions_of(source, range(min(source.size, 20_000)), shortest=True))
         )
     return about | _examined(recipe, trained, source, aside)
 

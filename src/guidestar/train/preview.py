@@ -123,17 +123,17 @@ def preview_hook(
     )
 
 
-def previewing_pairs(
+def reconstruction_hook(
     recipe: Recipe, part: str, out: Path, source: Source, board: Board
 ) -> Callable[[Any], None]:
     """Return a hook that draws pictures, and below them what the autoencoder makes of them."""
     count = min(recipe.preview.seeds, source.size or recipe.preview.seeds)
     x = source.batch(range(count), Draw(range(count)))[0]
-    return _drawing(recipe, part, out, board, lambda module: pairs(module, x))
+    return _drawing(recipe, part, out, board, lambda module: reconstruction_rows(module, x))
 
 
 @torch.no_grad()
-def pairs(vae: Any, x: Tensor) -> list[SheetRow]:
+def reconstruction_rows(vae: Any, x: Tensor) -> list[SheetRow]:
     """Return rows of pictures ``[B, C, H, W]`` and of their reconstructions."""
     made = reconstructed(vae, x)
     return [

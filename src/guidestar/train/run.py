@@ -17,7 +17,7 @@ from ..io.files import make_folder, whole_or_not
 from .build.autoencoders import vae_folder, write_autoencoder
 from .build.clips import take_from_clip, uses_clip
 from .build.data import in_latents, sources
-from .build.networks import build_part, data_for
+from .build.networks import build_part, seen_by
 from .build.trial import check_out, foresee
 from .loop.checkpoints import read_checkpoint
 from .loop.ema import EMA
@@ -28,7 +28,7 @@ from .loop.origins import read_parts
 from .loop.signals import Stop
 from .loop.trainer import Trainer
 from .objectives.objective import Built, Progress, TrainSettings, profiles
-from .preview import Board, preview_hook, previewing_pairs
+from .preview import Board, preview_hook, reconstruction_hook
 from .progress import Reporter
 from .recipe.parts import OF_PICTURES, PARTS, AutoencoderPart, CLIPPart, NetworkPart
 from .recipe.schema import Recipe
@@ -180,7 +180,7 @@ def train_part(
             "data.standardise takes its units from the data, so a training cannot go on with "
             "other data; leave --accept-data out, or give another --out"
         )
-    built, seen = build_part(recipe, part, source, out), data_for(part, source)
+    built, seen = build_part(recipe, part, source, out), seen_by(part, source)
     if is_unencoded(seen):
         raise ValueError(
             f"{out} holds no trained autoencoder yet, whose latents {part!r} learns from; train "
@@ -227,7 +227,7 @@ def _previews(
     if isinstance(spec, NetworkPart):
         return [preview_hook(recipe, part, out, source, board)]
     if isinstance(spec, AutoencoderPart):
-        return [previewing_pairs(recipe, part, out, pictures_of(aside or source), board)]
+        return [reconstruction_hook(recipe, part, out, pictures_of(aside or source), board)]
     return []
 
 
@@ -356,7 +356,7 @@ def dry_run(
     built = {part: build_part(recipe, part, source) for part in recipe.parts(only)}
     foresee(recipe, built, source)
     return lines + [
-        _line(recipe, part, b, data_for(part, source)) for part, b in built.items()
+        _line(recipe, part, b, seen_by(part, source)) for part, b in built.items()
     ], shown
 
 

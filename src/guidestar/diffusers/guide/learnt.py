@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any, cast
 
 import torch
@@ -101,6 +102,7 @@ class LearntRun:
     def _make_step(self, plain: type) -> Callable[..., Any]:
         names = inspect.signature(plain.step)
 
+        @wraps(plain.step)  # pipelines read from its signature what it takes
         def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
             given = names.bind(scheduler, *args, **kwargs)
             made = given.arguments["model_output"]
@@ -447,6 +449,9 @@ def _schedulers(pipe: Pipeline) -> list[Scheduler]:
     """Return the schedulers of a pipeline, those of pipelines within it too."""
     parts = {**getattr(pipe, "components", {}), "scheduler": getattr(pipe, "scheduler", None)}
     found = {id(p): p for n, p in parts.items() if "scheduler" in n and hasattr(p, "step")}
+    for part in vars(pipe).values():
+        if hasattr(part, "components") and hasattr(part, "scheduler"):
+            found |= {id(s): s for s in _schedulers(part)}
     return list(found.values())
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack, cast
+from typing import TypedDict, TypeVar, Unpack
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from ...guidance.bases.loss_term import Steered
 from ...guidance.serialize import literal
 from ...guidance.term import as_guidance
 from ..guidance_file import guidance_of
-from ..objects import Answer, Arguments, Classifier, Network, Pipeline
+from ..objects import Answer, Arguments, Network, Pipeline
 from ..read.vae import ThroughDecoder, check_known
 from .classes import answered, as_it_is, become, guided_kind, plain_kind
 from .families import networks
@@ -242,7 +242,7 @@ def _through_vae(pipe: object, inner: object) -> ThroughDecoder:
         raise ValueError(
             f"{type(pipe).__name__}: {error}; leave through_vae out, and classify the latents"
         ) from None
-    return ThroughDecoder(vae, cast(Classifier, inner))
+    return ThroughDecoder(vae, inner)
 
 
 __all__ = ["guide", "guided"]

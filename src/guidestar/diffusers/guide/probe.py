@@ -202,6 +202,8 @@ def _turned(t: Tensor) -> Tensor:
     """Return a direction at right angles to ``t`` within its last dimension, so that a pipeline's
     rescaling to a norm leaves it, to first order.
     """
+    if t.shape[-1] == 1:
+        return _turned(t.flatten(1)).reshape(t.shape)
     pairs = t.shape[-1] // 2
     odd, even = t[..., 1 : 2 * pairs : 2], t[..., 0 : 2 * pairs : 2]
     turned = torch.stack([-odd, even], -1).flatten(-2)
@@ -232,5 +234,5 @@ def _named(name: str, found: dict[Place, float], order: Sequence[str]) -> dict[s
         return dict(zip(order, used, strict=True))
     raise ValueError(
         f"{name} mixes {len(used)} answers of its network, and which is which is not known; leave "
-        "its further guidance out"
+        "its further guidance out (LTX-2: stg_scale=0, modality_scale=1, and those of its sound)"
     )

@@ -64,7 +64,10 @@ _KNOWN: dict[str, tuple[dict[str, ValueKind], tuple[str, ...]]] = {
     "Classifier": (_CLASSIFIER, ("classes",)),
     "SequenceClassifier": (_CLASSIFIER, ("classes",)),
     "ClassEncoder": ({"classes": _CLASSES, "width": _SIZE}, ("classes", "width")),
-    "LabelEncoder": ({"classes": _CLASSES}, ("classes",)),
+    "LabelEncoder": (
+        {"classes": _CLASSES, "null": maybe(whole(1, 1_000_000))},
+        ("classes",),
+    ),
     "VectorEncoder": (
         {"size": _SIZE, "width": _SIZE, "mean": _NUMBERS, "std": _SPREADS},
         ("size", "width"),
@@ -98,7 +101,7 @@ _KNOWN: dict[str, tuple[dict[str, ValueKind], tuple[str, ...]]] = {
 def _colours(kind: ValueKind) -> ValueKind:
     return ValueKind(
         words=f"three values (or one for all), each {kind.words}",
-        fits=lambda v: many(kind, 1, 3).fits(v) and len(v) != 2,
+        fits=lambda v: many(kind, 1, 1).fits(v) or many(kind, 3, 3).fits(v),
     )
 
 

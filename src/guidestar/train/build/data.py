@@ -25,7 +25,11 @@ from .autoencoders import fresh_autoencoder, latent_shape, vae_folder
 
 
 def sources(
-    recipe: Recipe, bad: Callable[[str], None] | None = None, out: Path | None = None
+    recipe: Recipe,
+    bad: Callable[[str], None] | None = None,
+    out: Path | None = None,
+    *,
+    vae: Any = None,
 ) -> tuple[Source, Source | None]:
     """Return what a recipe trains on, and what is kept aside to measure on.
 
@@ -34,6 +38,7 @@ def sources(
         bad: called with a line on each picture that is skipped.
         out: where the recipe's own autoencoder is, once it is trained; until then its latents are
             `Unencoded`.
+        vae: encodes in the place of the recipe's own autoencoder, e.g. that of a finished model.
 
     Raises:
         ValueError, FileNotFoundError: the data are not as the recipe says; nothing was trained.
@@ -44,36 +49,38 @@ def sources(
     whole = _read(recipe, spec, spec.path or "", bad)
     test = _to_test(recipe, whole, bad) if spec.test else None
     if spec.vae:
-        whole = in_latents(recipe, whole, out)
-        test = None if test is None else in_latents(recipe, test, out)
+        whole = in_latents(recipe, whole, out, vae=vae)
+        test = None if test is None else in_latents(recipe, test, out, vae=vae)
     if spec.test:
         return whole, test
     return split(whole, 0.0 if whole.size is None else spec.holdout, recipe.seed)
 
 
-def in_latents(recipe: Recipe, source: Source, out: Path | None) -> Source:
+def in_latents(recipe: Recipe, source: Source, out: Path | None, *, vae: Any = None) -> Source:
     """Return the latents of pictures, or of what stands for them, by the recipe's autoencoder.
 
     Args:
         recipe: whose ``data.vae`` encodes.
         source: pictures; or latents and what stands for them, which are encoded anew.
-        out: as of `sources`.
+        out, vae: as of `sources`.
 
     Raises:
         ValueError: the latents have no spread.
     """
     if isinstance(source, Subset):
-        return Subset(source=in_latents(recipe, source.source, out), kept=source.kept)
+        return Subset(source=in_latents(recipe, source.source, out, vae=vae), kept=source.kept)
     pictures: Any = source.pictures if isinstance(source, Latents | Unencoded) else source
     folder, spec = vae_folder(recipe, out), recipe.data
-    if folder is not None:
-        return encode_pictures(
-            pictures, folder, Path(spec.cache) if spec.cache else None, spec, out
-        )
+    own = spec.vae == OWN_VAE
+    if folder is not None or (own and vae is not None):
+        beside = out if own and out else Path(spec.path or "").parent
+        encoder = vae if own and vae is not None else read_module(str(folder))
+        cache = Path(spec.cache) if spec.cache else beside / ".latents"
+        return encode_pictures(pictures, encoder, cache)
     assert recipe.autoencoder is not None  # the recipe was checked
-    vae = fresh_autoencoder(recipe.autoencoder, pictures.shape).eval().requires_grad_(False)
+    fresh = fresh_autoencoder(recipe.autoencoder, pictures.shape).eval().requires_grad_(False)
     shape = latent_shape(recipe.autoencoder, pictures.shape)
-    return Unencoded(pictures=pictures, encode=lambda x: into_latents(vae, x), shape=shape)
+    return Unencoded(pictures=pictures, encode=lambda x: into_latents(fresh, x), shape=shape)
 
 
 def _fashion(which: str, folder: str | None) -> Source:
@@ -131,7 +138,7 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
         if spec.vae and spec.vae != OWN_VAE
         else spec.channels
     )
-    look = PictureFormat(
+    format = PictureFormat(
         size=spec.size,
         channels=channels,
         crop=spec.crop,
@@ -147,7 +154,7 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
     if spec.kind == "shards":
         return Shards(
             path,
-            look,
+            format,
             classes=spec.classes,
             buffer=spec.shuffle,
             seed=recipe.seed,
@@ -157,7 +164,7 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
     read = image_folder if spec.kind == "images" else parquet
     found = read(
         path,
-        look,
+        format,
         columns=spec.columns,
         classes=spec.classes,
         max_bad=spec.max_bad,
@@ -168,16 +175,12 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
 
 
 @torch.no_grad()
-def encode_pictures(
-    source: Pictures, folder: Path, cache: Path | None, spec: Data, out: Path | None
-) -> Source:
-    """Return the latents of pictures (`guidestar.diffusers.read.vae.encoded`) by the VAE in
-    ``folder``, kept in ``cache``.
+def encode_pictures(source: Pictures, vae: Any, cache: Path) -> Source:
+    """Return the latents of pictures (`guidestar.diffusers.read.vae.encoded`), kept in ``cache``.
 
     Raises:
         ValueError: they have no spread.
     """
-    vae: Any = read_module(str(folder))
     where = "cuda" if torch.cuda.is_available() else "cpu"
     vae.to(where)
     digest = hashlib.blake2b(repr(sorted(vae.config.items())).encode(), digest_size=12)
@@ -186,12 +189,6 @@ def encode_pictures(
     digest.update(
         source.pixels.numpy()  # type: ignore[reportArgumentType]
     )  # by what they are made of, not where that lies: files may change in place
-    beside = out if spec.vae == OWN_VAE and out else Path(spec.path or "").parent
-    found = latents(
-        source,
-        lambda x: into_latents(vae, x.to(where)),
-        cache or beside / ".latents",
-        key=digest.hexdigest(),
-    )
+    found = latents(source, lambda x: into_latents(vae, x.to(where)), cache, key=digest.hexdigest())
     check_spread(found.x)
     return found

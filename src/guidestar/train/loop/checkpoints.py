@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...data.identity import compare
+from ...data.identity import Identity, compare
 from ...io.files import Damaged, keep_former, name_write_errors, whole_or_not
 
 
@@ -100,7 +100,7 @@ def check_same(
         )
 
 
-def _check_data(path: Path, before: Any, now: Mapping[str, Any], *, accept: bool) -> None:
+def _check_data(path: Path, before: Identity | None, now: Identity, *, accept: bool) -> None:
     """Refuse other data, unless only samples differ and that is accepted."""
     found = ("it does not say on which data", True) if before is None else compare(before, now)
     if found is None:

@@ -117,8 +117,25 @@ class Recipe(Strict):
         ] + ["noisy_clip"] * (self.noisy_clip is not None)
         if needy and self.clip is None:
             raise ValueError(f"{needy[0]} needs the recipe to train a clip: add a table [clip]")
+        self._check_variance()
         self._check_autoencoder()
         return self
+
+    def _check_variance(self) -> None:
+        if self.objective.variance == "fixed":
+            return
+        if self.schedule.kind != "vp" or self.levels.kind != "uniform":
+            raise ValueError(
+                "objective.variance: the bound that trains it is a sum over the times of a table; "
+                'write schedule.kind = "vp" and levels.kind = "uniform"'
+            )
+        for part in ("model", "weak"):
+            spec = getattr(self, part)
+            if spec is not None and (spec.network in ("unet", "sequence") or ":" in spec.network):
+                raise ValueError(
+                    f"{part}.network: a variance is learned by a network of Diffusers that returns "
+                    f'twice its channels, e.g. "DiTTransformer2DModel", not by {spec.network!r}'
+                )
 
     def _check_autoencoder(self) -> None:
         own = self.data.vae == OWN_VAE

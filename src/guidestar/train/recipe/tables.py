@@ -151,12 +151,17 @@ class Target(Strict):
             "sigmoid".
         gamma: of min-snr.
         bias: of sigmoid.
+        variance: "learned": the network predicts its reverse variance too (2C channels), trained by
+            the variational bound at whole times; of a network of Diffusers, on vp.
+        bound: weight of the variational bound.
     """
 
     predicts: Literal["v", "eps", "x0", "velocity", "edm"] | None = None
     weighting: Literal["uniform", "min-snr", "snr+1", "edm", "sigmoid"] | None = None
     gamma: float = Field(default=5.0, gt=0)
     bias: float = 0.0
+    variance: Literal["fixed", "learned"] = "fixed"
+    bound: float = Field(default=0.001, gt=0)
 
 
 class Preview(Strict):

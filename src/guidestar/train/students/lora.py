@@ -228,7 +228,7 @@ def distil_lora(
 
 
 def _network_of(model: Model, folder: str) -> Any:
-    from ...model.model import network_of
+    from ...diffusers.export import network_of
 
     network = network_of(model.denoiser)
     if dict(getattr(network, "config", {})).get("guidance_embeds"):
