@@ -14,7 +14,7 @@ _METHOD = re.compile(r"^@register\n.*?^    name = \"(\w+)\"", re.MULTILINE | re.
 _SOLVER = re.compile(
     r"^class (\w+)\((?:(?!^class ).)*?^    name = \"([\w-]+)\"", re.MULTILINE | re.DOTALL
 )
-_LISTED = re.compile(r"for \w+ in \(([\w,\s]+)\)\n?\s*\}")
+_LISTED = re.compile(r"for \w+ in \(([\w,\s]+)\)\s*\}")
 
 
 def model_names(incomplete: str) -> list[str]:
@@ -60,7 +60,8 @@ def registered_grids() -> list[str]:
 def _listed(file: Path) -> list[str]:
     """Return what a table of names in a source file is made of."""
     found = _LISTED.search(_source(file))
-    return [word.strip() for word in found[1].split(",") if word.strip()] if found else []
+    words = found[1].split(",") if found else []
+    return [word.strip() for word in words if word.strip()]
 
 
 def _source(file: Path) -> str:

@@ -163,7 +163,7 @@ def _coefficients(c: Combination, batch: int) -> tuple[dict[Place, float], float
     turned = [_turned(t) * step for t in held]
 
     def pushed(chosen: Sequence[Place]) -> Tensor:
-        both = [
+        both: list[dict[Place, Rows]] = [
             {
                 p: [t + sign * d for t, d in zip(held, turned, strict=True)]
                 if p in chosen
