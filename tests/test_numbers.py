@@ -12,7 +12,7 @@ from guidestar.diffusers.read.settings import LABELS, PIXELS, check_own
 from guidestar.guidance import parse
 from guidestar.io import documents
 from guidestar.model import manifest
-from guidestar.sampling import SOLVERS
+from guidestar.sampling import SOLVERS, Heun, TimeTravel
 
 CONSTANTS = {
     "core.levels.grids:MOST_STEPS": 10_000,
@@ -275,3 +275,12 @@ def test_counts_of_tfg_up_to_their_bounds():
     for odd in ("iterations=-1", "samples=0"):
         with pytest.raises(ValueError, match="tfg"):
             parse(f"tfg(1, {odd})")
+
+
+def test_a_little_churn_draws_noise_and_travel_stays_within_the_run():
+    assert Heun(churn=0.01).stochastic and not Heun(churn=0.0).stochastic
+    for where in ((0.0, 1.0), (0.0, 0.1), (0.9, 1.0)):
+        TimeTravel(where=where)
+    for where in ((0.0, 1.01), (0.0, 1.5), (-0.01, 0.5), (0.5, 0.5), (0.6, 0.5)):
+        with pytest.raises(ValueError, match="where"):
+            TimeTravel(where=where)
