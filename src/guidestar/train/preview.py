@@ -19,7 +19,7 @@ from ..io.files import name_write_errors
 from ..io.images import SheetRow, save_png, sheet, to_drawings
 from ..model.model import Model
 from ..networks.conditional import ConditionalModel
-from .build.data import scale_of
+from .build.data import standardiser_of
 from .build.schedules import process
 from .recipe.schema import Recipe
 
@@ -198,7 +198,7 @@ def decoder_of(recipe: Recipe, source: Source) -> Callable[[Tensor], Tensor]:
     """Return the map from the network's samples to the data: by the VAE, or into their units."""
     if recipe.data.vae:
         return read_decoder(recipe.data.vae)
-    scale = scale_of(source)
+    scale = standardiser_of(source)
     return scale.undo if scale is not None else lambda x: x
 
 
