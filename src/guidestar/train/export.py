@@ -27,7 +27,7 @@ from ..model.folder import save, write_average
 from ..model.model import Model
 from ..networks.clip import CLIP
 from .build.captions import captions_of
-from .build.data import scale_of, sources
+from .build.data import sources, standardiser_of
 from .build.networks import build_part, classifier_column
 from .build.schedules import process, scheduler_config
 from .loop.checkpoints import read_checkpoint
@@ -147,7 +147,7 @@ def _about(
         "loss": {part: round(c["loss"], 5) for part, c in checkpoints.items()},
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
     }
-    scale = scale_of(source)
+    scale = standardiser_of(source)
     if scale is not None:
         about["scale"] = {"mean": scale.mean.tolist(), "std": scale.std.tolist()}
     if "measuring_clip" in trained and source.size is not None:  # a stream has no end

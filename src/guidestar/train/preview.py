@@ -21,7 +21,7 @@ from ..io.images import SheetRow, save_png, sheet, to_drawings
 from ..model.model import Model
 from ..networks.conditional import ConditionalModel
 from .build.autoencoders import fresh_autoencoder, vae_folder
-from .build.data import scale_of
+from .build.data import standardiser_of
 from .build.schedules import process
 from .recipe.schema import Recipe
 
@@ -236,7 +236,7 @@ def decoder_of(recipe: Recipe, source: Source, out: Path | None) -> Callable[[Te
         return read_decoder(folder)
     if recipe.autoencoder is not None:
         return Decoder(fresh_autoencoder(recipe.autoencoder, pictures_of(source).shape).eval())
-    scale = scale_of(source)
+    scale = standardiser_of(source)
     return scale.undo if scale is not None else lambda x: x
 
 

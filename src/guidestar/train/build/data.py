@@ -108,7 +108,7 @@ def _to_test(recipe: Recipe, whole: Source, bad: Callable[[str], None] | None) -
             "classes": spec.classes or _classes(whole),
         }
     )
-    test, scale = _read(recipe, still, str(spec.test), bad), scale_of(whole)
+    test, scale = _read(recipe, still, str(spec.test), bad), standardiser_of(whole)
     one, other = (
         f"samples of {list(source.shape)} with {', '.join(source.columns) or 'no columns'}"
         for source in (whole, test)
@@ -130,7 +130,7 @@ def _classes(source: Source) -> tuple[str, ...]:
     return found[0] if len(found) == 1 else ()
 
 
-def scale_of(source: Source | None) -> Standardiser | None:
+def standardiser_of(source: Source | None) -> Standardiser | None:
     """Return the mean and standard deviation by which a source is standardised, if it is."""
     while source is not None and not isinstance(source, Standardised):
         source = getattr(source, "source", None)

@@ -10,7 +10,7 @@ from typing import TypedDict, cast
 import torch
 from torch import Tensor
 
-from ...data.identity import Identity, compare
+from ...data.identity import DataIdentity, compare
 from ...io.documents import JSONObject
 from ...io.files import Damaged, keep_former, name_write_errors, whole_or_not
 from .ema import AverageState
@@ -23,7 +23,7 @@ class TrainingOrigin(TypedDict):
     """`TrainSettings`, by name."""
     made_from: Mapping[str, object]
     """All else that shapes the weights, by name."""
-    data: Identity | None
+    data: DataIdentity | None
     """The identity of the data; None in old checkpoints."""
     where: Mapping[str, object]
     """Machine, threads, processes, device and versions."""
@@ -112,7 +112,9 @@ def check_same(
         )
 
 
-def _check_data(path: Path, before: Identity | None, now: Identity | None, *, accept: bool) -> None:
+def _check_data(
+    path: Path, before: DataIdentity | None, now: DataIdentity | None, *, accept: bool
+) -> None:
     """Refuse other data, unless only samples differ and that is accepted."""
     found = ("of unknown identity", True) if before is None or now is None else compare(before, now)
     if found is None:
