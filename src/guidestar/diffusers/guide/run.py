@@ -16,7 +16,6 @@ from ...core.passes import Net, Pass, Slot
 from ...guidance import Guidance, Guided
 from .call import Call, CallDenoiser, bound, grouped
 from .families import (
-    Family,
     check_prompt,
     encode,
     family_of,
