@@ -8,10 +8,15 @@
 
 Each mutant is a copy of the library with one change (`helpers/mutants.py`): an operator, a sign, a
 bound of a comparison, a constant, a condition, a branch, a dropped statement or argument, a swapped
-pair. It is read by a fork of this process, in which torch and the like are loaded already, and
-tried on the tests that run the changed function (`helpers/reach.py`), the quickest first, until one
-fails. A mutant that no test fails on has survived: either a test is missing, or the mutant means
-the same; those are in `equivalent.toml`, by function and change, with the reason.
+pair. It is tried in a fork of a pytest session that is held once all tests are read, so that no
+trial reads them again (`helpers/held.py`); a change outside functions, or of what ran while the
+tests were read, is tried in a process of its own. Both run the tests that run the changed function
+(`helpers/reach.py`), the quickest first, until one fails. A mutant that no test fails on has
+survived: either a test is missing, or the mutant means the same; those are in `equivalent.toml`, by
+function and change, with the reason.
+
+A test of one function with values written by hand kills its mutants in milliseconds; one that runs
+a whole pipeline may be out of the budget.
 
 What is kept between runs is in `.mutants/`. Two jobs halve the time on a quiet machine with two
 cores.
@@ -33,15 +38,17 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+from helpers.held import Held, Marked, NotHere, fork
 from helpers.mutants import Mutant, Source
 from helpers.reach import Only, Reach, Watch, digest
 
@@ -71,7 +78,16 @@ LOADED = (
     "numpy torch PIL.Image diffusers transformers pydantic typer accelerate datasets "
     "safetensors.torch jaxtyping beartype hypothesis rich sklearn"
 )
+TABLES = (
+    "tests/test_defaults.py",
+    "tests/test_numbers.py",
+    "tests/train/test_recipe_numbers.py",
+    "tests/checkpoints/test_published_flags.py",
+)
+"""What reads numbers that are written outside functions, and so calls none."""
 MEMORY = 12 << 30
+UNSURE = 77
+Say = Callable[..., None]
 
 
 @dataclass
@@ -150,12 +166,20 @@ def copy_of_the_tree(home: Path) -> Path:
     return home
 
 
-def enter(home: Path, log: Path, *, write: bool) -> None:
-    """Make a forked child run in a copy of the tree, saying nothing."""
+def quiet(log: Path) -> None:
+    """Write what this process says to a file, and let it be ended with all that it starts."""
     os.setsid()
     with open(log, "w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
+
+
+def enter(home: Path, log: Path, *, write: bool) -> None:
+    """Make a forked child run in a copy of the tree, saying nothing."""
+    quiet(log)
+    # A shell ignores these for what it starts in the background, and the tests send them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.dont_write_bytecode = not write
     os.chdir(home)
     os.environ["PYTHONPATH"] = str(home / "src")
@@ -166,20 +190,6 @@ def enter(home: Path, log: Path, *, write: bool) -> None:
         *(p for p in sys.path if not p.startswith(str(ROOT)) or ".venv" in p),
     ]
     importlib.invalidate_caches()
-
-
-def fork(work) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        code = work()
-    except BaseException as error:
-        print(repr(error))
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
 
 
 QUIET = (
@@ -201,25 +211,25 @@ def test_files(home: Path) -> list[str]:
     )
 
 
-def find_reach(reach: Reach, home: Path, limit: float) -> None:
-    """Run the test files that have changed, each in a process of its own."""
-    stale = reach.stale(ROOT, test_files(home))
+def watched(held: Held, reach: Reach, home: Path, limit: float, say: Say) -> None:
+    """Run the test files that have changed, each in a fork of the held session."""
+    stale = reach.stale(ROOT, dict.fromkeys(test.partition("::")[0] for test in held.items))
     for n, file in enumerate(stale):
         found, start = home.parent / "found.json", time.monotonic()
         found.unlink(missing_ok=True)
 
         def work(file: str = file, found: Path = found) -> int:
-            enter(home, home.parent / "map.log", write=True)
-            watch = Watch(home / PACKAGE)
-            pytest.main(
-                [*QUIET, file, f"--basetemp={home.parent / 'tmp' / 'map'}"], plugins=[watch]
-            )
+            quiet(home.parent / "map.log")
+            watch = Watch()
+            held.session.config.pluginmanager.register(watch)
+            tests = [test for test in held.items if test.partition("::")[0] == file]
+            held.run(tests, home.parent / "tmp" / "map")
             found.write_text(json.dumps(watch.kept((home / file).read_text())))
             return 0
 
         pid = fork(work)
         while not os.waitpid(pid, os.WNOHANG)[0]:
-            time.sleep(0.1)
+            time.sleep(0.05)
             if time.monotonic() - start > limit:
                 os.killpg(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -227,14 +237,109 @@ def find_reach(reach: Reach, home: Path, limit: float) -> None:
         if found.exists():
             kept = json.loads(found.read_text())
             reach.put(file, kept)
-            said = f"{len(kept['tests'])} tests" + (
+            words = f"{len(kept['tests'])} tests" + (
                 f", {len(kept['failed'])} fail: {kept['failed'][:3]}" if kept["failed"] else ""
             )
         else:
-            said = "NOT RUN"
-        print(
-            f"[{n + 1}/{len(stale)}] {file}: {said}, {time.monotonic() - start:.0f} s", flush=True
-        )
+            words = "NOT RUN"
+        say(words=f"[{n + 1}/{len(stale)}] {file}: {words}, {time.monotonic() - start:.0f} s")
+
+
+def tests_of(mutant: Mutant, reach: Reach, budget: float) -> list[str]:
+    """Return the tests to try a mutant on."""
+    file = str(Path(mutant.file).relative_to("src"))
+    default = " in def " in mutant.what  # of an argument, which no call of the function reads
+    within = (
+        mutant.where
+        and not default
+        and not mutant.where.rpartition(".")[2].lstrip("_")[:1].isupper()
+    )
+    found = reach.tests_of(file, mutant.where, budget, () if within else TABLES)
+    return found or reach.tests_of(file, mutant.where, budget, TABLES)
+
+
+def attempt(held: Held, mutant: Mutant, tests: Sequence[str], reach: Reach, home: Path) -> Child:
+    """Start the trial of a mutant in a fork of the held session."""
+    seconds = reach.seconds
+
+    def at(test: str) -> None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        cpu = int(used.ru_utime + used.ru_stime + 10 + 8 * seconds.get(test, 1))
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
+
+    def work() -> int:
+        place = home.parent / "tmp" / f"run{os.getpid()}"
+        quiet(home.parent / "trial.log")
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        path = home / mutant.file
+        try:
+            final = held.live.broken(str(path), path.read_text(), mutant.text, mutant.where)
+        except NotHere as why:
+            print(why)
+            return UNSURE
+        passed = held.run(tests, place, at=at)
+        shutil.rmtree(place, ignore_errors=True)
+        return (0 if final else UNSURE) if passed else 1
+
+    limit = 120 + 10 * sum(map(seconds.__getitem__, tests))
+    return Child(mutant, home, fork(work), limit=limit)
+
+
+def try_held(
+    held: Held, mutants: Sequence[Mutant], reach: Reach, home: Path, jobs: int, budget: float
+) -> Iterator[tuple[Mutant, str]]:
+    """Try mutants in forks, and yield how each ended ("unsure": only a fresh process can tell)."""
+    known, waiting, running = equivalents(), collections.deque(mutants), []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            mutant = waiting.popleft()
+            if why := reason(mutant, known):
+                yield mutant, f"same: {why}"
+                continue
+            tests = tests_of(mutant, reach, budget)
+            if not tests:
+                yield mutant, "survived: no test runs it"
+                continue
+            running.append(attempt(held, mutant, tests, reach, home))
+        time.sleep(0.01)
+        for child in list(running):
+            if how := ended(child):
+                running.remove(child)
+                yield child.mutant, how
+
+
+def hold(home: Path, given: argparse.Namespace, mutants: Sequence[Mutant]) -> Iterator[dict]:
+    """Collect all tests in a fork, find out there what they call, try the mutants, and yield what
+    it says of that, line by line.
+    """
+    reader, writer = os.pipe()
+
+    def say(**words: Any) -> None:
+        os.write(writer, (json.dumps(words) + "\n").encode())
+
+    def use(held: Held) -> None:
+        say(words=f"{len(held.items)} tests are read")
+        say(modules=modules_of_others(home))
+        reach = Reach(KEPT / "reach.json")
+        if not given.keep_map:
+            watched(held, reach, home, given.limit, say)
+        number = {id(m): n for n, m in enumerate(mutants)}
+        for mutant, how in try_held(held, mutants, reach, home, given.jobs, given.budget):
+            say(number=number[id(mutant)], how=how)
+
+    def work() -> int:
+        os.close(reader)
+        enter(home, home.parent / "held.log", write=True)
+        Marked.install(home / PACKAGE)
+        return int(pytest.main([*QUIET, "-s", *test_files(home)], plugins=[Held(use)]))
+
+    pid = fork(work)
+    os.close(writer)
+    with os.fdopen(reader) as lines:
+        yield from map(json.loads, lines)
+    _, status = os.waitpid(pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        print(f"the tests could not be read: see {home.parent / 'held.log'}")
 
 
 def begin(mutant: Mutant, tests: Sequence[str], home: Path, seconds: float) -> Child:
@@ -288,7 +393,8 @@ def ended(child: Child) -> str:
             if os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
             else "killed: crash"
         )
-    return "killed" if os.WEXITSTATUS(status) else "survived"
+    code = os.WEXITSTATUS(status)
+    return {0: "survived", UNSURE: "unsure"}.get(code, "killed")
 
 
 def try_all(
@@ -296,14 +402,14 @@ def try_all(
 ) -> Iterator[tuple[Mutant, str]]:
     """Try mutants, one in each home at a time, and yield how each ended."""
     known, waiting, running = equivalents(), collections.deque(mutants), []
-    seconds, free = reach._seconds(), collections.deque(homes)
+    seconds, free = reach.seconds, collections.deque(homes)
     while waiting or running:
         while waiting and free:
             mutant = waiting.popleft()
             if why := reason(mutant, known):
                 yield mutant, f"same: {why}"
                 continue
-            tests = reach.tests_of(str(Path(mutant.file).relative_to("src")), mutant.where, budget)
+            tests = tests_of(mutant, reach, budget)
             if not tests:
                 yield mutant, "survived: no test runs it"
                 continue
@@ -340,40 +446,23 @@ def table(results: Sequence[tuple[Mutant, str]]) -> str:
 
 
 def modules_of_others(home: Path) -> list[str]:
-    """Return what the tests load that does not change: each trial would load it again."""
-    found = home.parent / "modules.json"
-    found.unlink(missing_ok=True)
-
-    def work() -> int:
-        enter(home, home.parent / "modules.log", write=True)
-        pytest.main([*QUIET, "--collect-only", *test_files(home)])
-        places = {
-            n: str(getattr(m, "__file__", None) or "") for n, m in list(sys.modules.items()) if m
-        }
-        found.write_text(
-            json.dumps(
-                [
-                    n
-                    for n, f in places.items()
-                    if f and not f.startswith(str(home)) and not n.startswith("_pytest")
-                ]
-            )
-        )
-        return 0
-
-    os.waitpid(fork(work), 0)
-    return [*LOADED.split(), *(json.loads(found.read_text()) if found.exists() else [])]
+    """Return what the tests load that does not change: each fresh process would load it again."""
+    places = {n: str(getattr(m, "__file__", None) or "") for n, m in list(sys.modules.items())}
+    return [
+        n
+        for n, file in places.items()
+        if file
+        and not file.startswith((str(home), str(TESTS)))
+        and not n.startswith(("_pytest", "guidestar"))
+    ]
 
 
-def prepared(jobs: int, where: Path) -> list[Path]:
-    """Make the copies that mutants are tried in, and load what does not change."""
-    homes = [copy_of_the_tree(where / str(n) / "tree") for n in range(jobs)]
-    for name in modules_of_others(homes[0]):
+def load(modules: Sequence[str]) -> None:
+    for name in modules:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     if leaked := [m for m in sys.modules if m.startswith("guidestar")]:
         raise RuntimeError(f"the library was read before the fork: {leaked}")
-    return homes
 
 
 def main() -> None:
@@ -431,23 +520,47 @@ def main() -> None:
         print(*mutants, sep="\n")
         print(f"{len(mutants)} mutants of {every}")
         return
-    reach = Reach(KEPT / "reach.json")
-    homes = prepared(given.jobs, given.where or KEPT)
-    if not given.keep_map:
-        find_reach(reach, homes[0], given.limit)
     done = [m for m in mutants if given.resume and before.get(mark[id(m)], "").startswith("killed")]
     results, start = [(m, before[mark[id(m)]]) for m in done], time.monotonic()
-    mutants = [m for m in mutants if m not in done]
-    for mutant, how in try_all(mutants, reach, homes, given.budget):
+    kept = {id(m) for m in done}
+    mutants, total = [m for m in mutants if id(m) not in kept], len(mutants)
+
+    def note(mutant: Mutant, how: str) -> None:
         results.append((mutant, how))
         before[mark[id(mutant)]] = how
         done_before.write_text(json.dumps(before))
         if not how.startswith("killed") or how == "killed: no end":
-            print(f"[{len(results)}/{len(mutants) + len(done)}] {how}\n    {mutant}", flush=True)
+            print(f"[{len(results)}/{total}] {how}\n    {mutant}", flush=True)
+
+    for name, how in tried(given, mutants):
+        note(name, how)
     if results:
         print(table(results))
         print(f"{time.monotonic() - start:.0f} s")
     sys.exit(any(how.startswith("survived") for _, how in results))
+
+
+def tried(given: argparse.Namespace, mutants: Sequence[Mutant]) -> Iterator[tuple[Mutant, str]]:
+    """Try mutants, first in forks of one held session, then in processes of their own what that
+    cannot tell.
+    """
+    where = given.where or KEPT
+    homes = [copy_of_the_tree(where / str(n) / "tree") for n in range(given.jobs)]
+    load(LOADED.split())
+    unsure, modules = [], []
+    for line in hold(homes[0], given, mutants):
+        if "words" in line:
+            print(line["words"], flush=True)
+        elif "modules" in line:
+            modules = line["modules"]
+        elif line["how"] == "unsure":
+            unsure.append(mutants[line["number"]])
+        else:
+            yield mutants[line["number"]], line["how"]
+    if unsure:
+        print(f"{len(unsure)} need processes of their own", flush=True)
+        load(modules)
+        yield from try_all(unsure, Reach(KEPT / "reach.json"), homes, given.budget)
 
 
 if __name__ == "__main__":

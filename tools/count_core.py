@@ -19,6 +19,7 @@ CORE = (
     *(f"guidance/{n}.py" for n in ("term", "context", "engine", "arguments", "guided", "plan")),
     "guidance/expression.py",
     "sampling/solver.py",
+    "sampling/run.py",
 )
 NOT_CODE = {
     tokenize.COMMENT,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from guidestar import Guided, Level, Net, Pass, Prediction, Slot, cfg, parse, sample, steer, uniform
+from guidestar.core.denoiser import Condition
 from guidestar.core.evaluation import union
 from guidestar.core.passes import COND as C
 from guidestar.core.passes import NEGATIVE as N
@@ -378,11 +379,11 @@ class Shift:
     """A perturbation that adds to the answers of its rows, and remembers whether it is on."""
 
     def __init__(self, by: float) -> None:
-        self.by, self.on = by, False
+        self.by, self.on, self.entered = by, False, 0
 
     @contextmanager
     def __call__(self, denoiser, rows=None, inputs=None):
-        self.on, before = True, denoiser.answer
+        self.on, before, self.entered = True, denoiser.answer, self.entered + 1
 
         def answer(x, level, c):
             out, here = (
@@ -460,6 +461,18 @@ def test_each_perturbation_has_its_rows(max_rows):
             atol=1e-12,
         )
     assert not first.on and not second.on
+    if max_rows is None:  # each pass is perturbed once, in its own rows
+        assert (first.entered, second.entered) == (2, 1)
+
+
+def test_conditions_of_one_run_that_do_not_fit_together_are_refused():
+    """They are not evaluated in calls of their own, as those of several runs are."""
+    spy = Spy()
+    wide, plain = Condition(c=torch.zeros(1, 7)), Condition(c=torch.zeros(1, 5))
+    nets = {"main": Net(denoiser=spy, cond=wide, null=plain)}
+    with pytest.raises(ValueError, match="same names and shapes"):
+        Guided("cfg(3)", nets)(noise(1, 4), STEP)
+    assert not spy.calls
 
 
 def test_a_batch_in_which_one_sample_has_no_noise():
@@ -638,7 +651,7 @@ def test_a_pass_asked_of_a_run_that_lacks_it_is_refused_by_name():
         Guided("cond", {"main": bare}, max_rows=0)
     with pytest.raises(ValueError, match="cfg has 2 scales for 3 samples"):
         Guided("cfg([1, 2])", {"main": net(Spy())})(noise(3, 4), STEP)
-    assert by_name(toy, {})["main"].denoiser is toy
+    assert by_name(toy)["main"].denoiser is toy
 
 
 def test_conditions_and_networks_of_another_kind_are_refused_when_given():

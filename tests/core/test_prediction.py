@@ -158,12 +158,11 @@ def test_take_and_join(log_var):
     joined = Prediction.join(parts, whole.x_t, whole.level)
     for name in ("x_t", "x0", "eps", "log_var"):
         value = getattr(whole, name)
-        assert (
-            getattr(joined, name) is None
-            if value is None
-            else torch.equal(getattr(joined, name), value)
-        )
-        assert value is None or torch.equal(getattr(parts[1], name), value[1:])
+        if value is None:
+            assert getattr(joined, name) is None and getattr(parts[1], name) is None
+        else:
+            assert torch.equal(getattr(joined, name), value)
+            assert torch.equal(getattr(parts[1], name), value[1:])
 
 
 def test_parts_with_and_without_a_variance_do_not_join():

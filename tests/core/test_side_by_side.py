@@ -73,8 +73,9 @@ def test_a_run_beside_itself_is_that_run(expression):
     calls = len(spy.calls)
     for found in drive(a_run(expression, spy), a_run(expression, spy)):
         torch.testing.assert_close(found, alone, rtol=1e-10, atol=1e-10)
-    own = expression.startswith("cond + nag")  # contrasted text has a call of its own
-    assert own or len(spy.calls) == 2 * calls
+    # A step calls twice, and once more for contrasted text, which has a call of its own.
+    own = len(uniform(SCHEDULES["flow"], 5)) - 1 if expression.startswith("cond + nag") else 0
+    assert len(spy.calls) == 2 * calls + own
 
 
 def test_runs_of_a_model_share_its_network():

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from guidestar.apps.observe import read_picture
-from guidestar.data.pictures import Look, decode
+from guidestar.data.pictures import PictureFormat, decode
+from guidestar.io import decoding
 from guidestar.io.decoding import is_grey, open_picture, to_8_bits
 
 RAMP = np.array([[0, 257, 128 * 257, 65535]])  # 16 bits: black, 1/255, 128/255, white
@@ -65,7 +66,7 @@ def test_a_tiff_of_12_bits_is_scaled():
     image = open_picture(tiff(packed, 12))
     assert np.asarray(image).tolist() == [[0, 256, 32776, 65535]]  # of 65535
     assert grey(image) == [[0, 1, 128, 255]]
-    with pytest.raises(OSError, match=r"^not a picture of a kind that is read$"):
+    with pytest.raises(OSError, match=r"^not a picture of a known format; save it as PNG or JPEG$"):
         open_picture(tiff(packed, 12, photometric=0))
 
 
@@ -76,7 +77,7 @@ def test_a_tiff_whose_zero_is_white_is_turned():
     assert grey(upright) == [[255], [254], [127], [0]]
     floats = np.array([0, 0.25, 0.5, 1], "<f4").tobytes()
     assert grey(open_picture(tiff(floats, 32, kind=3))) == [[0, 64, 128, 255]]
-    with pytest.raises(OSError, match="floats whose zero is white are not read"):
+    with pytest.raises(OSError, match="floats whose zero is white cannot be read"):
         open_picture(tiff(floats, 32, kind=3, photometric=0))
 
 
@@ -174,6 +175,22 @@ def test_grey_modes_are_grey(mode):
     assert is_grey(Image.new(mode, (1, 1)))
 
 
+@pytest.mark.parametrize("mode", ["P", "PA"])
+@pytest.mark.parametrize(
+    ("colours", "grey"),
+    [
+        ([0, 0, 0, 9, 9, 9], True),
+        ([0, 0, 0, 9, 9, 8], False),
+        ([0, 0, 0, 9, 8, 9], False),
+        ([0, 0, 0, 8, 9, 9], False),
+    ],
+)
+def test_a_palette_is_grey_where_all_three_parts_agree(mode, colours, grey):
+    image = Image.new(mode, (2, 1))
+    image.putpalette(colours)
+    assert is_grey(image) is grey
+
+
 def test_a_palette_is_grey_where_its_colours_are():
     image = palette()
     assert not is_grey(image)
@@ -202,7 +219,7 @@ def turned():
 
 def test_pictures_are_turned_upright():
     assert grey(open_picture(turned())) == [[0], [255]]
-    pixels = decode(open_picture(turned()), Look(size=1), 1)
+    pixels = decode(open_picture(turned()), PictureFormat(size=1), 1)
     assert pixels.shape == (1, 1, 1)
 
 
@@ -217,7 +234,7 @@ def test_observations_are_turned_upright_and_scaled(tmp_path):
 
 def test_the_mean_of_a_16_bit_ramp_is_half():
     ramp = Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16))
-    pixels = decode(open_picture(saved(ramp, "PNG")), Look(size=16), 1)
+    pixels = decode(open_picture(saved(ramp, "PNG")), PictureFormat(size=16), 1)
     assert abs(pixels.float().mean() / 255 - 0.5) < 2e-3
 
 
@@ -238,3 +255,18 @@ def test_a_decompression_bomb_is_refused_with_what_to_do(monkeypatch):
     file = saved(Image.new("L", (50, 50)), "PNG")
     with pytest.raises(OSError, match="more than 200 pixels; make it smaller"):
         open_picture(file)
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "wanted"),
+    [
+        (12, 1, [0, 16, 65535, 65535]),  # above 12 bits is white
+        (12, 0, [65535, 65519, 0, 0]),
+        (16, 0, [65535, 65534, 61440, 60535]),
+        (16, 1, [0, 1, 4095, 5000]),
+    ],
+)
+def test_values_of_a_tiff_are_scaled_from_its_bits(bits, photometric, wanted):
+    image = Image.fromarray(np.array([[0, 1, 4095, 5000]], dtype=np.uint16))
+    image.tag_v2 = {258: (bits,), 262: photometric}
+    assert np.asarray(decoding._tiff_16_bits(image)).tolist() == [wanted]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 
 import pytest
 from PIL import Image
 
 from guidestar.data import emoji
-from guidestar.data.emoji import SPLITS, STYLES, VERSIONS, Drawing, build
+from guidestar.data.emoji import SPLITS, build_emoji
+from guidestar.data.emoji_packages import STYLES, VERSIONS, Drawing
 
 pytest.importorskip("resvg_py")
 
@@ -85,7 +87,7 @@ def rows_of(out):
 
 
 def test_pictures_with_captions(packages, tmp_path):
-    counts = build(tmp_path / "emoji", packages=packages, size=24)
+    counts = build_emoji(tmp_path / "emoji", packages=packages, size=24)
     rows = rows_of(tmp_path / "emoji")
     assert sum(counts.values()) == len(rows) == 11
     found = {(r["concept"], r["style"]) for r in rows}
@@ -152,11 +154,20 @@ def test_what_cannot_be_is_one_line(packages, tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     with pytest.raises(FileExistsError, match="not empty"):
-        build(tmp_path / "full", packages=packages)
+        build_emoji(tmp_path / "full", packages=packages)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="npm is missing"):
-        build(tmp_path / "a", packages=tmp_path / "none")
+    with pytest.raises(RuntimeError, match="npm, which fetches the pictures, is missing"):
+        build_emoji(tmp_path / "a", packages=tmp_path / "none")
     next(packages.glob("*noto-1*")).write_bytes(b"not an archive")
     with pytest.raises(RuntimeError, match="not readable as a package"):
-        build(tmp_path / "b", packages=packages)
+        build_emoji(tmp_path / "b", packages=packages)
     assert not (tmp_path / "b" / "train").exists()
+
+
+def test_an_icon_has_the_box_of_its_set_unless_it_has_its_own():
+    body = {"body": "<path/>"}
+    box = lambda icon, icons: re.search(r'viewBox="(.*?)"', emoji._svg(icon, icons)).group(1)
+    assert box(body, {}) == "0 0 16 16"
+    assert box(body, {"width": 24, "height": 32}) == "0 0 24 32"
+    assert box({**body, "left": -1, "top": 2, "width": 8}, {"left": 5, "height": 4}) == "-1 2 8 4"
+    assert emoji._svg(body, {}).endswith(">" + "<path/>" + "</svg>")

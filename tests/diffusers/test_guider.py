@@ -204,29 +204,49 @@ def test_other_schedulers_of_the_same_network():
         ("sag(1)", "sag needs a pass at a place that other passes tell"),
         (
             "cfgpp(0.6)",
-            "^cfgpp needs (a split prediction|the level that a step leads to).*; load the model "
-            "with guidestar.load and use a solver of ours$",
+            "^cfgpp needs a split prediction, and a pipeline has one, so it cannot be in a guider; "
+            "load the model with guidestar.load and use a solver of ours$",
         ),
         (
             "autoguidance(2)",
-            "there is no network 'weak'|the pass 'cond weak' is not one that a modular pipeline "
-            "can be asked for|autoguidance",
+            "^autoguidance: there is no network 'weak' \\(there is main\\)",
         ),
         (
             "cfg(3, negative='blue')",
             "the pass ''blue'' is not one that a modular pipeline can be asked for",
         ),
         ("AND(2, 'a dog')", "the pass ''a dog'' is not one"),
-        ("nag(2, negative='blue')", "is not one that a modular pipeline can be asked for"),
-        ("cfg(3) | cads(0.1)", "is not one that a modular pipeline can be asked for"),
-        ("icg(2)", "is not one that a modular pipeline can be asked for"),
-        ("tsg(2)", "is not one that a modular pipeline can be asked for"),
+        ("nag(2)", "the pass 'cond nag' is not one that a modular pipeline can be asked for"),
+        ("cfg(3) | cads(0.1)", "the pass 'cond edited' is not one that a modular pipeline can be"),
+        ("icg(2)", "the pass 'cond edited' is not one that a modular pipeline can be asked for"),
+        ("tsg(2)", "the pass 'cond edited' is not one that a modular pipeline can be asked for"),
+        ("pix2pix(2)", "the pass 'image of cond' is not one that a modular pipeline can be asked"),
         ("cfg(", "this is not an expression"),
     ],
 )
 def test_what_a_guider_cannot_be_asked_for(guidance, message):
     with pytest.raises(ValueError, match=message):
         Guider(guidance, scheduler=made.ddim())
+
+
+@pytest.mark.parametrize(
+    ("guidance", "most"),
+    [
+        ("cond", 1),
+        ("uncond", 2),
+        ("cfg(3) | rescale(0.7)", 2),
+        ("cond + slg(2)", 2),
+        ("cfg(3) + pag(2)", 3),
+        ("cfg(3) + pag(2) + pag(1)", 3),
+        ("uncond + slg(2, of='uncond')", 3),
+        ("cfg(3) + pag(2) + seg(1)", 4),
+    ],
+)
+def test_before_a_run_it_says_how_many_passes_there_are_at_most(guidance, most):
+    guider = Guider(guidance, scheduler=made.ddim())
+    assert guider.num_conditions == most and guider.is_conditional
+    off = Guider(guidance, scheduler=made.ddim(), enabled=False)
+    assert off.num_conditions == 1 and off.is_conditional
 
 
 def test_schedulers_that_are_refused_and_how_a_guider_is_kept(tmp_path):

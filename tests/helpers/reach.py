@@ -1,5 +1,5 @@
-"""Which test runs which function: found by running each test file once under a light tracer, and
-kept.
+"""Which test runs which function: found by running each test file once, with a mark in each
+function, and kept.
 
 As a pytest plugin (`Watch`) it writes down, for each test that passes, its seconds and the
 functions of the library that it called; `Only` runs chosen tests alone, in a chosen order. `Reach`
@@ -10,76 +10,45 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
+from helpers.held import RAN
+
 
 class Watch:
-    """A pytest plugin that writes down what each test calls."""
+    """A pytest plugin that writes down what each test calls (`held.RAN`)."""
 
-    def __init__(self, source: Path) -> None:
-        self.root, self.source = str(source.parent), str(source)
-        self.codes: set[CodeType] = set()
-        self.shared: set[str] = (
-            set()
-        )  # what fixtures of more than one test call, and the file itself as it is read
+    def __init__(self) -> None:
+        self.shared: set[str] = set()  # what fixtures of more than one test call
         self.tests: dict[str, tuple[float, list[str]]] = {}
         self.failed: list[str] = []
-
-    def _trace(self, frame: FrameType, event: str, argument: Any) -> None:
-        self.codes.add(frame.f_code)
-
-    def on(self) -> None:
-        threading.settrace(self._trace)
-        sys.settrace(self._trace)
-
-    def off(self) -> set[str]:
-        """Stop, and return the functions that were called: file:name."""
-        sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
-        mine = [c for c in self.codes if c.co_filename.startswith(self.source)]
-        self.codes = set()
-        return {
-            f"{c.co_filename[len(self.root) + 1 :]}:{c.co_qualname.split('.<locals>')[0]}"
-            for c in mine
-        }
-
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_collection(self):
-        self.on()
-        yield
-        self.shared |= self.off()
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_fixture_setup(self, fixturedef):
         if fixturedef.scope == "function":
             yield
             return
-        before = self.codes
-        self.codes = set()
+        before = set(RAN)
+        RAN.clear()
         yield
-        mine = self.off()
-        self.shared |= mine
-        self.codes = before
-        self.on()
+        self.shared |= RAN
+        RAN.clear()
+        RAN.update(before)
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item):
         failed = len(self.failed)
         start = time.perf_counter()
-        self.on()
+        RAN.clear()
         yield
-        called = self.off()
         if len(self.failed) == failed:
-            self.tests[item.nodeid] = (round(time.perf_counter() - start, 4), sorted(called))
+            self.tests[item.nodeid] = (round(time.perf_counter() - start, 4), sorted(RAN))
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
@@ -140,16 +109,19 @@ class Reach:
             f for f in files if self.files.get(f, {}).get("hash") != digest((root / f).read_text())
         ]
 
-    def tests_of(self, file: str, where: str, budget: float) -> list[str]:
+    def tests_of(
+        self, file: str, where: str, budget: float, always: Sequence[str] = ()
+    ) -> list[str]:
         """Return the tests that run a function (or anything of a class or file), those that tell
         soonest first.
 
-        One case of each test comes before the second case of any; then the rest of the files that
-        the function is run in, for what is computed once and kept. ``budget``: the seconds that all
-        of them may take.
+        Further cases of a test come later than the first; then the rest of the files that the
+        function is run in, for what is computed once and kept. ``always``: files whose tests
+        come first, whatever they run; ``budget``: the seconds that all of them may take.
         """
         rows: list[tuple[float, str]] = []
         rest: list[tuple[float, str]] = []
+        first = [test for name in always for test in self.files.get(name, {}).get("tests", {})]
         for known in self.files.values():
             exact, inside = {f"{file}:{where}"}, f"{file}:{where}." if where else f"{file}:"
             mine = {
@@ -165,9 +137,11 @@ class Reach:
                 (rows if mine & set(called) else rest if shared else []).append(
                     (seconds * focus, test)
                 )
-        return _within(_fair(rows) + _fair(rest), self._seconds(), budget)
+        found = dict.fromkeys(first + _fair(rows) + _fair(rest))
+        return _within(list(found), self.seconds, budget)
 
-    def _seconds(self) -> dict[str, float]:
+    @property
+    def seconds(self) -> dict[str, float]:
         return {
             test: seconds
             for known in self.files.values()
@@ -176,14 +150,14 @@ class Reach:
 
 
 def _fair(rows: Sequence[tuple[float, str]]) -> list[str]:
-    """Order tests by their seconds, the first case of each before the second of any."""
+    """Order tests by their seconds, each further case of one as if it took as much longer."""
     cases: dict[str, int] = defaultdict(int)
     ranked = []
     for cost, test in sorted(rows):
         name = test.partition("[")[0]
-        ranked.append((cases[name], cost, test))
         cases[name] += 1
-    return [test for _, _, test in sorted(ranked)]
+        ranked.append(((0.01 + cost) * cases[name], test))
+    return [test for _, test in sorted(ranked)]
 
 
 def _within(tests: Sequence[str], seconds: dict[str, float], budget: float) -> list[str]:

@@ -1,11 +1,9 @@
-"""What a model's folder says of itself, in ``guidestar.json``; each value that is used is checked
-where it is read.
-"""
+"""Read a model's ``guidestar.json``, and check each value that is used."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,14 @@ from ..diffusers.guidance_file import GuidanceRecipe
 from ..io.documents import maybe, number, read_json, shown, whole
 from ..io.files import check_name
 
+Card = Mapping[str, Any]
+"""What ``guidestar.json`` holds; the values that are used are checked by `read_about`."""
+
 NAME = "guidestar.json"
 FORMAT = 1
 
 
-def read_about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> Card:
     """Read a folder's ``guidestar.json``.
 
     Raises:
@@ -38,7 +39,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _check_defaults(file: Path, defaults: dict[str, Any]) -> None:
+def _check_defaults(file: Path, defaults: Card) -> None:
     try:
         GuidanceRecipe(
             **{
@@ -52,11 +53,11 @@ def _check_defaults(file: Path, defaults: dict[str, Any]) -> None:
         raise ValueError(f"{file}: defaults: {error}") from error
 
 
-def _texts(given: Any) -> bool:
+def _texts(given: object) -> bool:
     return isinstance(given, list) and all(isinstance(n, str) for n in given)
 
 
-def _folders(given: Any) -> bool:
+def _folders(given: object) -> bool:
     """Tell whether these name folders within another, and nothing outside it."""
     if not isinstance(given, list):
         return False
@@ -69,7 +70,7 @@ def _folders(given: Any) -> bool:
 _number = number().fits
 
 
-def _clips(given: Any) -> bool:
+def _clips(given: object) -> bool:
     known = {"log_scale": _LOG_SCALE.fits, "rho_max": maybe(number(0)).fits}
     return (
         isinstance(given, dict)
@@ -87,7 +88,7 @@ _MOST = 2**28
 """Numbers in one sample; 1 GB in float32."""
 
 
-def _shape(given: Any) -> bool:
+def _shape(given: object) -> bool:
     return (
         isinstance(given, list)
         and 1 <= len(given) <= 4
@@ -96,7 +97,7 @@ def _shape(given: Any) -> bool:
     )
 
 
-def _scale(given: Any) -> bool:
+def _scale(given: object) -> bool:
     mean, std = (given.get(k) if isinstance(given, dict) else None for k in ("mean", "std"))
     if not isinstance(mean, list) or not isinstance(std, list):
         return False
@@ -104,7 +105,7 @@ def _scale(given: Any) -> bool:
 
 
 _BESIDE = "names of folders beside it"
-_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+_KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
     "shape": (_shape, "whole numbers from 1 on, e.g. [3, 64, 64]"),
     "scale": (
         _scale,

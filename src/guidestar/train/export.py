@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ..core.levels import Schedule
 from ..core.rng import Draw
 from ..data.identity import identify
+from ..data.latents import pictures_of
 from ..data.source import Source
 from ..diffusers.export import described
-from ..evaluate import calibration
+from ..diffusers.read.vae import decoded, encoded
+from ..evaluate import calibration, psnr, ssim
 from ..evaluate.classifier_levels import trusted_rho
 from ..evaluate.retrieval import retrieval
 from ..io.files import Damaged
@@ -22,20 +24,20 @@ from ..model.card import write_card
 from ..model.folder import save, write_average
 from ..model.model import Model
 from ..networks.clip import CLIP
-from .build.captions import said
+from .build.captions import captions_of
 from .build.data import scale_of, sources
-from .build.networks import build, judged
+from .build.networks import build_part, classifier_column
 from .build.schedules import process, scheduler_config
 from .loop.checkpoints import read_checkpoint
 from .objectives.objective import profiles
-from .preview import decoding
+from .preview import decoder_of
 from .recipe.parts import ClassifierPart
 from .recipe.schema import Recipe
-from .run import averaged, checkpoint, settings, snapshot_file, snapshot_steps
+from .run import averaged, checkpoint, snapshot_file, snapshot_steps, train_settings
 
 RHOS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0)
 """Noise ratios at which a noise-aware classifier is examined."""
-MOST = 4000
+MOST_EXAMINED = 4000
 """Held-out samples at which it is examined: one half to calibrate, the other to report."""
 
 
@@ -46,13 +48,13 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
     and up to which noise ratio its accuracy is at least 1.2 times chance becomes its default
     interval.
     """
-    source, aside = sources(recipe)
+    source, aside = sources(recipe, out=out)
     trained = {part: averaged(recipe, part, out, source) for part in recipe.parts()}
     about = _about(recipe, out, trained, source, aside, command)
-    model = model_of(recipe, trained, source, about)
+    model = model_of(recipe, trained, source, about, out)
     model.nets |= _snapshots(recipe, out, source)
     save(model, out / recipe.name)
-    for name in [p.name for p in profiles(settings(recipe, "model"))][1:]:
+    for name in [p.name for p in profiles(train_settings(recipe, "model"))][1:]:
         write_average(averaged(recipe, "model", out, source, name), out / recipe.name, name)
     write_card(
         model.name,
@@ -63,9 +65,13 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
 
 
 def model_of(
-    recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[str, Any]
+    recipe: Recipe,
+    trained: dict[str, Any],
+    source: Source,
+    about: dict[str, Any],
+    out: Path | None = None,
 ) -> Model:
-    """Return the model that trained parts are; ``about`` is its card."""
+    """Return the model that trained parts are; ``about`` is its card, ``out`` where they are."""
     main, e = trained["model"], recipe.export
     encoder = main.encoder.alone()
     guides = {"classifier": "classifier", "noisy_clip": "clip", "clip": "clean_clip"}
@@ -75,7 +81,7 @@ def model_of(
         schedule=process(recipe).schedule,
         shape=tuple(source.shape),
         encoder=encoder,
-        decode=decoding(recipe, source),
+        decode=decoder_of(recipe, source, out),
         nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder.alone())}
         if "weak" in trained
         else {},
@@ -95,7 +101,7 @@ def _snapshots(recipe: Recipe, out: Path, source: Source) -> dict[str, Any]:
     """Return the kept early weights as further networks, for autoguidance: ``step-300``, …."""
     nets = {}
     for step in snapshot_steps(recipe, "model") if recipe.export.snapshots else ():
-        module: Any = build(recipe, "model", source, out).module
+        module: Any = build_part(recipe, "model", source, out).module
         module.load_state_dict(_snapshot(snapshot_file(out, "model", step)), strict=False)
         module.requires_grad_(False).eval()
         nets[f"step-{step}"] = (module.denoiser, module.encoder.alone())
@@ -131,7 +137,7 @@ def _about(
         "data_identity": identify(source),
         "scheduler": scheduler_config(recipe),
         "shape": list(source.shape),
-        "averages": [p.name for p in profiles(settings(recipe, "model"))],
+        "averages": [p.name for p in profiles(train_settings(recipe, "model"))],
         "command": command,
         "machine": machine(),
         "parameters": {
@@ -144,9 +150,9 @@ def _about(
     scale = scale_of(source)
     if scale is not None:
         about["scale"] = {"mean": scale.mean.tolist(), "std": scale.std.tolist()}
-    if "measuring_clip" in trained:
+    if "measuring_clip" in trained and source.size is not None:  # a stream has no end
         about["captions"] = sorted(
-            set(said(source, range(min(source.size or 0, 20_000)), shortest=True))
+            set(captions_of(source, range(min(source.size, 20_000)), shortest=True))
         )
     return about | _examined(recipe, trained, source, aside)
 
@@ -183,16 +189,18 @@ def _examined(
     if aside is None:
         return found
     if "classifier" in trained and recipe.classifier is not None:
-        x, y = gathered(aside, recipe.classifier, MOST)
+        x, y = gather_samples(aside, recipe.classifier, MOST_EXAMINED)
         found |= (examine if y.dtype == torch.int64 else examine_regressor)(
             trained["classifier"], recipe, x, y
         )
     if "judge" in trained and recipe.judge is not None:
-        found["judge_accuracy"] = accuracy(trained["judge"], *gathered(aside, recipe.judge))
+        found["judge_accuracy"] = accuracy(trained["judge"], *gather_samples(aside, recipe.judge))
+    if "autoencoder" in trained:
+        found["autoencoder"] = examine_autoencoder(trained["autoencoder"], pictures_of(aside))
     clips = {part: net for part, net in trained.items() if isinstance(net, CLIP)}
     if clips:
         found["retrieval"] = {
-            part: examine_clip(net, recipe, aside)
+            part: examine_clip(net, recipe, pictures_of(aside))
             for part, net in clips.items()
             if not net.noise_aware
         }
@@ -201,15 +209,36 @@ def _examined(
     return found
 
 
-def _captioned(source: Source, most: int = MOST) -> tuple[Tensor, list[str]]:
+def _captioned(source: Source, most: int = MOST_EXAMINED) -> tuple[Tensor, list[str]]:
     """Return up to ``most`` held-out pictures and the plainest caption of each, no caption
     twice.
     """
     rows = list(range(min(source.size or 0, most)))
-    x, asked = source.batch(rows, Draw(rows))[0], said(source, rows)
+    x, asked = source.batch(rows, Draw(rows))[0], captions_of(source, rows)
     first = {caption: i for i, caption in reversed(list(enumerate(asked)))}
     kept = sorted(first.values())
     return x[kept], [asked[i] for i in kept]
+
+
+@torch.inference_mode()
+def examine_autoencoder(vae: Any, pictures: Source) -> dict[str, Any]:
+    """Report how near held-out pictures come out: PSNR (dB) and SSIM, their means.
+
+    The numbers of a picture and of its latents are given too.
+    """
+    rows = torch.arange(min(pictures.size or 0, MOST_EXAMINED))
+    near, alike, shape = [], [], [0]
+    for part in map(Tensor.tolist, rows.split(32)):
+        x = pictures.batch(part, Draw(part))[0]
+        z = encoded(vae, x)
+        made, shape = decoded(vae, z).clamp(-1, 1), list(z.shape[1:])
+        near.append(psnr(made, x))
+        if min(x.shape[-2:]) >= 11:
+            alike.append(ssim(made, x))
+    found = {"psnr": round(float(torch.cat(near).mean()), 3), "of": len(rows)}
+    if alike:
+        found["ssim"] = round(float(torch.cat(alike).mean()), 4)
+    return {**found, "pictures": list(pictures.shape), "latents": shape}
 
 
 @torch.inference_mode()
@@ -246,7 +275,7 @@ def examine_noisy_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, A
     }
 
 
-def gathered(
+def gather_samples(
     source: Source, spec: ClassifierPart, most: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return up to ``most`` samples ``[N, *S]``, evenly spread, and what a classifier is to tell of
@@ -255,7 +284,7 @@ def gathered(
     count = min(source.size or 0, most or source.size or 0)
     rows = torch.linspace(0, (source.size or 1) - 1, count).round().long().tolist()
     x, targets = source.batch(rows, Draw(rows))
-    return x, torch.as_tensor(targets[judged(spec, source.columns)[0]])
+    return x, torch.as_tensor(targets[classifier_column(spec, source.columns)[0]])
 
 
 def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from ..core.rng import Draw
+from ..data.latents import pictures_of
 from ..data.source import Source
-from ..diffusers.read.vae import read_decoder
-from ..io.files import written
-from ..io.images import Row, save_png, sheet, to_drawings
+from ..diffusers.read.vae import Decoder, read_decoder, reconstructed
+from ..io.files import name_write_errors
+from ..io.images import SheetRow, save_png, sheet, to_drawings
 from ..model.model import Model
+from .build.autoencoders import fresh_autoencoder, vae_folder
 from .build.data import scale_of
 from .build.schedules import process
 from .recipe.schema import Recipe
@@ -86,7 +88,7 @@ class Board:
     def _or_without(self) -> Iterator[None]:
         """Go on without curves where they cannot be written: no training is lost for them."""
         try:
-            with written(self.folder):
+            with name_write_errors(self.folder):
                 yield
         except OSError as error:
             self.writer, self.failed = None, True
@@ -105,28 +107,57 @@ def _mute_writers() -> None:
         threading.excepthook = hook
 
 
-def previewing(
-    recipe: Recipe, part: str, folder: Path, source: Source, board: Board
+def preview_hook(
+    recipe: Recipe, part: str, out: Path, source: Source, board: Board
 ) -> Callable[[Any], None]:
-    """Return a hook that draws guided samples of the averaged weights every so many steps.
+    """Return a hook that draws guided samples of the averaged weights every so many steps, under
+    ``out/previews``.
 
     One row for each guidance, the same seeds in every row; sample k is of class k (of K), of the
     recipe's prompt k, or else of what is known of the data's sample k. An unconditional model has
     one row.
     """
-    spec, decode = recipe.preview, decoding(recipe, source)
+    decode = decoder_of(recipe, source, out)
+    return _drawing(
+        recipe, part, out, board, lambda module: list(_rows(recipe, module, source, decode))
+    )
+
+
+def reconstruction_hook(
+    recipe: Recipe, part: str, out: Path, source: Source, board: Board
+) -> Callable[[Any], None]:
+    """Return a hook that draws pictures, and below them what the autoencoder makes of them."""
+    count = min(recipe.preview.seeds, source.size or recipe.preview.seeds)
+    x = source.batch(range(count), Draw(range(count)))[0]
+    return _drawing(recipe, part, out, board, lambda module: reconstruction_rows(module, x))
+
+
+@torch.no_grad()
+def reconstruction_rows(vae: Any, x: Tensor) -> list[SheetRow]:
+    """Return rows of pictures ``[B, C, H, W]`` and of their reconstructions."""
+    made = reconstructed(vae, x)
+    return [
+        SheetRow(label="pictures", images=to_drawings(x)),
+        SheetRow(label="reconstructed", images=to_drawings(made)),
+    ]
+
+
+def _drawing(
+    recipe: Recipe, part: str, out: Path, board: Board, rows: Callable[[Any], list[SheetRow]]
+) -> Callable[[Any], None]:
+    """Return a hook that draws the rows of the averaged weights every so many steps."""
 
     def preview(trainer: Any) -> None:
-        if trainer.done % spec.every or not trainer.accelerator.is_main_process:
+        if trainer.done % recipe.preview.every or not trainer.accelerator.is_main_process:
             return
         module = trainer.module
         was = module.training
         with trainer.ema.applied(module):
             module.eval()
-            rows = list(_rows(recipe, module, source, decode))
+            drawn = rows(module)
             module.train(was)
-        image = sheet(rows, title=f"{recipe.name}: {part} after {trainer.done} steps")
-        save_png(image, folder / f"{part}-{trainer.done:06d}.png")
+        image = sheet(drawn, title=f"{recipe.name}: {part} after {trainer.done} steps")
+        save_png(image, out / "previews" / f"{part}-{trainer.done:06d}.png")
         board.picture(image, trainer.done)
 
     return preview
@@ -144,7 +175,7 @@ def _rows(recipe: Recipe, module: Any, source: Source, decode: Callable[[Tensor]
             solver=recipe.export.solver,
             grid=recipe.export.grid,
         ).images
-        yield Row(label=guidance, images=to_drawings(x))
+        yield SheetRow(label=guidance, images=to_drawings(x))
 
 
 def names_for(
@@ -154,10 +185,10 @@ def names_for(
     known = model.classes or (recipe.preview.prompts if model.told_by_text else ())
     if known:
         return [known[k % len(known)] for k in range(count)]
-    return spelled(module.encoder, source, count)
+    return write_conditions(module.encoder, source, count)
 
 
-def spelled(encoder: Any, source: Source, count: int) -> list[str] | None:
+def write_conditions(encoder: Any, source: Source, count: int) -> list[str] | None:
     """Write what is known of the first samples as a person would; None where the model is told
     nothing.
     """
@@ -183,12 +214,19 @@ def _word(value: Any, classes: tuple[str, ...]) -> str:
     return str(int(value)) if classes else ",".join(f"{v:g}" for v in value.tolist())
 
 
-def decoding(recipe: Recipe, source: Source) -> Callable[[Tensor], Tensor]:
+def decoder_of(recipe: Recipe, source: Source, out: Path | None) -> Callable[[Tensor], Tensor]:
     """Return what turns the network's samples into the data's own: through the VAE, or into their
     units.
+
+    Args:
+        recipe, source: of which data.
+        out: where the recipe's own autoencoder is; a fresh one stands for it until it is trained.
     """
-    if recipe.data.vae:
-        return read_decoder(recipe.data.vae)
+    folder = vae_folder(recipe, out)
+    if folder is not None:
+        return read_decoder(folder)
+    if recipe.autoencoder is not None:
+        return Decoder(fresh_autoencoder(recipe.autoencoder, pictures_of(source).shape).eval())
     scale = scale_of(source)
     return scale.undo if scale is not None else lambda x: x
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .objectives.objective import Progress
 
-Report = Callable[[str, Progress, int], None]
+Reporter = Callable[[str, Progress, int], None]
 """Called after each step with the part, its progress, and its number of steps."""
 
 
@@ -70,7 +70,7 @@ class Figures:
         return words
 
 
-def _lines(interval: float, write: Callable[[str], Any]) -> Report:
+def _lines(interval: float, write: Callable[[str], Any]) -> Reporter:
     """Report to a file or a pipe: a line at each part's first and last step, and every ``interval``
     seconds.
     """
@@ -93,7 +93,7 @@ def _lines(interval: float, write: Callable[[str], Any]) -> Report:
     return report
 
 
-def _bars(bars: Any) -> Report:
+def _bars(bars: Any) -> Reporter:
     """Report to a terminal: a bar for each part."""
     parts: dict[str, tuple[Any, Figures]] = {}
 
@@ -134,7 +134,7 @@ def _rich_bars() -> Any:
 
 
 @contextmanager
-def progress_report(*, interval: float = 30.0) -> Iterator[Report]:
+def progress_report(*, interval: float = 30.0) -> Iterator[Reporter]:
     """Show the progress of a training on standard error: part, step, smoothed loss, speed, time
     left.
 

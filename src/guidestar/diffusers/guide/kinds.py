@@ -5,11 +5,10 @@ effect.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 from ...guidance import Guidance
 from ...guidance.serialize import literal
+from ..objects import Arguments, Pipeline
 from ..read.scheduler import PREDICTS
 from .classes import plain_kind
 
@@ -85,12 +84,12 @@ REFUSED: dict[str, str] = {
 """Classes of pipelines that cannot be guided, and why."""
 
 
-def own_kind(pipe: Any) -> type:
+def own_kind(pipe: object) -> type:
     """Return the class whose call a pipeline makes."""
     return next((k for k in plain_kind(type(pipe)).__mro__ if "__call__" in vars(k)), object)
 
 
-def learns(pipe: Any) -> bool:
+def learns(pipe: object) -> bool:
     """Return whether a pipeline's layout is learnt from its run: that of Diffusers' pipelines that
     are no `KNOWN` ones.
     """
@@ -98,7 +97,7 @@ def learns(pipe: Any) -> bool:
     return kind.__module__.startswith("diffusers.") and kind.__name__ not in KNOWN
 
 
-def check_kind(pipe: Any) -> None:
+def check_kind(pipe: object) -> None:
     """Refuse Diffusers' pipelines that cannot be guided.
 
     Raises:
@@ -110,7 +109,7 @@ def check_kind(pipe: Any) -> None:
 
 
 def warn_of_numbers(
-    pipe: Any, given: Mapping[str, Any], arguments: Mapping[str, Any], guidance: Guidance
+    pipe: Pipeline, given: Arguments, arguments: Arguments, guidance: Guidance
 ) -> None:
     """Warn of each further number of a pipeline's own guidance that has no effect, with what to
     write in its place.
@@ -155,7 +154,7 @@ def warn_of_numbers(
             )
 
 
-def _two_intervals(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _two_intervals(pipe: Pipeline, arguments: Arguments) -> str:
     share = getattr(pipe.config, "boundary_ratio", None) or 0.9
     first, second, rho = (
         literal(arguments.get("guidance_scale")),
@@ -168,7 +167,7 @@ def _two_intervals(pipe: Any, arguments: Mapping[str, Any]) -> str:
     )
 
 
-def _rescale(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _rescale(pipe: Pipeline, arguments: Arguments) -> str:
     space = PREDICTS.get(
         getattr(pipe.scheduler.config, "prediction_type", "flow_prediction"), "velocity"
     )
@@ -178,16 +177,16 @@ def _rescale(pipe: Any, arguments: Mapping[str, Any]) -> str:
     )
 
 
-def _pix2pix(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _pix2pix(pipe: Pipeline, arguments: Arguments) -> str:
     return (
         f"write pix2pix({literal(arguments['image_guidance_scale'])}, "
         f"{literal(arguments['guidance_scale'])}) in the expression"
     )
 
 
-def _frames(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _frames(pipe: Pipeline, arguments: Arguments) -> str:
     return "the expression's scale is that of every frame"
 
 
-def _adaptive(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _adaptive(pipe: Pipeline, arguments: Arguments) -> str:
     return "write how the scale of pag depends on the noise, pag(3, interval=(lo, hi))"

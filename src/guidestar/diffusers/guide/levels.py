@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from ...core.denoiser import TO_X0
 from ...core.levels import VE, VP, Flow, Level, Schedule, expand, inverse_or_zero
 from ...core.prediction import Prediction
+from ..objects import Scheduler
 from ..read.scheduler import KINDS, PREDICTS, Kind
 
 
@@ -71,7 +71,7 @@ class Timetable:
             ratio).
     """
 
-    scheduler: Any
+    scheduler: Scheduler
     times: tuple[float, ...]
     levels: tuple[Level, ...]
     schedule: Schedule
@@ -98,7 +98,7 @@ class Timetable:
         between = float(s.sigmas_interpol[s.step_index - ("Ancestral" in type(s).__name__)])
         return _unit(between, self.times[place])
 
-    def place(self, time: Any, last: int) -> int:
+    def place(self, time: Tensor | float, last: int) -> int:
         """Find the place of the network's timestep.
 
         Args:
@@ -114,9 +114,8 @@ class Timetable:
             if isinstance(time, Tensor) and time.is_floating_point()
             else 1e-9
         )
-        distances = min(
-            ([abs(t / scale - value) for t in self.times] for scale in self._scales), key=min
-        )
+        # A time of 1 may be the first one divided or the last one as it is.
+        distances = [min(abs(t / scale - value) for scale in self._scales) for t in self.times]
         near = [
             i for i, d in enumerate(distances) if d <= min(distances) + 2 * rounding * abs(value)
         ]
@@ -128,7 +127,7 @@ class Timetable:
     def _scales(self) -> tuple[float, ...]:
         return 1.0, float(self.scheduler.config.num_train_timesteps)
 
-    def _find_in_table(self, time: Any) -> int | None:
+    def _find_in_table(self, time: object) -> int | None:
         """Return the place of a timestep that is a view of the table: nothing is read, so nothing
         waits for the device.
         """
@@ -148,7 +147,7 @@ class Timetable:
         return place if 0 <= place < len(self.times) else None
 
 
-def read_timetable(scheduler: Any) -> Timetable:
+def read_timetable(scheduler: Scheduler) -> Timetable:
     """Read the table of a scheduler whose timesteps have been set.
 
     Raises:
@@ -165,7 +164,7 @@ def read_timetable(scheduler: Any) -> Timetable:
 
 
 def _make_timetable(
-    scheduler: Any,
+    scheduler: Scheduler,
     levels: Sequence[Level],
     schedule: Schedule,
     output: Output,
@@ -183,7 +182,7 @@ def _make_timetable(
     )
 
 
-def _output(scheduler: Any) -> Output:
+def _output(scheduler: Scheduler) -> Output:
     kind = getattr(scheduler.config, "prediction_type", "epsilon")
     if kind not in PREDICTS:
         raise ValueError(
@@ -198,7 +197,7 @@ def _unit(rho: float, t: float) -> Level:
     return Level(1 / math.sqrt(1 + rho * rho), rho / math.sqrt(1 + rho * rho), t)
 
 
-def _table(scheduler: Any) -> VP:
+def _table(scheduler: Scheduler) -> VP:
     bars = [float(a) for a in scheduler.alphas_cumprod.tolist()]
     if getattr(scheduler.config, "rescale_betas_zero_snr", False):
         bars[-1] = 0.0  # Diffusers writes 2⁻²⁴, which may lie above its neighbour
@@ -208,7 +207,7 @@ def _table(scheduler: Any) -> VP:
         raise ValueError(f"the scheduler {type(scheduler).__name__}: {error}") from None
 
 
-def _by_time(scheduler: Any) -> Timetable:
+def _by_time(scheduler: Scheduler) -> Timetable:
     schedule, times = _table(scheduler), scheduler.timesteps.tolist()
     levels = [_of_table(float(scheduler.alphas_cumprod[int(t)]), t) for t in times]
     return _make_timetable(scheduler, [*levels, schedule.clean], schedule, _output(scheduler))
@@ -218,7 +217,7 @@ def _of_table(bar: float, t: float) -> Level:
     return Level(math.sqrt(bar), math.sqrt(1 - bar), float(t))
 
 
-def _read_inverted(scheduler: Any) -> Timetable:
+def _read_inverted(scheduler: Scheduler) -> Timetable:
     """Read a table that is walked upwards: x has the level of the step before the time that the
     network is told.
     """
@@ -237,13 +236,13 @@ def _read_inverted(scheduler: Any) -> Timetable:
     )
 
 
-def _on_sigmas(scheduler: Any) -> Timetable:
+def _on_sigmas(scheduler: Scheduler) -> Timetable:
     if getattr(scheduler.config, "use_flow_sigmas", False):
         return _flow(scheduler)
     return _on_ratios(scheduler)
 
 
-def _on_ratios(scheduler: Any) -> Timetable:
+def _on_ratios(scheduler: Scheduler) -> Timetable:
     """Read sigmas that are noise ratios."""
     reads_t = getattr(scheduler.config, "timestep_type", "discrete") == "discrete"
     times = [float(t) for t in scheduler.timesteps.tolist()]
@@ -253,7 +252,7 @@ def _on_ratios(scheduler: Any) -> Timetable:
     return _make_timetable(scheduler, levels, _table(scheduler), _output(scheduler), reads_t)
 
 
-def _halfway(scheduler: Any) -> Timetable:
+def _halfway(scheduler: Scheduler) -> Timetable:
     """Read noise ratios of which each second call is at the geometric mean of two."""
     table, sigmas = _on_ratios(scheduler), [float(s) for s in scheduler.sigmas.tolist()]
     between = {
@@ -265,7 +264,7 @@ def _halfway(scheduler: Any) -> Timetable:
     )
 
 
-def _edm(scheduler: Any) -> Timetable:
+def _edm(scheduler: Scheduler) -> Timetable:
     d = float(scheduler.config.sigma_data)
     sign = -1.0 if scheduler.config.prediction_type == "v_prediction" else 1.0
     times = [float(t) for t in scheduler.timesteps.tolist()]
@@ -278,7 +277,7 @@ def _edm(scheduler: Any) -> Timetable:
     return _make_timetable(scheduler, levels, schedule, Output(kind="edm", d=d, sign=sign), False)
 
 
-def _flow(scheduler: Any) -> Timetable:
+def _flow(scheduler: Scheduler) -> Timetable:
     if getattr(scheduler.config, "invert_sigmas", False):
         levels = [Level(float(s), 1 - float(s), 1 - float(s)) for s in scheduler.sigmas.tolist()]
         output = Output(kind="velocity", sign=-1.0)
@@ -295,7 +294,7 @@ def _flow(scheduler: Any) -> Timetable:
     return _make_timetable(scheduler, levels, Flow(), output)
 
 
-def _cosine(scheduler: Any) -> Timetable:
+def _cosine(scheduler: Scheduler) -> Timetable:
     """Read the cosine of a share of time (Würstchen)."""
     bar = lambda t: float(scheduler._alpha_cumprod(torch.tensor([float(t)]), torch.device("cpu")))
     share = lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -307,7 +306,7 @@ def _cosine(scheduler: Any) -> Timetable:
     )
 
 
-def _angles(scheduler: Any) -> Timetable:
+def _angles(scheduler: Scheduler) -> Timetable:
     """Read angles: α is their cosine, σ their sine (TrigFlow)."""
     times = [float(t) for t in scheduler.timesteps.tolist()]
     levels = [Level(math.cos(t), math.sin(t), t) for t in times]
@@ -315,7 +314,7 @@ def _angles(scheduler: Any) -> Timetable:
     return _make_timetable(scheduler, levels, VP(bars), Output(kind="v"), reads_t=False)
 
 
-_OF_PIPELINES: dict[str, Callable[[Any], Timetable]] = {
+_OF_PIPELINES: dict[str, Callable[[Scheduler], Timetable]] = {
     "DDPMWuerstchenScheduler": _cosine,
     "SCMScheduler": _angles,
     "FlowMapEulerDiscreteScheduler": _flow,
@@ -323,7 +322,7 @@ _OF_PIPELINES: dict[str, Callable[[Any], Timetable]] = {
     "LTXEulerAncestralRFScheduler": _flow,
 }
 """Schedulers of single pipelines, whose folders are not read as models."""
-_READERS: dict[Kind, Callable[[Any], Timetable]] = {
+_READERS: dict[Kind, Callable[[Scheduler], Timetable]] = {
     "by time": _by_time,
     "inverted": _read_inverted,
     "on ratios": _on_sigmas,

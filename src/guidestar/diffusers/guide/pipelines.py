@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 from torch import Tensor
 
-from ...core.levels import VP, Level, uniform
+from ...core.levels import VP, uniform
 from ...guidance import Direction, Guidance, parse
 from ...guidance.bases.loss_term import Steered
 from ...guidance.serialize import literal
 from ...guidance.term import as_guidance
 from ..guidance_file import guidance_of
-from ..read.vae import check_known, decoded
+from ..objects import Answer, Arguments, Network, Pipeline
+from ..read.vae import ThroughDecoder, check_known
 from .classes import answered, as_it_is, become, guided_kind, plain_kind
 from .families import networks
 from .kinds import check_kind, learns, warn_of_numbers
@@ -29,12 +30,24 @@ from .run import Run, Wanted
 P = TypeVar("P")
 
 
+class Options(TypedDict, total=False):
+    """The further arguments of `guide`."""
+
+    nets: Mapping[str, Network] | None
+    classifiers: Mapping[str, object] | None
+    target: int | Sequence[int] | Tensor | None
+    seeds: Sequence[int] | None
+    through_vae: bool
+    max_rows: int | None
+    check: bool
+
+
 def guide(
     pipe: P,
     guidance: str | Path | Guidance | Direction | None,
     *,
-    nets: Mapping[str, Any] | None = None,
-    classifiers: Mapping[str, Any] | None = None,
+    nets: Mapping[str, Network] | None = None,
+    classifiers: Mapping[str, object] | None = None,
     target: int | Sequence[int] | Tensor | None = None,
     seeds: Sequence[int] | None = None,
     through_vae: bool = False,
@@ -90,7 +103,7 @@ def guide(
     _check_terms(expression, pipe)
     _check_layers(expression, networks(pipe), nets or {})
     judges = (
-        {name: _Decoded(pipe, c) for name, c in (classifiers or {}).items()}
+        {name: _through_vae(pipe, c) for name, c in (classifiers or {}).items()}
         if through_vae
         else classifiers or {}
     )
@@ -107,7 +120,9 @@ def guide(
 
 
 @contextmanager
-def guided(pipe: P, guidance: str | Path | Guidance | Direction, **options: Any) -> Iterator[P]:
+def guided(
+    pipe: P, guidance: str | Path | Guidance | Direction, **options: Unpack[Options]
+) -> Iterator[P]:
     """Guide a pipeline within a ``with`` block; after it, it has the guidance that it had before.
 
     Args:
@@ -125,11 +140,11 @@ def guided(pipe: P, guidance: str | Path | Guidance | Direction, **options: Any)
         become(pipe, before)
 
 
-def _guided_kind(plain: Any, wanted: Wanted) -> type:
+def _guided_kind(plain: type, wanted: Wanted) -> type:
     signature = inspect.signature(plain.__call__)
 
     @wraps(plain.__call__)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: Pipeline, *args: object, **kwargs: object) -> Answer:
         bound = signature.bind(self, *args, **kwargs)
         given = dict(bound.arguments)
         bound.apply_defaults()
@@ -144,18 +159,18 @@ def _guided_kind(plain: Any, wanted: Wanted) -> type:
     return guided_kind(plain, call, wanted)
 
 
-def _kind_of_run(pipe: Any) -> type[Run] | type[LearntRun]:
+def _kind_of_run(pipe: object) -> type[Run] | type[LearntRun]:
     return LearntRun if learns(pipe) else Run
 
 
 def guided_again(
-    plain: Any, wanted: Wanted, made: Callable[..., Any], rest: tuple[Any, ...]
-) -> Any:
+    plain: type, wanted: Wanted, made: Callable[..., Pipeline], rest: tuple[object, ...]
+) -> Pipeline:
     """Make the object that a copy or a pickle of a guided pipeline fills."""
     return become(made(plain, *rest), _guided_kind(plain, wanted))
 
 
-def _refuse_own(pipe: Any, arguments: Mapping[str, Any]) -> None:
+def _refuse_own(pipe: Pipeline, arguments: Arguments) -> None:
     """Refuse a pipeline's own further passes, which would come on top."""
     if arguments.get("pag_scale") and hasattr(pipe, "do_perturbed_attention_guidance"):
         raise ValueError(
@@ -164,7 +179,7 @@ def _refuse_own(pipe: Any, arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _check_terms(guidance: Guidance, pipe: Any) -> None:
+def _check_terms(guidance: Guidance, pipe: object) -> None:
     """Refuse terms that a foreign scheduler cannot follow, and those that name a loss."""
     for term in guidance.terms:
         why = (
@@ -193,11 +208,13 @@ def _check_terms(guidance: Guidance, pipe: Any) -> None:
 class _Held:
     """A network as `guidestar.core.perturbation.layers_of` finds it."""
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: Network) -> None:
         self.net = net
 
 
-def _check_layers(guidance: Guidance, nets: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+def _check_layers(
+    guidance: Guidance, nets: Mapping[str, Network], others: Mapping[str, Network]
+) -> None:
     """Let each perturbation find its layers."""
     if "main" in others:
         raise ValueError(
@@ -214,32 +231,18 @@ def _check_layers(guidance: Guidance, nets: Mapping[str, Any], others: Mapping[s
                     pass
 
 
-class _Decoded:
-    """A classifier of pictures, applied to latents that the pipeline's VAE decodes."""
-
-    def __init__(self, pipe: Any, inner: Any) -> None:
-        if getattr(pipe, "vae", None) is None:
-            raise ValueError(
-                f"{type(pipe).__name__} has no VAE to look through; leave through_vae out"
-            )
-        try:
-            check_known(pipe.vae)
-        except ValueError as error:
-            raise ValueError(
-                f"{type(pipe).__name__}: {error}; leave through_vae out, and classify the latents"
-            ) from None
-        self.pipe, self.inner, self.rho_max = pipe, inner, None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def log_prob(self, x: Tensor, level: Level, target: Any) -> Tensor:
-        """Return the classifier's log-probability of the decoded latents ``x``."""
-        from torch.utils.checkpoint import checkpoint
-
-        return self.inner.log_prob(
-            checkpoint(decoded, self.pipe.vae, x, use_reentrant=False), level, target
-        )
+def _through_vae(pipe: object, inner: object) -> ThroughDecoder:
+    """Return a classifier of pictures, applied to latents that the pipeline's VAE decodes."""
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        raise ValueError(f"{type(pipe).__name__} has no VAE to look through; leave through_vae out")
+    try:
+        check_known(vae)
+    except ValueError as error:
+        raise ValueError(
+            f"{type(pipe).__name__}: {error}; leave through_vae out, and classify the latents"
+        ) from None
+    return ThroughDecoder(vae, inner)
 
 
 __all__ = ["guide", "guided"]

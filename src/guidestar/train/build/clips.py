@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from ...data.latents import pictures_of
 from ...data.source import Source
 from ...diffusers.read.encoders import TextEncoder, read_tokenizer
-from ...io.files import whole_or_not, written
+from ...io.files import name_write_errors, whole_or_not
 from ...networks.clip import CLIP, make_clip, make_tokenizer, make_vision
 from ..objectives.contrastive import Contrastive
 from ..objectives.objective import Built
@@ -21,7 +22,7 @@ from .schedules import denoising, process
 
 
 def build_clip(spec: CLIPPart, part: str, source: Source, out: Path | None) -> Built:
-    """Make a fresh CLIP, and what trains it; arguments as in `build.build`."""
+    """Make a fresh CLIP, and what trains it; arguments as in `build_part`."""
     return _contrasted(fresh_clip(spec, part, source, out), Contrastive(shift=spec.shift), source)
 
 
@@ -30,9 +31,19 @@ def build_noisy_clip(recipe: Recipe, spec: VisionPart, source: Source, out: Path
     as it is, and what trains it.
     """
     assert recipe.clip is not None  # the recipe was checked
-    clip = fresh_clip(recipe.clip, "clip", source, out)
+    clip = fresh_clip(recipe.clip, "clip", pictures_of(source), out)
+    if source.shape[1] % spec.patch:
+        raise ValueError(
+            f"noisy_clip.patch: samples of {list(source.shape)} cannot be cut into patches of "
+            f"{spec.patch}"
+        )
     sizes = spec.model_dump(exclude={"shift", "train"})
-    shared = {"size": source.shape[1], "embed": recipe.clip.embed, "noise_aware": True}
+    shared = {
+        "size": source.shape[1],
+        "channels": source.shape[0],
+        "embed": recipe.clip.embed,
+        "noise_aware": True,
+    }
     copies = copies_of(spec.train)
     clip.vision = within_memory(lambda: make_vision(**shared, **sizes), copies)
     if not torch.cuda.is_available():
@@ -54,7 +65,7 @@ def _contrasted(clip: CLIP, objective: Contrastive, source: Source) -> Built:
 
 
 def fresh_clip(spec: CLIPPart, part: str, source: Source, out: Path | None) -> CLIP:
-    """Make a fresh CLIP for the pictures and captions of ``source``; arguments as in `build.build`.
+    """Make a fresh CLIP for the pictures and captions of ``source``; arguments as in `build_part`.
 
     Raises:
         ValueError: they are no square pictures of 3 channels that the patches fit, or have no
@@ -91,7 +102,7 @@ def _tokenizer(spec: CLIPPart, part: str, source: Source, out: Path | None) -> A
         made = make_tokenizer(captions(source), vocabulary=spec.vocabulary, length=spec.length)
         if folder is None:
             return made
-        with written(folder), whole_or_not(folder) as beside:
+        with name_write_errors(folder), whole_or_not(folder) as beside:
             made.save_pretrained(beside)
     return read_tokenizer(folder)
 

@@ -41,14 +41,14 @@ def foresee(recipe: Recipe, built: Mapping[str, Built], source: Source) -> None:
                 with _named(f"preview.guidance {guidance!r}, of networks in training"):
                     _plan(model, guidance, names, preview.steps, solver=solver, grid=grid)
     if set(built) >= set(recipe.parts()):
-        model = finished(recipe, built, source)
+        model = model_to_be(recipe, built, source)
         names = names_for(recipe, model, built["model"].module, source, 1)
         guidance = end.guidance if model.encoder is not None else "uncond"
         with _named(f"export.guidance {guidance!r} with {end.solver} on {end.grid}"):
             _plan(model, guidance, names, end.steps, solver=solver, grid=grid, losses=True)
 
 
-def finished(recipe: Recipe, built: Mapping[str, Built], source: Source) -> Model:
+def model_to_be(recipe: Recipe, built: Mapping[str, Built], source: Source) -> Model:
     """Return the model that the parts would be, with the names of all its networks."""
     from ..export import model_of
     from ..run import snapshot_steps

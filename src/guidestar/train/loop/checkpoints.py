@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ...data.identity import compare
-from ...io.files import Damaged, keep_former, whole_or_not, written
+from ...data.identity import Identity, compare
+from ...io.files import Damaged, keep_former, name_write_errors, whole_or_not
 
 
 def write_checkpoint(state: Mapping[str, Any], path: Path, keep: int) -> None:
@@ -22,7 +22,7 @@ def write_checkpoint(state: Mapping[str, Any], path: Path, keep: int) -> None:
         OSError: it cannot be written; the former checkpoint is intact.
     """
     with whole_or_not(path) as beside:
-        with written(path), beside.open("wb") as file:
+        with name_write_errors(path), beside.open("wb") as file:
             torch.save(state, file)
         keep_former(path, keep)
 
@@ -100,7 +100,7 @@ def check_same(
         )
 
 
-def _check_data(path: Path, before: Any, now: Mapping[str, Any], *, accept: bool) -> None:
+def _check_data(path: Path, before: Identity | None, now: Identity, *, accept: bool) -> None:
     """Refuse other data, unless only samples differ and that is accepted."""
     found = ("it does not say on which data", True) if before is None else compare(before, now)
     if found is None:

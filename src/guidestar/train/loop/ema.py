@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sharded import put, whole
+from .sharded import full_tensor, put
 
 
 class Profile(ABC):
@@ -133,7 +133,7 @@ class EMA:
         """Return everything that a checkpoint must hold."""
         return {
             "updates": self.updates,
-            "weights": {name: whole(t) for name, t in self.weights().items()},
+            "weights": {name: full_tensor(t) for name, t in self.weights().items()},
         }
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..objectives.objective import NotFinite, Progress
 from .sharded import is_sharded
-from .signals import Stop, held_back
+from .signals import Stop, defer_interrupt
 from .trainer import Trainer
 
 
@@ -73,7 +73,7 @@ def _fit(
     try:
         while trainer.done < trainer.settings.steps and not (stop and stop.agreed):
             trainer.due = checkpoint is not None and time.monotonic() - saved_at > every
-            with held_back() if stop is None else nullcontext():
+            with defer_interrupt() if stop is None else nullcontext():
                 start, complete, rate = time.monotonic(), False, trainer.rate()
                 loss = trainer.step(stop)
                 trainer.seconds += time.monotonic() - start

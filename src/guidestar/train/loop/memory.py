@@ -13,7 +13,7 @@ from ...data.source import Source
 from ..objectives.objective import Built
 
 
-def memory(module: nn.Module, settings: Any, shape: tuple[int, ...]) -> dict[str, float]:
+def training_memory(module: nn.Module, settings: Any, shape: tuple[int, ...]) -> dict[str, float]:
     """Estimate what a training holds, in MB: weights, gradients, two moments of AdamW, averages;
     and a batch of data.
     """

@@ -17,7 +17,9 @@ from ..recipe.parts import NetworkPart
 from ..recipe.schema import Recipe
 
 
-def read_parts(recipe: Recipe, part: str, module: nn.Module) -> dict[str, str]:
+def read_parts(
+    recipe: Recipe, part: str, module: nn.Module, vae: Path | None = None
+) -> dict[str, str]:
     """Return digests of what was read from elsewhere, by name, for what a checkpoint is made from.
 
     A network is only as it was trained with the same latents and the same tokens: a VAE, a
@@ -26,10 +28,9 @@ def read_parts(recipe: Recipe, part: str, module: nn.Module) -> dict[str, str]:
     Args:
         recipe, part: what is trained.
         module: built, with what it took from others' weights.
+        vae: folder of the autoencoder whose latents it learns.
     """
-    found = (
-        {} if recipe.data.vae is None else {"data.vae (its files)": of_files(Path(recipe.data.vae))}
-    )
+    found = {} if vae is None else {"data.vae (its files)": of_files(vae)}
     for name, encoder in _texts(recipe, part, module):
         found[f"{name} (its tokenizer)"] = of_tokenizer(encoder.tokenizer)
         frozen = not any(p.requires_grad for p in encoder.text.parameters())

@@ -14,7 +14,7 @@ def is_sharded(module: nn.Module) -> bool:
     return any(hasattr(p, "full_tensor") for p in module.parameters())
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return all of a tensor, gathered where it is spread (every process must ask)."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
 
@@ -32,7 +32,7 @@ def put(tensor: Tensor, values: Tensor) -> None:
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's whole ``state_dict``."""
-    return {name: whole(t.detach()) for name, t in module.state_dict().items()}
+    return {name: full_tensor(t.detach()) for name, t in module.state_dict().items()}
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     return {
         **state,
         "state": {
-            i: {k: whole(v) if isinstance(v, Tensor) else v for k, v in s.items()}
+            i: {k: full_tensor(v) if isinstance(v, Tensor) else v for k, v in s.items()}
             for i, s in state["state"].items()
         },
     }

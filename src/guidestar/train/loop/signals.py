@@ -26,7 +26,7 @@ class Stop:
 
 
 @contextmanager
-def asked_by_signals(stop: Stop) -> Iterator[Stop]:
+def stop_on_signals(stop: Stop) -> Iterator[Stop]:
     """Let Ctrl-C, SIGTERM and SIGHUP ask ``stop``; a second Ctrl-C comes through at once.
 
     A SIGTERM only ever asks: launchers and batch systems send several, and one after each Ctrl-C.
@@ -55,7 +55,7 @@ def asked_by_signals(stop: Stop) -> Iterator[Stop]:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def defer_interrupt() -> Iterator[None]:
     """Hold an interrupt (Ctrl-C) back until the block is done; a second one comes through at
     once.
     """

@@ -17,10 +17,10 @@ from ...core.denoiser import Network
 from ...core.rng import Draw
 from ...data.identity import identify
 from ...data.source import Source, Targets
-from ..objectives.objective import NotFinite, Objective, Settings, profiles
+from ..objectives.objective import NotFinite, Objective, TrainSettings, profiles
 from .checkpoints import check_same, read_checkpoint, write_checkpoint
 from .ema import EMA
-from .sharded import load_module, load_optimiser, module_state, optimiser_state, whole
+from .sharded import full_tensor, load_module, load_optimiser, module_state, optimiser_state
 from .signals import Stop
 
 
@@ -77,7 +77,7 @@ class Trainer:
         module: nn.Module,
         objective: Objective,
         data: Source,
-        settings: Settings,
+        settings: TrainSettings,
         made_from: Mapping[str, Any] | None = None,
         *,
         prepare: Callable[[Targets], Any] = lambda targets: targets,
@@ -196,7 +196,7 @@ class Trainer:
         )
         shared = a.reduce(torch.cat([total[None] / s.batch, wishes]))
         loss, asked, due, self.norm = torch.cat(
-            [shared, torch.as_tensor(whole(norm)).double().view(1).to(a.device)]  # type: ignore[reportArgumentType]
+            [shared, torch.as_tensor(full_tensor(norm)).double().view(1).to(a.device)]  # type: ignore[reportArgumentType]
         ).tolist()
         if not (
             math.isfinite(loss) and math.isfinite(self.norm)

@@ -40,7 +40,7 @@ class Built:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainSettings:
     """How long and how fast to train.
 
     Args:
@@ -92,7 +92,7 @@ class Progress:
     samples: int
 
 
-def profiles(settings: Settings) -> list[Profile]:
+def profiles(settings: TrainSettings) -> list[Profile]:
     """Return the averages that a training keeps; the first is used unless another is named."""
     return [Standard(decay=settings.decay), *(Power.of_width(w) for w in settings.power)]
 

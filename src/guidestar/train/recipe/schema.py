@@ -2,9 +2,10 @@
 
 A recipe trains some parts, each with its own checkpoint, so that a run that was stopped goes on
 where it was: the ``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` (or
-regressor) that guides, and a clean ``judge`` that guides nothing and only measures. Of captioned
-pictures: a ``clip`` whose text tower encodes the captions, a ``noisy_clip`` that guides, and a
-``measuring_clip`` that guides nothing.
+regressor) that guides, and a clean ``judge`` that guides nothing and only measures. Of pictures: an
+``autoencoder``, on whose latents the others then work. Of captioned pictures: a ``clip`` whose text
+tower encodes the captions, a ``noisy_clip`` that guides, and a ``measuring_clip`` that guides
+nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +20,21 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from ...io.files import check_name
-from .parts import ORDER, PARTS, ClassifierPart, CLIPPart, NetworkPart, Training, VisionPart
-from .strict import Rate, _Strict
-from .tables import ConditionSpec, Data, Export, Levels, Noise, Preview, Target
+from .parts import (
+    ORDER,
+    PARTS,
+    AutoencoderPart,
+    ClassifierPart,
+    CLIPPart,
+    NetworkPart,
+    Training,
+    VisionPart,
+)
+from .strict import Rate, Strict
+from .tables import OWN_VAE, ConditionSpec, Data, Export, Levels, Noise, Preview, Target
 
 __all__ = [
+    "AutoencoderPart",
     "CLIPPart",
     "ClassifierPart",
     "ConditionSpec",
@@ -37,12 +48,12 @@ __all__ = [
     "Target",
     "Training",
     "VisionPart",
-    "read",
+    "read_recipe",
 ]
 
 
 BESIDE = frozenset(
-    ("parts", "snapshots", "previews", "tensorboard", "tokenizers", "batch.png", ".lock")
+    ("parts", "snapshots", "previews", "tensorboard", "tokenizers", "vae", "batch.png", ".lock")
 )
 """What a training writes beside the model's folder, which is named after the recipe."""
 
@@ -51,7 +62,7 @@ def _folder_name(name: str) -> str:
     return check_name(name, "the recipe's name", taken=BESIDE)
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole training."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_folder_name)]
@@ -73,6 +84,7 @@ class Recipe(_Strict):
     clip: CLIPPart | None = None
     noisy_clip: VisionPart | None = None
     measuring_clip: CLIPPart | None = None
+    autoencoder: AutoencoderPart | None = None
     preview: Preview = Preview()
     export: Export = Export()
 
@@ -105,7 +117,54 @@ class Recipe(_Strict):
         ] + ["noisy_clip"] * (self.noisy_clip is not None)
         if needy and self.clip is None:
             raise ValueError(f"{needy[0]} needs the recipe to train a clip: add a table [clip]")
+        self._check_variance()
+        self._check_autoencoder()
         return self
+
+    def _check_variance(self) -> None:
+        if self.objective.variance == "fixed":
+            return
+        if self.schedule.kind != "vp" or self.levels.kind != "uniform":
+            raise ValueError(
+                "objective.variance: the bound that trains it is a sum over the times of a table; "
+                'write schedule.kind = "vp" and levels.kind = "uniform"'
+            )
+        for part in ("model", "weak"):
+            spec = getattr(self, part)
+            if spec is not None and (spec.network in ("unet", "sequence") or ":" in spec.network):
+                raise ValueError(
+                    f"{part}.network: a variance is learned by a network of Diffusers that returns "
+                    f'twice its channels, e.g. "DiTTransformer2DModel", not by {spec.network!r}'
+                )
+
+    def _check_autoencoder(self) -> None:
+        own = self.data.vae == OWN_VAE
+        if own and self.autoencoder is None:
+            raise ValueError(
+                f"data.vae = {OWN_VAE!r} needs the recipe to train one: add a table [autoencoder]"
+            )
+        if self.autoencoder is None:
+            return
+        if self.data.kind not in ("images", "parquet"):
+            raise ValueError(
+                f"autoencoder: it learns from images or parquet, not from {self.data.kind!r}"
+            )
+        if not own:
+            raise ValueError(
+                "autoencoder: nothing would use it; say that the model works on its latents, "
+                f'data.vae = "{OWN_VAE}"'
+            )
+        halvings = len(self.autoencoder.widths) - 1
+        if self.data.size % 2**halvings:
+            raise ValueError(
+                f"autoencoder.widths: {halvings + 1} widths halve pictures {halvings} times, which "
+                f"a size of {self.data.size} does not allow"
+            )
+        if self.data.size < 2 ** max(halvings, self.autoencoder.scales):
+            raise ValueError(
+                f"autoencoder.scales: pictures of {self.data.size} cannot be halved "
+                f"{self.autoencoder.scales} times"
+            )
 
     def predicts(self) -> str:
         """Return what the network predicts."""
@@ -139,7 +198,7 @@ class Recipe(_Strict):
         return [p for p in parts if only is None or p in only]
 
 
-def read(path: Path | str, *, trust: bool = False) -> Recipe:
+def read_recipe(path: Path | str, *, trust: bool = False) -> Recipe:
     """Read and check a recipe.
 
     Args:
@@ -160,19 +219,17 @@ def read(path: Path | str, *, trust: bool = False) -> Recipe:
 
 
 def checked(content: Any, origin: Path | str, *, trust: bool = False) -> Recipe:
-    """Return the recipe that ``content`` is; arguments and errors as of `read`.
+    """Return the recipe that ``content`` is; arguments and errors as of `read_recipe`.
 
     Args:
         content: tables by name, from any file.
         origin: that file, to be named.
-        trust: as of `read`.
+        trust: as of `read_recipe`.
     """
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
-        more = f"; and {len(lines) - _MOST} more" if len(lines) > _MOST else ""
-        raise ValueError(f"{origin}: " + "; ".join(lines[:_MOST]) + more) from error
+        raise ValueError(f"{origin}: {explain(error, Recipe)}") from error
     for key, code in recipe.code().items():
         if not trust:
             raise ValueError(
@@ -186,10 +243,18 @@ _MOST = 12
 """Mistakes of one recipe that are told."""
 
 
-def _explain(error: Any) -> str:
+def explain(error: ValidationError, document: type[BaseModel]) -> str:
+    """Put the mistakes of a document in one line, each with its key and what was expected."""
+    lines = [_explain(e, document) for e in error.errors()]
+    more = f"; and {len(lines) - _MOST} more" if len(lines) > _MOST else ""
+    return "; ".join(lines[:_MOST]) + more
+
+
+def _explain(error: Any, document: type[BaseModel]) -> str:
     where = ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{suggestion(str(error['loc'][-1]), _keys(error['loc'][:-1]))}"
+        known = _keys(error["loc"][:-1], document)
+        return f"unknown key {where!r}{suggestion(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"missing key {where!r}"
     # Of an expression the further lines point at the place; the first says it in words.
@@ -199,9 +264,9 @@ def _explain(error: Any) -> str:
     return (f"{where}: " if where else "") + f"{message[0].lower()}{message[1:]}{shown}"
 
 
-def _keys(loc: Sequence[str | int]) -> list[str]:
-    """List the keys that a table of the recipe may have."""
-    table: type[BaseModel] = Recipe
+def _keys(loc: Sequence[str | int], document: type[BaseModel]) -> list[str]:
+    """List the keys that a table of a document may have."""
+    table: type[BaseModel] = document
     for name in loc:
         if name not in table.model_fields:  # a name of the user's own, of a condition
             continue

@@ -9,10 +9,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ...diffusers.guidance_file import GuidanceRecipe
-from .strict import Pixels, Rate, Steps, Words, _Strict
+from .strict import Pixels, Rate, StepCount, Strict, Words
+
+OWN_VAE = "autoencoder"
+"""What ``data.vae`` says of the autoencoder that the recipe trains itself."""
 
 
-class Data(_Strict):
+class Data(Strict):
     """Where the training data are (see the data room, and docs/train.md).
 
     Args:
@@ -23,7 +26,8 @@ class Data(_Strict):
         size, channels, crop, flip: of images.
         max_bad: how many unreadable images to skip before giving up.
         cache: folder of decoded images or latents, for data larger than memory.
-        vae: a Diffusers AutoencoderKL, by path; the model then works on its latents.
+        vae: an autoencoder of Diffusers, by path, or "autoencoder" for the recipe's own; the model
+            then works on its latents.
         standardise: tensors are brought to zero mean and unit variance by channel.
         holdout: share of the samples kept aside, to measure on.
         test: folder or file of other data to measure on, in place of ``holdout``.
@@ -66,7 +70,7 @@ class Data(_Strict):
         return self
 
 
-class ConditionSpec(_Strict):
+class ConditionSpec(Strict):
     """A condition: a column of the data that the network is told.
 
     Args:
@@ -84,7 +88,7 @@ class ConditionSpec(_Strict):
     output: Literal["states", "pooled"] = "states"
 
 
-class Noise(_Strict):
+class Noise(Strict):
     """The noise schedule.
 
     Args:
@@ -120,7 +124,7 @@ class Noise(_Strict):
         return self
 
 
-class Levels(_Strict):
+class Levels(Strict):
     """Which noise levels are trained.
 
     Args:
@@ -137,7 +141,7 @@ class Levels(_Strict):
     data_std: float = Field(default=1.0, gt=0)
 
 
-class Target(_Strict):
+class Target(Strict):
     """What the network predicts, and how errors are weighted.
 
     Args:
@@ -147,15 +151,20 @@ class Target(_Strict):
             "sigmoid".
         gamma: of min-snr.
         bias: of sigmoid.
+        variance: "learned": the network predicts its reverse variance too (2C channels), trained by
+            the variational bound at whole times; of a network of Diffusers, on vp.
+        bound: weight of the variational bound.
     """
 
     predicts: Literal["v", "eps", "x0", "velocity", "edm"] | None = None
     weighting: Literal["uniform", "min-snr", "snr+1", "edm", "sigmoid"] | None = None
     gamma: float = Field(default=5.0, gt=0)
     bias: float = 0.0
+    variance: Literal["fixed", "learned"] = "fixed"
+    bound: float = Field(default=0.001, gt=0)
 
 
-class Preview(_Strict):
+class Preview(Strict):
     """Pictures of guided samples during the training.
 
     Args:
@@ -168,8 +177,8 @@ class Preview(_Strict):
 
     every: int = Field(default=0, ge=0)
     guidance: Words = ("cfg(1)", "cfg(2)", "cfg(4)")
-    seeds: Steps = 8
-    steps: Steps = 20
+    seeds: StepCount = 8
+    steps: StepCount = 20
     prompts: Words = ()
 
     @model_validator(mode="after")
@@ -179,7 +188,7 @@ class Preview(_Strict):
         return self
 
 
-class Export(_Strict):
+class Export(Strict):
     """What the finished model recommends and holds.
 
     Args:
@@ -188,7 +197,7 @@ class Export(_Strict):
     """
 
     guidance: str = "cfg(2)"
-    steps: Steps = 20
+    steps: StepCount = 20
     solver: str = "dpmpp-2m"
     grid: str = "log_snr"
     snapshots: bool = True
