@@ -189,9 +189,8 @@ class _Stream(Run):
         output = Output(kind="x0") if clean else table.output
         step = self._step(place, table)
         x = _as_the_network(scheduler, c.sample, step.t, layout)
-        # `Run` reads no more of a call than `_Rows` has.
-        call = cast(Call, _Rows(c, layout, self.arguments))
-        self._bind_nets(c, layout, x, step, output, call)
+        call = _Rows(c, layout, self.arguments)
+        denoisers = self._bind_nets(c, layout, x, step, output, call)
         self._check(call, [step, *self._ahead(call, place)])
         if step.index != self.step:
             self.step, self.state, self.after = step.index, self.after, None
@@ -204,9 +203,7 @@ class _Stream(Run):
         self.watch.record(
             step,
             x,
-            torch.stack(
-                [cast(PartDenoiser, n.denoiser).finite for n in self.nets.now.values()]
-            ).all(),
+            torch.stack([d.finite for d in denoisers]).all(),
             out,
         )
         return out.reshape(c.wanted.shape)
@@ -225,8 +222,8 @@ class _Stream(Run):
         return place
 
     def _bind_nets(
-        self, c: Combination, layout: Layout, x: Tensor, step: Step, output: Output, call: Call
-    ) -> None:
+        self, c: Combination, layout: Layout, x: Tensor, step: Step, output: Output, call: _Rows
+    ) -> list[PartDenoiser]:
         nets = {"main": None, **self.wanted.nets}
         denoisers = {
             name: PartDenoiser(
@@ -254,6 +251,7 @@ class _Stream(Run):
             self.guided = self._make(call)
         for denoiser in denoisers.values():
             denoiser.perturbed = any(p.perturb for _, p in self._list_passes([step]))
+        return list(denoisers.values())
 
 
 @dataclass(eq=False)
@@ -285,6 +283,14 @@ class _Rows:
     def prompts(self) -> dict[str, Tensor]:
         """The request's tensors, and the rows."""
         return dict(self.condition("cond"))
+
+    def encoded(
+        self, tensors: Mapping[str, Tensor], names: int, *, away: bool = False
+    ) -> Condition:
+        """Refuse prompts in the expression: which of the network's arguments they are is not
+        known.
+        """
+        raise ValueError("prompts within an expression are not supported here")
 
     def condition(self, part: str) -> Condition:
         """Return the condition of one part, for all samples."""
