@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from ...core.passes import Net
 from ...core.prediction import Prediction
 from ..objects import Answer, Arguments, Network, Pipeline, RunNetwork, Scheduler
 from ..read.scheduler import KINDS
-from .call import Call, bound
+from .call import bound
 from .calls import NetCall, Rows, Template, signature
 from .classes import become, derived
 from .families import Family, order_of
