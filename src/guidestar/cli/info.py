@@ -107,11 +107,12 @@ def _line(head: str, text: str, *, wide: bool = False) -> None:
     import textwrap
 
     width = min(100, shutil.get_terminal_size((80, 24)).columns)
-    first = f"{head}: " if wide else f"{head:<15} "
+    # A wide head is wrapped too; a method's name stands in a column.
+    first = "" if wide else f"{head:<15} "
     after = "    " if wide else " " * 16
     typer.echo(
         textwrap.fill(
-            text,
+            f"{head}: {text}" if wide else text,
             width,
             initial_indent=first,
             subsequent_indent=after,
