@@ -17,7 +17,7 @@ from guidestar.cli import main
 from guidestar.core.rng import Draw
 from guidestar.data.folders import image_folder, parquet
 from guidestar.data.layout import find_files, find_pictures
-from guidestar.data.pictures import PictureFormat, prepare
+from guidestar.data.pictures import PictureFormat, prepare_pictures
 from guidestar.data.shards import Shards
 from guidestar.data.source import pick
 from guidestar.data.splits import find_splits, split_word
@@ -462,7 +462,7 @@ def test_pictures_are_found_by_any_case_of_their_suffix(tmp_path):
 def test_flips_are_from_left_to_right():
     pixels = torch.tensor([[[[0, 255], [10, 20]]]], dtype=torch.uint8).expand(64, 1, 2, 2)
     draw = Draw(range(64))
-    x = prepare(pixels, PictureFormat(size=2, flip=True), draw)
+    x = prepare_pictures(pixels, PictureFormat(size=2, flip=True), draw)
     flipped = draw.uniform("flip") < 0.5
     assert 0 < flipped.sum() < 64
     for value, wanted in ((True, [[255, 0], [20, 10]]), (False, [[0, 255], [10, 20]])):

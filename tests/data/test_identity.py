@@ -76,7 +76,7 @@ def test_a_changed_sample_class_or_caption_changes_it(changes):
 
 def test_of_large_data_numbers_of_every_row_are_hashed(monkeypatch):
     monkeypatch.setattr(identity, "HASHED", 8)
-    monkeypatch.setattr(identity, "LEAST", 2)  # of the four numbers of a row: 0 and 2
+    monkeypatch.setattr(identity, "LEAST_HASHED", 2)  # of the four numbers of a row: 0 and 2
     for row in range(6):
         for number, same in ((0, False), (1, True), (2, False), (3, True)):
             x = source().x.clone()

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import guidestar
 from guidestar.core.denoiser import Condition
 from guidestar.core.levels import Level
 from guidestar.core.prediction import Prediction
 from guidestar.diffusers.guide.call import Call, CallDenoiser, first, grouped, over
+from guidestar.diffusers.guide.classes import MARK
 from guidestar.diffusers.guide.families import (
     FAMILIES,
     check_prompt,
@@ -25,6 +27,7 @@ from guidestar.diffusers.guide.kinds import check_kind, warn_of_numbers
 from guidestar.diffusers.guide.levels import Output
 from guidestar.diffusers.guide.run import _channels, _prompts
 from guidestar.guidance import parse
+from helpers.pipelines import stable_diffusion
 
 UNET, FLUX = FAMILIES["UNet2DConditionModel"], FAMILIES["FluxTransformer2DModel"]
 
@@ -734,3 +737,33 @@ def test_pipelines_that_cannot_encode_are_refused():
     check_prompt(Plain(labels={"cat": 4}), dit, "cat")
     with pytest.raises(ValueError, match="has no class 'dog'"):
         check_prompt(Plain(labels={"cat": 4}), dit, "dog")
+
+
+def test_a_classifier_looks_through_the_pipelines_vae():
+    pipe, seen = stable_diffusion(), []
+
+    class Judge:
+        classes = ("a", "b")
+        rho_max = 3.0
+
+        def log_prob(self, x, level, target):
+            seen.append((x, level, target))
+            return x.flatten(1).sum(1)
+
+    judge = Judge()
+    kept = {"classifier": judge}
+    for through in (True, False):
+        with guidestar.guided(pipe, "cond", classifiers=kept, through_vae=through):
+            (found,) = getattr(type(pipe), MARK)[1].classifiers.values()
+        if not through:
+            assert found is judge
+            continue
+        assert found.inner is judge and found.pipe is pipe and found.rho_max is None
+        assert found.classes == ("a", "b")
+        x = torch.zeros(1, pipe.vae.config.latent_channels, 4, 4, dtype=torch.float64)
+        found.log_prob(x, "level", "target")
+        ((picture, *rest),) = seen
+        assert rest == ["level", "target"] and picture.shape[1] == 3 and picture.shape[-1] > 4
+    pipe.vae = None
+    with pytest.raises(ValueError, match="has no VAE to look through; leave through_vae out"):
+        guidestar.guide(pipe, "cond", classifiers=kept, through_vae=True)

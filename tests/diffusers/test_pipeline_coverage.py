@@ -9,6 +9,10 @@ from helpers.zoo.base import distance
 from helpers.zoo.table import DOCUMENT, MARK, entries, list_classes, table
 from helpers.zoo.untested import UNTESTED
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 ENTRIES = entries()
 
 

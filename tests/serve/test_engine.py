@@ -335,6 +335,15 @@ def test_a_failing_network_fails_those_whose_rows_it_fails(reference):
         assert engine.stats.repeated
 
 
+def test_the_search_for_what_failed_leaves_room_too():
+    spy = Spy(picky)
+    with Engine(toy_model(spy), max_rows=4) as engine:
+        ticket = engine.submit(engine.model.request("dog", seeds=range(9), guidance="cond"))
+        with pytest.raises(FloatingPointError, match="'main' returned"):
+            ticket.result(PATIENCE)
+    assert max(map(len, spy.calls)) == 2
+
+
 def test_a_scale_that_is_too_large_is_named_as_by_sample(engine, reference):
     asked = {"guidance": "cfg(2) + classifier(1e36)", "steps": 6}
     with pytest.raises(FloatingPointError) as alone:

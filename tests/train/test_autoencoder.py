@@ -13,6 +13,7 @@ from PIL import Image
 
 import diffusers
 import guidestar as gs
+from guidestar.apps.measure import measure
 from guidestar.cli import main
 from guidestar.train import run
 from guidestar.train.build.autoencoders import (
@@ -49,6 +50,9 @@ network = "unet"
 widths = [8, 8]
 groups = 4
 head = 8
+train = {{ steps = 3, batch = 4, warmup = 1, decay = 0.5 }}
+[judge]
+widths = [8, 8]
 train = {{ steps = 3, batch = 4, warmup = 1, decay = 0.5 }}
 [preview]
 every = 2
@@ -129,7 +133,7 @@ def test_latents_have_the_shape_that_is_foretold(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_recipe_trains_its_own_autoencoder_and_a_model_of_its_latents(tmp_path, photos, kind):
     spec, out = recipe(tmp_path, photos, kind), tmp_path / "out"
-    assert spec.parts() == ["autoencoder", "model"]
+    assert spec.parts() == ["autoencoder", "model", "judge"]
     lines, shown = run.dry_run(spec)
     assert shown.shape == (4, 3, 16, 16) and "9 samples of [2, 8, 8], 3 held out" in lines[0]
     assert run.train(spec, out)
@@ -170,6 +174,13 @@ def test_a_recipe_trains_its_own_autoencoder_and_a_model_of_its_latents(tmp_path
     names = {f.name for f in (out / "previews").iterdir()}
     assert {"autoencoder-000002.png", "autoencoder-000004.png", "model-000002.png"} <= names
     assert model.latent and again.latent
+    # The judge sees pictures, real ones and decoded ones.
+    assert again.judge.config["channels"] == 3
+    rows = list(measure(again, ["cfg(2)"], seeds=range(4), steps=2))
+    held = torch.tensor([aside.source.pictures.targets["label"][k] for k in aside.kept])
+    right = (again.judge(real).argmax(1) == held).double().mean()
+    floor = json.loads((out / "tiny" / "guidestar.json").read_text())["judge_accuracy"]
+    assert floor == pytest.approx(float(right), abs=1e-6) and len(rows) == 2
 
 
 def test_it_resumes_to_the_bit(tmp_path, photos):

@@ -264,6 +264,22 @@ def test_nothing_is_held_out_of_a_stream(monkeypatch):
     assert data.sources(recipe(data={"path": "here", "test": "there"})) == (SOURCE, "test")
 
 
+@pytest.mark.parametrize(("vae", "channels"), [(True, 5), (False, 1)])
+def test_pictures_have_the_channels_that_the_vae_takes(monkeypatch, tmp_path, vae, channels):
+    (tmp_path / "config.json").write_text('{"in_channels": 5}')
+    looks = []
+    monkeypatch.setattr(data, "image_folder", lambda path, look, **more: looks.append(look))
+    monkeypatch.setattr(data, "encoded", lambda found, spec, path: "latents")
+    spec = {"path": "here", "size": 16, "channels": 1, "flip": not vae}
+    given = recipe(data={**spec, "vae": str(tmp_path)} if vae else spec).data
+    assert data._read(given, "here", None) == ("latents" if vae else None)
+    (look,) = looks
+    assert (look.size, look.channels, look.crop, look.flip) == (16, channels, "center", not vae)
+    (tmp_path / "config.json").write_text("{}")
+    data._read(given, "here", None)
+    assert looks[1].channels == (3 if vae else 1)
+
+
 class Sure:
     """Tells class 0 with the logits (1.7, 0), whatever it sees, by its temperature."""
 

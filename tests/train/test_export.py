@@ -19,7 +19,7 @@ from guidestar.apps.measure import measure
 from guidestar.io.files import Damaged
 from guidestar.model.folder import WeightsError
 from guidestar.train import run
-from guidestar.train.build.data import scale_of, sources
+from guidestar.train.build.data import sources, standardiser_of
 from guidestar.train.export import assemble
 from guidestar.train.recipe import schema as recipes
 from networks.test_conditions import clip
@@ -405,7 +405,7 @@ def test_sequences_come_out_in_their_own_units(tmp_path):
     again = same_samples(model, folder)
     samples = again.sample(["a", "b"], seeds=[0, 1])
     kept = sources(recipes.read_recipe(tmp_path / "r.toml"))[0]
-    scale = scale_of(kept)
+    scale = standardiser_of(kept)
     torch.testing.assert_close(samples.images, samples.x * scale.std + scale.mean)
     assert len(list(measure(again, ["cond"], seeds=range(6)))) == 2
 

@@ -80,7 +80,7 @@ def test_a_second_training_in_a_folder_is_refused_until_the_first_is_gone(tmp_pa
     seen = []
     with pytest.raises(
         Locked,
-        match=rf"another training works here \(process {holder.pid} on {socket.gethostname()}, "
+        match=rf"another training runs here \(process {holder.pid} on {socket.gethostname()}, "
         r"since .*give another --out",
     ) as caught:
         run.train(small, tmp_path / "out", lambda *_: seen.append(1))
@@ -96,7 +96,7 @@ def test_the_command_refuses_too_and_in_one_line(tmp_path, small, holder, capsys
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "out")])
     err = capsys.readouterr().err
-    assert stop.value.code == 1 and err.count("\n") == 1 and "another training works here" in err
+    assert stop.value.code == 1 and err.count("\n") == 1 and "another training runs here" in err
 
 
 def test_the_lock_is_released_when_a_training_fails(tmp_path, small):

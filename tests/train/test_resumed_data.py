@@ -125,7 +125,7 @@ def test_a_checkpoint_that_names_no_data_is_taken_up_where_that_is_accepted(tmp_
     state = torch.load(file, weights_only=True)
     del state["data"]
     torch.save(state, file)
-    with pytest.raises(ValueError, match="does not say on which data"):
+    with pytest.raises(ValueError, match="of unknown identity"):
         resumed(tmp_path, photos, "judge")
     with pytest.warns(UserWarning, match="accepted"):
         resumed(tmp_path, photos, "judge", accept_data=True)

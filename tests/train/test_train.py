@@ -388,7 +388,7 @@ def test_another_machine_or_number_of_threads_is_warned_of(tmp_path, what, recwa
     torch.save(state, path)
     with pytest.warns(
         UserWarning,
-        match=rf"was written with other {what}; the training goes on, but not to the last bit",
+        match=rf"was written with other {what}; the training goes on, but its last bits",
     ):
         tiny(steps=2).load(path)
 

@@ -42,6 +42,7 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
     """Load the held-out and the training samples of a model."""
     if model.classes == fashion_mnist.CLASSES:
         return fashion_mnist.load_split("test", data), fashion_mnist.load_split("train", data)
+    from ..data.latents import pictures_of
     from ..train.build.data import sources
     from ..train.export import gather_samples
     from ..train.recipe.schema import checked
@@ -64,7 +65,8 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
             "train again"
         )
     _check_data(model, source)
-    return gather_samples(aside, recipe.judge), gather_samples(source, recipe.judge, 20_000)
+    real, floor = pictures_of(aside), pictures_of(source)
+    return gather_samples(real, recipe.judge), gather_samples(floor, recipe.judge, 20_000)
 
 
 def _check_data(model: Model, source: Source) -> None:
@@ -189,11 +191,9 @@ def _draw(
             grid=grid,
         )
         seconds += time.perf_counter() - start
-        # The judge learned from what the network works on: pixels, but latents or standardised
-        # values too.
-        judged_values = (
-            samples.images if "scale" not in model.card and not model.latent else samples.x
-        )
+        # The judge learned from the data: pictures, also of a model of latents, or standardised
+        # values.
+        judged_values = samples.images if "scale" not in model.card else samples.x
         drawn += zip(part.tolist(), judged_values, strict=True)
         nfe += samples.nfe * len(part) / len(rows)
         if watch:

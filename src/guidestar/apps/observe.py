@@ -135,7 +135,8 @@ def _call(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _check(name: str, options: Mapping[str, object]) -> None:
-    known = [f.name for f in fields(OPERATORS[name])]
+    operator: Any = OPERATORS[name]  # a dataclass, which its protocol cannot say
+    known = [f.name for f in fields(operator)]
     for key in needed(OPERATORS[name]):
         if key not in options:
             raise ValueError(f"{name} needs its {key}: write {name}({key}='{key}.png')")

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -28,10 +28,12 @@ from ..model.model import Model
 from .adm_networks import ADM, ADMClassifier, ClassifierSettings, UNetSettings
 from .state_dicts import read_state_dict
 
+M = TypeVar("M", bound=nn.Module)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published model, as the flags of its authors' scripts say.
+    """A published model, by the flags of its authors' scripts.
 
     Args:
         network: of the diffusion model.
@@ -110,7 +112,7 @@ def adm_model(
     net = read_adm(diffusion, about.network, dtype=dtype)
     count = about.network.classes
     labels = None if count is None else ClassLabels(classes=_names(classes, count))
-    classifiers: dict[str, Any] = {}
+    classifiers: dict[str, ADMClassifier] = {}
     if classifier is not None:
         if about.classifier is None:
             raise ValueError(f"the model {which!r} has no classifier; leave classifier= out")
@@ -158,8 +160,7 @@ def read_adm_classifier(
     return _fill(ADMClassifier(settings), path, dtype)
 
 
-def _fill(module: Any, path: str | Path, dtype: torch.dtype) -> Any:
-    assert isinstance(module, nn.Module)
+def _fill(module: M, path: str | Path, dtype: torch.dtype) -> M:
     fill(module, Path(path), read_state_dict(path), dtype)
     return module
 
@@ -177,5 +178,5 @@ def _find_published(which: str | Published) -> Published:
 
 def _names(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
     if classes is not None and len(classes) != count:
-        raise ValueError(f"{len(classes)} names were given for {count} classes")
+        raise ValueError(f"{len(classes)} names were given for {count} classes; give one for each")
     return tuple(classes or map(str, range(count)))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ def frequencies(t: Tensor, width: int) -> Tensor:
     return F.pad(torch.cat([angles.cos(), angles.sin()], -1), (0, width % 2))
 
 
-def run(block: Any, x: Tensor, emb: Tensor) -> Tensor:
+def run(block: Iterable[nn.Module], x: Tensor, emb: Tensor) -> Tensor:
     """Run the layers of a block; residual ones take the time embedding."""
     for layer in block:
         x = layer(x, emb) if isinstance(layer, Residual) else layer(x)
@@ -131,7 +131,7 @@ class SelfAttention(nn.Module):
         return self.attended(x)
 
     def attended(self, x: Tensor, changes: Sequence[Change] = ()) -> Tensor:
-        """Return what the layer makes of ``x``, its attention changed in some rows."""
+        """Return the layer's output, its attention changed in some rows."""
         batch, width, *sides = x.shape
         flat = x.reshape(batch, width, -1)
         q, k, v = _heads(self.qkv(self.norm(flat)), self.heads, self.new_order)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.hooks import Forward, replaced, replacement
 from ..core.levels import Level
-from ..core.perturbation import Attention, Kind, Rows, changed_tokens
 from .adm_blocks import (
     ADMDownsample,
     ADMUpsample,
@@ -24,6 +20,16 @@ from .adm_blocks import (
     frequencies,
     run,
 )
+from .adm_layers import ADMLayers
+
+
+class Heads(TypedDict):
+    """How a layer of attention is split into heads (see `SelfAttention`)."""
+
+    heads: int
+    head: int | None
+    new_order: bool
+
 
 _MULTIPLES = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
@@ -82,12 +88,16 @@ class ClassifierSettings:
         image_size: pixels of a side.
         width: of the first resolution.
         depth: residual blocks at each resolution.
-        channel_mult, attention_resolutions, use_scale_shift_norm, resblock_updown, channels,
-        groups: as in `UNetSettings`.
+        channel_mult: as in `UNetSettings`.
+        attention_resolutions: as in `UNetSettings`.
         num_head_channels: width of a head.
+        use_scale_shift_norm: as in `UNetSettings`.
+        resblock_updown: as in `UNetSettings`.
         pool: how the picture becomes one vector: by attention, by its mean, or by the means of all
             blocks.
-        classes: how many.
+        classes: number of classes.
+        channels: as in `UNetSettings`.
+        groups: as in `UNetSettings`.
     """
 
     image_size: int
@@ -114,7 +124,7 @@ class ADM(nn.Module):
     def __init__(self, settings: UNetSettings) -> None:
         super().__init__()
         s, make = settings, _Maker(settings.num_channels, settings)
-        heads = {
+        heads: Heads = {
             "heads": s.num_heads,
             "head": s.num_head_channels,
             "new_order": s.use_new_attention_order,
@@ -155,7 +165,7 @@ class ADM(nn.Module):
         return self.out(x)
 
     def layers(self) -> ADMLayers:
-        """Return its layers, for PAG and its kin."""
+        """Return its layers, which perturbations change."""
         return ADMLayers(self)
 
 
@@ -170,7 +180,7 @@ class ADMClassifier(nn.Module):
     def __init__(self, settings: ClassifierSettings) -> None:
         super().__init__()
         s, make = settings, _Maker(settings.width, settings)
-        heads = {"heads": 1, "head": s.num_head_channels, "new_order": False}
+        heads: Heads = {"heads": 1, "head": s.num_head_channels, "new_order": False}
         self.width, self.pool, self.config = s.width, s.pool, {"classes": tuple(range(s.classes))}
         self.time_embed = _time_embed(s.width)
         self.input_blocks, skips = make.down(s.depth, heads)
@@ -188,7 +198,7 @@ class ADMClassifier(nn.Module):
     def log_prob(self, x: Tensor, level: Level | None, target: Tensor) -> Tensor:
         """Return ``log p(target | x, level)``, ``[B]``."""
         if level is None:
-            raise ValueError("a noise-aware classifier needs the noise level")
+            raise ValueError("a noise-aware classifier needs the noise level; give the level of x")
         t = torch.as_tensor(level.t, dtype=torch.float32).expand(len(x)).to(x.device)
         logits = self(x.to(next(self.parameters()).dtype), t)
         return F.log_softmax(logits, -1).gather(-1, target.to(x.device)[:, None])[:, 0]
@@ -226,9 +236,7 @@ def _head(s: ClassifierSettings, width: int, scale: int, features: int) -> nn.Se
 
 
 class _Maker:
-    """Makes the blocks of a network in their order, keeping the width and scale at which it
-    stands.
-    """
+    """Make the blocks of a network in their order, and keep its current width and scale."""
 
     def __init__(self, channels: int, settings: UNetSettings | ClassifierSettings) -> None:
         multiples = settings.channel_mult or _MULTIPLES.get(settings.image_size)
@@ -242,7 +250,7 @@ class _Maker:
         self.first = self.width = self.widths[0]
         self.scale = 1
 
-    def down(self, count: int, heads: dict[str, Any]) -> tuple[nn.ModuleList, list[int]]:
+    def down(self, count: int, heads: Heads) -> tuple[nn.ModuleList, list[int]]:
         """Make the way down, and return the width after each of its blocks."""
         blocks, skips = (
             nn.ModuleList([nn.ModuleList([nn.Conv2d(self.s.channels, self.width, 3, padding=1)])]),
@@ -258,7 +266,7 @@ class _Maker:
                 self.scale *= 2
         return blocks, skips
 
-    def middle(self, heads: dict[str, Any]) -> nn.ModuleList:
+    def middle(self, heads: Heads) -> nn.ModuleList:
         return nn.ModuleList(
             [
                 self._residual(self.width, self.width),
@@ -267,8 +275,8 @@ class _Maker:
             ]
         )
 
-    def up(self, count: int, skips: list[int], heads: dict[str, Any]) -> nn.ModuleList:
-        """Make the way up, each block of which also gets what the way down left."""
+    def up(self, count: int, skips: list[int], heads: Heads) -> nn.ModuleList:
+        """Make the way up, whose blocks also get the outputs of the way down."""
         blocks, skips = nn.ModuleList(), list(skips)
         for level, width in reversed(list(enumerate(self.widths))):
             for i in range(count + 1):
@@ -279,7 +287,7 @@ class _Maker:
                 blocks.append(block)
         return blocks
 
-    def _level(self, inputs: int, width: int, heads: dict[str, Any]) -> nn.ModuleList:
+    def _level(self, inputs: int, width: int, heads: Heads) -> nn.ModuleList:
         block = nn.ModuleList([self._residual(inputs, width)])
         self.width = width
         if self.scale in {self.s.image_size // r for r in self.s.attention_resolutions}:
@@ -302,84 +310,3 @@ class _Maker:
         if self.s.resblock_updown:
             return self._residual(self.width, self.width, way)
         return ADMUpsample(self.width) if way == "up" else ADMDownsample(self.width)
-
-
-class ADMLayers:
-    """The layers of attention of an `ADM` by name (see `guidestar.core.perturbation.Layers`); the
-    usual one is in the middle.
-    """
-
-    def __init__(self, net: ADM) -> None:
-        self.net = net
-
-    def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
-        """Return names of layers, as they are or the usual one."""
-        there = (
-            []
-            if kind == "cross"
-            else [n for n, m in self.net.named_modules() if isinstance(m, SelfAttention)]
-        )
-        unknown = next((n for n in names if n not in there), None)
-        if unknown is not None or not there:
-            raise ValueError(
-                f"ADM has no layer {unknown or 'of attention to a text'!r}; there are "
-                f"{', '.join(there) or 'none'}"
-            )
-        return tuple(dict.fromkeys(names)) or tuple(
-            n for n in there if n.startswith("middle_block.")
-        )
-
-    @contextmanager
-    def attending(
-        self, names: Sequence[str], attend: Callable[[Attention], Tensor], rows: Rows | None = None
-    ) -> Iterator[None]:
-        """Let self-attention be what ``attend`` makes of it."""
-        with ExitStack() as stack:
-            for name in self.find("attention", names):
-                module: Any = self.net.get_submodule(name)
-                others = getattr(replacement(module), "changes", ()) if rows else ()
-                attended = partial(module.attended, changes=[*others, (attend, rows)])
-                attended.changes = [*others, (attend, rows)]  # type: ignore[attr-defined]
-                stack.enter_context(replaced(module, lambda _, attended=attended: attended))
-            yield
-
-    @contextmanager
-    def contrasting(
-        self, names: Sequence[str], contrast: Callable[[Tensor, Tensor], Tensor]
-    ) -> Iterator[None]:
-        """Refuse: there is no attention to a text."""
-        self.find("cross", names)
-        yield
-
-    @contextmanager
-    def skipping(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[None]:
-        """Let layers of attention return what they are given; where that is in some rows alone,
-        they work for all of them.
-        """
-        with ExitStack() as stack:
-            for name in self.find("block", names):
-                module = self.net.get_submodule(name)
-                stack.enter_context(replaced(module, partial(_skip, rows)))
-            yield
-
-    @contextmanager
-    def entering(
-        self, names: Sequence[str], change: Callable[[Tensor], Tensor], rows: Rows | None = None
-    ) -> Iterator[None]:
-        """Let layers of attention be given changed tokens, ``change(tokens [b, tokens, d])``."""
-        with ExitStack() as stack:
-            for name in self.find("block", names):
-                stack.enter_context(
-                    replaced(self.net.get_submodule(name), partial(_change_input, change, rows))
-                )
-            yield
-
-
-def _change_input(
-    change: Callable[[Tensor], Tensor], rows: Rows | None, forward: Forward
-) -> Forward:
-    return lambda x: forward(changed_tokens(x, change, rows))
-
-
-def _skip(rows: Rows | None, forward: Forward) -> Forward:
-    return lambda x: x if rows is None else rows.put(forward(x), x[rows.slice])

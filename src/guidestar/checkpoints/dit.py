@@ -54,7 +54,7 @@ def dit_model(
     count, side = net.config.num_embeds_ada_norm, net.config.sample_size
     names = tuple(classes or map(str, range(count)))
     if len(names) != count:
-        raise ValueError(f"{len(names)} names were given for {count} classes")
+        raise ValueError(f"{len(names)} names were given for {count} classes; give one for each")
     return Model(
         name=Path(path).stem,
         denoiser=denoiser(net, Process(schedule=VP.linear(), predicts="eps")),
@@ -68,7 +68,7 @@ def dit_model(
 
 def read_dit(
     path: str | Path, *, heads: int | None = None, dtype: torch.dtype = torch.float32
-) -> Any:
+) -> DiTTransformer2DModel:
     """Read an official state dict into a DiTTransformer2DModel, of the sizes that the tensors have.
 
     Raises:
@@ -83,7 +83,7 @@ def read_dit(
     for block in net.transformer_blocks:
         # The authors' frequencies are 10000^(−k/128), k < 128; Diffusers' class spaces them over
         # 127.
-        block.norm1.emb.time_proj.downscale_freq_shift = 0  # type: ignore[union-attr]
+        setattr(block.get_submodule("norm1.emb.time_proj"), "downscale_freq_shift", 0)  # noqa: B010
     return net
 
 
@@ -234,11 +234,11 @@ def _rename(given: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
     return made
 
 
-def _check_places(file: Path, given: Mapping[str, Tensor], net: Any) -> None:
-    """Refuse learned embeddings of places: the network computes those of the official one, sines
-    and cosines.
-    """
-    if not torch.allclose(given["pos_embed"].float(), net.pos_embed.pos_embed.float(), atol=1e-5):
+def _check_places(file: Path, given: Mapping[str, Tensor], net: DiTTransformer2DModel) -> None:
+    """Refuse learned position embeddings: the network computes sines and cosines."""
+    if not torch.allclose(
+        given["pos_embed"].float(), net.pos_embed.get_buffer("pos_embed").float(), atol=1e-5
+    ):
         raise ValueError(
             f"{file}: the tensor 'pos_embed' is not the official one (sines and cosines of the "
             "places)"

@@ -1,10 +1,10 @@
 """Denoisers of EDM and k-diffusion: modules called as ``D(x, sigma, …)`` that return clean data.
 
-EDM's checkpoints are pickles of code and weights, and are not read here: running what a file says
-is what they are made for. Load one by its authors' code, where you trust it, and pass the module:
+EDM's checkpoints are pickles of code and weights, and are not read here, since reading runs that
+code. Load one by its authors' code, where you trust it, and pass the module:
 
-    net = pickle.load(open("edm-cifar10-32x32-cond-vp.pkl", "rb"))["ema"]   # their code, your
-    decision model = edm_model(net)
+    net = pickle.load(open("edm-cifar10-32x32-cond-vp.pkl", "rb"))["ema"]  # runs their code
+    model = edm_model(net)
 """
 
 from __future__ import annotations
@@ -99,14 +99,15 @@ def edm_model(
 ) -> Model:
     """Make a model of a denoiser ``D(x, sigma, class_labels)``.
 
-    Sampled by Heun's method on Karras' grid of 18 steps by default. Most of EDM's
-    networks never saw the null (label_dropout 0), so cfg means nothing to them; autoguidance does.
+    It is sampled by Heun's method on Karras' grid of 18 steps by default. Most of EDM's networks
+    were trained without the null (label_dropout 0), so cfg is undefined for them; autoguidance is
+    not.
 
     Args:
-        net: the module; what EDM's modules say of themselves (img_channels, img_resolution,
-            label_dim, sigma_min, sigma_max) is taken from them.
-        shape: of one sample, where the module does not say.
-        classes: their names or how many, where the module does not say.
+        net: the module; its attributes img_channels, img_resolution, label_dim, sigma_min and
+            sigma_max are used where it has them.
+        shape: of one sample, where the module lacks the attributes.
+        classes: their names or number, where the module lacks the attribute.
         name: of the model.
 
     Raises:
@@ -116,8 +117,9 @@ def edm_model(
     if shape is None:
         if not (hasattr(net, "img_channels") and hasattr(net, "img_resolution")):
             raise ValueError(
-                f"a {type(net).__name__} does not say the shape of a sample (img_channels, "
-                "img_resolution); give shape="
+                f"a {type(net).__name__} has no attributes img_channels and img_resolution, the "
+                "shape "
+                "of a sample; give shape="
             )
         shape = (net.img_channels, net.img_resolution, net.img_resolution)
     low, high = (
@@ -142,5 +144,7 @@ def _labels(net: Any, classes: Sequence[str] | int | None) -> OneHot | None:
         else tuple(classes)
     )
     if known and len(names) != known:
-        raise ValueError(f"{len(names)} classes were given for a network of {known}")
+        raise ValueError(
+            f"{len(names)} classes were given for a network of {known}; give {known} names"
+        )
     return OneHot(labels=ClassLabels(classes=names)) if names else None

@@ -13,6 +13,7 @@ from ..io.files import Damaged
 from ._terminal import fail, warn
 from .data import datasets
 from .distilling import distill
+from .fitting import grid
 from .info import methods, models, plan
 from .measuring import evaluate
 from .sampling import demo, sample, strip
@@ -34,6 +35,7 @@ for command in (
     train,
     distill,
     evaluate,
+    grid,
     serve,
 ):
     app.command()(command)

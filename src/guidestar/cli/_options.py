@@ -170,6 +170,6 @@ def check_run(
     expression = None if guidance is None else parse(guidance)
     if solver is not None:
         get_solver(solver)
-    if grid is not None and grid not in GRIDS:
+    if grid is not None and grid not in (*GRIDS, "fitted"):
         raise ValueError(f"unknown grid {grid!r}; the grids are {', '.join(GRIDS)}")
     return expression

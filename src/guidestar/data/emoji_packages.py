@@ -115,7 +115,7 @@ def _chance(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest()) / 2**48
 
 
-class Names(NamedTuple):
+class EmojiNames(NamedTuple):
     """The names of an emoji.
 
     Args:
@@ -218,17 +218,19 @@ def _plain(code: str) -> str:
     )
 
 
-def _known(entries: Sequence[JSON]) -> dict[str, Names]:
+def _known(entries: Sequence[JSON]) -> dict[str, EmojiNames]:
     """Return the names by code point sequence."""
     return {
-        _plain(e["hexcode"]): Names(
+        _plain(e["hexcode"]): EmojiNames(
             e["label"].replace("’", "'"), tuple(str(t) for t in e.get("tags", ()))
         )
         for e in entries
     }
 
 
-def _codes(folder: Path, folders: Mapping[str, Path], known: Mapping[str, Names]) -> dict[str, str]:
+def _codes(
+    folder: Path, folders: Mapping[str, Path], known: Mapping[str, EmojiNames]
+) -> dict[str, str]:
     """Return the code point sequence of each icon's name.
 
     It is found in the set's own table, in that of its sister set, or by the name itself.
@@ -257,13 +259,13 @@ def _letters(name: str) -> str:
 
 
 def _icons(
-    folder: Path, style: Style, codes: Mapping[str, str], known: Mapping[str, Names]
+    folder: Path, style: Style, codes: Mapping[str, str], known: Mapping[str, EmojiNames]
 ) -> Iterator[Drawing]:
     """Yield the icons of a set; icons that are no emoji have their own names as concepts."""
     icons, done = _json(folder / "icons.json"), set()
     for name, icon in icons["icons"].items():
         code = codes.get(name, "" if style.name == "icon" else codes.get(_letters(name), ""))
-        own = Names(name.replace("-", " "), ()) if style.name == "icon" else None
+        own = EmojiNames(name.replace("-", " "), ()) if style.name == "icon" else None
         names = known.get(code) or own
         if names is None or names.concept in done:
             continue
@@ -282,7 +284,7 @@ def _svg(icon: JSON, icons: JSON) -> str:
     )
 
 
-def _webp(folder: Path, style: Style, known: Mapping[str, Names]) -> Iterator[Drawing]:
+def _webp(folder: Path, style: Style, known: Mapping[str, EmojiNames]) -> Iterator[Drawing]:
     found: set[str] = set()
     for file in sorted((folder / "assets").glob("*.webp")):
         names = known.get(_plain(file.stem))

@@ -18,11 +18,11 @@ from .tensors import Standardised
 
 HASHED = 256 * 2**20
 """Bytes of one tensor that are hashed; of a larger one, only some numbers of each row are."""
-LEAST = 64
+LEAST_HASHED = 64
 """Least numbers of each row that are hashed, evenly spaced, so that each row counts."""
 
 
-class Identity(TypedDict):
+class DataIdentity(TypedDict):
     """The identity of data, in JSON values."""
 
     columns: dict[str, list[object]]
@@ -33,7 +33,7 @@ class Identity(TypedDict):
     """Of the samples, their classes, numbers and captions."""
 
 
-def identify(source: Source) -> Identity:
+def identify(source: Source) -> DataIdentity:
     """Return the identity of ``source``, equal where the data are.
 
     It depends on the samples and their columns, not on the place of the files or the time they were
@@ -53,7 +53,7 @@ def _column(column: Column) -> list[object]:
     return [column.kind, known[column.kind]]
 
 
-def compare(before: Identity, now: Identity) -> tuple[str, bool] | None:
+def compare(before: DataIdentity, now: DataIdentity) -> tuple[str, bool] | None:
     """Compare two identities.
 
     Returns:
@@ -97,7 +97,7 @@ def _compare_classes(before: list[object], now: list[object]) -> str:
     return f"now {' and '.join(words)}"
 
 
-def _compare_samples(before: Identity, now: Identity) -> str:
+def _compare_samples(before: DataIdentity, now: DataIdentity) -> str:
     if before["size"] != now["size"]:
         return f"there were {before['size']} samples and are {now['size']}"
     return "the samples, or the values of their columns, have changed"
@@ -132,7 +132,7 @@ def _tensor(x: Tensor) -> Iterator[bytes]:
     rows = x.detach().reshape(len(x), -1)
     width = max(1, rows.shape[1])
     every = -(-rows.numel() * x.element_size() // HASHED)
-    every = max(1, min(every, width // LEAST))
+    every = max(1, min(every, width // LEAST_HASHED))
     for part in rows.split(max(1, 2**24 // (width * x.element_size()))):
         yield part[:, ::every].cpu().contiguous().numpy().tobytes()
 

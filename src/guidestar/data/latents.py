@@ -112,12 +112,17 @@ class Unencoded(Source):
     Args:
         pictures: to be encoded.
         encode: ``[B, C, H, W]`` to latents, by what there is of the autoencoder.
-        shape: of one latent.
+        latent_shape: of one latent.
     """
 
     pictures: InMemory | Pictures
     encode: Callable[[Tensor], Tensor]
-    shape: tuple[int, ...]
+    latent_shape: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one latent."""
+        return self.latent_shape
 
     @property
     def size(self) -> int:

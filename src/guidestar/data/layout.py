@@ -19,14 +19,14 @@ from pathlib import Path, PurePosixPath
 from ..io.documents import read_text
 from .splits import TABLE_FILES, check_splits
 
-Value = object
+Cell = object
 """A value of a table's cell: a text, a number, a list, or None."""
 
 PASSED_OVER = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class FolderLayout:
     """The pictures of a folder, in a fixed order, and their columns.
 
     Args:
@@ -36,11 +36,13 @@ class Layout:
     """
 
     files: list[Path]
-    columns: dict[str, list[Value]]
+    columns: dict[str, list[Cell]]
     labels: list[str] | None
 
 
-def read_layout(folder: Path, *, text: Sequence[str] = (), classes: Sequence[str] = ()) -> Layout:
+def read_layout(
+    folder: Path, *, text: Sequence[str] = (), classes: Sequence[str] = ()
+) -> FolderLayout:
     """Read the layout of a folder of pictures.
 
     Args:
@@ -68,7 +70,7 @@ def read_layout(folder: Path, *, text: Sequence[str] = (), classes: Sequence[str
     _check_depths(folder, files)
     captions = _captions(folder, files)
     labels = [file.parent.name for file in files]
-    return Layout(
+    return FolderLayout(
         files=files,
         columns={"text": list(captions)} if captions else {},
         labels=labels if len({file.parent for file in files}) > 1 else None,
@@ -164,7 +166,9 @@ def _captions(folder: Path, files: Sequence[Path]) -> list[str | None] | None:
     return [read_text(file).strip() or None for file in beside]
 
 
-def _by_table(folder: Path, table: Path, files: Sequence[Path], text: Sequence[str]) -> Layout:
+def _by_table(
+    folder: Path, table: Path, files: Sequence[Path], text: Sequence[str]
+) -> FolderLayout:
     rows = list(_rows(table))
     names = [_file_name(table, number, row) for number, row in enumerate(rows, 1)]
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -189,17 +193,17 @@ def _by_table(folder: Path, table: Path, files: Sequence[Path], text: Sequence[s
         )
     if any("image" in row for row in rows):
         raise ValueError(f'{table}: a column cannot be called "image", the picture; rename it')
-    columns: dict[str, list[Value]] = {
+    columns: dict[str, list[Cell]] = {
         name: [row.get(name) for row in rows]
         for name in dict.fromkeys(key for row in rows for key in row)
         if name != "file_name"
     }
     if table.suffix == ".csv":
         columns = {n: v if n in text else _numbers(v) for n, v in columns.items()}
-    return Layout(files=[folder / name for name in names], columns=columns, labels=None)
+    return FolderLayout(files=[folder / name for name in names], columns=columns, labels=None)
 
 
-def _file_name(table: Path, number: int, row: Mapping[str, Value]) -> str:
+def _file_name(table: Path, number: int, row: Mapping[str, Cell]) -> str:
     name = row.get("file_name")
     if not isinstance(name, str):
         raise ValueError(
@@ -213,7 +217,7 @@ def _plain(name: str) -> str:
     return PurePosixPath(name.replace("\\", "/")).as_posix()
 
 
-def _numbers(values: list[Value]) -> list[Value]:
+def _numbers(values: list[Cell]) -> list[Cell]:
     """Turn a column of a CSV file into numbers, where all its texts are numbers."""
     for kind in (int, float):
         try:
@@ -223,7 +227,7 @@ def _numbers(values: list[Value]) -> list[Value]:
     return values
 
 
-def _rows(table: Path) -> Iterator[Mapping[str, Value]]:
+def _rows(table: Path) -> Iterator[Mapping[str, Cell]]:
     if table.suffix == ".parquet":
         yield from _parquet(table)
     elif table.suffix == ".csv":
@@ -235,7 +239,7 @@ def _rows(table: Path) -> Iterator[Mapping[str, Value]]:
                 yield _json(table, number, line)
 
 
-def _json(table: Path, number: int, line: str) -> Mapping[str, Value]:
+def _json(table: Path, number: int, line: str) -> Mapping[str, Cell]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -245,7 +249,7 @@ def _json(table: Path, number: int, line: str) -> Mapping[str, Value]:
     return row
 
 
-def _parquet(table: Path) -> list[Mapping[str, Value]]:
+def _parquet(table: Path) -> list[Mapping[str, Cell]]:
     import pyarrow.parquet
 
     try:
@@ -256,7 +260,7 @@ def _parquet(table: Path) -> list[Mapping[str, Value]]:
         raise ValueError(f"{table}: not readable as parquet ({reason}); write it again") from error
 
 
-def _csv(table: Path) -> Iterator[Mapping[str, Value]]:
+def _csv(table: Path) -> Iterator[Mapping[str, Cell]]:
     """Yield the rows of a table with commas, semicolons or tabs; an empty cell is None."""
     text = read_text(table).lstrip()
     mark = max(",;\t", key=text.partition("\n")[0].count)

@@ -89,7 +89,7 @@ class Pictures(Source):
     def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
         """Return the pictures at ``rows``, in [−1, 1]."""
         where = torch.as_tensor(rows)
-        x = prepare(self.pixels[where], self.format, draw)
+        x = prepare_pictures(self.pixels[where], self.format, draw)
         return x, pick(self.targets, rows, draw)
 
     def captions(self, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
@@ -97,7 +97,7 @@ class Pictures(Source):
         return split_captions(self.targets, column, rows)
 
 
-def prepare(pixels: Tensor, format: PictureFormat, draw: Draw) -> Tensor:
+def prepare_pictures(pixels: Tensor, format: PictureFormat, draw: Draw) -> Tensor:
     """Crop and flip pictures at random, and bring them to [−1, 1].
 
     Args:

@@ -14,7 +14,7 @@ from ..core.rng import Draw
 from ..io.documents import read_text
 from ..io.files import Damaged
 from .folders import escape_pattern, find_data_files
-from .pictures import EncodedPicture, PictureFormat, Say, decode, open_encoded, prepare
+from .pictures import EncodedPicture, PictureFormat, Say, decode, open_encoded, prepare_pictures
 from .source import Column, Source, Targets
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Shards(Source):
                 self._at += 1
             found.append(sample)
         pixels, samples = zip(*[self._readable(sample) for sample in found], strict=True)
-        return prepare(torch.stack(pixels), self.format, draw), self._targets(samples)
+        return prepare_pictures(torch.stack(pixels), self.format, draw), self._targets(samples)
 
     def _readable(self, sample: Sample) -> tuple[Tensor, Sample]:
         try:

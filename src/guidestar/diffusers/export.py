@@ -1,6 +1,4 @@
-"""Which of Diffusers' pipelines can be a model of ours, exactly, so that its folder loads without
-us.
-"""
+"""Choose the Diffusers pipeline that samples exactly as a model does."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ def pipeline_of(model: SavedModel, scheduler: str) -> tuple[str | None, str]:
     """
     net, vae = network_of(model.denoiser), getattr(model.decode, "vae", None)
     kind = type(net).__name__
-    if isinstance(model.denoiser.net, ScaledNetwork):
+    if isinstance(getattr(model.denoiser, "net", None), ScaledNetwork):
         return None, (
             f"its guidance scale is an input that {kind} lacks; the network loads in Diffusers as "
             "that of scale 1, and guidestar gives the others"
@@ -228,7 +226,7 @@ def write_index(model: SavedModel, folder: Path, scheduler: Config) -> None:
 def scheduler_settings(model: SavedModel, config: Config) -> Config:
     """Return a scheduler's settings as the model's pipeline wants them.
 
-    StableDiffusionPipeline counts the steps of a table from 1, and says so where the file does not.
+    StableDiffusionPipeline counts the steps of a table from 1, written where it is missing.
     """
     found = dict(config)
     if pipeline_of(model, found["_class_name"])[0] == "StableDiffusionPipeline":

@@ -1,4 +1,4 @@
-"""A guidance as a small file beside a model: ``guidance.toml``.
+"""Read and write ``guidance.toml``, a small file with a model's guidance.
 
 guidance = "cfg(7.5, interval=(0.3, 5.4)) + pag(3) | rescale(0.7)"
 steps = 20               # the rest may be left out
@@ -26,7 +26,7 @@ from ..sampling import get_solver
 G = TypeVar("G")
 
 NAME = "guidance.toml"
-"""What the file is called beside a model."""
+"""The name of the file in a model's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class GuidanceRecipe:
             )
         if self.solver is not None:
             get_solver(self.solver)
-        if self.grid not in (None, *GRIDS):
+        if self.grid not in (None, *GRIDS, "fitted"):
             raise ValueError(f"unknown grid {shown(self.grid)}; there are {', '.join(GRIDS)}")
         parse(self.guidance)
 

@@ -27,7 +27,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def write_denoiser(
     denoiser: Denoiser, encoder: object | None, folder: Path, dtype: torch.dtype
 ) -> None:
-    """Write a denoiser's network, and the encoder of its conditions beside it."""
+    """Write a denoiser's network and the encoder of its conditions."""
     net = network_of(denoiser)
     own = getattr(net, "made_by", None)
     write_module(
@@ -97,8 +97,8 @@ def write_module(
     dtype: torch.dtype = torch.float16,
     made_by: Config | None = None,
 ) -> None:
-    """Write a module's config (or what made it), and its weights in ``dtype``: beside, then
-    renamed.
+    """Write a module's config (or what made it), and its weights in ``dtype``, whole or not
+    at all.
     """
     from safetensors.torch import save as serialised
 

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def several() -> PartialState | None:
@@ -52,7 +52,7 @@ def gather(parts: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
     return sorted((p for part in everyone for p in part), key=lambda p: p[0])
 
 
-def _of_all(own: T, processes: int) -> list[T]:
+def _of_all(own: _T, processes: int) -> list[_T]:
     """Return the values of all processes, each of which gives its ``own``."""
     everyone = [own] * processes
     torch.distributed.all_gather_object(everyone, own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,27 @@ def _scale(given: object) -> bool:
     return len(mean) == len(std) >= 1 and all(map(_number, [*mean, *std])) and min(std) > 0
 
 
+def _grids(given: Any) -> bool:
+    """Tell whether these are grids of a card: falling noise ratios, the last of them 0, by steps.
+
+    For n steps there are n + 1.
+    """
+    return isinstance(given, dict) and all(
+        key.isascii() and key.isdecimal() and _falls(rhos, int(key)) for key, rhos in given.items()
+    )
+
+
+def _falls(rhos: Any, steps: int) -> bool:
+    return (
+        isinstance(rhos, list)
+        and len(rhos) == steps + 1 >= 2
+        and all(isinstance(r, int | float) and not isinstance(r, bool) for r in rhos)
+        and all(math.isfinite(r) for r in rhos)
+        and all(a > b for a, b in pairwise(rhos))
+        and rhos[-1] == 0
+    )
+
+
 _BESIDE = "names of folders beside it"
 _KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
     "shape": (_shape, "whole numbers from 1 on, e.g. [3, 64, 64]"),
@@ -115,6 +137,10 @@ _KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
     "nets": (_folders, _BESIDE),
     "classifiers": (_folders, _BESIDE),
     "clips": (_clips, f'{_BESIDE}, each with an object of the numbers "log_scale" and "rho_max"'),
+    "grids": (
+        _grids,
+        "an object of falling noise ratios for each number of steps n: n + 1, the last 0",
+    ),
     "captions": (_texts, "a list of texts"),
     "defaults": (lambda given: isinstance(given, dict), "an object"),
 }

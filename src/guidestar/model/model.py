@@ -28,6 +28,7 @@ from ..sampling import (
     warn_of_divergence,
 )
 from .binding import names_of, net_of, scale_of, with_scale
+from .fitted import FITTED, fitted_grid, ratios_of
 from .manifest import Card
 from .protocols import (
     ClassEncoder,
@@ -136,18 +137,30 @@ class Model:
     def grid(self, steps: int | None = None, grid: str | Grid | None = None) -> Grid:
         """Make a grid of levels; both default to the card's.
 
+        A grid that was fitted to the model (``guidestar grid``) is the default for its step count;
+        by the name "fitted" it is interpolated for others.
+
         Raises:
             ValueError: unknown grid, or steps out of range.
         """
         if isinstance(grid, Grid):
             return grid
-        name: str = grid or self.defaults.get("grid", "log_snr")
         count: int = steps if steps is not None else self.defaults.get("steps", 20)
+        name = self.grid_name(steps, grid)
+        if name == FITTED:
+            return fitted_grid(self, count)
         if name not in GRIDS:
-            raise ValueError(f"unknown grid {name!r}; the grids are {', '.join(GRIDS)}")
+            raise ValueError(f"unknown grid {name!r}; the grids are {', '.join((*GRIDS, FITTED))}")
         if not 1 <= count <= 10_000:
             raise ValueError(f"steps must be from 1 to 10000, not {count}")
         return GRIDS[name](self.schedule, count)
+
+    def grid_name(self, steps: int | None = None, grid: str | None = None) -> str:
+        """Return the name of the grid of so many steps: as given, fitted, or the card's."""
+        count = steps if steps is not None else self.defaults.get("steps", 20)
+        if grid is None and count in ratios_of(self.card):
+            return FITTED
+        return grid or self.defaults.get("grid", "log_snr")
 
     def expression(
         self, guidance: str | Guidance | Direction | None, *, conditional: bool = True
@@ -345,7 +358,7 @@ class Model:
             seeds=checked,
             solver=self.solver(solver),
             levels=levels if start_rho is None else levels.from_rho(start_rho),
-            grid=CUSTOM if isinstance(grid, Grid) else grid or self.defaults.get("grid", "log_snr"),
+            grid=CUSTOM if isinstance(grid, Grid) else self.grid_name(steps, grid),
             negative=negative,
             scale=scale_of(self, scale, len(checked)),
             start_rho=start_rho,

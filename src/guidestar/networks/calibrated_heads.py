@@ -1,4 +1,4 @@
-"""What classifiers and regressors share: temperatures by noise level, and log-probabilities."""
+"""Heads of classifiers and regressors: temperatures by noise level, and log-probabilities."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _CalibratedHead:
         if not self.noise_aware:
             return self._apply_temperature(self.head(self.drop(self.features(x))), None)
         if level is None:
-            raise ValueError("a noise-aware classifier needs the noise level")
+            raise ValueError("a noise-aware classifier needs the noise level; give the level of x")
         x = x * expand(inverse_or_zero(level.norm), x)
         return self._apply_temperature(self.head(self.drop(self.features(x, level.t))), level)
 

@@ -1,15 +1,14 @@
-"""What turns conditions into the network's arguments: class indices, real vectors, captions,
-several at once.
+"""Encoders of conditions: class indices, real vectors, captions, and several of them together.
 
 Each kind is a module with
 
-    rows(values) -> Tensor [B, …]     what is known of each sample, as numbers
-    null_row() -> Tensor […]          the numbers that mean "not known"
+    rows(values) -> Tensor [B, …]     the condition of each sample, as numbers
+    null_row() -> Tensor […]          the numbers of the null condition
     forward(rows) -> Condition        the network's inputs
-    parse(name) -> value              one value from what a person writes
+    parse(name) -> value              the value of a text
 
-Dropping a condition in training puts the null row in its place, sampling without it does the same:
-the null is part of the model, and the two cannot differ.
+Training drops a condition by putting the null row in its place, and sampling without a condition
+does the same: the null is part of the model.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def find_class(name: str | int, classes: Sequence[str]) -> int:
 
 
 class _Alone:
-    """What a single kind of condition needs to be a model's encoder by itself."""
+    """Mixin of a single kind of condition that is a model's encoder by itself."""
 
     def _device(self: Any) -> torch.device:
         return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
@@ -61,7 +60,7 @@ class _Alone:
 
 
 class _Classes:
-    """What conditions of classes share; they have ``classes``."""
+    """Mixin of conditions of classes, which have ``classes``."""
 
     @property
     def null_index(self: Any) -> int:
@@ -107,8 +106,9 @@ class ClassEncoder(_Classes, _Alone, ModelMixin, ConfigMixin):
 
 
 class LabelEncoder(_Classes, _Alone, ModelMixin, ConfigMixin):
-    """Tell the class as an index, to a network that has the table itself (DiT); the null is the
-    index after the last, or the one that is named.
+    """Pass class indices to a network that has the embedding table (DiT).
+
+    The null is the index after the last class, or the one that is given.
 
     Args:
         classes: names of the classes, in the order of their indices.
@@ -131,7 +131,7 @@ class LabelEncoder(_Classes, _Alone, ModelMixin, ConfigMixin):
 
 
 class VectorEncoder(_Alone, ModelMixin, ConfigMixin):
-    """Embed real vectors ``[B, D]``; a row of NaN is "not known", and has an embedding of its own.
+    """Embed real vectors ``[B, D]``; a row of NaN is the null, and has a learned embedding.
 
     ``W₂ silu(W₁ (y − mean)/std + b₁) + b₂``.
 
@@ -196,10 +196,9 @@ class VectorEncoder(_Alone, ModelMixin, ConfigMixin):
 
 
 def check_condition_name(name: str) -> str:
-    """Check that a condition may be called so, and return its name.
+    """Check the name of a condition, and return it.
 
-    It becomes a folder of the model, a part of a module, and what a person writes ("name=value;
-    …").
+    It is used as a folder of the model, a part of a module, and in texts ("name=value; …").
 
     Raises:
         ValueError: it cannot be one of these.
@@ -216,14 +215,14 @@ def check_condition_name(name: str) -> str:
 class Conditions(nn.Module):
     """Several conditions of one network, by name.
 
-    A person writes ``"label=coat; text=a red coat"``; what is left out is not known. Embeddings
-    that go to the same argument are added (``class_labels``) or joined (``encoder_hidden_states``).
+    As text they are ``"label=coat; text=a red coat"``; those left out are null. Embeddings of the
+    same argument are added (``class_labels``) or joined (``encoder_hidden_states``).
 
     Args:
-        parts: a module of this file, or bridge's TextEncoder, for each name.
+        parts: the encoder of each condition, by name.
 
     Raises:
-        ValueError: a condition cannot be called so.
+        ValueError: a name is not possible (`check_condition_name`).
     """
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
@@ -249,11 +248,11 @@ class Conditions(nn.Module):
         return self.parts.items()
 
     def rows(self, targets: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return what is known of each sample as numbers, by name."""
+        """Return the conditions of each sample as numbers, by name."""
         return {name: part.rows(targets[name]) for name, part in self._encoders()}
 
     def null_rows(self, name: str) -> Tensor:
-        """Return the numbers that mean that ``name`` is not known."""
+        """Return the numbers of the null of condition ``name``."""
         return dict(self._encoders())[name].null_row()
 
     def forward(self, rows: Mapping[str, Tensor]) -> Condition:
@@ -280,7 +279,7 @@ class Conditions(nn.Module):
         return {n: part.parse(given.get(n, "")) for n, part in self._encoders()}
 
     def only(self, name: str | int, part: str) -> str:
-        """Keep one part of what a person writes; the others are not known.
+        """Return a text with one condition; the others are null.
 
         Raises:
             ValueError: there is no such part.
@@ -299,17 +298,17 @@ class Conditions(nn.Module):
         if any(not equals for _, equals, _ in pairs):
             raise ValueError(
                 f"the condition {text!r} should be written as "
-                f"'{'; '.join(f'{n}=…' for n in self.parts)}'; what is left out is not known"
+                f"'{'; '.join(f'{n}=…' for n in self.parts)}'; those left out are null"
             )
         return {key.strip(): value.strip() for key, _, value in pairs}
 
     def encode(self, names: Sequence[str | int]) -> Condition:
-        """Encode what people write, one for each sample."""
+        """Encode texts, one for each sample."""
         parsed = [self.parse(n) for n in names]
         return self(self._on_device(self.rows({n: [p[n] for p in parsed] for n in self.parts})))
 
     def null(self, batch: int) -> Condition:
-        """Return "nothing is known" for ``batch`` samples."""
+        """Return the null of all conditions for ``batch`` samples."""
         nulls = {n: self.null_rows(n) for n in self.parts}
         return self(self._on_device({n: t.expand(batch, *t.shape) for n, t in nulls.items()}))
 
@@ -331,7 +330,11 @@ class Conditions(nn.Module):
             n for n, part in self.parts.items() if hasattr(part, "index")
         ]
         if not known:
-            raise ValueError("this model has no classes or numbers that a classifier could take")
+            raise ValueError(
+                "this model has no classes or numbers that a classifier could take; leave "
+                "classifier "
+                "terms out"
+            )
         return self.parse(name)[known[0]]
 
 

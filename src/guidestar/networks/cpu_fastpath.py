@@ -1,4 +1,4 @@
-"""The same network with less work, for sampling on the CPU.
+"""Faster forward passes of Diffusers' networks on the CPU, with the same results.
 
 Between its convolutions a residual block of Diffusers allocates a tensor for every activation,
 addition and scaling; without gradients these can happen in place. Its upsampling repeats every

@@ -1,18 +1,17 @@
-"""Networks by configuration: a U-Net that suits the data, a small transformer, any of Diffusers',
-or the user's own.
-"""
+"""Build networks by configuration: a U-Net for the data, a class of Diffusers, or a callable."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
+
+from ..io.documents import JSONObject
 
 
 def unet(
@@ -39,7 +38,7 @@ def unet(
         text_width: it takes ``encoder_hidden_states [B, L, text_width]`` by cross-attention.
     """
     plain = len(widths) - 1
-    shared: dict[str, Any] = {
+    shared: JSONObject = {
         "sample_size": size,
         "in_channels": channels,
         "out_channels": channels,
@@ -70,7 +69,7 @@ def unet(
     )
 
 
-def from_diffusers(name: str, config: Mapping[str, Any]) -> ModelMixin:
+def from_diffusers(name: str, config: Mapping[str, object]) -> ModelMixin:
     """Build a network class of Diffusers.
 
     Raises:
@@ -92,13 +91,13 @@ def from_diffusers(name: str, config: Mapping[str, Any]) -> ModelMixin:
     try:
         return found(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
     except Exception as error:
-        # Whatever a constructor trips over, it is the settings that are wrong.
+        # Constructors raise many kinds of exceptions, all of them for wrong settings.
         raise ValueError(
-            f"{name} refuses these settings ({' '.join(str(error).split())})"
+            f"{name} refuses these settings ({' '.join(str(error).split())}); correct config"
         ) from error
 
 
-def from_callable(path: str, config: Mapping[str, Any]) -> nn.Module:
+def from_callable(path: str, config: Mapping[str, object]) -> nn.Module:
     """Call the user's ``module:callable`` and check that it made a network.
 
     Raises:
@@ -108,14 +107,14 @@ def from_callable(path: str, config: Mapping[str, Any]) -> nn.Module:
     try:
         made = make(**config)
     except TypeError as error:
-        raise ValueError(f"{path} refuses its settings ({error})") from error
+        raise ValueError(f"{path} refuses its settings ({error}); correct config") from error
     if not isinstance(made, nn.Module):
-        raise ValueError(f"{path} should return a torch.nn.Module, not {type(made).__name__}")
+        raise ValueError(f"{path} must return a torch.nn.Module, not {type(made).__name__}")
     vars(made)["made_by"] = {"callable": path, "config": dict(config)}
     return made
 
 
-def find_callable(path: str) -> Callable[..., Any]:
+def find_callable(path: str) -> Callable[..., object]:
     """Find ``module:callable``.
 
     Raises:
@@ -129,11 +128,13 @@ def find_callable(path: str) -> Callable[..., Any]:
             f"cannot import {name!r} of {path!r} ({error}); is it on PYTHONPATH?"
         ) from error
     except AttributeError as error:
-        raise ValueError(f"the module {name!r} has no {attribute!r}") from error
+        raise ValueError(
+            f"the module {name!r} has no {attribute!r}; correct the name after the colon"
+        ) from error
 
 
 def own_dropout_off(net: nn.Module) -> nn.Module:
-    """Switch off a network's dropping of labels (DiT's): the objective drops them by its draws."""
+    """Switch off DiT's dropping of labels: the objective drops them by its random numbers."""
     for module in net.modules():
         if hasattr(module, "token_drop") and hasattr(module, "dropout_prob"):
             setattr(module, "dropout_prob", 0.0)  # noqa: B010  (typed as a tensor or a module)

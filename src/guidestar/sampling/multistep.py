@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,8 +42,8 @@ def first_order(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Multistep(Solver):
-    """Base of multistep methods on clean estimates, which differ in their ``weights``."""
+class Multistep(Solver, ABC):
+    """Base of multistep methods on clean estimates; ``weights`` is what sets them apart."""
 
     order: int = 2  # pyright: ignore[reportIncompatibleVariableOverride]
     eta: float = 0.0
@@ -60,9 +60,9 @@ class Multistep(Solver):
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    @abstractmethod
     def weights(self, h: float, places: tuple[float, ...]) -> tuple[float, ...]:
         """Return the weight of each earlier estimate's difference from the newest."""
+        return adams(h, 1 + self.eta, places)
 
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
@@ -111,9 +111,6 @@ class RES(Multistep):
 
     name = "res-multistep"
 
-    def weights(self, h: float, places: tuple[float, ...]) -> tuple[float, ...]:
-        return adams(h, 1 + self.eta, places)
-
     @property
     def convergence(self) -> int:
         """With noise the weak order is 2 at most: the polynomial is fitted to a rough path."""
@@ -121,8 +118,23 @@ class RES(Multistep):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ThirdUpdate(Multistep, ABC):
-    """The weights of DPM-Solver++(3M)."""
+class Published3M(Multistep, ABC):
+    """DPM-Solver++(3M) as it is published in code.
+
+    With ``r_0 = h_{−1}/h``, ``r_1 = h_{−2}/h``, ``D_0 = (D̄_t − D̄_{−1})/r_0``,
+    ``D_1 = (D̄_{−1} − D̄_{−2})/r_1``, ``φ_2 = (e^{−h} − 1)/h + 1`` and ``φ_3 = φ_2/h − 1/2``:
+
+        x_s = α_s x0 + σ_s ε + α_s φ_2 (D_0 + r_0/(r_0 + r_1) (D_0 − D_1))
+                             − α_s φ_3 (D_0 − D_1)/(r_0 + r_1)
+
+    The last term is half of the exact integral, so the order is 2, with a smaller error than 2M's;
+    `RES` of order 3 has the whole of it. Arguments as there.
+
+    References:
+        DPM-Solver++, https://arxiv.org/abs/2211.01095
+        The authors' code (``multistep_dpm_solver_third_update``),
+        https://github.com/LuChengTHU/dpm-solver
+    """
 
     order: Literal[3] = 3  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -154,29 +166,14 @@ class _ThirdUpdate(Multistep, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMpp3M(_ThirdUpdate):
-    """DPM-Solver++(3M) as it is published in code.
-
-    With ``r_0 = h_{−1}/h``, ``r_1 = h_{−2}/h``, ``D_0 = (D̄_t − D̄_{−1})/r_0``,
-    ``D_1 = (D̄_{−1} − D̄_{−2})/r_1``, ``φ_2 = (e^{−h} − 1)/h + 1`` and ``φ_3 = φ_2/h − 1/2``:
-
-        x_s = α_s x0 + σ_s ε + α_s φ_2 (D_0 + r_0/(r_0 + r_1) (D_0 − D_1))
-                             − α_s φ_3 (D_0 − D_1)/(r_0 + r_1)
-
-    The last term is half of the exact integral, so the order is 2, with a smaller error than 2M's;
-    `RES` of order 3 has the whole of it. Arguments as there.
-
-    References:
-        DPM-Solver++, https://arxiv.org/abs/2211.01095
-        The authors' code (``multistep_dpm_solver_third_update``),
-        https://github.com/LuChengTHU/dpm-solver
-    """
+class DPMpp3M(Published3M):
+    """DPM-Solver++(3M); see `Published3M`."""
 
     name = "dpmpp-3m"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDEDPMpp3M(_ThirdUpdate):
+class SDEDPMpp3M(Published3M):
     """The stochastic form of DPM-Solver++(3M) in k-diffusion, with ``h(1 + η)`` in its weights."""
 
     eta: float = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ from .progress import Reporter
 from .recipe.parts import OF_PICTURES, PARTS, AutoencoderPart, CLIPPart, NetworkPart
 from .recipe.schema import Recipe
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 
 def train_settings(recipe: Recipe, part: str) -> TrainSettings:
     """Return how long and how fast a part trains."""
@@ -42,11 +45,11 @@ def train_settings(recipe: Recipe, part: str) -> TrainSettings:
 
 
 _IDLE = ("cache", "test", "max_bad", "about")
-"""Keys of data that shape no weights; where the data lie does not either, but their identity."""
+"""Keys of data that shape no weights; neither does their path, in whose place is their identity."""
 
 
-def describe_origin(recipe: Recipe, part: str) -> dict[str, Any]:
-    """Say all that shapes a part's weights besides its settings, by dotted names."""
+def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
+    """Return all that shapes a part's weights besides its settings, by dotted names."""
     spec = getattr(recipe, part)
     own = spec.model_dump(
         exclude={"train", "snapshots", "calibrate"}
@@ -83,7 +86,8 @@ def _dotted(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
+    """Return a value with dicts and lists in the place of mappings and tuples."""
     return (
         {str(k): _plain(v) for k, v in value.items()}
         if isinstance(value, Mapping)
@@ -166,11 +170,10 @@ def train_part(
     *,
     aside: Source | None = None,
     stop: Stop | None = None,
-    accelerator: Any = None,
+    accelerator: Accelerator | None = None,
     accept_data: bool = False,
 ) -> Generator[Progress, None, None]:
-    """Train one part, from its checkpoint if there is one; keep the snapshots and pictures it asks
-    for.
+    """Train one part, from its checkpoint if there is one; write its snapshots and previews.
 
     Raises:
         ValueError: it learns from latents of an autoencoder that is not trained.
@@ -248,19 +251,19 @@ def train(
         out: folder of checkpoints, snapshots, pictures and TensorBoard's logs.
         report: called after each step with the part, its progress and its steps.
         only: which parts to train; by default all.
-        stop: where it was asked, the training stops after a step, saved.
-        say: told of images that were skipped.
+        stop: on its request the training stops after a step, and is saved.
+        say: called with a line about each image that is skipped.
         accept_data: go on from checkpoints though samples were added, removed or changed since.
 
     Returns:
-        Whether it went to the end.
+        Whether the training went to its end.
 
     Raises:
-        ValueError: ``only`` names no part, the data are not as the recipe says, network and data do
-            not go together, or a checkpoint is damaged or of another recipe.
+        ValueError: ``only`` names no part, the data do not fit the recipe, network and data do not
+            fit, or a checkpoint is damaged or of another recipe.
         OSError: ``out`` cannot be written to, or the data are missing; nothing was trained.
-        NotFinite: a loss stopped being a number.
-        Locked: another training works in ``out``.
+        NotFinite: a loss is not finite.
+        Locked: another training runs in ``out``.
     """
     from accelerate import Accelerator
 
@@ -283,14 +286,14 @@ def _train(
     recipe: Recipe,
     parts: Sequence[str],
     out: Path,
-    accelerator: Any,
+    accelerator: Accelerator,
     *,
     report: Reporter | None,
     stop: Stop | None,
     say: Callable[[str], None] | None,
     accept_data: bool,
 ) -> bool:
-    """Train ``parts``; arguments as of `train`."""
+    """Train ``parts``; arguments as in `train`."""
     check_out(recipe, out)
     with accelerator.main_process_first():  # so that caches are written once
         source, aside = sources(recipe, say, out)
@@ -327,10 +330,10 @@ def _train(
 def dry_run(
     recipe: Recipe, only: Sequence[str] | None = None, say: Callable[[str], None] | None = None
 ) -> tuple[list[str], Tensor]:
-    """Tell what a training would do, in lines, and draw its first batch, without training anything.
+    """Describe a training in lines, and draw its first batch, without training anything.
 
     Returns:
-        The lines, and the first samples ``[B, *S]``: where the model works on latents, pictures.
+        The lines, and the first samples ``[B, *S]`` (of a latent model, pictures).
     """
     source, aside = sources(recipe, say)
     count = "a stream" if source.size is None else f"{source.size:,} samples"

@@ -400,7 +400,7 @@ def hidream_says() -> dict[str, Any]:
     )
 
 
-add("HiDreamImagePipeline", lambda: {"transformer": hidream(), "vae": kl()}, hidream_says)
+add("HiDreamImagePipeline", lambda: {"transformer": hidream(), "vae": kl()}, hidream_says, steps=1)
 
 
 def kandinsky3() -> Any:

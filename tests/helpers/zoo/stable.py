@@ -202,11 +202,16 @@ THREE = lambda **more: {"transformer": sd3(), "vae": kl()} | more
 add("StableDiffusion3Pipeline", THREE, lambda: asks("StableDiffusion3Pipeline"))
 for name in (
     "StableDiffusion3Img2ImgPipeline",
-    "StableDiffusion3InpaintPipeline",
     "StableDiffusion3PAGPipeline",
     "StableDiffusion3PAGImg2ImgPipeline",
 ):
     add(name, THREE, lambda name=name: asks(name), schedulers=NOISED)
+add(
+    "StableDiffusion3InpaintPipeline",
+    lambda: {"transformer": sd3(in_channels=16, out_channels=16), "vae": kl(16)},
+    lambda: asks("StableDiffusion3InpaintPipeline"),
+    schedulers=NOISED,
+)
 add(
     "StableDiffusion3ControlNetPipeline",
     lambda: THREE(controlnet=sd3_control()),
@@ -438,20 +443,3 @@ add(
     },
     MASKED,
 )
-
-# --- Kolors ---
-
-KOLORS = {
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 4,
-    "projection_class_embeddings_input_dim": 8 + 24,
-    "encoder_hid_dim": 8,
-    "encoder_hid_dim_type": "text_proj",
-}
-for name in ("KolorsPipeline", "KolorsImg2ImgPipeline", "KolorsPAGPipeline"):
-    add(
-        name,
-        lambda: {"unet": unet(**KOLORS), "vae": kl()},
-        lambda name=name: asks(name),
-        schedulers=TABLE,
-    )

@@ -358,17 +358,7 @@ add(
     lambda: kandinsky5() | {"vae": hunyuan_vae()},
     lambda: five() | {"num_frames": 5},
 )
-add(
-    "Kandinsky5I2VPipeline",
-    lambda: kandinsky5(visual_cond=True) | {"vae": hunyuan_vae()},
-    lambda: five() | {"num_frames": 5, "image": picture(64)},
-)
 add("Kandinsky5T2IPipeline", lambda: kandinsky5() | {"vae": kl()}, five)
-add(
-    "Kandinsky5I2IPipeline",
-    lambda: kandinsky5(visual_cond=True) | {"vae": kl()},
-    lambda: five() | {"image": picture(64)},
-)
 
 
 def mochi() -> Any:

@@ -219,7 +219,7 @@ def _of_table(bar: float, t: float) -> Level:
 
 def _read_inverted(scheduler: Scheduler) -> Timetable:
     """Read a table that is walked upwards: x has the level of the step before the time that the
-    network is told.
+    network gets.
     """
     schedule, times = _table(scheduler), scheduler.timesteps.tolist()
     stride, bars = (

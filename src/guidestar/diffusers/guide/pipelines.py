@@ -61,8 +61,8 @@ def guide(
     for the prompt are ``cond``, those for the negative prompt ``uncond`` and ``neg``. Both halves
     of a batch get the same answer g, so the pipeline's own ``u + s(c − u)`` leaves it as it is,
     whatever s. The level is the scheduler's own at the given timestep. Between runs nothing is
-    changed: LoRAs, ControlNets, schedulers, devices, offloading and compiled networks may come and
-        go as ever.
+    changed: LoRAs, ControlNets, schedulers, devices, offloading and compiled networks may be
+    exchanged at any time.
 
     Args:
         pipe: a pipeline with a ``unet`` or ``transformer`` of a family known here.
@@ -70,12 +70,12 @@ def guide(
             taken (a warning names what else it sets); None gives the pipeline its own guidance
             back.
         nets: further networks by name, of the same arguments ("weak" for autoguidance).
-        classifiers: objects with ``log_prob(x, level, target)``, by name; CLIPs too. They see the
+        classifiers: objects with ``log_prob(x, level, target)``, by name; CLIPs too. They get the
             pipeline's latents, ``[B, C, *S]``.
         target: the class of each sample, for classifiers; by default the pipeline's class labels.
         seeds: one integer a sample, for guidances that draw random numbers; by default made of the
             state of the pipeline's generator.
-        through_vae: classifiers see the pictures that the pipeline's VAE makes of clean estimates
+        through_vae: classifiers get the pictures that the pipeline's VAE makes of clean estimates
             (``through="cond"``), in [−1, 1]; recomputed for the gradient, to save memory.
         max_rows: the most rows of one network call.
         check: refuse outputs that are not finite.
@@ -83,8 +83,8 @@ def guide(
     Raises:
         ExpressionError: the expression does not parse.
         ValueError: the pipeline has no network known here, the network lacks a layer, or a term
-            cannot work within a pipeline; each is named with what to do instead. What only the run
-            can tell (no negative rows, another device) is said when the pipeline is called.
+            cannot work within a pipeline; each is named with what to do instead. What only
+            the run shows (no negative rows, another device) is refused when the pipeline is called.
 
     Example:
         >>> from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel

@@ -9,7 +9,7 @@ all blocks are pushed. A pipeline for which that does not hold is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,7 +76,7 @@ class Combination:
     sample: Tensor
     channels: int | None = None
 
-    def of(self, blocks: dict[Place, Rows]) -> Tensor:
+    def of(self, blocks: Mapping[Place, Rows]) -> Tensor:
         """Return what reaches the scheduler where the blocks of rows are these answers."""
         leaves: dict[Traced, Tensor] = {}
         for k, call in enumerate(self.calls):
@@ -163,7 +163,7 @@ def _coefficients(c: Combination, batch: int) -> tuple[dict[Place, float], float
     turned = [_turned(t) * step for t in held]
 
     def pushed(chosen: Sequence[Place]) -> Tensor:
-        both = [
+        both: list[dict[Place, Rows]] = [
             {
                 p: [t + sign * d for t, d in zip(held, turned, strict=True)]
                 if p in chosen

@@ -1,6 +1,4 @@
-"""Build a module from settings that a stranger wrote: its size is known, and refused, before memory
-is taken.
-"""
+"""Build a module from settings of unknown origin: refuse too large ones before taking memory."""
 
 from __future__ import annotations
 
@@ -64,11 +62,11 @@ def build(
     dtype: torch.dtype,
     check: Callable[[M], None] | None = None,
 ) -> M:
-    """Build a module: first without memory, to see what it would take, then in earnest.
+    """Build a module: first without memory, to count what it needs, then with it.
 
     Args:
         make: calls the module's constructor.
-        where: begins the message of what it trips over, e.g. "config.json: refuses these settings".
+        where: the beginning of an error's message, e.g. "config.json: refuses these settings".
         dtype: of the parameters in the end.
         check: checks the module without memory (its tensors are on the device "meta").
 

@@ -125,7 +125,7 @@ class TextEncoder(nn.Module):
 
     @property
     def settings(self) -> dict[str, str | bool]:
-        """How it is read, beside the weights."""
+        """Its settings beside the weights, for its config.json."""
         return {"layer": self.layer, "output": self.output, "mask": self.mask}
 
     def rows(self, values: Sequence[str]) -> Tensor:
@@ -211,7 +211,7 @@ def read_encoder(
     """Read how the conditions of ``network`` are made; None where it takes none, or only the caller
     knows.
 
-    - A "condition" sub-folder: one of guidestar's own, or several (`models.conditions`).
+    - A "condition" sub-folder: one of guidestar's own, or several (`networks.condition_encoders`).
     - DiT: class indices, the null after the last class. UNet2DModel with ``num_class_embeds``:
       class indices, and no null, unless names are given (``id2label`` in model_index.json or in
       the network's config) for all rows but the last: that is the null then.
@@ -245,7 +245,7 @@ def is_masked(network: object) -> bool:
 
 
 def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Encoder:
-    """Read a condition encoder as guidestar writes it (see `bridge.writing.write_condition`).
+    """Read a condition encoder that `guidestar.diffusers.write.write_condition` wrote.
 
     Raises:
         ValueError: a file is missing or corrupt; it is named.
@@ -263,7 +263,7 @@ def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Encod
         with as_value_error(f"{file}: these conditions do not go together"):
             return Conditions(parts)
     if about.get("_class_name") == "TextEncoder":
-        # Where a caption is the only condition, CLIP lies beside, as Diffusers has it.
+        # Where a caption is the only condition, CLIP is in the folder above, as in Diffusers.
         text = read_text(folder if (folder / "text_encoder").is_dir() else folder.parent, dtype)
         return TextEncoder(
             text.text,

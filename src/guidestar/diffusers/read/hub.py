@@ -1,4 +1,4 @@
-"""Folders from the Hugging Face hub: only the files that a model is read from."""
+"""Fetch models from the Hugging Face hub: only the files that are read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WEIGHTS = re.compile(
     rf"(?:diffusion_pytorch_model|model)"
     rf"(?:(?:\.([^.]+?))?{_SHARD}?\.safetensors|{_SHARD}\.([^.]+)\.safetensors|\.safetensors(?:\.([^.]+)\.index|\.index(?:\.([^.]+))?)\.json)"
 )
-"""Files of weights and indices of shards, with the variant that they are named by."""
+"""Names of files of weights and of indices of shards, with the variant in them."""
 
 
 def repository_of(name: str) -> str | None:

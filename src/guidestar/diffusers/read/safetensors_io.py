@@ -139,7 +139,7 @@ def build_filled(
     stem: str = _STEM,
     names: Rename[M] = lambda _, tensors: tensors,
 ) -> M:
-    """Build a module of the settings in ``file``, and fill it with the weights beside that.
+    """Build a module from the settings in ``file``, and fill it with the weights in that folder.
 
     The weights are held against the module's shapes before it takes any memory.
 
@@ -147,7 +147,7 @@ def build_filled(
         file: where the settings were found.
         settings: they are.
         make: calls the constructor.
-        refusal: begins the message where that fails.
+        refusal: the beginning of the message where that fails.
         dtype: of the parameters.
         stem: how the file of weights is called (`weights_file`).
         names: of the module and the tensors as read, renames tensors.
@@ -214,11 +214,9 @@ def _find(
 def weights_file(folder: Path, stem: str = _STEM) -> Path:
     """Find the weights of a folder: an index of shards, or else one file.
 
-    A save in shards leaves an older whole file where it is, and one of a whole file removes the
-    shards, but
-    not their index: so shards come first, unless they are gone. Where the full weights are not
-        there, a variant is
-    taken: fp16, or the only one there is (bf16, non_ema, …).
+    Saving in shards leaves an older whole file in place, and saving a whole file removes the shards
+    but not their index. So shards come first, unless they are gone. Where the full weights are
+    missing, a variant is taken: fp16, or the only one (bf16, non_ema, …).
 
     Args:
         folder: of the part.

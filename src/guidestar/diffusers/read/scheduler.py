@@ -1,6 +1,6 @@
 """Read the training from a Diffusers scheduler: the schedule, and what the network predicts.
 
-How a scheduler steps (its spacing, order, clipping) is a matter of sampling, and not read.
+How a scheduler steps (its spacing, order, clipping) belongs to sampling, and is not read.
 """
 
 from __future__ import annotations

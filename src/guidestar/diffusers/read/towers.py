@@ -1,6 +1,4 @@
-"""Text and image encoders of transformers, and their tokenizers, from folders that a stranger
-wrote.
-"""
+"""Read text and image encoders of transformers, and their tokenizers, from untrusted folders."""
 
 from __future__ import annotations
 
@@ -30,9 +28,9 @@ def build_encoder(
     dtype: torch.dtype,
     names: Rename[Tower] = lambda _, tensors: tensors,
 ) -> Tower:
-    """Build an encoder of transformers, and fill it with the weights beside its settings.
+    """Build an encoder of transformers, and fill it with the weights in the folder of its settings.
 
-    It is also called once without memory, so that settings show that it would trip over later.
+    It is also called once without memory, so that wrong settings fail here and not later.
 
     Args:
         file: where the settings were found.

@@ -1,19 +1,22 @@
-"""Run a layer of attention with its first ``scaled_dot_product_attention`` replaced."""
+"""Run a layer with its first call of ``scaled_dot_product_attention`` replaced."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+LayerInputs = Mapping[str, Any]
+"""A network's inputs by name: tensors, and the settings of its family."""
+
+_Out = TypeVar("_Out")
+
 
 class _Intercept(TorchFunctionMode):
-    """Hand the first call of ``scaled_dot_product_attention`` over; others (of image prompts) go on
-    as they are.
-    """
+    """Replace the first call of ``scaled_dot_product_attention``; others (image prompts) stay."""
 
     def __init__(self, call: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -27,18 +30,23 @@ class _Intercept(TorchFunctionMode):
 
 
 def intercepted(
-    name: str, module: Any, call: Callable[..., Tensor], forward: Callable[[], Any]
-) -> Any:
-    """Run ``forward`` of a layer, ``call`` in the place of its first
-    ``scaled_dot_product_attention``.
+    name: str, module: nn.Module, call: Callable[..., Tensor], forward: Callable[[], _Out]
+) -> _Out:
+    """Run a layer with ``call`` in the place of its first ``scaled_dot_product_attention``.
+
+    Args:
+        name: of the layer, for the message.
+        module: the layer.
+        call: replaces the first call, with its arguments.
+        forward: runs the layer.
 
     Raises:
-        ValueError: its processor makes no such call.
+        ValueError: the layer's processor makes no such call.
     """
     with _Intercept(call) as mode:
         out = forward()
     if not mode.count:
-        processor = type(module.processor).__name__
+        processor = type(getattr(module, "processor", module)).__name__
         raise ValueError(
             f"the attention of {name!r} cannot be perturbed under its processor, {processor}, "
             "which calls no scaled_dot_product_attention; use the network's default"

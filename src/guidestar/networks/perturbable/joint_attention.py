@@ -1,16 +1,15 @@
-"""Attention to another text in blocks where text and picture attend to each other and both go on
-changed (SD3, Flux).
+"""Attention to a second text in blocks of joint attention (SD3, Flux).
 
-Such a block cannot ask for another text in its attention alone: what that text is there depends on
-all blocks before. So the text against goes through the network beside the text, with the same
-picture. Each
-block works twice: with the text against, of which that text is kept, and as ever.
+There text and picture attend to each other, and both are changed by each block. So the state of a
+second text at a block depends on all blocks before: the text against goes through the network
+beside the text, with the same picture. Each block runs twice: with the text against, whose new
+state is kept, and with the text.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -27,7 +26,7 @@ from torch.nn import functional as F
 
 from ...core.hooks import Forward, replaced
 from ...core.perturbation import AGAINST, joined
-from .hooks import intercepted
+from .hooks import LayerInputs, intercepted
 
 BLOCKS = (JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
 TextContrast = Callable[[Tensor, Tensor], Tensor]
@@ -35,25 +34,24 @@ TextContrast = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class _Stream:
-    """The text against, on its way from block to block; the last of SD3 makes none."""
+    """The text against, from block to block; the last block of SD3 returns none."""
 
     text: Tensor | None = None
 
 
 @contextmanager
 def beside(
-    net: Any, names: Sequence[str], inputs: Mapping[str, Any], contrast: TextContrast
+    net: nn.Module, names: Sequence[str], inputs: LayerInputs, contrast: TextContrast
 ) -> Iterator[None]:
     """Let joint attention return ``contrast(Z⁺, Z⁻)`` for the picture's tokens.
 
-    The text against passes through the blocks beside the text.
-
-    Each text keeps its own attention, and is modulated as the network modulates the text.
+    The text against passes through the blocks beside the text. Each text keeps its attention, and
+    both are modulated alike.
 
     Args:
         net: a network with joint blocks.
         names: of their layers of attention.
-        inputs: the network's, by name, renewed at each call.
+        inputs: the network's inputs by name, renewed at each call.
         contrast: of ``[B, heads, tokens, d]``, before the output map.
     """
     blocks = {
@@ -62,35 +60,36 @@ def beside(
     last, stream = max(map(list(blocks).index, names)), _Stream()
 
     def enter(original: Forward) -> Forward:
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def forward(*args: object, **kwargs: object) -> object:
             stream.text = original(_text_as_long(net, inputs))
             return original(*args, **kwargs)
 
         return forward
 
     with ExitStack() as stack:
-        stack.enter_context(replaced(net.context_embedder, enter))
+        stack.enter_context(replaced(net.get_submodule("context_embedder"), enter))
         for name, block in list(blocks.items())[: last + 1]:
             changed = partial(_attending, name, block.attn) if name in names else nullcontext
             stack.enter_context(replaced(block, partial(_twice, block, stream, changed, contrast)))
         yield
 
 
-def text_against(net: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """Return the text against as the network takes text.
+def text_against(net: nn.Module, inputs: LayerInputs) -> Tensor:
+    """Return the text against, as the network takes text.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such text.
     """
     text = inputs.get(f"{AGAINST}encoder_hidden_states")
     if text is None:
         raise ValueError(
-            f"{type(net).__name__} was given no text to contrast with (encoder_hidden_states)"
+            f"{type(net).__name__} got no text to contrast with (encoder_hidden_states); give a "
+            "negative prompt"
         )
     return text
 
 
-def _text_as_long(net: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+def _text_as_long(net: nn.Module, inputs: LayerInputs) -> Tensor:
     """Return the text against; in Flux, with its ``txt_ids``, it must be as long as the text."""
     text, words = text_against(net, inputs), inputs["encoder_hidden_states"].shape[1]
     if isinstance(net, FluxTransformer2DModel) and text.shape[1] != words:
@@ -102,17 +101,17 @@ def _text_as_long(net: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _twice(
-    block: Any,
+    block: nn.Module,
     stream: _Stream,
-    changed: Callable[[Callable[..., Tensor]], AbstractContextManager[Any]],
+    changed: Callable[[Callable[..., Tensor]], AbstractContextManager[object]],
     contrast: TextContrast,
     original: Forward,
 ) -> Forward:
-    """Return the forward of a block that takes the text against along, before it does its own."""
+    """Return a block's forward that first runs with the text against."""
     signature = inspect.signature(original)
 
     @wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: object, **kwargs: object) -> object:
         other = signature.bind(*args, **kwargs)
         other.arguments["encoder_hidden_states"] = stream.text
         mixed = _Mixed(
@@ -129,7 +128,7 @@ def _twice(
 
 
 @contextmanager
-def _attending(name: str, module: Any, call: Callable[..., Tensor]) -> Iterator[None]:
+def _attending(name: str, module: nn.Module, call: Callable[..., Tensor]) -> Iterator[None]:
     def change(original: Forward) -> Forward:
         return lambda *args, **kwargs: intercepted(
             name, module, call, lambda: original(*args, **kwargs)
@@ -141,7 +140,7 @@ def _attending(name: str, module: Any, call: Callable[..., Tensor]) -> Iterator[
 
 @dataclass(kw_only=True)
 class _Mixed:
-    """The attention of a block: first that with the text against, then its own, changed by it.
+    """The attention of a block: first with the text against, then its own, contrasted with it.
 
     Args:
         contrast: of the picture's tokens.

@@ -1,10 +1,9 @@
-"""The perturbable layers of Diffusers' networks (U-Nets, DiT, PixArt, SD3 and Flux) and of our
-sequence network.
+"""The perturbable layers of Diffusers' networks and of our sequence network.
 
-Whatever processor a layer of attention has, it calls ``scaled_dot_product_attention`` of its heads.
-The first call in a layer is what is changed, so normalised and rotated queries, masks, fused
-projections and joint attention are what they are without us; so are the calls after it, in which
-processors of IP-Adapters (SD3, Flux) let the picture attend to image prompts.
+The families are U-Nets, DiT, PixArt, SD3 and Flux. Every processor of a layer of attention calls
+``scaled_dot_product_attention`` of its heads. The first call in a layer is changed, so that norms
+and rotations of queries, masks, fused projections and joint attention stay as they are. So do the
+later calls, in which processors of IP-Adapters (SD3, Flux) let the picture attend to image prompts.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from torch.nn import functional as F
 from ...core.hooks import Forward, is_compiled, replaced, replacement
 from ...core.perturbation import AGAINST, Attention, Change, Kind, Rows, by_rows, changed_tokens
 from ..sequence import SequenceAttention, SequenceBlock, SequenceTransformer
-from .hooks import intercepted
+from .hooks import LayerInputs, intercepted
 from .joint_attention import BLOCKS, beside, text_against
 
 _UNETS = (UNet2DModel, UNet2DConditionModel)
@@ -44,14 +43,14 @@ _KNOWN = (
     SequenceTransformer,
 )
 _EXACT = ("AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor")
-"""Processors that compute the same by other means, to save memory."""
+"""Processors that compute the same in slices or otherwise, to save memory."""
 
 
 def layers(net: nn.Module) -> DiffusersLayers:
     """Return the layers of a network.
 
     Raises:
-        ValueError: it is of no family known here, or parts of it are compiled.
+        ValueError: the network is of no known family, or parts of it are compiled.
     """
     if not isinstance(net, _KNOWN):
         raise ValueError(
@@ -70,17 +69,20 @@ class DiffusersLayers:
     """Named layers of a network (see `guidestar.core.perturbation.Layers`): names are those of
     ``net.named_modules()``.
 
-    What is usual: the middle block of a U-Net, the block in the middle of a transformer; of
-        attention
-    to the text, every layer. A change lasts as long as its context, and acts on some rows of a call
-    (on all by default), so that several share one; only contrasted text needs a separate call.
+    The usual layers are the middle block of a U-Net or of a transformer, and every layer of
+    attention to the text. A change lasts as long as its context, and acts on some rows of a call
+    (by default all), so that several share one; only contrasted text needs a separate call.
     """
 
     def __init__(self, net: nn.Module) -> None:
         self.net, self.channels_last = net, isinstance(net, SequenceTransformer)
 
     def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
-        """Return names of layers, as they are or the usual ones."""
+        """Return the names of layers: those given, or the usual ones.
+
+        Raises:
+            ValueError: a name is no such layer, or there is none.
+        """
         there = self._all(kind)
         for name in names:
             if name not in there:
@@ -112,7 +114,7 @@ class DiffusersLayers:
     def attending(
         self, names: Sequence[str], attend: Callable[[Attention], Tensor], rows: Rows | None = None
     ) -> Iterator[None]:
-        """Let self-attention be what ``attend`` makes of it."""
+        """Replace self-attention by ``attend``, in the block."""
         with ExitStack() as stack:
             inputs = stack.enter_context(_record_inputs(self.net))
             for name in self.find("attention", names):
@@ -151,7 +153,7 @@ class DiffusersLayers:
     def entering(
         self, names: Sequence[str], change: Callable[[Tensor], Tensor], rows: Rows | None = None
     ) -> Iterator[None]:
-        """Let blocks be given changed tokens of the picture, ``change(tokens [b, tokens, d])``."""
+        """Change the picture's tokens before blocks: ``change(tokens [b, tokens, d])``."""
         with ExitStack() as stack:
             for name in self.find("block", names):
                 stack.enter_context(
@@ -163,11 +165,11 @@ class DiffusersLayers:
 def _change_input(
     change: Callable[[Tensor], Tensor], rows: Rows | None, original: Forward
 ) -> Forward:
-    """Return the forward of a block whose tokens are changed before it works."""
+    """Return a block's forward whose input tokens are changed."""
     signature = inspect.signature(original)
 
     @wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: object, **kwargs: object) -> object:
         call = signature.bind(*args, **kwargs)
         call.arguments["hidden_states"] = changed_tokens(
             call.arguments["hidden_states"], change, rows
@@ -214,28 +216,26 @@ _WORDS: Mapping[Kind, str] = {
 }
 
 
-def _at_once(module: Any, original: Forward) -> Forward:
-    """Return a forward that computes at once what the layer's processor computes in slices."""
+def _at_once(module: nn.Module, original: Forward) -> Forward:
+    """Return a forward that computes in one call what the layer's processor computes in slices."""
     if type(getattr(module, "processor", None)).__name__ not in _EXACT or not getattr(
         module, "scale_qk", False
     ):
         return original
-    own = copy(
-        module
-    )  # shares its weights; the layer itself keeps its processor, for other threads
-    own.processor = AttnProcessor2_0()
+    own = copy(module)  # it shares the weights; the layer keeps its processor, for other threads
+    setattr(own, "processor", AttnProcessor2_0())  # noqa: B010  (an attribute of the family)
     vars(own).pop("forward", None)
     return own.forward
 
 
 @contextmanager
 def _record_inputs(net: nn.Module) -> Iterator[dict[str, Any]]:
-    """Yield the network's inputs by name, and withhold from it those of the perturbation."""
+    """Yield the network's inputs by name; those of the perturbation are kept from the network."""
     inputs: dict[str, Any] = {}
     signature = inspect.signature(net.forward)
 
     def record(original: Forward) -> Forward:
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def forward(*args: object, **kwargs: object) -> object:
             against = {k: v for k, v in kwargs.items() if k.startswith(AGAINST)}
             own = {k: v for k, v in kwargs.items() if k not in against}
             inputs.clear()
@@ -252,7 +252,7 @@ def _record_inputs(net: nn.Module) -> Iterator[dict[str, Any]]:
 def _attending(
     net: nn.Module,
     name: str,
-    inputs: Mapping[str, Any],
+    inputs: LayerInputs,
     attend: Callable[[Attention], Tensor],
     rows: Rows | None,
 ) -> Iterator[None]:
@@ -264,20 +264,20 @@ def _attending(
             stack.enter_context(
                 replaced(module, partial(_change_attention, net, name, inputs, changes))
             )
-        changes.append(mine)  # beside those of other rows of the same call
+        changes.append(mine)  # beside changes of other rows of the same call
         stack.callback(changes.remove, mine)
         yield
 
 
 def _change_attention(
-    net: nn.Module, name: str, inputs: Mapping[str, Any], changes: list[Change], original: Forward
+    net: nn.Module, name: str, inputs: LayerInputs, changes: list[Change], original: Forward
 ) -> Forward:
     """Return a layer's forward in which each change has its rows."""
     module = net.get_submodule(name)
     original, signature = _at_once(module, original), inspect.signature(original)
 
     @wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: object, **kwargs: object) -> object:
         hidden = signature.bind(*args, **kwargs).arguments["hidden_states"]
 
         def change(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Tensor:
@@ -287,7 +287,7 @@ def _change_attention(
             def answer(part: slice, attend: Callable[[Attention], Tensor]) -> Tensor:
                 q, k, v = query[part], key[part], value[part]
 
-                def own(mask: Any) -> Any:
+                def own(mask: object) -> object:
                     return (
                         mask[part]
                         if isinstance(mask, Tensor)
@@ -309,20 +309,18 @@ def _change_attention(
 
         return intercepted(name, module, change, lambda: original(*args, **kwargs))
 
-    forward.changes = changes  # type: ignore[attr-defined]
+    vars(forward)["changes"] = changes
     return forward
 
 
-def _image(net: nn.Module, inputs: Mapping[str, Any], hidden: Tensor, tokens: int) -> slice:
+def _image(net: nn.Module, inputs: LayerInputs, hidden: Tensor, tokens: int) -> slice:
     """Find the picture's tokens: after the text in Flux, before it in SD3, else all tokens."""
     if isinstance(net, FluxTransformer2DModel):
         return slice(tokens - inputs["img_ids"].shape[-2], tokens)
     return slice(0, hidden.shape[1] if hidden.ndim == 3 else hidden[0, 0].numel())
 
 
-def _grid(
-    net: nn.Module, inputs: Mapping[str, Any], hidden: Tensor, tokens: int
-) -> tuple[int, ...]:
+def _grid(net: nn.Module, inputs: LayerInputs, hidden: Tensor, tokens: int) -> tuple[int, ...]:
     if isinstance(net, SequenceTransformer):
         return (tokens,)
     if hidden.ndim == 4:
@@ -342,7 +340,7 @@ def _grid(
 def _contrasting(
     net: nn.Module,
     name: str,
-    inputs: Mapping[str, Any],
+    inputs: LayerInputs,
     contrast: Callable[[Tensor, Tensor], Tensor],
 ) -> Iterator[None]:
     with replaced(
@@ -354,16 +352,16 @@ def _contrasting(
 def _contrast_attention(
     net: nn.Module,
     name: str,
-    inputs: Mapping[str, Any],
+    inputs: LayerInputs,
     contrast: Callable[[Tensor, Tensor], Tensor],
     original: Forward,
 ) -> Forward:
-    """Return the forward of a layer that attends to the text against too."""
+    """Return a layer's forward that attends to the text against too."""
     module = net.get_submodule(name)
     original, signature = _at_once(module, original), inspect.signature(original)
 
     @wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: object, **kwargs: object) -> object:
         call, found = signature.bind(*args, **kwargs), []
 
         def keep(*args: Any, **kwargs: Any) -> Tensor:
@@ -383,22 +381,22 @@ def _contrast_attention(
     return forward
 
 
-def _against(net: Any, inputs: Mapping[str, Any], hidden: Tensor) -> dict[str, Tensor | None]:
+def _against(net: nn.Module, inputs: LayerInputs, hidden: Tensor) -> dict[str, Tensor | None]:
     """Return the text against as a layer's inputs, mapped by the network, its mask as a bias."""
     states, mask = text_against(net, inputs), inputs.get(f"{AGAINST}encoder_attention_mask")
     project = getattr(net, "caption_projection", None) or getattr(net, "encoder_hid_proj", None)
     states = project(states) if project else states
-    if isinstance(net, SequenceTransformer):  # attends by the mask itself
+    if isinstance(net, SequenceTransformer):  # it attends by the mask itself
         return {"encoder_hidden_states": states, "attention_mask": mask}
     bias = None if mask is None else ((1 - mask.to(hidden.dtype)) * -10000.0).unsqueeze(1)
     return {"encoder_hidden_states": states, "attention_mask": bias}
 
 
-def _refuse_image_prompts(net: Any) -> None:
+def _refuse_image_prompts(net: nn.Module) -> None:
     """Refuse a network whose cross-attention takes pictures together with the text."""
     if (
         getattr(net, "encoder_hid_proj", None) is not None
-        and net.config.encoder_hid_dim_type != "text_proj"
+        and getattr(net, "config").encoder_hid_dim_type != "text_proj"  # noqa: B009
     ):
         raise ValueError(
             f"a {type(net).__name__} that takes pictures with its text (an IP-Adapter's) "
@@ -411,7 +409,7 @@ def _skip(module: nn.Module, rows: Rows | None, original: Forward) -> Forward:
     signature = inspect.signature(original)
 
     @wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: object, **kwargs: object) -> object:
         inputs = signature.bind(*args, **kwargs).arguments
         given = (
             (inputs["encoder_hidden_states"], inputs["hidden_states"])

@@ -1,4 +1,4 @@
-"""From a recipe to its data."""
+"""Read the data of a recipe."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ def sources(
     *,
     vae: Any = None,
 ) -> tuple[Source, Source | None]:
-    """Return what a recipe trains on, and what is kept aside to measure on.
+    """Return the data to train on, and those held out to measure on (None of a stream).
+
+    Args:
+        recipe: the recipe.
+        bad: called with a line about each picture that is skipped.
 
     Args:
         recipe: whose ``data`` to read.
@@ -41,7 +45,8 @@ def sources(
         vae: encodes in the place of the recipe's own autoencoder, e.g. that of a finished model.
 
     Raises:
-        ValueError, FileNotFoundError: the data are not as the recipe says; nothing was trained.
+        FileNotFoundError: the data are missing.
+        ValueError: the data do not fit the recipe.
     """
     spec = recipe.data
     if spec.kind == "fashion-mnist":
@@ -80,7 +85,7 @@ def in_latents(recipe: Recipe, source: Source, out: Path | None, *, vae: Any = N
     assert recipe.autoencoder is not None  # the recipe was checked
     fresh = fresh_autoencoder(recipe.autoencoder, pictures.shape).eval().requires_grad_(False)
     shape = latent_shape(recipe.autoencoder, pictures.shape)
-    return Unencoded(pictures=pictures, encode=lambda x: into_latents(fresh, x), shape=shape)
+    return Unencoded(pictures=pictures, encode=lambda x: into_latents(fresh, x), latent_shape=shape)
 
 
 def _fashion(which: str, folder: str | None) -> Source:
@@ -103,7 +108,7 @@ def _to_test(recipe: Recipe, whole: Source, bad: Callable[[str], None] | None) -
             "classes": spec.classes or _classes(whole),
         }
     )
-    test, scale = _read(recipe, still, str(spec.test), bad), scale_of(whole)
+    test, scale = _read(recipe, still, str(spec.test), bad), standardiser_of(whole)
     one, other = (
         f"samples of {list(source.shape)} with {', '.join(source.columns) or 'no columns'}"
         for source in (whole, test)
@@ -125,8 +130,8 @@ def _classes(source: Source) -> tuple[str, ...]:
     return found[0] if len(found) == 1 else ()
 
 
-def scale_of(source: Source | None) -> Standardiser | None:
-    """Find the units a source is in, below what was made of it."""
+def standardiser_of(source: Source | None) -> Standardiser | None:
+    """Return the mean and standard deviation by which a source is standardised, if it is."""
     while source is not None and not isinstance(source, Standardised):
         source = getattr(source, "source", None)
     return source.scale if source is not None else None

@@ -1,6 +1,4 @@
-"""From a recipe and its data to what trains: fresh networks, each with its objective and its
-targets.
-"""
+"""Build the fresh networks of a recipe's parts, each with its objective and targets."""
 
 from __future__ import annotations
 
@@ -19,6 +17,7 @@ from ...data.source import Column, Source
 from ...diffusers.read.clip import find_text
 from ...diffusers.read.encoders import TextEncoder, is_masked
 from ...diffusers.read.network import denoiser as bridged
+from ...io.documents import JSONObject
 from ...networks import from_config as networks
 from ...networks.classifier import Classifier
 from ...networks.condition_encoders import (
@@ -51,10 +50,10 @@ from .schedules import denoising, objective_of, process
 
 
 def chosen_conditions(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSpec]:
-    """Return the conditions of the model: what the recipe names, or every column.
+    """Return the conditions of the model: those of the recipe, or every column.
 
     Raises:
-        ValueError: the recipe names a column that the data have not.
+        ValueError: the recipe names a column that the data lack.
     """
     chosen = (
         {name: ConditionSpec() for name in columns}
@@ -65,7 +64,7 @@ def chosen_conditions(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str
     if strange:
         raise ValueError(
             f"the recipe's condition {strange[0]!r} is not a column of the data, which "
-            f"{'are ' + ', '.join(columns) if columns else 'have none'}"
+            f"{'are ' + ', '.join(columns) if columns else 'have none'}; correct [conditions]"
         )
     for name in chosen:
         check_condition_name(name)
@@ -81,11 +80,13 @@ def build_part(recipe: Recipe, part: str, source: Source, out: Path | None = Non
     """Make a part's fresh network (weights from the recipe's seed), its objective, and its target.
 
     Args:
-        recipe, part, source: what to make, of which data.
-        out: where tokenizers that were learned from the captions are kept, from the first time on.
+        recipe: the recipe.
+        part: the part to build.
+        source: its data.
+        out: folder of the tokenizers, which are learned from the captions once.
 
     Raises:
-        ValueError: network, conditions and data do not go together.
+        ValueError: network, conditions and data do not fit.
     """
     torch.manual_seed(recipe.seed + PARTS.index(part))
     spec, source = getattr(recipe, part), seen_by(part, source)
@@ -160,7 +161,7 @@ def _text(
 ) -> TextEncoder:
     if spec.encoder is None:
         raise ValueError(
-            f"the condition {name!r} is text: say which CLIP encodes it, "
+            f"the condition {name!r} is text: name the CLIP that encodes it, "
             f'conditions.{name}.encoder = "clip" (the recipe\'s own), or a name or folder'
         )
     if spec.encoder == "clip" and recipe.clip is not None:
@@ -233,9 +234,9 @@ def _filled(
     embedded: bool,
     text_width: int | None,
     outputs: int,
-) -> dict[str, Any]:
-    """Add to the settings of a Diffusers network what the data determine."""
-    config: dict[str, Any] = {"in_channels": shape[0], "sample_size": shape[-1]}
+) -> JSONObject:
+    """Return a Diffusers network's settings, completed by those that the data determine."""
+    config: JSONObject = {"in_channels": shape[0], "sample_size": shape[-1]}
     if spec.network.startswith("UNet2D"):
         config |= {"out_channels": outputs * shape[0]} | (
             {"class_embed_type": "identity"} if embedded else {}
@@ -263,7 +264,7 @@ def _encode(column: Column, name: str, net: nn.Module, source: Source) -> nn.Mod
     if type(net).__name__ == "DiTTransformer2DModel":
         if column.kind != "class":
             raise ValueError(
-                f"DiT is told a class, not the {column.kind} {name!r}; leave it out of the "
+                f"DiT takes a class, not the {column.kind} {name!r}; leave it out of the "
                 "conditions, or use another network"
             )
         return LabelEncoder(column.classes, _null_of(net, column))
@@ -297,8 +298,8 @@ def _condition_width(net: nn.Module) -> int:
     if blocks:
         return 4 * blocks[0]
     raise ValueError(
-        f"{type(net).__name__} does not say how wide the embedding of a condition should be; "
-        "give it an attribute condition_width"
+        f"{type(net).__name__} has no attribute condition_width, the width of a condition's "
+        "embedding; add it"
     )
 
 
@@ -317,7 +318,7 @@ def _build_classifier(
 ) -> Built:
     name, column = classifier_column(spec, source.columns)
     p, times = process(recipe), denoising(recipe).levels
-    what: dict[str, Any] = {"classes": column.classes}
+    what: JSONObject = {"classes": column.classes}
     if column.kind == "vector":
         centre, spread = _statistics(source, name, column.width)
         what |= {"outputs": column.width, "centre": centre, "spread": spread}
@@ -337,7 +338,9 @@ def _build_classifier(
     net = within_memory(lambda: kind(**what, channels=channels, **shared), copies)
     if not noise_aware:
         if column.kind != "class":
-            raise ValueError(f"a judge tells classes; {name!r} is a {column.kind}")
+            raise ValueError(
+                f"a judge predicts classes, and {name!r} is a {column.kind}; set judge.column"
+            )
         objective: Objective = supervised.Classification(shift=spec.shift)
     else:
         objective = (
@@ -347,10 +350,10 @@ def _build_classifier(
 
 
 def classifier_column(spec: ClassifierPart, columns: Mapping[str, Column]) -> tuple[str, Column]:
-    """Return the column that a classifier tells.
+    """Return the column that a classifier predicts.
 
     Raises:
-        ValueError: there is no such column, or none that can be told.
+        ValueError: there is no such column, or none of classes or vectors.
     """
     fit = [
         n
@@ -361,10 +364,11 @@ def classifier_column(spec: ClassifierPart, columns: Mapping[str, Column]) -> tu
         wanted = (
             f"no class or vector {spec.column!r}"
             if spec.column
-            else "no classes or vectors to tell"
+            else "no classes or vectors to predict"
         )
         raise ValueError(
             f"the data have {wanted}; their columns are "
-            f"{', '.join(f'{n} ({c.kind})' for n, c in columns.items()) or 'none'}"
+            f"{', '.join(f'{n} ({c.kind})' for n, c in columns.items()) or 'none'}; correct "
+            "column, or leave the part out"
         )
     return fit[0], columns[fit[0]]

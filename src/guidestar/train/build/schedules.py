@@ -1,13 +1,10 @@
-"""From a recipe to its noise: the schedule, the scheduler that says the same, the objective of a
-denoiser.
-"""
+"""Make a recipe's noise schedule, its Diffusers scheduler, and the objective of a denoiser."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...core.levels import VE, VP, Flow
 from ...diffusers.read.scheduler import Process
+from ...io.documents import JSONObject
 from ..objectives.denoising import Denoising
 from ..objectives.hybrid import Hybrid
 from ..objectives.level_distributions import LogitNormal, UniformTime
@@ -17,7 +14,7 @@ from ..recipe.schema import Recipe
 
 
 def process(recipe: Recipe) -> Process:
-    """Return the schedule, and what the network is to predict."""
+    """Return the schedule, and what the network predicts."""
     s, predicts = recipe.schedule, recipe.predicts()
     if s.kind == "edm":
         return Process(
@@ -28,7 +25,7 @@ def process(recipe: Recipe) -> Process:
     if s.kind == "flow":
         return Process(
             schedule=Flow(shift=s.shift),
-            predicts=predicts,  # type: ignore[reportArgumentType]
+            predicts=predicts,
             time_scale=float(s.num_train_timesteps),
         )
     if s.beta_schedule == "squaredcos_cap_v2":
@@ -38,12 +35,12 @@ def process(recipe: Recipe) -> Process:
         table = make(s.num_train_timesteps, s.beta_start, s.beta_end)
     return Process(
         schedule=table.zero_terminal_snr() if s.zero_terminal_snr else table,
-        predicts=predicts,  # type: ignore[reportArgumentType]
+        predicts=predicts,
     )
 
 
-def scheduler_config(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings of the Diffusers scheduler that says the same."""
+def scheduler_config(recipe: Recipe) -> JSONObject:
+    """Return the settings of the Diffusers scheduler of the same noise."""
     s, predicts = recipe.schedule, recipe.predicts()
     if s.kind == "edm":
         return {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from ...io.documents import JSONObject
 from .strict import Depth, Pixels, Rate, Shares, Strict, Width, Widths
 
 PARTS = (
@@ -21,12 +22,12 @@ ORDER = (
 """The order they are trained in: what makes latents before what learns them, the text encoder
 before what it is the encoder of.
 """
-OF_PICTURES = ("autoencoder", "clip", "measuring_clip")
+OF_PICTURES = ("autoencoder", "clip", "measuring_clip", "judge")
 """The parts that learn from pictures, also where the others learn from their latents."""
 
 
 class Training(Strict):
-    """How long and how fast a part trains (see `Settings`)."""
+    """How long and how fast a part trains (see `TrainSettings`)."""
 
     steps: int = Field(gt=0, le=1_000_000_000)
     batch: int = Field(default=64, gt=0, le=1_000_000)
@@ -66,7 +67,7 @@ class NetworkPart(Strict):
         network: "unet" (by ``widths``, ``layers``, ``groups``, ``head``), "sequence" (``width``,
             ``layers``, ``heads``, ``patch``), a class of Diffusers ("UNet2DModel",
             "DiTTransformer2DModel", …) or your own "module:callable", each with ``config``.
-        condition_dropout: of every condition that says nothing else.
+        condition_dropout: how often each condition is left out, unless its table sets dropout.
         snapshots: shares of the steps after which the averaged weights are kept.
     """
 
@@ -78,7 +79,7 @@ class NetworkPart(Strict):
     width: Width = 128
     heads: Width = 4
     patch: Pixels = 1
-    config: dict[str, Any] = Field(default_factory=dict, strict=False)
+    config: JSONObject = Field(default_factory=dict, strict=False)
     condition_dropout: Rate = 0.1
     snapshots: Shares = ()
     train: Training
@@ -104,7 +105,7 @@ class ClassifierPart(Strict):
     """A classifier or regressor, noise-aware or clean.
 
     Args:
-        column: what it tells; by default the first of the conditions that is a class, or a vector.
+        column: the column that it predicts; by default the first of classes or vectors.
         shift: a clean one's images are moved by up to so many pixels.
         calibrate: fit a temperature by noise level on held-out data.
     """
@@ -189,7 +190,7 @@ class AutoencoderPart(Strict):
     layers: Depth = 1
     groups: Width = 8
     latent_channels: Width = 4
-    config: dict[str, Any] = Field(default_factory=dict, strict=False)
+    config: JSONObject = Field(default_factory=dict, strict=False)
     scales: int = Field(default=2, ge=0, le=10)
     kl: float = Field(default=0.0, ge=0)
     spread: Literal["channel", "scalar"] | None = None

@@ -1,11 +1,10 @@
-"""Training recipes: TOML files that say everything about a training, and nothing misspelt.
+"""Training recipes: TOML files that describe a whole training; unknown keys are refused.
 
-A recipe trains some parts, each with its own checkpoint, so that a run that was stopped goes on
-where it was: the ``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` (or
-regressor) that guides, and a clean ``judge`` that guides nothing and only measures. Of pictures: an
-``autoencoder``, on whose latents the others then work. Of captioned pictures: a ``clip`` whose text
-tower encodes the captions, a ``noisy_clip`` that guides, and a ``measuring_clip`` that guides
-nothing.
+A recipe trains some parts, each with its own checkpoint, from which a stopped run goes on: the
+``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` (or regressor) that guides,
+and a clean ``judge`` that guides nothing and only measures. With pictures: an ``autoencoder``,
+whose latents the others then learn. With captions: a ``clip`` whose text tower encodes them, a
+``noisy_clip`` that guides, and a ``measuring_clip`` that guides nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +14,11 @@ import reprlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from ...core.denoiser import Output
 from ...io.files import check_name
 from .parts import (
     ORDER,
@@ -32,6 +32,9 @@ from .parts import (
 )
 from .strict import Rate, Strict
 from .tables import OWN_VAE, ConditionSpec, Data, Export, Levels, Noise, Preview, Target
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 __all__ = [
     "AutoencoderPart",
@@ -55,7 +58,10 @@ __all__ = [
 BESIDE = frozenset(
     ("parts", "snapshots", "previews", "tensorboard", "tokenizers", "vae", "batch.png", ".lock")
 )
-"""What a training writes beside the model's folder, which is named after the recipe."""
+"""Names that a training uses beside the model's folder, which is named after the recipe."""
+
+
+_PREDICTS: dict[str, Output] = {"vp": "v", "flow": "velocity", "edm": "edm"}
 
 
 def _folder_name(name: str) -> str:
@@ -166,12 +172,9 @@ class Recipe(Strict):
                 f"{self.autoencoder.scales} times"
             )
 
-    def predicts(self) -> str:
+    def predicts(self) -> Output:
         """Return what the network predicts."""
-        return (
-            self.objective.predicts
-            or {"vp": "v", "flow": "velocity", "edm": "edm"}[self.schedule.kind]
-        )
+        return self.objective.predicts or _PREDICTS[self.schedule.kind]
 
     def code(self) -> dict[str, str]:
         """Return the code that training imports and calls, by the keys that name it."""
@@ -186,7 +189,7 @@ class Recipe(Strict):
         """Name the parts to train, in order: all, or those of them in ``only``.
 
         Raises:
-            ValueError: ``only`` names a part that the recipe has not.
+            ValueError: ``only`` names a part that the recipe lacks.
         """
         parts = [p for p in ORDER if getattr(self, p) is not None]
         strange = [name for name in only or () if name not in parts]
@@ -203,11 +206,11 @@ def read_recipe(path: Path | str, *, trust: bool = False) -> Recipe:
 
     Args:
         path: of a TOML file.
-        trust: it may name code of its author's own, which training imports and calls.
+        trust: allow the recipe to name code, which training imports and calls.
 
     Raises:
-        ValueError: it cannot be read, is not TOML, has a key that is unknown, missing or out of
-            range (named), or names code and is not trusted; in one line.
+        ValueError: the file cannot be read, is not TOML, has a key that is unknown, missing or out
+            of range, or names code without ``trust``; the message names the key, in one line.
     """
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -218,7 +221,7 @@ def read_recipe(path: Path | str, *, trust: bool = False) -> Recipe:
     return checked(content, path, trust=trust)
 
 
-def checked(content: Any, origin: Path | str, *, trust: bool = False) -> Recipe:
+def checked(content: object, origin: Path | str, *, trust: bool = False) -> Recipe:
     """Return the recipe that ``content`` is; arguments and errors as of `read_recipe`.
 
     Args:
@@ -240,7 +243,7 @@ def checked(content: Any, origin: Path | str, *, trust: bool = False) -> Recipe:
 
 
 _MOST = 12
-"""Mistakes of one recipe that are told."""
+"""Most mistakes of a recipe that a message lists."""
 
 
 def explain(error: ValidationError, document: type[BaseModel]) -> str:
@@ -250,14 +253,14 @@ def explain(error: ValidationError, document: type[BaseModel]) -> str:
     return "; ".join(lines[:_MOST]) + more
 
 
-def _explain(error: Any, document: type[BaseModel]) -> str:
+def _explain(error: ErrorDetails, document: type[BaseModel]) -> str:
     where = ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
         known = _keys(error["loc"][:-1], document)
         return f"unknown key {where!r}{suggestion(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"missing key {where!r}"
-    # Of an expression the further lines point at the place; the first says it in words.
+    # For an expression, further lines point at the place; the first line is the message.
     message = error["msg"].removeprefix("Value error, ").split("\n")[0]
     given = error["input"]
     shown = "" if isinstance(given, dict | BaseModel) else f", not {reprlib.repr(given)}"
@@ -268,7 +271,7 @@ def _keys(loc: Sequence[str | int], document: type[BaseModel]) -> list[str]:
     """List the keys that a table of a document may have."""
     table: type[BaseModel] = document
     for name in loc:
-        if name not in table.model_fields:  # a name of the user's own, of a condition
+        if name not in table.model_fields:  # the name of a condition
             continue
         kind = table.model_fields[str(name)].annotation
         kinds = [kind, *get_args(kind), *(t for k in get_args(kind) for t in get_args(k))]
@@ -277,6 +280,6 @@ def _keys(loc: Sequence[str | int], document: type[BaseModel]) -> list[str]:
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """Offer the nearest of the known names, if one is near."""
+    """Return " (did you mean …?)" with the nearest known name; "" where none is near."""
     close = difflib.get_close_matches(name, known, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""

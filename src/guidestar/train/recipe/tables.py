@@ -12,7 +12,9 @@ from ...diffusers.guidance_file import GuidanceRecipe
 from .strict import Pixels, Rate, StepCount, Strict, Words
 
 OWN_VAE = "autoencoder"
-"""What ``data.vae`` says of the autoencoder that the recipe trains itself."""
+"""The value of ``data.vae`` for the autoencoder that the recipe trains."""
+DataKind = Literal["images", "parquet", "shards", "tensors", "fashion-mnist"]
+"""The kinds of training data."""
 
 
 class Data(Strict):
@@ -35,7 +37,7 @@ class Data(Strict):
         about: what the data are and whose, for the card.
     """
 
-    kind: Literal["images", "parquet", "shards", "tensors", "fashion-mnist"] = "images"
+    kind: DataKind = "images"
     path: str | None = None
     columns: dict[str, Literal["class", "vector", "text"]] | None = None
     classes: Words = ()
@@ -71,7 +73,7 @@ class Data(Strict):
 
 
 class ConditionSpec(Strict):
-    """A condition: a column of the data that the network is told.
+    """A condition: a column of the data that the network gets.
 
     Args:
         dropout: how often it is left out in training, for itself.
@@ -128,11 +130,10 @@ class Levels(Strict):
     """Which noise levels are trained.
 
     Args:
-        kind: "logit-normal" (``log(rho / data_std) ~ N(mean, std²)``; EDM's log-normal is mean
-            −1.2, std 1.2), or
-            "uniform" in the schedule's time.
+        kind: "logit-normal" (``log(rho / data_std) ~ N(mean, std²)``; EDM's log-normal has mean
+            −1.2 and std 1.2), or "uniform" in the schedule's time.
         data_std: by whose logarithm levels are offset, for data that are not of unit size
-            (``--dry-run`` tells theirs).
+            (``--dry-run`` prints their size).
     """
 
     kind: Literal["logit-normal", "uniform"] = "logit-normal"
