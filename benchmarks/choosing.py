@@ -27,7 +27,7 @@ from guidestar import Model, load
 from guidestar.apps.demo_text import PROMPTS
 from guidestar.apps.measure import measure
 from guidestar.apps.measure_text import measure_text
-from guidestar.io.images import Row, save_png, sheet, to_pil, write_text
+from guidestar.io.images import SheetRow, save_png, sheet, to_pil, write_text
 
 HOME = Path(__file__).parent
 
@@ -273,7 +273,7 @@ def draw_all(arguments: argparse.Namespace, known: dict[str, Figures]) -> None:
     model = load(arguments.model)
     prompts = model.classes or list(PROMPTS)
     sheets = [
-        Row(
+        SheetRow(
             label=f"{name}\n{e}",
             images=to_pil(
                 model.sample(

@@ -22,7 +22,7 @@ from against_diffusers import diffusers_loop, diffusers_parts, timed
 
 from guidestar import Draw, load
 from guidestar.apps.measure import references, scores
-from guidestar.evaluate import look
+from guidestar.evaluate import run_judge
 
 
 def main():
@@ -66,7 +66,7 @@ def main():
         totals,
         strict=True,
     ):
-        row = scores(look(model.judge, torch.cat(out), wanted), reference, len(model.classes))
+        row = scores(run_judge(model.judge, torch.cat(out), wanted), reference, len(model.classes))
         print(
             f"{name}: Fréchet {row['frechet']:.3f}, accuracy {row['accuracy']:.2%}, diversity "
             f"{row['diversity']:.3f}, {seconds:.1f} s"

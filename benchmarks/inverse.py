@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from guidestar import Blur, Downsample, Draw, Inpaint, Model, Observation, load
 from guidestar.data import fashion_mnist
-from guidestar.io.images import Row, save_png, sheet, to_pil, write_text
+from guidestar.io.images import SheetRow, save_png, sheet, to_pil, write_text
 
 HOME = Path(__file__).parent
 KEPT = HOME / "results/inverse.json"
@@ -82,7 +82,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     known: Figures = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    model, (images, labels) = load("fashion-mnist"), fashion_mnist.load("test")
+    model, (images, labels) = load("fashion-mnist"), fashion_mnist.load_split("test")
     if not arguments.write:
         for problem in PROBLEMS:
             for part, rows in (("tried", TRIED), ("measured", MEASURED)):
@@ -146,7 +146,7 @@ def baseline(problem: str, y: Tensor) -> Tensor:
     was observed.
     """
     if problem == "right half hidden":
-        return y + (1 - LEFT) * fashion_mnist.load("train")[0].mean(0)
+        return y + (1 - LEFT) * fashion_mnist.load_split("train")[0].mean(0)
     return (
         F.interpolate(y, scale_factor=4, mode="bicubic").clamp(-1, 1)
         if problem == "4 × down-sampled"
@@ -188,7 +188,7 @@ def write(known: Figures, model: Model, x: Tensor) -> None:
     method.
     """
     lines = ["| problem | method | its best setting | PSNR | accuracy |", "|---|---|---|---|---|"]
-    rows = [Row(label="the picture", images=to_pil(x))]
+    rows = [SheetRow(label="the picture", images=to_pil(x))]
     for problem in [
         p for p in PROBLEMS if len(known.get(p, {}).get("measured", {})) == len(METHODS) + 2
     ]:  # those that are done
@@ -197,11 +197,12 @@ def write(known: Figures, model: Model, x: Tensor) -> None:
         lines += [line("", m, f"`{e}`", known[problem]["measured"][e]) for m, e in best.items()]
         shown = F.interpolate(y, size=28) if y.shape[-1] < 28 else y
         rows += [
-            Row(label=problem.replace("×", "x"), images=to_pil(shown.clamp(-1, 1))),
-            Row(label="baseline", images=to_pil(baseline(problem, y))),
+            SheetRow(label=problem.replace("×", "x"), images=to_pil(shown.clamp(-1, 1))),
+            SheetRow(label="baseline", images=to_pil(baseline(problem, y))),
         ]
         rows += [
-            Row(label=m, images=to_pil(restored(model, problem, e, y))) for m, e in best.items()
+            SheetRow(label=m, images=to_pil(restored(model, problem, e, y)))
+            for m, e in best.items()
         ]
     save_png(
         sheet(rows, title="Restored from what was observed", scale=2),

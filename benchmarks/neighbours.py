@@ -13,8 +13,8 @@ from pathlib import Path
 
 from guidestar import load
 from guidestar.apps.demo_text import PROMPTS
-from guidestar.apps.measure_text import look, read_captioned
-from guidestar.io.images import Row, save_png, sheet, to_pil
+from guidestar.apps.measure_text import embed_images, read_captioned
+from guidestar.io.images import SheetRow, save_png, sheet, to_pil
 
 
 def main() -> None:
@@ -27,12 +27,14 @@ def main() -> None:
     model = load("emoji")
     real = read_captioned(arguments.data, model.shape[-1])
     samples = model.sample(list(PROMPTS), guidance=arguments.guidance, seeds=range(len(PROMPTS)))
-    near = (look(model.judge, samples.images) @ look(model.judge, real.x).T).topk(arguments.nearest)
+    near = (embed_images(model.judge, samples.images) @ embed_images(model.judge, real.x).T).topk(
+        arguments.nearest
+    )
     rows = []
     for i, prompt in enumerate(PROMPTS):
         cosines = " ".join(f"{c:.2f}" for c in near.values[i].tolist())
         rows.append(
-            Row(
+            SheetRow(
                 label=f"{prompt}\n{cosines}",
                 images=[*to_pil(samples.images[i : i + 1]), *to_pil(real.x[near.indices[i]])],
             )

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 
 import guidestar
-from guidestar.apps.measure_text import Ruler, draw, look, read_captioned
+from guidestar.apps.measure_text import Ruler, draw, embed_images, read_captioned
 from guidestar.io.images import write_text
 from guidestar.train.build.data import sources
 from guidestar.train.preview import live_model
-from guidestar.train.recipe.schema import NetworkPart, Recipe, Training, read
+from guidestar.train.recipe.schema import NetworkPart, Recipe, Training, read_recipe
 from guidestar.train.run import averaged, train_part
 
 HOME = Path(__file__).parent
@@ -41,7 +41,8 @@ PILOT = 12
 def candidates() -> dict[str, NetworkPart]:
     """Return the network of each recipe."""
     return {
-        name: read(HOME.parent / f"recipes/{name}.toml").model for name in ("emoji", "emoji-unet")
+        name: read_recipe(HOME.parent / f"recipes/{name}.toml").model
+        for name in ("emoji", "emoji-unet")
     }
 
 
@@ -67,7 +68,7 @@ def recipe(network: NetworkPart, data: Path, steps: int) -> Recipe:
     """Return the shipped model's recipe with another network and length, told by the shipped text
     encoder.
     """
-    base = read(HOME.parent / "recipes/emoji.toml")
+    base = read_recipe(HOME.parent / "recipes/emoji.toml")
     training = Training(
         steps=steps,
         batch=64,
@@ -120,7 +121,7 @@ def judged(run: dict[str, Any], ruler: Ruler, asked: Any) -> dict[str, Any]:
         x, _, seconds = draw(model, guidance, asked.prompts, 0, 64, None, steps=20)
         figures[guidance] = {
             "sampling": round(seconds, 1),
-            **ruler.scores(look(ruler.clip, x), asked.labels),
+            **ruler.scores(embed_images(ruler.clip, x), asked.labels),
         }
     return {**run, **figures}
 

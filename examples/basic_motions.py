@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import guidestar
-from guidestar.io.images import Row, save_png, sheet, to_drawings
+from guidestar.io.images import SheetRow, save_png, sheet, to_drawings
 from guidestar.train.export import assemble
 from guidestar.train.progress import progress_report
 from guidestar.train.recipe import schema as recipes
@@ -80,7 +80,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     data = arguments.out / "motions.safetensors"
     save_file({"x": x, "activity": y}, data, {"classes": json.dumps({"activity": CLASSES})})
-    recipe = recipes.read(arguments.recipe)
+    recipe = recipes.read_recipe(arguments.recipe)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": str(data)})})
     if arguments.steps:
         training = recipe.model.train.model_copy(update={"steps": arguments.steps})
@@ -95,7 +95,7 @@ def main() -> None:
         features(other), its.numpy()
     )
     rows = [
-        Row(
+        SheetRow(
             label="real",
             images=to_drawings(x[[int((y == k).nonzero()[i]) for k in range(4) for i in range(2)]]),
         )
@@ -118,7 +118,7 @@ def main() -> None:
             "samples"
         )
         rows.append(
-            Row(
+            SheetRow(
                 label=guidance,
                 images=to_drawings(
                     samples.images[[k * arguments.each + i for k in range(4) for i in range(2)]]

@@ -25,7 +25,8 @@ BELOW: dict[str, set[str]] = {
     "model": {"core", "diffusers", "guidance", "io", "networks", "sampling"},
     "checkpoints": {"core", "diffusers", "io", "model", "networks"},
 }
-BELOW["train"] = {*BELOW, "data", "evaluate"}
+BELOW["serve"] = {*BELOW}
+BELOW["train"] = {*BELOW, "data", "evaluate"} - {"serve"}
 BELOW["apps"] = {*BELOW}
 BELOW["cli"] = {*BELOW}
 CORE_BELOW: dict[str, set[str]] = {
@@ -36,8 +37,9 @@ CORE_BELOW: dict[str, set[str]] = {
     "denoiser": {"hooks", "levels", "prediction"},
     "perturbation": {"denoiser", "hooks", "levels", "prediction", "rng"},
     "passes": {"denoiser", "hooks", "levels", "perturbation", "prediction", "rng"},
-    "evaluation": {"denoiser", "hooks", "levels", "passes", "perturbation", "prediction", "rng"},
+    "rounds": {"denoiser", "hooks", "levels", "passes", "perturbation", "prediction", "rng"},
 }
+CORE_BELOW["evaluation"] = {*CORE_BELOW}
 TORCH_ALONE = ("core", "guidance", "sampling")
 TOP_ENTRIES = 16
 

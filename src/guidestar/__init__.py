@@ -71,7 +71,7 @@ _HOMES = {
             "threshold",
             "uncond",
         ),
-        *("nag", "pag", "sag", "seg", "slg"),
+        *("nag", "pag", "sag", "seg", "slg", "tpg"),
         *(
             "discriminator",
             "dps",
@@ -97,11 +97,21 @@ _HOMES = {
     ),
     "sampling": (
         "DDIM",
+        "Consistency",
         "DDPM",
+        "DEIS",
+        "ERSDE",
+        "RES",
+        "SA",
         "SOLVERS",
         "DPMpp2M",
+        "DPMpp2S",
+        "DPMpp3M",
         "Heun",
+        "Restart",
         "SDEDPMpp2M",
+        "SDEDPMpp3M",
+        "UniPC",
         "Solver",
         "State",
         "get_solver",
@@ -119,6 +129,8 @@ _HOMES = {
     "model.folder": ("load", "save"),
     "model.shipped": ("available",),
     "diffusers.guide.pipelines": ("guide", "guided"),
+    "serve.engine": ("Engine",),
+    "serve.ticket": ("Ticket",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

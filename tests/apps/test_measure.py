@@ -32,7 +32,7 @@ def test_rows_say_what_was_measured():
 @needs_data
 def test_judge_is_as_good_as_its_card_says():
     model = gs.load("fashion-mnist")
-    images, labels = fashion_mnist.load("test")
+    images, labels = fashion_mnist.load_split("test")
     right = (model.judge(images[:1000]).argmax(1) == labels[:1000]).double().mean()
     assert float(right) == pytest.approx(model.card["judge_accuracy"], abs=0.02)
 

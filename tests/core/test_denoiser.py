@@ -251,7 +251,7 @@ def test_a_condition_agrees_in_its_batch():
         ),
         (
             lambda: Condition(torch.zeros(2)),
-            r"^a condition is of tensors by name, as in Condition\(label=tensor\), not Tensor",
+            r"^a condition has tensors by name, as in Condition\(label=tensor\), not a Tensor",
         ),
     ],
 )

@@ -461,8 +461,8 @@ def test_each_perturbation_has_its_rows(max_rows):
             atol=1e-12,
         )
     assert not first.on and not second.on
-    if max_rows is None:  # rows of one perturbation are changed at once
-        assert (first.entered, second.entered) == (1, 1)
+    if max_rows is None:  # each pass is perturbed once, in its own rows
+        assert (first.entered, second.entered) == (2, 1)
 
 
 def test_conditions_of_one_run_that_do_not_fit_together_are_refused():
@@ -651,7 +651,7 @@ def test_a_pass_asked_of_a_run_that_lacks_it_is_refused_by_name():
         Guided("cond", {"main": bare}, max_rows=0)
     with pytest.raises(ValueError, match="cfg has 2 scales for 3 samples"):
         Guided("cfg([1, 2])", {"main": net(Spy())})(noise(3, 4), STEP)
-    assert by_name(toy, {})["main"].denoiser is toy
+    assert by_name(toy)["main"].denoiser is toy
 
 
 def test_conditions_and_networks_of_another_kind_are_refused_when_given():

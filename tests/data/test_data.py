@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from guidestar.data import fashion_mnist
-from guidestar.data.fashion_mnist import load, read_idx
+from guidestar.data.fashion_mnist import load_split, read_idx
 
 STEMS = {"train": "train", "test": "t10k"}
 
@@ -85,7 +85,7 @@ def test_a_folder_is_not_a_file(tmp_path):
 def test_load_scales_images_to_plus_minus_one(tmp_path, split, zipped):
     images, labels = pixels(6, 28, 28), torch.tensor([0, 9, 3, 3, 1, 5], dtype=torch.uint8)
     images[0, 0, :3] = torch.tensor([0, 255, 51], dtype=torch.uint8)
-    x, y = load(split, folder_of(tmp_path, images, labels, split, zipped))
+    x, y = load_split(split, folder_of(tmp_path, images, labels, split, zipped))
     assert x.shape == (6, 1, 28, 28) and x.dtype == torch.float32
     assert x[0, 0, 0, :3].tolist() == pytest.approx([-1.0, 1.0, -0.6])
     assert torch.allclose(x[:, 0].double(), images.double() * 2 / 255 - 1, atol=1e-6)
@@ -95,7 +95,7 @@ def test_load_scales_images_to_plus_minus_one(tmp_path, split, zipped):
 def test_images_and_labels_must_agree(tmp_path):
     folder = folder_of(tmp_path, pixels(6, 28, 28), torch.zeros(5, dtype=torch.uint8))
     with pytest.raises(ValueError, match="6 images but 5 labels"):
-        load("train", folder)
+        load_split("train", folder)
 
 
 def test_files_in_each_others_place_are_refused(tmp_path):
@@ -103,14 +103,14 @@ def test_files_in_each_others_place_are_refused(tmp_path):
         tmp_path, torch.zeros(6, dtype=torch.uint8), torch.zeros(6, dtype=torch.uint8)
     )
     with pytest.raises(ValueError, match="28"):
-        load("train", folder)
+        load_split("train", folder)
 
 
 def test_a_missing_folder_says_how_to_get_the_data(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"apt-get install dataset-fashion-mnist[^\n]*$"
     ) as caught:
-        load("train", tmp_path / "nowhere")
+        load_split("train", tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in str(caught.value)
 
 
@@ -118,7 +118,7 @@ def test_a_folder_that_lacks_labels_says_so(tmp_path):
     folder = folder_of(tmp_path, pixels(6, 28, 28), torch.zeros(6, dtype=torch.uint8))
     (folder / "train-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(FileNotFoundError, match="train-labels-idx1-ubyte"):
-        load("train", folder)
+        load_split("train", folder)
 
 
 @pytest.mark.skipif(
@@ -126,7 +126,7 @@ def test_a_folder_that_lacks_labels_says_so(tmp_path):
 )
 @pytest.mark.parametrize(("split", "count"), [("train", 60_000), ("test", 10_000)])
 def test_the_installed_data_are_whole(split, count):
-    x, y = load(split)
+    x, y = load_split(split)
     assert x.shape == (count, 1, 28, 28) and float(x.min()) == -1 and float(x.max()) == 1
     assert torch.bincount(y).tolist() == [count // 10] * 10
     # the mean grey of all pixels, 0.2860 of 1, is published with every tutorial on the data

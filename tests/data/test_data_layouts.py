@@ -17,15 +17,15 @@ from guidestar.cli import main
 from guidestar.core.rng import Draw
 from guidestar.data.folders import image_folder, parquet
 from guidestar.data.layout import find_files, find_pictures
-from guidestar.data.pictures import Look, prepared
+from guidestar.data.pictures import PictureFormat, prepare
 from guidestar.data.shards import Shards
-from guidestar.data.source import picked
+from guidestar.data.source import pick
 from guidestar.data.splits import find_splits, split_word
 from guidestar.io.files import Damaged
 from guidestar.train.recipe import schema as recipes
 from guidestar.train.recipe.propose import propose
 
-LOOK = Look(size=8)
+LOOK = PictureFormat(size=8)
 
 
 @pytest.fixture(autouse=True)
@@ -204,7 +204,7 @@ def test_a_recipe_is_proposed_for_splits(photos, tmp_path):
         write(whole / "test" / name / f"{value}.png", value)
     text, _ = propose(whole, name="pets", steps=4)
     (tmp_path / "r.toml").write_text(text)
-    data = recipes.read(tmp_path / "r.toml").data
+    data = recipes.read_recipe(tmp_path / "r.toml").data
     assert (data.path, data.test) == (str(whole / "train"), str(whole / "test"))
     assert "holdout" not in text
 
@@ -294,7 +294,7 @@ def test_nulls_in_lists_are_refused(tmp_path, value):
 
 
 def test_a_column_may_not_be_called_as_the_pictures_are(tmp_path):
-    with pytest.raises(ValueError, match='the name "image" is the picture\'s own'):
+    with pytest.raises(ValueError, match='a column cannot be called "image"'):
         image_folder(table(tmp_path / "p", "file_name,image\na/0.png,x\na/1.png,y\n"), LOOK)
 
 
@@ -311,7 +311,7 @@ def test_names_may_be_written_in_several_ways(tmp_path, name):
 
 
 WRONG_TABLES = [
-    ("file,text\na/0.png,x\n", "has no column file_name; it has file, text"),
+    ("file,text\na/0.png,x\n", "has no column file_name, but file, text; add it"),
     ("file_name,text\na/0.png,x\na/0.png,y\na/1.png,z\n", "names 'a/0.png' twice"),
     ("file_name,text\na/0.png,x, y\na/1.png,z\n", "row 1 has 3 cells for 2 columns; put text"),
     ("file_name,text\na/0.png,\na/1.png,z\n", "row 0 has no 'text'"),
@@ -446,7 +446,7 @@ def test_the_recipe_for_captions_trains(tmp_path, capsys):
     text, found = propose(folder, name="greys", steps=3)
     assert "columns: text (text)" in found and "PATH" not in text
     (tmp_path / "r.toml").write_text(text)
-    recipe = recipes.read(tmp_path / "r.toml")
+    recipe = recipes.read_recipe(tmp_path / "r.toml")
     assert recipe.data.path == str(folder) and recipe.conditions["text"].encoder == "clip"
     with pytest.raises(SystemExit) as done:
         main(["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "out"), "--dry-run"])
@@ -462,7 +462,7 @@ def test_pictures_are_found_by_any_case_of_their_suffix(tmp_path):
 def test_flips_are_from_left_to_right():
     pixels = torch.tensor([[[[0, 255], [10, 20]]]], dtype=torch.uint8).expand(64, 1, 2, 2)
     draw = Draw(range(64))
-    x = prepared(pixels, Look(size=2, flip=True), draw)
+    x = prepare(pixels, PictureFormat(size=2, flip=True), draw)
     flipped = draw.uniform("flip") < 0.5
     assert 0 < flipped.sum() < 64
     for value, wanted in ((True, [[255, 0], [20, 10]]), (False, [[0, 255], [10, 20]])):
@@ -472,7 +472,7 @@ def test_flips_are_from_left_to_right():
 
 def test_each_of_several_captions_is_drawn_by_its_share():
     draw = Draw(range(300))
-    drawn = picked({"text": [("a", "b", "c")] * 300}, range(300), draw)["text"]
+    drawn = pick({"text": [("a", "b", "c")] * 300}, range(300), draw)["text"]
     u = draw.uniform("caption").tolist()
     assert drawn == ["a" if v < 1 / 3 else "b" if v < 2 / 3 else "c" for v in u]
     assert min(drawn.count(c) for c in "abc") > 70

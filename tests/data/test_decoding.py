@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from guidestar.apps.observe import read_picture
-from guidestar.data.pictures import Look, decode
+from guidestar.data.pictures import PictureFormat, decode
 from guidestar.io import decoding
 from guidestar.io.decoding import is_grey, open_picture, to_8_bits
 
@@ -66,7 +66,7 @@ def test_a_tiff_of_12_bits_is_scaled():
     image = open_picture(tiff(packed, 12))
     assert np.asarray(image).tolist() == [[0, 256, 32776, 65535]]  # of 65535
     assert grey(image) == [[0, 1, 128, 255]]
-    with pytest.raises(OSError, match=r"^not a picture of a kind that is read$"):
+    with pytest.raises(OSError, match=r"^not a picture of a known format; save it as PNG or JPEG$"):
         open_picture(tiff(packed, 12, photometric=0))
 
 
@@ -77,7 +77,7 @@ def test_a_tiff_whose_zero_is_white_is_turned():
     assert grey(upright) == [[255], [254], [127], [0]]
     floats = np.array([0, 0.25, 0.5, 1], "<f4").tobytes()
     assert grey(open_picture(tiff(floats, 32, kind=3))) == [[0, 64, 128, 255]]
-    with pytest.raises(OSError, match="floats whose zero is white are not read"):
+    with pytest.raises(OSError, match="floats whose zero is white cannot be read"):
         open_picture(tiff(floats, 32, kind=3, photometric=0))
 
 
@@ -219,7 +219,7 @@ def turned():
 
 def test_pictures_are_turned_upright():
     assert grey(open_picture(turned())) == [[0], [255]]
-    pixels = decode(open_picture(turned()), Look(size=1), 1)
+    pixels = decode(open_picture(turned()), PictureFormat(size=1), 1)
     assert pixels.shape == (1, 1, 1)
 
 
@@ -234,7 +234,7 @@ def test_observations_are_turned_upright_and_scaled(tmp_path):
 
 def test_the_mean_of_a_16_bit_ramp_is_half():
     ramp = Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16))
-    pixels = decode(open_picture(saved(ramp, "PNG")), Look(size=16), 1)
+    pixels = decode(open_picture(saved(ramp, "PNG")), PictureFormat(size=16), 1)
     assert abs(pixels.float().mean() / 255 - 0.5) < 2e-3
 
 

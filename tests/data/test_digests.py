@@ -8,7 +8,7 @@ import torch
 
 from guidestar.data import identity
 from guidestar.data.identity import compare, identify
-from guidestar.data.source import Column, InMemory, Part
+from guidestar.data.source import Column, InMemory, Subset
 from guidestar.train.loop import origins
 
 
@@ -48,7 +48,7 @@ def test_the_identity_of_data():
         "size": 3,
         "digest": digest(*PIECES),
     }
-    part = identify(Part(source=SOURCE, kept=(2, 0)))
+    part = identify(Subset(source=SOURCE, kept=(2, 0)))
     assert part["size"] == 2 and part["digest"] == digest(b"2,0", *PIECES)
 
 
@@ -75,7 +75,7 @@ def base(**more):
     ("now", "words", "may"),
     [
         (base(), None, None),
-        (base(digest="y"), "the samples, or what is known of them, have changed", True),
+        (base(digest="y"), "the samples, or the values of their columns, have changed", True),
         (base(size=4, digest="y"), "there were 3 samples and are 4", True),
         (base(columns={}), "the column 'a' is gone", False),
         (

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from guidestar.data import emoji
-from guidestar.data.emoji import SPLITS, STYLES, VERSIONS, Drawing, build
+from guidestar.data.emoji import SPLITS, build_emoji
+from guidestar.data.emoji_packages import STYLES, VERSIONS, Drawing
 
 pytest.importorskip("resvg_py")
 
@@ -86,7 +87,7 @@ def rows_of(out):
 
 
 def test_pictures_with_captions(packages, tmp_path):
-    counts = build(tmp_path / "emoji", packages=packages, size=24)
+    counts = build_emoji(tmp_path / "emoji", packages=packages, size=24)
     rows = rows_of(tmp_path / "emoji")
     assert sum(counts.values()) == len(rows) == 11
     found = {(r["concept"], r["style"]) for r in rows}
@@ -153,13 +154,13 @@ def test_what_cannot_be_is_one_line(packages, tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     with pytest.raises(FileExistsError, match="not empty"):
-        build(tmp_path / "full", packages=packages)
+        build_emoji(tmp_path / "full", packages=packages)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="npm is missing"):
-        build(tmp_path / "a", packages=tmp_path / "none")
+    with pytest.raises(RuntimeError, match="npm, which fetches the pictures, is missing"):
+        build_emoji(tmp_path / "a", packages=tmp_path / "none")
     next(packages.glob("*noto-1*")).write_bytes(b"not an archive")
     with pytest.raises(RuntimeError, match="not readable as a package"):
-        build(tmp_path / "b", packages=packages)
+        build_emoji(tmp_path / "b", packages=packages)
     assert not (tmp_path / "b" / "train").exists()
 
 

@@ -71,7 +71,7 @@ def test_added_samples_are_acceptable_and_counted():
 )
 def test_a_changed_sample_class_or_caption_changes_it(changes):
     words = compare(identify(source()), identify(source(**changes)))
-    assert words == ("the samples, or what is known of them, have changed", True)
+    assert words == ("the samples, or the values of their columns, have changed", True)
 
 
 def test_of_large_data_numbers_of_every_row_are_hashed(monkeypatch):

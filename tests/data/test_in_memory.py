@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from guidestar.core.rng import Draw
-from guidestar.data.source import Column, InMemory, Part, split
+from guidestar.data.source import Column, InMemory, Subset, split
 
 BYTES = torch.tensor([[0, 51, 102], [127, 128, 255]], dtype=torch.uint8)
 
@@ -56,7 +56,7 @@ def test_a_part_gives_the_rows_that_are_kept():
     source = InMemory(
         x=torch.arange(10.0)[:, None], targets={"class": torch.arange(10)}, columns=columns
     )
-    part = Part(source=source, kept=(9, 4, 7))
+    part = Subset(source=source, kept=(9, 4, 7))
     x, known = part.batch([2, 0, 0, 1], Draw([0] * 4))
     assert x[:, 0].tolist() == [7, 9, 9, 4] == known["class"].tolist()
     assert (part.size, part.shape, part.columns) == (3, (1,), columns)
@@ -76,7 +76,7 @@ def test_a_split_leaves_something_on_either_side():
     source = held(torch.zeros(4, 1))
     for share in (0.1, 0.9):  # of 4: 0.4 and 3.6
         with pytest.raises(
-            ValueError, match=r"share of 0.[19] of 4 samples leaves one part empty$"
+            ValueError, match=r"share of 0.[19] of 4 samples leaves one part empty; change data"
         ):
             split(source, share)
     assert split(source, 0.8)[1].size == 3 and split(source, 0.2)[1].size == 1

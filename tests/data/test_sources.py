@@ -18,15 +18,16 @@ from safetensors.torch import save_file
 from guidestar.core.rng import Draw
 from guidestar.data import folders
 from guidestar.data.folders import image_folder, parquet
-from guidestar.data.pictures import Look
+from guidestar.data.latents import latents
+from guidestar.data.pictures import PictureFormat
 from guidestar.data.shards import Shards
 from guidestar.data.source import Column, InMemory, split
-from guidestar.data.tensors import Scale, Scaled, latents, tensors
+from guidestar.data.tensors import Standardised, Standardiser, tensors
 from guidestar.train.loop.fit import fit
 from guidestar.train.loop.trainer import Trainer
-from guidestar.train.objectives.objective import Objective, Settings
+from guidestar.train.objectives.objective import Objective, TrainSettings
 
-LOOK = Look(size=8)
+LOOK = PictureFormat(size=8)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,7 @@ def test_grey_pictures_stay_grey_unless_asked(tmp_path):
     pixels = write(tmp_path / "p" / "a" / "0.png", mode="L")
     grey, colour = (
         image_folder(tmp_path / "p", LOOK),
-        image_folder(tmp_path / "p", Look(size=8, channels=3)),
+        image_folder(tmp_path / "p", PictureFormat(size=8, channels=3)),
     )
     assert torch.equal(batch(grey, [0])[0][0, 0], torch.from_numpy(pixels).float() / 127.5 - 1)
     assert colour.shape == (3, 8, 8) and torch.equal(
@@ -120,7 +121,7 @@ def test_other_sizes_are_resized_by_the_shorter_side_and_cut_in_the_middle(tmp_p
 
 def test_random_crops_lie_where_the_draw_says(tmp_path):
     pixels = as_x(write(tmp_path / "p" / "a" / "0.png", size=(9, 9)))
-    source = image_folder(tmp_path / "p", Look(size=8, crop="random"))  # kept at 9
+    source = image_folder(tmp_path / "p", PictureFormat(size=8, crop="random"))  # kept at 9
     draw, seen = Draw(range(40)), set()
     x, _ = source.batch([0] * 40, draw)
     for found, u, v in zip(
@@ -133,7 +134,9 @@ def test_random_crops_lie_where_the_draw_says(tmp_path):
 
 
 def test_flips_depend_on_the_seed_alone(classes):
-    source, plain = (image_folder(classes[0], Look(size=8, flip=flip)) for flip in (True, False))
+    source, plain = (
+        image_folder(classes[0], PictureFormat(size=8, flip=flip)) for flip in (True, False)
+    )
     x, draw = batch(plain, range(6))[0], Draw(range(6))
     wanted = torch.stack(
         [
@@ -225,14 +228,30 @@ def spoilt(folder, how):
 @pytest.mark.parametrize(
     ("how", "columns", "message"),
     [
-        ("missing", None, r"metadata.jsonl: names images that are not there: '9.png' and 1 more$"),
-        ("unnamed", None, r"metadata.jsonl: says nothing about '2.png'; add or remove them$"),
-        ("nameless", None, r"metadata.jsonl: row 2 has no file_name$"),
+        (
+            "missing",
+            None,
+            r"metadata.jsonl: names images that are missing: '9.png' and 1 more; add them",
+        ),
+        (
+            "unnamed",
+            None,
+            r"metadata.jsonl: has no row for '2.png'; add rows, or remove the images$",
+        ),
+        ("nameless", None, r"metadata.jsonl: row 2 has no file_name; give the picture"),
         ("not json", None, r"metadata.jsonl: line 2 is not JSON"),
-        ("list", None, r"row 2 of 'n' should hold 2 numbers$"),
-        ("empty caption", None, r"row 1 has no 'text'$"),
-        ("not finite", None, r"row 2 of 'n' holds numbers that are not finite$"),
-        ("none", {"txet": "text"}, r"there is no column 'txet'; the columns are text, n$"),
+        ("list", None, r"row 2 of 'n' must hold 2 numbers$"),
+        ("empty caption", None, r"row 1 has no 'text'; give a value, or remove the row$"),
+        (
+            "not finite",
+            None,
+            r"row 2 of 'n' holds numbers that are not finite; correct or remove them$",
+        ),
+        (
+            "none",
+            {"txet": "text"},
+            r"there is no column 'txet'; the columns are text, n; correct data.columns$",
+        ),
         ("none", {"n": "class"}, r"the column 'n' is not a class: its first value is '\[1, 2\]'"),
         ("none", {"text": "vector"}, r"the column 'text' is not a vector: its first value is 't'"),
         ("none", {"n": "text"}, r"the column 'n' is not a text"),
@@ -248,8 +267,8 @@ def test_metadata_that_do_not_fit_are_one_line(tmp_path, how, columns, message):
 def test_folders_that_hold_nothing_are_one_line(tmp_path, classes):
     (tmp_path / "empty").mkdir()
     for folder, message in [
-        (tmp_path / "none", "there is no such folder of images$"),
-        (tmp_path / "empty", "holds no images$"),
+        (tmp_path / "none", "there is no such folder; check data.path$"),
+        (tmp_path / "empty", "holds no images; check data"),
     ]:
         with pytest.raises(FileNotFoundError, match=message):
             image_folder(folder, LOOK)
@@ -293,7 +312,7 @@ def test_stated_classes_give_the_order_and_must_hold_all_that_are_found(classes)
     ].tolist() == [2, 0]
     with pytest.raises(
         ValueError,
-        match=r"'label' holds the class 'dog', which is not among those that are known: cat, bird$",
+        match=r"'label' holds the class 'dog', which is not one of cat, bird; add it to data",
     ):
         image_folder(classes[0], LOOK, classes=["cat", "bird"])
 
@@ -333,8 +352,8 @@ def test_bad_pictures_are_named_and_skipped_up_to_a_number(classes):
     )  # labels keep to their pictures
     with pytest.raises(
         ValueError,
-        match=r"cannot read the image [^\n]*dog/0.png[^\n]*, after [^\n]*cat/1.png; mend or "
-        r"remove it, or set data.max_bad \(now 1\)$",
+        match=r"cannot read the image [^\n]*dog/0.png[^\n]*, after [^\n]*cat/1.png; replace or "
+        r"remove it, or raise data.max_bad \(now 1\)$",
     ):
         image_folder(folder, LOOK, max_bad=1)
 
@@ -388,11 +407,11 @@ def test_parquet_holds_encoded_pictures(tmp_path):
             batch(parquet(tmp_path / "holed", LOOK, max_bad=1, say=said.append), [0])[0][0],
             as_x(pixels[1]),
         )
-        and "row 0 (there is none)" in said[0]
+        and "row 0 (it is empty)" in said[0]
     )
     with pytest.raises(ValueError, match=r"there is no column 'img'; the columns are image, text$"):
         parquet(tmp_path, LOOK, image="img")
-    with pytest.raises(FileNotFoundError, match=r"there is no \.parquet file$"):
+    with pytest.raises(FileNotFoundError, match=r"there is no \.parquet file; check data"):
         parquet(tmp_path / "none", LOOK)
 
 
@@ -525,7 +544,7 @@ def test_bad_pictures_of_a_stream_are_named_and_no_other_moves(shards):
         ]
     with pytest.raises(
         ValueError,
-        match=r"cannot read the image of '(00|13)' [^\n]*; mend or remove it, or set "
+        match=r"cannot read the image of '(00|13)' [^\n]*; replace or remove it, or raise "
         r"data.max_bad \(now 1\)$",
     ):
         batch(Shards(shards, LOOK, buffer=4, seed=3, max_bad=1), range(20))
@@ -547,7 +566,7 @@ def test_a_training_on_a_stream_resumes_at_its_position(shards, tmp_path):
             torch.nn.Linear(192, 1),
             Error(),
             Shards(shards, LOOK, buffer=4, seed=3),
-            Settings(steps=8, batch=3, accumulate=2, warmup=1),
+            TrainSettings(steps=8, batch=3, accumulate=2, warmup=1),
         )
 
     ends = []
@@ -570,11 +589,11 @@ def test_streams_without_names_or_pictures_are_refused(shards, tmp_path):
     (shards / "classes.txt").unlink()
     with pytest.raises(ValueError, match=r"holds classes without names; give them as data.classes"):
         Shards(shards, LOOK)
-    with pytest.raises(FileNotFoundError, match=r"there is no \.tar file$"):
+    with pytest.raises(FileNotFoundError, match=r"there is no \.tar file; check data"):
         Shards(tmp_path / "none", LOOK)
     with pytest.raises(
         ValueError,
-        match=r"'02' has the class 2, but there are 2 names; mend it, or name all classes in "
+        match=r"'02' has the class 2, but there are 2 names; correct it, or name all classes in "
         r"classes.txt$",
     ):
         batch(Shards(shards, LOOK, classes=["a", "b"], buffer=1), [0, 1, 2])
@@ -638,18 +657,18 @@ def nan_row(x):
 @pytest.mark.parametrize(
     ("change", "columns", "message"),
     [
-        ({"x": None}, None, r"holds no samples 'x'; it holds activity, speed$"),
+        ({"x": None}, None, r"holds no samples 'x', but activity, speed; name the tensor"),
         (
             {"x": torch.zeros(6)},
             None,
-            r"samples should be floating point, \[N, D\], \[N, T, C\] or more, not \[6\]",
+            r"samples must be floating point, \[N, D\], \[N, T, C\] or of more",
         ),
-        ({"x": torch.zeros(6, 2, dtype=torch.int64)}, None, r"samples should be floating point"),
+        ({"x": torch.zeros(6, 2, dtype=torch.int64)}, None, r"samples must be floating point"),
         ({"x": "nan"}, None, r"1 of 6 samples are not finite in float32, first that of row 4"),
         (
             {"activity": torch.zeros(5, dtype=torch.int64)},
             None,
-            r"there are 6 samples, but 5 of 'activity'$",
+            r"there are 6 samples, but 5 values of 'activity'; give one for each sample$",
         ),
         (
             {"activity": torch.arange(6)},
@@ -664,13 +683,17 @@ def nan_row(x):
         (
             {"speed": torch.full((6,), float("inf"))},
             None,
-            r"the column 'speed' holds values that are not finite$",
+            r"the column 'speed' holds values that are not finite; correct or remove them$",
         ),
-        ({}, {"sped": "vector"}, r"there is no column 'sped'; the columns are activity, speed$"),
+        (
+            {},
+            {"sped": "vector"},
+            r"there is no column 'sped'; the columns are activity, speed; correct data.columns$",
+        ),
         (
             {},
             {"speed": "class"},
-            r"the column 'speed' is not a class: it holds \[6\] of torch.float32$",
+            r"the column 'speed' is not a class: it holds \[6\] of torch.float32; give",
         ),
     ],
 )
@@ -690,7 +713,7 @@ def test_damaged_files_are_named(tmp_path):
     np.save(tmp_path / "o.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"o.npy: not readable as a NumPy array of numbers"):
         tensors(tmp_path / "o.npy")
-    with pytest.raises(FileNotFoundError, match=r"no such file or folder$"):
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder; check data.path$"):
         tensors(tmp_path / "none.npy")
 
 
@@ -726,8 +749,8 @@ def test_units_are_those_of_the_data_and_go_back(tmp_path):
     x = torch.randn(50, 7, 3, dtype=torch.float64) * torch.tensor([1.0, 20.0, 0.0]) + torch.tensor(
         [5.0, -3.0, 2.0]
     )
-    scale = Scale.of(x)
-    source = Scaled(source=InMemory(x=x.float(), targets={}, columns={}), scale=scale)
+    scale = Standardiser.of(x)
+    source = Standardised(source=InMemory(x=x.float(), targets={}, columns={}), scale=scale)
     found = batch(source, range(50))[0]
     mean, std = x.flatten(0, 1).mean(0), x.flatten(0, 1).std(0, correction=0)
     wanted = (x - mean) / torch.tensor([std[0], std[1], 1.0])  # what does not vary keeps its size
@@ -784,7 +807,7 @@ def test_a_share_is_set_aside_once_and_for_all():
         != batch(split(source, 0.25, seed=2)[1], range(5))[0][:, 0].tolist()
     )
     assert split(source, 0.0) == (source, None)
-    with pytest.raises(ValueError, match=r"leaves one part empty$"):
+    with pytest.raises(ValueError, match=r"leaves one part empty; change data.holdout"):
         split(source, 0.01)
 
 

@@ -15,7 +15,7 @@ import torch
 
 import guidestar as gs
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from guidestar.diffusers.read.hub import is_hub_name, wanted
+from guidestar.diffusers.read.hub import repository_of, wanted
 from guidestar.diffusers.read.safetensors_io import conversion, encoder_settings
 from guidestar.diffusers.read.text import read_text_model
 from guidestar.model.folder import SHIPPED, WeightsError
@@ -127,6 +127,7 @@ def ask(tmp_path, names, endpoint, **more):
     found = subprocess.run(
         [sys.executable, "-c", code, *names], env=env, capture_output=True, text=True, check=True
     )
+    assert "Retrying" not in found.stderr
     return [
         line
         for line in found.stdout.splitlines()
@@ -163,6 +164,9 @@ def test_models_of_the_hub(hub, tmp_path):
     # Without a network, what was fetched is found again, and anything else is one line.
     again, never = ask(tmp_path, ["owner/small", "owner/other"], endpoint, HF_HUB_OFFLINE="1")
     assert again == loaded
+    # Where nothing answers, nothing is tried twice.
+    again, refused = ask(tmp_path, ["owner/small", "owner/other"], "http://127.0.0.1:9")
+    assert again == loaded and refused.startswith("ValueError owner/other: there is no such folder")
     assert never.startswith(
         "ValueError owner/other: there is no such folder, and the Hugging Face hub does not "
         "answer (OfflineModeIsEnabled: "
@@ -247,18 +251,45 @@ def test_which_files_are_fetched():
         wanted("x/y", ["README.md"])
 
 
-def test_names_that_are_no_repositories(tmp_path):
-    assert is_hub_name("stabilityai/stable-diffusion-xl-base-1.0") and is_hub_name(
-        "facebook/DiT-XL-2-256"
+def test_names_that_are_no_repositories(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "runs").mkdir(parents=True)
+    for name in (
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "facebook/DiT-XL-2-256",
+        "black-forest-labs/FLUX.1-dev",
+        "runwayml/sd-v1.5",
+    ):
+        assert repository_of(name) == name
+        assert repository_of(f"https://huggingface.co/{name}") == name
+    assert repository_of("https://huggingface.co/out/model") == "out/model"
+    monkeypatch.setattr(
+        "guidestar.model.folder.fetch", lambda name: pytest.fail(f"asked for {name}")
     )
-    for name in ("fashion-mnst", "./a/b", "/a/b", "a/b/c", "../a", "a/"):
-        assert not is_hub_name(name)
+    paths = ("fashion-mnst", "./a/b", "/a/b", "a/b/c", "../a", "a/", "out/model", "a/model.pt")
+    for name in (*paths, "a/photo.PNG", "https://huggingface.co/a", "https://example.com/a/b"):
+        assert repository_of(name) is None
         with pytest.raises(
             ValueError,
-            match=r"unknown model '.*'; there is emoji, fashion-mnist, any folder .*, and any "
+            match=r"^unknown model '.*'.*; give one of emoji, fashion-mnist, a folder .*, or "
             r"owner/model of the Hugging Face hub$",
         ):
             gs.load(name)
+    with pytest.raises(ValueError, match=r"^unknown model 'owner/model'; give one of "):
+        gs.load(Path("owner/model"))
+    with pytest.raises(ValueError, match=r"'fashion-mnst' \(did you mean 'fashion-mnist'\?\); "):
+        gs.load("fashion-mnst")
+    with pytest.raises(
+        ValueError,
+        match=r"'out/model' \(there is out, but no 'model' in it; the repository of that name is "
+        r"https://huggingface.co/out/model\); ",
+    ):
+        gs.load("out/model")
+    with pytest.raises(ValueError, match=r"\(there is out/runs, but no 'x' in it\); "):
+        gs.load("out/runs/x/y")
+
+
+def test_files_in_the_place_of_folders(tmp_path):
     for file, told in (
         ("x.pkl", "guidestar.checkpoints.edm.edm_model"),
         ("x.pt", "guidestar.checkpoints.adm.adm_model"),

@@ -368,7 +368,7 @@ COLUMNS = {
     "cfg_zero": "cfg_zero(3, zero=1)",
     "posts": "cond | rescale(0.7) | threshold(0.9)",
     "pag": "pag(2) + seg(2)",
-    "slg": "slg(2)",
+    "slg": "slg(2) + tpg(1)",
     "sag": "sag(0.5)",
     "nag": "nag(5)",
     "autoguidance": "autoguidance(2)",

@@ -407,8 +407,11 @@ def test_sizes_and_tokenizers_that_are_refused(tmp_path):
     made.dit().save_pretrained(tmp_path / "dit")
     with pytest.raises(WeightsError, match="size= is for pipelines that take a prompt"):
         gs.load(tmp_path / "dit", size=(16, 16))
-    with pytest.raises(ValueError, match="size= and dtype= are for pipelines of Diffusers"):
-        gs.load("fashion-mnist", size=(16, 16))
+    for more in ({"size": (16, 16)}, {"dtype": "bfloat16"}, {"dtype": "int8"}):
+        with pytest.raises(
+            ValueError, match=r"^fashion-mnist is a model of .* leave size= and dtype= out"
+        ):
+            gs.load("fashion-mnist", **more)
 
 
 def test_guided_takes_conditions_of_ones_own(tmp_path):

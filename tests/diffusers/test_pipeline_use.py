@@ -687,43 +687,6 @@ def test_second_calls_between_two_levels_are_at_their_geometric_mean():
     assert table.order == 2
 
 
-LOOK_ALIKES = (
-    *(
-        "FluxKontextPipeline",
-        "StableDiffusionPanoramaPipeline",
-        "IFSuperResolutionPipeline",
-        "LTXConditionPipeline",
-    ),
-    *(
-        "StableDiffusionAttendAndExcitePipeline",
-        "CycleDiffusionPipeline",
-        "StableDiffusionLatentUpscalePipeline",
-    ),
-    *(
-        "KandinskyV22ControlnetPipeline",
-        "KandinskyV22CombinedPipeline",
-        "MarigoldDepthPipeline",
-        "LDMTextToImagePipeline",
-    ),
-    *(
-        "StableDiffusionSAGPipeline",
-        "VisualClozePipeline",
-        "LucyEditPipeline",
-        "KandinskyV22ControlnetImg2ImgPipeline",
-    ),
-)
-
-
-@pytest.mark.parametrize("name", LOOK_ALIKES)
-def test_pipelines_of_another_layout_are_refused(name):
-    kind = getattr(diffusers, name)
-    with pytest.raises(
-        ValueError,
-        match=f"^{name} lays out its network's inputs in a way that is not known here",
-    ):
-        guidestar.guide(kind.__new__(kind), "cfg(3)")
-
-
 def test_every_pipeline_that_is_known_is_one():
     """And its network is of a family; Kolors and IF are read with Stable Diffusion's."""
     for name in KNOWN:

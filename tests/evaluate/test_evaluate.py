@@ -15,13 +15,13 @@ from guidestar.evaluate import (
     Diversity,
     DiversityRatio,
     Frechet,
-    Judged,
+    JudgeOutput,
     LeastShare,
     Metric,
     calibration,
     class_shares,
     gaussian_distance,
-    look,
+    run_judge,
     sweep,
     within_class_distances,
 )
@@ -35,7 +35,7 @@ def normal(*shape, seed=0):
 
 
 def judged(n=60, d=4, classes=3, seed=0):
-    return Judged(
+    return JudgeOutput(
         normal(n, d, seed=seed), normal(n, classes, seed=seed + 1), torch.arange(n) % classes
     )
 
@@ -49,7 +49,7 @@ def features_of(mean, cov, n=200, seed=0):
 
 
 def shown(features):
-    return Judged(
+    return JudgeOutput(
         features,
         torch.zeros(len(features), 2, dtype=F64),
         torch.zeros(len(features), dtype=torch.int64),
@@ -152,7 +152,7 @@ def test_distances_of_near_neighbours_far_from_zero_keep_their_digits():
 def test_diversity_weighs_classes_equally_and_leaves_single_samples_out():
     x = torch.tensor([[0.0], [1.0], [0.0], [3.0], [6.0], [9.0]])
     metric = Diversity()
-    metric.update(Judged(x, torch.zeros(6, 3), torch.tensor([0, 0, 1, 1, 1, 2])))
+    metric.update(JudgeOutput(x, torch.zeros(6, 3), torch.tensor([0, 0, 1, 1, 1, 2])))
     assert metric.compute() == pytest.approx(
         (1 + 4) / 2
     )  # class 0: 1; class 1: (3 + 6 + 3)/3; class 2 has one sample
@@ -166,25 +166,27 @@ def test_diversity_ratio_of_shrunken_samples_is_the_shrinkage():
 
 
 def test_diversity_ratio_compares_the_classes_that_were_drawn():
-    real = Judged(
+    real = JudgeOutput(
         torch.tensor([[0.0], [2.0], [0.0], [100.0]]), torch.zeros(4, 2), torch.tensor([0, 0, 1, 1])
     )
     metric = DiversityRatio(real)
-    metric.update(Judged(torch.tensor([[5.0], [6.0]]), torch.zeros(2, 2), torch.tensor([0, 0])))
+    metric.update(
+        JudgeOutput(torch.tensor([[5.0], [6.0]]), torch.zeros(2, 2), torch.tensor([0, 0]))
+    )
     assert metric.compute() == pytest.approx(0.5)
 
 
 def test_accuracy_counts_the_wanted_class():
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 1.0, 5.0], [9.0, 8.0, 7.0]])
     metric = Accuracy()
-    metric.update(Judged(torch.zeros(4, 1), logits, torch.tensor([0, 1, 0, 1])))
+    metric.update(JudgeOutput(torch.zeros(4, 1), logits, torch.tensor([0, 1, 0, 1])))
     assert metric.compute() == 0.5
 
 
 def test_class_shares_count_what_is_seen_and_a_missing_class_is_zero():
     logits = torch.eye(4)[[0, 0, 1, 3]]
     metric = LeastShare()
-    metric.update(Judged(torch.zeros(4, 1), logits, torch.tensor([2, 2, 2, 2])))
+    metric.update(JudgeOutput(torch.zeros(4, 1), logits, torch.tensor([2, 2, 2, 2])))
     assert metric.shares().tolist() == [0.5, 0.25, 0.0, 0.25]
     assert metric.compute() == 0.0
     assert class_shares(torch.tensor([1, 1]), 3).tolist() == [0.0, 1.0, 0.0]
@@ -211,7 +213,7 @@ def test_batched_updates_equal_one_update(kind):
     whole, parts = build(kind, reference), build(kind, reference)
     whole.update(samples)
     for start, end in [(0, 1), (1, 20), (20, 60)]:
-        parts.update(Judged(*(t[start:end] for t in samples)))
+        parts.update(JudgeOutput(*(t[start:end] for t in samples)))
     assert parts.compute() == pytest.approx(whole.compute(), rel=1e-12, abs=1e-12)
 
 
@@ -220,7 +222,7 @@ def test_order_of_samples_does_not_matter(kind):
     reference, samples = judged(80, seed=7), judged(60)
     perm = torch.randperm(60, generator=torch.Generator().manual_seed(3))
     one, other = build(kind, reference), build(kind, reference)
-    one.update(samples), other.update(Judged(*(t[perm] for t in samples)))
+    one.update(samples), other.update(JudgeOutput(*(t[perm] for t in samples)))
     assert one.compute() == pytest.approx(other.compute(), rel=1e-10)
 
 
@@ -266,7 +268,7 @@ def pictures(n=8, seed=0):
 
 def test_look_gives_the_judges_view_in_chunks():
     images, wanted = pictures(), torch.arange(8) % 2
-    seen = look(PlainJudge(), images, wanted, batch=3)
+    seen = run_judge(PlainJudge(), images, wanted, batch=3)
     assert torch.equal(seen.features, images.reshape(8, 4))
     assert torch.allclose(
         seen.logits, torch.stack([images[:, 0, :, 0].sum(1), images[:, 0, :, 1].sum(1)], 1)
@@ -276,17 +278,17 @@ def test_look_gives_the_judges_view_in_chunks():
 
 def test_look_without_wanted_groups_by_what_is_seen():
     images = torch.tensor([[[[9.0, 0.0], [0.0, 0.0]]], [[[0.0, 9.0], [0.0, 0.0]]]])
-    assert look(PlainJudge(), images).wanted.tolist() == [0, 1]
+    assert run_judge(PlainJudge(), images).wanted.tolist() == [0, 1]
 
 
 def test_look_refuses_a_judge_in_training_and_labels_that_do_not_fit():
     judge = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="eval"):
-        look(judge, pictures())  # type: ignore[arg-type]
+        run_judge(judge, pictures())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one wanted class"):
-        look(PlainJudge(), pictures(8), torch.zeros(7, dtype=torch.int64))
+        run_judge(PlainJudge(), pictures(8), torch.zeros(7, dtype=torch.int64))
     with pytest.raises(ValueError, match="needs images"):
-        look(PlainJudge(), pictures(8)[:0])
+        run_judge(PlainJudge(), pictures(8)[:0])
 
 
 def test_look_shows_images_in_the_judges_own_dtype():
@@ -295,12 +297,12 @@ def test_look_shows_images_in_the_judges_own_dtype():
             assert images.dtype == torch.float64
             return images.flatten(1)
 
-    assert look(Judge(2, 2, dtype=F64).eval(), torch.zeros(3, 2)).features.dtype == F64  # type: ignore[arg-type]
+    assert run_judge(Judge(2, 2, dtype=F64).eval(), torch.zeros(3, 2)).features.dtype == F64  # type: ignore[arg-type]
 
 
 def test_sweep_measures_each_expression_on_the_same_seeds():
     real, wanted, asked = (
-        look(PlainJudge(), pictures(20, seed=3), torch.arange(20) % 2),
+        run_judge(PlainJudge(), pictures(20, seed=3), torch.arange(20) % 2),
         torch.arange(8) % 2,
         [],
     )
@@ -332,7 +334,7 @@ def test_sweep_measures_each_expression_on_the_same_seeds():
 
 
 def test_sweep_yields_as_it_goes():
-    real, drawn = look(PlainJudge(), pictures(20, seed=3)), []
+    real, drawn = run_judge(PlainJudge(), pictures(20, seed=3)), []
 
     def draw(expression, seeds):
         drawn.append(expression)

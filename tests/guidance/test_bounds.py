@@ -15,10 +15,11 @@ from torch import nn
 import guidestar as gs
 from guidestar import guidance, sampling
 from guidestar.core import levels
-from guidestar.diffusers.read.building import build, memory
+from guidestar.diffusers.read.building import build
 from guidestar.diffusers.read.safetensors_io import read_module
 from guidestar.guidance import operators
 from guidestar.model.folder import SHIPPED, _classifiers, _networks
+from guidestar.networks.memory import available_memory
 
 HUGE = 10**9
 NEEDED = {"scale": 1.0, "loss": "loss", "strength": 1.0, "weight": 1.0}
@@ -173,7 +174,7 @@ def test_a_limit_that_is_none(told, monkeypatch):
         ValueError,
         match=re.escape(f"GUIDESTAR_MEMORY must be a number of GB above 0, not {told!r}"),
     ):
-        memory()
+        available_memory()
 
 
 def test_the_parts_of_a_folder_share_the_memory(monkeypatch):

@@ -174,7 +174,7 @@ REFUSED = [
     ("cfg(3) + rescale(0.7)", 9, "is a post: write it after '|'"),
     ("rescale(0.7) + cfg(3)", 0, "is a post: write it after '|'"),
     ("cfg(3) | rescale(0.7) + cfg(2)", 9, "is a post: write it after '|'"),
-    ("cond | cfg(3)", 7, "what follows '|' must be a post"),
+    ("cond | cfg(3)", 7, "after '|' there must be a post"),
     ("(cfg(3) | clip_x0(1)) + cfg(2)", 24, "terms must come before '|'"),
     ("cfg(3) + cond", 9, "the base 'cond' must come first in the sum"),
     ("cond + cond", 7, "and only once"),
@@ -233,6 +233,7 @@ REFUSED = [
     ("classifier(3, form='x')", 19, "form must be 'score' or 'mean'"),
     ("classifier(3, log_prob='x')", 23, "log_prob must be None"),
     ("cond | rescale(2)", 7, "the scale must be in [0, 1]"),
+    ("cond | rescale(along='rows')", 7, "along must be 'sample' or 'last'"),
     ("cond | rescale('a')", 15, "rescale: scale must be a number"),
 ]
 

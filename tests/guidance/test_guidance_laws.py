@@ -23,6 +23,7 @@ import guidestar
 from guidestar import (
     METHODS,
     Condition,
+    Draw,
     Guided,
     Level,
     Net,
@@ -35,6 +36,7 @@ from guidestar import (
     parse,
     uniform,
 )
+from guidestar.core.passes import Inputs
 from guidestar.guidance import Contrast, Direction
 from guidestar.guidance.term import as_guidance
 from helpers.toys import (
@@ -171,7 +173,7 @@ PLAIN = [name for name in DIRECTIONS if is_plain_contrast(name)]
 
 def test_the_laws_of_some_are_for_whom_they_should_be():
     """So that none of them slips out of a law; a newcomer is sorted by what it is."""
-    assert {"AND", "NOT", "autoguidance", "cfg", "pag", "seg", "slg"} <= set(PLAIN)
+    assert {"AND", "NOT", "autoguidance", "cfg", "pag", "seg", "slg", "tpg"} <= set(PLAIN)
     assert {"apg", "cfg", "classifier", "pigdm", "ugd", *PLAIN, *POSTS} <= set(LINKED)
 
 
@@ -192,7 +194,7 @@ def test_every_method_says_what_it_is(name):
     assert text and text[0].isupper() and "https://" in text and "References:" in text
     listed = re.findall(r"^ {8}(\w+(?:, \w+)*):", text.split("Args:")[1], re.MULTILINE)
     explained = {argument for line in listed for argument in line.split(", ")}
-    assert {f.name for f in fields(METHODS[name])} - {"interval", "schedule"} <= explained
+    assert {f.name for f in fields(METHODS[name])} - OF_EVERY_TERM <= explained
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -312,8 +314,11 @@ def test_linear_contrasts_agree_in_every_space(name, place):
 
     def answer(p: Any) -> Tensor:
         net = run.nets[p.net]
-        with p.perturb(net.denoiser) if p.perturb else nullcontext():
-            return net.denoiser(x, step.t, run.nets["main"].condition(p.cond, 3))
+        c = run.nets["main"].condition(p.cond, 3)
+        drawn = Draw(SEEDS).at(step.index)
+        inputs = Inputs(cond=c, t=step.t.alpha, step=step, streams=drawn)
+        with p.perturb(net.denoiser, None, inputs) if p.perturb else nullcontext():
+            return net.denoiser(x, step.t, c)
 
     out, _ = run(x, step)
     views = {
@@ -401,6 +406,7 @@ def test_every_method_round_trips_through_its_text(name):
         assert guided(str(guidance)).guidance == guidance
 
 
+OF_EVERY_TERM = {f.name for f in fields(Direction)} - {"scale"}
 SIMPLE = {float: 0.625, int: 2, str: "a \"b\" 'c', é\\n", bool: True}
 
 
@@ -411,7 +417,7 @@ def test_every_argument_round_trips_through_its_text(name):
     for f in others:
         for value in SIMPLE.values():
             if (
-                f.name in ("interval", "schedule")
+                f.name in OF_EVERY_TERM
                 or type(value).__name__ not in str(f.type).replace("|", " ").split()
             ):
                 continue

@@ -108,7 +108,7 @@ def test_a_mask_for_each_sample_is_refused():
         (lambda: parse("uncond + tfg(1, smoothing=-1)"), "smoothing 0 or more"),
         (
             lambda: TimeTravel(solver=TimeTravel()),
-            "time travel around time travel takes the same steps again",
+            "time travel around time travel repeats the same steps",
         ),
         (lambda: TimeTravel(times=1.5), "times must be a whole number from 1"),  # type: ignore[arg-type]
         (lambda: read_operator("paint(mask=3)", (1, 4, 4)), "unknown operator 'paint'"),
@@ -253,8 +253,8 @@ def test_targets_are_as_many_as_the_samples(options, count):
 def test_a_denoiser_that_returns_another_shape_is_refused(answer, said):
     with pytest.raises(
         ValueError,
-        match="a denoiser must return the clean estimate of each sample, .4, 2. as it was "
-        f"given, not {said}",
+        match="a denoiser must return the clean estimate of each sample, a tensor .4, 2. like its "
+        f"input, not {said}",
     ):
         Guided("uncond", lambda x, level, cond: answer(x))(
             torch.ones(4, 2), uniform(Flow(), 4).step(1)

@@ -295,6 +295,17 @@ def test_rescale_in_other_spaces(scene):
     scene.check("cfg(4) | rescale(0.4, space='eps')", (scene.x - scene.s * eps) / scene.a, eps)
 
 
+def test_rescale_along_the_last_dimension(scene):
+    d = scene.n + 4 * (scene.c - scene.n)
+    guided, wanted = scene.eps(d) - d, scene.eps(scene.c) - scene.c
+    norm = lambda x: (x**2).sum(-1, keepdim=True) ** 0.5
+    flow = 0.6 * guided * norm(wanted) / norm(guided) + 0.4 * guided
+    scene.check(
+        "cfg(4) | rescale(0.6, space='velocity', along='last')",
+        (scene.x - scene.s * flow) / (scene.a + scene.s),
+    )
+
+
 def test_rescale_in_eps_is_that_of_diffusers():
     module = pytest.importorskip("diffusers.guiders.guider_utils")
     scene = scenes("vp")[0]
@@ -533,7 +544,7 @@ def test_a_classifier_guides_only_where_it_is_trusted():
 
 def test_a_classifier_that_knows_nothing_is_refused():
     run = {"classifiers": {"classifier": Judge(rho_max=0.0)}, "target": TARGET}
-    with pytest.raises(ValueError, match="know nothing"):
+    with pytest.raises(ValueError, match="of no use"):
         Guided("classifier(3)", {"main": net(Spy())}, **run)
     assert Guided("classifier(3, interval=(0, 1))", {"main": net(Spy())}, **run).terms[
         0

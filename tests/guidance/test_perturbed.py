@@ -36,9 +36,10 @@ from guidestar import (
 from guidestar.guidance import Direction
 from guidestar.guidance.bases.blur import blur
 from guidestar.guidance.methods.pag import IdentityAttention
-from guidestar.guidance.methods.sag import Look
+from guidestar.guidance.methods.sag import AttentionMap
 from guidestar.guidance.methods.seg import BlurredQueries
 from guidestar.guidance.methods.slg import SkippedBlocks
+from guidestar.guidance.term import Traits
 from helpers.families import counting, family
 from helpers.toys import (
     COND,
@@ -293,14 +294,18 @@ def test_looks_at_two_layers_and_the_plain_pass(scales):
     assert spy.rows == 3 + 3 + second + sum(3 if isinstance(s, int) else 2 for s in scales)
 
 
+LOOKED = Pass(cond=Slot.COND, perturb=AttentionMap(layer="map2"))
+
+
 @dataclass(frozen=True)
 class Glance(Direction):
     """Looks at another pass, and pushes nothing."""
 
     name = "glance"
+    traits = Traits(instead=((Pass(), LOOKED),))
 
     def passes(self, step):
-        return (Pass(cond=Slot.COND, perturb=Look(layer="map2")),)
+        return (LOOKED,)
 
     def push(self, live, observed):
         return torch.zeros_like(live.x_t), live.state

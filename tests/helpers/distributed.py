@@ -19,7 +19,7 @@ from guidestar.train.loop.ema import EMA
 from guidestar.train.loop.fit import fit
 from guidestar.train.loop.trainer import Trainer
 from guidestar.train.objectives.denoising import Conditional, Denoising, LogitNormal
-from guidestar.train.objectives.objective import Settings
+from guidestar.train.objectives.objective import TrainSettings
 
 STEPS = 300
 
@@ -54,7 +54,7 @@ def trainer(precision: str, accumulate: int = 1, **more) -> Trainer:
     denoising = Denoising(schedule=VP.linear(), levels=LogitNormal())
     # 9 a batch: neither the batch is a multiple of two processes, nor the 50 samples one of the
     # batch.
-    settings = Settings(
+    settings = TrainSettings(
         steps=STEPS,
         batch=9,
         accumulate=accumulate,

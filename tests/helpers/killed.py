@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from guidestar.data.source import Column, InMemory
 from guidestar.train.loop.fit import fit
 from guidestar.train.loop.trainer import Trainer
-from guidestar.train.objectives.objective import Objective, Settings
+from guidestar.train.objectives.objective import Objective, TrainSettings
 
 SAVE = 2  # the save during which events are counted: the first that has a former one to keep
 STEPS = 4
@@ -55,7 +55,7 @@ def trainer(kill):
         targets={"y": torch.arange(25) % 2},
         columns={"y": Column(kind="class", classes=("a", "b"))},
     )
-    settings = Settings(steps=STEPS, batch=4, warmup=3, power=(0.1,), weight_decay=0.01)
+    settings = TrainSettings(steps=STEPS, batch=4, warmup=3, power=(0.1,), weight_decay=0.01)
     return Trainer(
         module,
         Loss((kill or {}).get("step")),

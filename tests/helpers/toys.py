@@ -151,6 +151,16 @@ class ToyLayers:
     def skipping(self, names: Any, rows: Any = None):
         return self.moving(lambda x, level, cond: torch.full((len(x),), 0.5), rows)
 
+    def entering(self, names: Any, change: Any, rows: Any = None):
+        """Each number of a sample is a token."""
+
+        def by(x: Tensor, level: Level, cond: Condition) -> Tensor:
+            h = x * (col(level.alpha, x) ** 2 + col(level.sigma, x) ** 2).rsqrt()
+            tokens = h.flatten(1)[..., None]
+            return (change(tokens) - tokens).square().mean((1, 2)) / 2
+
+        return self.moving(by, rows)
+
 
 @dataclass
 class Judge:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from guidestar.io.files import check_name, keep_former, make_folder, whole_or_not, written
+from guidestar.io.files import check_name, keep_former, make_folder, name_write_errors, whole_or_not
 
 
 def listed(folder):
@@ -60,22 +60,25 @@ def test_a_write_that_fails_in_another_library_is_named(tmp_path):
     ):
         words = " ".join(str(error).split()).replace("(", r"\(").replace(")", r"\)")
         words = words.replace("[", r"\[")
-        with pytest.raises(OSError, match=f"^cannot write {path}: {words}$"), written(path):
+        with (
+            pytest.raises(OSError, match=f"^cannot write {path}: {words}$"),
+            name_write_errors(path),
+        ):
             raise error
-    with pytest.raises(RuntimeError, match=r"^another$"), written(path):
+    with pytest.raises(RuntimeError, match=r"^another$"), name_write_errors(path):
         raise RuntimeError("another")
-    with pytest.raises(OSError, match=f"^cannot write {path}: No space$"), written(path):
+    with pytest.raises(OSError, match=f"^cannot write {path}: No space$"), name_write_errors(path):
         raise RuntimeError("in the end") from OSError(28, "No space")
-    with pytest.raises(OSError, match=f"^cannot write {path}: No space$"), written(path):
+    with pytest.raises(OSError, match=f"^cannot write {path}: No space$"), name_write_errors(path):
         try:
             raise OSError(28, "No space")
         except OSError:
             raise RuntimeError("after it")  # noqa: B904
-    with pytest.raises(OSError, match=r"^cannot write b: x$"), written(path):
+    with pytest.raises(OSError, match=r"^cannot write b: x$"), name_write_errors(path):
         raise OSError("cannot write b: x")
-    with pytest.raises(RuntimeError, match="after it"), written(path):
+    with pytest.raises(RuntimeError, match="after it"), name_write_errors(path):
         raise RuntimeError("after it") from OSError("cannot write b: x")
-    with written(path):
+    with name_write_errors(path):
         pass
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from guidestar.io.images import Row, read_settings, save_png, sheet, to_drawings, to_pil
+from guidestar.io.images import SheetRow, read_settings, save_png, sheet, to_drawings, to_pil
 
 
 def pixels(picture):
@@ -28,7 +28,9 @@ def test_samples_become_bytes():
     "shape", [(1, 2, 4, 4), (1, 4, 4, 4), (3, 4, 4), (1, 3, 4), (1, 1, 1, 4, 4)]
 )
 def test_other_shapes_are_no_pictures(shape):
-    with pytest.raises(ValueError, match=r"pictures are \[B, 1 or 3, H, W\], not .*; take .x"):
+    with pytest.raises(
+        ValueError, match=r"images must be \[B, 1 or 3, H, W\], not .*; for other data"
+    ):
         to_pil(torch.zeros(shape))
 
 
@@ -76,8 +78,8 @@ def test_pictures_lie_on_a_sheet_with_gaps():
     """Pixels are enlarged twice; 4 pixels lie between pictures and around them."""
     found = sheet(
         [
-            Row(label="", images=[solid(RED), solid(BLUE)]),
-            Row(label="", images=[solid(GREEN), Image.new("L", (2, 3), 0)]),
+            SheetRow(label="", images=[solid(RED), solid(BLUE)]),
+            SheetRow(label="", images=[solid(GREEN), Image.new("L", (2, 3), 0)]),
         ]
     )
     assert found.size == (4 + 2 * (4 + 4) + 4, 4 + 2 * (6 + 4))
@@ -88,7 +90,7 @@ def test_pictures_lie_on_a_sheet_with_gaps():
 
 def test_groups_of_pictures_lie_further_apart():
     found = sheet(
-        [Row(label="", images=[solid(c) for c in (RED, BLUE, GREEN, LIME)])],
+        [SheetRow(label="", images=[solid(c) for c in (RED, BLUE, GREEN, LIME)])],
         span=2,
         scale=3,
         gap=5,
@@ -100,7 +102,7 @@ def test_groups_of_pictures_lie_further_apart():
 
 
 def test_labels_make_room():
-    rows = [Row(label="", images=[solid(RED), solid(BLUE)])]
+    rows = [SheetRow(label="", images=[solid(RED), solid(BLUE)])]
     plain = sheet(rows)
     under = sheet(rows, columns=["a", "b"])
     assert under.size == (plain.width, plain.height + 6 + 16)
@@ -109,7 +111,7 @@ def test_labels_make_room():
     assert titled.size == (plain.width, plain.height - 4 + 32)
     ink = np.asarray(titled)[:28].min(-1) < 128
     assert ink.any() and box(titled, RED)[1] == 32
-    named = sheet([Row(label="x\nlonger", images=[solid(RED)])])
+    named = sheet([SheetRow(label="x\nlonger", images=[solid(RED)])])
     left = box(named, RED)[0]
     assert left > 16 + 20 and named.width == left + (4 + 4) + 4
     assert (np.asarray(named)[:, : left - 4].min(-1) < 128).any()
@@ -117,7 +119,7 @@ def test_labels_make_room():
 
 def test_a_label_stands_over_the_middle_of_its_group():
     """Over three pictures of 40 pixels: at (first + last + 40)/2."""
-    rows = [Row(label="", images=[solid(c, (20, 20)) for c in (RED, BLUE, GREEN, LIME)])]
+    rows = [SheetRow(label="", images=[solid(c, (20, 20)) for c in (RED, BLUE, GREEN, LIME)])]
     found = np.asarray(sheet(rows, columns=["I", "I"], span=2))[:22].min(-1) < 200
     cols = np.nonzero(found.any(0))[0]
     middles = [cols[cols < 96].mean(), cols[cols >= 96].mean()]
@@ -132,5 +134,5 @@ def test_settings_are_carried_and_read(tmp_path):
     with Image.open(path) as image:
         assert image.size == (2, 3) and image.getpixel((0, 0)) == RED
     save_png(solid(RED), path)
-    with pytest.raises(ValueError, match="carries no guidestar settings"):
+    with pytest.raises(ValueError, match="holds no guidestar settings"):
         read_settings(path)

@@ -32,7 +32,7 @@ from guidestar.io.documents import MOST_DEPTH, read_json, read_text, read_toml
 from guidestar.model.folder import SHIPPED, _classifiers, _networks
 from guidestar.model.manifest import read_about
 from guidestar.networks.clip import Vision
-from guidestar.train.recipe.schema import read as _read_recipe
+from guidestar.train.recipe.schema import read_recipe as _read_recipe
 from helpers.pipeline_folders import flux, sd
 
 COUNT = int(os.environ.get("GUIDESTAR_MUTATIONS", "2000"))
@@ -376,9 +376,9 @@ def test_what_is_no_file(read, tmp_path):
     (tmp_path / "large").write_bytes(b"")
     os.truncate(tmp_path / "large", 2**40)
     says = {
-        "folder": "a file is expected here, and this is a folder",
-        "pipe": "a file is expected here, not a pipe or a device",
-        "large": "has 1,099,511,627,776 bytes; at most 67,108,864 are read",
+        "folder": "should be a file, not a folder; give a file in it",
+        "pipe": "should be a file, not a pipe or a device; save it as a file first",
+        "large": "has 1,099,511,627,776 bytes; at most 67,108,864 are read, so make it smaller",
         "nothing": "there is no such file",
         "x" * 300: "cannot be read (File name too long)",
     }
@@ -391,7 +391,7 @@ def test_what_is_no_file(read, tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "not readable as JSON (the key 'c' stands twice)"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "not readable as JSON (the key 'c' is repeated)"),
         (b'{"a": "\xe9"}', "not UTF-8 (byte 7); save it as UTF-8"),
         (b'{"a": "\\ud800"}', "not readable as JSON (the text '\\ud800' holds half a character)"),
         (b"[1]", "should hold a JSON object, not a list"),

@@ -52,7 +52,7 @@ def test_what_is_written_is_read(made, tmp_path):
         ),
         ('guidance = "cfg(3)"\nsteps = true', "steps must be a whole number"),
         ('guidance = "cfg(3)"\nsteps = 0', "steps must be a whole number"),
-        ('guidance = "cfg(3)"\nsolver = "euler"', "unknown solver 'euler'; there are ddim"),
+        ('guidance = "cfg(3)"\nsolver = "eulr"', "unknown solver 'eulr'; did you mean 'euler'"),
         ('guidance = "cfg(3)"\ngrid = "leeding"', "unknown grid 'leeding'; there are uniform"),
         ('guidance = "cfg(3)"\nnegative = 1', "negative must be text, not 1$"),
         ('guidance = "cgf(3)"', "unknown name 'cgf'; did you mean 'cfg'"),
@@ -110,7 +110,7 @@ def test_the_command_line_reads_it(tmp_path, capsys):
         main([*run, "--guidance", "cfg(3)"])
     assert (
         end.value.code == 2
-        and "give --guidance or --guidance-file, not both" in capsys.readouterr().err
+        and "--guidance and --guidance-file each give the guidance" in capsys.readouterr().err
     )
 
 

@@ -190,8 +190,12 @@ def test_a_run_that_cannot_be_repeated_says_so(model):
         model.again(vars(near.settings))
     with pytest.warns(gs.sampling.DivergenceWarning):  # two steps with so much churn
         churned = model.sample("bag", seeds=torch.arange(2), solver=gs.Heun(churn=5), steps=2)
+    assert churned.settings.solver == "heun(churn=5)"
+    assert torch.equal(model.again(vars(churned.settings)).x, churned.x)
+    ours = gs.TimeTravel(solver=gs.DDIM(), times=2)
+    travelled = model.sample("bag", seeds=[0], solver=ours, steps=2)
     with pytest.raises(ValueError, match="depended on the solver it was given in Python"):
-        model.again(vars(churned.settings))
+        model.again(vars(travelled.settings))
 
 
 def half(x):

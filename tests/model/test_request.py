@@ -122,7 +122,8 @@ def test_what_a_picture_cannot_carry_is_named(model):
 
     assert lacking(seeds=[1], steps=3, solver="heun", grid="uniform") == ()
     assert lacking(guidance="cond + dps(1)") == ("the loss 'loss'",)
-    assert lacking(solver=gs.DDIM(eta=0.5)) == ("the solver it was given in Python",)
+    assert lacking(solver=gs.DDIM(eta=0.5)) == ()
+    assert lacking(solver=gs.TimeTravel()) == ("the solver it was given in Python",)
     assert lacking(grid=gs.uniform(model.schedule, 4)) == ("the grid it was given in Python",)
     assert lacking(start_rho=2.0) == ("the level it started at (start_rho)",)
     assert lacking(start_rho=2.0, start=torch.zeros(1, 4)) == ()  # "started" names this one

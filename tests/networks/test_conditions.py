@@ -22,7 +22,7 @@ from guidestar.networks.conditional import ConditionalModel
 from guidestar.train.loop.fit import fit
 from guidestar.train.loop.trainer import Trainer
 from guidestar.train.objectives.denoising import Conditional, Denoising, LogitNormal
-from guidestar.train.objectives.objective import Settings
+from guidestar.train.objectives.objective import TrainSettings
 
 CLASSES = ("coat", "shirt", "bag")
 
@@ -212,7 +212,7 @@ def test_training_and_sampling_use_the_same_null(kind, values):
                 module,
                 objective,
                 source,
-                Settings(steps=1, batch=64, rate=1e-12),
+                TrainSettings(steps=1, batch=64, rate=1e-12),
                 prepare=encoder.rows,
             )
         )

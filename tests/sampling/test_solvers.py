@@ -7,7 +7,7 @@ each further row exactly one unit noise gives the mean and the variance of the s
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
@@ -33,8 +33,14 @@ from guidestar.core.rng import Draw
 from guidestar.sampling import (
     DDIM,
     DDPM,
+    DEIS,
+    ERSDE,
+    RES,
+    SA,
     SOLVERS,
+    DPMpp2S,
     Heun,
+    UniPC,
     get_solver,
     noise,
     noised,
@@ -53,6 +59,26 @@ VARIANTS = {
     "heun churn": Heun(churn=40.0),
     "heun edm churn": Heun(form="edm", churn=40.0),
     "heun flow churn": Heun(form="flow", churn=40.0, churn_interval=(0.05, 50.0)),
+    "unipc 1 bh1": UniPC(order=1, variant="bh1"),
+    "unipc 2 bh1": UniPC(variant="bh1"),
+    "unipc 3": UniPC(order=3),
+    "unip 3": UniPC(order=3, corrector=False),
+    "unip 2 at full order": UniPC(corrector=False, lower_order_final=False),
+    "res 3": RES(order=3),
+    "res 3 at full order": RES(order=3, lower_order_final=False),
+    "res 2, slow start": RES(first_order_steps=3),
+    "res sde": RES(order=2, eta=0.5),
+    "deis 2": DEIS(order=2),
+    "lms": DEIS(order=3, form="rho"),
+    "lms at full order": DEIS(order=4, form="rho", lower_order_final=False),
+    "ipndm": DEIS(order=4, form="uniform"),
+    "gradient estimation": DEIS(order=2, form="uniform", gamma=2.0),
+    "2s ancestral": DPMpp2S(eta=1.0),
+    "er-sde 2": ERSDE(order=2),
+    "sa ode": SA(order=2, corrector_order=2, tau=0.0),
+    "sa 2 1": SA(order=2, corrector_order=1),
+    "sa interval": SA(order=2, corrector_order=2, tau=0.8, interval=(0.3, math.inf)),
+    "sa predictor": SA(order=3, corrector_order=0),
 }
 NO_PURE_NOISE = {"heun edm", "heun edm churn"}
 GRIDS = {
@@ -190,20 +216,35 @@ SCHEDULES = {
 }
 
 
-@every_variant
+def at_full_order(solver):
+    """The same solver with its full order in the last step too."""
+    has = hasattr(solver, "lower_order_final")
+    return replace(solver, lower_order_final=False) if has else solver
+
+
+NOT_MONOTONE = {"sa ode", "sa interval"}
+"""Variants whose error of the variance changes its sign as the steps become shorter."""
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in NOT_MONOTONE])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_order(name, schedule):
-    """The mean is exact; the error of the variance falls as the solver's (weak) order says."""
-    solver, errors = VARIANTS[name], []
+    """The mean is exact; the error of the variance falls as the solver's (weak) order says.
+
+    Where the noise ratio falls to 0.02 the errors of odd orders cancel between both ends of the
+    log-SNR, so those of third order stop at 0.4.
+    """
+    solver, errors = at_full_order(VARIANTS[name]), []
+    low, margin = (0.02, 0.15) if solver.convergence < 3 else (0.4, 0.2)
     schedule, counts = SCHEDULES[schedule]
     for n in counts:
         *_, (level, mean, variance) = moments(
-            solver, log_snr(schedule, n, rho_max=80.0, rho_min=0.02, clean=False), 0.7, 0.25
+            solver, log_snr(schedule, n, rho_max=80.0, rho_min=low, clean=False), 0.7, 0.25
         )
         assert mean == pytest.approx(level.alpha * 0.7, rel=1e-9)
         errors.append(abs(variance - (level.alpha**2 * 0.25 + level.sigma**2)))
     for coarse, fine in itertools.pairwise(errors):
-        assert abs(math.log2(coarse / fine) - solver.order) < 0.15
+        assert abs(math.log2(coarse / fine) - solver.convergence) < margin
 
 
 @every_variant
@@ -662,7 +703,7 @@ def test_churn_outside_its_interval_changes_nothing():
         (lambda: Heun(form="rk4"), "must be auto, edm or flow, not 'rk4'"),
         (lambda: Heun(churn=-1.0), "churn"),
         (lambda: Heun(churn=math.inf), "churn"),
-        (lambda: get_solver("euler"), "unknown solver 'euler'; the solvers are ddim"),
+        (lambda: get_solver("rk"), "unknown solver 'rk'; the solvers are ddim"),
     ],
 )
 def test_impossible_settings_are_refused(make, message):

@@ -1,4 +1,4 @@
-"""What is said before a training and kept at its end: lines, cards and digests, of small parts."""
+"""What is shown before a training and kept at its end: lines, cards and digests, of small parts."""
 
 import math
 from contextlib import nullcontext
@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from guidestar.data.source import Column, InMemory, Part
+from guidestar.data.source import Column, InMemory, Subset
 from guidestar.networks.from_config import unet
 from guidestar.train import export, run
 from guidestar.train.build import data, limits, networks
-from guidestar.train.build.captions import captions, said, text_column
+from guidestar.train.build.captions import captions, captions_of, text_column
 from guidestar.train.loop import origins
 from guidestar.train.loop.sharded import _like
 from guidestar.train.objectives.objective import Built, Objective
@@ -54,14 +54,14 @@ class Loss(Objective):
 def parts(monkeypatch, source, aside=None):
     module = nn.Linear(3, 2)
     built = Built(module=module, objective=Loss(), prepare=lambda targets: None)
-    monkeypatch.setattr(run, "sources", lambda recipe, say: (source, aside))
-    monkeypatch.setattr(run, "build", lambda recipe, part, source: built)
+    monkeypatch.setattr(run, "sources", lambda *given: (source, aside))
+    monkeypatch.setattr(run, "build_part", lambda *given: built)
     monkeypatch.setattr(run, "foresee", lambda recipe, built, source: None)
     return built
 
 
 def test_a_dry_run_says_what_there_is(monkeypatch):
-    parts(monkeypatch, SOURCE, Part(source=SOURCE, kept=(1, 2)))
+    parts(monkeypatch, SOURCE, Subset(source=SOURCE, kept=(1, 2)))
     lines, first = run.dry_run(recipe())
     assert torch.equal(first, X[:3])
     assert lines == [
@@ -83,7 +83,7 @@ def test_a_dry_run_of_a_stream(monkeypatch):
 def test_memory_of_a_step_is_that_of_its_largest_part(monkeypatch):
     """Weights seven-fold, and half a batch of layers' outputs (rounded up)."""
     built = parts(monkeypatch, SOURCE)
-    monkeypatch.setattr(run, "memory", lambda *given: {"a": 100.0, "b": 20.0})
+    monkeypatch.setattr(run, "training_memory", lambda *given: {"a": 100.0, "b": 20.0})
     monkeypatch.setattr(run, "activations", lambda *given: 1000.0)
     line = run._line(recipe(), "model", built, SOURCE)
     assert line.endswith("; about 2,120 MB of memory in one process")
@@ -91,15 +91,15 @@ def test_memory_of_a_step_is_that_of_its_largest_part(monkeypatch):
 
 def test_captions_of_the_data():
     assert text_column(SOURCE) == "text"
-    with pytest.raises(ValueError, match=r"the data's columns are none$"):
+    with pytest.raises(ValueError, match=r"the data's columns are none; add a column"):
         text_column(STREAM)
     odd = InMemory(x=X, targets={}, columns={"v": Column(kind="vector", width=2)})
-    with pytest.raises(ValueError, match=r"the data's columns are v \(vector\)$"):
+    with pytest.raises(ValueError, match=r"the data's columns are v \(vector\); add a column"):
         text_column(odd)
-    assert said(SOURCE, [1, 3]) == ["the dog there", "owl"]
-    assert said(SOURCE, [1, 3], shortest=True) == ["a dog", "owl"]
-    nested = Part(source=Part(source=SOURCE, kept=(3, 1, 0)), kept=(1, 2))
-    assert said(nested, [0, 1]) == ["the dog there", "a cat"]
+    assert captions_of(SOURCE, [1, 3]) == ["the dog there", "owl"]
+    assert captions_of(SOURCE, [1, 3], shortest=True) == ["a dog", "owl"]
+    nested = Subset(source=Subset(source=SOURCE, kept=(3, 1, 0)), kept=(1, 2))
+    assert captions_of(nested, [0, 1]) == ["the dog there", "a cat"]
     assert sorted(captions(SOURCE)) == ["a cat", "a dog", "owl", "the dog there"]
     assert captions(SOURCE, 1) == ["a cat"]
     streamed = Stream(x=X, targets=SOURCE.targets, columns=SOURCE.columns)
@@ -183,7 +183,7 @@ def test_what_a_training_reads_from_elsewhere_is_named(plain):
     classifier = {"classifier": {"widths": [8], "train": {"steps": 1}}}
     assert origins.read_parts(recipe(**classifier), "classifier", nn.Linear(1, 1)) == {}
     latent = {"data": {"path": "here", "vae": "there"}, **classifier}
-    assert origins.read_parts(recipe(**latent), "classifier", nn.Linear(1, 1)) == {
+    assert origins.read_parts(recipe(**latent), "classifier", nn.Linear(1, 1), Path("there")) == {
         "data.vae (its files)": "digest of there"
     }
 
@@ -218,7 +218,7 @@ def test_attention_is_at_the_lowest_resolution_alone(widths):
 @pytest.mark.parametrize("main", [False, True])
 def test_parts_are_trained_one_after_the_other(monkeypatch, tmp_path, agreed, main):
     """Until all processes agree to stop, reported by the main one."""
-    said, asked, closed = [], [], []
+    shown, asked, closed = [], [], []
 
     def train_part(*given, **more):
         asked.append((given[1:], more))
@@ -229,9 +229,9 @@ def test_parts_are_trained_one_after_the_other(monkeypatch, tmp_path, agreed, ma
             closed.append(given[1])
 
     monkeypatch.setattr(run, "train_part", train_part)
-    monkeypatch.setattr(run, "sources", lambda recipe, say: (SOURCE, None))
-    monkeypatch.setattr(run, "build", lambda *given: "built")
-    monkeypatch.setattr(run, "foresee", lambda recipe, built, source: said.append(built))
+    monkeypatch.setattr(run, "sources", lambda *given: (SOURCE, None))
+    monkeypatch.setattr(run, "build_part", lambda *given: "built")
+    monkeypatch.setattr(run, "foresee", lambda recipe, built, source: shown.append(built))
     accelerator = SimpleNamespace(
         is_main_process=main, main_process_first=nullcontext, wait_for_everyone=lambda: None
     )
@@ -241,23 +241,23 @@ def test_parts_are_trained_one_after_the_other(monkeypatch, tmp_path, agreed, ma
         ["model", "weak"],
         tmp_path,
         accelerator,
-        report=lambda *given: said.append(given),
+        report=lambda *given: shown.append(given),
         stop=stop,
         say=None,
         accept_data=True,
     )
     assert found is not agreed and closed == (["model"] if agreed else ["model", "weak"])
-    more = {"stop": stop, "accelerator": accelerator, "accept_data": True}
+    more = {"aside": None, "stop": stop, "accelerator": accelerator, "accept_data": True}
     assert asked == [((part, tmp_path, SOURCE), more) for part in closed]
     steps = {"model": 12, "weak": 7}
     reports = [(part, word, steps[part]) for part in closed for word in ("one", "two")]
-    assert said == [{"model": "built", "weak": "built"}, *(reports if main else [])]
+    assert shown == [{"model": "built", "weak": "built"}, *(reports if main else [])]
 
 
 def test_nothing_is_held_out_of_a_stream(monkeypatch):
-    monkeypatch.setattr(data, "_read", lambda spec, path, bad, seed: STREAM)
+    monkeypatch.setattr(data, "_read", lambda *given: STREAM)
     assert data.sources(recipe()) == (STREAM, None)
-    monkeypatch.setattr(data, "_read", lambda spec, path, bad, seed: SOURCE)
+    monkeypatch.setattr(data, "_read", lambda *given: SOURCE)
     train, aside = data.sources(recipe(data={"path": "here", "holdout": 0.25}))
     assert (train.size, aside.size) == (3, 1)
     monkeypatch.setattr(data, "_to_test", lambda spec, whole, bad: "test")
@@ -284,14 +284,14 @@ class Sure:
     """Tells class 0 with the logits (1.7, 0), whatever it sees, by its temperature."""
 
     def __init__(self):
-        self.config, self.said, self.rho_max = {"classes": ["a", "b"]}, [], "unset"
+        self.config, self.shown, self.rho_max = {"classes": ["a", "b"]}, [], "unset"
 
     def __call__(self, x, level):
-        t = dict(self.said[-1])[round(float(level.rho), 6)] if self.said else 1.0
+        t = dict(self.shown[-1])[round(float(level.rho), 6)] if self.shown else 1.0
         return torch.tensor([[1.7 / t, 0.0]], dtype=torch.float64).expand(len(x), -1)
 
     def calibrate(self, temperatures):
-        self.said.append(temperatures)
+        self.shown.append(temperatures)
 
     def register_to_config(self, **more):
         self.config.update(more)
@@ -307,14 +307,14 @@ def test_a_classifier_is_calibrated_on_every_other_sample(calibrate):
     found = export.examine(classifier, recipe(classifier=spec, schedule=edm), torch.zeros(23, 3), y)
     sure, right = math.exp(1.7) / (1 + math.exp(1.7)), 9 / 11
     if calibrate:
-        (temperatures,) = classifier.said
+        (temperatures,) = classifier.shown
         best = 1.7 / math.log(3)
         assert [rho for rho, _ in temperatures] == [0.5, 1.0]
         assert all(abs(t - best) < 2e-3 and t == round(t, 4) for _, t in temperatures)
         told = 1 / (1 + math.exp(-1.7 / temperatures[0][1]))
         before, after = round(abs(right - sure), 4), round(abs(right - told), 4)
     else:
-        assert not classifier.said
+        assert not classifier.shown
         before = after = round(abs(right - sure), 4)
     assert found["classifier_accuracy"] == {"0.5": 0.8182, "1": 0.8182}
     assert found["classifier_ece"] == {"0.5": [before, after], "1": [before, after]}
@@ -348,12 +348,12 @@ def test_a_batch_is_counted_before_a_network_is_built(
         monkeypatch.setenv("WORLD_SIZE", world)
     train = {"steps": 1, "batch": batch, "accumulate": accumulate, "precision": precision}
     with pytest.raises(Counted) as caught:
-        networks.build(recipe(model={"widths": [32], "train": train}), "model", SOURCE)
+        networks.build_part(recipe(model={"widths": [32], "train": train}), "model", SOURCE)
     assert caught.value.args == (wanted,)
 
 
 def test_a_batch_that_does_not_fit_is_refused(monkeypatch):
-    monkeypatch.setattr(limits, "machine_memory", lambda: 1_000_000)
+    monkeypatch.setattr(limits, "available_memory", lambda gpu: 1_000_000)
     limits.check_batch(1000, 1000)
     with pytest.raises(ValueError, match=r"^1,001 samples at once need 0.001 GB .*; lower batch"):
         limits.check_batch(1001, 1000)
@@ -368,10 +368,13 @@ def test_a_network_is_counted_as_it_is_built():
         nn.Linear(10, 9, bias=False)  # 90 numbers of 4 bytes
         nn.Linear(5, 2, bias=False)
 
-    with limits.counted(2, 800):
+    with limits.count_memory(2, 800):
         two()
     for copies, most in ((2, 799), (3, 1199)):
-        with pytest.raises(limits.TooLarge, match="needs more than"), limits.counted(copies, most):
+        with (
+            pytest.raises(limits.TooLarge, match="needs more than"),
+            limits.count_memory(copies, most),
+        ):
             two()
-    with limits.counted(0, 1):
+    with limits.count_memory(0, 1):
         two()

@@ -65,7 +65,7 @@ def trained(tmp_path, *, shape=(1, 8, 8), data="", tables="", network=UNET, more
             path=tmp_path / "d.safetensors", data=data, tables=tables, network=network, more=more
         )
     )
-    recipe = recipes.read(tmp_path / "r.toml", trust=True)
+    recipe = recipes.read_recipe(tmp_path / "r.toml", trust=True)
     run.train(recipe, tmp_path / "out")
     return assemble(recipe, tmp_path / "out"), tmp_path / "out" / "it"
 
@@ -144,7 +144,7 @@ def test_every_average_and_snapshot_can_be_sampled(tmp_path):
         match=r"model-000002.safetensors: cannot be read .*; set export.snapshots = false to "
         r"finish the model without it$",
     ):
-        assemble(recipes.read(tmp_path / "r.toml"), tmp_path / "out")
+        assemble(recipes.read_recipe(tmp_path / "r.toml"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_regressor_is_trained_examined_and_guides(tmp_path):
     _, folder = trained(tmp_path, tables="[conditions.pose]", more=regressor)
     again = gs.load(folder)
     told = again.classifiers["classifier"]
-    source = sources(recipes.read(tmp_path / "r.toml"))[0]
+    source = sources(recipes.read_recipe(tmp_path / "r.toml"))[0]
     pose = torch.cat([source.batch([k], gs.Draw([k]))[1]["pose"] for k in range(source.size)])
     torch.testing.assert_close(torch.tensor(told.config["centre"]), pose.mean(0), atol=1e-5, rtol=0)
     torch.testing.assert_close(
@@ -242,7 +242,7 @@ def test_text_goes_out_and_in_by_its_own_clip(tmp_path):
         more="",
     ).replace('"tensors"', '"images"')
     (tmp_path / "r.toml").write_text(text_of)
-    recipe = recipes.read(tmp_path / "r.toml")
+    recipe = recipes.read_recipe(tmp_path / "r.toml")
     run.train(recipe, tmp_path / "out")
     model, where = assemble(recipe, tmp_path / "out"), tmp_path / "out" / "it"
     assert (
@@ -331,7 +331,7 @@ def test_latents_of_a_vae_are_trained_on_and_decoded(tmp_path):
         path=tmp_path / "photos", data=data, tables="", network=UNET, more=more
     ).replace('"tensors"', '"images"')
     (tmp_path / "r.toml").write_text(text)
-    recipe = recipes.read(tmp_path / "r.toml")
+    recipe = recipes.read_recipe(tmp_path / "r.toml")
     source = sources(recipe)[0]
     x, kept = source.batch([0, 3], gs.Draw([0, 1]))[0], source.kept
     assert source.shape == (2, 8, 8)
@@ -382,7 +382,7 @@ def test_previews_are_guided_whatever_the_conditions_are(tmp_path, tables, monke
         tables=tables,
         more='[preview]\nevery = 4\nseeds = 2\nsteps = 2\nguidance = ["cfg(1)", "cfg(3)"]',
     )
-    source = sources(recipes.read(tmp_path / "r.toml"))[0]
+    source = sources(recipes.read_recipe(tmp_path / "r.toml"))[0]
     known = source.batch([0, 1], gs.Draw([0, 1]))[1]
     poses = [",".join(f"{v:g}" for v in p) for p in known["pose"].tolist()]
     names = (
@@ -404,7 +404,7 @@ def test_sequences_come_out_in_their_own_units(tmp_path):
     )
     again = same_samples(model, folder)
     samples = again.sample(["a", "b"], seeds=[0, 1])
-    kept = sources(recipes.read(tmp_path / "r.toml"))[0]
+    kept = sources(recipes.read_recipe(tmp_path / "r.toml"))[0]
     scale = scale_of(kept)
     torch.testing.assert_close(samples.images, samples.x * scale.std + scale.mean)
     assert len(list(measure(again, ["cond"], seeds=range(6)))) == 2
@@ -510,7 +510,7 @@ def test_what_does_not_go_together_is_refused_before_any_training(tmp_path, how,
         (
             "[schedule]\nzero_terminal_snr = true\n[levels]\nkind = "
             '"uniform"\n[objective]\npredicts = "eps"',
-            "eps says nothing about data at pure noise",
+            "eps has no clean estimate at pure noise",
         ),
     ],
 )

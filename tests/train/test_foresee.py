@@ -38,7 +38,7 @@ def little(monkeypatch):
         torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1,
         torch.arange(6),
     )
-    monkeypatch.setattr(fashion_mnist, "load", lambda split, folder: data)
+    monkeypatch.setattr(fashion_mnist, "load_split", lambda split, folder: data)
 
 
 def read(tmp_path, *edits):
@@ -47,7 +47,7 @@ def read(tmp_path, *edits):
         assert old in text
         text = text.replace(old, new)
     (tmp_path / "r.toml").write_text(text)
-    return recipes.read(tmp_path / "r.toml")
+    return recipes.read_recipe(tmp_path / "r.toml")
 
 
 EXPORT, PREVIEW = 'guidance = "cfg(2)"\nsteps = 2', 'guidance = ["cfg(2)"]'

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from guidestar.data import fashion_mnist
+from guidestar.networks.memory import available_memory
 from guidestar.train import run
-from guidestar.train.build import limits
-from guidestar.train.build.limits import TooLarge, check_batch, counted, within_memory
+from guidestar.train.build.limits import TooLarge, check_batch, count_memory, within_memory
 from guidestar.train.recipe import schema as recipes
 
 TEXT = """
@@ -46,7 +46,7 @@ def read(tmp_path, *edits, network=UNET):
         assert old in text
         text = text.replace(old, new, 1)
     (tmp_path / "r.toml").write_text(text)
-    return recipes.read(tmp_path / "r.toml")
+    return recipes.read_recipe(tmp_path / "r.toml")
 
 
 COUNTS = [
@@ -88,8 +88,8 @@ def little(monkeypatch):
         torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1,
         torch.arange(6),
     )
-    monkeypatch.setattr(fashion_mnist, "load", lambda split, folder: data)
-    monkeypatch.setattr(limits, "machine_memory", lambda: 10**9)
+    monkeypatch.setattr(fashion_mnist, "load_split", lambda split, folder: data)
+    monkeypatch.setenv("GUIDESTAR_MEMORY", "1")
 
 
 WIDE = (
@@ -124,9 +124,9 @@ def test_what_does_not_fit_is_refused_in_seconds_and_without_the_memory(
 def test_copies_are_counted_to_the_byte():
     one = 4 * (3 * 5 + 5)
     for copies in (1, 5):
-        with counted(copies, most=one * copies):
+        with count_memory(copies, most=one * copies):
             nn.Linear(3, 5)
-        with pytest.raises(TooLarge), counted(copies, most=one * copies - 1):
+        with pytest.raises(TooLarge), count_memory(copies, most=one * copies - 1):
             nn.Linear(3, 5)
     nn.Linear(3, 5)  # and no longer after it
 
@@ -149,17 +149,18 @@ def test_what_cannot_be_built_without_memory_is_counted_as_it_is_built(monkeypat
         return nn.Linear(3, 5)
 
     assert within_memory(make, 5).in_features == 3
-    monkeypatch.setattr(limits, "machine_memory", lambda: 100)
+    monkeypatch.setenv("GUIDESTAR_MEMORY", "1e-7")
     with pytest.raises(TooLarge):
         within_memory(make, 5)
 
 
 def test_a_batch_is_counted_to_the_byte(monkeypatch):
-    monkeypatch.setattr(limits, "machine_memory", lambda: 1000)
+    monkeypatch.setenv("GUIDESTAR_MEMORY", "1e-6")
     check_batch(10, 100)
     with pytest.raises(TooLarge, match="11 samples at once"):
         check_batch(11, 100)
 
 
 def test_a_machine_has_some_memory():
-    assert 10**8 < limits.machine_memory() < 10**15
+    assert 10**8 < available_memory() < 10**15
+    assert available_memory(gpu=True) <= available_memory()

@@ -16,10 +16,10 @@ import torch
 
 from guidestar import cli
 from guidestar.data import fashion_mnist
-from guidestar.io.files import written
+from guidestar.io.files import name_write_errors
 from guidestar.train import run
 from guidestar.train.loop.lock import BEAT, Locked, locked
-from guidestar.train.loop.signals import Stop, asked_by_signals
+from guidestar.train.loop.signals import Stop, stop_on_signals
 from guidestar.train.recipe import schema as recipes
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits")
@@ -49,9 +49,9 @@ def small(tmp_path, monkeypatch):
         torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1,
         torch.arange(6),
     )
-    monkeypatch.setattr(fashion_mnist, "load", lambda split, folder: data)
+    monkeypatch.setattr(fashion_mnist, "load_split", lambda split, folder: data)
     (tmp_path / "r.toml").write_text(TEXT)
-    return recipes.read(tmp_path / "r.toml")
+    return recipes.read_recipe(tmp_path / "r.toml")
 
 
 HOLD = """
@@ -80,7 +80,7 @@ def test_a_second_training_in_a_folder_is_refused_until_the_first_is_gone(tmp_pa
     seen = []
     with pytest.raises(
         Locked,
-        match=rf"another training works here \(process {holder.pid} on {socket.gethostname()}, "
+        match=rf"another training runs here \(process {holder.pid} on {socket.gethostname()}, "
         r"since .*give another --out",
     ) as caught:
         run.train(small, tmp_path / "out", lambda *_: seen.append(1))
@@ -96,7 +96,7 @@ def test_the_command_refuses_too_and_in_one_line(tmp_path, small, holder, capsys
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "out")])
     err = capsys.readouterr().err
-    assert stop.value.code == 1 and err.count("\n") == 1 and "another training works here" in err
+    assert stop.value.code == 1 and err.count("\n") == 1 and "another training runs here" in err
 
 
 def test_the_lock_is_released_when_a_training_fails(tmp_path, small):
@@ -162,12 +162,12 @@ def test_a_sign_of_life_is_given(tmp_path, monkeypatch):
 def test_a_terminal_that_closes_asks_to_stop_unless_that_is_ignored():
     former = signal.getsignal(signal.SIGHUP)
     try:
-        with asked_by_signals(Stop()) as stop:
+        with stop_on_signals(Stop()) as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGHUP)
         assert stop.asked and signal.getsignal(signal.SIGHUP) is former
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-        with asked_by_signals(Stop()) as stop:
+        with stop_on_signals(Stop()) as stop:
             os.kill(os.getpid(), signal.SIGHUP)
         assert not stop.asked and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -190,9 +190,9 @@ def test_a_terminal_that_closes_asks_to_stop_unless_that_is_ignored():
     ],
 )
 def test_whatever_a_library_raises_of_a_full_disk_names_the_file(error, said):
-    with pytest.raises(OSError, match=said), written("f"):
+    with pytest.raises(OSError, match=said), name_write_errors("f"):
         raise error
-    with pytest.raises(ValueError, match=r"^other$"), written("f"):
+    with pytest.raises(ValueError, match=r"^other$"), name_write_errors("f"):
         raise ValueError("other")
 
 

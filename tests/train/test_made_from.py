@@ -3,7 +3,7 @@
 import pytest
 
 from guidestar.train.recipe.schema import checked
-from guidestar.train.run import made_from, snapshot_file, snapshot_steps
+from guidestar.train.run import describe_origin, snapshot_file, snapshot_steps
 
 TRAIN = {"steps": 10}
 RECIPE = {
@@ -24,7 +24,7 @@ NOISE = ("schedule", "levels", "objective")
 
 @pytest.mark.parametrize("part", ["model", "weak", "classifier", "noisy_clip"])
 def test_what_sees_noise_is_made_from_it(part):
-    found = made_from(checked(RECIPE, "r"), part)
+    found = describe_origin(checked(RECIPE, "r"), part)
     assert found["schedule.beta_end"] == 0.02 and found["levels.std"] == 1.0
     assert found["objective.gamma"] == 5.0 and found["data.size"] == 16
     assert found["joint_dropout"] == 0.05
@@ -40,12 +40,12 @@ def test_what_sees_noise_is_made_from_it(part):
 
 @pytest.mark.parametrize("part", ["judge", "clip", "measuring_clip"])
 def test_what_sees_none_is_not(part):
-    found = made_from(checked(RECIPE, "r"), part)
+    found = describe_origin(checked(RECIPE, "r"), part)
     assert not any(key.startswith(NOISE) for key in found) and "data.size" in found
 
 
 def test_own_keys_are_lists_and_numbers():
-    found = made_from(checked(RECIPE, "r"), "model")
+    found = describe_origin(checked(RECIPE, "r"), "model")
     assert found["model.widths"] == [32] and found["model.head"] == 32
     assert {k for k in found if k.startswith("model.")} == {
         f"model.{key}"
@@ -56,10 +56,10 @@ def test_own_keys_are_lists_and_numbers():
     }
     assert not {"data.path", "data.cache", "data.test", "data.max_bad", "data.about"} & set(found)
     assert "data.holdout" in found and "data.classes" in found
-    judge = made_from(checked(RECIPE, "r"), "judge")
+    judge = describe_origin(checked(RECIPE, "r"), "judge")
     assert "judge.calibrate" not in judge and judge["judge.widths"] == [8]
     bare = {k: v for k, v in RECIPE.items() if k != "conditions"}
-    assert not any(k.startswith("conditions") for k in made_from(checked(bare, "r"), "model"))
+    assert not any(k.startswith("conditions") for k in describe_origin(checked(bare, "r"), "model"))
 
 
 def test_snapshots_lie_at_shares_of_the_steps(tmp_path):

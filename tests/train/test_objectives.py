@@ -20,7 +20,7 @@ from guidestar.train.objectives.classification import (
 from guidestar.train.objectives.denoising import Conditional, Denoising, LogitNormal, dropped
 from guidestar.train.objectives.level_distributions import UniformTime
 from guidestar.train.objectives.weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform
-from guidestar.train.recipe.schema import read
+from guidestar.train.recipe.schema import read_recipe
 
 F64 = torch.float64
 
@@ -443,18 +443,18 @@ def test_a_recipe_says_how_errors_are_weighted_and_levels_drawn(
     tmp_path, tables, weighting, levels
 ):
     (tmp_path / "r.toml").write_text(RECIPE + tables)
-    found = denoising(read(tmp_path / "r.toml"))
+    found = denoising(read_recipe(tmp_path / "r.toml"))
     assert found.weighting == weighting and found.levels == levels
 
 
 def test_zero_terminal_snr_is_trained_to_its_end(tmp_path):
     (tmp_path / "r.toml").write_text(RECIPE + "[schedule]\nzero_terminal_snr = true")
     with pytest.raises(ValueError, match=r"a logit-normal hardly draws pure noise"):
-        read(tmp_path / "r.toml")
+        read_recipe(tmp_path / "r.toml")
     (tmp_path / "r.toml").write_text(
         RECIPE + '[schedule]\nzero_terminal_snr = true\n[levels]\nkind = "uniform"'
     )
-    objective = denoising(read(tmp_path / "r.toml"))
+    objective = denoising(read_recipe(tmp_path / "r.toml"))
     # "Common Diffusion Noise Schedules": √ᾱ is shifted so that the last is 0 and scaled so that the
     # first stays.
     root = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=F64), 0).sqrt()

@@ -10,7 +10,7 @@ from torch import nn
 
 from guidestar.data.source import Column, InMemory
 from guidestar.train import preview
-from guidestar.train.preview import names_for, previewing, spelled
+from guidestar.train.preview import names_for, preview_hook, write_conditions
 
 SOURCE = InMemory(
     x=torch.zeros(3, 1, 4, 4),
@@ -57,10 +57,10 @@ def test_samples_are_of_the_classes_or_the_prompts_in_turn():
 
 
 def test_what_is_known_is_spelled_as_a_person_would():
-    assert spelled(encoder(), SOURCE, 2) is None
-    assert spelled(encoder("label"), SOURCE, 3) == ["1", "0", "1"]
-    assert spelled(encoder("v"), SOURCE, 2) == ["0.5,-2", "3,4"]
-    assert spelled(encoder("label", "text"), SOURCE, 3) == [
+    assert write_conditions(encoder(), SOURCE, 2) is None
+    assert write_conditions(encoder("label"), SOURCE, 3) == ["1", "0", "1"]
+    assert write_conditions(encoder("v"), SOURCE, 2) == ["0.5,-2", "3,4"]
+    assert write_conditions(encoder("label", "text"), SOURCE, 3) == [
         "label=1; text=a, b",
         "label=0; text=c",
         "label=1; text=d",
@@ -84,7 +84,7 @@ seen: list = []
 
 def test_a_streams_first_samples_are_spelled():
     source = Stream(x=SOURCE.x, targets=SOURCE.targets, columns=SOURCE.columns)
-    assert spelled(encoder("text"), source, 5) == ["a; b", "c", "d", "a; b", "c"]
+    assert write_conditions(encoder("text"), source, 5) == ["a; b", "c", "d", "a; b", "c"]
     assert seen == [([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])]
 
 
@@ -124,10 +124,10 @@ def test_pictures_are_drawn_every_so_many_steps(tmp_path, monkeypatch, done, mai
             return SimpleNamespace(images=torch.full((2, 1, 4, 4), float(len(asked)) - 1))
 
     monkeypatch.setattr(preview, "live_model", lambda *given: Live())
-    monkeypatch.setattr(preview, "decoding", lambda *given: None)
+    monkeypatch.setattr(preview, "decoder_of", lambda *given: None)
     trainer.module.train(training)
     board = SimpleNamespace(picture=lambda image, step: shown.append((image, step)))
-    previewing(recipe(), "model", tmp_path, SOURCE, board)(trainer)
+    preview_hook(recipe(), "model", tmp_path, SOURCE, board)(trainer)
     assert trainer.module.training == training and not trainer.inside
     if not drawn:
         assert not asked and not shown and not list(tmp_path.iterdir())
@@ -135,7 +135,7 @@ def test_pictures_are_drawn_every_so_many_steps(tmp_path, monkeypatch, done, mai
     same = {"seeds": range(2), "steps": 3, "solver": "ddim", "grid": "uniform"}
     assert asked == [(["p", "q"], {"guidance": f"cfg({n})", **same}) for n in (1, 2)]
     assert trainer.applied_to == [trainer.module]
-    (file,) = tmp_path.iterdir()
+    (file,) = (tmp_path / "previews").iterdir()
     assert file.name == f"model-{done:06d}.png" and shown[0][1] == done
     picture = np.asarray(Image.open(file))
     assert (picture == np.asarray(shown[0][0])).all()
@@ -156,9 +156,9 @@ def test_an_unconditional_model_has_one_row(tmp_path, monkeypatch):
             return SimpleNamespace(images=torch.zeros(2, 1, 4, 4))
 
     monkeypatch.setattr(preview, "live_model", lambda *given: Live())
-    monkeypatch.setattr(preview, "decoding", lambda *given: None)
+    monkeypatch.setattr(preview, "decoder_of", lambda *given: None)
     trainer = Trainer(2)
     object.__setattr__(trainer.module, "encoder", encoder())
     board = SimpleNamespace(picture=lambda *given: None)
-    previewing(recipe(), "weak", tmp_path, SOURCE, board)(trainer)
-    assert asked == [(None, "uncond")] and (tmp_path / "weak-000002.png").is_file()
+    preview_hook(recipe(), "weak", tmp_path, SOURCE, board)(trainer)
+    assert asked == [(None, "uncond")] and (tmp_path / "previews" / "weak-000002.png").is_file()

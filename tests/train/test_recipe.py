@@ -41,7 +41,7 @@ def written(tmp_path, text):
 
 
 def test_the_shipped_recipe_reads():
-    recipe = recipes.read(SHIPPED)
+    recipe = recipes.read_recipe(SHIPPED)
     assert recipe.parts() == ["model", "weak", "classifier", "judge"]
     assert recipe.model.widths == (32, 64, 96) and recipe.model.snapshots == (1 / 16, 1 / 8, 1 / 4)
     assert (
@@ -142,14 +142,14 @@ def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_key(tmp_path, name
     assert old in SMALL
     path = written(tmp_path, SMALL.replace(old, new))
     with pytest.raises(ValueError, match=message) as caught:
-        recipes.read(path)
+        recipes.read_recipe(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_several_mistakes_are_all_named(tmp_path):
     path = written(tmp_path, SMALL.replace("steps = 4", "stesp = 4").replace("mean", "maen"))
     with pytest.raises(ValueError, match=r"maen[^\n]*model\.train\.steps[^\n]*stesp"):
-        recipes.read(path)
+        recipes.read_recipe(path)
 
 
 def test_a_recipe_that_cannot_be_read_is_one_line(tmp_path):
@@ -161,7 +161,7 @@ def test_a_recipe_that_cannot_be_read_is_one_line(tmp_path):
         (binary, "is not TOML"),
     ]:
         with pytest.raises(ValueError, match=message) as caught:
-            recipes.read(path)
+            recipes.read_recipe(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -172,8 +172,8 @@ def small(tmp_path, monkeypatch):
         torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1,
         torch.arange(6),
     )
-    monkeypatch.setattr(fashion_mnist, "load", lambda split, folder: data)
-    return recipes.read(written(tmp_path, SMALL))
+    monkeypatch.setattr(fashion_mnist, "load_split", lambda split, folder: data)
+    return recipes.read_recipe(written(tmp_path, SMALL))
 
 
 def test_a_recipe_trains_all_its_parts_and_goes_on_where_it_was(tmp_path, small):
@@ -271,14 +271,14 @@ def test_an_unwritable_out_is_refused_before_training(tmp_path, small, blocked):
 )
 def test_a_recipe_that_changed_is_refused_by_name(tmp_path, small, edit, part, named):
     run.train(small, tmp_path / "out", only=[part])
-    other = recipes.read(written(tmp_path, SMALL.replace(*edit)))
+    other = recipes.read_recipe(written(tmp_path, SMALL.replace(*edit)))
     with pytest.raises(ValueError, match=rf"other settings \({named}\)"):
         run.train(other, tmp_path / "out", only=[part])
 
 
 def test_levels_do_not_concern_the_judge(tmp_path, small):
     run.train(small, tmp_path / "out", only=["judge"])
-    other = recipes.read(written(tmp_path, SMALL.replace("mean = -0.3", "mean = 0.3")))
+    other = recipes.read_recipe(written(tmp_path, SMALL.replace("mean = -0.3", "mean = 0.3")))
     run.train(
         other, tmp_path / "out", lambda *_: pytest.fail("nothing is left to train"), only=["judge"]
     )
@@ -287,9 +287,9 @@ def test_levels_do_not_concern_the_judge(tmp_path, small):
 def test_parts_start_from_the_recipes_seed_alone(small):
     torch.manual_seed(1)
     source = sources(small)[0]
-    one = build.build(small, "classifier", source).module
+    one = build.build_part(small, "classifier", source).module
     torch.manual_seed(2)
-    two = build.build(small, "classifier", source).module
+    two = build.build_part(small, "classifier", source).module
     assert all(
         torch.equal(a, b)
         for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)

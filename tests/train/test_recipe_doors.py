@@ -60,7 +60,7 @@ def test_code_that_a_recipe_names_is_run_only_where_it_is_trusted(
         and "--trust" in err
     )
     assert not ran.exists() and not (tmp_path / "out").exists()
-    assert recipes.read(tmp_path / "r.toml", trust=True).code() == {
+    assert recipes.read_recipe(tmp_path / "r.toml", trust=True).code() == {
         f"{where}.network": "code_of_others:make"
     }
 
@@ -68,7 +68,7 @@ def test_code_that_a_recipe_names_is_run_only_where_it_is_trusted(
 def test_code_of_the_standard_library_is_code(tmp_path):
     for network in ("os:system", "os:", ":system", "builtins:exec"):
         with pytest.raises(ValueError, match="is only run where you trust it"):
-            recipes.read(
+            recipes.read_recipe(
                 written(
                     tmp_path, PLAIN.replace("widths = [8, 8]\nhead = 8", f'network = "{network}"')
                 )
@@ -123,7 +123,7 @@ def test_a_name_is_a_text(name):
 )
 def test_a_recipe_is_not_named_after_a_path_or_what_training_writes(tmp_path, name):
     with pytest.raises(ValueError, match=r"r\.toml: name: ") as caught:
-        recipes.read(written(tmp_path, PLAIN.replace('"plain"', f'"{name}"')))
+        recipes.read_recipe(written(tmp_path, PLAIN.replace('"plain"', f'"{name}"')))
     assert "\n" not in str(caught.value)
 
 

@@ -53,7 +53,7 @@ def photos(tmp_path, monkeypatch):
 
 def recipe(tmp_path, path, more=""):
     (tmp_path / "r.toml").write_text(TEXT.format(path=path, more=more))
-    return recipes.read(tmp_path / "r.toml")
+    return recipes.read_recipe(tmp_path / "r.toml")
 
 
 def resumed(tmp_path, path, part, **more):
@@ -98,7 +98,7 @@ def test_every_part_refuses_a_renamed_class_and_added_pictures(tmp_path, photos)
 
     changed = shutil.copytree(photos, tmp_path / "changed")
     picture(changed / "dog" / "3.png", 1001)
-    with pytest.raises(ValueError, match="the samples, or what is known of them, have changed"):
+    with pytest.raises(ValueError, match="or the values of their columns, have changed"):
         resumed(tmp_path, changed, "model")
 
 
@@ -125,7 +125,7 @@ def test_a_checkpoint_that_names_no_data_is_taken_up_where_that_is_accepted(tmp_
     state = torch.load(file, weights_only=True)
     del state["data"]
     torch.save(state, file)
-    with pytest.raises(ValueError, match="does not say on which data"):
+    with pytest.raises(ValueError, match="of unknown identity"):
         resumed(tmp_path, photos, "judge")
     with pytest.warns(UserWarning, match="accepted"):
         resumed(tmp_path, photos, "judge", accept_data=True)

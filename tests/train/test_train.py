@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from guidestar.data.source import Column, InMemory
 from guidestar.io.files import make_folder, whole_or_not
 from guidestar.train.loop.fit import fit
-from guidestar.train.loop.signals import Stop, asked_by_signals, held_back
+from guidestar.train.loop.signals import Stop, defer_interrupt, stop_on_signals
 from guidestar.train.loop.trainer import Trainer, order
-from guidestar.train.objectives.objective import NotFinite, Objective, Progress, Settings
+from guidestar.train.objectives.objective import NotFinite, Objective, Progress, TrainSettings
 from guidestar.train.progress import Figures, Smoothed, progress_report
 
 # --- the stream of data, the averaged weights ---
@@ -78,7 +78,7 @@ def tiny(trouble=lambda step: None, made_from=None, **settings):
         Tiny(),
         Wobbly(trouble),
         source,
-        Settings(**{"steps": 12, "batch": 4, "warmup": 3, **settings}),
+        TrainSettings(**{"steps": 12, "batch": 4, "warmup": 3, **settings}),
         made_from,
         prepare=lambda targets: targets["y"],
     )
@@ -240,7 +240,7 @@ def test_an_interrupt_waits_for_the_end_of_the_step_and_saves(tmp_path):
 
 def test_a_second_interrupt_comes_through_at_once():
     before, reached = signal.getsignal(signal.SIGINT), []
-    with pytest.raises(KeyboardInterrupt), held_back():
+    with pytest.raises(KeyboardInterrupt), defer_interrupt():
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("first")
         os.kill(os.getpid(), signal.SIGINT)
@@ -270,7 +270,7 @@ def test_signals_ask_and_the_training_stops_after_the_step(tmp_path, numbers):
         tmp_path / "tiny.pt",
         [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
     )
-    with asked_by_signals(Stop()) as stop:
+    with stop_on_signals(Stop()) as stop:
         done = [p.step for p in fit(tiny(signalled(*numbers)), path, stop=stop)]
     assert (
         done == list(range(1, 8))
@@ -286,7 +286,7 @@ def test_signals_ask_and_the_training_stops_after_the_step(tmp_path, numbers):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_second_ctrl_c_stops_within_the_step(tmp_path):
     path = tmp_path / "tiny.pt"
-    with pytest.raises(KeyboardInterrupt), asked_by_signals(Stop()) as stop:
+    with pytest.raises(KeyboardInterrupt), stop_on_signals(Stop()) as stop:
         list(fit(tiny(signalled(signal.SIGINT, signal.SIGINT)), path, every=0.0, stop=stop))
     assert (
         torch.load(path, weights_only=True)["done"] == 6
@@ -388,7 +388,7 @@ def test_another_machine_or_number_of_threads_is_warned_of(tmp_path, what, recwa
     torch.save(state, path)
     with pytest.warns(
         UserWarning,
-        match=rf"was written with other {what}; the training goes on, but not to the last bit",
+        match=rf"was written with other {what}; the training goes on, but its last bits",
     ):
         tiny(steps=2).load(path)
 

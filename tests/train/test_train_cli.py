@@ -53,7 +53,7 @@ def test_from_a_folder_to_guided_samples(photos, tmp_path, capsys):
     )
     small = small.replace('precision = "bfloat16"', "power = [0.1]")
     (tmp_path / "pets.toml").write_text(small)
-    assert recipes.read(tmp_path / "pets.toml").parts() == ["model", "classifier", "judge"]
+    assert recipes.read_recipe(tmp_path / "pets.toml").parts() == ["model", "classifier", "judge"]
 
     code, out, _ = run(
         capsys, "train", tmp_path / "pets.toml", "--dry-run", "--out", tmp_path / "out"

@@ -16,10 +16,10 @@ from guidestar.data.source import Column, InMemory
 from guidestar.train import run
 from guidestar.train.build.data import sources
 from guidestar.train.build.schedules import denoising, process, scheduler_config
-from guidestar.train.loop.memory import memory
+from guidestar.train.loop.memory import training_memory
 from guidestar.train.loop.trainer import Trainer
 from guidestar.train.objectives.denoising import dropped
-from guidestar.train.objectives.objective import Objective, Settings
+from guidestar.train.objectives.objective import Objective, TrainSettings
 from guidestar.train.recipe import schema as recipes
 
 F64 = torch.float64
@@ -103,7 +103,7 @@ def trained(steps, *, parts=1, **changes):
         network(),
         Loss(),
         source,
-        Settings(steps=steps, **{**settings, **changes}),
+        TrainSettings(steps=steps, **{**settings, **changes}),
         prepare=lambda t: t["y"][:, 0].double(),
     )
     trainer.module.train()
@@ -197,7 +197,7 @@ HEAD = (
 
 def recipe(tmp_path, tables):
     (tmp_path / "r.toml").write_text(HEAD.format(tables=tables))
-    return recipes.read(tmp_path / "r.toml")
+    return recipes.read_recipe(tmp_path / "r.toml")
 
 
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear"])
@@ -264,7 +264,7 @@ def test_parts_have_seeds_of_their_own_and_snapshots_their_steps(tmp_path):
             "{ steps = 1 }\n"
         )
     )
-    found = recipes.read(tmp_path / "r.toml")
+    found = recipes.read_recipe(tmp_path / "r.toml")
     assert [run.settings(found, part).seed for part in ("model", "weak", "judge")] == [10, 11, 13]
     assert run.snapshot_steps(found, "model") == [1, 10, 20, 40]
 
@@ -274,8 +274,8 @@ def test_memory_counts_what_training_holds(precision, size):
     module = nn.Sequential(
         nn.Linear(3, 5), nn.Linear(5, 2).requires_grad_(False)
     )  # 20 trained, 12 frozen
-    found = memory(
-        module, Settings(steps=1, batch=10, power=(0.1, 0.2), precision=precision), (3, 4)
+    found = training_memory(
+        module, TrainSettings(steps=1, batch=10, power=(0.1, 0.2), precision=precision), (3, 4)
     )
     # Of each trained weight: itself, its gradient, two moments, and three averages.
     assert found == pytest.approx(
@@ -309,7 +309,7 @@ def test_data_to_test_on_are_read_whole_and_in_the_units_of_the_training(tmp_pat
         .replace("widths = [8]\nhead = 8", 'network = "sequence"')
     )
     (tmp_path / "r.toml").write_text(text)
-    train, test = sources(recipes.read(tmp_path / "r.toml"))
+    train, test = sources(recipes.read_recipe(tmp_path / "r.toml"))
     assert (train.size, test.size) == (6, 4)  # nothing is held out beside it
     mean, std = x.mean(0), x.std(0, correction=0)
     for source, raw, labels in ((train, x, [0, 1, 0, 1, 0, 1]), (test, other, [1, 1, 0, 1])):

@@ -1,4 +1,4 @@
-"""The demonstration: one model, the same seeds, steered in every way, side by side and measured."""
+"""The demonstration: one model and the same seeds under every kind of guidance, measured."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from ..io.files import make_folder
-from ..io.images import Row, save_png, sheet, to_pil, write_text
+from ..io.images import SheetRow, save_png, sheet, to_pil, write_text
 from ..model.model import Model
 
 ROWS = (
@@ -32,7 +32,7 @@ STEPS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one expression gave: the judge's accuracy, network evaluations a sample, seconds."""
+    """Figures of one expression: the judge's accuracy, network evaluations a sample, seconds."""
 
     how: str
     expression: str
@@ -41,11 +41,11 @@ class Result:
     seconds: float
 
 
-Tell = Callable[[int, int], None]
+Watch = Callable[[int, int], None]
 
 
 def demo(
-    model: Model, out: Path | str, *, seeds: int = 4, show: int = 2, tell: Tell | None = None
+    model: Model, out: Path | str, *, seeds: int = 4, show: int = 2, watch: Watch | None = None
 ) -> list[Result]:
     """Write ``demo.png`` and ``steps.png`` under ``out``, and return the rows of figures.
 
@@ -54,18 +54,21 @@ def demo(
         out: folder.
         seeds: samples of each class.
         show: how many of them are shown.
-        tell: called with the solver steps done and in all.
+        watch: called with the solver steps done and in all.
+
+    Raises:
+        ValueError: the model lacks one of them.
     """
     if model.judge is None or not model.classes or "classifier" not in model.classifiers:
         raise ValueError(
-            "the demonstration needs a class model with a classifier and a judge; "
-            f"{model.name!r} lacks one of them"
+            "the demonstration needs a class model with a classifier and a judge, as "
+            f"fashion-mnist has; {model.name!r} lacks one of them"
         )
     folder = make_folder(Path(out))
     cond = [name for name in model.classes for _ in range(seeds)]
     total, rows, results = (len(ROWS) + 1) * STEPS, [], []
     for k, (how, expression) in enumerate(ROWS):
-        watch = (lambda done, _, k=k: tell(k * STEPS + done, total)) if tell else None
+        step = (lambda done, _, k=k: watch(k * STEPS + done, total)) if watch else None
         start = time.perf_counter()
         run = model.sample(
             cond,
@@ -73,7 +76,7 @@ def demo(
             seeds=list(range(seeds)) * len(model.classes),
             steps=STEPS,
             max_rows=256,
-            watch=watch,
+            watch=step,
         )
         seconds = time.perf_counter() - start
         hit = judged(model, run.images, cond)
@@ -83,15 +86,15 @@ def demo(
             )
         )
         pictures = [p for i, p in enumerate(run.pil()) if i % seeds < show]
-        rows.append(Row(label=f"{how}\n{expression}\njudge: {hit:.0%}", images=pictures))
+        rows.append(SheetRow(label=f"{how}\n{expression}\njudge: {hit:.0%}", images=pictures))
     title = (
         f"{model.name}: the same {seeds} seeds, steered in different ways (judge: share of "
         f"{len(cond)} samples that an independent network takes for the class above)"
     )
     save_png(sheet(rows, columns=model.classes, span=show, title=title), folder / "demo.png")
     save_png(draw_steps(model), folder / "steps.png")
-    if tell:
-        tell(total, total)
+    if watch:
+        watch(total, total)
     return results
 
 
@@ -114,10 +117,8 @@ def judged(model: Model, images: Tensor, cond: Sequence[str | int]) -> float:
 
 def draw_steps(
     model: Model, *, names: Sequence[str] = ("dress", "ankle boot"), columns: int = 10
-) -> Any:
-    """Draw a run from inside: x_t, the guided clean estimate, and each term's push, along the
-    steps.
-    """
+) -> Image:
+    """Draw x_t, the guided clean estimate and each term's push, along the steps of a run."""
     names = [n for n in names if n in model.classes] or list(model.classes[:2])
     states = list(
         model.trajectory(
@@ -128,9 +129,9 @@ def draw_steps(
     rows = []
     for k, name in enumerate(names):
         noisy = torch.stack([s.prediction.x_t[k] / s.step.t.norm for s in chosen])
-        rows.append(Row(label=f"{name}\nx_t", images=to_pil(noisy / 2)))
+        rows.append(SheetRow(label=f"{name}\nx_t", images=to_pil(noisy / 2)))
         rows.append(
-            Row(
+            SheetRow(
                 label="guided estimate of x0",
                 images=to_pil(torch.stack([s.prediction.x0[k] for s in chosen])),
             )
@@ -145,7 +146,7 @@ def draw_steps(
                 ]
             )
             largest = pushes.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-8)
-            rows.append(Row(label=f"push of {term}", images=to_pil(pushes / largest)))
+            rows.append(SheetRow(label=f"push of {term}", images=to_pil(pushes / largest)))
     labels = [f"rho {float(torch.as_tensor(s.step.t.rho)):.2g}" for s in chosen]
     title = (
         f"{STEPS_EXPRESSION}, from noise to image: grey is no push, white adds light, black "

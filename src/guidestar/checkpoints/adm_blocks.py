@@ -30,7 +30,7 @@ def run(block: Any, x: Tensor, emb: Tensor) -> Tensor:
     return x
 
 
-class Downsample(nn.Module):
+class ADMDownsample(nn.Module):
     """A convolution that halves the resolution."""
 
     def __init__(self, width: int) -> None:
@@ -41,7 +41,7 @@ class Downsample(nn.Module):
         return self.op(x)
 
 
-class Upsample(nn.Module):
+class ADMUpsample(nn.Module):
     """Every pixel four times, and a convolution."""
 
     def __init__(self, width: int) -> None:

@@ -16,11 +16,11 @@ from ..core.hooks import Forward, replaced, replacement
 from ..core.levels import Level
 from ..core.perturbation import Attention, Kind, Rows, changed_tokens
 from .adm_blocks import (
+    ADMDownsample,
+    ADMUpsample,
     AttentionPool,
-    Downsample,
     Residual,
     SelfAttention,
-    Upsample,
     frequencies,
     run,
 )
@@ -301,7 +301,7 @@ class _Maker:
     def _resize(self, way: Literal["up", "down"]) -> nn.Module:
         if self.s.resblock_updown:
             return self._residual(self.width, self.width, way)
-        return Upsample(self.width) if way == "up" else Downsample(self.width)
+        return ADMUpsample(self.width) if way == "up" else ADMDownsample(self.width)
 
 
 class ADMLayers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Any
@@ -11,21 +12,40 @@ import typer
 from ..io.files import Damaged
 from ._terminal import fail, warn
 from .data import datasets
+from .distilling import distill
+from .fitting import grid
 from .info import methods, models, plan
 from .measuring import evaluate
 from .sampling import demo, sample, strip
+from .serving import serve
 from .training import recipe, train
 
 app = typer.Typer(
     name="guidestar", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 # In the order in which --help lists them.
-for command in (demo, sample, strip, models, methods, plan, recipe, train, evaluate):
+for command in (
+    demo,
+    sample,
+    strip,
+    models,
+    methods,
+    plan,
+    recipe,
+    train,
+    distill,
+    evaluate,
+    grid,
+    serve,
+):
     app.command()(command)
 app.add_typer(datasets, name="data")
 
 # Typer carries its own click, or uses the installed one: take the class from where it is public.
 _UsageError: Any = typer.BadParameter.__bases__[0]
+
+_COMPLETION = ("--install-completion", "--show-completion")
+"""Options that take the name of a shell here; Typer finds out which one is running otherwise."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,12 +54,12 @@ def main(arguments: list[str] | None = None) -> None:
     """
     code = 0
     warnings.showwarning = _note  # what the library warns of, people read as one line
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if arguments[0] in _COMPLETION and len(arguments) > 1:
+        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     try:
-        code = app(
-            args=(sys.argv[1:] if arguments is None else arguments) or ["--help"],
-            standalone_mode=False,
-            prog_name="guidestar",
-        )
+        _check_encoding(arguments)
+        code = app(args=arguments, standalone_mode=False, prog_name="guidestar")
     except _UsageError as error:
         fail(error.format_message(), 2)
     except (typer.Abort, KeyboardInterrupt):
@@ -53,6 +73,20 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code or 0)
 
 
-def _note(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _check_encoding(arguments: list[str]) -> None:
+    """Refuse arguments that are not UTF-8, except paths that exist.
+
+    Python keeps such a byte as half a character, which no file of settings can hold.
+    """
+    for argument in arguments:
+        if not argument.isascii() and not _is_text(argument) and not os.path.lexists(argument):
+            raise ValueError(f"the argument {argument!r} is not UTF-8; type it in UTF-8")
+
+
+def _is_text(argument: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
+
+
+def _note(message: Warning | str, category: type[Warning], *_: object) -> None:
     if category is UserWarning or category.__module__.startswith("guidestar."):
         warn(str(message))

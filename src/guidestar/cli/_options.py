@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional, TypedDict
 
 import typer
 
+from ._completion import grid_names, method_names, solver_names
+
 if TYPE_CHECKING:
     from ..guidance import Guidance as Expression
-
-
-def model_names(incomplete: str) -> list[str]:
-    """Complete the name of a model that ships."""
-    from ..model.shipped import available
-
-    return [name for name in available() if name.startswith(incomplete)]
-
-
-def method_names(incomplete: str) -> list[str]:
-    """Complete the name of a method."""
-    from ..guidance import METHODS
-
-    return [name for name in sorted(METHODS) if name.startswith(incomplete)]
-
-
-def solver_names(incomplete: str) -> list[str]:
-    """Complete the name of a solver."""
-    from ..sampling import SOLVERS
-
-    return [name for name in SOLVERS if name.startswith(incomplete)]
-
-
-def grid_names(incomplete: str) -> list[str]:
-    """Complete the name of a grid."""
-    from ..core.levels import GRIDS
-
-    return [name for name in GRIDS if name.startswith(incomplete)]
-
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Guidance = Annotated[
     str | None,
     typer.Option(
-        "--guidance", help="Expression, e.g. 'cfg(3) + classifier(1)'; the model's own by default."
+        "--guidance",
+        autocompletion=method_names,
+        help="Expression, e.g. 'cfg(3) + classifier(1)'; the model's own by default.",
     ),
 ]
 _FILE_HELP = (
@@ -58,7 +33,9 @@ Steps = Annotated[Optional[int], typer.Option("--steps", help="Solver steps.")] 
 SolverName = Annotated[
     str | None,
     typer.Option(
-        "--solver", autocompletion=solver_names, help="ddim, ddpm, dpmpp-2m, sde-dpmpp-2m or heun."
+        "--solver",
+        autocompletion=solver_names,
+        help="e.g. ddim, unipc(order=3), 'DPM++ 2M Karras'; docs/expression.md lists them.",
     ),
 ]
 GridName = Annotated[
@@ -70,15 +47,22 @@ GridName = Annotated[
     ),
 ]
 
+_SCALE_HELP = (
+    "Guidance scale of a distilled student that takes it as an input: one number, or one for each "
+    "sample, separated by commas."
+)
+Scale = Annotated[str | None, typer.Option("--scale", help=_SCALE_HELP)]
+
 _OPERATOR_HELP = (
-    "What --observe shows: downsample(factor=2), inpaint(mask='mask.png'), "
-    "blur(deviation=2), gray or identity; with noise, e.g. gray(noise=0.05)."
+    "The operator that made the pictures of --observe: downsample(factor=2), "
+    "inpaint(mask='mask.png'), blur(deviation=2), gray or identity; with noise, e.g. "
+    "gray(noise=0.05)."
 )
 Observe = Annotated[
     list[Path] | None,
     typer.Option(
         "--observe",
-        help="A picture, or a folder of them, to find the whole of; several times for several.",
+        help="A picture, or a folder of them, to restore; repeat it for several.",
     ),
 ]
 Operator = Annotated[Optional[str], typer.Option("--operator", help=_OPERATOR_HELP)]  # noqa: UP045
@@ -101,16 +85,61 @@ AcceptData = Annotated[bool, typer.Option("--accept-data", help=_ACCEPT_HELP)]
 TrustRecipe = Annotated[bool, typer.Option("--trust", help=_TRUST_RECIPE)]
 
 
-def with_file(file: Path | None, **given: Any) -> dict[str, Any]:
-    """Fill up what was not given from a guidance.toml."""
+class RunOptions(TypedDict):
+    """The options of a run that a guidance.toml may give."""
+
+    guidance: str | None
+    negative: str | None
+    steps: int | None
+    solver: str | None
+    grid: str | None
+
+
+def with_file(
+    file: Path | None,
+    *,
+    guidance: str | None,
+    negative: str | None,
+    steps: int | None,
+    solver: str | None,
+    grid: str | None,
+) -> RunOptions:
+    """Take the options that were left out from a guidance.toml, if there is one.
+
+    Raises:
+        ValueError: the file cannot be read, or a guidance was given too.
+    """
+    given = RunOptions(guidance=guidance, negative=negative, steps=steps, solver=solver, grid=grid)
     if file is None:
         return given
     from ..diffusers.guidance_file import read
 
-    if given.get("guidance") is not None:
-        raise ValueError("give --guidance or --guidance-file, not both")
+    if guidance is not None:
+        raise ValueError(
+            "--guidance and --guidance-file each give the guidance; leave one of them out"
+        )
     found = read(file)
-    return {key: getattr(found, key) if value is None else value for key, value in given.items()}
+    return RunOptions(
+        guidance=found.guidance,
+        negative=found.negative if negative is None else negative,
+        steps=found.steps if steps is None else steps,
+        solver=found.solver if solver is None else solver,
+        grid=found.grid if grid is None else grid,
+    )
+
+
+def parse_scales(text: str) -> tuple[float, ...]:
+    """Read numbers separated by commas.
+
+    Raises:
+        ValueError: they are not numbers.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--scale {text!r}: write a number, or several separated by commas, e.g. 1,5"
+        ) from None
 
 
 def ready_file(out: Path) -> None:
@@ -129,7 +158,7 @@ def ready_file(out: Path) -> None:
 def check_run(
     guidance: str | None = None, solver: str | None = None, grid: str | None = None
 ) -> Expression | None:
-    """Refuse what cannot be, before anything is loaded; return the expression that was read.
+    """Check a run's options before anything is loaded; return its parsed expression.
 
     Raises:
         ValueError: an expression that does not parse, or an unknown solver or grid.
@@ -141,6 +170,6 @@ def check_run(
     expression = None if guidance is None else parse(guidance)
     if solver is not None:
         get_solver(solver)
-    if grid is not None and grid not in GRIDS:
+    if grid is not None and grid not in (*GRIDS, "fitted"):
         raise ValueError(f"unknown grid {grid!r}; the grids are {', '.join(GRIDS)}")
     return expression

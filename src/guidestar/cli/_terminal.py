@@ -1,18 +1,22 @@
-"""What commands show and say in a terminal."""
+"""Print progress, tables, notes and errors in a terminal."""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
+Watch = Callable[[int, int | None], None]
+"""Shows how many of how many steps are done."""
+
 
 @contextmanager
-def progress(label: str) -> Iterator[Any]:
-    """Show a progress bar on stderr while it works; yields ``watch(done, total)``."""
+def progress(label: str) -> Iterator[Watch]:
+    """Show a progress bar on stderr within the block; yields ``watch(done, total)``."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -43,11 +47,18 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 
 def warn(line: str) -> None:
-    """Say a line on stderr, and go on."""
-    typer.echo(f"guidestar: note: {line}", err=True)
+    """Print a note on stderr."""
+    typer.echo(f"guidestar: note: {printable(line)}", err=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Say what was wrong on stderr, and stop with an exit code."""
-    typer.echo(f"guidestar: {message}", err=True)
+    """Print what was wrong on stderr, and stop with an exit code."""
+    typer.echo(f"guidestar: {printable(message)}", err=True)
     sys.exit(code)
+
+
+def printable(text: str) -> str:
+    """Show bytes that are not UTF-8, which Python keeps as half characters, as ``\\xff``."""
+    text = re.sub("[\udc80-\udcff]", lambda half: f"\\x{ord(half[0]) - 0xDC00:02x}", text)
+    text = re.sub("[\ud800-\udfff]", "?", text)
+    return re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", text)  # as repr writes them

@@ -34,10 +34,10 @@ def emoji_folders(
     """Draw emoji of seven styles with captions, from packages whose licences allow it (needs npm,
     and pip install resvg-py).
     """
-    from ..data.emoji import build
+    from ..data.emoji import build_emoji
 
     with progress("drawing") as watch:
-        counts = build(out, packages=packages, size=size, watch=watch)
+        counts = build_emoji(out, packages=packages, size=size, watch=watch)
     typer.echo(
         f"{', '.join(f'{n:,} pictures in {out / part}' for part, n in counts.items())}; try: "
         f"guidestar train recipes/emoji.toml --data {out / 'train'}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from ._completion import model_names
 from ._options import (
     Average,
     GridName,
@@ -16,15 +17,20 @@ from ._options import (
     Observe,
     Operator,
     Out,
+    Scale,
     SolverName,
     Steps,
     Trust,
     check_run,
-    model_names,
+    parse_scales,
     ready_file,
     with_file,
 )
 from ._terminal import progress, table, warn
+
+if TYPE_CHECKING:
+    from ..model.model import Model
+    from ..model.samples import Carried, Samples, Settings
 
 
 def demo(
@@ -32,8 +38,9 @@ def demo(
     model: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=model_names,
             help="A class model with a judge, or a text model with a measuring CLIP; by default "
-            "those that ship."
+            "those that ship.",
         ),
     ] = None,
     seeds: Annotated[
@@ -41,9 +48,7 @@ def demo(
         typer.Option(min=1, max=1000, help="Samples of each class (4) or prompt (2)."),
     ] = None,
 ) -> None:
-    """Steer models in every way from the same seeds: pictures, and figures of independent
-    judges.
-    """
+    """Guide models in every way from the same seeds; draw the samples and measure them."""
     from ..apps.demo import demo as run
     from ..apps.demo import write_figures
     from ..apps.demo_text import demo_text
@@ -55,9 +60,9 @@ def demo(
     for name in model or available():
         chosen = load(name)
         show, count = (demo_text, seeds or 2) if chosen.told_by_text else (run, seeds or 4)
-        with progress(f"sampling {chosen.name}") as tell:
+        with progress(f"sampling {chosen.name}") as watch:
             rows = results[chosen.name] = show(
-                chosen, out, seeds=count, show=min(2, count), tell=tell
+                chosen, out, seeds=count, show=min(2, count), watch=watch
             )
         head = (
             "steered",
@@ -88,9 +93,7 @@ def sample(
         str | None,
         typer.Argument(help="A shipped model or a folder.", autocompletion=model_names),
     ] = None,
-    prompts: Annotated[
-        list[str] | None, typer.Argument(help="What to show, to a text model.")
-    ] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, for a text model.")] = None,
     cond: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,6 +114,7 @@ def sample(
     guidance: Guidance = None,
     guidance_file: GuidanceFile = None,
     negative: Negative = None,
+    scale: Scale = None,
     steps: Steps = None,
     solver: SolverName = None,
     levels: GridName = None,
@@ -159,7 +163,13 @@ def sample(
         "--solver": solver,
         "--levels": levels,
     }
-    new |= {"--max-rows": max_rows, "--batch": batch, "--observe": observe, "--operator": operator}
+    new |= {
+        "--scale": scale,
+        "--max-rows": max_rows,
+        "--batch": batch,
+        "--observe": observe,
+        "--operator": operator,
+    }
     if like and (given := [name for name, value in new.items() if value is not None]):
         raise ValueError(f"--like repeats a run as it was; leave {', '.join(given)} out")
     given_run = with_file(
@@ -192,6 +202,7 @@ def sample(
         guidance=expression,
         seeds=[seed + i for i in rows],
         negative=given_run["negative"],
+        scale=_scales(scale, rows),
         steps=given_run["steps"],
         solver=given_run["solver"],
         grid=given_run["grid"],
@@ -221,7 +232,21 @@ def sample(
         typer.echo(f"{total} images in {out}{before}: {done.guidance}, NFE {done.evaluations:g}")
 
 
-def _makes_pictures(model: Any) -> bool:
+def _scales(text: str | None, rows: list[int]) -> tuple[float, ...] | None:
+    """Return the scales of these rows of all samples: one for all of them, or one each."""
+    if text is None:
+        return None
+    scales = parse_scales(text)
+    if len(scales) == 1:
+        return scales
+    if len(scales) <= max(rows):
+        raise ValueError(
+            f"--scale has {len(scales)} numbers for {max(rows) + 1} samples; give one, or one each"
+        )
+    return tuple(scales[i] for i in rows)
+
+
+def _makes_pictures(model: Model) -> bool:
     """Return whether a model's samples are pictures (or become some, through its decoder)."""
     return model.latent or (len(model.shape) == 3 and model.shape[0] in (1, 3))
 
@@ -235,21 +260,23 @@ def _write_grid(out: Path, files: list[Path]) -> None:
     number.
     """
     from ..io.decoding import open_picture
-    from ..io.images import Row, save_png, sheet
+    from ..io.images import SheetRow, save_png, sheet
 
     shown = [open_picture(file) for file in files[:ON_A_GRID]]
     if len(files) > ON_A_GRID:
         warn(f"the contact sheet shows the first {ON_A_GRID} of {len(files)} images")
     save_png(
-        sheet([Row(label="", images=shown[i : i + 8]) for i in range(0, len(shown), 8)], scale=3),
+        sheet(
+            [SheetRow(label="", images=shown[i : i + 8]) for i in range(0, len(shown), 8)], scale=3
+        ),
         out / "grid.png",
     )
 
 
-def _finish(samples: Any, out: Path, grid: bool, rows: list[int] | None = None) -> None:
+def _finish(samples: Samples, out: Path, grid: bool, rows: list[int] | None = None) -> None:
     """Write what shows all samples: of pictures that were repeated, or of other data."""
     from ..io import distributed as processes
-    from ..io.images import Row, save_png, sheet, to_drawings, write_tensors
+    from ..io.images import SheetRow, save_png, sheet, to_drawings, write_tensors
 
     pictures = samples.images.ndim == 4 and samples.images.shape[1] in (1, 3)
     rows = list(range(len(samples.x))) if rows is None else rows
@@ -263,7 +290,7 @@ def _finish(samples: Any, out: Path, grid: bool, rows: list[int] | None = None) 
         write_tensors({"x": x}, samples.settings, out / "samples.safetensors")
     if grid or not pictures:
         drawings = to_drawings(x[:ON_A_GRID])
-        laid = [Row(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)]
+        laid = [SheetRow(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)]
         save_png(
             sheet(laid, scale=3 if pictures else 1),
             out / ("grid.png" if pictures else "curves.png"),
@@ -276,7 +303,7 @@ def _finish(samples: Any, out: Path, grid: bool, rows: list[int] | None = None) 
     typer.echo(f"{what}: {samples.settings.guidance}, NFE {samples.nfe:g}")
 
 
-def _warn_of_differences(then: dict[str, Any], now: Any) -> None:
+def _warn_of_differences(then: Carried, now: Settings) -> None:
     names = [
         n for n in ("threads", "device", "versions") if n in then and then[n] != getattr(now, n)
     ]
@@ -284,7 +311,7 @@ def _warn_of_differences(then: dict[str, Any], now: Any) -> None:
         warn(f"{', '.join(names)} differ from the first run's, so the last bits may too")
 
 
-def _model_name(model: str | None, settings: dict[str, Any] | None) -> str:
+def _model_name(model: str | None, settings: Carried | None) -> str:
     name = model or (settings or {}).get("model")
     if model is None and isinstance(name, str) and not _is_here(name):
         # A picture's text is anyone's: what it names is not fetched unasked.
@@ -293,7 +320,9 @@ def _model_name(model: str | None, settings: dict[str, Any] | None) -> str:
             "guidestar sample MODEL --like PICTURE"
         )
     if not name or not isinstance(name, str):
-        raise ValueError("name a model (see 'guidestar models'), or give a picture with --like")
+        raise ValueError(
+            "name a model (guidestar models lists those that ship), or give a picture with --like"
+        )
     return name
 
 
@@ -309,13 +338,13 @@ def _prompts_of(file: Path | None) -> list[str]:
     return read_prompts(file) if file else []
 
 
-def _conditions(model: Any, cond: list[str], num: int) -> list[str] | None:
+def _conditions(model: Model, cond: list[str], num: int) -> list[str] | None:
     if not cond:
         return None
     if "all" in cond and model.told_by_text:
         raise ValueError(
-            f"the model {model.name!r} is told by a prompt, so it has no classes to show 'all' "
-            "of; write what you want to see"
+            f"the model {model.name!r} takes text prompts, so there are no classes for 'all'; give "
+            "prompts in its place"
         )
     names = [n for c in cond for n in (model.classes if c == "all" and model.classes else [c])]
     return [n for n in names for _ in range(num)]
@@ -343,7 +372,7 @@ def strip(
     seed: Annotated[int, typer.Option(help="The seed of all of them.")] = 0,
     steps: Steps = None,
 ) -> None:
-    """Draw one seed on the way from one prompt to another, or at rising scales of its guidance."""
+    """Draw one seed between two prompts, or at rising scales of its guidance."""
     from ..apps.strip import morph, rising, strip_kind, write_strip
     from ..model.folder import load
 
@@ -353,8 +382,8 @@ def strip(
         )
     if len(prompts) == 1 and guidance is not None:
         raise ValueError(
-            "one prompt is shown at rising scales of cfg (--scales), so --guidance has no part "
-            "in it; leave it out, or give a second prompt to go to"
+            "one prompt is drawn at rising scales of cfg (--scales), so --guidance has no effect; "
+            "leave it out, or give a second prompt"
         )
     if len(prompts) == 2 and scales is not None:
         raise ValueError(

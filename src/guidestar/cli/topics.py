@@ -1,4 +1,4 @@
-"""What people call things, and where they are here."""
+"""Common names of methods, and what they are called here."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ TOPICS: dict[str, str] = {
     "smoothed energy guidance": "seg",
     "skip-layer guidance, STG, spatiotemporal skip guidance": "slg",
     "self-attention guidance": "sag",
+    "token perturbation guidance, token shuffling": "tpg",
     "normalized attention guidance": "nag",
     "adaptive projected guidance": "apg",
     "CFG++": "cfgpp",
@@ -39,9 +40,12 @@ TOPICS: dict[str, str] = {
     "FK steering, Feynman-Kac, particles, best-of-N, rewards": "Model.steer(reward, …) and "
     "gs.steer, in Python; every=0 is best of N",
     "time travel, resampling, recurrence": "gs.TimeTravel, a solver around a solver, in Python",
+    "samplers, Euler a, LMS, iPNDM, UniPC, DEIS, DPM++, gradient estimation": "--solver, by the "
+    "names of other projects too: --solver 'DPM++ 2M Karras'; docs/expression.md",
+    "restart sampling": "--solver \"restart(solver='heun', low=0.1, high=2)\"",
     "SDEdit, image to image": "Model.sample(start=…, start_rho=…), in Python",
 }
-"""Names that people use, and the method, option or function."""
+"""Common names, and the method, option or function for each."""
 
 
 def look_up(word: str) -> list[tuple[str, str]]:
@@ -51,7 +55,7 @@ def look_up(word: str) -> list[tuple[str, str]]:
 
 
 def suggest(word: str, known: list[str]) -> list[str]:
-    """Return the known names that look like a word."""
+    """Return the known names that resemble a word."""
     return difflib.get_close_matches(word, known, n=5, cutoff=0.5)
 
 

@@ -1,7 +1,7 @@
-"""What guidestar asks of a network: ``denoiser(x_t, level, cond) -> x0``.
+"""Denoisers: ``denoiser(x_t, level, cond) -> x0``, and the conditions that they get.
 
-`Network` makes a denoiser of anything that predicts eps, x0, v, a flow velocity, or is
-preconditioned as in EDM; any other callable of that signature is one already.
+`Network` makes a denoiser of a network that predicts eps, x0, v or a flow velocity, or that is
+preconditioned as in EDM. Any other callable of that signature is a denoiser already.
 """
 
 from __future__ import annotations
@@ -24,22 +24,26 @@ Output = Literal["eps", "x0", "v", "velocity", "edm"]
 
 
 class Condition(Mapping[str, Tensor]):
-    """What a network is conditioned on: a frozen mapping of names to tensors ``[B, …]``.
+    """The condition of a network: a frozen mapping of names to tensors ``[B, …]``.
 
-    Names are the network's keyword arguments. Conditions of one model all have the same names and
-    shapes (an encoder pads to a fixed length and gives the mask), so that passes concatenate.
+    Names are the network's keyword arguments. All conditions of one model have the same names and
+    shapes, so that passes can be joined: an encoder pads to a fixed length and gives the mask.
+
+    Raises:
+        TypeError: no mapping, or a value that is no tensor.
+        ValueError: a tensor without a first dimension, or first dimensions that differ.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor] | None = None, **more: Tensor) -> None:
         if tensors is not None and not isinstance(tensors, Mapping):
             raise TypeError(
-                "a condition is of tensors by name, as in Condition(label=tensor), not "
+                "a condition has tensors by name, as in Condition(label=tensor), not a "
                 f"{type(tensors).__name__} without a name"
             )
         self._tensors = {**(tensors or {}), **more}
         for name, value in self._tensors.items():
             _check_tensor(name, value)
-        sizes = {len(t) for t in self._tensors.values()}
+        sizes = {t.shape[0] for t in self._tensors.values()}
         if len(sizes) > 1:
             raise ValueError(
                 "the tensors of a condition must agree in their first dimension, not "
@@ -55,22 +59,32 @@ class Condition(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._tensors)
 
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return id(self)
 
     def __eq__(self, other: object) -> bool:
         return self is other
 
     @property
     def batch(self) -> int:
-        """How many samples it covers (0 for the empty condition, which covers any number)."""
-        return next((len(t) for t in self._tensors.values()), 0)
+        """Number of samples; 0 for the empty condition, which serves any number."""
+        return next((t.shape[0] for t in self._tensors.values()), 0)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one sample's tensor, by name."""
+        return {name: tuple(t.shape[1:]) for name, t in self._tensors.items()}
 
     def take(self, rows: Tensor) -> Condition:
         """Select samples (``rows``: int64 indices)."""
         return Condition({name: t[rows.to(t.device)] for name, t in self._tensors.items()})
 
     def repeat(self, batch: int) -> Condition:
-        """Repeat a condition of one sample for ``batch`` samples."""
+        """Repeat a condition of one sample for ``batch`` samples.
+
+        Raises:
+            ValueError: it has another number of samples.
+        """
         if self.batch in (0, batch):
             return self
         if self.batch != 1:
@@ -86,20 +100,20 @@ class Condition(Mapping[str, Tensor]):
 
     @staticmethod
     def join(parts: list[Condition]) -> Condition:
-        """Concatenate along the batch; all parts must have the same names and shapes."""
+        """Concatenate conditions along the batch.
+
+        Raises:
+            ValueError: their names or shapes differ.
+        """
         first = parts[0]
         for other in parts[1:]:
-            shapes = [{name: tuple(t.shape[1:]) for name, t in c.items()} for c in (first, other)]
-            if shapes[0] != shapes[1]:
+            if (a := first.shapes) != (b := other.shapes):
                 raise ValueError(
-                    "conditions of one model must have the same names and shapes, not "
-                    f"{shapes[0]} and {shapes[1]}"
+                    f"conditions of one model must have the same names and shapes, not {a} and {b}"
                 )
-        return (
-            first
-            if len(parts) == 1
-            else Condition({name: torch.cat([c[name] for c in parts]) for name in first})
-        )
+        if len(parts) == 1:
+            return first
+        return Condition({name: torch.cat([c[name] for c in parts]) for name in first})
 
 
 def _check_tensor(name: str, value: object) -> None:
@@ -110,16 +124,16 @@ def _check_tensor(name: str, value: object) -> None:
         )
     if not value.ndim:
         raise ValueError(
-            f"{name!r} of a condition must be a tensor [B, …] with one row a sample, not a "
-            "single number; write it as [number]"
+            f"{name!r} of a condition must be a tensor [B, …] with one row a sample, not a single "
+            "number; write it as [number]"
         )
 
 
 class Denoiser(Protocol):
-    """Anything that estimates clean data.
+    """Anything that estimates clean data: a network, or a function.
 
-    Returns x0 ``[B, *S]``, or a whole `Prediction` where it knows more (a learned variance). An
-    attribute ``cpu_rows`` is the most rows of a call that suit it on a CPU.
+    It returns x0 ``[B, *S]``, or a whole `Prediction` if it has more (a learned variance). An
+    attribute ``cpu_rows`` is the largest number of rows of a call that suits it on a CPU.
     """
 
     def __call__(self, x_t: Tensor, level: Level, cond: Condition) -> Tensor | Prediction:
@@ -130,8 +144,8 @@ class Denoiser(Protocol):
 def _refuse_pure_noise(predicts: str, a: Value) -> None:
     if bool((torch.as_tensor(a) == 0).any()):
         raise ValueError(
-            f"a network that predicts {predicts} says nothing about data at pure noise (alpha = "
-            "0); start the grid below it, or use a network that predicts v, x0 or velocity"
+            f"a network that predicts {predicts} has no clean estimate at pure noise (alpha = 0); "
+            "start the grid below it, or use a network that predicts v, x0 or velocity"
         )
 
 
@@ -159,10 +173,10 @@ TO_X0: dict[str, Callable[[Tensor, Tensor, Value, Value], Tensor]] = {
 
 @contextmanager
 def checkpointed(denoiser: Denoiser) -> Iterator[None]:
-    """Let the blocks of a network keep only their inputs for a gradient, and compute the rest
-    again.
+    """Let the blocks of a network keep only their inputs for a gradient.
 
-    Blocks are the members of its outermost `torch.nn.ModuleList` and `Sequential` containers.
+    The rest is computed again. Blocks are the members of the network's outermost
+    `torch.nn.ModuleList` and `Sequential` containers.
 
     Raises:
         ValueError: it is no module, or has no blocks.
@@ -175,35 +189,37 @@ def checkpointed(denoiser: Denoiser) -> Iterator[None]:
         )
     with ExitStack() as stack:
         for block in blocks:
-            again = lambda forward: partial(checkpoint, forward, use_reentrant=False)
-            stack.enter_context(replaced(block, again))
+            recompute = lambda forward: partial(checkpoint, forward, use_reentrant=False)
+            stack.enter_context(replaced(block, recompute))
         yield
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
     inner = list(module.children())
-    return (
-        inner
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-        else list(dict.fromkeys(b for child in inner for b in _blocks(child)))
-    )
+    if isinstance(module, nn.ModuleList | nn.Sequential):
+        return inner
+    return list(dict.fromkeys(b for child in inner for b in _blocks(child)))
 
 
 class Network(nn.Module):
-    """Make a denoiser of a network called as ``net(x, t, **cond)``.
+    """A denoiser made of a network ``net(x, t, **cond)``.
 
     Args:
-        net: returns a tensor, or an object or tuple that carries one (``.sample`` or ``[0]``).
-        predicts: what its output means. With ``x_t = αx0 + σε``:
+        net: returns a tensor, or an object or tuple that holds one (``.sample`` or ``[0]``).
+        predicts: the meaning of its output. With ``x_t = αx0 + σε``:
             eps: ``x0 = (x_t − σ·out)/α``; v: ``x0 = (αx_t − σ·out)/(α² + σ²)``;
             velocity (``ε − x0``): ``x0 = (x_t − σ·out)/(α + σ)``;
             edm: ``x0 = c_skip·x + c_out·net(c_in·x, ln(ρ)/4)`` with ``x = x_t/α``.
         learned_variance: the output has 2C channels, the second half a variance (Improved DDPM).
         sigma_data: standard deviation of the data, for edm.
-        time: maps ``level.t`` to what the network is told (e.g. ``lambda t: 1000 * t``).
-        dtype: what the network computes in; by default that of its parameters. Everything around
-            it stays in the dtype of ``x_t``: this is the only place where the two meet. Times are
-            told in float32 at least: bfloat16 cannot tell step 998 from step 1000.
+        time: maps ``level.t`` to the time that the network gets (e.g. ``lambda t: 1000 * t``).
+        dtype: the dtype in which the network computes; by default that of its parameters. All else
+            is in the dtype of ``x_t``. Times are in float32 at least, as bfloat16 has one value for
+            steps 998 and 1000.
+
+    Raises:
+        ValueError: an unknown ``predicts``, or a learned variance of an edm network; in a call,
+            pure noise where the network has no estimate, or an output of another shape.
 
     References:
         EDM preconditioning: equation 7 and table 1 of https://arxiv.org/abs/2206.00364
@@ -211,9 +227,7 @@ class Network(nn.Module):
     """
 
     cpu_rows: int | None = 32
-    """The most rows of a call on a CPU: of the shipped networks, more leave its caches and gain
-    nothing.
-    """
+    """The most rows of a call on a CPU. With more, the shipped networks outgrow its caches."""
 
     def __init__(
         self,
@@ -227,9 +241,8 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         if predicts not in (*TO_X0, "edm"):
-            raise ValueError(
-                f"predicts must be one of {', '.join((*TO_X0, 'edm'))}, not {predicts!r}"
-            )
+            known = ", ".join((*TO_X0, "edm"))
+            raise ValueError(f"predicts must be one of {known}, not {predicts!r}")
         if learned_variance and predicts == "edm":
             raise ValueError(
                 "an edm network predicts no variance; learned_variance goes with eps, x0, v or "
@@ -242,7 +255,7 @@ class Network(nn.Module):
 
     @property
     def reads_t(self) -> bool:
-        """Whether the network is told ``level.t`` (an edm network is told the noise ratio)."""
+        """Whether the network gets ``level.t``; an edm network gets the noise ratio instead."""
         return self.predicts != "edm"
 
     def forward(self, x_t: Tensor, level: Level, cond: Condition) -> Tensor | Prediction:
@@ -253,10 +266,8 @@ class Network(nn.Module):
         if not self.learned_variance:
             return TO_X0[self.predicts](x_t, out, level.alpha, level.sigma)
         mean, log_var = out.chunk(2, dim=1)
-        prediction = Prediction.from_x0(
-            x_t, level, TO_X0[self.predicts](x_t, mean, level.alpha, level.sigma)
-        )
-        return replace(prediction, log_var=log_var)
+        x0 = TO_X0[self.predicts](x_t, mean, level.alpha, level.sigma)
+        return replace(Prediction.from_x0(x_t, level, x0), log_var=log_var)
 
     def _edm(self, x_t: Tensor, level: Level, cond: Condition) -> Tensor:
         _refuse_pure_noise("edm", level.alpha)
@@ -269,16 +280,12 @@ class Network(nn.Module):
     def _call(self, x: Tensor, t: Value, cond: Condition) -> Tensor:
         dtype = self.dtype or x.dtype
         precise = torch.promote_types(dtype, torch.float32)
-        times = (
-            t.to(x.device, precise)
-            if isinstance(t, Tensor)
-            else torch.full((len(x),), t, device=x.device, dtype=precise)
-        )
-        out = self.net(
-            x.to(dtype),
-            times,
-            **{k: v.to(dtype) if v.is_floating_point() else v for k, v in cond.items()},
-        )
+        if isinstance(t, Tensor):
+            times = t.to(x.device, precise)
+        else:
+            times = torch.full((len(x),), t, device=x.device, dtype=precise)
+        own = {k: v.to(dtype) if v.is_floating_point() else v for k, v in cond.items()}
+        out = self.net(x.to(dtype), times, **own)
         if not isinstance(out, Tensor):
             out = out.sample if hasattr(out, "sample") else out[0]
         self._check_channels(x, out)
@@ -286,12 +293,9 @@ class Network(nn.Module):
 
     def _check_channels(self, x: Tensor, out: Tensor) -> None:
         batch, channels, *rest = x.shape
-        if out.shape != (batch, channels * (2 if self.learned_variance else 1), *rest):
-            hint = (
-                "; a network of 2C channels needs learned_variance=True"
-                if out.shape == (batch, 2 * channels, *rest)
-                else ""
-            )
+        double = out.shape == (batch, 2 * channels, *rest)
+        if not (double if self.learned_variance else out.shape == x.shape):
+            hint = "; a network of 2C channels needs learned_variance=True" if double else ""
             raise ValueError(
                 f"the network returned {tuple(out.shape)} for an input of {tuple(x.shape)}{hint}"
             )

@@ -1,9 +1,8 @@
-"""Change what a module does, for the calls of one thread or task alone.
+"""Change what a module does, for the calls of one thread or asyncio task alone.
 
-A network may serve several runs at the same time. So nothing is put in the place of a module's
-``forward`` for everyone: while some call has changed it, a dispatcher stands there, which looks up
-the changes of the calling thread (or asyncio task) in a context variable. All others get the module
-as it is.
+A network may serve several runs at the same time, so ``forward`` is not replaced for everyone.
+While some thread has changed a module, a dispatcher takes the place of its ``forward``. It reads
+the changes of the calling thread from a context variable; all other threads get the plain module.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from torch import nn
 
 Forward = Callable[..., Any]
 Where = Literal["forward", "_compiled_call_impl"]
-"""What is changed: the forward, within the module's hooks, or the whole call, compiled or not."""
+"""What is replaced: the forward, inside the module's hooks, or the whole call, compiled or not."""
 
 CALL: Where = "_compiled_call_impl"
 
 
 @dataclass(eq=False)
 class _Change:
-    """One change; it ends by its flag too, as its end may come in another thread than its start."""
+    """One change. It also has a flag, as it may end in another thread than it began."""
 
     forward: Forward
     active: bool = True
@@ -45,10 +44,15 @@ _LOCK = RLock()
 def replaced(
     module: nn.Module, change: Callable[[Forward], Forward], where: Where = "forward"
 ) -> Iterator[None]:
-    """Let this thread's (or task's) calls of a module do what ``change(original)`` does.
+    """Let this thread's (or task's) calls of a module call ``change(original)`` instead.
 
-    Changes of one module nest: the original of the second is the first. Hooks of the module, and
-    calls by other threads, stay as they are.
+    Changes of one module nest: the original of the second is the first. Hooks of the module and
+    calls from other threads do not change.
+
+    Args:
+        module: the module.
+        change: makes the new function of the original one.
+        where: what is replaced.
     """
     key: _Key = (module, where)
     plain = _install(module, where)
@@ -58,19 +62,14 @@ def replaced(
         yield
     finally:
         own.active = False
-        _CHANGES.set(
-            {
-                k: left
-                for k, changes in _CHANGES.get().items()
-                if (left := tuple(c for c in changes if c is not own))
-            }
-        )
+        left = {k: tuple(c for c in v if c is not own) for k, v in _CHANGES.get().items()}
+        _CHANGES.set({k: changes for k, changes in left.items() if changes})
         _uninstall(module, where)
 
 
 @contextmanager
 def unchanged(module: nn.Module, where: Where = "forward") -> Iterator[None]:
-    """Let this thread's calls of a module be what they are without any change."""
+    """Let this thread's calls of a module go to the plain module."""
     before = _CHANGES.get()
     _CHANGES.set({k: changes for k, changes in before.items() if k != (module, where)})
     try:
@@ -80,19 +79,19 @@ def unchanged(module: nn.Module, where: Where = "forward") -> Iterator[None]:
 
 
 def replacement(module: nn.Module, where: Where = "forward") -> Forward | None:
-    """Return what stands in the place of a module's forward for this thread, if anything does."""
+    """Return the function that replaces a module's forward in this thread, if there is one."""
     changes = _CHANGES.get().get((module, where), ())
     return next((c.forward for c in reversed(changes) if c.active), None)
 
 
 def is_compiled(module: object) -> bool:
-    """Return whether a module was compiled in place: compiled code would ignore a change."""
+    """Return whether a module was compiled in place: its compiled code would ignore a change."""
     call = getattr(module, CALL, None)
     return (call.before if isinstance(call, _Dispatcher) else call) is not None
 
 
 class _Dispatcher:
-    """What stands at a module's ``forward`` while any thread has changed it."""
+    """The ``forward`` of a module while any thread has changed it."""
 
     def __init__(self, module: nn.Module, where: Where) -> None:
         self.before: Forward | None = vars(module).get(where)
@@ -103,16 +102,14 @@ class _Dispatcher:
         self.where: Where = where
         wraps(self.plain)(self)  # its signature
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return (replacement(self.module, self.where) or self.plain)(*args, **kwargs)
 
 
 def _install(module: nn.Module, where: Where) -> Forward:
-    """Put the dispatcher in its place, if it is not there, and return what the module does without
-    it.
-    """
+    """Install the dispatcher, if it is not there, and return the plain function of the module."""
     with _LOCK:
-        own = vars(module)  # set here, as a compiled module hands attributes on to what it wraps
+        own = vars(module)  # setattr of a compiled module would set it on the inner module
         if not isinstance(own.get(where), _Dispatcher):
             own[where] = _Dispatcher(module, where)
         own[where].users += 1

@@ -1,7 +1,6 @@
-"""Network passes: which network is evaluated, under which condition, with which changes.
+"""Network passes: one evaluation of a network under a condition, with its changes.
 
-A pass is hashable, so equal passes of several guidances are evaluated once
-(`guidestar.core.evaluation`).
+A pass is hashable, so equal passes of several terms are evaluated once.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,9 +21,7 @@ from .rng import Draw
 
 
 class Slot(Enum):
-    """The conditions every run has: the requested one, none at all, and the negative (none by
-    default).
-    """
+    """The conditions of every run: the requested one, the null, and the negative."""
 
     COND = "cond"
     NULL = "uncond"
@@ -35,9 +32,7 @@ class Slot(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """Another place to look at: ``x [b, *S]`` for the rows of the term that asks, at its own
-    level.
-    """
+    """Another noisy sample than the step's: ``x [b, *S]`` for the rows of a term, and its level."""
 
     x: Tensor
     level: Level
@@ -45,38 +40,37 @@ class Point:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the requested condition; what else it says is not known.
+    """One part of the requested condition, with the null in the place of all other parts.
 
     Args:
-        name: a part as the encoder names it ("image=…; text=…"), or a tensor of the condition.
+        name: the encoder's name of the part ("image=…; text=…"), or a tensor of the condition.
     """
 
     name: str
 
 
 def seeded(streams: Draw | None) -> Draw:
-    """Return the streams of random numbers of a run that has seeds.
+    """Return the random streams of a run.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the run has no seeds.
     """
     if streams is None:
         raise ValueError(
-            "this guidance draws random numbers, a stream for each sample; give Guided the seeds "
-            "of the samples, seeds="
+            "this guidance draws random numbers; give Guided one seed for each sample, seeds="
         )
     return streams
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Inputs:
-    """The inputs of the network in one pass beside x: what edits change and perturbations read.
+    """The inputs of the network in one pass, beside x. Edits change them; perturbations read them.
 
     Args:
         cond: the condition of the pass's samples.
-        t: the time (alpha and sigma, and so what the output means, stay as they are).
+        t: the time that the network gets; alpha and sigma of the level stay as they are.
         step: the step of these samples.
-        streams: their random numbers at this step, where the run has seeds.
+        streams: their random streams at this step, if the run has seeds.
     """
 
     cond: Condition
@@ -86,24 +80,33 @@ class Inputs:
 
     @property
     def draw(self) -> Draw:
-        """The samples' streams of random numbers.
+        """The samples' random streams.
 
         Raises:
             ValueError: the run has no seeds.
         """
         return seeded(self.streams)
 
+    def take(self, rows: Tensor) -> Inputs:
+        """Select samples (``rows``: int64 indices)."""
+        return Inputs(
+            cond=self.cond.take(rows),
+            t=self.t[rows] if isinstance(self.t, Tensor) else self.t,
+            step=self.step.take(rows),
+            streams=self.streams and self.streams.take(rows),
+        )
+
 
 Edit = Callable[[Inputs], Inputs]
-"""A change of the network's inputs; hashable, so that equal passes stay equal."""
+"""Changes the network's inputs; hashable, so that equal passes stay equal."""
 
 
 class Perturbation(Hashable, Protocol):
-    """A change of a network that lasts for one call, in some of its rows.
+    """A change of a network for one call, in some of its rows.
 
-    One that changes nothing but observes the network has ``observes = True``: its context gives a
-    list, to which each call of the network adds ``[rows, …]`` (`Prediction.observed`). In a plan a
-    pass is named by the ``name`` of its perturbation.
+    A perturbation that observes the network returns a list from its context, to which each call of
+    the network adds a tensor ``[rows, …]`` (`Prediction.observed`). A plan names a pass by the
+    ``name`` of its perturbation.
     """
 
     def __call__(
@@ -113,14 +116,17 @@ class Perturbation(Hashable, Protocol):
 
         Args:
             denoiser: the network.
-            rows: which rows of its next call (None: all).
-            inputs: of these rows: their condition, step and random streams (None: unknown).
+            rows: the rows of its next call (None: all).
+            inputs: condition, step and random streams of these rows (None: unknown).
         """
         ...
 
 
 Key = Slot | Part | Condition | str | int
-"""What names a condition."""
+"""Names a condition of a run."""
+
+Encode = Callable[[Sequence[str | int]], Condition]
+"""Turns names or prompts into a condition of as many samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +137,10 @@ class Pass:
         cond: a `Slot`, a `Part` of the requested condition, a `Condition` of 1 or B samples, or a
             name or prompt for the encoder.
         net: which network.
-        perturb: a change of the network for this pass.
-        against: another condition, that the perturbation contrasts this one with; the network gets
-            it as arguments whose names begin with ``against_``.
-        point: another x and level than the step's (unique to the term that asks for it).
+        perturb: changes the network for this pass.
+        against: the condition that the perturbation contrasts this one with; the network gets it as
+            arguments whose names begin with ``against_``.
+        point: another x and level than the step's, for the rows of one term.
         edit: changes the network's inputs: its condition or the time.
     """
 
@@ -146,28 +152,18 @@ class Pass:
     edit: Edit | None = None
 
     def __str__(self) -> str:
-        what = self.cond.value if isinstance(self.cond, Slot) else self._words()
-        change = (
-            ""
-            if not self.perturb
-            else "observed"
-            if self.observes
-            else getattr(self.perturb, "name", "perturbed")
-        )
-        marks = [
+        words = [
+            self._condition_name(),
             self.net if self.net != "main" else "",
-            change,
+            getattr(self.perturb, "name", "perturbed") if self.perturb else "",
             "elsewhere" if self.point else "",
             "edited" if self.edit else "",
         ]
-        return " ".join([what, *(m for m in marks if m)])
+        return " ".join(filter(None, words))
 
-    @property
-    def observes(self) -> bool:
-        """Whether its perturbation changes nothing, but only observes the network."""
-        return getattr(self.perturb, "observes", False)
-
-    def _words(self) -> str:
+    def _condition_name(self) -> str:
+        if isinstance(self.cond, Slot):
+            return self.cond.value
         if isinstance(self.cond, Part):
             return f"{self.cond.name} of cond"
         return "condition" if isinstance(self.cond, Condition) else repr(self.cond)
@@ -182,19 +178,22 @@ class Net:
 
     Args:
         denoiser: the network.
-        cond: the requested condition, of 1 or B samples; none for an unconditional run.
-        null: its "no condition"; none for a network that takes no condition at all.
-        negative: what ``neg`` and cfg's negative mean; the null by default.
+        cond: the requested condition, of 1 or B samples; None for an unconditional run.
+        null: stands for no condition; None for a network that takes no condition at all.
+        negative: the condition of ``neg`` and of cfg's negative; by default the null.
         encode: turns names or prompts into conditions; called once for each.
-        part: returns the requested condition with one part of it alone, by the part's name; without
-            it a part is a tensor of ``cond``, and the other tensors are the null's.
+        part: returns the requested condition with one part alone, by the part's name; without it
+            a part is a tensor of ``cond``, and the other tensors are those of the null.
+
+    Raises:
+        TypeError: the denoiser is not callable, or a condition is no `Condition`.
     """
 
     denoiser: Denoiser
     cond: Condition | None = None
     null: Condition | None = None
     negative: Condition | None = None
-    encode: Callable[[Sequence[str | int]], Condition] | None = None
+    encode: Encode | None = None
     part: Callable[[str], Condition] | None = None
     _encoded: dict[str | int | Part, Condition] = field(
         default_factory=dict, init=False, repr=False
@@ -219,11 +218,15 @@ class Net:
         return tuple(c for c in (self.cond, self.null, self.negative) if c is not None)
 
     def condition(self, key: Key, batch: int, name: str = "main") -> Condition:
-        """Return the condition a pass means, for ``batch`` samples, of the network ``name``.
+        """Return a condition for ``batch`` samples.
+
+        Args:
+            key: names the condition.
+            batch: number of samples.
+            name: of this network, for the message.
 
         Raises:
-            ValueError: it has none, or one of another number of samples; a network beside the main
-                one is named.
+            ValueError: there is no such condition, or it is for another number of samples.
         """
         try:
             return self._resolve(key).repeat(batch)
@@ -239,75 +242,85 @@ class Net:
             raise ValueError(
                 f"the condition {key!r} needs an encoder: give encode=, or a Condition in its place"
             )
-        if key not in self._encoded:
-            # Kept for later runs, which may differentiate: inference tensors could not take part.
-            with torch.inference_mode(False), torch.no_grad():
-                self._encoded[key] = self.encode([key])
-        return self._encoded[key]
+        return self.encode([key])
 
-    def _only(self, key: Part) -> Condition:
-        if key not in self._encoded:
-            with torch.inference_mode(False), torch.no_grad():
-                self._encoded[key] = (
-                    self.part(key.name) if self.part else self._only_tensor(key.name)
-                )
-        return self._encoded[key]
-
-    def _only_tensor(self, name: str) -> Condition:
+    def _part(self, name: str) -> Condition:
+        if self.part is not None:
+            return self.part(name)
         cond, null = self._resolve(Slot.COND), self._resolve(Slot.NULL)
         if name not in cond:
             raise ValueError(f"the condition has no part {name!r}; it has {', '.join(cond)}")
-        return Condition(
-            {
-                k: v if k == name else null[k].expand(len(v), *null[k].shape[1:])
-                for k, v in cond.items()
-            }
-        )
+        others = {k: null[k].expand(len(v), *null[k].shape[1:]) for k, v in cond.items()}
+        return Condition({**others, name: cond[name]})
 
     def _resolve(self, key: Key) -> Condition:
-        if isinstance(key, Part):
-            return self._only(key)
-        if not isinstance(key, Slot):
-            return key if isinstance(key, Condition) else self._encode(key)
-        if key is Slot.COND and self.cond is None:
+        if isinstance(key, Condition):
+            return key
+        if isinstance(key, Slot):
+            return self._slot(key)
+        if key not in self._encoded:
+            # Kept for later runs, which may differentiate: inference tensors could not take part.
+            with torch.inference_mode(False), torch.no_grad():
+                made = self._part(key.name) if isinstance(key, Part) else self._encode(key)
+            self._encoded[key] = made
+        return self._encoded[key]
+
+    def _slot(self, slot: Slot) -> Condition:
+        if slot is Slot.COND and self.cond is None:
             raise ValueError(
-                "no condition was given, but the guidance asks for the conditional pass; give "
-                "cond=, or start it with 'uncond'"
+                "no condition was given, but the guidance needs the conditional pass; give cond=, "
+                "or start the guidance with 'uncond'"
             )
         null = Condition() if self.null is None and self.cond is None else self.null
-        found = (
-            self.cond if key is Slot.COND else null if key is Slot.NULL else self.negative or null
-        )
+        found = self.cond if slot is Slot.COND else null
+        if slot is Slot.NEGATIVE and self.negative:
+            found = self.negative
         if found is None:
             raise ValueError(
-                "the guidance asks for the unconditional pass, but the model has no null "
-                "condition; give null="
+                "the guidance needs the unconditional pass, but the model has no null condition; "
+                "give null="
             )
         return found
 
     def canonical(self, p: Pass) -> Pass:
-        """Name a pass so that equal passes are equal: no negative is the null."""
-        if p.cond is Slot.NEGATIVE and not self.negative:
-            return replace(p, cond=Slot.NULL)
-        return p
+        """Return the pass under its one name: without a negative condition, that is the null."""
+        if p.cond is not Slot.NEGATIVE or self.negative:
+            return p
+        return NULL if p == NEGATIVE else replace(p, cond=Slot.NULL)
 
 
 def by_name(
-    nets: Denoiser | Net | Mapping[str, Net | Denoiser], own: Mapping[str, Any]
+    nets: Denoiser | Net | Mapping[str, Net | Denoiser],
+    *,
+    cond: Condition | None = None,
+    null: Condition | None = None,
+    negative: Condition | None = None,
+    encode: Encode | None = None,
 ) -> Mapping[str, Net]:
-    """Return networks by name, one of them "main"; a denoiser among them is a `Net` without
-    conditions.
+    """Return networks by name, one of them "main"; a denoiser becomes a `Net`.
+
+    Args:
+        nets: networks by name, or the main one.
+        cond: the condition of a single denoiser; so are the next three.
+        null: its null.
+        negative: its negative.
+        encode: its encoder.
+
+    Raises:
+        ValueError: conditions beside a `Net` or networks by name, or no network named "main".
     """
     if not isinstance(nets, Mapping | Net):
-        return {"main": Net(denoiser=nets, **own)}
-    if own:
-        raise ValueError(f"with networks by name, {', '.join(own)} belongs in each Net")
+        net = Net(denoiser=nets, cond=cond, null=null, negative=negative, encode=encode)
+        return {"main": net}
+    given = {"cond": cond, "null": null, "negative": negative, "encode": encode}
+    if names := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"with networks by name, {', '.join(names)} belongs in each Net")
     nets = {"main": nets} if isinstance(nets, Net) else nets
     if "main" not in nets:
         raise ValueError(
-            "one of the networks must be named 'main', the one that is guided; these are "
+            "one network must be named 'main', the one that is guided; these are "
             f"{', '.join(sorted(nets)) or 'none'}"
         )
-    if not isinstance(nets, dict):  # networks that come later, as in a pipeline
-        return nets  # type: ignore[return-value]
+    if not isinstance(nets, dict):  # a pipeline's networks, which are known only later
+        return cast("Mapping[str, Net]", nets)
     return {name: net if isinstance(net, Net) else Net(denoiser=net) for name, net in nets.items()}

@@ -1,8 +1,8 @@
-"""The layers of a network, as a perturbation of one pass sees them.
+"""The layers of a network that a perturbation changes while one pass runs.
 
-A perturbation asks `layers_of` a denoiser for its `Layers`: contexts in which named layers do
-something else. Which layers a network has, and where in them the picture is, its family says
-(``networks/perturbable/layers.py``); what they do instead, the method says.
+`layers_of` returns the `Layers` of a denoiser: contexts in which named layers do something else.
+The family of the network (``networks/perturbable/layers.py``) knows its layers and which of their
+tokens are the picture; the method decides what the layers do instead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -19,14 +19,10 @@ from torch import Tensor
 from .hooks import is_compiled
 
 FAMILIES = {"diffusers": "guidestar.networks.perturbable.layers"}
-"""Which module knows the layers of a network, by the package its class comes from; imported when
-first asked.
-"""
+"""The module that knows the layers of a network, by the package of its class; imported on use."""
 
 AGAINST = "against_"
-"""Prefix of the arguments in which a pass hands over the condition it is contrasted with
-(`Pass.against`).
-"""
+"""Prefix of the network's arguments that hold the condition to contrast with (`Pass.against`)."""
 
 Kind = Literal["attention", "cross", "block"]
 
@@ -40,7 +36,7 @@ class Rows(NamedTuple):
 
     @property
     def slice(self) -> slice:
-        """The rows themselves."""
+        """The rows as a slice."""
         return slice(self.start, self.stop)
 
     def put(self, whole: Tensor, part: Tensor) -> Tensor:
@@ -51,25 +47,26 @@ class Rows(NamedTuple):
         """Refuse a tensor within the network whose rows are not those of the call.
 
         Raises:
-            ValueError: it has another number of them.
+            ValueError: it has another number of rows.
         """
         if len(tensor) != self.of:
             raise ValueError(
-                f"a layer that is perturbed in some rows of a call was given {len(tensor)} rows "
-                f"where the call has {self.of}; let this network run its passes apart, max_rows=1"
+                f"a layer that is perturbed in some rows of a call got {len(tensor)} rows, but the "
+                f"call has {self.of}; run the passes of this network apart, max_rows=1"
             )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Attention:
-    """Self-attention that is about to be computed: ``softmax(QKᵀ/√d) V``.
+    """The inputs of self-attention ``softmax(QKᵀ/√d) V``, of the perturbed rows alone.
 
     Args:
-        query, key, value: ``[B, heads, tokens, d]``, as the layer made them (normalised, rotated),
-            of the perturbed rows alone.
-        image: which tokens are the picture's; the others are text.
-        with_query: computes the attention as the layer would, of another query.
-        find_grid: tells the height and width of the picture in tokens.
+        query: Q ``[B, heads, tokens, d]``, normalised and rotated as by the layer.
+        key: K, likewise.
+        value: V ``[B, heads, tokens, d]``.
+        image: the tokens of the picture; the others are text.
+        with_query: computes the layer's attention with another query.
+        find_grid: returns the height and width of the picture in tokens.
     """
 
     query: Tensor
@@ -85,7 +82,7 @@ class Attention:
         return self.find_grid()
 
     def compute(self) -> Tensor:
-        """Return what the layer would compute, ``[B, heads, tokens, d]``."""
+        """Return the layer's plain attention, ``[B, heads, tokens, d]``."""
         return self.with_query(self.query)
 
     def replace(self, whole: Tensor, image: Tensor) -> Tensor:
@@ -95,7 +92,7 @@ class Attention:
 
 
 Change = tuple[Callable[[Attention], Tensor], Rows | None]
-"""What self-attention becomes in some rows of a call (None: in all)."""
+"""A function that replaces self-attention, and its rows of the call (None: all)."""
 
 
 def by_rows(
@@ -103,12 +100,15 @@ def by_rows(
     query: Tensor,
     answer: Callable[[slice, Callable[[Attention], Tensor]], Tensor],
 ) -> Tensor:
-    """Answer the rows of each change by it, and those between as the layer would.
+    """Compute attention row by row: changed in the rows of each change, plain in the others.
 
     Args:
-        changes: of rows that do not overlap.
-        query: ``[B, …]``, the rows of the whole call.
-        answer: makes the answer of some rows, by what it is given.
+        changes: changes of rows that do not overlap.
+        query: ``[B, …]``, all rows of the call.
+        answer: computes the attention of a slice of rows with a function of `Attention`.
+
+    Raises:
+        ValueError: the query has another number of rows than the call.
     """
     parts, done = [], 0
     for attend, rows in sorted(changes, key=lambda c: c[1].start if c[1] else 0):
@@ -122,27 +122,28 @@ def by_rows(
 
 
 def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Join ``[B, heads, tokens, d]`` by rows (``dim`` 0) or tokens (1), laid out as attention's own
-    answer is.
+    """Join ``[B, heads, tokens, d]`` by rows (``dim`` 0) or tokens (1).
 
-    There the heads of a token lie side by side, and some processors rely on it:
-    ``out.transpose(1, 2).view(B, -1, heads·d)``.
+    In memory the heads of a token are side by side, as in the result of torch's attention. Some
+    processors rely on that: ``out.transpose(1, 2).view(B, -1, heads·d)``.
     """
     laid = [part.transpose(1, 2) for part in parts]
     return (torch.cat(laid, dim) if len(laid) > 1 else laid[0].contiguous()).transpose(1, 2)
 
 
 class Layers(Protocol):
-    """What can be perturbed in a network. An empty sequence of names means the family's usual
-    layers, no rows all of them.
+    """The layers of a network that can be perturbed.
 
-    Layers whose network's samples have their channels last (``[B, T, C]``) say so by
-    ``channels_last = True``.
+    An empty sequence of names stands for the family's usual layers, and ``rows=None`` for all rows.
+    A network whose samples have their channels last (``[B, T, C]``) has ``channels_last = True``.
     """
 
     def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
-        """Return names of layers: of attention among the picture's tokens, of attention to the
-        text, or whole blocks.
+        """Return the names of layers of one kind.
+
+        Args:
+            kind: "attention" among the picture's tokens, "cross" to the text, or whole "block"s.
+            names: the wanted layers.
 
         Raises:
             ValueError: the network has no such layer; the message lists those it has.
@@ -152,38 +153,42 @@ class Layers(Protocol):
     def attending(
         self, names: Sequence[str], attend: Callable[[Attention], Tensor], rows: Rows | None = None
     ) -> AbstractContextManager[None]:
-        """Return a context in which self-attention is what ``attend`` makes of it."""
+        """Return a context in which ``attend`` computes self-attention."""
         ...
 
     def contrasting(
         self, names: Sequence[str], contrast: Callable[[Tensor, Tensor], Tensor]
     ) -> AbstractContextManager[None]:
-        """Return a context in which attention to the text is
-        ``contrast(Z, Z of the condition against)``, before its output map.
+        """Return a context in which attention to the text is ``contrast(Z, Z⁻)``.
+
+        Z and Z⁻ are the attention to the text and to the text of ``Pass.against``, before the
+        output map of the layer.
         """
         ...
 
     def skipping(
         self, names: Sequence[str], rows: Rows | None = None
     ) -> AbstractContextManager[None]:
-        """Return a context in which blocks return what they are given."""
+        """Return a context in which blocks return their input."""
         ...
 
     def entering(
         self, names: Sequence[str], change: Callable[[Tensor], Tensor], rows: Rows | None = None
     ) -> AbstractContextManager[None]:
-        """Return a context in which blocks are given ``change(tokens [b, tokens, d])`` of the
-        picture's tokens.
-        """
+        """Return a context in which blocks get ``change(tokens [b, tokens, d])`` as the picture."""
         ...
 
 
 def changed_tokens(hidden: Tensor, change: Callable[[Tensor], Tensor], rows: Rows | None) -> Tensor:
-    """Return ``hidden`` (``[B, tokens, d]``, or ``[B, d, *grid]``) with its tokens changed in some
-    rows.
+    """Return the hidden state of a block with its tokens changed in some rows.
+
+    Args:
+        hidden: ``[B, tokens, d]`` or ``[B, d, *grid]``.
+        change: maps tokens ``[b, tokens, d]`` to as many.
+        rows: which rows of the call (None: all).
 
     Raises:
-        ValueError: it has other rows than the call.
+        ValueError: ``hidden`` has another number of rows than the call.
     """
     if rows is not None:
         rows.check(hidden)
@@ -192,24 +197,30 @@ def changed_tokens(hidden: Tensor, change: Callable[[Tensor], Tensor], rows: Row
     return mine if rows is None else rows.put(hidden, mine)
 
 
-def layers_of(denoiser: Any) -> Layers:
+class _Perturbable(Protocol):
+    """A denoiser with layers of its own."""
+
+    def layers(self) -> Layers: ...
+
+
+def layers_of(denoiser: object) -> Layers:
     """Return the layers of a denoiser: its own, or those of the network within it.
 
-    A denoiser has layers of its own if it has a method ``layers() -> Layers``. Else what it wraps
-    is looked at (``.net``), as deep as it goes.
+    A denoiser with a method ``layers() -> Layers`` has its own. Otherwise the network that it wraps
+    (``.net``) is tried, then the next one within.
 
     Raises:
         ValueError: the layers of such a network are not known, or it is compiled.
     """
     net = denoiser
     for net in _within(denoiser):
-        if hasattr(net, "_orig_mod") or is_compiled(net):  # compiled code would go on as it was
+        if hasattr(net, "_orig_mod") or is_compiled(net):  # compiled code would ignore the change
             raise ValueError(
-                f"a compiled {type(net).__name__} cannot be perturbed; give the network before "
-                "it is compiled"
+                f"a compiled {type(net).__name__} cannot be perturbed; give the network as it was "
+                "before torch.compile"
             )
         if hasattr(type(net), "layers"):  # of the class: a list of modules may have this name
-            return net.layers()
+            return cast("_Perturbable", net).layers()
         if (home := _home(net)) is not None:
             return importlib.import_module(home).layers(net)
     raise ValueError(
@@ -218,12 +229,12 @@ def layers_of(denoiser: Any) -> Layers:
     )
 
 
-def _within(denoiser: Any) -> Iterator[Any]:
+def _within(denoiser: object) -> Iterator[object]:
     while denoiser is not None:
         yield denoiser
         denoiser = getattr(denoiser, "net", None)
 
 
-def _home(net: Any) -> str | None:
+def _home(net: object) -> str | None:
     packages = (base.__module__.partition(".")[0] for base in type(net).__mro__)
     return next((FAMILIES[p] for p in packages if p in FAMILIES), None)

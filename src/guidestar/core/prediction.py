@@ -1,6 +1,6 @@
-"""One network evaluation at one level, and its equivalent views.
+"""Predictions: what one network evaluation gives at one level, in each of its equivalent forms.
 
-Knowing any of these, one knows all (Convention: ``x_t = alpha x_0 + sigma eps``):
+With ``x_t = alpha x_0 + sigma eps``, each form follows from any other:
 
     eps = (x_t − alpha x0) / sigma      score = −eps / sigma
     velocity = eps − x0                 v = alpha eps − sigma x0
@@ -22,7 +22,7 @@ SPACES: tuple[Space, ...] = ("x0", "eps", "score", "velocity", "v")
 
 
 def slope(level: Level, space: Space) -> Value:
-    """Return ``k`` in ``Δ_space = k·Δx0``: how a difference of clean estimates reads in ``space``.
+    """Return ``k`` in ``Δ_space = k·Δx0``, which turns a difference of x0 into one of ``space``.
 
     ``Δeps = −(α/σ)Δx0``, ``Δscore = (α/σ²)Δx0``, ``Δvelocity = −((α+σ)/σ)Δx0``,
     ``Δv = −((α²+σ²)/σ)Δx0``; all 0 where sigma is 0.
@@ -39,9 +39,7 @@ def slope(level: Level, space: Space) -> Value:
 
 
 class Root(NamedTuple):
-    """Where the graph of a differentiable prediction begins: a leaf ``x_t``, its rows (None: all),
-    the network.
-    """
+    """The start of a prediction's graph: the leaf ``x_t``, its rows (None: all), the network."""
 
     leaf: Tensor
     rows: Tensor | None
@@ -50,14 +48,17 @@ class Root(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A pair (x0, eps) at ``x_t``, linked by ``x_t = alpha x0 + sigma eps`` unless guidance split
-    it.
+    """A pair (x0, eps), linked by ``x_t = alpha x0 + sigma eps`` unless a guidance splits it.
 
-    Shapes: ``x_t``, ``x0``, ``eps`` and ``log_var`` are ``[B, *S]``. ``log_var`` is the network's
-    own reverse variance as Improved DDPM parametrises it: a share in [−1, 1] between the log of
-    the small and of the large posterior variance (networks of 2C channels only).
-    ``observed [B, …]`` is what a perturbation that observes the network found, and ``root`` where a
-    gradient in ``x_t`` is taken, if the pass was differentiable.
+    Args:
+        x_t: noisy samples ``[B, *S]``.
+        level: their level.
+        x0: the clean estimate ``[B, *S]``.
+        eps: the noise estimate ``[B, *S]``.
+        log_var: the learned reverse variance ``[B, *S]`` of networks of 2C channels, as in Improved
+            DDPM: a share in [−1, 1] between the logs of the small and large posterior variance.
+        observed: the values ``[B, …]`` of a perturbation that observes the network.
+        root: the leaf in which a gradient is taken, if the pass was differentiable.
     """
 
     x_t: Tensor
@@ -73,7 +74,7 @@ class Prediction:
         """Complete a clean estimate: ``eps = (x_t − alpha x0)/sigma``, 0 where sigma is 0.
 
         Raises:
-            ValueError: x0 has another shape than x_t; torch would broadcast it.
+            ValueError: x0 has another shape than x_t, which torch would broadcast.
         """
         if x0.shape != x_t.shape:
             raise ValueError(
@@ -83,7 +84,11 @@ class Prediction:
         return cls(x_t=x_t, level=level, x0=x0, eps=eps)
 
     def view(self, space: Space) -> Tensor:
-        """Return the prediction in ``space``: one of x0, eps, score, velocity, v."""
+        """Return the prediction ``[B, *S]`` in ``space``: one of x0, eps, score, velocity, v.
+
+        Raises:
+            ValueError: an unknown space.
+        """
         if space == "x0":
             return self.x0
         if space == "eps":
@@ -93,14 +98,12 @@ class Prediction:
         if space == "velocity":
             return self.eps - self.x0
         if space == "v":
-            return (
-                expand(self.level.alpha, self.eps) * self.eps
-                - expand(self.level.sigma, self.x0) * self.x0
-            )
+            a, s = expand(self.level.alpha, self.eps), expand(self.level.sigma, self.x0)
+            return a * self.eps - s * self.x0
         raise ValueError(f"unknown space {space!r}; the spaces are {', '.join(SPACES)}")
 
     def shifted(self, delta: Tensor, *, linked: bool = True) -> Prediction:
-        """Add ``delta`` to x0; eps follows if ``linked``, else it stays (a split prediction)."""
+        """Add ``delta [B, *S]`` to x0; eps follows if ``linked``, else the prediction is split."""
         eps = self.eps + expand(slope(self.level, "eps"), delta) * delta if linked else self.eps
         x0 = self.x0 + delta
         return Prediction(x_t=self.x_t, level=self.level, x0=x0, eps=eps, log_var=self.log_var)
@@ -110,52 +113,56 @@ class Prediction:
         return self.shifted(x0 - self.x0)
 
     def to_x0(self, delta: Tensor, space: Space) -> Tensor:
-        """Carry a difference from ``space`` to x0 (0 where that space cannot tell, at its ends)."""
+        """Turn a difference in ``space`` into one of x0; 0 where the slope of ``space`` is 0."""
         return expand(inverse_or_zero(slope(self.level, space)), delta) * delta
+
+    def detach(self, x_t: Tensor) -> Prediction:
+        """Return this prediction at ``x_t`` without its graph."""
+        log_var = None if self.log_var is None else self.log_var.detach()
+        x0, eps = self.x0.detach(), self.eps.detach()
+        return Prediction(x_t=x_t, level=self.level, x0=x0, eps=eps, log_var=log_var)
 
     def take(self, rows: Tensor) -> Prediction:
         """Select samples (``rows``: int64 indices)."""
         here, root = rows.to(self.x_t.device), self.root
-        with torch.enable_grad() if root else nullcontext():  # the graph goes on to its root
+        observed = self.observed
+        with torch.enable_grad() if root else nullcontext():  # the graph leads to its root
             return Prediction(
                 x_t=self.x_t[here],
                 level=self.level.take(rows),
                 x0=self.x0[here],
                 eps=self.eps[here],
                 log_var=None if self.log_var is None else self.log_var[here],
-                observed=None
-                if self.observed is None
-                else self.observed[rows.to(self.observed.device)],
+                observed=None if observed is None else observed[rows.to(observed.device)],
                 root=root and root._replace(rows=here if root.rows is None else root.rows[here]),
             )
 
     @staticmethod
     def join(parts: list[Prediction], x_t: Tensor, level: Level) -> Prediction:
-        """Concatenate chunks of one batch back into a prediction at ``x_t``.
+        """Concatenate parts of one batch into a prediction at ``x_t``.
 
         Raises:
-            ValueError: some parts have a predicted variance and some have none.
+            ValueError: some parts have a learned variance and some have none.
         """
         learned = any(p.log_var is not None for p in parts)
+        observed = [p.observed for p in parts if p.observed is not None]
         return Prediction(
             x_t=x_t,
             level=level,
             x0=torch.cat([p.x0 for p in parts]),
             eps=torch.cat([p.eps for p in parts]),
             log_var=torch.cat([_share(p) for p in parts]) if learned else None,
+            observed=torch.cat(observed) if observed else None,
         )
 
 
 def _share(part: Prediction) -> Tensor:
-    """Return a part's predicted variance; 0 for clean rows, which no network evaluates."""
+    """Return a part's learned variance; 0 for clean rows, which no network evaluates."""
     if part.log_var is not None:
         return part.log_var
     if bool((torch.as_tensor(part.level.sigma) != 0).any()):
         raise ValueError(
-            "some rows of this batch come with a predicted variance and some without; a network "
-            "should predict it for all, or for none"
+            "some rows of this batch have a learned variance and some have none; a network must "
+            "predict it for all rows, or for none"
         )
     return torch.zeros_like(part.x0)
-
-
-__all__ = ["SPACES", "Prediction", "Root", "Space", "slope"]

@@ -1,15 +1,15 @@
 """Randomness: one named stream for each sample.
 
-Every random number of a run is keyed by (the sample's seed, the step, a tag). So sample k does not
-depend on who else is in its batch, on chunking, on the number of devices or processes, nor on which
-other numbers were drawn before, and a resumed run equals an unbroken one.
+Every random number of a run is keyed by the sample's seed, the step and a tag. So a sample depends
+neither on the other samples of its batch, nor on chunks, devices or processes, nor on which other
+numbers were drawn before; and a resumed run equals an unbroken one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,10 +22,10 @@ def _generator(seed: int, step: str, tag: str) -> torch.Generator:
 
 
 def checked_seeds(seeds: Sequence[int]) -> list[int]:
-    """Return one integer a sample; refuse anything else.
+    """Return the seeds as Python integers, one a sample.
 
     Raises:
-        ValueError: there is none, or they are no integers.
+        ValueError: there are no seeds, or they are no integers.
     """
     try:
         found = [operator.index(s) for s in seeds]
@@ -48,7 +48,7 @@ class Draw:
     Args:
         seeds: one integer for each sample of the batch.
         step: the step of the run or of the training.
-        visit: which time this step is taken, where a run travels back and takes it again.
+        visit: how often the run took this step before (it may travel back in time).
 
     Example:
         >>> one, two = Draw([7]), Draw([3, 7])
@@ -68,22 +68,18 @@ class Draw:
         """Return the streams of another visit of the same step."""
         return replace(self, visit=visit)
 
-    @property
-    def _when(self) -> str:
-        return f"{self.step}.{self.visit}" if self.visit else f"{self.step}"
-
     def take(self, rows: Tensor) -> Draw:
         """Select samples (``rows``: int64 indices)."""
         return replace(self, seeds=[self.seeds[i] for i in rows.tolist()])
 
+    def _generators(self, tag: str) -> Iterator[torch.Generator]:
+        when = f"{self.step}.{self.visit}" if self.visit else f"{self.step}"
+        return (_generator(seed, when, tag) for seed in self.seeds)
+
     def normal(self, tag: str, shape: Sequence[int]) -> Tensor:
         """Draw standard normals ``[B, *shape]``, on the CPU in float32."""
-        return torch.stack(
-            [
-                torch.randn(tuple(shape), generator=_generator(s, self._when, tag))
-                for s in self.seeds
-            ]
-        )
+        every = [torch.randn(tuple(shape), generator=g) for g in self._generators(tag)]
+        return torch.stack(every)
 
     def normal_like(self, tag: str, x: Tensor) -> Tensor:
         """Draw standard normals in the shape, dtype and on the device of ``x [B, *S]``."""
@@ -91,18 +87,10 @@ class Draw:
 
     def uniform(self, tag: str) -> Tensor:
         """Draw one number a sample, uniform in [0, 1): ``[B]``, CPU float64."""
-        return torch.stack(
-            [
-                torch.rand((), generator=_generator(s, self._when, tag), dtype=torch.float64)
-                for s in self.seeds
-            ]
-        )
+        every = [torch.rand((), generator=g, dtype=torch.float64) for g in self._generators(tag)]
+        return torch.stack(every)
 
     def gaussian(self, tag: str) -> Tensor:
         """Draw one standard normal a sample: ``[B]``, CPU float64."""
-        return torch.stack(
-            [
-                torch.randn((), generator=_generator(s, self._when, tag), dtype=torch.float64)
-                for s in self.seeds
-            ]
-        )
+        every = [torch.randn((), generator=g, dtype=torch.float64) for g in self._generators(tag)]
+        return torch.stack(every)

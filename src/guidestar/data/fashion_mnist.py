@@ -37,7 +37,8 @@ def read_idx(path: Path) -> Tensor:
     """Read an IDX file of unsigned bytes, gzipped or not, as a uint8 tensor.
 
     Raises:
-        Damaged: it is not IDX, not of unsigned bytes, or shorter or longer than its header says.
+        Damaged: the file is not IDX, not of unsigned bytes, or of another length than its header
+            gives.
     """
     try:
         raw = path.read_bytes()
@@ -45,12 +46,13 @@ def read_idx(path: Path) -> Tensor:
         zero, kind, ndim = struct.unpack(">HBB", raw[:4])
         shape = struct.unpack(f">{ndim}I", raw[4 : 4 + 4 * ndim])
     except (OSError, EOFError, struct.error, zlib.error) as error:
-        raise Damaged(f"{path} cannot be read as an IDX file: {error}") from error
+        raise Damaged(f"{path}: cannot be read as an IDX file ({error}); fetch it again") from error
     body = raw[4 + 4 * ndim :]
     if zero != 0 or kind != 8 or len(body) != math.prod(shape):
         raise Damaged(
-            f"{path} is not a complete IDX file of unsigned bytes (its header says {shape}, it "
-            f"holds {len(body)} bytes)"
+            f"{path}: must be an IDX file of unsigned bytes, with {shape} of them by its header, "
+            "not "
+            f"{len(body)} bytes; fetch it again"
         )
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(shape)
 
@@ -65,16 +67,16 @@ def _find(folder: Path, stem: str) -> Path:
     )
 
 
-def load(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor, Tensor]:
+def load_split(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor, Tensor]:
     """Load images ``[N, 1, 28, 28]`` in [−1, 1] (float32) and labels ``[N]`` (int64).
 
     Args:
         split: "train" (60,000) or "test" (10,000).
-        folder: where the IDX files are; by default where Debian's dataset-fashion-mnist puts them.
+        folder: of the IDX files; by default the one of Debian's package dataset-fashion-mnist.
 
     Raises:
-        FileNotFoundError: the files are not there; the message says how to get them.
-        Damaged: a file is.
+        FileNotFoundError: a file is missing; the message tells how to get it.
+        Damaged: a file is damaged.
         ValueError: images and labels differ in number, or are not Fashion-MNIST's.
     """
     where = Path(folder) if folder else INSTALLED
@@ -87,12 +89,14 @@ def load(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor
         or int(labels.max()) >= len(CLASSES)
     ):
         raise ValueError(
-            f"{where} does not hold Fashion-MNIST: images {tuple(images.shape)} and labels "
-            f"{tuple(labels.shape)}, where [N, 28, 28] and [N] below 10 belong"
+            f"{where}: must hold images [N, 28, 28] and labels [N] below 10, not "
+            f"{tuple(images.shape)} and {tuple(labels.shape)}; name a folder of Fashion-MNIST"
         )
     if len(images) != len(labels):
         raise ValueError(
-            f"{where} holds {len(images)} images but {len(labels)} labels in its {split} split"
+            f"{where}: holds {len(images)} images but {len(labels)} labels in its {split} split; "
+            "fetch "
+            "both files again"
         )
     return images[:, None].float() / 127.5 - 1, labels.long()
 
@@ -100,12 +104,13 @@ def load(split: str = "train", folder: Path | str | None = None) -> tuple[Tensor
 def write_folders(
     out: Path, *, each: int = 600, split: str = "train", folder: Path | str | None = None
 ) -> int:
-    """Write pictures as PNG files in a folder for each class, and return how many.
+    """Write pictures as PNG files, in a folder for each class; return their number.
 
     Args:
-        out: holds ``t-shirt/00000.png``, … afterwards; it must be new or empty.
+        out: a new or empty folder, for ``t-shirt/00000.png``, ….
         each: pictures of each class, the first ones of the split.
-        split, folder: as in `load`.
+        split: "train" or "test".
+        folder: of the IDX files, as in `load_split`.
 
     Raises:
         FileExistsError: ``out`` holds something already.
@@ -114,7 +119,7 @@ def write_folders(
 
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; give a new folder")
-    x, y = load(split, folder)
+    x, y = load_split(split, folder)
     pixels, count = ((x[:, 0] + 1) * 127.5).round().byte().numpy(), 0
     for k, name in enumerate(CLASSES):
         (out / name).mkdir(parents=True)

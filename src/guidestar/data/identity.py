@@ -1,4 +1,4 @@
-"""The identity of data: what a training must find unchanged when it is resumed."""
+"""The identity of data, which a resumed training compares with that of its start."""
 
 from __future__ import annotations
 
@@ -6,31 +6,39 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from torch import Tensor
 
+from .latents import Latents, Unencoded
 from .pictures import Pictures
 from .shards import Shards
-from .source import Column, Held, InMemory, Part, Source
-from .tensors import Scaled
+from .source import Column, Held, InMemory, Source, Subset
+from .tensors import Standardised
 
 HASHED = 256 * 2**20
-"""Bytes of one tensor that are hashed; of a larger one, fewer numbers of each row."""
+"""Bytes of one tensor that are hashed; of a larger one, only some numbers of each row are."""
 LEAST = 64
-"""Numbers of each row that are hashed at least, evenly spaced, so that none goes unnoticed."""
+"""Least numbers of each row that are hashed, evenly spaced, so that each row counts."""
 
 
-def identify(source: Source) -> dict[str, Any]:
-    """Return the identity of ``source``: JSON values, equal where the data are.
+class Identity(TypedDict):
+    """The identity of data, in JSON values."""
 
-    It depends on the samples and on what is known of them, not on where the files lie or when they
-    were written. Of shards, which are not read to their end, it depends on the names and sizes of
-    the files.
+    columns: dict[str, list[object]]
+    """By name: the kind, and the classes in order or the width."""
+    size: int | None
+    """Number of samples; None for a stream."""
+    digest: str
+    """Of the samples, their classes, numbers and captions."""
 
-    Returns:
-        ``columns`` (by name: kind, and the classes in order or the width), ``size`` (None for a
-        stream) and ``digest`` (of the samples, their classes, numbers and captions).
+
+def identify(source: Source) -> Identity:
+    """Return the identity of ``source``, equal where the data are.
+
+    It depends on the samples and their columns, not on the place of the files or the time they were
+    written. For shards, which are not read to their end, it depends on the names and sizes of the
+    files.
     """
     digest = hashlib.blake2b(digest_size=16)
     for piece in _pieces(source):
@@ -40,18 +48,18 @@ def identify(source: Source) -> dict[str, Any]:
     return {"columns": columns, "size": source.size, "digest": digest.hexdigest()}
 
 
-def _column(column: Column) -> list[Any]:
+def _column(column: Column) -> list[object]:
     known = {"class": list(column.classes), "vector": column.width, "text": None}
     return [column.kind, known[column.kind]]
 
 
-def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, bool] | None:
-    """Compare two identities; None where they are equal.
+def compare(before: Identity, now: Identity) -> tuple[str, bool] | None:
+    """Compare two identities.
 
     Returns:
-        What differs, in one line, and whether a training may go on with the new data all the same:
-        true where only samples were added, removed or changed, false where classes or columns were,
-        as the trained network's indices would mean something else.
+        None where they are equal. Else what differs, in one line, and whether a training may go on
+        with the new data: true where only samples were added, removed or changed; false where
+        classes or columns were, as the network's indices would have another meaning.
     """
     if before == now:
         return None
@@ -61,7 +69,9 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, boo
     )
 
 
-def _compare_columns(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, bool] | None:
+def _compare_columns(
+    before: Mapping[str, list[object]], now: Mapping[str, list[object]]
+) -> tuple[str, bool] | None:
     for name in {**before, **now}:
         if name not in now:
             return f"the column {name!r} is gone", False
@@ -70,14 +80,14 @@ def _compare_columns(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple
         (kind, old), (other, new) = before[name], now[name]
         if kind != other:
             return f"the column {name!r} was a {kind} and is a {other}", False
-        if kind == "class" and old != new:
+        if isinstance(old, list) and isinstance(new, list) and old != new:
             return f"the classes of {name!r} {_compare_classes(old, new)}", False
         if old != new:
             return f"the column {name!r} had {old} numbers and has {new}", False
     return None
 
 
-def _compare_classes(before: list[str], now: list[str]) -> str:
+def _compare_classes(before: list[object], now: list[object]) -> str:
     gone = [c for c in before if c not in now]
     new = [c for c in now if c not in before]
     words = [f"lack {', '.join(map(repr, gone[:3]))}"] if gone else []
@@ -87,19 +97,21 @@ def _compare_classes(before: list[str], now: list[str]) -> str:
     return f"now {' and '.join(words)}"
 
 
-def _compare_samples(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _compare_samples(before: Identity, now: Identity) -> str:
     if before["size"] != now["size"]:
         return f"there were {before['size']} samples and are {now['size']}"
-    return "the samples, or what is known of them, have changed"
+    return "the samples, or the values of their columns, have changed"
 
 
 def _pieces(source: Source) -> Iterator[bytes]:
-    """Yield what the digest is made of."""
-    if isinstance(source, Part):
+    """Yield the bytes that the digest is computed from."""
+    if isinstance(source, Subset):
         yield ",".join(map(str, source.kept)).encode()
         yield from _pieces(source.source)
-    elif isinstance(source, Scaled):
+    elif isinstance(source, Standardised):
         yield from _pieces(source.source)
+    elif isinstance(source, Latents | Unencoded):  # whose autoencoder is an origin of its own
+        yield from _pieces(source.pictures)
     elif isinstance(source, Pictures):
         yield from (*_tensor(source.pixels), *_held(source.targets))
     elif isinstance(source, InMemory):
@@ -111,7 +123,7 @@ def _pieces(source: Source) -> Iterator[bytes]:
 
 
 def _file(name: str) -> bytes:
-    size = os.path.getsize(name) if os.path.isfile(name) else -1  # an address has none here
+    size = os.path.getsize(name) if os.path.isfile(name) else -1  # an address has no size here
     return f"{Path(name).name} {size}".encode()
 
 

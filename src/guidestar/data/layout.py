@@ -1,8 +1,8 @@
-"""Find the pictures of a folder, and what its layout and its files say of each.
+"""Find the pictures of a folder, and their classes, captions and further columns.
 
-A folder says it in one of three ways: a sub-folder for each class, a table with a row for each
-picture (``metadata.jsonl``, ``.csv`` or ``.parquet``), or a caption beside each (``1.txt`` beside
-``1.png``). What other programs leave in folders is passed over.
+A folder has one of three layouts: a sub-folder for each class, a table with a row for each picture
+(``metadata.jsonl``, ``.csv`` or ``.parquet``), or a caption beside each (``1.txt`` beside
+``1.png``). Files that other programs leave in folders are passed over.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ..io.documents import read_text
-from .splits import TABLES, check_splits
+from .splits import TABLE_FILES, check_splits
+
+Value = object
+"""A value of a table's cell: a text, a number, a list, or None."""
 
 PASSED_OVER = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """The pictures of a folder, in a fixed order, and what is known of each.
+class Layout:
+    """The pictures of a folder, in a fixed order, and their columns.
 
     Args:
         files: paths of the pictures.
@@ -34,27 +36,27 @@ class Found:
     """
 
     files: list[Path]
-    columns: dict[str, list[Any]]
+    columns: dict[str, list[Value]]
     labels: list[str] | None
 
 
-def find(folder: Path, *, text: Sequence[str] = (), classes: Sequence[str] = ()) -> Found:
+def read_layout(folder: Path, *, text: Sequence[str] = (), classes: Sequence[str] = ()) -> Layout:
     """Read the layout of a folder of pictures.
 
     Args:
         folder: the folder.
-        text: columns of a table that hold captions, whatever they look like: numbers stay text.
-        classes: names of folders that are classes, whatever they are called.
+        text: columns of a table that hold captions: their numbers stay text.
+        classes: names of folders that are classes, also where they are called like splits.
 
     Raises:
         FileNotFoundError: there are no pictures.
-        ValueError: the layout is no clear one, or its table does not fit its pictures.
+        ValueError: the layout is ambiguous, or its table does not fit its pictures.
     """
     files, tables = find_pictures(folder), _find_tables(folder)
     if not files:
-        raise FileNotFoundError(f"{folder}: holds no images")
+        raise FileNotFoundError(f"{folder}: holds no images; check data.path")
     _check_names(folder, files)
-    table = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    table = next((folder / name for name in TABLE_FILES if (folder / name).is_file()), None)
     if table is not None:
         return _by_table(folder, table, files, text)
     check_splits(folder, files, classes)
@@ -66,16 +68,17 @@ def find(folder: Path, *, text: Sequence[str] = (), classes: Sequence[str] = ())
     _check_depths(folder, files)
     captions = _captions(folder, files)
     labels = [file.parent.name for file in files]
-    return Found(
+    return Layout(
         files=files,
-        columns={"text": captions} if captions else {},
+        columns={"text": list(captions)} if captions else {},
         labels=labels if len({file.parent for file in files}) > 1 else None,
     )
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """Return the pictures below a folder, in a fixed order; links are followed, and those
-    that lead nowhere are returned, as pictures that cannot be read.
+    """Return the pictures below a folder, in a fixed order.
+
+    Links are followed; broken ones are returned too, as pictures that cannot be read.
     """
     from PIL import Image
 
@@ -88,7 +91,7 @@ def find_files(folder: Path) -> Iterator[Path]:
 
     Left out are hidden files and folders (``.git``, ``.ipynb_checkpoints``, ``._1.png``) and those
     of operating systems (``__MACOSX``, ``Thumbs.db``). Links to folders are followed, each real
-    folder once along a path, so that links in a circle end.
+    folder once along a path, so that circular links end.
     """
     yield from _walk(folder, frozenset({os.path.realpath(folder)}))
 
@@ -97,7 +100,9 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     try:
         entries = sorted(os.scandir(folder), key=lambda e: e.name)
     except OSError as error:
-        raise ValueError(f"{folder}: cannot be read ({error.strerror})") from error
+        raise ValueError(
+            f"{folder}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
     for path in (folder / entry.name for entry in entries):
         if path.name.startswith(".") or path.name in PASSED_OVER:
             continue
@@ -110,7 +115,7 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
 
 
 def _find_tables(folder: Path) -> list[Path]:
-    return [file for file in find_files(folder) if file.name in TABLES]
+    return [file for file in find_files(folder) if file.name in TABLE_FILES]
 
 
 def _check_names(folder: Path, files: Sequence[Path]) -> None:
@@ -130,7 +135,7 @@ def _check_depths(folder: Path, files: Sequence[Path]) -> None:
     for path in sorted(folder.iterdir()):
         ours = not path.name.startswith(".") and path.name not in PASSED_OVER
         if ours and path.is_symlink() and not path.exists() and path not in files:
-            raise ValueError(f"{folder}: the link {path.name!r} leads nowhere; mend or remove it")
+            raise ValueError(f"{folder}: the link {path.name!r} leads nowhere; repair or remove it")
         if ours and path.is_dir() and path not in filled:
             raise ValueError(
                 f"{folder}: the class folder {path.name!r} holds no images; fill or remove it"
@@ -144,8 +149,8 @@ def _check_depths(folder: Path, files: Sequence[Path]) -> None:
         )
 
 
-def _captions(folder: Path, files: Sequence[Path]) -> list[str] | None:
-    """Read the captions beside the pictures; None where there are none at all."""
+def _captions(folder: Path, files: Sequence[Path]) -> list[str | None] | None:
+    """Read the captions beside the pictures (an empty one is None); None where there are none."""
     beside = [file.with_suffix(".txt") for file in files]
     there = [file.is_file() for file in beside]
     if not any(there):
@@ -156,20 +161,21 @@ def _captions(folder: Path, files: Sequence[Path]) -> list[str] | None:
             f"{folder}: {sum(there)} of {len(files)} images have a caption beside them (.txt), "
             f"but {without!r} has none; add the others, or move the captions away"
         )
-    return [read_text(file).strip() or None for file in beside]  # type: ignore[misc]
+    return [read_text(file).strip() or None for file in beside]
 
 
-def _by_table(folder: Path, table: Path, files: Sequence[Path], text: Sequence[str]) -> Found:
+def _by_table(folder: Path, table: Path, files: Sequence[Path], text: Sequence[str]) -> Layout:
     rows = list(_rows(table))
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row.get("file_name"), str):
-            raise ValueError(f"{table}: row {number} has no file_name")
-    names = [_plain(row["file_name"]) for row in rows]
+    names = [_file_name(table, number, row) for number, row in enumerate(rows, 1)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(f"{table}: names images that are not there: {missing[0]!r}{more}")
+        raise ValueError(
+            f"{table}: names images that are missing: {missing[0]!r}{more}; add them, or remove "
+            "their "
+            "rows"
+        )
     if twice:
         raise ValueError(
             f"{table}: names {twice[0]!r} twice; keep one row (a list is several captions)"
@@ -178,75 +184,90 @@ def _by_table(folder: Path, table: Path, files: Sequence[Path], text: Sequence[s
     unnamed = sorted(known - set(names))
     if unnamed:
         more = f" and {len(unnamed) - 1} more images" if len(unnamed) > 1 else ""
-        raise ValueError(f"{table}: says nothing about {unnamed[0]!r}{more}; add or remove them")
+        raise ValueError(
+            f"{table}: has no row for {unnamed[0]!r}{more}; add rows, or remove the images"
+        )
     if any("image" in row for row in rows):
-        raise ValueError(f'{table}: the name "image" is the picture\'s own; rename that column')
-    columns = {
+        raise ValueError(f'{table}: a column cannot be called "image", the picture; rename it')
+    columns: dict[str, list[Value]] = {
         name: [row.get(name) for row in rows]
         for name in dict.fromkeys(key for row in rows for key in row)
         if name != "file_name"
     }
     if table.suffix == ".csv":
         columns = {n: v if n in text else _numbers(v) for n, v in columns.items()}
-    return Found(files=[folder / name for name in names], columns=columns, labels=None)
+    return Layout(files=[folder / name for name in names], columns=columns, labels=None)
+
+
+def _file_name(table: Path, number: int, row: Mapping[str, Value]) -> str:
+    name = row.get("file_name")
+    if not isinstance(name, str):
+        raise ValueError(
+            f"{table}: row {number} has no file_name; give the picture's path in the folder"
+        )
+    return _plain(name)
 
 
 def _plain(name: str) -> str:
-    """Write a file's name as this library does: ``./a\\b.png`` is ``a/b.png``."""
+    """Return a file's name in one spelling: ``./a\\b.png`` is ``a/b.png``."""
     return PurePosixPath(name.replace("\\", "/")).as_posix()
 
 
-def _numbers(values: list[Any]) -> list[Any]:
-    """Turn a column of a CSV file into numbers where all of it is."""
+def _numbers(values: list[Value]) -> list[Value]:
+    """Turn a column of a CSV file into numbers, where all its texts are numbers."""
     for kind in (int, float):
         try:
-            return [None if v is None else kind(v) for v in values]
+            return [None if v is None else kind(str(v)) for v in values]
         except ValueError:
             continue
     return values
 
 
-def _rows(table: Path) -> Iterator[Mapping[str, Any]]:
+def _rows(table: Path) -> Iterator[Mapping[str, Value]]:
     if table.suffix == ".parquet":
         yield from _parquet(table)
     elif table.suffix == ".csv":
         yield from _csv(table)
     else:
-        # Not splitlines: it also ends lines at U+2028 and others, which may stand in a text.
+        # Not splitlines, which also ends lines at U+2028 and others that a text may hold.
         for number, line in enumerate(read_text(table).split("\n"), 1):
             if line.strip():
                 yield _json(table, number, line)
 
 
-def _json(table: Path, number: int, line: str) -> Mapping[str, Any]:
+def _json(table: Path, number: int, line: str) -> Mapping[str, Value]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{table}: line {number} is not JSON ({error})") from error
+        raise ValueError(f"{table}: line {number} is not JSON ({error}); correct it") from error
     if not isinstance(row, dict):
-        raise ValueError(f'{table}: line {number} should be {{"file_name": …, …}}')
+        raise ValueError(f'{table}: line {number} must be an object, {{"file_name": …, …}}')
     return row
 
 
-def _parquet(table: Path) -> list[Mapping[str, Any]]:
+def _parquet(table: Path) -> list[Mapping[str, Value]]:
     import pyarrow.parquet
 
     try:
         return pyarrow.parquet.read_table(table).to_pylist()
     except Exception as error:
-        # Whatever the reader trips over, it is the file that is not as it expects.
+        # The reader raises many kinds of exceptions, all of them for the file's fault.
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{table}: not readable as parquet ({reason})") from error
+        raise ValueError(f"{table}: not readable as parquet ({reason}); write it again") from error
 
 
-def _csv(table: Path) -> Iterator[Mapping[str, Any]]:
-    """Read a table with commas, semicolons or tabs; an empty cell is None."""
+def _csv(table: Path) -> Iterator[Mapping[str, Value]]:
+    """Yield the rows of a table with commas, semicolons or tabs; an empty cell is None."""
     text = read_text(table).lstrip()
     mark = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
     header = [name.strip() for name in next(reader, [])]
     if "file_name" not in header:
-        raise ValueError(f"{table}: has no column file_name; it has {', '.join(header) or 'none'}")
+        raise ValueError(
+            f"{table}: has no column file_name, but {', '.join(header) or 'none'}; add it, with "
+            "the "
+            "path of each picture"
+        )
     try:
         for number, cells in enumerate(filter(None, reader), 1):  # an empty line has no cells
             if len(cells) > len(header):
@@ -257,4 +278,6 @@ def _csv(table: Path) -> Iterator[Mapping[str, Any]]:
             filled = [*cells, *[""] * (len(header) - len(cells))]
             yield {n: cell or None for n, cell in zip(header, filled, strict=True)}
     except csv.Error as error:
-        raise ValueError(f"{table}: cannot be read as a table ({error})") from error
+        raise ValueError(
+            f"{table}: cannot be read as a table ({error}); save it as CSV again"
+        ) from error

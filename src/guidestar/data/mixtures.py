@@ -1,9 +1,8 @@
-"""Gaussian mixtures: data of which everything is known exactly, at every noise level.
+"""Gaussian mixtures: data whose score, denoiser and classifier are exact at every noise level.
 
 Noised by ``x_t = αx_0 + σε``, a mixture ``Σ_n π_n N(m_n, Σ_n)`` stays a mixture, with means
 ``αm_n`` and covariances ``C_n = α²Σ_n + σ²I``. So the score, the denoiser and the noise-aware
-classifier are
-closed forms: a ground truth for guidance without any training.
+classifier are closed forms: a ground truth for guidance without any training.
 
 References:
     Diffusion Models Beat GANs on Image Synthesis (classifier guidance),
@@ -16,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from ..core.denoiser import Condition
 from ..core.levels import Level, expand
+from .noised_mixture import NoisedMixture
 
 
 class Streams(Protocol):
@@ -84,14 +83,16 @@ class Mixture:
 
     def __post_init__(self) -> None:
         self._check_shapes()
-        # Made here and not at first use: that may be inside torch.inference_mode(), whose tensors
-        # no gradient can pass.
+        # Not at first use: that may be in torch.inference_mode(), whose tensors pass no gradient.
         variances, axes = torch.linalg.eigh(self.covariances.double())
         classes = torch.arange(len(self.weights)) if self.classes is None else self.classes
         if not bool((variances > 0).all()) or not torch.allclose(
             self.covariances, self.covariances.mT
         ):
-            raise ValueError("the covariances of a mixture must be symmetric and positive definite")
+            raise ValueError(
+                "the covariances of a mixture must be symmetric and positive definite; symmetrise "
+                "them and add a small multiple of the identity"
+            )
         if not classes.unique().equal(torch.arange(int(classes.max()) + 1)):
             raise ValueError(
                 "the classes of a mixture must use all of 0 … K − 1, not "
@@ -108,7 +109,10 @@ class Mixture:
 
     def _check_shapes(self) -> None:
         if self.weights.ndim != 1 or not bool((self.weights > 0).all()):
-            raise ValueError("the weights of a mixture must be positive numbers, [N]")
+            raise ValueError(
+                "the weights of a mixture must be positive numbers, [N], not "
+                f"{self.weights.tolist()}"
+            )
         n, d = len(self.weights), self.means.shape[-1]
         if (
             self.means.shape != (n, d)
@@ -149,18 +153,20 @@ class Mixture:
         return self.denoiser(x_t, level, cond.get("label"))
 
     def sample(self, draw: Streams, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Draw data ``[B, d]`` (float64, CPU), one for each seed of ``draw``, and its class
-        ``[B]``.
+        """Draw a point for each seed of ``draw``: ``m_n + Σ_n^½ ε``, n with probability ``π_n``.
 
-        ``m_n + Σ_n^½ ε`` with component n chosen with probability ``π_n``, within ``labels`` if
-        given.
+        Args:
+            draw: the streams of random numbers.
+            labels: classes ``[B]`` to draw from; by default all.
+
+        Returns:
+            Points ``[B, d]`` (float64, CPU) and their classes ``[B]``.
         """
         u = draw.uniform("mixture component")
         logits = self._within(labels, self._log_weights(u).expand(len(u), -1))
         cumulative = logits.softmax(-1).cumsum(-1)
-        n = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(
-            -1
-        )  # the last should be 1, and is but for rounding
+        # The last of the cumulative sums is 1 but for rounding.
+        n = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(-1)
         eps = draw.normal("mixture point", (self.dim,)).double()
         x = self.means.double()[n] + torch.einsum(
             "bij,bj->bi", self._axes[n], self._variances[n].sqrt() * eps
@@ -172,10 +178,10 @@ class Mixture:
 
         ``log Σ_n π_n N(x; αm_n, C_n)``, over the components of the class (with π normalised there).
         """
-        seen = _Seen(self, x, level)
+        noised = self._at(x, level)
         prior = self._within(labels, self._log_weights(x).expand(len(x), -1)).logsumexp(-1)
         return (
-            seen.log_reference + self._within(labels, seen.log_ratios).logsumexp(-1) - prior
+            noised.log_reference + self._within(labels, noised.log_ratios).logsumexp(-1) - prior
         ).to(x.dtype)
 
     def score(self, x: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
@@ -184,41 +190,48 @@ class Mixture:
         ``−Σ_n r_n C_n⁻¹ (x − αm_n)``, r the responsibilities of the components; finite at both
         ends.
         """
-        seen = _Seen(self, x, level)
-        return self._average(seen.turned_back(-seen.z / seen.spread), seen, labels)
+        noised = self._at(x, level)
+        return self._average(noised.to_space(-noised.z / noised.spread), noised, labels)
 
     def denoiser(self, x: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
         """Return ``D(x) = E[x_0 | x_t = x]``, or ``E[x_0 | x_t = x, label]``, ``[B, d]``.
 
         ``Σ_n r_n (m_n + αΣ_n C_n⁻¹ (x − αm_n))``: the mean at alpha = 0, ``x/α`` at sigma = 0.
         """
-        seen = _Seen(self, x, level)
-        gain = expand(level.alpha, seen.z) * seen.variances / seen.spread
-        return self._average(seen.means + seen.turned_back(gain * seen.z), seen, labels)
+        noised = self._at(x, level)
+        gain = expand(level.alpha, noised.z) * noised.variances / noised.spread
+        return self._average(noised.means + noised.to_space(gain * noised.z), noised, labels)
 
     def log_posterior(self, x: Tensor, level: Level) -> Tensor:
-        """Return ``log p(k | x_t = x)`` for every class, ``[B, K]``: the exact noise-aware
-        classifier.
-        """
-        ratios = _Seen(self, x, level).log_ratios
+        """Return ``log p(k | x_t = x)`` of every class, ``[B, K]``: the exact classifier."""
+        ratios = self._at(x, level).log_ratios
         *classes, whole = (ratios[:, member].logsumexp(-1) for member in self._member.to(x.device))
         return (torch.stack(classes, -1) - whole[:, None]).to(x.dtype)
 
     def log_prob(self, x: Tensor, level: Level, target: Tensor) -> Tensor:
-        """Return ``log p(target | x_t = x)``, ``[B]``, for the classes ``target``, int64 ``[B]`` or
-        ``[1]``.
+        """Return ``log p(target | x_t = x)``, ``[B]``, of classes int64 ``[B]`` or ``[1]``.
 
-        By Bayes its gradient is ``∇ log p_t(x | target) − ∇ log p_t(x)``.
+        By Bayes' rule its gradient is ``∇ log p_t(x | target) − ∇ log p_t(x)``.
         """
         chosen = target.to(x.device).expand(len(x))[:, None]
         return self.log_posterior(x, level).gather(-1, chosen)[:, 0]
+
+    def _at(self, x: Tensor, level: Level) -> NoisedMixture:
+        return NoisedMixture(
+            x,
+            level,
+            log_weights=self._log_weights(x),
+            means=self.means,
+            variances=self._variances,
+            axes=self._axes,
+        )
 
     def _log_weights(self, like: Tensor) -> Tensor:
         weights = self.weights.to(like.device, torch.float64)
         return (weights / weights.sum()).log()
 
     def _within(self, labels: Tensor | None, logits: Tensor) -> Tensor:
-        """Leave only the components of each sample's class in ``logits [B, N]``."""
+        """Set ``logits [B, N]`` of components outside each sample's class to −∞."""
         if labels is None:
             return logits
         if labels.shape != logits.shape[:1] or bool(((labels < 0) | (labels > self.count)).any()):
@@ -230,73 +243,10 @@ class Mixture:
             ~self._member.to(logits.device)[labels.to(logits.device)], -math.inf
         )
 
-    def _average(self, values: Tensor, seen: _Seen, labels: Tensor | None) -> Tensor:
-        """Average ``values [B, N, d]`` over the components, by their responsibility."""
-        r = self._within(labels, seen.log_ratios).softmax(-1)
-        return (r[:, :, None] * values).sum(1).to(seen.x.dtype)
-
-
-class _Seen:
-    """A mixture noised to ``level`` and seen from ``x [B, d]``: what all its truths are made of."""
-
-    def __init__(self, mixture: Mixture, x: Tensor, level: Level) -> None:
-        if x.ndim != 2 or x.shape[1] != mixture.dim:
-            raise ValueError(
-                f"a mixture in {mixture.dim} dimensions takes x of shape [B, {mixture.dim}], not "
-                f"{tuple(x.shape)}"
-            )
-        self.x, self.level, self.log_weights = x, level, mixture._log_weights(x)
-        self.means, self.variances, self.axes = (
-            t.to(x.device, torch.float64)
-            for t in (mixture.means, mixture._variances, mixture._axes)
-        )
-        self.z = torch.einsum("bni,nij->bnj", self._from(self.means), self.axes)
-        self.spread = self._noised(self.variances, self.z)
-
-    def turned_back(self, z: Tensor) -> Tensor:
-        """Turn ``[B, N, d]`` from the axes of each component back to those of x."""
-        return torch.einsum("nij,bnj->bni", self.axes, z)
-
-    def _from(self, points: Tensor) -> Tensor:
-        """Return ``x − α·points`` ``[B, N, d]``."""
-        wide = self.x.double()[:, None]
-        return wide - expand(self.level.alpha, wide) * points
-
-    def _noised(self, variances: Tensor, like: Tensor) -> Tensor:
-        """Return ``α²·variances + σ²``."""
-        return expand(self.level.alpha**2, like) * variances + expand(self.level.sigma**2, like)
-
-    @cached_property
-    def reference(self) -> Tensor:
-        """Variance ``v = α²λ̄ + σ²`` of one Gaussian that all components are compared with,
-        ``[B or 1, 1, 1]``.
-        """
-        return self._noised(self.variances.mean()[None, None, None], self.z)
-
-    @cached_property
-    def log_reference(self) -> Tensor:
-        """``log N(x; αm̄, vI)``, ``[B]``."""
-        offset = self._from(self.means.mean(0))
-        return (
-            -(offset**2 / self.reference + torch.log(2 * math.pi * self.reference)).sum((1, 2)) / 2
-        )
-
-    @cached_property
-    def log_ratios(self) -> Tensor:
-        """``log π_n N(x; αm_n, C_n) − log N(x; αm̄, vI)``, ``[B, N]``.
-
-        Near pure noise the components differ by O(α) only. Written relative to one common Gaussian,
-        that difference keeps all its digits there (guidance divides it by alpha) and at tiny sigma.
-        """
-        a, v = expand(self.level.alpha, self.z), self.reference
-        away, offset = self.means - self.means.mean(0), self._from(self.means.mean(0))
-        excess = (
-            a**2 * (self.variances - self.variances.mean()) / v
-        )  # C_n's variances are v(1 + excess)
-        linear = a * offset * away / v - a**2 * away**2 / (2 * v)
-        return self.log_weights + (
-            linear + self.z**2 * excess / (2 * self.spread) - torch.log1p(excess) / 2
-        ).sum(-1)
+    def _average(self, values: Tensor, noised: NoisedMixture, labels: Tensor | None) -> Tensor:
+        """Average ``values [B, N, d]`` over the components, weighted by their responsibilities."""
+        r = self._within(labels, noised.log_ratios).softmax(-1)
+        return (r[:, :, None] * values).sum(1).to(noised.x.dtype)
 
 
 def blobs() -> Mixture:
@@ -311,9 +261,7 @@ def blobs() -> Mixture:
 
 
 def moons(parts: int = 6) -> Mixture:
-    """Return two classes in the plane, interleaved half circles of ``parts`` round Gaussians
-    each.
-    """
+    """Return two classes in the plane: interleaved half circles of ``parts`` round Gaussians."""
     angles = torch.linspace(0, math.pi, parts, dtype=torch.float64)
     upper = torch.stack([angles.cos() - 0.5, angles.sin() - 0.2], -1) * 1.5
     means = torch.cat([upper, -upper])

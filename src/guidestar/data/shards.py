@@ -1,11 +1,11 @@
-"""Streams of pictures from webdataset shards, for data larger than a disk."""
+"""Stream pictures from webdataset shards, for data larger than a disk."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,43 +13,48 @@ from torch import Tensor
 from ..core.rng import Draw
 from ..io.documents import read_text
 from ..io.files import Damaged
-from .folders import find_data_files, literal
-from .pictures import Look, Say, decode, opened, prepared
+from .folders import escape_pattern, find_data_files
+from .pictures import EncodedPicture, PictureFormat, Say, decode, open_encoded, prepare
 from .source import Column, Source, Targets
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "pgm", "ppm")
+if TYPE_CHECKING:
+    import datasets
+
+Sample = Mapping[str, object]
+"""The files of a sample by their suffix, and ``__key__`` and ``__url__``."""
+
+PICTURE_KEYS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "pgm", "ppm")
 
 
 class Shards(Source):
-    """Read webdataset shards (``000.tar``: ``key.jpg`` with ``key.cls``, ``key.txt``) one sample
-    after the other.
+    """A stream of samples from webdataset shards.
 
-    The stream has no end: each pass is mixed anew, in a buffer. Which sample is at which position
-    depends on the shards and the settings alone, so a resumed training goes on with the same ones
-    (by walking there), and several processes read the same stream, each taking its own positions.
+    A shard (``000.tar``) holds ``key.jpg`` with ``key.cls`` and ``key.txt``. The stream has no end:
+    each pass is shuffled anew, in a buffer. The sample at a position depends on the shards and the
+    settings alone. So a resumed training goes on with the same samples (it reads up to there), and
+    several processes read the same stream, each taking its own positions.
 
     Args:
-        path: a .tar file, or a folder of them; or a pattern of addresses, read over the network.
-        look: how pictures are made alike; ``channels`` by default 3.
+        path: a .tar file, a folder of them, or a pattern of addresses, read over the network.
+        format: the format that all pictures are brought to; ``channels`` by default 3.
         classes: names of the classes (.cls); by default the lines of ``classes.txt`` beside the
             shards.
-        buffer: how many samples are mixed.
-        seed: of the mixing.
-        max_bad: how many unreadable pictures to skip before giving up (each process counts those it
-            meets). The first readable sample is seen in their place, so that no later one moves.
-        say: told of each picture that was skipped.
+        buffer: how many samples are shuffled together.
+        seed: of the shuffling.
+        max_bad: how many unreadable pictures to skip before giving up; each process counts its own.
+            The first readable sample takes their place, so that no later one moves.
+        say: called with a line about each picture that is skipped.
 
     Raises:
         FileNotFoundError: there are no shards.
-        ValueError: the first sample holds no picture, or its class no name.
+        Damaged: the shards cannot be read.
+        ValueError: the first sample holds no picture, or its class has no name.
     """
-
-    size = None
 
     def __init__(
         self,
         path: Path | str,
-        look: Look,
+        format: PictureFormat,
         *,
         classes: Sequence[str] = (),
         buffer: int = 10_000,
@@ -57,19 +62,24 @@ class Shards(Source):
         max_bad: int = 0,
         say: Say | None = None,
     ) -> None:
-        self.look, self.buffer, self.seed, self.max_bad, self.say = look, buffer, seed, max_bad, say
+        self.format, self.buffer, self.seed, self.max_bad, self.say = (
+            format,
+            buffer,
+            seed,
+            max_bad,
+            say,
+        )
         self._bad: dict[str, str] = {}
         self.files = _files(path)
-        self.channels = look.channels or 3
-        self.shape = (self.channels, look.size, look.size)
-        self._at, self._stream = 0, iter(())
-        self._stream = iter(self._as_they_lie())
+        self.channels = format.channels or 3
+        self._at = 0
+        self._stream: Iterator[Sample] = iter(self._in_order())
         first = self._next()
-        self._picture = next((k for k in first if k.lower() in PICTURES), "")
+        self._picture = next((k for k in first if k.lower() in PICTURE_KEYS), "")
         if not self._picture:
             raise ValueError(
-                f"{self.files[0]}: its first sample holds no picture "
-                f"({', '.join('.' + p for p in PICTURES)}), but "
+                f"{self.files[0]}: the first sample must hold a picture "
+                f"({', '.join('.' + p for p in PICTURE_KEYS)}), not only "
                 f"{', '.join(k for k in first if not k.startswith('__'))}"
             )
         names = tuple(classes) or _class_names(Path(self.files[0]).parent)
@@ -83,46 +93,57 @@ class Shards(Source):
                 "classes.txt beside the shards, one a line"
             )
 
-    def _next(self) -> Mapping[str, Any]:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return (self.channels, self.format.size, self.format.size)
+
+    @property
+    def size(self) -> None:
+        """None: a stream has no size."""
+        return None
+
+    def _next(self) -> Sample:
         try:
             return next(self._stream)
         except Exception as error:
-            # Whatever the reader trips over, it is the shards that are not as it expects.
+            # The reader raises many kinds of exceptions, all of them for the shards' fault.
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> Damaged:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         return Damaged(
             f"{self.files[0]}{' …' if len(self.files) > 1 else ''}: not readable as webdataset "
-            f"({reason})"
+            f"({reason}); write them again"
         )
 
-    def _as_they_lie(self) -> Any:
+    def _in_order(self) -> datasets.IterableDataset:
+        """Return the samples in the order of the files."""
         import datasets
 
         try:
             stream = datasets.load_dataset(
                 "webdataset",
-                data_files=[f if "://" in f else literal(Path(f)) for f in self.files],
+                data_files=[f if "://" in f else escape_pattern(Path(f)) for f in self.files],
                 split="train",
                 streaming=True,
             )
         except Exception as error:
             raise self._damaged(error) from error
         for name in list(stream.features or {}):
-            if name.lower() in PICTURES:
+            if name.lower() in PICTURE_KEYS:
                 stream = stream.cast_column(name, datasets.Image(decode=False))
         return stream
 
-    def _pass(self, epoch: int) -> Iterator[Mapping[str, Any]]:
-        stream = self._as_they_lie()
+    def _pass(self, epoch: int) -> Iterator[Sample]:
+        stream = self._in_order()
         return iter(
             stream.shuffle(seed=self.seed + epoch, buffer_size=self.buffer)
             if self.buffer > 1
             else stream
         )
 
-    def _endless(self) -> Iterator[Mapping[str, Any]]:
+    def _endless(self) -> Iterator[Sample]:
         epoch = 0
         while True:
             yield from self._pass(epoch)
@@ -144,9 +165,9 @@ class Shards(Source):
                 self._at += 1
             found.append(sample)
         pixels, samples = zip(*[self._readable(sample) for sample in found], strict=True)
-        return prepared(torch.stack(pixels), self.look, draw), self._targets(samples)
+        return prepare(torch.stack(pixels), self.format, draw), self._targets(samples)
 
-    def _readable(self, sample: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
+    def _readable(self, sample: Sample) -> tuple[Tensor, Sample]:
         try:
             return self._decoded(sample), sample
         except Damaged as error:
@@ -154,45 +175,44 @@ class Shards(Source):
             return self._stand_in
 
     def _skip(self, name: str, error: Damaged) -> None:
-        if name in self._bad:  # met in an earlier pass
+        if name in self._bad:  # of an earlier pass
             return
         self._bad[name] = str(error)
         if len(self._bad) > self.max_bad:
             raise Damaged(
-                f"{error}; mend or remove it, or set data.max_bad (now {self.max_bad})"
+                f"{error}; replace or remove it, or raise data.max_bad (now {self.max_bad})"
             ) from error
         if self.say:
             self.say(f"skipped an image: {error}")
 
     @cached_property
-    def _stand_in(self) -> tuple[Tensor, Mapping[str, Any]]:
-        for sample in self._as_they_lie():
+    def _stand_in(self) -> tuple[Tensor, Sample]:
+        for sample in self._in_order():
             try:
                 return self._decoded(sample), sample
             except Damaged:
                 continue
-        raise Damaged(f"{self.files[0]}: no image of these shards can be read")
+        raise Damaged(f"{self.files[0]}: no image of these shards can be read; write them again")
 
-    def _decoded(self, sample: Mapping[str, Any]) -> Tensor:
+    def _decoded(self, sample: Sample) -> Tensor:
         try:
-            return decode(opened(sample[self._picture]), self.look, self.channels)
+            return decode(open_encoded(_picture(sample, self._picture)), self.format, self.channels)
         except (OSError, ValueError, KeyError) as error:
             raise Damaged(
                 f"{sample.get('__url__')}: cannot read the image of {sample.get('__key__')!r} "
                 f"({' '.join(str(error).split())})"
             ) from error
 
-    def _targets(self, found: Sequence[Mapping[str, Any]]) -> Targets:
+    def _targets(self, found: Sequence[Sample]) -> Targets:
         targets: dict[str, Tensor | list[str]] = {}
         if "label" in self.columns:
             labels = [_label(s) for s in found]
             names = self.columns["label"].classes
             for sample, label in zip(found, labels, strict=True):
                 if not 0 <= label < len(names):
-                    where = f"{sample.get('__url__') or 'a shard'}: {sample.get('__key__')!r}"
                     raise ValueError(
-                        f"{where} has the class {label}, but there are {len(names)} names; mend "
-                        "it, or name all classes in classes.txt"
+                        f"{_place(sample)} has the class {label}, but there are {len(names)} "
+                        "names; correct it, or name all classes in classes.txt"
                     )
             targets["label"] = torch.tensor(labels)
         if "caption" in self.columns:
@@ -200,28 +220,40 @@ class Shards(Source):
         return targets
 
 
-def _place(sample: Mapping[str, Any]) -> str:
+def _place(sample: Sample) -> str:
     return f"{sample.get('__url__') or 'a shard'}: {sample.get('__key__')!r}"
 
 
-def _caption(sample: Mapping[str, Any]) -> str:
+def _caption(sample: Sample) -> str:
     text = sample.get("txt")
     try:
-        words = text if isinstance(text, str) else bytes(text).decode()  # type: ignore[arg-type]
-        return words.removeprefix("\ufeff").strip()
-    except (TypeError, UnicodeDecodeError):
-        raise ValueError(
-            f"{_place(sample)} has no caption in UTF-8 (.txt); mend or remove it"
-        ) from None
+        words = text.decode() if isinstance(text, bytes) else text
+    except UnicodeDecodeError:
+        words = None
+    if not isinstance(words, str):
+        raise ValueError(f"{_place(sample)} has no caption in UTF-8 (.txt); correct or remove it")
+    return words.removeprefix("\ufeff").strip()
 
 
-def _label(sample: Mapping[str, Any]) -> int:
+def _label(sample: Sample) -> int:
+    label = sample.get("cls")
     try:
-        return int(sample["cls"])
-    except (KeyError, TypeError, ValueError):
+        return int(label) if isinstance(label, int | float | str | bytes) else int(str(label))
+    except ValueError:
         raise ValueError(
-            f"{_place(sample)} has the class {sample.get('cls')!r}, which is no number (.cls)"
+            f"{_place(sample)} has the class {label!r} (.cls), which is no number; write the index "
+            "of a class"
         ) from None
+
+
+def _picture(sample: Sample, key: str) -> EncodedPicture:
+    """Return a sample's encoded picture.
+
+    Raises:
+        KeyError: the sample has none.
+    """
+    found = sample[key]
+    return EncodedPicture(**found) if isinstance(found, dict) else EncodedPicture()
 
 
 def _files(path: Path | str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Data to train on: clean samples, and what is known of each."""
+"""Sources of training data: clean samples, and the values of their columns."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from torch import Tensor
 
 from ..core.rng import Draw
 
+ColumnKind = Literal["class", "vector", "text"]
+"""What a column holds: the index of a class, real numbers, or a caption."""
+
 Targets = Mapping[str, "Tensor | list[str]"]
-"""What is known of each sample of a batch, by column: classes ``[B]`` (int64), vectors ``[B, D]``
-(float32), or captions.
+"""Values of the samples of a batch by column: classes ``[B]`` (int64), vectors ``[B, D]`` (float32)
+or captions.
 """
 
-Held = Mapping[str, "Tensor | list[str] | list[tuple[str, ...]]"]
-"""What is known of all samples: as `Targets`, but a sample may have several captions."""
+Held = Mapping[str, "Tensor | Sequence[str | tuple[str, ...]]"]
+"""Values of all samples, as `Targets`, but a sample may have several captions."""
 
 
-def picked(held: Held, rows: Sequence[int], draw: Draw) -> dict[str, Tensor | list[str]]:
-    """Return what is known at ``rows``; of several captions the one that the draw's "caption"
-    says.
-    """
+def pick(held: Held, rows: Sequence[int], draw: Draw) -> dict[str, Tensor | list[str]]:
+    """Return the values at ``rows``; of several captions one is drawn (tag "caption")."""
     where = torch.as_tensor(rows)
     return {
-        name: t[where] if isinstance(t, Tensor) else _said([t[r] for r in rows], draw)
+        name: t[where] if isinstance(t, Tensor) else _choose([t[r] for r in rows], draw)
         for name, t in held.items()
     }
 
 
-def _said(captions: Sequence[str | tuple[str, ...]], draw: Draw) -> list[str]:
-    if all(isinstance(c, str) for c in captions):
-        return list(captions)  # type: ignore[arg-type]
+def _choose(captions: Sequence[str | tuple[str, ...]], draw: Draw) -> list[str]:
+    plain = [c for c in captions if isinstance(c, str)]
+    if len(plain) == len(captions):
+        return plain
     at = draw.uniform("caption").tolist()
     return [
         c if isinstance(c, str) else c[int(u * len(c))] for c, u in zip(captions, at, strict=True)
@@ -43,15 +45,15 @@ def _said(captions: Sequence[str | tuple[str, ...]], draw: Draw) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """What one column says of each sample.
+    """What one column holds.
 
     Args:
         kind: "class" (an index), "vector" (real numbers) or "text" (a caption).
-        classes: names of the classes in the order of their indices.
+        classes: names of the classes, in the order of their indices.
         width: how many numbers a vector has.
     """
 
-    kind: Literal["class", "vector", "text"]
+    kind: ColumnKind
     classes: tuple[str, ...] = ()
     width: int = 0
 
@@ -60,29 +62,64 @@ class Source(ABC):
     """Clean samples of one shape, by row.
 
     Attributes:
-        shape: of one sample, as `batch` gives it.
-        size: how many samples there are; None for a stream, whose rows are positions that rise.
-        columns: what is known of each sample, by name.
+        columns: what each column holds, by name.
     """
 
-    shape: tuple[int, ...]
-    size: int | None
     columns: Mapping[str, Column]
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, as `batch` returns it."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int | None:
+        """Number of samples; None for a stream, whose rows are positions that rise."""
 
     @abstractmethod
     def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
-        """Return samples ``[B, *shape]`` (float32; images in [−1, 1]) and what is known of each.
+        """Return samples ``[B, *shape]`` (float32; images in [−1, 1]) and their values by column.
 
         Args:
-            rows: which samples (of a stream: positions that rise from call to call; an earlier one
-                starts the stream again).
-            draw: one stream of random numbers a row, for flips and crops.
+            rows: which samples. Of a stream: positions that rise from call to call; an earlier one
+                starts the stream again.
+            draw: one stream of random numbers for each row, for flips, crops and captions.
         """
+
+    def captions(self, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
+        """Return all captions of the samples at ``rows`` in a column of text.
+
+        Raises:
+            ValueError: the source does not hold its captions, as a stream.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} does not hold all captions of its column {column!r}; give "
+            "data that are not a stream"
+        )
+
+
+def split_captions(held: Held, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
+    """Return the captions at ``rows`` of a column, each as a tuple.
+
+    Raises:
+        ValueError: the column is not text.
+    """
+    values = held[column]
+    if isinstance(values, Tensor):
+        raise ValueError(f"the column {column!r} holds numbers; name a column of captions")
+    found = [values[r] for r in rows]
+    return [(value,) if isinstance(value, str) else tuple(value) for value in found]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part(Source):
-    """Some rows of another source: ``batch(rows)`` is ``source.batch(kept[rows])``."""
+class Subset(Source):
+    """Some rows of another source: ``batch(rows)`` is ``source.batch(kept[rows])``.
+
+    Args:
+        source: the other source.
+        kept: its rows that are kept, in order.
+    """
 
     source: Source
     kept: tuple[int, ...]
@@ -94,43 +131,54 @@ class Part(Source):
 
     @property
     def size(self) -> int:
-        """How many samples are kept."""
+        """Number of kept samples."""
         return len(self.kept)
 
     @property
     def columns(self) -> Mapping[str, Column]:
-        """What is known of each sample."""
+        """What each column holds, by name."""
         return self.source.columns
 
     def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
         """Return the samples at ``rows`` of the kept ones."""
         return self.source.batch([self.kept[r] for r in rows], draw)
 
+    def captions(self, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
+        """Return all captions of the kept samples at ``rows``."""
+        return self.source.captions(column, [self.kept[r] for r in rows])
 
-def split(source: Source, share: float, seed: int = 0) -> tuple[Source, Part | None]:
-    """Set a share of the samples aside for measuring; which ones depends on ``seed`` and their
-    number alone.
+
+def split(source: Source, share: float, seed: int = 0) -> tuple[Source, Subset | None]:
+    """Hold out a share of the samples for measuring.
+
+    Which samples depends on ``seed`` and their number alone.
+
+    Args:
+        source: the samples.
+        share: how many to hold out, in [0, 1).
+        seed: of the choice.
 
     Returns:
-        What is left to train on, and the held-out part (None where ``share`` is 0).
+        The source to train on, and the held-out one (None where ``share`` is 0).
 
     Raises:
-        ValueError: of a stream, or nothing would be left of one part.
+        ValueError: ``source`` is a stream, or one part would be empty.
     """
     if not share:
         return source, None
     if source.size is None:
         raise ValueError(
-            "a stream has no end, so no share of it can be held out; give a folder of its own to "
-            "measure on"
+            "a stream has no end, so no share of it can be held out; name other data to measure on "
+            "(data.test)"
         )
     aside = round(share * source.size)
     if not 0 < aside < source.size:
         raise ValueError(
-            f"a held-out share of {share:g} of {source.size} samples leaves one part empty"
+            f"a held-out share of {share:g} of {source.size} samples leaves one part empty; change "
+            "data.holdout, or give more samples"
         )
     mixed = torch.randperm(source.size, generator=torch.Generator().manual_seed(seed)).tolist()
-    return Part(source=source, kept=tuple(sorted(mixed[aside:]))), Part(
+    return Subset(source=source, kept=tuple(sorted(mixed[aside:]))), Subset(
         source=source, kept=tuple(sorted(mixed[:aside]))
     )
 
@@ -140,11 +188,11 @@ class InMemory(Source):
     """Samples held as tensors.
 
     Args:
-        x: ``[N, *S]``: uint8 images (given out as ``x / 127.5 − 1``), or floating point, given out
-            as it is.
-        targets: classes ``[N]``, vectors ``[N, D]`` or captions (of a sample: one, or a tuple of
-            which one is drawn each time), by column.
-        columns: their descriptions.
+        x: ``[N, *S]``: uint8 images (returned as ``x / 127.5 − 1``), or floating point (returned
+            as it is).
+        targets: classes ``[N]``, vectors ``[N, D]`` or captions by column; a sample has one
+            caption, or a tuple of which one is drawn each time.
+        columns: what each of these columns holds.
         flip: mirror each image left to right with probability ½ (by the draw's "flip").
     """
 
@@ -160,7 +208,7 @@ class InMemory(Source):
 
     @property
     def size(self) -> int:
-        """How many samples there are."""
+        """Number of samples."""
         return len(self.x)
 
     def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
@@ -172,4 +220,8 @@ class InMemory(Source):
             x = torch.where(
                 (draw.uniform("flip") < 0.5).view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x
             )
-        return x, picked(self.targets, rows, draw)
+        return x, pick(self.targets, rows, draw)
+
+    def captions(self, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
+        """Return all captions of the samples at ``rows``."""
+        return split_captions(self.targets, column, rows)

@@ -1,4 +1,4 @@
-"""Find data that are split: pictures or files to train on beside those to measure on."""
+"""Find splits: folders or files to train on beside those to measure on."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+TABLE_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 TRAINING = ("train", "training")
 MEASURING = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 def split_word(name: str) -> str:
-    """Return the word of a name that names a split, in small letters; "" where there is none.
+    """Return the word in a name that names a split, in small letters; "" where there is none.
 
     ``train``, ``Train``, ``train2017``, ``seg_train`` and ``trainA`` give "train".
     """
@@ -25,11 +25,11 @@ def split_word(name: str) -> str:
 def find_splits(
     folder: Path, files: Sequence[Path], classes: Sequence[str] = ()
 ) -> dict[str, Path]:
-    """Return the folders of pictures that are split: ``train/cat/1.png``, ``test/cat/2.png``.
+    """Return the folders of the splits of pictures: ``train/cat/1.png``, ``test/cat/2.png``.
 
-    A folder called "train" is a split where one called like a part to measure on lies beside it,
-    and either class folders, a table or captions are in them, or all folders beside it are called
-    like splits. Else it is a class like others, as it is where ``classes`` name them all.
+    A folder called "train" is a split where a folder called like one to measure on lies beside it,
+    and either they hold class folders, a table or captions, or all folders beside it are called
+    like splits. Else it is a class, as it is where ``classes`` name them all.
 
     Args:
         folder: the data.
@@ -52,10 +52,15 @@ def find_splits(
 
 
 def check_splits(folder: Path, files: Sequence[Path], classes: Sequence[str] = ()) -> None:
-    """Refuse pictures that are split, whose parts would be mixed.
+    """Refuse a folder of several splits, which would be mixed.
+
+    Args:
+        folder: the data.
+        files: the pictures below it.
+        classes: names that are stated to be classes.
 
     Raises:
-        ValueError: they are; says what to write.
+        ValueError: there are several splits; the message gives what to write in the recipe.
     """
     if split := find_splits(folder, files, classes):
         train, test = list(split.values())[:2]
@@ -80,7 +85,7 @@ def check_split_files(path: Path, files: Sequence[Path]) -> None:
     """Refuse files of several splits: ``train-000.parquet`` beside ``test-000.parquet``.
 
     Raises:
-        ValueError: there are several; names a pattern that takes those to train on.
+        ValueError: there are several; the message gives a path of those to train on.
     """
     words: dict[str, Path] = {}
     for file in files:
@@ -129,7 +134,7 @@ def _is_split(
     tops = [folder.joinpath(*above, name) for name in found]
     if any(file.parent not in tops and _below(file, tops) for file in files):
         return True
-    if any((top / table).is_file() for top in tops for table in TABLES):
+    if any((top / table).is_file() for top in tops for table in TABLE_FILES):
         return True
     if any(_below(file, tops) and file.with_suffix(".txt").is_file() for file in files):
         return True

@@ -1,51 +1,49 @@
-"""Plain tensors to train on: vectors, sequences, anything, from safetensors or NumPy files."""
+"""Tensors to train on (vectors, sequences, …), from safetensors or NumPy files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..core.rng import Draw
-from ..io.files import Damaged, make_folder, whole_or_not
-from .pictures import Pictures
-from .source import Column, InMemory, Source, Targets
-
-Kind = Literal["class", "vector", "text"]
+from ..io.files import Damaged
+from .source import Column, ColumnKind, InMemory, Source, Targets
 
 
 def tensors(
     path: Path | str,
     *,
-    columns: Mapping[str, Kind] | None = None,
+    columns: Mapping[str, ColumnKind] | None = None,
     classes: Sequence[str] = (),
     x: str = "x",
 ) -> InMemory:
-    """Read samples ``[N, *S]`` and what is known of each.
+    """Read samples ``[N, *S]`` and their columns.
 
     Args:
         path: a .safetensors file with a tensor "x" and one for each column, a folder with ``x.npy``
             and one file for each column, or a .npy file of samples alone.
-        columns: what each column is; by default whole numbers are classes, others vectors.
-        classes: names of the classes; by default what the file's metadata say under "classes"
-            (JSON: names, or names by column), else 0, 1, ….
-        x: name of the samples.
+        columns: the kind of each column; by default whole numbers are classes, others vectors.
+        classes: names of the classes; by default the file's metadata "classes" (JSON: names, or
+            names by column), else 0, 1, ….
+        x: name of the samples' tensor.
 
     Raises:
         FileNotFoundError: there is no such file.
-        Damaged: it cannot be read.
-        ValueError: it holds no samples, or they are not what they should be.
+        Damaged: the file cannot be read.
+        ValueError: it holds no samples, or samples or columns of another kind or shape.
     """
     path = Path(path)
     found, metadata = _read(path)
     if x not in found:
         raise ValueError(
-            f"{path}: holds no samples {x!r}; it holds {', '.join(sorted(found)) or 'nothing'}"
+            f"{path}: holds no samples {x!r}, but {', '.join(sorted(found)) or 'nothing'}; name "
+            "the "
+            f"tensor of the samples {x!r}"
         )
     samples = found.pop(x)
     _check_samples(path, samples)
@@ -53,7 +51,7 @@ def tensors(
     if strange:
         raise ValueError(
             f"{path}: there is no column {strange[0]!r}; the columns are "
-            f"{', '.join(sorted(found)) or 'none'}"
+            f"{', '.join(sorted(found)) or 'none'}; correct data.columns"
         )
     described = {
         n: _describe(
@@ -70,9 +68,9 @@ def tensors(
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file or folder")
+        raise FileNotFoundError(f"{path}: there is no such file or folder; check data.path")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return read_safetensors(path)
     files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(
@@ -81,7 +79,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {"x" if path.is_file() else f.stem: _read_npy(f) for f in files}, {}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a file, and its metadata.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -91,7 +94,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, OSError) as error:
         raise Damaged(
             f"{path}: truncated or corrupt, not readable as safetensors "
-            f"({' '.join(str(error).split())})"
+            f"({' '.join(str(error).split())}); write it again"
         ) from error
 
 
@@ -102,24 +105,24 @@ def _read_npy(path: Path) -> Tensor:
         array = np.load(path, allow_pickle=False)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except Exception as error:
-        # Whatever the reader trips over (a damaged zip too), it is the file that is not as it
-        # expects.
+        # The reader raises many kinds of exceptions, all of them for the file's fault.
         raise Damaged(
-            f"{path}: not readable as a NumPy array of numbers ({' '.join(str(error).split())})"
+            f"{path}: not readable as a NumPy array of numbers ({' '.join(str(error).split())}); "
+            "write it again with numpy.save"
         ) from error
 
 
 def _check_samples(path: Path, x: Tensor) -> None:
     if x.ndim < 2 or not x.numel() or not x.is_floating_point():
         raise ValueError(
-            f"{path}: samples should be floating point, [N, D], [N, T, C] or more, not "
-            f"{list(x.shape)} of {x.dtype}"
+            f"{path}: samples must be floating point, [N, D], [N, T, C] or of more dimensions, not "
+            f"{list(x.shape)} of {x.dtype}; convert or reshape them"
         )
     bad = (~x.float().flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
     if bad:
         raise ValueError(
             f"{path}: {len(bad)} of {len(x)} samples are not finite in float32, first that of row "
-            f"{bad[0]}; mend or remove them"
+            f"{bad[0]}; correct or remove them"
         )
 
 
@@ -135,10 +138,19 @@ def _names(column: str, classes: Sequence[str], metadata: Mapping[str, str]) -> 
 
 
 def _describe(
-    path: Path, name: str, values: Tensor, count: int, stated: Kind | None, names: tuple[str, ...]
+    path: Path,
+    name: str,
+    values: Tensor,
+    count: int,
+    stated: ColumnKind | None,
+    names: tuple[str, ...],
 ) -> Column:
     if len(values) != count:
-        raise ValueError(f"{path}: there are {count} samples, but {len(values)} of {name!r}")
+        raise ValueError(
+            f"{path}: there are {count} samples, but {len(values)} values of {name!r}; give one "
+            "for "
+            "each sample"
+        )
     whole = not values.is_floating_point() and values.dtype != torch.bool
     kind = stated or ("class" if whole and values.ndim == 1 else "vector")
     if (
@@ -149,42 +161,43 @@ def _describe(
     ):
         raise ValueError(
             f"{path}: the column {name!r} is not a {kind}: it holds {list(values.shape)} of "
-            f"{values.dtype}"
+            f"{values.dtype}; give another kind in data.columns, or leave it out"
         )
     if kind == "vector":
         if not bool(values.float().isfinite().all()):
-            raise ValueError(f"{path}: the column {name!r} holds values that are not finite")
+            raise ValueError(
+                f"{path}: the column {name!r} holds values that are not finite; correct or remove "
+                "them"
+            )
         return Column(kind="vector", width=1 if values.ndim == 1 else values.shape[1])
     low, high = int(values.min()), int(values.max())
     names = names or tuple(str(i) for i in range(high + 1))
     if low < 0 or high >= len(names):
         raise ValueError(
             f"{path}: the classes of {name!r} run from {low} to {high}, but there are "
-            f"{len(names)} names; classes are 0 to {len(names) - 1}"
+            f"{len(names)} names; classes must be 0 to {len(names) - 1}"
         )
     return Column(kind="class", classes=names)
 
 
-# --- units ---
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scale:
+class Standardiser:
     """Bring data to zero mean and unit variance by channel (the last dimension), and back.
 
     Args:
-        mean, std: ``[C]``.
+        mean: of each channel, ``[C]``.
+        std: standard deviation of each channel, ``[C]``.
     """
 
     mean: Tensor
     std: Tensor
 
     @staticmethod
-    def of(x: Tensor) -> Scale:
-        """Measure ``x [N, …, C]``; a channel that does not vary is left at its size."""
+    def of(x: Tensor) -> Standardiser:
+        """Measure ``x [N, …, C]``; a constant channel keeps its unit (std 1)."""
         flat = x.double().flatten(0, -2)
         std = flat.std(0, correction=0)
-        return Scale(
+        return Standardiser(
             mean=flat.mean(0).float(), std=torch.where(std > 0, std, torch.ones_like(std)).float()
         )
 
@@ -198,11 +211,16 @@ class Scale:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scaled(Source):
-    """Another source in units of its own spread."""
+class Standardised(Source):
+    """Another source, standardised.
+
+    Args:
+        source: the other source.
+        scale: mean and standard deviation by channel.
+    """
 
     source: Source
-    scale: Scale
+    scale: Standardiser
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -211,48 +229,19 @@ class Scaled(Source):
 
     @property
     def size(self) -> int | None:
-        """How many samples there are."""
+        """Number of samples; None for a stream."""
         return self.source.size
 
     @property
     def columns(self) -> Mapping[str, Column]:
-        """What is known of each sample."""
+        """What each column holds, by name."""
         return self.source.columns
 
     def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
-        """Return scaled samples."""
+        """Return the standardised samples at ``rows``."""
         x, targets = self.source.batch(rows, draw)
         return self.scale.apply(x), targets
 
-
-# --- latents ---
-
-
-def latents(
-    source: InMemory | Pictures,
-    encode: Callable[[Tensor], Tensor],
-    cache: Path,
-    *,
-    key: str,
-    batch: int = 16,
-) -> InMemory:
-    """Encode all samples once, by a VAE, and keep the result (float16) in ``cache``.
-
-    Args:
-        source: pictures, without random crops or flips.
-        encode: ``[B, C, H, W]`` to latents.
-        cache: folder; what an earlier run left there under the same key is taken up.
-        key: names what the latents depend on.
-        batch: samples at a time.
-    """
-    from safetensors.torch import save
-
-    file = make_folder(cache) / f"latents-{key}.safetensors"
-    done = _read_safetensors(file)[0].get("x") if file.is_file() else None
-    if done is None or len(done) != source.size:
-        every = torch.arange(source.size).split(batch)
-        rows = (rows.tolist() for rows in every)
-        done = torch.cat([encode(source.batch(r, Draw(r))[0]).half().cpu() for r in rows])
-        with whole_or_not(file) as beside:
-            beside.write_bytes(save({"x": done.contiguous()}))
-    return InMemory(x=done.float(), targets=source.targets, columns=source.columns)
+    def captions(self, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
+        """Return all captions of the samples at ``rows``."""
+        return self.source.captions(column, rows)

@@ -1,4 +1,7 @@
-"""Is a noise-aware classifier as sure as it is right? An over-confident one guides badly."""
+"""Calibration: is a noise-aware classifier as confident as it is accurate?
+
+An over-confident classifier guides badly.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ class AtLevel:
     """Figures at one noise ratio.
 
     Args:
-        accuracy: share of samples whose class is told, in [0, 1].
+        accuracy: share of samples whose class is predicted, in [0, 1].
         nll: mean negative log-likelihood, nats.
         ece: expected calibration error, in [0, 1].
     """
@@ -32,13 +35,18 @@ class AtLevel:
 
 
 def expected_calibration_error(logits: Tensor, target: Tensor, bins: int = 15) -> float:
-    """Return ``Σ_b (n_b/N)·|accuracy_b − confidence_b|`` over equal bins of confidence.
+    """Return ``Σ_b (n_b/N)·|accuracy_b − confidence_b|`` over equal bins of confidence, in [0, 1].
+
+    Args:
+        logits: ``[N, K]``.
+        target: the classes ``[N]``, int64.
+        bins: number of bins.
 
     References:
         On Calibration of Modern Neural Networks, https://arxiv.org/abs/1706.04599
     """
-    confidence, seen = logits.double().softmax(-1).max(-1)
-    right = (seen == target).double()
+    confidence, predicted = logits.double().softmax(-1).max(-1)
+    right = (predicted == target).double()
     where = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, where, right - confidence)
     return float(gaps.abs().sum() / len(target))
@@ -52,7 +60,7 @@ def _logits(
     seed: int,
     batch: int,
 ) -> Iterator[tuple[float, Tensor]]:
-    """Yield the logits of noised data at each ratio; every ratio sees the same noise."""
+    """Yield the logits of noised data at each ratio, all with the same noise."""
     x = data[0]
     noise = Draw([seed * 1_000_003 + i for i in range(len(x))]).normal_like("noise", x)
     for rho in rhos:
@@ -104,10 +112,10 @@ class RegressionAtLevel:
     """Figures of a regressor at one noise ratio.
 
     Args:
-        unexplained: mean squared error by the numbers' own variance, averaged over dimensions; 1
-            knows nothing.
-        surprise: mean squared error by the variance that was told: above 1 it is too sure. It is
-            also the factor of the variances with which the samples are likeliest.
+        unexplained: mean squared error divided by the variance of the numbers, averaged over
+            dimensions; 1 is no better than their mean.
+        surprise: mean squared error divided by the predicted variance; above 1 the regressor is too
+            confident. Variances multiplied by it make the samples most likely.
     """
 
     unexplained: float
@@ -124,8 +132,16 @@ def regression_by_level(
     seed: int = 0,
     batch: int = 500,
 ) -> dict[float, RegressionAtLevel]:
-    """Measure a regressor, which gives means and log-variances ``[B, 2D]``, on numbers ``[N, D]``;
-    arguments as `by_level`.
+    """Measure a regressor on noised samples at each noise ratio.
+
+    Args:
+        regressor: gives means and log-variances ``[B, 2D]`` of ``x_t`` at a level; in evaluation
+            mode.
+        data: clean samples ``[N, *S]`` and numbers ``[N, D]`` that it was not trained on.
+        schedule: where the levels come from.
+        rhos: noise ratios.
+        seed: of the noise.
+        batch: samples at a time.
     """
     found, y = {}, data[1].double()
     for rho, out in _logits(regressor, data, schedule, rhos, seed, batch):
@@ -149,11 +165,21 @@ def fit_temperatures(
     batch: int = 500,
     bound: float = 20.0,
 ) -> dict[float, float]:
-    """Find, at each noise ratio, the T for which ``softmax(logits/T)`` is likeliest on held-out
-    data.
+    """Find, at each noise ratio, the T for which ``softmax(logits/T)`` is most likely.
 
-    Arguments as `by_level`; T is between ``1/bound`` and ``bound``. The negative log-likelihood is
-    convex in 1/T.
+    The negative log-likelihood is convex in 1/T.
+
+    Args:
+        classifier: as in `by_level`.
+        data: held-out samples and classes, as in `by_level`.
+        schedule: where the levels come from.
+        rhos: noise ratios.
+        seed: of the noise.
+        batch: samples at a time.
+        bound: T is between ``1/bound`` and ``bound``.
+
+    References:
+        On Calibration of Modern Neural Networks, https://arxiv.org/abs/1706.04599
     """
     return {
         rho: best_temperature(logits, data[1], bound)
@@ -162,8 +188,9 @@ def fit_temperatures(
 
 
 def best_temperature(logits: Tensor, target: Tensor, bound: float = 20.0) -> float:
-    """Minimise ``−Σ log softmax(logits/T)[target]`` over T in [1/bound, bound], by golden section
-    in ln T.
+    """Return the T in [1/bound, bound] that minimises ``−Σ log softmax(logits/T)[target]``.
+
+    By golden-section search in ln T.
     """
     low, high, golden = -math.log(bound), math.log(bound), (math.sqrt(5) - 1) / 2
 

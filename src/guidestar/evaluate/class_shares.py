@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .metric import Judged, Metric
+from .metric import JudgeOutput, Metric
 
 
 def class_shares(labels: Tensor, classes: int) -> Tensor:
@@ -19,9 +19,9 @@ def class_shares(labels: Tensor, classes: int) -> Tensor:
 
 
 class LeastShare(Metric):
-    """Share of the rarest class the judge sees, in [0, 1/K]: 0 says that a class is missing.
+    """Share of the rarest class that the judge predicts, in [0, 1/K]; 0: a class is missing.
 
-    `shares` has them all.
+    `shares` returns the share of each class.
 
     References:
         Assessing Generative Models via Precision and Recall (class histograms show dropped
@@ -29,18 +29,20 @@ class LeastShare(Metric):
     """
 
     def __init__(self) -> None:
-        self.seen: list[Tensor] = []
+        self.predicted: list[Tensor] = []
         self.classes = 0
 
-    def update(self, samples: Judged) -> None:
-        self.seen.append(samples.seen)
+    def update(self, samples: JudgeOutput) -> None:
+        self.predicted.append(samples.predicted)
         self.classes = samples.logits.shape[-1]
 
     def shares(self) -> Tensor:
-        """Return the share of each class the judge sees: ``[K]`` float64."""
-        if not self.seen:
-            raise ValueError("class shares need at least one sample")
-        return class_shares(torch.cat(self.seen), self.classes)
+        """Return the share of each class that the judge predicts: ``[K]``, float64."""
+        if not self.predicted:
+            raise ValueError(
+                "class shares need at least one sample, and there is none; call update first"
+            )
+        return class_shares(torch.cat(self.predicted), self.classes)
 
     def compute(self) -> float:
         return float(self.shares().min())

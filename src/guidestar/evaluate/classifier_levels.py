@@ -1,4 +1,4 @@
-"""Up to how much noise does a noise-aware classifier know anything?"""
+"""Accuracy of a noise-aware classifier by noise level, and where it can be trusted."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def accuracy_by_level(
     seed: int = 0,
     batch: int = 500,
 ) -> dict[float, float]:
-    """Return, for each noise ratio, the share of noised samples whose class the classifier tells.
+    """Return, for each noise ratio, the share of noised samples that are classified rightly.
 
-    ``mean(argmax classifier(α x0 + σ ε, level) = y)``, in [0, 1]. Every ratio sees the same noise,
-    so that accuracies differ by the level alone.
+    ``mean(argmax classifier(α x0 + σ ε, level) = y)``, in [0, 1]. All ratios get the same noise, so
+    that accuracies differ by the level alone.
 
     Args:
         classifier: gives logits ``[B, K]`` of ``x_t [B, *S]`` at a level; in evaluation mode.
@@ -40,7 +40,7 @@ def accuracy_by_level(
     """
     if getattr(classifier, "training", False):
         raise ValueError(
-            "the classifier is in training mode, where dropout blurs its view; call "
+            "the classifier is in training mode, where dropout changes its predictions; call "
             "classifier.eval() first"
         )
     x0, y = data

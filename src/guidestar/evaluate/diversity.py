@@ -1,11 +1,11 @@
-"""Do samples of one class differ from each other?"""
+"""Diversity: do samples of one class differ from each other?"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .metric import Judged, Metric
+from .metric import JudgeOutput, Metric
 
 _ROWS = 512  # distances are taken for so many samples at a time, to bound memory
 
@@ -34,15 +34,13 @@ def within_class_distances(features: Tensor, labels: Tensor) -> dict[int, float]
 
 
 class Diversity(Metric):
-    """Within-class diversity: `within_class_distances` averaged over the wanted classes, each
-    counting the same.
-    """
+    """Within-class diversity: the mean of `within_class_distances` over the wanted classes."""
 
     def __init__(self) -> None:
         self.features: list[Tensor] = []
         self.wanted: list[Tensor] = []
 
-    def update(self, samples: Judged) -> None:
+    def update(self, samples: JudgeOutput) -> None:
         self.features.append(samples.features)
         self.wanted.append(samples.wanted)
 
@@ -54,7 +52,10 @@ class Diversity(Metric):
             else {}
         )
         if not found:
-            raise ValueError("diversity needs at least two samples of one class")
+            raise ValueError(
+                "diversity needs at least two samples of one class, and no class has two; draw "
+                "more samples"
+            )
         return found
 
     def compute(self) -> float:
@@ -76,16 +77,19 @@ class DiversityRatio(Metric):
         https://arxiv.org/abs/2207.12598
     """
 
-    def __init__(self, reference: Judged) -> None:
+    def __init__(self, reference: JudgeOutput) -> None:
         self.reference = within_class_distances(reference.features, reference.wanted)
         self.samples = Diversity()
 
-    def update(self, samples: Judged) -> None:
+    def update(self, samples: JudgeOutput) -> None:
         self.samples.update(samples)
 
     def compute(self) -> float:
         found = self.samples.by_class()
         shared = found.keys() & self.reference.keys()
         if not shared:
-            raise ValueError("samples and reference share no class of which both have at least two")
+            raise ValueError(
+                "samples and reference share no class of which both have at least two; draw more "
+                "samples of the reference's classes"
+            )
         return sum(found[c] for c in shared) / sum(self.reference[c] for c in shared)

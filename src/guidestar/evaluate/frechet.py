@@ -1,11 +1,11 @@
-"""Do samples, all together, look like the data?"""
+"""Fréchet distance: are samples distributed like the data?"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .metric import Judged, Metric
+from .metric import JudgeOutput, Metric
 
 
 def _root(cov: Tensor) -> Tensor:
@@ -55,7 +55,9 @@ class _Moments:
 
     def gaussian(self) -> tuple[Tensor, Tensor]:
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least two samples, not {self.count}")
+            raise ValueError(
+                f"a covariance needs at least two samples, not {self.count}; draw more"
+            )
         mean = self.sum / self.count
         return self.origin + mean, (self.outer - self.count * mean[:, None] * mean) / (
             self.count - 1
@@ -63,29 +65,28 @@ class _Moments:
 
 
 class Frechet(Metric):
-    """Squared Fréchet distance between Gaussians fitted to the features of samples and of a
-    reference.
+    """Squared Fréchet distance between the features of samples and of a reference.
 
-    See `gaussian_distance`. It is not 0 for other samples of the same data: it falls towards 0 as
-    about ``1/N``, so compare only figures of equal N, and give the floor (real samples against the
-    reference) beside them. With Inception's features this is FID; a judge's give a scale of their
-    own.
+    Gaussians are fitted to both (see `gaussian_distance`). Other samples of the same data do not
+    give 0: the distance falls about as ``1/N``. So compare only figures of equal N, and give the
+    floor (real samples against the reference) beside them. With Inception's features this is FID;
+    the features of another judge have another scale.
 
     Args:
-        reference: real images (their features alone count).
+        reference: features of real images; its logits and classes are not used.
 
     References:
         GANs Trained by a Two Time-Scale Update Rule (FID), https://arxiv.org/abs/1706.08500
         Effectively Unbiased FID (its bias in N), https://arxiv.org/abs/1911.07023
     """
 
-    def __init__(self, reference: Judged) -> None:
+    def __init__(self, reference: JudgeOutput) -> None:
         self.mean, self.cov = (
             _Moments(reference.features.double().mean(0)).add(reference.features).gaussian()
         )
         self.samples = _Moments(self.mean)
 
-    def update(self, samples: Judged) -> None:
+    def update(self, samples: JudgeOutput) -> None:
         self.samples.add(samples.features)
 
     def compute(self) -> float:

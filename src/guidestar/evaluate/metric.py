@@ -1,4 +1,4 @@
-"""What a metric is, and what it is shown: samples as a judge sees them."""
+"""Metrics, and their input: what a judge predicts of samples."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 
-class Judged(NamedTuple):
-    """Samples as a judge sees them, on the CPU.
+class JudgeOutput(NamedTuple):
+    """What a judge predicts of samples, on the CPU.
 
     Args:
-        features: ``[N, d]``, the judge's view of each sample, in its own units.
+        features: ``[N, d]``, features of each sample, in the judge's units.
         logits: ``[N, K]``, one for each class.
         wanted: ``[N]`` int64, the class each sample should show.
     """
@@ -23,13 +23,13 @@ class Judged(NamedTuple):
     wanted: Tensor
 
     @property
-    def seen(self) -> Tensor:
-        """The class the judge sees in each sample: ``[N]`` int64."""
+    def predicted(self) -> Tensor:
+        """The class that the judge predicts of each sample: ``[N]``, int64."""
         return self.logits.argmax(-1)
 
 
-class Judge(Protocol):
-    """Anything that sees classes and features in images; it guides nothing and only measures."""
+class FeatureClassifier(Protocol):
+    """A classifier of clean images with features; it guides nothing and only measures."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return logits ``[N, K]`` of images ``[N, C, H, W]``."""
@@ -41,14 +41,14 @@ class Judge(Protocol):
 
 
 class Metric(ABC):
-    """A measure of samples that arrive in batches: `update` with each batch, then `compute`.
+    """A measure of samples that arrive in batches: call `update` with each, then `compute`.
 
-    What it returns depends on all samples together and not on how they were batched.
+    The result depends on all samples together and not on how they were batched.
     """
 
     @abstractmethod
-    def update(self, samples: Judged) -> None:
-        """Take in a batch of samples."""
+    def update(self, samples: JudgeOutput) -> None:
+        """Add a batch of samples."""
 
     @abstractmethod
     def compute(self) -> float:
@@ -60,14 +60,16 @@ class Metric(ABC):
 
 
 @torch.no_grad()
-def look(judge: Judge, images: Tensor, wanted: Tensor | None = None, *, batch: int = 500) -> Judged:
-    """Show images ``[N, C, H, W]`` to a judge, ``batch`` at a time.
+def run_judge(
+    judge: FeatureClassifier, images: Tensor, wanted: Tensor | None = None, *, batch: int = 500
+) -> JudgeOutput:
+    """Return what a judge predicts of images ``[N, C, H, W]``.
 
     Args:
         judge: a callable that gives logits, with a method ``features``; in evaluation mode.
         images: in the judge's range of values (ours: [−1, 1]).
-        wanted: the class each should show, ``[N]``; by default the one the judge sees, which
-            groups unconditional samples (and makes their accuracy 1, whatever they are).
+        wanted: the class each should show, ``[N]``; by default the predicted one, which groups
+            unconditional samples (and makes their accuracy 1, whatever they are).
         batch: images at a time.
 
     Raises:
@@ -75,7 +77,8 @@ def look(judge: Judge, images: Tensor, wanted: Tensor | None = None, *, batch: i
     """
     if getattr(judge, "training", False):
         raise ValueError(
-            "the judge is in training mode, where dropout blurs its view; call judge.eval() first"
+            "the judge is in training mode, where dropout changes its predictions; call "
+            "judge.eval() first"
         )
     if len(images) == 0 or (wanted is not None and wanted.shape != images.shape[:1]):
         given = "no" if wanted is None else tuple(wanted.shape)
@@ -87,4 +90,4 @@ def look(judge: Judge, images: Tensor, wanted: Tensor | None = None, *, batch: i
     parts = [chunk.to(like.device, like.dtype) for chunk in images.split(batch)]
     features = torch.cat([judge.features(part).cpu() for part in parts])
     logits = torch.cat([judge(part).cpu() for part in parts])
-    return Judged(features, logits, logits.argmax(-1) if wanted is None else wanted.cpu())
+    return JudgeOutput(features, logits, logits.argmax(-1) if wanted is None else wanted.cpu())

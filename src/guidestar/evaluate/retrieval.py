@@ -1,4 +1,4 @@
-"""Retrieval: does a picture fit its own caption better than all the others?"""
+"""Retrieval: does a picture fit its own caption better than all others?"""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from torch import Tensor
 
 
 def ranks(queries: Tensor, keys: Tensor, right: Tensor) -> Tensor:
-    """Return how many ``keys [n, D]`` fit each query ``[B, D]`` better than its own, the one at
-    ``right [B]``: 0 is first.
+    """Return how many keys fit each query better than its own key: ``[B]``, float64; 0 is first.
 
-    Keys that fit exactly as well count half, so that a CLIP that tells nothing apart has no luck.
+    Keys that fit exactly as well count half, so a CLIP that gives all the same score gains nothing.
+
+    Args:
+        queries: unit embeddings ``[B, D]``.
+        keys: unit embeddings ``[n, D]``.
+        right: the index of each query's own key, ``[B]``.
     """
     scores = queries @ keys.T
     own = scores.gather(1, right[:, None])
@@ -18,8 +22,9 @@ def ranks(queries: Tensor, keys: Tensor, right: Tensor) -> Tensor:
 
 
 def retrieval(images: Tensor, texts: Tensor) -> dict[str, float]:
-    """Return R@1 and R@5 of pairs of unit embeddings ``[n, D]``, from images to texts and back: the
-    share of right ones among the first 1 or 5.
+    """Return R@1 and R@5 of pairs of unit embeddings ``[n, D]``, from images to texts and back.
+
+    R@k is the share of queries whose own key is among the k best.
     """
     right = torch.arange(len(images), device=images.device)
     found = {}
@@ -30,10 +35,9 @@ def retrieval(images: Tensor, texts: Tensor) -> dict[str, float]:
 
 
 def merged(texts: Tensor, limit: float = 0.95) -> Tensor:
-    """Return a group for each unit embedding ``[n, D]``: captions whose cosine is above ``limit``
-    are one.
+    """Group unit embeddings ``[n, D]`` whose cosine is above ``limit``; return the groups ``[n]``.
 
-    Groups are the connected components; each is named by its first member.
+    Groups are the connected components; each is named by the index of its first member.
     """
     group = torch.arange(len(texts))
     near = texts @ texts.T > limit

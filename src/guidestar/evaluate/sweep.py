@@ -14,9 +14,9 @@ from .accuracy import Accuracy
 from .class_shares import LeastShare
 from .diversity import DiversityRatio
 from .frechet import Frechet
-from .metric import Judge, Judged, Metric, look
+from .metric import FeatureClassifier, JudgeOutput, Metric, run_judge
 
-METRICS: dict[str, Callable[[Judged], Metric]] = {
+METRICS: dict[str, Callable[[JudgeOutput], Metric]] = {
     "accuracy": lambda reference: Accuracy(),
     "frechet": Frechet,
     "diversity": DiversityRatio,
@@ -28,9 +28,13 @@ Expression = TypeVar("Expression")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """What one guidance gave: ``scores`` by the names of the metrics, and the seconds that drawing
-    took.
+class SweepRow:
+    """What one guidance gave.
+
+    Args:
+        expression: the guidance.
+        scores: by the names of the metrics.
+        seconds: that drawing took.
     """
 
     expression: str
@@ -42,24 +46,23 @@ def sweep(
     draw: Callable[[Expression, Sequence[int]], Tensor],
     expressions: Iterable[Expression],
     seeds: Sequence[int],
-    judge: Judge,
-    reference: Judged,
+    judge: FeatureClassifier,
+    reference: JudgeOutput,
     *,
     wanted: Tensor | None = None,
-    metrics: Mapping[str, Callable[[Judged], Metric]] = METRICS,
-) -> Iterator[Row]:
-    """Draw from the same seeds under each guidance and measure, yielding a row as soon as it is
-    known.
+    metrics: Mapping[str, Callable[[JudgeOutput], Metric]] = METRICS,
+) -> Iterator[SweepRow]:
+    """Draw from the same seeds under each guidance, measure, and yield a row for each.
 
     Args:
-        draw: samples ``[N, C, H, W]`` of an expression and ``seeds``; it alone is timed (seconds,
-            until the samples are on the CPU).
+        draw: returns samples ``[N, C, H, W]`` of an expression and ``seeds``; it alone is timed
+            (seconds, until the samples are on the CPU).
         expressions: guidances, as anything ``draw`` takes and ``str`` names.
         seeds: one integer for each sample.
-        judge: sees classes and features (see `look`); it must guide nothing.
-        reference: real images as this judge sees them, with their true classes.
-        wanted: the class that ``draw`` asks of each seed, ``[N]``; None groups samples by what the
-            judge sees, as unconditional samples need.
+        judge: predicts classes and features (see `run_judge`); it must guide nothing.
+        reference: what this judge predicts of real images, with their true classes.
+        wanted: the class that ``draw`` conditions each seed on, ``[N]``; None groups samples by the
+            predicted class, as unconditional samples need.
         metrics: what to measure: names, and how each is made from the reference.
     """
     fresh = {name: make(reference) for name, make in metrics.items()}
@@ -67,15 +70,15 @@ def sweep(
         start = time.perf_counter()
         images = draw(expression, seeds).cpu()
         seconds = time.perf_counter() - start
-        judged = look(judge, images, wanted)
-        yield Row(
+        output = run_judge(judge, images, wanted)
+        yield SweepRow(
             expression=str(expression),
-            scores={name: _measure(m, judged) for name, m in fresh.items()},
+            scores={name: _measure(m, output) for name, m in fresh.items()},
             seconds=seconds,
         )
 
 
-def _measure(fresh: Metric, judged: Judged) -> float:
+def _measure(fresh: Metric, output: JudgeOutput) -> float:
     metric = copy.deepcopy(fresh)  # a reference's statistics are costly, so they are taken once
-    metric.update(judged)
+    metric.update(output)
     return metric.compute()

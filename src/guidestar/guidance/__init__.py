@@ -36,6 +36,7 @@ from .methods.seg import SEG as seg
 from .methods.slg import SLG as slg
 from .methods.tcfg import TCFG as tcfg
 from .methods.tfg import TFG as tfg
+from .methods.tpg import TPG as tpg
 from .methods.tsg import TSG as tsg
 from .methods.ugd import UGD as ugd
 from .methods.ugd import UGDBackward as ugd_backward
@@ -105,6 +106,7 @@ __all__ = [
     "tcfg",
     "tfg",
     "threshold",
+    "tpg",
     "tsg",
     "ugd",
     "ugd_backward",

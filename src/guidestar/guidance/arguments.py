@@ -1,17 +1,20 @@
-"""Which values an argument of the expression language may have, read from its annotation."""
+"""Check arguments of the expression language against their annotations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from .weights import Schedule
 
-_WORDS = {
+if TYPE_CHECKING:
+    from .term import Direction, Post
+
+_WORDS: dict[object, str] = {
     float: "a number",
     int: "a whole number",
     str: "a string",
@@ -22,32 +25,34 @@ _WORDS = {
 
 
 @cache
-def _hints(method: type) -> dict[str, Any]:
+def _hints(method: type) -> dict[str, object]:
     return get_type_hints(method)
 
 
 def problem(method: type, name: str, value: object, python: bool = False) -> str | None:
-    """Say what is wrong with ``value`` as the argument ``name`` of ``method``, if anything is.
+    """Return the error of ``value`` as the argument ``name`` of ``method``, if there is one.
 
     Args:
         method: a term, a post or a schedule.
         name: of the argument.
         value: of the argument.
-        python: whether it was given in Python, where it may also be what a text cannot carry.
+        python: whether the value comes from Python, where tensors and functions are allowed too.
     """
     hint = _hints(method)[name]
-    return (
-        None
-        if _fits(value, hint)
-        else f"{name} must be {' or '.join(dict.fromkeys(_words(hint, python)))}, not {value!r}"
-    )
+    if _fits(value, hint):
+        return None
+    return f"{name} must be {' or '.join(dict.fromkeys(_words(hint, python)))}, not {value!r}"
 
 
-def check(term: Any, *names: str) -> None:
-    """Refuse arguments of another kind than their annotation says.
+def check(term: Direction | Post, *names: str) -> None:
+    """Refuse arguments of another kind than their annotation.
+
+    Args:
+        term: a term or a post.
+        names: of the arguments.
 
     Raises:
-        ValueError: the term, the argument and what it may be are named.
+        ValueError: the term, the argument and its allowed kinds are named.
     """
     for name in names:
         if wrong := problem(type(term), name, getattr(term, name), python=True):
@@ -55,49 +60,41 @@ def check(term: Any, *names: str) -> None:
 
 
 MOST = 1000
-"""The largest count an argument may be (iterations, samples, a radius, …): each asks for time or
-memory.
-"""
+"""The largest count of an argument: iterations, samples, a radius; each costs time or memory."""
 
 
-def check_counts(term: Any, name: str) -> None:
-    """Refuse whole numbers that are none, or above `MOST`.
+def check_counts(term: object, name: str) -> None:
+    """Refuse values of counts that are no whole numbers, or above `MOST`.
 
     Args:
         term: a term, a post or an operator.
-        name: what it is called.
+        name: its name, for the message.
 
     Raises:
         ValueError: the term, the argument and the bound are named.
     """
-    for field in fields(term):
-        hint = _hints(type(term))[field.name]
+    for key, hint in _hints(type(term)).items():
         if hint is not int and set(get_args(hint)) != {int, NoneType}:
             continue
-        value = getattr(term, field.name)
+        value = getattr(term, key)
         if not _fits(value, hint):
-            raise ValueError(
-                f"{name}: {field.name} must be {' or '.join(_words(hint))}, not {value!r}"
-            )
+            raise ValueError(f"{name}: {key} must be {' or '.join(_words(hint))}, not {value!r}")
         if value is not None and value > MOST:
-            raise ValueError(f"{name}: {field.name} must be at most {MOST:,}, not {value:,}")
+            raise ValueError(f"{name}: {key} must be at most {MOST:,}, not {value:,}")
 
 
 def unnamed(method: type) -> list[str]:
     """Return the arguments that need no name, in their order."""
-    return [f.name for f in fields(method) if not f.kw_only]
+    return [f.name for f in fields(cast("type[Any]", method)) if not f.kw_only]
 
 
 def needed(method: type) -> list[str]:
     """Return the arguments without a default."""
-    return [f.name for f in fields(method) if _no_default(f)]
+    every = fields(cast("type[Any]", method))
+    return [f.name for f in every if f.default is MISSING and f.default_factory is MISSING]
 
 
-def _no_default(f: Field[Any]) -> bool:
-    return f.default is MISSING and f.default_factory is MISSING
-
-
-def _fits(value: object, hint: Any) -> bool:
+def _fits(value: object, hint: object) -> bool:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, part) for part in parts)
@@ -107,17 +104,14 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, list | tuple) and all(_fits(item, parts[0]) for item in value)
     if origin is Callable:
         return callable(value)
-    if hint in (float, int):
-        return isinstance(value, Real if hint is float else Integral) and not isinstance(
-            value, bool
-        )
-    return isinstance(value, hint)
+    if hint is float or hint is int:
+        number = isinstance(value, Real if hint is float else Integral)
+        return number and not isinstance(value, bool)
+    return isinstance(value, cast("type", hint))
 
 
-def _words(hint: Any, python: bool = False) -> list[str]:
-    """Describe what a text can give, or Python; tensors and functions cannot be written in a
-    text.
-    """
+def _words(hint: object, python: bool = False) -> list[str]:
+    """Describe the values of an annotation; tensors and functions only for Python, not for text."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return [word for part in parts for word in _words(part, python)]
@@ -129,7 +123,8 @@ def _words(hint: Any, python: bool = False) -> list[str]:
         return [f"a list of {' or '.join(map(_plural, _words(parts[0], python)))}"]
     if hint in _WORDS:
         return [_WORDS[hint]]
-    return ["a function" if origin is Callable else f"a {hint.__name__}"] if python else []
+    kind = "a function" if origin is Callable else f"a {cast('type', hint).__name__}"
+    return [kind] if python else []
 
 
 def _plural(word: str) -> str:

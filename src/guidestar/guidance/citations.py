@@ -1,4 +1,4 @@
-"""What the methods' docstrings say, for tables and citations: nothing is written twice."""
+"""Tables and citations, made from the docstrings of the methods."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from .arguments import needed
 from .serialize import literal
-from .term import Guidance
+from .term import Direction, Guidance
 from .weights import Clamp, weigh
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """A line of a docstring's References, ``Title, URL``, with its authors on the lines below
-    it.
+    """A reference of a docstring: ``Title, URL``, with its authors on the lines below.
+
+    Args:
+        title: of the paper.
+        url: of the paper.
+        authors: their names.
     """
 
     title: str
@@ -26,7 +29,7 @@ class Paper:
 
     @property
     def arxiv(self) -> str | None:
-        """Its arXiv identifier, if it is there."""
+        """Its arXiv identifier, if it has one."""
         found = re.search(r"arxiv\.org/abs/(\d{4}\.\d{4,5})", self.url)
         return found.group(1) if found else None
 
@@ -55,14 +58,14 @@ class Paper:
         return "\n".join([f"@misc{{{self.key},", *lines, "}"])
 
 
-def papers(thing: Any) -> list[Paper]:
-    """Return the papers that a docstring refers to."""
+def papers(thing: object) -> list[Paper]:
+    """Return the papers in the docstring of a class or function."""
     found: list[Paper] = []
     begun = ""  # the title of a reference whose URL is on the next line
     for line in (inspect.getdoc(thing) or "").partition("References:\n")[2].splitlines():
         title, _, url = (begun + line.strip()).rpartition(", ")
         if url.startswith("https://"):
-            found.append(Paper(title=_bare(title), url=url))
+            found.append(Paper(title=_without_place(title), url=url))
             begun = ""
         elif line.startswith(" " * 8) and found:
             names = tuple(line.strip().rstrip(",").split(", "))
@@ -72,23 +75,19 @@ def papers(thing: Any) -> list[Paper]:
     return found
 
 
-def _bare(title: str) -> str:
-    """Leave out what a reference says of the place in the paper."""
-    return re.sub(
-        r"( \([^()]*\))?(,? (section|algorithm|equation|appendix|table)s? [^,]*)?$", "", title
-    )
+def _without_place(title: str) -> str:
+    """Return a title without the place in the paper (section, equation, …)."""
+    place = r"( \([^()]*\))?(,? (section|algorithm|equation|appendix|table)s? [^,]*)?$"
+    return re.sub(place, "", title)
 
 
 def used(guidance: Guidance) -> list[Paper]:
-    """Return the papers behind an expression: its terms, intervals, weight schedules and posts;
-    each once.
-    """
-    return list(
-        {paper.url: paper for thing in _things(guidance) for paper in papers(thing)}.values()
-    )
+    """Return the papers of an expression's terms, intervals, schedules and posts, each once."""
+    every = [paper for thing in _things(guidance) for paper in papers(thing)]
+    return list({paper.url: paper for paper in every}.values())
 
 
-def _things(guidance: Guidance) -> Iterator[Any]:
+def _things(guidance: Guidance) -> Iterator[object]:
     for term in guidance.terms:
         yield type(term)
         if term.interval is not None:
@@ -106,10 +105,9 @@ class Described:
 
     Args:
         formula: its equation.
-        arguments: as they are written, with their defaults; all terms also take interval and
-            schedule.
-        evaluations: what it costs.
-        papers: where it comes from.
+        arguments: with their defaults; all terms also have interval and schedule.
+        evaluations: its number of network evaluations.
+        papers: its sources.
     """
 
     formula: str
@@ -119,7 +117,7 @@ class Described:
 
 
 def described(method: type) -> Described:
-    """Say what a method is in one line, from its docstring and its fields."""
+    """Describe a method in one line, from its docstring and its fields."""
     text = inspect.getdoc(method) or ""
     return Described(
         formula=_formula(text),
@@ -130,9 +128,7 @@ def described(method: type) -> Described:
 
 
 def _formula(text: str) -> str:
-    """Return the first formula between backticks, else the last line of the first formula set
-    apart.
-    """
+    """Return the first formula in backticks, else the last line of an indented formula."""
     body = " ".join(text.partition("\nArgs:")[0].split())
     marked = [m for m in re.findall(r"``(.+?)``", body) if re.search(r"[=+−·]", m)]
     apart = [
@@ -144,7 +140,8 @@ def _formula(text: str) -> str:
 
 
 def _arguments(method: type) -> str:
-    shown = [f for f in fields(method) if f.name not in ("interval", "schedule")]
+    shared = {f.name for f in fields(Direction)} - {"scale"}
+    shown = [f for f in fields(method) if f.name not in shared]
     return ", ".join(
         f.name if f.name in needed(method) else f"{f.name}={literal(f.default)}" for f in shown
     )

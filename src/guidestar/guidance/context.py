@@ -1,31 +1,28 @@
-"""The inputs of a term: what the run offers (`Context`), and the samples it acts on (`Live`)."""
+"""The inputs of a term: the run that it is bound to (`Context`), and its samples (`Live`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ..core.denoiser import Condition
-from ..core.evaluation import Asking, Group, GuidedStep
+from ..core.evaluation import Asking, Group, GuidedStep, State, States
 from ..core.levels import Step
-from ..core.passes import COND, Pass, seeded
+from ..core.passes import COND, Encode, Pass, seeded
 from ..core.prediction import Prediction
 from ..core.rng import Draw
 
-State = dict[str, Tensor]
-"""What a term keeps between steps: tensors ``[B, …]``."""
-
-States = tuple[State, ...]
-"""What all terms of a sum keep, in their order."""
+Loss = Callable[[Tensor], Tensor]
+"""A loss of a clean estimate: ``loss(x0 [B, *S]) -> [B]``."""
 
 
 class Count(NamedTuple):
-    """What a step takes: for how many samples each pass is evaluated (by name where it is not known
-    yet), and gradients.
+    """The cost of a step: the number of samples of each pass, and the number of gradients.
+
+    A pass of a later round is not known yet, so it is counted by a name.
     """
 
     passes: dict[Pass | str, int]
@@ -34,44 +31,43 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a run offers to the terms that are bound to it.
+    """The parts of a run that its terms can be bound to.
 
     Args:
-        classifiers: objects with ``log_prob(x, level, target) -> [B]``, by name.
+        classifiers: classifiers, CLIP models and discriminators, by name.
         target: the requested class of each sample, ``[B]`` or ``[1]``, or its numbers, ``[B, D]``.
         index: turns a class name into its index.
-        conditional: whether a condition was requested.
-        nets: names of the denoisers.
-        prompts: the requested caption of each sample, or of all.
-        losses: losses of a clean estimate, by name.
+        conditional: whether the run has a condition.
+        nets: names of the networks.
+        prompts: the requested caption of each sample, or one for all.
+        losses: losses of a clean estimate, ``loss(x0 [B, *S]) -> [B]``, by name.
         base: the pass that the terms are added to.
         encode: turns names or prompts into conditions.
     """
 
-    classifiers: Mapping[str, Any] = field(default_factory=dict)
+    classifiers: Mapping[str, object] = field(default_factory=dict[str, object])
     target: Tensor | None = None
     index: Callable[[str | int], int] | None = None
     conditional: bool = True
     nets: Sequence[str] = ("main",)
     prompts: Sequence[str] | None = None
-    losses: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    losses: Mapping[str, Loss] = field(default_factory=dict[str, Loss])
     base: Pass = COND
-    encode: Callable[[Sequence[str | int]], Condition] | None = None
+    encode: Encode | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Live:
-    """The inputs of a term: the samples for which its weight is not 0, and nothing of the others.
+    """The inputs of a term: the samples for which its weight is not 0.
 
     Args:
-        x_t: ``[b, *S]``.
-        step: their step.
-        batch: how many samples the run has.
+        x_t: noisy samples ``[b, *S]``.
+        step: the step of these samples.
+        batch: number of samples of the run.
         rows: which samples of the run these are (None: all).
-        state: what the term keeps of these samples.
+        state: the term's state of these samples.
         base: the prediction that the terms are added to.
-        predictions: of the term's passes, in their order.
-        streams: the random streams of all the run's samples at this step, where it has seeds.
+        streams: the random streams of all the run's samples at this step, if the run has seeds.
     """
 
     x_t: Tensor
@@ -80,12 +76,24 @@ class Live:
     rows: Tensor | None
     state: State
     base: Prediction
-    predictions: tuple[Prediction, ...] = ()
     streams: Draw | None = None
+
+    @classmethod
+    def of(cls, group: Group, base: Prediction, state: State) -> Live:
+        """Return the inputs of a term for the samples of ``group``."""
+        return cls(
+            x_t=group.x_t,
+            step=group.step,
+            batch=group.batch,
+            rows=group.rows,
+            state=state,
+            base=base,
+            streams=group.streams,
+        )
 
     @property
     def draw(self) -> Draw:
-        """These samples' streams of random numbers.
+        """The random streams of these samples.
 
         Raises:
             ValueError: the run has no seeds.
@@ -97,7 +105,7 @@ class Live:
         """Select these samples from a tensor of the whole run, ``[B, …]`` or ``[1, …]``.
 
         Raises:
-            ValueError: it is for another number of samples.
+            ValueError: the tensor is for another number of samples.
         """
         if len(per_sample) not in (1, self.batch):
             raise ValueError(
@@ -111,19 +119,24 @@ class Live:
     def slope(
         self, what: str, function: Callable[[Tensor], Tensor], through: Prediction | None
     ) -> Tensor:
-        """Return `gradient` of a user's function, which is checked to return one number a sample.
+        """Return the `gradient` of a user's function, after a check of its result.
 
         Args:
-            what: the function, for the message.
+            what: name of the function, for the message.
+            function: returns one number a sample, ``[b]``.
+            through: the prediction to differentiate through (None: the function gets x_t).
 
         Raises:
-            ValueError: it returns something else, or what cannot be differentiated.
+            ValueError: the function does not return one number a sample, or has no gradient.
         """
         return self.gradient(lambda x: one_each(what, function(x), x), through)
 
     def gradient(self, energy: Callable[[Tensor], Tensor], through: Prediction | None) -> Tensor:
-        """Return ``∇_{x_t} Σ energy`` ``[b, *S]``: of ``energy(x_t)``, or of ``energy(x0)`` through
-        a prediction.
+        """Return ``∇_{x_t} Σ energy`` ``[b, *S]``.
+
+        Args:
+            energy: maps samples to one number each, ``[b]``.
+            through: the prediction whose x0 ``energy`` gets (None: it gets x_t).
 
         Raises:
             ValueError: the network of that prediction cannot be differentiated.
@@ -137,16 +150,15 @@ class Live:
                 name = repr(root.net) if root else "of this pass"
                 raise ValueError(
                     f"the network {name} cannot be differentiated: its output has no gradient; "
-                    "use one that can, or a guidance that leaves it alone (mpgd)"
+                    "use one that can, or a guidance that does not differentiate it (mpgd)"
                 )
-            gradient = torch.autograd.grad(energy(through.x0).sum(), root.leaf, retain_graph=True)[
-                0
-            ]
+            total = energy(through.x0).sum()
+            (gradient,) = torch.autograd.grad(total, root.leaf, retain_graph=True)
         return gradient if root.rows is None else gradient[root.rows]
 
 
 class Engine(Protocol):
-    """Evaluates a guided sum for samples of a run, and counts what that takes."""
+    """Evaluates a guided sum for samples of a run, and counts its passes."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -163,29 +175,30 @@ class Engine(Protocol):
         Args:
             step: of these samples.
             rows: int64 indices, at least one.
-            stopped: whether terms that may have stopped have.
+            stopped: count as if all terms that may have stopped had done so.
         """
         ...
 
 
 def one_each(what: str, values: object, x: Tensor) -> Tensor:
-    """Return what a user's function made of samples ``x [B, *S]``: one number each, which can be
-    differentiated in them.
+    """Return the result of a user's function for samples ``x [B, *S]``: one number each, ``[B]``.
+
+    A mean over samples, for example, would make each depend on the others.
+
+    Args:
+        what: name of the function, for the message.
+        values: its result.
+        x: the samples.
 
     Raises:
-        ValueError: it is something else; a mean over samples, for one, would make each depend on
-            the others.
+        ValueError: it is something else, or has no gradient in the samples.
     """
     if not isinstance(values, Tensor) or values.shape != (len(x),):
-        found = (
-            f"a tensor {tuple(values.shape)}"
-            if isinstance(values, Tensor)
-            else f"a {type(values).__name__}"
-        )
+        tensor = isinstance(values, Tensor)
+        found = f"a tensor {tuple(values.shape)}" if tensor else f"a {type(values).__name__}"
         raise ValueError(f"{what} must return one number for each of {len(x)} samples, not {found}")
     if not values.requires_grad:
         raise ValueError(
-            f"{what} cannot be differentiated in the samples; it must be made of differentiable "
-            "operations on them"
+            f"{what} cannot be differentiated in the samples; use differentiable operations on them"
         )
     return values

@@ -4,36 +4,135 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from ..core.evaluation import Answers, Asking, Evaluated, Group, GuidedStep, Round, union
+from ..core.evaluation import Answers, Asking, Group, GuidedStep, Round, State, States, union
 from ..core.levels import Step, Value, expand
 from ..core.passes import Net, Pass
 from ..core.prediction import Prediction
-from .context import Count, Live, State, States
+from .context import Count, Live
+from .groups import take
+from .reuse import Pusher, split
 from .term import Direction, Post, Pushed, Rounds, Traits
 
-Wanted = dict[Pass, list[Tensor | None]]
-"""Passes, and the rows (local indices, None: all) of each that asks for it."""
+
+@dataclass(eq=False)
+class _Active:
+    """A term whose weight is not 0 for some samples: its rows (None: all), passes and push.
+
+    One that carries its push over for some of them stands twice.
+    """
+
+    key: int
+    term: Pusher
+    traits: Traits
+    weight: Value
+    rows: Tensor | None
+    passes: tuple[Pass, ...]
+    rounds: Rounds | None = None
+    pushed: Pushed | None = None
+
+    def begin(self, group: Group, base: Prediction, state: State, answers: Answers) -> None:
+        """Compute the push, or begin the rounds that it takes."""
+        if self.rows is not None:
+            group, base = group.take(self.rows), base.take(self.rows)
+            state = take(state, self.rows)
+        found = self.term.push(Live.of(group, base, state), *self.predictions(answers))
+        if isinstance(found, Generator):
+            self.rounds = found
+            self.proceed(None)
+        else:
+            self.pushed = found
+
+    def proceed(self, answers: Answers | None) -> None:
+        """Hand over the predictions of a round (None: begin); take the next round or the push."""
+        assert self.rounds is not None
+        try:
+            if answers is None:
+                self.passes = next(self.rounds)
+            else:
+                self.passes = self.rounds.send(self.predictions(answers))
+        except StopIteration as end:
+            self.rounds, self.pushed = None, end.value
+
+    def predictions(self, answers: Answers) -> tuple[Prediction, ...]:
+        """Return the predictions of its passes, at its rows."""
+        return tuple([answers[p].at(self.rows) for p in self.passes])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How the networks are evaluated; `Guided` describes them."""
+@dataclass(eq=False)
+class _Needs:
+    """The passes of a round, by the names under which they are evaluated.
 
+    ``wanted`` has the rows of each use of a pass (local indices, None: all).
+    """
+
+    sum: Sum
+    step: Step
+    through: frozenset[Pass] = frozenset()
+    instead: dict[Pass, Pass] = field(default_factory=lambda: {})
+    wanted: dict[Pass, list[Tensor | None]] = field(default_factory=lambda: {})
+
+    def add(self, passes: Sequence[Pass], rows: Tensor | None) -> tuple[Pass, ...]:
+        """Add passes, and return the names under which they are evaluated."""
+        names = [self.sum.canonical(p, self.step) for p in passes]
+        if self.instead:
+            names = [p if p in self.through else self.instead.get(p, p) for p in names]
+        for p in names:
+            self.wanted.setdefault(p, []).append(rows)
+        return tuple(names)
+
+    def rows(self, size: int) -> dict[Pass, Tensor | None]:
+        """Return the rows of each pass, of a group of ``size`` samples."""
+        return {p: union(rows, size) for p, rows in self.wanted.items()}
+
+
+@dataclass(eq=False)
+class _Start:
+    """The first round of a step: the terms that act, the passes of base and posts, all needs."""
+
+    active: list[_Active]
+    base: Pass
+    posts: list[tuple[Pass, ...]]
+    needs: _Needs
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """The sum ``base + Σ weightᵢ · pushᵢ`` and its posts.
+
+    Args:
+        base: the pass that the terms are added to.
+        terms: bound to the run.
+        posts: act on the sum, from left to right.
+        nets: networks by name.
+        options: makes a `Round` of group, passes and ``through``; holds the run's options.
+        names: the terms' expressions.
+        traits: of the terms.
+    """
+
+    base: Pass
+    terms: Sequence[Direction]
+    posts: Sequence[Post]
     nets: Mapping[str, Net]
-    needs_grad: bool
-    max_rows: int | None = None
-    checkpoint: bool = False
-    check: bool = False
+    options: partial[Round]
+    names: Sequence[str]
+    traits: Sequence[Traits]
 
-    def mode(self) -> AbstractContextManager[Any]:
-        """Return the context in which a sum is computed: without a graph, which terms make where
-        they differentiate.
+    @cached_property
+    def needs_grad(self) -> bool:
+        """Whether any term computes a gradient."""
+        return any(traits.gradients for traits in self.traits)
+
+    def mode(self) -> AbstractContextManager[object]:
+        """Return the context of the sum: without a graph. A term that differentiates makes one.
+
+        Raises:
+            RuntimeError: a term needs a gradient, which an outer inference mode forbids.
         """
         if not self.needs_grad:
             return torch.inference_mode()
@@ -44,130 +143,44 @@ class Options:
             )
         return torch.no_grad()
 
-
-@dataclass(eq=False)
-class _Active:
-    """A term whose weight is not 0 for some samples: which they are, and what it needs and
-    gives.
-    """
-
-    key: int
-    term: Direction
-    traits: Traits
-    weight: Value
-    rows: Tensor | None
-    passes: tuple[Pass, ...]
-    rounds: Rounds | None = None
-    pushed: Pushed | None = None
-
-    def begin(self, whole: Live, state: State, answers: Answers) -> None:
-        """Compute the push, or begin the rounds that it takes."""
-        predictions = tuple(answers[p].at(self.rows) for p in self.passes)
-        if (local := self.rows) is None:
-            live = replace(whole, state=state, predictions=predictions)
-        else:
-            live = replace(
-                whole,
-                x_t=whole.x_t[local.to(whole.x_t.device)],
-                step=whole.step.take(local),
-                rows=local if whole.rows is None else whole.rows[local],
-                base=whole.base.take(local),
-                state=take(state, local),
-                predictions=predictions,
-            )
-        found = self.term.push(live, *predictions)
-        if isinstance(found, Generator):
-            self.rounds = found
-            self.proceed(None)
-        else:
-            self.pushed = found
-
-    def proceed(self, predictions: tuple[Prediction, ...] | None) -> None:
-        """Hand over the predictions of a round (None: begin), and take the next round or the
-        push.
-        """
-        assert self.rounds is not None
-        try:
-            self.passes = (
-                next(self.rounds) if predictions is None else self.rounds.send(predictions)
-            )
-        except StopIteration as end:
-            self.rounds, self.pushed = None, end.value
-
-
-@dataclass(frozen=True, eq=False)
-class Sum:
-    """The sum ``base + Σ weightᵢ · pushᵢ`` and its posts.
-
-    Args:
-        base: the pass that the terms are added to.
-        terms: bound to the run.
-        traits: of the terms.
-        posts: what acts on the sum, from left to right.
-        options: how the networks are evaluated.
-        names: the terms' expressions.
-    """
-
-    base: Pass
-    terms: Sequence[Direction]
-    traits: Sequence[Traits]
-    posts: Sequence[Post]
-    options: Options
-    names: Sequence[str]
-
     def ask(self, group: Group, states: States, explain: bool) -> Asking[GuidedStep]:
         """Yield the rounds of passes that are needed, and return the guided step of ``group``."""
-        size = len(group.x_t)
-        with self.options.mode():
-            active, wanted = self._first(group.step, group.rows, size, states)
-            through = self._through(active, group.step)
-            renamed = _observing(wanted, through)
-            first = self._round(group, {p: union(r, size) for p, r in wanted.items()}, through)
-        answers = yield first
-        evaluations = _evaluations(first.passes, size)
-        with self.options.mode():
-            answers = _Renamed(answers, renamed) if renamed else answers
-            base = answers[self.canonical(self.base, group.step)].prediction
-            whole = Live(
-                x_t=group.x_t,
-                step=group.step,
-                batch=group.batch,
-                rows=group.rows,
-                state={},
-                base=base,
-                streams=group.streams,
-            )
-            for a in active:
-                a.begin(whole, states[a.key], answers)
-        while going := [a for a in active if a.rounds]:
-            with self.options.mode():
-                wanted = self._wanted(going, group.step)
-                later = self._round(group, {p: union(r, size) for p, r in wanted.items()})
-            found = (yield later) if wanted else {}
-            evaluations = evaluations + _evaluations(later.passes, size)
-            with self.options.mode():
+        size = group.x_t.shape[0]
+        with self.mode():
+            start = self._start(group.step, group.rows, size, states)
+            through = start.needs.through
+            asked = self.options(group=group, passes=start.needs.rows(size), through=through)
+        first: Answers | None = None
+        evaluations: int | Tensor = 0
+        while True:
+            answers = (yield asked) if asked.passes else {}
+            evaluations = evaluations + _evaluations(asked.passes, size)
+            with self.mode():
+                if first is None:
+                    first, base = answers, answers[start.base].prediction
+                    for a in start.active:
+                        a.begin(group, base, states[a.key], answers)
+                else:
+                    for a in start.active:
+                        if a.rounds:
+                            a.proceed(answers)
+                if not (going := [a for a in start.active if a.rounds]):
+                    prediction, pushes = self._finish(start, group, first, explain)
+                    return GuidedStep(prediction, _kept(states, start.active), evaluations, pushes)
+                needs = _Needs(self, group.step)
                 for a in going:
-                    a.proceed(tuple(found[p].at(a.rows) for p in a.passes))
-        with self.options.mode():
-            prediction, pushes = self._added(base, group.x_t, active, explain)
-            for post in self.posts:
-                predictions = tuple(
-                    answers[self.canonical(p, group.step)].prediction
-                    for p in post.passes(group.step)
-                )
-                prediction = post.apply(prediction, whole, *predictions)
-            return GuidedStep(prediction, _kept(states, active), evaluations, pushes)
+                    a.passes = needs.add(a.passes, a.rows)
+                asked = self.options(group=group, passes=needs.rows(size))
 
     def count(self, step: Step, rows: Tensor, stopped: bool = False) -> Count:
         """Count the passes and gradients at ``step`` for samples ``rows`` of the run."""
         size = len(rows)
-        active, wanted = self._first(step.take(rows), rows, size, None, stopped)
-        _observing(wanted, self._through(active, step))
+        start = self._start(step.take(rows), rows, size, None, stopped)
         passes: dict[Pass | str, int] = {
-            p: _length(union(r, size), size) for p, r in wanted.items()
+            p: _length(r, size) for p, r in start.needs.rows(size).items()
         }
         gradients = 0
-        for a in active:
+        for a in start.active:
             mine = _length(a.rows, size)
             gradients += a.traits.gradients * mine
             for i in range(a.traits.later):
@@ -177,76 +190,60 @@ class Sum:
 
     def canonical(self, p: Pass, step: Step) -> Pass:
         """Return the pass that is evaluated in the place of ``p``."""
-        p = self.options.nets[p.net].canonical(p) if p.net in self.options.nets else p
+        p = self.nets[p.net].canonical(p) if p.net in self.nets else p
         for post in self.posts:
             p = post.instead(p, step)
         return p
 
-    def _first(
+    def _start(
         self,
         step: Step,
         rows: Tensor | None,
         size: int,
         states: States | None,
         stopped: bool = False,
-    ) -> tuple[list[_Active], Wanted]:
-        """Return the terms that act, and the first round of passes."""
+    ) -> _Start:
+        """Find the terms that act, and the first round of passes."""
         active: list[_Active] = []
         for key, term in enumerate(self.terms):
             if stopped and term.may_stop(step):
                 continue
-            weight, local, acts = select(
-                term.weight(step, rows, states[key] if states is not None else None),
-                size,
-                term.name,
-            )
-            if acts:
-                active.append(
-                    _Active(key, term, self.traits[key], weight, local, term.passes(step))
-                )
-        wanted: Wanted = {self.canonical(self.base, step): [None]}
-        self._wanted(active, step, wanted)
-        for post in self.posts:
-            for p in post.passes(step):
-                wanted.setdefault(self.canonical(p, step), []).append(None)
-        return active, wanted
-
-    def _wanted(
-        self, active: Sequence[_Active], step: Step, wanted: Wanted | None = None
-    ) -> Wanted:
-        """Collect the passes of terms, under the names by which they are evaluated."""
-        wanted = {} if wanted is None else wanted
-        for a in active:
-            a.passes = tuple(self.canonical(p, step) for p in a.passes)
-            for p in a.passes:
-                wanted.setdefault(p, []).append(a.rows)
-        return wanted
-
-    def _through(self, active: Sequence[_Active], step: Step) -> frozenset[Pass]:
-        return frozenset(self.canonical(p, step) for a in active if (p := a.traits.differentiates))
-
-    def _round(
-        self,
-        group: Group,
-        passes: Mapping[Pass, Tensor | None],
-        through: frozenset[Pass] = frozenset(),
-    ) -> Round:
-        o = self.options
-        return Round(
-            group=group,
-            passes=passes,
-            nets=o.nets,
-            through=through,
-            needs_grad=o.needs_grad,
-            max_rows=o.max_rows,
-            checkpoint=o.checkpoint,
-            check=o.check,
+            state = None if states is None else states[key]
+            weight = term.weight(step, rows, state)
+            if chosen := select(weight, size, term.name):
+                traits = self.traits[key]
+                parts = split(term, traits, step, rows, chosen, size, state, fewest=stopped)
+                active += [
+                    _Active(key, p.pusher, p.traits, p.weight, p.rows, p.passes) for p in parts
+                ]
+        needs = _Needs(
+            self,
+            step,
+            frozenset([self.canonical(p, step) for a in active if (p := a.traits.differentiates)]),
         )
+        for a in reversed(active):  # the first of several counts
+            needs.instead.update(a.traits.instead)
+        (base,) = needs.add([self.base], None)
+        for a in active:
+            a.passes = needs.add(a.passes, a.rows)
+        posts = [needs.add(post.passes(step), None) for post in self.posts]
+        return _Start(active, base, posts, needs)
+
+    def _finish(
+        self, start: _Start, group: Group, answers: Answers, explain: bool
+    ) -> tuple[Prediction, dict[str, Tensor] | None]:
+        """Add the pushes to the base and apply the posts; return the pushes by name too."""
+        base = answers[start.base].prediction
+        prediction, pushes = self._added(base, group.x_t, start.active, explain)
+        for post, passes in zip(self.posts, start.posts, strict=True):
+            predictions = [answers[p].prediction for p in passes]
+            prediction = post.apply(prediction, Live.of(group, base, {}), *predictions)
+        return prediction, pushes
 
     def _added(
         self, base: Prediction, x_t: Tensor, active: Sequence[_Active], explain: bool
     ) -> tuple[Prediction, dict[str, Tensor] | None]:
-        """Add the pushes to the base, cut off from its graph; return them by name too."""
+        """Add the pushes to the base, cut off from its graph."""
         pushes = dict.fromkeys(self.names, torch.zeros_like(base.x0)) if explain else None
         totals: dict[bool, Tensor] = {}
         for a in active:
@@ -256,37 +253,11 @@ class Sum:
             totals[linked] = totals[linked] + push if linked in totals else push
             if pushes is not None:
                 pushes[self.names[a.key]] = pushes[self.names[a.key]] + push
-        log_var = None if base.log_var is None else base.log_var.detach()
-        prediction = Prediction(
-            x_t=x_t, level=base.level, x0=base.x0.detach(), eps=base.eps.detach(), log_var=log_var
-        )
+        prediction = base.detach(x_t) if self.needs_grad else base
         for linked in (True, False):
             if linked in totals:
                 prediction = prediction.shifted(totals[linked], linked=linked)
         return prediction, pushes
-
-
-class _Renamed(dict[Pass, Evaluated]):
-    """Answers, where a pass that observes the network answers for the plain one too."""
-
-    def __init__(self, answers: Answers, renamed: Mapping[Pass, Pass]) -> None:
-        super().__init__(answers)
-        self.update({plain: answers[p] for plain, p in renamed.items()})
-
-
-def _observing(wanted: Wanted, through: frozenset[Pass]) -> dict[Pass, Pass]:
-    """Let a pass that observes the network answer for the plain one, but not where that is
-    differentiated.
-
-    The first of several does: for the others the plain pass is gone.
-    """
-    renamed: dict[Pass, Pass] = {}
-    for p in [p for p in wanted if p.observes]:
-        plain = replace(p, perturb=None)
-        if plain in wanted and plain not in through:
-            wanted[p] += wanted.pop(plain)
-            renamed[plain] = p
-    return renamed
 
 
 def _length(rows: Tensor | None, size: int) -> int:
@@ -300,68 +271,45 @@ def _evaluations(passes: Mapping[Pass, Tensor | None], size: int) -> int | Tenso
     return everywhere + torch.bincount(torch.cat(some), minlength=size) if some else everywhere
 
 
-def select(weight: Value, size: int, name: str) -> tuple[Value, Tensor | None, bool]:
-    """Return the weights that are not 0, their rows (None: all), and whether there are any."""
+def select(weight: Value, size: int, name: str) -> tuple[Value, Tensor | None] | None:
+    """Return the weights that are not 0 and their rows (None: all); None if there are none.
+
+    Args:
+        weight: of each of ``size`` samples, or one number for all.
+        size: how many samples there are.
+        name: of the term, for the message.
+
+    Raises:
+        ValueError: weights for another number of samples.
+    """
     if not isinstance(weight, Tensor):
-        return weight, None, weight != 0
+        return (weight, None) if weight else None
     if len(weight) != size:
         raise ValueError(
             f"{name} has {len(weight)} scales for {size} samples; give one number, or one for "
             "each sample"
         )
-    chosen = weight != 0
-    if bool(chosen.all()):
-        return weight, None, True
-    rows = chosen.nonzero()[:, 0]
-    return weight[rows], rows, len(rows) > 0
+    rows = weight.nonzero()[:, 0]
+    if len(rows) == size:
+        return weight, None
+    return (weight[rows], rows) if len(rows) else None
 
 
 def _spread(delta: Tensor, weight: Value, rows: Tensor | None, like: Tensor) -> Tensor:
     """Return ``weight · delta`` at ``rows`` (None: everywhere), 0 elsewhere."""
     weighted = expand(weight, delta) * delta
-    return (
-        weighted
-        if rows is None
-        else torch.zeros_like(like).index_add(0, rows.to(like.device), weighted)
-    )
-
-
-def take(state: State, rows: Tensor) -> State:
-    """Select samples of what a term keeps."""
-    return {name: value[rows.to(value.device)] for name, value in state.items()}
+    if rows is None:
+        return weighted
+    return torch.zeros_like(like).index_add(0, rows.to(like.device), weighted)
 
 
 def _kept(states: States, active: Sequence[_Active]) -> States:
-    """Return what the terms keep; samples of weight 0 keep what they had."""
+    """Return the new states of all terms; samples of weight 0 keep their old one."""
     new = list(states)
     for a in active:
         assert a.pushed is not None
         for name, value in a.pushed[1].items():
             rows = a.rows if a.rows is None else a.rows.to(value.device)
-            whole = value if rows is None else states[a.key][name].index_copy(0, rows, value)
+            whole = value if rows is None else new[a.key][name].index_copy(0, rows, value)
             new[a.key] = {**new[a.key], name: whole}
     return tuple(new)
-
-
-def join_steps(parts: Sequence[tuple[Tensor, GuidedStep]], group: Group) -> GuidedStep:
-    """Put the guided steps of some samples each together, in the order of the samples.
-
-    Args:
-        parts: rows of ``group``, each once, and their step.
-        group: all samples.
-    """
-    steps = [part for _, part in parts]
-    order = torch.cat([rows for rows, _ in parts]).argsort()
-    joined = Prediction.join([s.prediction for s in steps], group.x_t, group.step.t).take(order)
-    prediction = replace(joined, x_t=group.x_t, level=group.step.t)
-    states = tuple(_ordered(own, order) for own in zip(*(s.state for s in steps), strict=True))
-    counts = torch.cat([torch.as_tensor(s.evaluations).expand(len(rows)) for rows, s in parts])[
-        order
-    ]
-    pushes = [s.pushes for s in steps if s.pushes is not None]
-    return GuidedStep(prediction, states, counts, _ordered(pushes, order) if pushes else None)
-
-
-def _ordered(parts: Sequence[State], order: Tensor) -> State:
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return take(joined, order)

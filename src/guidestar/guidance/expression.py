@@ -1,20 +1,18 @@
-"""The expression language: the same text in Python, on the command line, in recipes and in
-pictures.
+"""The expression language of guidance, for Python, the command line, recipes and pictures.
 
     [base +] term {+ term} {| post}         base: cond | uncond | neg
 
-Text is read by Python's own grammar and then walked against a whitelist: names of methods and
-weight schedules, numbers, strings, lists. Nothing is ever evaluated.
+Text is parsed with Python's own grammar. Only names of methods and weight schedules, numbers,
+strings and lists are accepted, and nothing is ever evaluated.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from . import weights
 from .arguments import needed, problem, unnamed
@@ -22,31 +20,35 @@ from .term import Direction, Guidance, Post, as_guidance, cond, neg, uncond
 
 BASES = {"cond": cond, "uncond": uncond, "neg": neg}
 METHODS: dict[str, type[Direction] | type[Post]] = {}
-"""Every method by the name it has in an expression."""
-
+"""Every method by its name in an expression."""
 
 _LONGEST = 100_000
 
-
+T = TypeVar("T")
 Method = TypeVar("Method", bound=type[Direction] | type[Post])
 
 
 def register(method: Method) -> Method:
-    """Give a method its name in the language."""
+    """Add a method to the language, under its ``name``; a decorator of its class."""
     METHODS[method.name] = method
     return method
 
 
 class ExpressionError(ValueError):
-    """An expression that does not parse; the message points at the place."""
+    """An expression that does not parse; the message marks the column.
+
+    Args:
+        text: the expression.
+        column: the index of the wrong character.
+        problem: what is wrong, and what to do.
+    """
 
     def __init__(self, text: str, column: int, problem: str) -> None:
-        pointer = " " * column + "^"
-        super().__init__(f"guidance: {problem}\n  {text}\n  {pointer}")
+        super().__init__(f"guidance: {problem}\n  {text}\n  {' ' * column}^")
 
 
 def parse(text: str) -> Guidance:
-    """Read an expression.
+    """Parse an expression.
 
     Raises:
         ExpressionError: a typo, an unknown method or argument, a value out of range, or code.
@@ -58,27 +60,21 @@ def parse(text: str) -> Guidance:
     text = text.strip()
     if not text:
         raise ExpressionError(text, 0, "the expression is empty; write e.g. cfg(3)")
+    start = text.splitlines()[0][:80]
     if len(text.splitlines()) > 1 or len(text) > _LONGEST:
-        raise ExpressionError(
-            text.splitlines()[0][:80],
-            0,
-            f"an expression is one line of at most {_LONGEST} characters",
-        )
+        problem = f"an expression is one line of at most {_LONGEST} characters"
+        raise ExpressionError(start, 0, problem)
     try:
         guidance = _Reader(text).guidance(ast.parse(text, mode="eval").body)
-        if len(str(guidance)) > _LONGEST:  # its text must be readable again
-            raise ExpressionError(
-                text[:80], 0, f"written out this has more than {_LONGEST} characters"
-            )
+        if len(str(guidance)) > _LONGEST:  # that text must parse again
+            problem = f"written out this has more than {_LONGEST} characters"
+            raise ExpressionError(start, 0, problem)
         return guidance
     except ExpressionError:
         raise
     except SyntaxError as error:
-        raise ExpressionError(
-            text,
-            error.offset - 1 if error.offset else len(text),
-            f"this is not an expression ({error.msg})",
-        ) from None
+        column = error.offset - 1 if error.offset else len(text)
+        raise ExpressionError(text, column, f"this is not an expression ({error.msg})") from None
     except (RecursionError, MemoryError):
         raise ExpressionError(text, 0, "this is nested too deeply") from None
     except ValueError as error:
@@ -86,104 +82,95 @@ def parse(text: str) -> Guidance:
 
 
 class _Reader:
-    """Walks a parsed expression; every refusal points at its place in the text."""
+    """Makes a guidance of a parsed expression; every error has its column in the text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def refuse(self, node: ast.AST, problem: str) -> ExpressionError:
+    def error(self, node: ast.AST, problem: str) -> ExpressionError:
         column = len(self.text.encode()[: getattr(node, "col_offset", 0)].decode(errors="ignore"))
         return ExpressionError(self.text, column, problem)
 
     def guidance(self, node: ast.expr) -> Guidance:
         return self._attempt(node, lambda: as_guidance(self._sum(node)))
 
-    def _attempt(self, node: ast.AST, make: Callable[[], Any]) -> Any:
+    def _attempt(self, node: ast.AST, make: Callable[[], T]) -> T:
         try:
             return make()
         except ExpressionError:
             raise
         except (TypeError, ValueError) as error:
-            raise self.refuse(node, str(error)) from None
+            raise self.error(node, str(error)) from None
 
     def _sum(self, node: ast.expr) -> Direction | Guidance | Post:
-        operators: dict[type[ast.operator], Callable[..., Any]] = {
-            ast.Add: operator.add,
-            ast.BitOr: operator.or_,
-        }
-        if isinstance(node, ast.BinOp) and type(node.op) in operators:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.BitOr):
             left, right = self._sum(node.left), self._sum(node.right)
             whole = self._attempt(node.left, lambda: as_guidance(left))
-            return self._attempt(node.right, lambda: operators[type(node.op)](whole, right))
+            if isinstance(node.op, ast.Add):
+                return self._attempt(node.right, lambda: whole.plus(as_guidance(right)))
+            return self._attempt(node.right, lambda: whole.then(right))
         if isinstance(node, ast.Name):
             return self._base(node)
         if isinstance(node, ast.Call):
             return self._call(node)
-        raise self.refuse(
+        raise self.error(
             node, "expected a base (cond, uncond, neg) or a method with its scale, like cfg(3)"
         )
 
     def _base(self, node: ast.Name) -> Guidance:
-        if node.id in METHODS:
-            raise self.refuse(
-                node, f"{node.id} needs its {_first(METHODS[node.id])}: write {node.id}(…)"
-            )
-        return self._known(node, node.id, {**BASES, **dict.fromkeys(METHODS)})
+        name = node.id
+        if name in METHODS:
+            raise self.error(node, f"{name} needs its {_first(METHODS[name])}: write {name}(…)")
+        if name not in BASES:
+            raise self._unknown(node, name, [*BASES, *METHODS])
+        return BASES[name]
 
-    def _known(self, node: ast.AST, name: str, known: Mapping[str, Any]) -> Any:
-        if name not in known:
-            raise self.refuse(
-                node,
-                f"unknown name {name!r}; {_hint(name, known)}there are {', '.join(sorted(known))}",
-            )
-        return known[name]
+    def _unknown(self, node: ast.AST, name: str, known: Iterable[str]) -> ExpressionError:
+        names = ", ".join(sorted(known))
+        return self.error(node, f"unknown name {name!r}; {_hint(name, known)}there are {names}")
 
-    def _call(self, node: ast.Call) -> Any:
+    def _call(self, node: ast.Call) -> Direction | Post:
         if not isinstance(node.func, ast.Name):
-            raise self.refuse(node, "only methods can be called")
-        return self._make(self._known(node.func, node.func.id, METHODS), node.func.id, node)
+            raise self.error(node, "only methods can be called")
+        name = node.func.id
+        if name not in METHODS:
+            raise self._unknown(node.func, name, METHODS)
+        return self._make(METHODS[name], name, node)
 
-    def _make(self, method: type, name: str, node: ast.Call) -> Any:
-        arguments: dict[str, Any] = {}
+    def _make(self, method: type[T], name: str, node: ast.Call) -> T:
+        arguments: dict[str, object] = {}
         for key, value in self._arguments(method, name, node):
             if key in arguments:
-                raise self.refuse(value, f"{name}: {key} is given twice")
+                raise self.error(value, f"{name}: {key} is given twice")
             arguments[key] = self._value(value)
             if wrong := problem(method, key, arguments[key]):
-                raise self.refuse(value, f"{name}: {wrong}")
+                raise self.error(value, f"{name}: {wrong}")
         for key in needed(method):
             if key not in arguments:
-                raise self.refuse(node, f"{name} needs its {key}: write {name}(…)")
+                raise self.error(node, f"{name} needs its {key}: write {name}(…)")
         return self._attempt(node, lambda: method(**arguments))
 
     def _arguments(self, method: type, name: str, node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
-        order, known = unnamed(method), [f.name for f in fields(method)]
-        for i, value in enumerate(node.args):
-            if i >= len(order):
-                raise self.refuse(
-                    value,
-                    f"{name} takes at most {len(order)} arguments without a name: "
-                    f"{', '.join(order)}",
-                )
-            yield order[i], value
+        order, known = unnamed(method), [f.name for f in fields(cast("type[Any]", method))]
+        for value in node.args[len(order) :]:
+            most = f"{len(order)} arguments without a name: {', '.join(order)}"
+            raise self.error(value, f"{name} takes at most {most}")
+        yield from zip(order, node.args, strict=False)
         for keyword in node.keywords:
-            if keyword.arg is None:
-                raise self.refuse(keyword, "'**' has no meaning here")
-            if keyword.arg not in known:
-                raise self.refuse(
-                    keyword,
-                    f"{name} has no argument {keyword.arg!r}; {_hint(keyword.arg, known)}it has "
-                    f"{', '.join(known)}",
-                )
-            yield keyword.arg, keyword.value
+            key = keyword.arg
+            if key is None:
+                raise self.error(keyword, "'**' has no meaning here")
+            if key not in known:
+                hint = f"{_hint(key, known)}it has {', '.join(known)}"
+                raise self.error(keyword, f"{name} has no argument {key!r}; {hint}")
+            yield key, keyword.value
 
-    def _value(self, node: ast.expr, inside: bool = False) -> Any:
-        if isinstance(node, ast.Constant) and isinstance(
-            node.value, int | float | str | bool | None
-        ):
-            if isinstance(node.value, int | float) and abs(node.value) >= 2.0**1000:
-                raise self.refuse(node, "this number is too large; numbers must be finite")
-            return node.value
+    def _value(self, node: ast.expr, inside: bool = False) -> object:
+        value = node.value if isinstance(node, ast.Constant) else ...
+        if isinstance(value, int | float) and abs(value) >= 2.0**1000:
+            raise self.error(node, "this number is too large; numbers must be finite")
+        if isinstance(value, int | float | str | None):
+            return value
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
             number = self._value(node.operand, inside)
             if isinstance(number, int | float) and not isinstance(number, bool):
@@ -192,39 +179,31 @@ class _Reader:
             items = [self._value(item, True) for item in node.elts]
             return items if isinstance(node, ast.List) else tuple(items)
         if isinstance(node, ast.Name):
-            if node.id == "inf" and not inside:
-                raise self.refuse(
-                    node, "numbers must be finite; inf has a meaning in an interval only"
-                )
-            if node.id == "clamp":
-                raise self.refuse(node, f"clamp needs its {_first(weights.clamp)}: write clamp(…)")
-            return self._known(
-                node,
-                node.id,
-                {
-                    **weights.SCHEDULES,
-                    "clamp(…)": weights.clamp,
-                    **({"inf": float("inf")} if inside else {}),
-                },
-            )
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Name)
-            and node.func.id == "clamp"
-        ):
+            return self._constant(node, inside)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "clamp":
             return self._make(weights.clamp, "clamp", node)
-        raise self.refuse(
+        raise self.error(
             node,
             "expected a number, a string, a list, or a weight schedule (linear, cosine, clamp(…))",
         )
 
+    def _constant(self, node: ast.Name, inside: bool) -> object:
+        name, known = node.id, {**weights.SCHEDULES, **({"inf": float("inf")} if inside else {})}
+        if name == "inf" and not inside:
+            raise self.error(node, "numbers must be finite; inf has a meaning in an interval only")
+        if name == "clamp":
+            raise self.error(node, f"clamp needs its {_first(weights.clamp)}: write clamp(…)")
+        if name not in known:
+            raise self._unknown(node, name, [*known, "clamp(…)"])
+        return known[name]
+
 
 def _first(method: type) -> str:
-    return fields(method)[0].name
+    return fields(cast("type[Any]", method))[0].name
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, 3, 0.5)
-    # Of names as close as each other, the one of the same letters is meant: two were swapped.
+    # Of equally close names, prefer the one with the same letters: two of them were swapped.
     best = max(close, key=lambda k: sorted(k) == sorted(name), default=None)
     return f"did you mean {best!r}? " if best else ""

@@ -1,24 +1,26 @@
-"""A guidance bound to networks: what a solver evaluates, and what can be planned before it runs."""
+"""A guidance bound to networks, which a solver evaluates, and the plan of its passes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
-from ..core.evaluation import Asking, Group, GuidedStep, drive
+from ..core.evaluation import Asking, Group, GuidedStep, Round, States, drive
 from ..core.levels import Grid, Step
-from ..core.passes import Net, Pass, by_name
+from ..core.passes import Encode, Net, Pass, by_name
 from ..core.rng import Draw, checked_seeds
 from .citations import used
-from .context import Engine, States
-from .engine import Options, Sum, join_steps, take
+from .context import Engine, Loss
+from .engine import Sum
 from .expression import parse
+from .groups import join_steps, take
 from .plan import Plan, StepPlan
+from .reuse import initial_state
 from .term import Context, Direction, Guidance, as_guidance
 
 
@@ -27,30 +29,30 @@ class Guided:
 
     Args:
         guidance: an expression, as text or as made in Python.
-        nets: a denoiser, or networks by name (each a `Net`, or a denoiser that takes no condition);
-            "main" is the one that is guided.
-        cond: the condition of a single denoiser (with ``nets`` it is in each `Net`).
-        null: its null, which stands for no condition.
-        negative: the condition to move away from.
+        nets: a denoiser, or networks by name: each a `Net`, or a denoiser without a condition. The
+            one named "main" is guided.
+        cond: the condition of a single denoiser; networks by name have theirs in each `Net`.
+        null: the condition of a single denoiser that stands for none.
+        negative: the condition of a single denoiser to move away from; by default the null.
         encode: turns names or prompts in the expression into conditions of a single denoiser.
-        classifiers: objects with ``log_prob(x, level, target)``, by name.
+        classifiers: objects with ``log_prob(x, level, target) -> [B]``, by name.
         target: the requested class of each sample, for classifiers: int64 ``[B]`` or ``[1]``.
         index: turns a class name in the expression into its index.
         prompts: the requested caption of each sample, for CLIP.
         losses: losses of a clean estimate, ``loss(x0 [B, *S]) -> [B]`` or an `Observation`, by
-            name; the one named "loss" is what training-free guidances lower unless they name
-            another.
-        seeds: one integer a sample, for guidances that draw random numbers.
-        max_rows: the most rows of one network call. Samples are taken in groups small enough that
-            all their passes fit; exact, because everything is per sample.
-        checkpoint: where a network is differentiated, keep only the inputs of its blocks and
-            compute the rest again (less memory, one more evaluation of each block).
-        check: refuse outputs that are not finite, naming network, pass and step (costs
+            name. Training-free guidance lowers the one named "loss", unless it names another.
+        seeds: one integer a sample, for guidance that draws random numbers.
+        max_rows: the most rows of one network call. Groups of samples are so small that all their
+            passes fit. The result is the same, because everything is per sample.
+        checkpoint: keep only the inputs of the blocks of a differentiated network, and compute the
+            rest again: less memory, one more evaluation of each block.
+        check: refuse outputs that are not finite; network, pass and step are named (costs
             synchronisations).
 
     Raises:
         ExpressionError: the expression does not parse.
-        ValueError: it asks for what the run lacks.
+        ValueError: the run lacks something that the guidance needs.
+        TypeError: no guidance, or a condition or network of another kind.
 
     Example:
         >>> from guidestar import Guided, VP, uniform
@@ -67,12 +69,12 @@ class Guided:
         cond: Condition | None = None,
         null: Condition | None = None,
         negative: Condition | None = None,
-        encode: Callable[[Sequence[str | int]], Condition] | None = None,
-        classifiers: Mapping[str, Any] | None = None,
+        encode: Encode | None = None,
+        classifiers: Mapping[str, object] | None = None,
         target: Tensor | None = None,
         index: Callable[[str | int], int] | None = None,
         prompts: Sequence[str] | None = None,
-        losses: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        losses: Mapping[str, Loss] | None = None,
         seeds: Sequence[int] | None = None,
         max_rows: int | None = None,
         checkpoint: bool = False,
@@ -80,8 +82,7 @@ class Guided:
     ) -> None:
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, not {max_rows}")
-        own = {"cond": cond, "null": null, "negative": negative, "encode": encode}
-        self.nets = by_name(nets, {name: value for name, value in own.items() if value is not None})
+        self.nets = by_name(nets, cond=cond, null=null, negative=negative, encode=encode)
         self.guidance = parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
         self.max_rows = max_rows
         conditional = self.nets["main"].cond is not None
@@ -101,30 +102,30 @@ class Guided:
         self.terms = tuple(term.bind(context) for term in self.guidance.terms)
         self.posts = self.guidance.posts
         self.traits = [term.traits for term in self.terms]
-        options = Options(
+        names = [str(term) for term in self.guidance.terms]
+        options = partial(
+            Round,
             nets=self.nets,
             needs_grad=self.needs_grad,
             max_rows=max_rows,
             checkpoint=checkpoint,
             check=check,
         )
-        names = [str(term) for term in self.guidance.terms]
-        self.sum = Sum(self.base, self.terms, self.traits, self.posts, options, names)
-        self._options = options
+        self.sum = Sum(self.base, self.terms, self.posts, self.nets, options, names, self.traits)
         self._engine: Engine = self.sum
         for key, term in enumerate(self.terms):
             self._engine = term.around(self._engine, key)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Guided:
+    def __deepcopy__(self, memo: dict[int, object]) -> Guided:
         copy = object.__new__(type(self))
         memo[id(self)] = copy
         vars(copy).update(deepcopy(vars(self), memo))
         return copy
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> str:
         raise TypeError(
-            "a Guided holds functions that cannot be pickled; pass str(guided.guidance) on, and "
-            "bind it to its networks there"
+            "a Guided has functions that cannot be pickled; send str(guided.guidance), and bind it "
+            "to its networks there"
         )
 
     @property
@@ -134,26 +135,18 @@ class Guided:
 
     @property
     def splits(self) -> list[str]:
-        """Terms that split the prediction (x0 moves, eps does not)."""
-        return [
-            t.name for t, traits in zip(self.terms, self.traits, strict=True) if not traits.linked
-        ]
+        """Terms that split the prediction: x0 moves, eps does not."""
+        return [t.name for t in self.terms if not t.traits.linked]
 
     @property
     def reads_target(self) -> list[str]:
-        """Terms that depend on the level a step leads to."""
-        return [
-            t.name for t, traits in zip(self.terms, self.traits, strict=True) if traits.reads_target
-        ]
+        """Terms that depend on the level that a step leads to."""
+        return [t.name for t in self.terms if t.traits.reads_target]
 
     @property
     def only_solvers(self) -> dict[str, tuple[str, Mapping[str, object]]]:
-        """Terms that work with one solver alone, its name and how it must be set."""
-        return {
-            t.name: traits.only_solver
-            for t, traits in zip(self.terms, self.traits, strict=True)
-            if traits.only_solver
-        }
+        """Terms that work with one solver only: its name, and the settings that it must have."""
+        return {t.name: only for t in self.terms if (only := t.traits.only_solver)}
 
     def __call__(
         self, x_t: Tensor, step: Step, state: States | None = None, *, explain: bool = False
@@ -162,22 +155,23 @@ class Guided:
 
         Args:
             x_t: samples ``[B, *S]`` at the level ``step.t``.
-            step: where the run stands.
-            state: what the terms keep, as the last call returned it.
+            step: the step of the run.
+            state: the state of the terms, as the last call returned it; none at the first.
             explain: also return each term's weighted push of x0, by its expression.
 
         Raises:
-            ValueError: samples that this is not for, or what a network or term refuses.
+            ValueError: another number of samples than seeds or scales, or samples that a network
+                or term refuses.
         """
         return drive(self.ask(x_t, step, state, explain=explain))[0]
 
     def ask(
         self, x_t: Tensor, step: Step, state: States | None = None, *, explain: bool = False
     ) -> Asking[GuidedStep]:
-        """Do what a call does as a generator: yield rounds of passes, receive their predictions.
+        """Guide the prediction as a generator: yield rounds of passes, receive their predictions.
 
-        Several of them, of other runs, can be driven side by side
-        (`guidestar.core.evaluation.drive`).
+        Generators of several runs can be driven side by side (`guidestar.core.evaluation.drive`).
+        Arguments, result and errors are those of a call.
         """
         if x_t.ndim < 2:
             raise ValueError(
@@ -186,9 +180,11 @@ class Guided:
             )
         batch = self._check(len(x_t))
         streams = self.draw and self.draw.at(step.index).again(step.visit)
-        with self._options.mode():
-            x_t = x_t.clone() if self.needs_grad and x_t.is_inference() else x_t
-            states = state or tuple(term.start(x_t) for term in self.terms)
+        states = state
+        if self.needs_grad or not states:
+            with self.sum.mode():
+                x_t = x_t.clone() if self.needs_grad and x_t.is_inference() else x_t
+                states = states or tuple(initial_state(term, x_t) for term in self.terms)
         group = Group(x_t=x_t, step=step, batch=batch, streams=streams)
         size = self._together(step, batch)
         if size >= batch:
@@ -197,13 +193,11 @@ class Guided:
         for rows in torch.arange(batch).split(size):
             own = tuple(take(kept, rows) for kept in states)
             parts.append((rows, (yield from self._engine.ask(group.take(rows), own, explain))))
-        with self._options.mode():
+        with self.sum.mode():
             return join_steps(parts, group)
 
     def _together(self, step: Step, batch: int) -> int:
-        """Return how many samples go through all their passes together, so that no call has more
-        than ``max_rows`` rows.
-        """
+        """Return the size of a group of samples whose passes all fit ``max_rows`` rows."""
         if not self.max_rows:
             return batch
         passes = self.sum.count(step, torch.arange(batch)).passes
@@ -220,16 +214,16 @@ class Guided:
         batch: int | None = None,
         evaluations: Callable[[Step], Sequence[Step]] = lambda step: [step],
     ) -> Plan:
-        """Return which passes a run over ``grid`` will evaluate, without running anything.
+        """Return the passes that a run over ``grid`` will evaluate, without running anything.
 
         Args:
             grid: the levels of the run.
-            batch: how many samples (weights may differ between them); by default as many as seeds,
-                conditions and lists of scales are for, 1 where they serve any number.
-            evaluations: where the solver evaluates in a step (`Solver.evaluations`).
+            batch: number of samples, whose weights may differ; by default that of the seeds,
+                conditions and lists of scales, or 1.
+            evaluations: the evaluations of the solver in a step (`Solver.evaluations`).
 
         Raises:
-            ValueError: seeds, conditions or lists of scales are for other numbers of samples.
+            ValueError: seeds, conditions or lists of scales for another number of samples.
         """
         batch = self._check(max(self._sizes()) if batch is None else batch)
         for condition in (c for net in self.nets.values() for c in net.conditions):
@@ -238,13 +232,13 @@ class Guided:
         return Plan(steps=tuple(self.plan_step(step, batch) for step in steps))
 
     def _sizes(self) -> list[int]:
-        """Return the numbers of samples that seeds, conditions and lists of scales are for."""
+        """Return the numbers of samples of the seeds, conditions and lists of scales."""
         seeds = [] if self.draw is None else [len(self.draw.seeds)]
         lists = [len(scales) for term in self.guidance.terms for scales in term.lists.values()]
         return [1, *seeds, *lists, *(c.batch for net in self.nets.values() for c in net.conditions)]
 
     def _check(self, batch: int) -> int:
-        """Refuse a number of samples that this is not for."""
+        """Refuse a number of samples that seeds or scales do not have."""
         if batch < 1:
             raise ValueError("there are no samples to guide (a batch of 0); give at least one")
         if self.draw is not None and len(self.draw.seeds) != batch:
@@ -255,7 +249,7 @@ class Guided:
         return batch
 
     def plan_step(self, step: Step, batch: int) -> StepPlan:
-        """Count what one step takes for ``batch`` samples; arguments as in `plan`."""
+        """Plan one step for ``batch`` samples; arguments as in `plan`."""
         everyone = torch.arange(batch)
         count = self._engine.count(step, everyone)
         fewest = self._engine.count(step, everyone, True)

@@ -1,6 +1,4 @@
-"""What training-free guidance lowers: any differentiable loss of a clean estimate, or an
-observation.
-"""
+"""Losses of training-free guidance: any differentiable loss, or the distance to an observation."""
 
 from __future__ import annotations
 
@@ -11,28 +9,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .context import one_each
+from .context import Loss, one_each
 from .operators import Inpaint, Linear, get_operator
 from .term import Context, Live
 from .weights import finite
 
-Loss = Callable[[Tensor], Tensor]
-"""``loss(x0 [B, *S]) -> [B]``, differentiable; each number depends on its own sample alone."""
-
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """A loss that asks for what was observed: ``‖y − A(x0)‖``, for each sample.
+    """The distance of a clean estimate to an observation: ``‖y − A(x0)‖``, for each sample.
 
     Args:
-        operator: A, or the name of one ("gray", "blur", "downsample", "identity"); any
-            differentiable function ``[B, *S] -> [B, *O]``, and a linear one with its transpose for
-            pigdm and mmps.
-        y: what was observed: a tensor ``[B, *O]``, one for each sample of the run, or ``[1, *O]``
-            for all; or one number for everything.
+        operator: A: a differentiable function ``[B, *S] -> [B, *O]``, or the name of an operator
+            ("gray", "blur", "downsample", "identity"). pigdm and mmps need a linear one with its
+            transpose.
+        y: the observation: a tensor ``[B, *O]``, one for each sample of the run, or ``[1, *O]`` for
+            all of them; or one number for all values.
         noise: standard deviation of the noise in y, for pigdm and mmps.
-        distance: "norm" (not squared), "squared", or any ``distance(y, A(x0)) -> [B]``, which makes
-            any loss with a target of each sample.
+        distance: "norm" (not squared), "squared", or any ``distance(y, A(x0)) -> [B]``.
+
+    Raises:
+        ValueError: an argument of another kind or range.
     """
 
     operator: str | Callable[[Tensor], Tensor]
@@ -45,10 +42,8 @@ class Observation:
         if isinstance(self.operator, str):
             object.__setattr__(self, "operator", get_operator(self.operator))
         if not isinstance(self.y, Tensor) and not finite(self.y):
-            raise ValueError(
-                "observation: y must be a tensor [B, *O], or one number, not "
-                f"{type(self.y).__name__}"
-            )
+            kind = type(self.y).__name__
+            raise ValueError(f"observation: y must be a tensor [B, *O], or one number, not {kind}")
         if not finite(self.noise) or self.noise < 0:
             raise ValueError(
                 f"observation: the noise must be finite and 0 or more, not {self.noise!r}"
@@ -61,21 +56,19 @@ class Observation:
 
     def of(self, live: Live) -> Observation:
         """Return the observation of these samples."""
-        return (
-            replace(
-                self, y=live.mine(self.y).to(live.x_t.device, live.x_t.dtype, non_blocking=True)
-            )
-            if isinstance(self.y, Tensor)
-            else self
-        )
+        if not isinstance(self.y, Tensor):
+            return self
+        x = live.x_t
+        return replace(self, y=live.mine(self.y).to(x.device, x.dtype, non_blocking=True))
 
     def both(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return y and ``A(x0)``, each ``[B, *O]``; of y, what a mask hides is hidden.
+        """Return y and ``A(x0)``, each ``[B, *O]``. A mask also hides its pixels in y.
 
         Raises:
             ValueError: they differ in shape.
         """
-        shown: Tensor = self.operator(x0)  # type: ignore[operator]
+        assert not isinstance(self.operator, str)
+        shown = self.operator(x0)
         y = self.y if isinstance(self.y, Tensor) else torch.full_like(shown, self.y)
         if y.shape[1:] != shown.shape[1:] or len(y) not in (1, len(shown)):
             raise ValueError(
@@ -102,8 +95,13 @@ class Observation:
         return isinstance(self.operator, Linear)
 
 
-def found(name: str, loss: str | Loss, context: Context) -> Loss:
-    """Return the loss that a term was given, or the run's of that name.
+def find_loss(name: str, loss: str | Loss, context: Context) -> Loss:
+    """Return a loss of the run by its name, or a loss as it is.
+
+    Args:
+        name: of the term, for the message.
+        loss: the loss, or its name.
+        context: the run.
 
     Raises:
         ValueError: the run has no such loss.
@@ -119,8 +117,14 @@ def found(name: str, loss: str | Loss, context: Context) -> Loss:
     return context.losses[loss]
 
 
-def of_samples(name: str, loss: Loss, live: Live) -> Loss:
-    """Return the loss of these samples, which says so where it does not return one number each."""
+def loss_of_samples(name: str, loss: Loss, live: Live) -> Loss:
+    """Return the loss of these samples, which checks that it returns one number for each.
+
+    Args:
+        name: of the term, for the message.
+        loss: of all samples of the run.
+        live: these samples.
+    """
     own = loss.of(live) if isinstance(loss, Observation) else loss
 
     def checked(x0: Tensor) -> Tensor:
@@ -130,7 +134,7 @@ def of_samples(name: str, loss: Loss, live: Live) -> Loss:
 
 
 def gradient(energy: Loss, x0: Tensor) -> Tensor:
-    """Return ``∇_{x0} energy(x0)``, with nothing in between."""
+    """Return ``∇_{x0} energy(x0)`` ``[B, *S]``, without a network."""
     with torch.enable_grad():
         x = x0.detach().requires_grad_()
         return torch.autograd.grad(energy(x).sum(), x)[0]

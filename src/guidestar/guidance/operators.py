@@ -1,14 +1,13 @@
-"""Linear operators of inverse problems: what an observation shows of a picture, each with its
-transpose.
+"""Linear operators of inverse problems, each with its transpose.
 
-A linear operator maps ``[B, *S]`` to ``[B, *O]`` sample by sample, and its ``transpose`` maps back:
-``⟨A x, y⟩ = ⟨x, Aᵀ y⟩``.
+A linear operator A maps samples ``[B, *S]`` to observations ``[B, *O]``, one by one. Its transpose
+maps back: ``⟨A x, y⟩ = ⟨x, Aᵀ y⟩``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,20 +18,20 @@ from .arguments import MOST, check_counts
 
 @runtime_checkable
 class Linear(Protocol):
-    """A linear operator."""
+    """A linear operator A from ``[B, *S]`` to ``[B, *O]``."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return ``A x``."""
+        """Return ``A x`` ``[B, *O]``."""
         ...
 
     def transpose(self, y: Tensor) -> Tensor:
-        """Return ``Aᵀ y``."""
+        """Return ``Aᵀ y`` ``[B, *S]``."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """``A x = x``: the picture itself, with noise."""
+    """``A x = x``, for a picture that is observed with noise."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return x
@@ -48,6 +47,9 @@ class Inpaint:
     Args:
         mask: 1 where a pixel is known and 0 elsewhere; of the shape of a sample, or one that
             broadcasts to it (``[H, W]``, ``[1, H, W]``).
+
+    Raises:
+        ValueError: in a call, several masks.
     """
 
     mask: Tensor
@@ -66,7 +68,10 @@ class Inpaint:
 
 @dataclass(frozen=True, kw_only=True)
 class Downsample:
-    """Means of squares of ``factor × factor`` pixels, of the last two dimensions.
+    """Means over squares of ``factor × factor`` pixels, in the last two dimensions.
+
+    Args:
+        factor: the side of a square, in pixels.
 
     Raises:
         ValueError: the factor is below 1; in a call, it does not divide height and width.
@@ -88,19 +93,20 @@ class Downsample:
         return x.unflatten(-1, (-1, self.factor)).unflatten(-3, (-1, self.factor)).mean((-3, -1))
 
     def transpose(self, y: Tensor) -> Tensor:
-        return (
-            y.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2) / self.factor**2
-        )
+        k = self.factor
+        return y.repeat_interleave(k, -1).repeat_interleave(k, -2) / k**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blur:
-    """Gaussian blur of the last two dimensions; beyond the border there are zeros, so it is its own
-    transpose.
+    """Gaussian blur of the last two dimensions, with zeros beyond the border: ``Aᵀ = A``.
 
     Args:
-        deviation: of the kernel, in pixels, above 0.
-        radius: of the kernel; three deviations by default.
+        deviation: standard deviation of the kernel, in pixels, above 0.
+        radius: of the kernel, in pixels; by default three deviations.
+
+    Raises:
+        ValueError: an argument that is out of range.
     """
 
     deviation: float = 2.0
@@ -126,18 +132,16 @@ class Blur:
         offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=torch.float64)
         kernel = torch.exp(-(offsets**2) / (2 * self.deviation**2))
         rows = x.reshape(-1, 1, x.shape[-1])
-        return functional.conv1d(
-            rows, (kernel / kernel.sum()).to(x.dtype)[None, None], padding=reach
-        ).reshape(x.shape)
+        kernel = (kernel / kernel.sum()).to(x.dtype)[None, None]
+        return functional.conv1d(rows, kernel, padding=reach).reshape(x.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Colour:
-    """Mix the channels (the first dimension of a sample) by a matrix; by default to grey (Rec.
-    601).
+    """Mix the channels, a sample's first dimension, by a matrix; by default to grey (Rec. 601).
 
     Args:
-        matrix: a row for each channel that comes out, a column for each that goes in.
+        matrix: a row for each output channel, a column for each input channel.
 
     Raises:
         ValueError: it is no matrix; in a call, the sample has another number of channels.
@@ -152,7 +156,7 @@ class Colour:
                 f"{self.matrix!r}"
             )
 
-    def _of(self, x: Tensor) -> Tensor:
+    def _matrix(self, x: Tensor) -> Tensor:
         return torch.tensor(self.matrix, dtype=x.dtype).to(x.device, non_blocking=True)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -160,13 +164,13 @@ class Colour:
             raise ValueError(
                 f"gray: the matrix mixes {len(self.matrix[0])} channels, but there are {x.shape[1]}"
             )
-        return torch.einsum("oc,bc...->bo...", self._of(x), x)
+        return torch.einsum("oc,bc...->bo...", self._matrix(x), x)
 
     def transpose(self, y: Tensor) -> Tensor:
-        return torch.einsum("oc,bo...->bc...", self._of(y), y)
+        return torch.einsum("oc,bo...->bc...", self._matrix(y), y)
 
 
-OPERATORS: dict[str, type] = {
+OPERATORS: dict[str, type[Linear]] = {
     "identity": Identity,
     "inpaint": Inpaint,
     "downsample": Downsample,
@@ -176,11 +180,11 @@ OPERATORS: dict[str, type] = {
 """Every operator by name."""
 
 
-def get_operator(name: str, **options: Any) -> Linear:
-    """Return the operator of that name.
+def get_operator(name: str, **options: object) -> Linear:
+    """Return the operator of that name, with its arguments by name.
 
     Raises:
-        ValueError: there is none, or not with these options.
+        ValueError: there is no such operator, or it has no such arguments.
 
     Example:
         >>> get_operator("downsample", factor=2)

@@ -1,4 +1,4 @@
-"""What a run takes, known before anything runs."""
+"""Plans: the passes of a run, known before anything runs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ..core.passes import Pass
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """What one step takes.
+    """The passes of one step.
 
     Args:
         index: of the step.
-        rho: its noise ratio (of the first sample, where they differ).
-        passes: each pass, and for how many of the samples (at most, where that depends on the
-            samples); a later round, whose passes are not known yet, by its name.
-        fewest: evaluations of all samples, at least.
-        gradients: how many gradients, and for how many of the samples, summed.
-        batch: how many samples there are.
+        rho: its noise ratio; that of the first sample, if they differ.
+        passes: the number of samples of each pass (the largest, if that depends on the samples).
+            The passes of later rounds are not known yet, so they are counted by a name.
+        fewest: the smallest number of evaluations of all samples.
+        gradients: number of gradients, summed over the samples.
+        batch: number of samples.
     """
 
     index: int
@@ -31,29 +31,29 @@ class StepPlan:
 
     @property
     def nfe(self) -> float:
-        """Network evaluations a sample, on average over the batch (at most)."""
+        """Network evaluations a sample, on average over the batch: the largest number."""
         return sum(self.passes.values()) / self.batch
 
     @property
     def least(self) -> float:
-        """The same, at least: less than `nfe` where a guidance decides by the samples."""
+        """The smallest number; below `nfe` if a guidance may stop for some samples."""
         return self.fewest / self.batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every pass of a run, known before anything runs."""
+    """All passes of a run, step by step; prints as a table."""
 
     steps: tuple[StepPlan, ...]
 
     @property
     def nfe(self) -> float:
-        """Network evaluations a sample over the whole run, on average over the batch (at most)."""
+        """Network evaluations a sample over the run, on average: the largest number."""
         return sum(step.nfe for step in self.steps)
 
     @property
     def least(self) -> float:
-        """The same, at least."""
+        """The smallest number."""
         return sum(step.least for step in self.steps)
 
     @property
@@ -68,17 +68,11 @@ class Plan:
                 str(p) if n == s.batch else f"{p} ({n} of {s.batch})" for p, n in s.passes.items()
             ]
             names += [f"gradient x {s.gradients / s.batch:g}"] if s.gradients else []
-            lines.append(
-                f"{s.index:>4}  {s.rho:>9.4g}  {_span(s.least, s.nfe):>5}  "
-                f"{', '.join(names) or 'none'}"
-            )
-        return "\n".join(
-            [
-                *lines,
-                f"total NFE {_span(self.least, self.nfe, ' to ')} a sample, gradients "
-                f"{self.gradients:g}",
-            ]
-        )
+            row = f"{s.index:>4}  {s.rho:>9.4g}  {_span(s.least, s.nfe):>5}"
+            lines.append(f"{row}  {', '.join(names) or 'none'}")
+        total = _span(self.least, self.nfe, " to ")
+        lines.append(f"total NFE {total} a sample, gradients {self.gradients:g}")
+        return "\n".join(lines)
 
 
 def _span(low: float, high: float, between: str = "-") -> str:

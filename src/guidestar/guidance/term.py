@@ -1,7 +1,7 @@
-"""Guidance as a sum: ``guided = post( base + Σ weightᵢ(step) · directionᵢ )``.
+"""Terms, posts and expressions: ``guided = post( base + Σ weightᵢ(step) · directionᵢ )``.
 
-A `Direction` is a term of that sum, a `Post` acts on its result, a `Guidance` is the whole
-expression, still free of any network. `Guided` (in ``guided.py``) binds it to networks and runs it.
+A `Direction` is a term of that sum, a `Post` acts on its result, and a `Guidance` is the whole
+expression, without a network. `Guided` binds it to networks and runs it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -17,27 +17,34 @@ from ..core.levels import Step, Value
 from ..core.passes import Pass, Slot
 from ..core.prediction import Prediction
 from .context import Context, Engine, Live, State
+from .reuse import check_reuse
 from .serialize import written
 from .weights import Scale, Schedule, checked_interval, checked_scale, checked_schedule, weigh
 
+Carry = Literal["x0", "eps", "velocity"]
 Pushed = tuple[Tensor, State]
+"""The push of x0 ``[b, *S]`` for a weight of 1, and the new state of the term."""
+
 Rounds = Generator[tuple[Pass, ...], tuple[Prediction, ...], Pushed]
+"""Yields further passes, receives their predictions, and returns the push."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What a term is, for solvers, plans and pipelines.
+    """The properties of a term that solvers, plans and pipelines depend on.
 
     Args:
-        requires: the base it must be added to (None: any).
-        linked: whether eps follows its push; if not, the prediction is split.
+        requires: the base that the term must be added to (None: any).
+        linked: whether eps follows its push; otherwise the prediction is split.
         reads_target: whether it depends on the level that the step leads to.
-        gradients: how many gradients it computes a step, for each sample.
+        gradients: number of gradients a step, for each sample.
         differentiates: the pass whose network it differentiates.
-        only_solver: the name of the only solver it works with, and how that must be set.
-        later: how many rounds of passes it needs after the first.
-        nets: the networks beside the main one that it evaluates, by name; a model encodes the
-            condition for these alone.
+        only_solver: the only solver it works with, and the settings that this must have.
+        later: number of rounds of passes after the first.
+        nets: names of the networks beside the main one that it evaluates; a model encodes the
+            condition for these only.
+        instead: pairs ``(pass, pass of its own)``: where it acts, its own serves all terms in the
+            place of the first, which must give the same prediction, unless that is differentiated.
     """
 
     requires: Slot | None = None
@@ -48,6 +55,7 @@ class Traits:
     only_solver: tuple[str, Mapping[str, object]] | None = None
     later: int = 0
     nets: tuple[str, ...] = ()
+    instead: tuple[tuple[Pass, Pass], ...] = ()
 
 
 class _Sum:
@@ -57,10 +65,7 @@ class _Sum:
         return as_guidance(self).plus(as_guidance(other))
 
     def __or__(self, post: Post) -> Guidance:
-        guidance = as_guidance(self)
-        if not isinstance(post, Post):
-            raise TypeError(f"what follows '|' must be a post (rescale, threshold, …), not {post}")
-        return Guidance(base=guidance.base, terms=guidance.terms, posts=(*guidance.posts, post))
+        return as_guidance(self).then(post)
 
 
 @dataclass(frozen=True)
@@ -68,81 +73,88 @@ class Direction(_Sum, ABC):
     """A term: a push of the clean estimate, times a weight.
 
     Args:
-        scale: its strength as its paper gives it, one number or one for each sample;
+        scale: the strength as in its paper, one number or one for each sample;
             ``weight = scale − neutral``.
         interval: noise ratios ``(lo, hi]`` where it acts; everywhere by default.
-        schedule: how the weight changes along the run: linear, cosine, clamp, or any callable
+        schedule: changes the weight along the run: linear, cosine, clamp, or any function
             ``(weight, step) -> weight``.
+        every: the push is evaluated at every k-th step at which the term acts, from the first on,
+            and carried over in between; cfg then costs 1 + 1/k passes a step.
+        reuse: the same by a rule, for each sample: it is evaluated again once the change since the
+            last evaluation, at the rate measured between the last two (relative to the push, for
+            each unit of half the log-SNR), passes this. Waits once a step for the device.
+        carry: the space in which a carried push stays as it is: x0, eps or velocity. eps changes
+            least at middle and low noise, but is 0 at pure noise; velocity is near the best at all.
+        extrapolate: whether a carried push lies on the line through the last two, in the log-SNR.
+
+    Raises:
+        ValueError: an argument of another kind or range.
     """
 
     scale: Scale
     _: KW_ONLY
     interval: tuple[float, float] | None = None
     schedule: Schedule | None = None
+    every: int = 1
+    reuse: float | None = None
+    carry: Carry = "velocity"
+    extrapolate: bool = False
 
     name: ClassVar[str]
     neutral: ClassVar[float] = 0.0
     per_sample: ClassVar[tuple[str, ...]] = ("scale",)
-    """Its arguments that may be a list of one number for each sample."""
+    """Arguments that may be a list of one number for each sample."""
 
     def __post_init__(self) -> None:
-        checks = {
-            "scale": checked_scale,
-            "interval": checked_interval,
-            "schedule": checked_schedule,
-        }
-        for name, check in checks.items():
-            object.__setattr__(self, name, check(self.name, getattr(self, name)))
+        object.__setattr__(self, "scale", checked_scale(self.name, self.scale))
+        object.__setattr__(self, "interval", checked_interval(self.name, self.interval))
+        checked_schedule(self.name, self.schedule)
+        check_reuse(self)
 
     @property
     def traits(self) -> Traits:
-        """What it is, for solvers, plans and pipelines."""
+        """Its properties that solvers, plans and pipelines depend on."""
         return Traits()
 
     def weight(self, step: Step, rows: Tensor | None = None, state: State | None = None) -> Value:
-        """Return the weight at ``step``; a sample whose weight is 0 is in none of the term's
-        passes.
+        """Return the weight at ``step``. No pass of the term has samples of weight 0.
 
         Args:
-            step: of the samples at hand.
+            step: of these samples.
             rows: which samples of the run these are (None: all).
-            state: what the term keeps of these samples; None where a plan is made. A term that
-                reads it here waits for the device.
+            state: the term's state of these samples; None for a plan. A term that reads it here
+                waits for the device.
         """
         scale, neutral = self.scale, self.neutral
-        value = (
-            tuple(s - neutral for s in scale) if isinstance(scale, Sequence) else scale - neutral
-        )
-        return weigh(value, self.schedule, self.interval, step, rows)
+        if isinstance(scale, Sequence):
+            weight: Scale = tuple(s - neutral for s in scale)
+        else:
+            weight = scale - neutral
+        return weigh(weight, self.schedule, self.interval, step, rows)
 
     def may_stop(self, step: Step) -> bool:
-        """Return whether its state may have made weights 0 by ``step``: a plan then gives a
-        range.
-        """
+        """Return whether its state may have made weights 0 by ``step``; plans then give a range."""
         return False
 
     @property
     def lists(self) -> dict[str, tuple[float, ...]]:
         """Its arguments that are a list of one number for each sample."""
-        return {
-            name: getattr(self, name)
-            for name in self.per_sample
-            if isinstance(getattr(self, name), tuple)
-        }
+        values = {name: getattr(self, name) for name in self.per_sample}
+        return {name: value for name, value in values.items() if isinstance(value, tuple)}
 
     @abstractmethod
     def passes(self, step: Step) -> tuple[Pass, ...]:
-        """Name the passes it needs at ``step``, beside the base."""
+        """Return the passes that it needs at ``step``, beside the base."""
 
     @abstractmethod
     def push(self, live: Live, *predictions: Prediction) -> Pushed | Rounds:
         """Return the push of x0 ``[b, *S]`` for a weight of 1, and the new state.
 
-        A direction that needs further passes, at places it knows only now, is a generator instead:
-        it yields them, receives their predictions, and returns the same (`Traits.later`).
+        A term whose further passes depend on these predictions is a generator instead: it yields
+        those passes, receives their predictions, and returns the same (`Traits.later`).
 
         Args:
-            live: its samples, those whose weight is not 0.
+            live: the samples whose weight is not 0.
             predictions: of ``passes(step)``, in their order.
         """
 
@@ -151,17 +163,15 @@ class Direction(_Sum, ABC):
         return {}
 
     def bind(self, context: Context) -> Direction:
-        """Return this term with what it takes from the run.
+        """Return this term with its classifier, loss or target of the run.
 
         Raises:
-            ValueError: the run lacks something it needs.
+            ValueError: the run lacks something that the term needs.
         """
         return self
 
     def around(self, engine: Engine, key: int) -> Engine:
-        """Return the engine that evaluates a sum with this term in place ``key``: a wrapper, or the
-        engine itself.
-        """
+        """Return the engine of a sum with this term at index ``key``: ``engine``, or a wrapper."""
         return engine
 
     def __str__(self) -> str:
@@ -169,18 +179,18 @@ class Direction(_Sum, ABC):
 
 
 class Contrast(Direction):
-    """A term of two passes: the push is ``shape(good − bad)``, in x0.
+    """A term of two passes: the push is ``shape(good, bad)``, by default ``good − bad`` in x0.
 
-    A linear contrast is the plain difference, which reads the same in every space.
+    A plain difference is linear, so it is the same in every space.
     """
 
     @abstractmethod
     def good(self, step: Step) -> Pass:
-        """Name the pass to move towards."""
+        """Return the pass to move towards."""
 
     @abstractmethod
     def bad(self, step: Step) -> Pass:
-        """Name the pass to move away from."""
+        """Return the pass to move away from."""
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return self.good(step), self.bad(step)
@@ -190,18 +200,18 @@ class Contrast(Direction):
         return self.shape(good, bad, live)
 
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
-        """Return the push and the new state; by default the difference as it is."""
+        """Return the push of x0 ``[b, *S]`` and the new state."""
         return good.x0 - bad.x0, live.state
 
 
 @dataclass(frozen=True)
 class Post(ABC):
-    """A step after the sum; it keeps (x0, eps) linked. Posts run from left to right."""
+    """A step after the sum, which keeps (x0, eps) linked. Posts run from left to right."""
 
     name: ClassVar[str]
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
-        """Name the passes it needs at ``step``."""
+        """Return the passes that it needs at ``step``."""
         return ()
 
     def instead(self, p: Pass, step: Step) -> Pass:
@@ -210,7 +220,13 @@ class Post(ABC):
 
     @abstractmethod
     def apply(self, prediction: Prediction, live: Live, *predictions: Prediction) -> Prediction:
-        """Return the changed prediction, with those of ``passes(step)`` at hand."""
+        """Return the changed prediction.
+
+        Args:
+            prediction: the sum, as the posts before left it.
+            live: all samples of the group.
+            predictions: of ``passes(step)``, in their order.
+        """
 
     def __str__(self) -> str:
         return written(self)
@@ -218,12 +234,12 @@ class Post(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance(_Sum):
-    """A whole expression: ``[base +] term {+ term} {| post}``, free of any network.
+    """A whole expression: ``[base +] term {+ term} {| post}``, without a network.
 
     Args:
-        base: what the terms are added to; by default what a term requires, else the conditional
-            pass (the unconditional one where no condition is given).
-        terms: directions; they commute.
+        base: the pass that the terms are added to; by default the one that a term requires, else
+            the conditional pass, or the unconditional one of a run without a condition.
+        terms: they commute.
         posts: they run from left to right, and do not commute.
     """
 
@@ -238,25 +254,35 @@ class Guidance(_Sum):
             ValueError: a base that does not come first, or terms after a post.
         """
         if other.base is not None:
-            raise ValueError(
-                f"the base {other.base.value!r} must come first in the sum, and only once"
-            )
+            base = other.base.value
+            raise ValueError(f"the base {base!r} must come first in the sum, and only once")
         if self.posts:
             raise ValueError("terms must come before '|': posts act on the whole sum")
         return Guidance(base=self.base, terms=self.terms + other.terms, posts=other.posts)
 
+    def then(self, post: object) -> Guidance:
+        """Add a post.
+
+        Raises:
+            TypeError: it is no post.
+        """
+        if not isinstance(post, Post):
+            raise TypeError(f"after '|' there must be a post (rescale, threshold, …), not {post}")
+        return replace(self, posts=(*self.posts, post))
+
     def resolve_base(self, conditional: bool) -> Slot:
         """Return the base: as written, as a term requires, or by default.
 
+        Args:
+            conditional: whether the run has a condition.
+
         Raises:
-            ValueError: two requirements differ; both terms are named.
+            ValueError: two requirements differ; the terms are named.
         """
         needs = {slot: term for term in self.terms if (slot := term.traits.requires) is not None}
         if len(needs) > 1:
-            raise ValueError(
-                " and ".join(f"{t.name} needs the base '{s.value}'" for s, t in needs.items())
-                + "; use one of them"
-            )
+            both = " and ".join(f"{t.name} needs the base '{s.value}'" for s, t in needs.items())
+            raise ValueError(f"{both}; use one of them")
         for slot, term in needs.items():
             if self.base is not None and self.base is not slot:
                 raise ValueError(
@@ -266,10 +292,10 @@ class Guidance(_Sum):
         return self.base or (Slot.COND if conditional else Slot.NULL)
 
     def check_samples(self, count: int) -> None:
-        """Refuse lists of scales that are for another number of samples than ``count``.
+        """Refuse lists of scales for another number of samples than ``count``.
 
         Raises:
-            ValueError: a list has more or fewer; the term is named.
+            ValueError: a list has more or fewer numbers; the term is named.
         """
         for term in self.terms:
             for scales in term.lists.values():
@@ -280,19 +306,16 @@ class Guidance(_Sum):
                     )
 
     def repeated(self, count: int) -> Guidance:
-        """Return this guidance for ``count`` copies of each sample, one after the other: lists of
-        scales follow.
+        """Return this guidance for ``count`` copies of each sample, one after the other.
+
+        Lists of scales are repeated likewise.
         """
-        lists = [
-            {name: [s for s in scales for _ in range(count)] for name, scales in term.lists.items()}
-            for term in self.terms
-        ]
-        return replace(
-            self,
-            terms=tuple(
-                replace(term, **more) for term, more in zip(self.terms, lists, strict=True)
-            ),
-        )
+
+        def repeat(term: Direction) -> Direction:
+            lists = {k: [s for s in v for _ in range(count)] for k, v in term.lists.items()}
+            return replace(term, **lists)
+
+        return replace(self, terms=tuple(map(repeat, self.terms)))
 
     def __str__(self) -> str:
         base = [self.base.value] if self.base else [] if self.terms else ["cond"]
@@ -300,7 +323,11 @@ class Guidance(_Sum):
 
 
 def as_guidance(value: object) -> Guidance:
-    """Make an expression of a direction or an expression."""
+    """Return an expression of one term, or an expression as it is.
+
+    Raises:
+        TypeError: anything else.
+    """
     if isinstance(value, Direction):
         return Guidance(terms=(value,))
     if isinstance(value, Guidance):

@@ -1,11 +1,11 @@
-"""How strong a guidance is at each step: constant, per sample, scheduled, within an interval."""
+"""Weights of terms at each step: constant, per sample, scheduled, within an interval."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -79,45 +79,68 @@ class Clamp:
 
 linear, cosine, clamp = Linear(), Cosine(), Clamp
 SCHEDULES: dict[str, object] = {"linear": linear, "cosine": cosine}
-"""What ``schedule=`` may name in an expression, beside ``clamp(…)``."""
+"""The names of ``schedule=`` in an expression, beside ``clamp(…)``."""
 
 Schedule = Callable[[Value, Step], Value]
+"""Maps ``(weight, step)`` to a weight."""
 
 
 def finite(number: object) -> bool:
-    """Tell whether this is a number, and finite as a float."""
+    """Return whether this is a number, and finite as a float."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         return False
     return abs(number) < 2**1000 and math.isfinite(number)
 
 
-def _plain(value: Any) -> Any:
-    """Return the numbers of a tensor, an array or a list of such as Python's own; anything else as
-    it is.
-    """
+@runtime_checkable
+class _Array(Protocol):
+    """A tensor, or an array of NumPy."""
+
+    def tolist(self) -> object: ...
+
+
+def _plain(value: object) -> object:
+    """Return the numbers of a tensor, an array or a list of these as numbers of Python."""
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return value.tolist() if hasattr(value, "tolist") else value
+    return value.tolist() if isinstance(value, _Array) else value
 
 
-def checked_scale(name: str, scale: Any) -> Scale:
-    """Return one finite number, or a tuple of them; refuse anything else."""
+def checked_scale(name: str, scale: object) -> Scale:
+    """Return the scale as a finite number, or a tuple of such numbers.
+
+    Args:
+        name: of the term, for the message.
+        scale: a number, or a list, tensor or array of numbers.
+
+    Raises:
+        ValueError: it is something else.
+    """
     value = _plain(scale)
-    numbers = value if isinstance(value, list) else [value]
+    numbers = cast("list[float]", value if isinstance(value, list) else [value])
     if not numbers or not all(map(finite, numbers)):
         raise ValueError(
             f"{name}: the scale must be a finite number, or a list of one for each sample, not "
             f"{scale!r}"
         )
-    return tuple(numbers) if isinstance(value, list) else value
+    return tuple(numbers) if isinstance(value, list) else numbers[0]
 
 
 def checked_interval(name: str, interval: tuple[float, float] | None) -> tuple[float, float] | None:
-    """Return the pair ``0 <= lo < hi`` (which may be infinite); refuse anything else."""
+    """Return an interval as a pair ``0 <= lo < hi``; both may be infinite.
+
+    Args:
+        name: of the term, for the message.
+        interval: noise ratios ``(lo, hi]``, or None.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if interval is None:
         return None
     found = _plain(interval)
-    numbers = found if isinstance(found, list) and len(found) == 2 else ()
+    pair = isinstance(found, list) and len(found) == 2
+    numbers = cast("list[float]", found) if pair else []
     if not all(n == math.inf or finite(n) for n in numbers) or not (
         numbers and 0 <= numbers[0] < numbers[1]
     ):
@@ -129,7 +152,15 @@ def checked_interval(name: str, interval: tuple[float, float] | None) -> tuple[f
 
 
 def checked_schedule(name: str, schedule: Schedule | None) -> Schedule | None:
-    """Return what maps ``(weight, step)`` to a weight; refuse anything else."""
+    """Return a weight schedule as it is.
+
+    Args:
+        name: of the term, for the message.
+        schedule: a function of ``(weight, step)``, or None.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if schedule is not None and (isinstance(schedule, type) or not callable(schedule)):
         raise ValueError(
             f"{name}: the schedule must be linear, cosine, clamp(…) or a function of (weight, "
@@ -149,9 +180,9 @@ def weigh(
 
     Args:
         value: the weight, one number or one for each sample of the run.
-        schedule: maps the weight along the run.
-        interval: noise ratios ``(lo, hi]`` where it acts; elsewhere the weight is 0.
-        step: of the samples at hand.
+        schedule: changes the weight along the run.
+        interval: noise ratios ``(lo, hi]``; outside, the weight is 0.
+        step: of these samples.
         rows: which samples of the run these are (None: all).
 
     References:
@@ -173,8 +204,8 @@ def weigh(
     return weight if low < rho <= high else 0.0
 
 
-def _scheduled(weight: Any) -> Value:
-    """Return what a schedule made: a single number as Python's own, whatever holds it."""
+def _scheduled(weight: Value) -> Value:
+    """Return the result of a schedule, with a single number as a float."""
     return float(weight) if getattr(weight, "ndim", 0) == 0 else weight
 
 

@@ -1,4 +1,4 @@
-"""Open pictures: every mode of Pillow as 8-bit grey or RGB, upright, on white."""
+"""Open pictures of every mode of Pillow as 8-bit grey or RGB, upright, on white."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
 
 
 def open_picture(file: Path | str | bytes | BinaryIO, *, pixels: bool = True) -> Image.Image:
-    """Open a picture, read all of it, and turn it upright as its EXIF data say.
+    """Open a picture, read all of it, and turn it upright by its EXIF orientation.
 
     Args:
         file: a path, the bytes of an encoded picture, or an open file.
-        pixels: read the pixels; without them mode, palette and size (before turning) are known.
+        pixels: read the pixels; without them only mode, palette and size (before turning) are
+            read.
 
     Raises:
-        OSError: it cannot be read: not a picture, truncated, damaged, or so large that it may be a
+        OSError: the file is no picture, truncated, damaged, or so large that it may be a
             decompression bomb. The message gives the reason, not the file's name.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -37,10 +38,10 @@ def open_picture(file: Path | str | bytes | BinaryIO, *, pixels: bool = True) ->
                 image.load()
                 return ImageOps.exif_transpose(_as_16_bits(image))
     except Exception as error:
-        # Pillow's readers raise whatever a damaged file makes them trip over.
+        # Pillow's readers raise many kinds of exceptions for a damaged file.
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "not a picture of a kind that is read"
+            reason = "not a picture of a known format; save it as PNG or JPEG"
         if isinstance(error, Image.DecompressionBombError):
             reason = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller"
         raise OSError(reason) from error
@@ -55,14 +56,17 @@ def is_grey(image: Image.Image) -> bool:
 
 
 def to_8_bits(image: Image.Image, channels: int) -> Image.Image:
-    """Convert a picture of any mode to ``L`` (``channels`` 1) or ``RGB`` (3), transparency on
-    white.
+    """Convert a picture of any mode to ``L`` or ``RGB``, with transparent pixels on white.
 
-    16 bits are scaled: 65535 is white. Floats are taken as 0 (black) to 1 (white).
+    16 bits are scaled: 65535 is white. Floats run from 0 (black) to 1 (white).
+
+    Args:
+        image: the picture.
+        channels: 1 for ``L``, 3 for ``RGB``.
 
     Raises:
-        ValueError: floats outside [0, 1], or whole numbers that are signed or of 32 bits, whose
-            white is not known.
+        ValueError: floats are outside [0, 1], or whole numbers are signed or of 32 bits, where the
+            value of white is not known.
     """
     from PIL import Image
 
@@ -76,17 +80,17 @@ def to_8_bits(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _narrow(image: Image.Image) -> Image.Image:
-    """Bring the modes of more than 8 bits to ``L``."""
+    """Convert a picture of more than 8 bits a channel to ``L``; others stay as they are."""
     import numpy as np
     from PIL import Image
 
     if image.mode == "F":
         values = np.asarray(image)
         low, high = values.min(), values.max()
-        if not (low >= 0 and high <= 1):  # nor where one is not a number
+        if not (low >= 0 and high <= 1):  # false for NaN too
             raise ValueError(
                 f"its numbers run from {low:g} to {high:g}; floats must be from 0 (black) to 1 "
-                "(white)"
+                "(white); divide them by their white"
             )
         return Image.fromarray(np.rint(values * 255).astype(np.uint8))
     if not image.mode.startswith("I"):
@@ -105,11 +109,12 @@ def _narrow(image: Image.Image) -> Image.Image:
 
 
 def _as_16_bits(image: Image.Image) -> Image.Image:
-    """Bring a file's grey values of more than 8 bits to 0 (black) to 65535 (white), as far as its
-    format says what they are.
+    """Scale a file's grey values of more than 8 bits to 0 (black) … 65535 (white).
+
+    Only where the file's format defines black and white.
 
     Raises:
-        ValueError: white is zero, of floats; or FITS, whose numbers have no known white.
+        ValueError: floats whose zero is white, or FITS, where the value of white is not known.
     """
     if image.mode == "I" and image.format in ("PNG", "PPM"):  # whose readers scale to 65535
         return image.convert("I;16")
@@ -121,18 +126,20 @@ def _as_16_bits(image: Image.Image) -> Image.Image:
 
 
 def _tiff_16_bits(image: Image.Image) -> Image.Image:
-    """Scale 12 bits, and turn values whose zero is white, neither of which Pillow does."""
+    """Scale 12 bits, and invert values whose zero is white: Pillow does neither."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, TiffImagePlugin
 
-    tags = image.tag_v2  # type: ignore[reportAttributeAccessIssue]
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image
+    tags = image.tag_v2
     bits, white_is_zero = tags.get(_BITS, (16,))[0], tags.get(_PHOTOMETRIC) == 0
     if image.mode == "F" and white_is_zero:
-        raise ValueError("floats whose zero is white are not read; save it with black as zero")
+        raise ValueError("floats whose zero is white cannot be read; save it with black as zero")
     if image.mode == "F" or (bits == 16 and not white_is_zero):
         return image
     values = np.asarray(image).astype(np.int64)
     values = np.rint(values * (65535 / (2**bits - 1))).clip(0, 65535)
     made = Image.fromarray((65535 - values if white_is_zero else values).astype(np.uint16))
-    made.info = image.info  # upright already: Pillow turns a TIFF as it reads it
+    made.info = image.info  # it is upright: Pillow turns a TIFF while it reads it
     return made

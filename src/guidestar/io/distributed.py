@@ -1,17 +1,24 @@
-"""Share samples out between the processes of ``accelerate launch``; one process has them all."""
+"""Share samples between the processes of ``accelerate launch``; a single process has all."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
-def several() -> Any:
-    """Return accelerate's state where several processes run, else None (and accelerate is not
-    imported).
+T = TypeVar("T")
+
+
+def several() -> PartialState | None:
+    """Return accelerate's state where several processes run.
+
+    Returns:
+        None for a single process, for which accelerate is not imported.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
@@ -21,7 +28,7 @@ def several() -> Any:
 
 
 def mine(count: int) -> list[int]:
-    """Return which of ``count`` samples this process draws: every n-th of n processes."""
+    """Return the indices of the samples, of ``count``, that this process draws: every n-th of n."""
     state = several()
     return (
         list(range(count))
@@ -37,20 +44,24 @@ def is_main() -> bool:
 
 
 def gather(parts: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
-    """Return the numbered samples of all processes, in order."""
+    """Return the numbered samples of all processes, in order; every process must call it."""
     state = several()
     if state is None:
         return sorted(parts, key=lambda p: p[0])
-    everyone: list[Any] = [None] * state.num_processes
-    torch.distributed.all_gather_object(everyone, [(i, x.cpu()) for i, x in parts])
+    everyone = _of_all([(i, x.cpu()) for i, x in parts], state.num_processes)
     return sorted((p for part in everyone for p in part), key=lambda p: p[0])
 
 
+def _of_all(own: T, processes: int) -> list[T]:
+    """Return the values of all processes, each of which gives its ``own``."""
+    everyone = [own] * processes
+    torch.distributed.all_gather_object(everyone, own)
+    return everyone
+
+
 def count(number: int) -> int:
-    """Return the sum of a number over all processes; all of them wait for each other."""
+    """Return the sum of a number over all processes, which wait for each other."""
     state = several()
     if state is None:
         return number
-    everyone: list[Any] = [None] * state.num_processes
-    torch.distributed.all_gather_object(everyone, number)
-    return sum(everyone)
+    return sum(_of_all(number, state.num_processes))

@@ -1,9 +1,8 @@
-"""The one door for files that say something: text, JSON and TOML, and which values they may hold.
+"""Read text, JSON and TOML files, and check the values in them.
 
-Whatever is wrong with a file is said in one line that begins with its name, as a `ValueError`: a
-folder in its place, one that may not be read, another encoding, broken syntax, a key that stands
-twice, nesting without end, a value of another kind than is wanted. No other library's exception
-passes.
+Every fault is a `ValueError` of one line that begins with the file's name: a folder in its place,
+no permission, another encoding, broken syntax, a repeated key, nesting without end, a value of
+another kind than expected. Exceptions of other libraries are turned into it.
 """
 
 from __future__ import annotations
@@ -17,29 +16,41 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+JSONObject = dict[str, Any]
+"""A JSON object or TOML table, whose values are checked where they are used (`check_values`)."""
 
 MOST_BYTES = 64 * 2**20
-"""The largest file of text that is read; tokenizers of large vocabularies take 35 MB."""
+"""Most bytes of a text file; tokenizers of large vocabularies take 35 MB."""
 MOST_DEPTH = 64
-"""How deep objects and lists may lie in each other."""
+"""Most levels of objects and lists within each other."""
 
 
 def read_text(file: Path, *, most: int = MOST_BYTES) -> str:
-    """Read a file of UTF-8, with a byte-order mark or without.
+    """Read a UTF-8 file, with or without a byte-order mark.
+
+    Args:
+        file: its path.
+        most: bytes that it may have.
 
     Raises:
-        ValueError: it is missing, no regular file, unreadable, above ``most`` bytes, or of
-            another encoding; it is named.
+        ValueError: the file is missing, no regular file, unreadable, larger than ``most``, or of
+            another encoding; the message names it.
     """
     try:
         about = file.stat()
         if stat.S_ISDIR(about.st_mode):
-            raise ValueError(f"{file}: a file is expected here, and this is a folder")
+            raise ValueError(f"{file}: should be a file, not a folder; give a file in it")
         if not stat.S_ISREG(about.st_mode):
-            raise ValueError(f"{file}: a file is expected here, not a pipe or a device")
+            raise ValueError(
+                f"{file}: should be a file, not a pipe or a device; save it as a file first"
+            )
         if about.st_size > most:
-            raise ValueError(f"{file}: has {about.st_size:,} bytes; at most {most:,} are read")
+            raise ValueError(
+                f"{file}: has {about.st_size:,} bytes; at most {most:,} are read, so make it "
+                "smaller"
+            )
         return file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"{file}: there is no such file") from None
@@ -49,16 +60,16 @@ def read_text(file: Path, *, most: int = MOST_BYTES) -> str:
         raise ValueError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> JSONObject:
     """Read a JSON object.
 
     Raises:
-        ValueError: as `read_text`; it is no JSON, no object, a key stands twice, it is nested
-            more than `MOST_DEPTH` deep, or a text in it is half a character; it is named.
+        ValueError: as `read_text`; or the file is no JSON, no object, repeats a key, is nested
+            deeper than `MOST_DEPTH`, or holds half a character; the message names it.
     """
     text = read_text(file)
     try:
-        content = json.loads(text, object_pairs_hook=_once)
+        content = json.loads(text, object_pairs_hook=_refuse_repeats)
         _check_tree(content)
     except RecursionError:
         raise ValueError(f"{file}: nested more than {MOST_DEPTH} deep") from None
@@ -69,12 +80,12 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def read_toml(file: Path) -> dict[str, Any]:
-    """Read TOML.
+def read_toml(file: Path) -> JSONObject:
+    """Read a TOML file.
 
     Raises:
-        ValueError: as `read_text`; it is no TOML, or nested more than `MOST_DEPTH` deep; it is
-            named.
+        ValueError: as `read_text`; or the file is no TOML, or nested deeper than `MOST_DEPTH`; the
+            message names it.
     """
     text = read_text(file)
     try:
@@ -87,17 +98,17 @@ def read_toml(file: Path) -> dict[str, Any]:
     return content
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
-        raise ValueError(f"the key {reprlib.repr(twice)} stands twice")
+        raise ValueError(f"the key {reprlib.repr(twice)} is repeated")
     return found
 
 
-def _check_tree(content: Any) -> None:
-    """Refuse what nests too deep, and texts that cannot be written as UTF-8 again."""
-    layer = [content]
+def _check_tree(content: object) -> None:
+    """Refuse nesting that is too deep, and texts that cannot be written as UTF-8."""
+    layer: list[object] = [content]
     for _ in range(MOST_DEPTH):
         for text in (t for t in layer if isinstance(t, str) and not t.isascii()):
             if any("\ud800" <= c <= "\udfff" for c in text):
@@ -108,7 +119,7 @@ def _check_tree(content: Any) -> None:
     raise ValueError(f"nested more than {MOST_DEPTH} deep")
 
 
-def _children(parent: Any) -> Iterator[Any]:
+def _children(parent: object) -> Iterator[object]:
     if isinstance(parent, dict):
         yield from parent
         yield from parent.values()
@@ -117,17 +128,17 @@ def _children(parent: Any) -> Iterator[Any]:
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """Say what went wrong in one line of at most so many characters."""
-    said = "".join(c if c.isprintable() else " " for c in str(error)[: 4 * most])
-    said = " ".join(said.split()) or type(error).__name__
-    return said if len(said) <= most else f"{said[: most - 1]}…"
+    """Return an error's message as one line of at most ``most`` characters."""
+    line = "".join(c if c.isprintable() else " " for c in str(error)[: 4 * most])
+    line = " ".join(line.split()) or type(error).__name__
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 @contextmanager
-def refused(what: str) -> Iterator[None]:
-    """Turn whatever another library raises into ``ValueError("what (why)")``, one line.
+def as_value_error(what: str) -> Iterator[None]:
+    """Turn every exception of the block into ``ValueError("what (why)")``, of one line.
 
-    Libraries written in Rust end in a panic that is no `Exception`; it is turned too.
+    A panic of a library in Rust, which is no `Exception`, is turned too.
     """
     try:
         yield
@@ -140,28 +151,34 @@ def refused(what: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
-    """Which values are wanted.
+class ValueKind:
+    """A set of values that a key of a file may have.
 
     Args:
-        words: how they are called in a message: "must be {words}".
+        words: their description in a message: "must be {words}".
         fits: returns whether a value is one of them.
     """
 
     words: str
-    fits: Callable[[Any], bool]
+    fits: Callable[[object], bool]
 
 
-def whole(low: int, high: int) -> Kind:
-    """Whole numbers from ``low`` to ``high``."""
-    return Kind(
+def whole(low: int, high: int) -> ValueKind:
+    """Return the whole numbers from ``low`` to ``high``."""
+    return ValueKind(
         words=f"a whole number from {low:,} to {high:,}",
         fits=lambda v: _is_whole(v) and low <= v <= high,
     )
 
 
-def number(low: float = -1e38, high: float = 1e38, *, above: bool = False) -> Kind:
-    """Finite numbers from ``low`` (or ``above`` it) to ``high``; by default what float32 holds."""
+def number(low: float = -1e38, high: float = 1e38, *, above: bool = False) -> ValueKind:
+    """Return the finite numbers from ``low`` to ``high``; by default those of float32.
+
+    Args:
+        low: the least.
+        high: the largest.
+        above: ``low`` itself is not one of them.
+    """
     words = (
         "a number"
         if (low, high) == (-1e38, 1e38)
@@ -170,38 +187,38 @@ def number(low: float = -1e38, high: float = 1e38, *, above: bool = False) -> Ki
             f"{low:g}{f' to {high:g}' if high < 1e38 else ''}"
         )
     )
-    return Kind(
+    return ValueKind(
         words=words, fits=lambda v: _is_number(v) and (low < v if above else low <= v) and v <= high
     )
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return abs(value) <= 1e38 and math.isfinite(value)
 
 
-text = Kind(words="a text", fits=lambda v: isinstance(v, str))
-flag = Kind(words="true or false", fits=lambda v: isinstance(v, bool))
-table = Kind(words="an object", fits=lambda v: isinstance(v, dict))
+text = ValueKind(words="a text", fits=lambda v: isinstance(v, str))
+flag = ValueKind(words="true or false", fits=lambda v: isinstance(v, bool))
+json_object = ValueKind(words="an object", fits=lambda v: isinstance(v, dict))
 
 
-def choice(*names: str) -> Kind:
-    """One of some texts."""
-    return Kind(
+def choice(*names: str) -> ValueKind:
+    """Return the set of some texts."""
+    return ValueKind(
         words=" or ".join(f'"{n}"' for n in names), fits=lambda v: isinstance(v, str) and v in names
     )
 
 
-def many(kind: Kind, least: int = 0, most: int = 1_000_000) -> Kind:
-    """Lists of ``least`` to ``most`` such values."""
+def many(kind: ValueKind, least: int = 0, most: int = 1_000_000) -> ValueKind:
+    """Return the lists of ``least`` to ``most`` values of a kind."""
     count = f" {least:,} to {most:,}" if least or most < 1_000_000 else ""
     words = f"a list of{count} values, each {kind.words}"
-    return Kind(
+    return ValueKind(
         words=words,
         fits=lambda v: (
             isinstance(v, list | tuple) and least <= len(v) <= most and all(map(kind.fits, v))
@@ -209,28 +226,34 @@ def many(kind: Kind, least: int = 0, most: int = 1_000_000) -> Kind:
     )
 
 
-def maybe(kind: Kind) -> Kind:
-    """Such values, or null."""
-    return Kind(words=f"{kind.words}, or null", fits=lambda v: v is None or kind.fits(v))
+def maybe(kind: ValueKind) -> ValueKind:
+    """Return the values of a kind, and null."""
+    return ValueKind(words=f"{kind.words}, or null", fits=lambda v: v is None or kind.fits(v))
 
 
-def is_name(value: Any) -> bool:
-    """Return whether a text names something in a folder: no path, and none out of it."""
+def is_name(value: object) -> TypeGuard[str]:
+    """Return whether a value is the name of an entry in a folder, and no path."""
     if not isinstance(value, str) or value in ("", ".", ".."):
         return False
     return value.isprintable() and not set('/\\:*?"<>|') & set(value) and len(value.encode()) <= 255
 
 
-def check(
+def check_values(
     where: object,
-    content: Mapping[str, Any],
-    schema: Mapping[str, Kind],
+    content: Mapping[str, object],
+    schema: Mapping[str, ValueKind],
     needed: Sequence[str] = (),
 ) -> None:
-    """Hold the values of a file against what they may be; keys without a kind pass.
+    """Check the values of a file; keys that the schema lacks may have any value.
+
+    Args:
+        where: the file, for the message.
+        content: its values by key.
+        schema: the kind of each key's values.
+        needed: keys that must be there.
 
     Raises:
-        ValueError: one is missing or of another kind; ``where`` and the key are named.
+        ValueError: a value is missing or of another kind; the message names ``where`` and the key.
     """
     for key in needed:
         if key not in content:
@@ -240,8 +263,8 @@ def check(
             raise ValueError(f"{where}: {key} must be {kind.words}, not {shown(content[key])}")
 
 
-def shown(value: Any) -> str:
-    """Show a value in a message: on one line, and short."""
+def shown(value: object) -> str:
+    """Return a value as a short text of one line, for a message."""
     try:
         return "".join(c if c.isprintable() else "?" for c in reprlib.repr(value))
     except Exception:
@@ -249,5 +272,5 @@ def shown(value: Any) -> str:
 
 
 def one_word(name: str) -> str:
-    """Show a name without marks, as `shown` otherwise."""
+    """Return a name for a message, as `shown` does but without quotation marks."""
     return shown(name)[1:-1]

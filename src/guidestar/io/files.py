@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Write files whole or not at all, check their names, and make folders."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ LONGEST_NAME = 100
 
 
 def check_name(name: object, what: str, *, taken: Container[str] = ()) -> str:
-    """Check that a name may become a file or a folder within another, on any system, and return it.
+    """Check that a name may become a file or folder on any system, and return it.
 
     Args:
-        name: as it was read.
+        name: the name, as it was read.
         what: what has this name, for the message.
-        taken: names that already mean something there.
+        taken: names that are not free there, in lower case.
 
     Raises:
-        ValueError: it is no text, is empty, "." or "..", a path, too long, or taken.
+        ValueError: the name is no text, empty, "." or "..", a path, too long, or taken.
     """
     why = _unfit(name, taken)
     if why:
@@ -46,7 +46,7 @@ def check_name(name: object, what: str, *, taken: Container[str] = ()) -> str:
 
 
 def _unfit(name: object, taken: Container[str]) -> str | None:
-    """Say why a name cannot be a file's, if it cannot."""
+    """Return why a name cannot be a file's; None where it can."""
     if not isinstance(name, str):
         return "it is no text"
     size = len(name.encode(errors="replace"))
@@ -64,12 +64,12 @@ def _unfit(name: object, taken: Container[str]) -> str | None:
 
 @contextmanager
 def whole_or_not(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to; then flush it to disk and rename it to ``path``.
+    """Yield a path beside ``path`` to write to; then flush it to disk and rename it to ``path``.
 
-    If anything fails, what stood at ``path`` still stands there and nothing is left beside it.
+    If the block fails, the file at ``path`` stays as it was, and nothing is left beside it.
 
     Raises:
-        OSError: it cannot be written (named).
+        OSError: the file cannot be written; the message names it.
     """
     beside = path.with_name(f"{path.name}.writing")
     try:
@@ -91,8 +91,10 @@ _SYSTEM = re.compile(r"\(os error \d+\)|\[Errno \d+\]|inline_container|PytorchSt
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Say which file another library could not write, whatever it raises.
+def name_write_errors(path: Path) -> Iterator[None]:
+    """Turn a library's error in writing a file into an `OSError` that names the file.
+
+    Other errors pass as they are.
 
     Raises:
         OSError: ``path`` cannot be written.
@@ -110,7 +112,7 @@ def written(path: Path) -> Iterator[None]:
 
 
 def _of_system(error: BaseException | None) -> OSError | None:
-    """Find the system's error behind another error, which torch raises in its place."""
+    """Return the system's error behind another error; torch raises others in its place."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
@@ -127,7 +129,7 @@ def _flush(path: Path) -> None:
 def keep_former(path: Path, keep: int) -> None:
     """Keep ``keep − 1`` former versions of ``path``, which itself stays in place.
 
-    They are name.1.suffix (the last), name.2.suffix, …
+    They are called ``name.1.suffix`` (the newest), ``name.2.suffix``, ….
     """
     if keep < 2 or not path.exists():
         return
@@ -149,10 +151,10 @@ def keep_former(path: Path, keep: int) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make ``folder`` if need be, check that it can be written to, and return it.
+    """Make ``folder`` where it is missing, check that it can be written to, and return it.
 
     Raises:
-        OSError: it cannot be written to (named).
+        OSError: it cannot be written to; the message names it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,27 +1,37 @@
-"""Pictures: tensors to PNG files that carry the run that made them, and labelled sheets of them."""
+"""Turn tensors into pictures, labelled sheets and PNG files that hold the settings of a run."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
+from .documents import JSONObject
 from .files import whole_or_not
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 KEY = "guidestar"
 """Name of the PNG text chunk that holds a run's settings."""
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Turn images ``[B, 1 or 3, H, W]`` in [−1, 1] into pictures of 8 bits."""
+    """Turn images ``[B, 1 or 3, H, W]`` in [−1, 1] into pictures of 8 bits.
+
+    Raises:
+        ValueError: the tensor has another shape.
+    """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
-            f"pictures are [B, 1 or 3, H, W], not {tuple(images.shape)}; take .x for other data"
+            f"images must be [B, 1 or 3, H, W], not {tuple(images.shape)}; for other data use the "
+            "tensor .x itself, or to_drawings"
         )
     pixels = (
         ((images.detach().float().clamp(-1, 1) + 1) * 127.5)
@@ -35,7 +45,12 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def to_drawings(x: Tensor, size: int = 96) -> list[Image.Image]:
-    """Draw samples: images as they are, sequences ``[T, C]`` and vectors as curves."""
+    """Draw samples ``[B, *S]``: images as they are, sequences ``[T, C]`` and vectors as curves.
+
+    Args:
+        x: the samples; images are in [−1, 1].
+        size: pixels of a side of the curves.
+    """
     if x.ndim == 4 and x.shape[1] in (1, 3):
         return to_pil(x)
     curves = x.detach().float().cpu()
@@ -66,13 +81,30 @@ def _curves(y: Tensor, size: int) -> Image.Image:
     return canvas
 
 
-def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = None) -> None:
-    """Write a PNG whole or not at all, with ``settings`` inside."""
+def save_png(image: Image.Image, path: Path, settings: JSONObject | None = None) -> None:
+    """Write a PNG file, whole or not at all, with ``settings`` as JSON in the text chunk `KEY`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     info = PngImagePlugin.PngInfo()
     if settings is not None:
         info.add_text(KEY, json.dumps(settings))
     with whole_or_not(path) as beside:
         image.save(beside, "PNG", pnginfo=info)
+
+
+def to_bytes(image: Image.Image, settings: JSONObject | None = None, kind: str = "png") -> bytes:
+    """Encode a picture as ``kind``: png, with ``settings`` inside, jpeg or webp without any."""
+    made = io.BytesIO()
+    if kind == "png":
+        info = PngImagePlugin.PngInfo()
+        if settings is not None:
+            info.add_text(KEY, json.dumps(settings))
+        image.save(made, "PNG", pnginfo=info)
+    else:
+        image.save(made, kind.upper(), quality=95)
+    return made.getvalue()
 
 
 def write_text(text: str, path: Path) -> None:
@@ -81,10 +113,8 @@ def write_text(text: str, path: Path) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_tensors(tensors: dict[str, Tensor], settings: Any, path: Path) -> None:
+def write_tensors(tensors: dict[str, Tensor], settings: DataclassInstance, path: Path) -> None:
     """Write tensors as safetensors, whole or not at all, with a run's settings in the metadata."""
-    from dataclasses import asdict
-
     from safetensors.torch import save
 
     with whole_or_not(path) as beside:
@@ -96,37 +126,48 @@ def write_tensors(tensors: dict[str, Tensor], settings: Any, path: Path) -> None
         )
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read the settings a picture carries.
+def read_settings(file: Path | bytes) -> JSONObject:
+    """Read the settings that a PNG file holds, by its path or its bytes.
 
     Raises:
-        ValueError: it is no PNG, or carries none.
+        ValueError: the file is no PNG, or holds no settings.
     """
+    path = "the picture" if isinstance(file, bytes) else file
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             text = image.info.get(KEY)
-    except Exception as error:  # whatever a damaged file makes Pillow trip over
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        raise ValueError(
+            f"{path} cannot be read as a picture ({error}); give a PNG that 'guidestar sample' "
+            "wrote"
+        ) from error
     if text is None:
         raise ValueError(
-            f"{path} carries no guidestar settings; give a PNG that 'guidestar sample' wrote"
+            f"{path} holds no guidestar settings; give a PNG that 'guidestar sample' wrote"
         )
     try:
         settings = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} carries settings that cannot be read: {error}") from error
+        raise ValueError(
+            f"{path} holds settings that are no JSON ({error}); give a PNG that 'guidestar "
+            "sample' "
+            "wrote"
+        ) from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} carries settings that cannot be read: they are no JSON object")
+        raise ValueError(
+            f"{path} holds settings that are no JSON object; give a PNG that 'guidestar sample' "
+            "wrote"
+        )
     return settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SheetRow:
     """One row of a sheet.
 
     Args:
-        label: at its left; several lines are allowed.
-        images: its pictures.
+        label: the text at its left; several lines are allowed.
+        images: its pictures, of one size.
     """
 
     label: str
@@ -134,7 +175,7 @@ class Row:
 
 
 def sheet(
-    rows: Sequence[Row],
+    rows: Sequence[SheetRow],
     *,
     columns: Sequence[str] = (),
     span: int = 1,
@@ -142,13 +183,13 @@ def sheet(
     scale: int = 2,
     gap: int = 4,
 ) -> Image.Image:
-    """Lay rows of pictures out under each other, with labels.
+    """Lay out rows of pictures under each other, with labels.
 
     Args:
-        rows: of equally many pictures of one size.
-        columns: a label over every ``span`` pictures; several lines are allowed.
-        span: pictures that belong together; a wider gap follows each such group.
-        title: over it all.
+        rows: the rows, of equally many pictures of one size.
+        columns: a label over each group of ``span`` pictures; several lines are allowed.
+        span: pictures of a group; a wider gap follows each group.
+        title: a line over the sheet.
         scale: whole factor by which pixels are enlarged.
         gap: pixels between pictures.
     """

@@ -1,16 +1,17 @@
-"""What a model is told: names of classes, or prompts, as its networks take them."""
+"""Turn names of classes, or prompts, into the conditions of a model's networks."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..core.denoiser import Condition, Denoiser
 from ..core.passes import Net
-from .protocols import ClassEncoder, Encoder, PartEncoder
+from .protocols import ClassEncoder, Encoder, PartEncoder, ScaleInput
 from .request import Names
 
 if TYPE_CHECKING:
@@ -42,12 +43,13 @@ def _check_prompts(model: Model, names: Sequence[str | int]) -> None:
     wordless = next((n for n in names if not isinstance(n, str)), None)
     if wordless is not None:
         raise ValueError(
-            f"the model {model.name!r} is told by a prompt, not by a class; write what you want "
-            f"to see in place of {wordless!r}"
+            f"the model {model.name!r} takes text prompts, not class names; describe the picture "
+            f"in words in place of {wordless!r}"
         )
     if any(not str(n).strip() for n in names):
         warnings.warn(
-            "an empty prompt asks for nothing: its samples are unconditional", stacklevel=6
+            "a prompt is empty, so its samples are unconditional; describe what they should show",
+            stacklevel=6,
         )
 
 
@@ -66,7 +68,7 @@ def net_of(
     cond: Sequence[str | int] | Condition | None,
     negative: str | int | None,
 ) -> Net:
-    """Bind one of a `Model`'s denoisers to what is asked for, encoded by its own encoder.
+    """Bind one of a `Model`'s denoisers to the conditions of a run, encoded by its own encoder.
 
     Raises:
         ValueError: a negative, of a denoiser that takes no condition.
@@ -97,3 +99,79 @@ def net_of(
         encode=encode,
         part=part if only and not isinstance(cond, Condition) else None,
     )
+
+
+SCALE = "guidance_scale"
+"""The name of a student's scale among the conditions of its network."""
+
+
+def find_scale(denoiser: object) -> ScaleInput | None:
+    """Return what embeds the guidance scale of a student; None of networks that take none."""
+    while denoiser is not None:
+        found = getattr(denoiser, "scale", None)
+        if isinstance(found, ScaleInput):
+            return found
+        denoiser = getattr(denoiser, "net", None)
+    return None
+
+
+def scale_of(
+    model: Model, scale: float | Sequence[float] | None, count: int | None = None
+) -> tuple[float, ...] | None:
+    """Return the guidance scale of each sample, where a student takes it as an input.
+
+    Args:
+        model: whose main network it is for.
+        scale: one number, or one for each sample; None for the default.
+        count: how many samples there are; None where that is not known yet.
+
+    Returns:
+        ``count`` numbers, or one; None where the network takes no scale.
+
+    Raises:
+        ValueError: the network takes none, or one is outside the range of its training.
+    """
+    embed = find_scale(model.denoiser)
+    if embed is None:
+        if scale is not None:
+            raise ValueError(
+                f"the model {model.name!r} takes no scale as an input; write it in the guidance, "
+                f"e.g. cfg({scale if isinstance(scale, int | float) else 2:g})"
+            )
+        return None
+    given = [embed.default] if scale is None else scale
+    scales = [float(given)] if isinstance(given, int | float) else [float(s) for s in given]
+    strange = next((s for s in scales if not embed.low <= s <= embed.high), None)
+    if strange is not None:
+        raise ValueError(
+            f"the student {model.name!r} was trained for scales from {embed.low:g} to "
+            f"{embed.high:g}, not for {strange:g}"
+        )
+    if count is not None and len(scales) not in (1, count):
+        raise ValueError(
+            f"{len(scales)} scales were given for {count} samples; give one, or one for each"
+        )
+    return tuple(scales * count) if count is not None and len(scales) == 1 else tuple(scales)
+
+
+def with_scale(model: Model, net: Net, scale: tuple[float, ...] | None) -> Net:
+    """Let the condition of a network carry the scale; its null and negative have the scale 1."""
+    if scale is None:
+        return net
+    put = lambda cond, value: None if cond is None else add_scale(cond, value, model.device)
+    encode, part = net.encode, net.part
+    return replace(
+        net,
+        cond=put(net.cond, scale),
+        null=put(net.null, (1.0,)),
+        negative=put(net.negative, (1.0,)),
+        encode=None if encode is None else lambda names: put(encode(names), (1.0,)),
+        part=None if part is None else lambda name: put(part(name), scale),
+    )
+
+
+def add_scale(cond: Condition, scale: Sequence[float], device: torch.device) -> Condition:
+    """Add the guidance scale, one number or one for each sample, to a condition."""
+    values = torch.tensor(scale, dtype=torch.float32, device=device)
+    batch = max(cond.batch, len(values))
+    return Condition({**cond.repeat(batch), SCALE: values.expand(batch)})

@@ -1,11 +1,11 @@
-"""A trained model with everything needed to use it, and the samples it gives."""
+"""A trained model with everything needed to sample from it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..core.denoiser import Condition, Denoiser
 from ..core.levels import GRIDS, Grid, Level, Schedule
 from ..core.passes import Net
 from ..core.rng import Draw, checked_seeds
+from ..diffusers.guidance_file import Defaults
 from ..guidance import Guidance, Guided, Observation, Plan, losses_of, parse
 from ..guidance.losses import Loss
 from ..guidance.term import Direction, as_guidance
@@ -22,12 +23,13 @@ from ..sampling import (
     Solver,
     State,
     get_solver,
-    noise,
-    noised,
+    grid_of,
     trajectory,
     warn_of_divergence,
 )
-from .binding import names_of, net_of
+from .binding import names_of, net_of, scale_of, with_scale
+from .fitted import FITTED, fitted_grid, ratios_of
+from .manifest import Card
 from .protocols import (
     ClassEncoder,
     Classifier,
@@ -37,17 +39,14 @@ from .protocols import (
     Judge,
     LatentDecoder,
     TextEncoder,
+    TextJudge,
 )
 from .request import CUSTOM, Names, Request, Steering
-from .samples import Samples, Settings, check_settings, settings_of
+from .samples import Carried, Samples, Settings, check_settings, settings_of
 from .steering import Reward, steer
+from .walking import drive_alone, find_blame, finish, starting_samples
 
 Watch = Callable[[int, int], None]
-
-BLAMED = 1000.0
-"""How many times as large as the samples a term's push is when it is to blame for what is not
-finite.
-"""
 
 
 @dataclass(kw_only=True, repr=False)
@@ -57,7 +56,7 @@ class Model:
     Several threads may sample from one model at the same time.
 
     Args:
-        name: what it is called.
+        name: its name, or its folder.
         denoiser: the network that is guided.
         schedule: its noise levels.
         shape: of one sample.
@@ -65,10 +64,10 @@ class Model:
             ``classes``; None for an unconditional model.
         decode: turns samples into images; by default they are images already.
         nets: further denoisers by name, each with its encoder (``weak``: for autoguidance).
-        classifiers: what ``classifier(…, net=name)`` may name.
+        classifiers: by the name that ``classifier(…, net=name)`` has.
         judge: a classifier that guides nothing and only measures.
         defaults: ``guidance``, ``steps``, ``solver`` and ``grid`` as its card recommends.
-        card: what else is known of it.
+        card: the values of its ``guidestar.json``.
     """
 
     name: str
@@ -79,9 +78,9 @@ class Model:
     decode: Decoder = lambda x: x.clamp(-1, 1)
     nets: dict[str, tuple[Denoiser, Encoder | None]] = field(default_factory=dict)
     classifiers: dict[str, Classifier] = field(default_factory=dict)
-    judge: Judge | None = None
-    defaults: dict[str, Any] = field(default_factory=dict)
-    card: dict[str, Any] = field(default_factory=dict)
+    judge: Judge | TextJudge | None = None
+    defaults: Defaults = field(default_factory=Defaults)
+    card: Card = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -138,18 +137,30 @@ class Model:
     def grid(self, steps: int | None = None, grid: str | Grid | None = None) -> Grid:
         """Make a grid of levels; both default to the card's.
 
+        A grid that was fitted to the model (``guidestar grid``) is the default for its step count;
+        by the name "fitted" it is interpolated for others.
+
         Raises:
             ValueError: unknown grid, or steps out of range.
         """
         if isinstance(grid, Grid):
             return grid
-        name: str = grid or self.defaults.get("grid", "log_snr")
         count: int = steps if steps is not None else self.defaults.get("steps", 20)
+        name = self.grid_name(steps, grid)
+        if name == FITTED:
+            return fitted_grid(self, count)
         if name not in GRIDS:
-            raise ValueError(f"unknown grid {name!r}; the grids are {', '.join(GRIDS)}")
+            raise ValueError(f"unknown grid {name!r}; the grids are {', '.join((*GRIDS, FITTED))}")
         if not 1 <= count <= 10_000:
             raise ValueError(f"steps must be from 1 to 10000, not {count}")
         return GRIDS[name](self.schedule, count)
+
+    def grid_name(self, steps: int | None = None, grid: str | None = None) -> str:
+        """Return the name of the grid of so many steps: as given, fitted, or the card's."""
+        count = steps if steps is not None else self.defaults.get("steps", 20)
+        if grid is None and count in ratios_of(self.card):
+            return FITTED
+        return grid or self.defaults.get("grid", "log_snr")
 
     def expression(
         self, guidance: str | Guidance | Direction | None, *, conditional: bool = True
@@ -179,6 +190,7 @@ class Model:
         *,
         cond: Sequence[str | int] | Condition | None = None,
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         seeds: Sequence[int] | None = None,
         losses: Mapping[str, Loss] | None = None,
         max_rows: int | None = None,
@@ -200,6 +212,7 @@ class Model:
             else Net(denoiser=denoiser)
             for name, (denoiser, encoder) in everyone.items()
         }
+        nets["main"] = with_scale(self, nets["main"], scale_of(self, scale))
         named = None if isinstance(cond, Condition) else cond
         indexed = IndexEncoder if self.classifiers else ClassEncoder
         index = self.encoder.index if isinstance(self.encoder, indexed) else None
@@ -211,7 +224,7 @@ class Model:
         return Guided(
             expression,
             nets,
-            classifiers=self.classifiers,
+            classifiers=self._guides(),
             target=target,
             index=index,
             prompts=[str(c) for c in named] if named is not None and self.told_by_text else None,
@@ -222,17 +235,33 @@ class Model:
             check=check,
         )
 
+    def _guides(self) -> dict[str, object]:
+        """Return the classifiers as a run uses them: a CLIP of clean pictures sees latents through
+        the decoder.
+        """
+        vae = self.decode.vae if isinstance(self.decode, LatentDecoder) else None
+        if vae is None:
+            return dict(self.classifiers)
+        from ..diffusers.read.vae import ThroughDecoder
+
+        guides: dict[str, Any] = dict(self.classifiers)
+        return {
+            name: ThroughDecoder(vae, c) if hasattr(c, "embed_text") and not c.noise_aware else c
+            for name, c in guides.items()
+        }
+
     def plan(
         self,
         guidance: str | Guidance | Direction | None = None,
         *,
         cond: Names | None = 0,
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | None = None,
     ) -> Plan:
-        """Tell which passes a run would evaluate, without running anything (so no losses are
+        """Return the passes that a run would evaluate, without running anything (so no losses are
         needed); arguments as in `sample`.
 
         It is of as many samples as there are conditions, or scales in the expression's lists.
@@ -244,11 +273,9 @@ class Model:
             name: Observation("identity", 0.0)
             for name in losses_of(self.expression(guidance, conditional=names is not None))
         }
-        guided, solver = (
-            self.guided(guidance, cond=names, negative=negative, losses=unseen),
-            self.solver(solver),
-        )
-        levels = self.grid(steps, grid)
+        guided = self.guided(guidance, cond=names, negative=negative, scale=scale, losses=unseen)
+        asked, solver = solver, self.solver(solver)
+        levels = self.grid(steps, grid or grid_of(asked))
         solver.check(guided, levels)
         return guided.plan(
             levels, batch=count if count > 1 else None, evaluations=solver.evaluations
@@ -265,6 +292,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -284,6 +312,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -302,6 +331,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -320,6 +350,7 @@ class Model:
         """
         checked = tuple(checked_seeds(seeds))
         names = self.names(cond, len(checked))
+        grid = grid or grid_of(solver)
         levels = self.grid(steps, grid)
         return Request(
             names=names,
@@ -327,8 +358,9 @@ class Model:
             seeds=checked,
             solver=self.solver(solver),
             levels=levels if start_rho is None else levels.from_rho(start_rho),
-            grid=CUSTOM if isinstance(grid, Grid) else grid or self.defaults.get("grid", "log_snr"),
+            grid=CUSTOM if isinstance(grid, Grid) else self.grid_name(steps, grid),
             negative=negative,
+            scale=scale_of(self, scale, len(checked)),
             start_rho=start_rho,
             start=None if start is None else _checked_start(start, len(checked), self.shape),
             losses=losses,
@@ -342,6 +374,7 @@ class Model:
             request.guidance,
             cond=request.names if request.encoded is None else request.encoded,
             negative=request.negative,
+            scale=request.scale,
             seeds=request.seeds,
             losses=request.losses,
             max_rows=request.max_rows,
@@ -374,7 +407,8 @@ class Model:
         except FloatingPointError as error:
             if check:
                 raise
-            raise FloatingPointError(self._blame(request) or str(error)) from error
+            blamed = drive_alone(find_blame(self, request))
+            raise FloatingPointError(blamed or str(error)) from error
 
     def warn_of_divergence(self, x: Tensor, level: Level | None = None) -> None:
         """Warn where samples ``[B, *S]`` have left every plausible range; waits for the device.
@@ -385,43 +419,14 @@ class Model:
         warn_of_divergence(x, level, scale=float(scale), stacklevel=4)
 
     def _states(self, request: Request, *, explain: bool, check: bool) -> Iterator[State]:
-        draw = Draw(request.seeds)
         return trajectory(
             self.bind(request, check=check),
-            self._start(request.start, request.levels, draw),
+            starting_samples(self, request),
             grid=request.levels,
             solver=request.solver,
-            draw=draw,
+            draw=Draw(request.seeds),
             explain=explain,
         )
-
-    def _blame(self, request: Request) -> str | None:
-        """Run again with each output checked, and name the term or network that made the samples
-        not finite.
-        """
-        largest: tuple[float, str, int] = (0.0, "", 0)
-        try:
-            for state in self._states(request, explain=True, check=True):
-                size = float(state.prediction.x_t.abs().max()) + 1
-                for term, push in (state.pushes or {}).items():
-                    pushed = float(push.abs().max()) / size
-                    if not pushed < BLAMED and not largest[1]:
-                        largest = pushed, term, state.step.index
-        except FloatingPointError as error:
-            if not largest[1]:
-                return str(error)
-        if not largest[1]:
-            return None
-        times, term, step = largest
-        return (
-            f"the samples are not finite: at step {step} the push of '{term}' was {times:.1g} "
-            "times as large as the samples; lower its scale"
-        )
-
-    def _start(self, start: Tensor | None, levels: Grid, draw: Draw) -> Tensor:
-        if start is None:
-            return noise(self.shape, levels[0], draw, device=self.device)
-        return noised(start.to(self.device), levels[0], draw)
 
     def sample(
         self,
@@ -430,6 +435,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
@@ -447,9 +453,13 @@ class Model:
             guidance: an expression, as text or made in Python; the card's by default.
             seeds: one integer a sample; sample k depends on its own seed alone.
             negative: what cfg moves away from, in place of the null.
+            scale: of a distilled student that takes it as an input: one number, or one a seed; by
+                default the card's.
             steps: solver steps; by default the card's.
-            solver: a solver or its name; by default the card's.
-            grid: noise levels or the name of a grid; by default the card's.
+            solver: a solver or its name, with settings (``"unipc(order=3)"``) or as other projects
+                call it (``"DPM++ 2M Karras"``); by default the card's.
+            grid: noise levels or the name of a grid; by default the one that the solver's name
+                asks for, or the card's.
             start: data ``[B, *S]`` to start from (SDEdit), noised to the first level of noise ratio
                 at most ``start_rho``.
             losses: what dps, tfg and their kin lower, by name ("loss" unless they name another):
@@ -469,6 +479,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -481,7 +492,7 @@ class Model:
         return self.run(request, watch=watch)
 
     def run(self, request: Request, *, watch: Watch | None = None) -> Samples:
-        """Sample what a request of this model asks for; ``watch`` as in `sample`.
+        """Carry out a request of this model; ``watch`` as in `sample`.
 
         Raises:
             ValueError: what the guidance, a network or the solver refuses.
@@ -492,12 +503,7 @@ class Model:
             if watch:
                 watch(state.step.index + 1, state.step.grid.steps)
         assert state is not None  # a grid has at least one step
-        return Samples(
-            x=state.x,
-            images=self.to_images(state.x),
-            settings=self.settings(request, dtype=state.x.dtype),
-            evaluations=state.evaluations,
-        )
+        return finish(self, request, state)
 
     def settings(
         self,
@@ -528,6 +534,7 @@ class Model:
         guidance: str | Guidance | Direction | None = None,
         seeds: Sequence[int] = (0,),
         negative: str | int | None = None,
+        scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver = "ddpm",
         grid: str | Grid | None = None,
@@ -553,6 +560,7 @@ class Model:
             guidance: as in `sample`.
             seeds: as in `sample`.
             negative: as in `sample`.
+            scale: as in `sample`.
             steps: as in `sample`.
             solver: one that draws noise.
             grid: as in `sample`.
@@ -569,6 +577,7 @@ class Model:
             guidance=guidance,
             seeds=seeds,
             negative=negative,
+            scale=scale,
             steps=steps,
             solver=solver,
             grid=grid,
@@ -584,7 +593,7 @@ class Model:
         )
         return steer(self, reward, request, how, watch)
 
-    def again(self, settings: Mapping[str, Any], watch: Watch | None = None) -> Samples:
+    def again(self, settings: Carried, watch: Watch | None = None) -> Samples:
         """Repeat the run that a picture carries.
 
         Raises:
@@ -597,6 +606,7 @@ class Model:
             guidance=settings["guidance"],
             seeds=settings["seeds"],
             negative=settings["negative"],
+            scale=settings.get("scale"),
             steps=settings["steps"],
             solver=settings["solver"],
             grid=settings["grid"],
@@ -610,8 +620,11 @@ class Model:
         Raises:
             ValueError: the model has none.
         """
-        if self.judge is None:
-            raise ValueError(f"the model {self.name!r} has no judge, so it cannot be measured")
+        if self.judge is None or isinstance(self.judge, TextJudge):
+            raise ValueError(
+                f"the model {self.name!r} has no judge, so it cannot be measured; train one "
+                "([judge] in the recipe)"
+            )
         return self.judge
 
     def need_classes(self) -> ClassEncoder:
@@ -621,7 +634,7 @@ class Model:
             ValueError: the model takes no classes.
         """
         if not isinstance(self.encoder, ClassEncoder):
-            raise ValueError(f"the model {self.name!r} takes no classes")
+            raise ValueError(f"the model {self.name!r} takes no classes; choose a model of classes")
         return self.encoder
 
     def __repr__(self) -> str:
@@ -638,7 +651,7 @@ class Model:
         )
         lines = [
             f"Model {self.name!r}: {self.card.get('summary', '')}".rstrip(": "),
-            f"  network      {type(network_of(self.denoiser)).__name__}, "
+            f"  network      {type(_unwrap(self.denoiser)).__name__}, "
             f"{_count(self.denoiser):,} parameters, on {self.device}",
             f"  schedule     {type(self.schedule).__name__}",
             f"  samples      {list(self.shape)}{', latents of a VAE' if self.latent else ''}",
@@ -650,24 +663,24 @@ class Model:
         ]
         return "\n".join(lines)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+    def __deepcopy__(self, memo: dict[int, object]) -> Model:
         return Model(**{f.name: deepcopy(getattr(self, f.name), memo) for f in fields(self)})
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a Model holds functions that cannot be pickled; pass its name or folder on, and "
-            "call guidestar.load there"
+            "a Model holds functions that cannot be pickled; pass its name or folder on instead, "
+            "and call guidestar.load there"
         )
 
 
-def network_of(denoiser: Any) -> Any:
+def _unwrap(denoiser: object) -> object:
     """Return the network within its wrappers."""
-    while isinstance(getattr(denoiser, "net", None), nn.Module):
-        denoiser = denoiser.net
+    while isinstance(net := getattr(denoiser, "net", None), nn.Module):
+        denoiser = net
     return denoiser
 
 
-def _count(denoiser: Any) -> int:
+def _count(denoiser: object) -> int:
     return sum(p.numel() for p in denoiser.parameters()) if isinstance(denoiser, nn.Module) else 0
 
 

@@ -11,7 +11,7 @@ from ..core.denoiser import Condition
 from ..core.levels import Grid
 from ..guidance import ExpressionError, Guidance, losses_of, parse
 from ..guidance.losses import Loss
-from ..sampling import SOLVERS, Potential, Solver
+from ..sampling import Potential, Solver, get_solver, write_solver
 
 Names = str | int | Sequence[str | int]
 
@@ -31,6 +31,7 @@ class Request:
         levels: the levels of the run, from the first that is evaluated.
         grid: the name of their spacing, or "custom".
         negative: what cfg moves away from (None: the null).
+        scale: of each sample, of a student that takes its guidance scale as an input.
         encoded: the condition of each sample, encoded, in the place of ``names``.
         start: data ``[B, *S]`` to start from (SDEdit).
         start_rho: the noise ratio at which ``levels`` were cut, if they were.
@@ -46,6 +47,7 @@ class Request:
     levels: Grid
     grid: str
     negative: str | int | None = None
+    scale: tuple[float, ...] | None = None
     encoded: Condition | None = None
     start: Tensor | None = None
     start_rho: float | None = None
@@ -58,6 +60,7 @@ class Request:
         return replace(
             self,
             names=self.names and self.names[part],
+            scale=self.scale and self.scale[part],
             seeds=self.seeds[part],
             start=None if self.start is None else self.start[part],
             losses=losses,
@@ -65,8 +68,11 @@ class Request:
 
     @property
     def solver_is_named(self) -> bool:
-        """Whether the solver's name alone gives it back."""
-        return self.solver.name in SOLVERS and self.solver == SOLVERS[self.solver.name]()
+        """Whether the solver's name, with its settings as text, gives it back."""
+        try:
+            return get_solver(write_solver(self.solver)) == self.solver
+        except ValueError:
+            return False
 
     def lacking(self) -> tuple[str, ...]:
         """Name what a picture of this run cannot carry: losses, and functions or tensors in its

@@ -1,4 +1,4 @@
-"""What a run gave, and everything that determined it."""
+"""The samples of a run, and the settings that determined them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from .. import __version__
 from ..io.files import make_folder
-from ..io.images import Row, save_png, sheet, to_pil
-from ..sampling import Population
+from ..io.images import SheetRow, save_png, sheet, to_pil
+from ..sampling import Population, write_solver
 from .request import Request
 
 
@@ -30,12 +31,13 @@ class Settings:
         guidance: the expression.
         seeds: one a sample.
         steps: solver steps.
-        solver: the name of the solver.
+        solver: the name of the solver, with settings that differ from its defaults.
         grid: the name of the grid of noise levels.
         started: whether it started from an image (which is not kept, so it cannot be repeated).
-        lacking: on what else it depended that is not kept (a loss, a reward), so that it cannot be
+        lacking: what else it depended on that is not kept (a loss, a reward); such a run cannot be
             repeated.
         max_rows: the most rows of one network call.
+        scale: of each sample, of a student that takes its guidance scale as an input.
         threads: of torch; the same threads, dtype, device and versions give the same bits.
         dtype: of the samples.
         device: where it ran.
@@ -53,6 +55,7 @@ class Settings:
     started: bool = False
     lacking: tuple[str, ...] = ()
     max_rows: int | None = None
+    scale: tuple[float, ...] | None = None
     threads: int = 0
     dtype: str = "float32"
     device: str = "cpu"
@@ -74,7 +77,7 @@ def settings_of(
         model: name or folder of its model.
         device: where the model is.
         dtype: of the samples.
-        lacking: on what the run depends that a picture cannot carry, beside what the request names.
+        lacking: what else the run depends on that a picture cannot carry.
     """
     return Settings(
         model=model,
@@ -83,11 +86,12 @@ def settings_of(
         guidance=str(request.guidance),
         seeds=request.seeds,
         steps=request.levels.steps,
-        solver=request.solver.name if request.solver_is_named else repr(request.solver),
+        solver=write_solver(request.solver) if request.solver_is_named else repr(request.solver),
         grid=request.grid,
         started=request.start is not None,
         lacking=(*lacking, *request.lacking()),
         max_rows=request.max_rows,
+        scale=request.scale,
         threads=torch.get_num_threads(),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
@@ -99,17 +103,24 @@ def settings_of(
     )
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
     return isinstance(value, list | tuple) and all(map(fits, value))
 
 
-def _is_name(value: Any) -> bool:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_name(value: object) -> bool:
     return isinstance(value, str) or _is_int(value)
 
+
+Carried = Mapping[str, Any]
+"""The settings that a picture carries, read from JSON; `check_settings` checks them."""
 
 _FITS: dict[str, Callable[[Any], bool]] = {
     "model": lambda v: isinstance(v, str),
@@ -123,20 +134,21 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "started": lambda v: isinstance(v, bool),
     "lacking": lambda v: _is_list(v, lambda word: isinstance(word, str)),
     "max_rows": lambda v: v is None or (_is_int(v) and v > 0),
+    "scale": lambda v: v is None or _is_list(v, _is_number),
     "index": _is_int,
     "number": _is_int,
     "stride": _is_int,
 }
-"""What the settings that a picture carries must be."""
+"""Returns whether a value of the settings that a picture carries is valid."""
 
 
 _PLACE = {"index": 0, "number": 0, "stride": 1}
-"""Where a picture stands in its run, and its place if nothing is known."""
+"""The keys of a picture's place in its run, with their defaults."""
 
 _FARTHEST = 10**9
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
+def check_settings(settings: Carried) -> None:
     """Refuse settings that cannot be repeated.
 
     Raises:
@@ -152,7 +164,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for key, fits in _FITS.items():
         if key in settings and not fits(settings[key]):
             raise ValueError(
-                f"the settings cannot be read: {key} should not be {str(settings[key])[:80]!r}"
+                f"the picture's settings are damaged: {key} cannot be {str(settings[key])[:80]!r}; "
+                "give a picture as guidestar wrote it"
             )
     index, number, stride = (settings.get(n, d) for n, d in _PLACE.items())
     if not (
@@ -161,7 +174,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         and index * stride <= number <= _FARTHEST
     ):
         raise ValueError(
-            f"the settings cannot be read: no picture of {len(settings['seeds'])} has the index "
+            f"the picture's settings are damaged: none of {len(settings['seeds'])} has the index "
             f"{str(index)[:20]}, the number {str(number)[:20]} and the stride {str(stride)[:20]}"
         )
     if settings.get("started"):
@@ -189,7 +202,7 @@ def file_name(settings: Settings, index: int, number: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What a run gave.
+    """The samples of a run.
 
     Args:
         x: samples as the network has them, ``[B, *S]``.
@@ -210,7 +223,7 @@ class Samples:
         """Network evaluations of a sample (the mean, where samples differ)."""
         return sum(self.evaluations) / len(self.evaluations)
 
-    def pil(self) -> list[Any]:
+    def pil(self) -> list[Image]:
         """Return the images as pictures (Pillow)."""
         return to_pil(self.images)
 
@@ -238,12 +251,12 @@ class Samples:
         """Name the condition of a sample."""
         return label_of(self.settings, index)
 
-    def contact_sheet(self, columns: int = 8) -> Any:
+    def contact_sheet(self, columns: int = 8) -> Image:
         """Lay all samples out on one picture."""
         pictures = self.pil()
         return sheet(
             [
-                Row(label="", images=pictures[i : i + columns])
+                SheetRow(label="", images=pictures[i : i + columns])
                 for i in range(0, len(pictures), columns)
             ],
             scale=3,

@@ -6,7 +6,7 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -14,6 +14,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.levels import Level, expand, inverse_or_zero
+
+
+class Tokenizer(Protocol):
+    """A tokenizer of transformers, as far as CLIP uses it."""
+
+    model_max_length: int
+
+    def __call__(self, text: Any, **settings: Any) -> Any:
+        """Return the tokens (``input_ids``) and mask (``attention_mask``) of texts."""
+        ...
+
+    def decode(self, token_ids: Any) -> Any:
+        """Return the text of tokens."""
+        ...
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return the index of each token."""
+        ...
 
 
 class Vision(nn.Module):
@@ -52,7 +70,7 @@ class Vision(nn.Module):
         if self.time is None:
             return self.tower(pixel_values=self._pixels(x)).image_embeds
         if level is None:
-            raise ValueError("a noise-aware CLIP needs the noise level")
+            raise ValueError("a noise-aware CLIP needs the noise level; give the level of x")
         body = self.tower.vision_model
         share = torch.as_tensor(level.sigma, dtype=torch.float64) / (
             torch.as_tensor(level.alpha, dtype=torch.float64) + level.sigma
@@ -68,10 +86,11 @@ class Vision(nn.Module):
 
     def _pixels(self, x: Tensor) -> Tensor:
         """Bring pictures to the size and the units of the tower."""
-        side = self.tower.config.image_size
-        if x.shape[1] != 3:
+        side, channels = self.tower.config.image_size, self.tower.config.num_channels
+        if x.shape[1] != channels:
             raise ValueError(
-                f"CLIP takes pictures of 3 channels, not {x.shape[1]}; decode latents first"
+                f"this CLIP takes samples of {channels} channels, not {x.shape[1]}"
+                + ("; decode latents first" if channels == 3 else "")
             )
         if x.shape[-2:] != (side, side):
             x = F.interpolate(x, (side, side), mode="bicubic", antialias=True)
@@ -167,12 +186,12 @@ def masked(text: Any) -> bool:
 
 
 TOKENIZING = threading.Lock()
-"""Held while captions become tokens: a tokenizer of transformers keeps padding and truncation in
-itself, so two threads must not use one at the same time.
+"""Held while captions become tokens: a tokenizer of transformers holds its padding and truncation
+as state, so two threads must not use it at the same time.
 """
 
 
-def tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+def tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:
     """Return captions' tokens and mask ``[B, 2, L]``, int64, padded or cut to the full length."""
     length = tokenizer.model_max_length
     with TOKENIZING:
@@ -186,7 +205,7 @@ def tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     return torch.stack([found.input_ids, found.attention_mask], dim=1)
 
 
-def warn_of_cuts(tokenizer: Any, captions: Sequence[str], length: int | None = None) -> None:
+def warn_of_cuts(tokenizer: Tokenizer, captions: Sequence[str], length: int | None = None) -> None:
     """Warn of each prompt longer than ``length``, with the words after which it is cut.
 
     The default length is the tokenizer's full length.
@@ -270,8 +289,13 @@ def make_clip(
     Args:
         tokenizer: of its captions.
         size: pixels of a side.
-        width, layers, heads, patch: of the image tower.
-        text_width, text_layers, text_heads: of the text tower.
+        width: of the image tower.
+        layers: of the image tower.
+        heads: of the image tower's attention.
+        patch: pixels of a side of a patch.
+        text_width: of the text tower.
+        text_layers: of the text tower.
+        text_heads: of the text tower's attention.
         embed: length of the embeddings.
     """
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -291,7 +315,7 @@ def make_clip(
         projection_dim=embed,
         **marks,
     )
-    text.use_attention_mask = True  # which also the networks are told that read its states
+    text.use_attention_mask = True  # as networks that read its states do
     return CLIP(
         CLIPTextModelWithProjection(text),
         tokenizer,
@@ -307,9 +331,10 @@ def make_vision(
     heads: int,
     patch: int,
     embed: int,
+    channels: int = 3,
     noise_aware: bool = False,
 ) -> Vision:
-    """Make a fresh image tower (arguments as `make_clip`)."""
+    """Make a fresh image tower, also of latents of ``channels``; arguments as in `make_clip`."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     config = CLIPVisionConfig(
@@ -320,5 +345,6 @@ def make_vision(
         image_size=size,
         patch_size=patch,
         projection_dim=embed,
+        num_channels=channels,
     )
     return Vision(CLIPVisionModelWithProjection(config), noise_aware=noise_aware)

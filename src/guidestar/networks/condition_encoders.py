@@ -108,16 +108,22 @@ class ClassEncoder(_Classes, _Alone, ModelMixin, ConfigMixin):
 
 class LabelEncoder(_Classes, _Alone, ModelMixin, ConfigMixin):
     """Tell the class as an index, to a network that has the table itself (DiT); the null is the
-    index after the last.
+    index after the last, or the one that is named.
 
     Args:
         classes: names of the classes, in the order of their indices.
+        null: index of "no condition", of a network with more labels than there are classes.
     """
 
     @register_to_config
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], null: int | None = None) -> None:
         super().__init__()
-        self.classes = tuple(classes)
+        self.classes, self.null_label = tuple(classes), null
+
+    @property
+    def null_index(self) -> int:
+        """Index of "no condition"."""
+        return len(self.classes) if self.null_label is None else self.null_label
 
     def forward(self, labels: Tensor) -> Condition:
         """Pass labels ``[B]`` on."""

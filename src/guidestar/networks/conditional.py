@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from torch import nn
 
+from .condition_encoders import Conditions
+
 
 class ConditionalModel(nn.Module):
-    """Hold a ``denoiser`` and the ``encoder`` that makes its conditions, so that both train
-    together.
+    """A denoiser and the encoder of its conditions, as one module.
+
+    Args:
+        denoiser: called as ``denoiser(x_t, level, cond)``.
+        encoder: makes its conditions.
     """
 
-    def __init__(self, denoiser: nn.Module, encoder: nn.Module) -> None:
+    def __init__(self, denoiser: nn.Module, encoder: Conditions) -> None:
         super().__init__()
-        self.denoiser, self.encoder = denoiser, encoder
+        self.denoiser: nn.Module = denoiser
+        self.encoder: Conditions = encoder

@@ -1,65 +1,57 @@
 """Solvers, and the loop that runs them."""
 
+from .consistency import Consistency
 from .ddim import DDIM, DDPM
+from .deis import DEIS
 from .divergence import DivergenceWarning, diverged, warn_of_divergence
 from .dpmpp import DPMpp2M, SDEDPMpp2M
+from .er_sde import ERSDE
 from .heun import Heun
-from .particles import Population, Potential, crowd, effective_size, steer, systematic
+from .multistep import RES, DPMpp3M, SDEDPMpp3M
+from .names import SOLVERS, get_solver, grid_of, write_solver
+from .particles import Population, crowd, steer
 from .repaint import RePaint
-from .solver import (
-    Point,
-    Solver,
-    State,
-    advance,
-    check_finite,
-    noise,
-    noised,
-    sample,
-    trajectory,
-    walk,
-)
+from .resampling import Potential, effective_size, systematic
+from .restart import Restart
+from .run import State, advance, check_finite, noise, noised, sample, trajectory, walk
+from .sa import SA
+from .singlestep import DPMpp2S
+from .solver import Point, Solver
 from .time_travel import TimeTravel
-
-SOLVERS: dict[str, type[Solver]] = {
-    solver.name: solver for solver in (DDIM, DDPM, DPMpp2M, SDEDPMpp2M, Heun)
-}
-"""Every solver by name."""
-
-
-def get_solver(solver: Solver | str) -> Solver:
-    """Return the solver of that name, with its defaults.
-
-    Raises:
-        ValueError: there is none; the message lists those that there are.
-    """
-    if isinstance(solver, Solver):
-        return solver
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; the solvers are {', '.join(SOLVERS)}")
-    return SOLVERS[solver]()
-
+from .unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "DEIS",
+    "ERSDE",
+    "RES",
+    "SA",
     "SOLVERS",
+    "Consistency",
     "DPMpp2M",
+    "DPMpp2S",
+    "DPMpp3M",
     "DivergenceWarning",
     "Heun",
     "Point",
     "Population",
     "Potential",
     "RePaint",
+    "Restart",
     "SDEDPMpp2M",
+    "SDEDPMpp3M",
     "Solver",
     "State",
     "TimeTravel",
+    "UniPC",
     "advance",
     "check_finite",
     "crowd",
     "diverged",
     "effective_size",
     "get_solver",
+    "grid_of",
     "noise",
     "noised",
     "sample",
@@ -68,4 +60,5 @@ __all__ = [
     "trajectory",
     "walk",
     "warn_of_divergence",
+    "write_solver",
 ]

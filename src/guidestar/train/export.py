@@ -1,8 +1,9 @@
-"""From a finished training to a model folder that samples, guides and can be shipped."""
+"""Assemble a model folder from a finished training, and measure its parts on held-out data."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +13,52 @@ from torch import Tensor, nn
 from ..core.levels import Schedule
 from ..core.rng import Draw
 from ..data.identity import identify
+from ..data.latents import pictures_of
 from ..data.source import Source
 from ..diffusers.export import described
-from ..evaluate import calibration
+from ..diffusers.read.vae import decoded, encoded
+from ..evaluate import calibration, psnr, ssim
 from ..evaluate.classifier_levels import trusted_rho
 from ..evaluate.retrieval import retrieval
+from ..io.documents import JSONObject
 from ..io.files import Damaged
 from ..model.card import write_card
 from ..model.folder import save, write_average
 from ..model.model import Model
 from ..networks.clip import CLIP
-from .build.captions import said
+from .build.captions import captions_of
 from .build.data import scale_of, sources
-from .build.networks import build, judged
+from .build.networks import build_part, classifier_column
 from .build.schedules import process, scheduler_config
 from .loop.checkpoints import read_checkpoint
 from .objectives.objective import profiles
-from .preview import decoding
+from .preview import decoder_of
 from .recipe.parts import ClassifierPart
 from .recipe.schema import Recipe
-from .run import averaged, checkpoint, settings, snapshot_file, snapshot_steps
+from .run import averaged, checkpoint, snapshot_file, snapshot_steps, train_settings
 
+Trained = Mapping[str, Any]
+"""The trained parts by name: a conditional model, a classifier, or a CLIP."""
 RHOS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0)
-"""Noise ratios at which a noise-aware classifier is examined."""
-MOST = 4000
-"""Held-out samples at which it is examined: one half to calibrate, the other to report."""
+"""Noise ratios at which a noise-aware classifier is measured."""
+MOST_EXAMINED = 4000
+"""Most held-out samples that measure a classifier: half to calibrate, half to report."""
 
 
 def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> Model:
     """Make a model of the trained parts under ``out`` and write it to ``out / recipe.name``.
 
-    A noise-aware classifier is examined on held-out data: a temperature is fitted at each level,
-    and up to which noise ratio its accuracy is at least 1.2 times chance becomes its default
-    interval.
+    A noise-aware classifier is measured on held-out data: a temperature is fitted at each level,
+    and its default interval ends at the noise ratio where its accuracy falls below 1.2 times
+    chance.
     """
-    source, aside = sources(recipe)
+    source, aside = sources(recipe, out=out)
     trained = {part: averaged(recipe, part, out, source) for part in recipe.parts()}
     about = _about(recipe, out, trained, source, aside, command)
-    model = model_of(recipe, trained, source, about)
+    model = model_of(recipe, trained, source, about, out)
     model.nets |= _snapshots(recipe, out, source)
     save(model, out / recipe.name)
-    for name in [p.name for p in profiles(settings(recipe, "model"))][1:]:
+    for name in [p.name for p in profiles(train_settings(recipe, "model"))][1:]:
         write_average(averaged(recipe, "model", out, source, name), out / recipe.name, name)
     write_card(
         model.name,
@@ -63,9 +69,9 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
 
 
 def model_of(
-    recipe: Recipe, trained: dict[str, Any], source: Source, about: dict[str, Any]
+    recipe: Recipe, trained: Trained, source: Source, about: JSONObject, out: Path | None = None
 ) -> Model:
-    """Return the model that trained parts are; ``about`` is its card."""
+    """Return the model of trained parts; ``about`` is its card, ``out`` the folder of the parts."""
     main, e = trained["model"], recipe.export
     encoder = main.encoder.alone()
     guides = {"classifier": "classifier", "noisy_clip": "clip", "clip": "clean_clip"}
@@ -75,7 +81,7 @@ def model_of(
         schedule=process(recipe).schedule,
         shape=tuple(source.shape),
         encoder=encoder,
-        decode=decoding(recipe, source),
+        decode=decoder_of(recipe, source, out),
         nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder.alone())}
         if "weak" in trained
         else {},
@@ -91,11 +97,11 @@ def model_of(
     )
 
 
-def _snapshots(recipe: Recipe, out: Path, source: Source) -> dict[str, Any]:
+def _snapshots(recipe: Recipe, out: Path, source: Source) -> JSONObject:
     """Return the kept early weights as further networks, for autoguidance: ``step-300``, …."""
     nets = {}
     for step in snapshot_steps(recipe, "model") if recipe.export.snapshots else ():
-        module: Any = build(recipe, "model", source, out).module
+        module: Any = build_part(recipe, "model", source, out).module
         module.load_state_dict(_snapshot(snapshot_file(out, "model", step)), strict=False)
         module.requires_grad_(False).eval()
         nets[f"step-{step}"] = (module.denoiser, module.encoder.alone())
@@ -118,20 +124,20 @@ def _snapshot(file: Path) -> dict[str, Tensor]:
 def _about(
     recipe: Recipe,
     out: Path,
-    trained: dict[str, Any],
+    trained: Trained,
     source: Source,
     aside: Source | None,
     command: str,
-) -> dict[str, Any]:
+) -> JSONObject:
     checkpoints = {part: read_checkpoint(checkpoint(out, part)) for part in trained}
-    about: dict[str, Any] = {
+    about: JSONObject = {
         "summary": recipe.summary or _summary(recipe, source),
         "licence": recipe.licence or "unknown",
         "data": _data(recipe, source),
         "data_identity": identify(source),
         "scheduler": scheduler_config(recipe),
         "shape": list(source.shape),
-        "averages": [p.name for p in profiles(settings(recipe, "model"))],
+        "averages": [p.name for p in profiles(train_settings(recipe, "model"))],
         "command": command,
         "machine": machine(),
         "parameters": {
@@ -146,18 +152,18 @@ def _about(
         about["scale"] = {"mean": scale.mean.tolist(), "std": scale.std.tolist()}
     if "measuring_clip" in trained and source.size is not None:  # a stream has no end
         about["captions"] = sorted(
-            set(said(source, range(min(source.size, 20_000)), shortest=True))
+            set(captions_of(source, range(min(source.size, 20_000)), shortest=True))
         )
     return about | _examined(recipe, trained, source, aside)
 
 
 def _summary(recipe: Recipe, source: Source) -> str:
-    told = (
+    conditions = (
         ", ".join(recipe.conditions) if recipe.conditions is not None else ", ".join(source.columns)
     )
     return (
         f"samples of {list(source.shape)}, "
-        f"{f'conditional on {told}' if told else 'unconditional'}, "
+        f"{f'conditional on {conditions}' if conditions else 'unconditional'}, "
         f"{recipe.predicts()}-prediction ({recipe.schedule.kind})"
     )
 
@@ -176,23 +182,25 @@ def _data(recipe: Recipe, source: Source) -> str:
     )
 
 
-def _examined(
-    recipe: Recipe, trained: dict[str, Any], source: Source, aside: Source | None
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _examined(recipe: Recipe, trained: Trained, source: Source, aside: Source | None) -> JSONObject:
+    found: JSONObject = {}
     if aside is None:
         return found
     if "classifier" in trained and recipe.classifier is not None:
-        x, y = gathered(aside, recipe.classifier, MOST)
+        x, y = gather_samples(aside, recipe.classifier, MOST_EXAMINED)
         found |= (examine if y.dtype == torch.int64 else examine_regressor)(
             trained["classifier"], recipe, x, y
         )
     if "judge" in trained and recipe.judge is not None:
-        found["judge_accuracy"] = accuracy(trained["judge"], *gathered(aside, recipe.judge))
+        found["judge_accuracy"] = accuracy(
+            trained["judge"], *gather_samples(pictures_of(aside), recipe.judge)
+        )
+    if "autoencoder" in trained:
+        found["autoencoder"] = examine_autoencoder(trained["autoencoder"], pictures_of(aside))
     clips = {part: net for part, net in trained.items() if isinstance(net, CLIP)}
     if clips:
         found["retrieval"] = {
-            part: examine_clip(net, recipe, aside)
+            part: examine_clip(net, recipe, pictures_of(aside))
             for part, net in clips.items()
             if not net.noise_aware
         }
@@ -201,22 +209,39 @@ def _examined(
     return found
 
 
-def _captioned(source: Source, most: int = MOST) -> tuple[Tensor, list[str]]:
-    """Return up to ``most`` held-out pictures and the plainest caption of each, no caption
-    twice.
-    """
+def _captioned(source: Source, most: int = MOST_EXAMINED) -> tuple[Tensor, list[str]]:
+    """Return up to ``most`` held-out pictures and the first caption of each, no caption twice."""
     rows = list(range(min(source.size or 0, most)))
-    x, asked = source.batch(rows, Draw(rows))[0], said(source, rows)
-    first = {caption: i for i, caption in reversed(list(enumerate(asked)))}
+    x, captions = source.batch(rows, Draw(rows))[0], captions_of(source, rows)
+    first = {caption: i for i, caption in reversed(list(enumerate(captions)))}
     kept = sorted(first.values())
-    return x[kept], [asked[i] for i in kept]
+    return x[kept], [captions[i] for i in kept]
+
+
+@torch.inference_mode()
+def examine_autoencoder(vae: Any, pictures: Source) -> dict[str, Any]:
+    """Report how near held-out pictures come out: PSNR (dB) and SSIM, their means.
+
+    The numbers of a picture and of its latents are given too.
+    """
+    rows = torch.arange(min(pictures.size or 0, MOST_EXAMINED))
+    near, alike, shape = [], [], [0]
+    for part in map(Tensor.tolist, rows.split(32)):
+        x = pictures.batch(part, Draw(part))[0]
+        z = encoded(vae, x)
+        made, shape = decoded(vae, z).clamp(-1, 1), list(z.shape[1:])
+        near.append(psnr(made, x))
+        if min(x.shape[-2:]) >= 11:
+            alike.append(ssim(made, x))
+    found = {"psnr": round(float(torch.cat(near).mean()), 3), "of": len(rows)}
+    if alike:
+        found["ssim"] = round(float(torch.cat(alike).mean()), 4)
+    return {**found, "pictures": list(pictures.shape), "latents": shape}
 
 
 @torch.inference_mode()
 def examine_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, float]:
-    """Report how often a clean CLIP finds the caption of a held-out picture among all of them, and
-    the picture of a caption.
-    """
+    """Measure a clean CLIP: R@1 and R@5 from held-out pictures to captions, and back."""
     x, captions = _captioned(aside)
     return {
         k: round(v, 4)
@@ -225,10 +250,8 @@ def examine_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def examine_noisy_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, Any]:
-    """Report how often a noise-aware CLIP finds the caption among all held-out ones, by level, and
-    set up to where it is trusted.
-    """
+def examine_noisy_clip(clip: CLIP, recipe: Recipe, aside: Source) -> JSONObject:
+    """Measure a noise-aware CLIP by level (R@5 of captions), and set the limit of its trust."""
     schedule, rhos = _levels(recipe)
     x, captions = _captioned(aside)
     noise, texts = Draw(list(range(len(x)))).normal_like("noise", x), clip.embed_captions(captions)
@@ -246,21 +269,20 @@ def examine_noisy_clip(clip: CLIP, recipe: Recipe, aside: Source) -> dict[str, A
     }
 
 
-def gathered(
+def gather_samples(
     source: Source, spec: ClassifierPart, most: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return up to ``most`` samples ``[N, *S]``, evenly spread, and what a classifier is to tell of
-    each.
-    """
+    """Return up to ``most`` samples ``[N, *S]``, evenly spread, and a classifier's targets."""
     count = min(source.size or 0, most or source.size or 0)
     rows = torch.linspace(0, (source.size or 1) - 1, count).round().long().tolist()
     x, targets = source.batch(rows, Draw(rows))
-    return x, torch.as_tensor(targets[judged(spec, source.columns)[0]])
+    return x, torch.as_tensor(targets[classifier_column(spec, source.columns)[0]])
 
 
-def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Calibrate a noise-aware classifier on every other sample, find on the rest up to where it is
-    worth guiding by, and report both by level.
+def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> JSONObject:
+    """Calibrate a noise-aware classifier on every other sample, and measure it on the rest.
+
+    Sets its temperatures and the noise ratio up to which it is trusted.
     """
     schedule, rhos = _levels(recipe)
     before = calibration.by_level(classifier, _reported(x, y), schedule, rhos)
@@ -283,21 +305,19 @@ def examine(classifier: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, 
 
 
 def _levels(recipe: Recipe) -> tuple[Schedule, list[float]]:
-    """Return the schedule, and the noise ratios at which what sees noise is examined on it."""
+    """Return the schedule, and the noise ratios within its range at which parts are measured."""
     schedule = process(recipe).schedule
     low, high = schedule.rho_range
     return schedule, [r for r in RHOS if low <= r <= high]
 
 
 def _reported(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the samples that are not calibrated on (or the only one there is)."""
+    """Return the samples that are not calibrated on, or the only one."""
     return x[-1:] if len(x) == 1 else x[1::2], y[-1:] if len(y) == 1 else y[1::2]
 
 
-def examine_regressor(regressor: Any, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Bring a regressor's variances to those of its errors by level on every other sample, and
-    report both on the rest.
-    """
+def examine_regressor(regressor: Any, recipe: Recipe, x: Tensor, y: Tensor) -> JSONObject:
+    """Calibrate a regressor's variances on every other sample, and measure it on the rest."""
     schedule, rhos = _levels(recipe)
     found = calibration.regression_by_level(regressor, _reported(x, y), schedule, rhos)
     if recipe.classifier is not None and recipe.classifier.calibrate:

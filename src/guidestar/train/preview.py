@@ -1,4 +1,4 @@
-"""See a training: TensorBoard's curves, and pictures of guided samples from fixed seeds."""
+"""Follow a training: TensorBoard's curves, and pictures of guided samples from fixed seeds."""
 
 from __future__ import annotations
 
@@ -7,20 +7,31 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..core.rng import Draw
+from ..data.latents import pictures_of
 from ..data.source import Source
-from ..diffusers.read.vae import read_decoder
-from ..io.files import written
-from ..io.images import Row, save_png, sheet, to_drawings
+from ..diffusers.read.vae import Decoder, read_decoder, reconstructed
+from ..io.files import name_write_errors
+from ..io.images import SheetRow, save_png, sheet, to_drawings
 from ..model.model import Model
+from ..networks.conditional import ConditionalModel
+from .build.autoencoders import fresh_autoencoder, vae_folder
 from .build.data import scale_of
 from .build.schedules import process
 from .recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch.utils.tensorboard import SummaryWriter
+
+    from ..networks.condition_encoders import Conditions
+    from .loop.trainer import Trainer
+    from .objectives.objective import Progress
 
 
 class Board:
@@ -31,23 +42,24 @@ class Board:
         trainer: whose curves they are.
     """
 
-    def __init__(self, folder: Path, trainer: Any) -> None:
-        self.folder, self.trainer, self.writer, self.before = folder, trainer, None, (0, 0.0)
+    def __init__(self, folder: Path, trainer: Trainer) -> None:
+        self.folder, self.trainer, self.before = folder, trainer, (0, 0.0)
+        self.writer: SummaryWriter | None = None
         self.failed = False
 
-    def _open(self) -> Any:
+    def _open(self) -> SummaryWriter | None:
         if self.writer is None and not self.failed and self.trainer.accelerator.is_main_process:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 return None
             _mute_writers()
-            # What an earlier run logged after its last checkpoint is taken back.
+            # What an earlier run logged after its last checkpoint is removed.
             with self._or_without():
                 self.writer = SummaryWriter(str(self.folder), purge_step=self.trainer.done)
         return self.writer
 
-    def add(self, progress: Any) -> None:
+    def add(self, progress: Progress) -> None:
         """Log one step."""
         writer = self._open()
         if writer is None:
@@ -67,7 +79,7 @@ class Board:
             for name, value in scalars.items():
                 writer.add_scalar(name, value, progress.step)
 
-    def picture(self, image: Any, step: int) -> None:
+    def picture(self, image: Image.Image, step: int) -> None:
         """Log a picture."""
         writer = self._open()
         if writer is not None:
@@ -77,16 +89,16 @@ class Board:
                 writer.add_image("samples", numpy.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Write what is left, and close the log."""
         if self.writer is not None:
             with self._or_without():
                 self.writer.close()
 
     @contextmanager
     def _or_without(self) -> Iterator[None]:
-        """Go on without curves where they cannot be written: no training is lost for them."""
+        """Go on without curves where they cannot be written."""
         try:
-            with written(self.folder):
+            with name_write_errors(self.folder):
                 yield
         except OSError as error:
             self.writer, self.failed = None, True
@@ -94,7 +106,7 @@ class Board:
 
 
 def _mute_writers() -> None:
-    """Keep TensorBoard's threads from printing what is raised again where one writes to them."""
+    """Keep TensorBoard's threads from printing errors that its writer raises too."""
     former = threading.excepthook
 
     def hook(found: threading.ExceptHookArgs) -> None:
@@ -105,34 +117,64 @@ def _mute_writers() -> None:
         threading.excepthook = hook
 
 
-def previewing(
-    recipe: Recipe, part: str, folder: Path, source: Source, board: Board
-) -> Callable[[Any], None]:
-    """Return a hook that draws guided samples of the averaged weights every so many steps.
+def preview_hook(
+    recipe: Recipe, part: str, out: Path, source: Source, board: Board
+) -> Callable[[Trainer], None]:
+    """Return a hook that draws guided samples of the averaged weights every so many steps, under
+    ``out/previews``.
 
-    One row for each guidance, the same seeds in every row; sample k is of class k (of K), of the
-    recipe's prompt k, or else of what is known of the data's sample k. An unconditional model has
-    one row.
+    One row for each guidance, with the same seeds; sample k has class k (of K), the recipe's prompt
+    k, or else the conditions of the data's sample k. An unconditional model has one row.
     """
-    spec, decode = recipe.preview, decoding(recipe, source)
+    decode = decoder_of(recipe, source, out)
+    return _drawing(
+        recipe, part, out, board, lambda module: list(_rows(recipe, module, source, decode))
+    )
 
-    def preview(trainer: Any) -> None:
-        if trainer.done % spec.every or not trainer.accelerator.is_main_process:
+
+def reconstruction_hook(
+    recipe: Recipe, part: str, out: Path, source: Source, board: Board
+) -> Callable[[Trainer], None]:
+    """Return a hook that draws pictures, and below them what the autoencoder makes of them."""
+    count = min(recipe.preview.seeds, source.size or recipe.preview.seeds)
+    x = source.batch(range(count), Draw(range(count)))[0]
+    return _drawing(recipe, part, out, board, lambda module: reconstruction_rows(module, x))
+
+
+@torch.no_grad()
+def reconstruction_rows(vae: Any, x: Tensor) -> list[SheetRow]:
+    """Return rows of pictures ``[B, C, H, W]`` and of their reconstructions."""
+    made = reconstructed(vae, x)
+    return [
+        SheetRow(label="pictures", images=to_drawings(x)),
+        SheetRow(label="reconstructed", images=to_drawings(made)),
+    ]
+
+
+def _drawing(
+    recipe: Recipe, part: str, out: Path, board: Board, rows: Callable[[Any], list[SheetRow]]
+) -> Callable[[Trainer], None]:
+    """Return a hook that draws the rows of the averaged weights every so many steps."""
+
+    def preview(trainer: Trainer) -> None:
+        if trainer.done % recipe.preview.every or not trainer.accelerator.is_main_process:
             return
         module = trainer.module
         was = module.training
         with trainer.ema.applied(module):
             module.eval()
-            rows = list(_rows(recipe, module, source, decode))
+            drawn = rows(module)
             module.train(was)
-        image = sheet(rows, title=f"{recipe.name}: {part} after {trainer.done} steps")
-        save_png(image, folder / f"{part}-{trainer.done:06d}.png")
+        image = sheet(drawn, title=f"{recipe.name}: {part} after {trainer.done} steps")
+        save_png(image, out / "previews" / f"{part}-{trainer.done:06d}.png")
         board.picture(image, trainer.done)
 
     return preview
 
 
-def _rows(recipe: Recipe, module: Any, source: Source, decode: Callable[[Tensor], Tensor]) -> Any:
+def _rows(
+    recipe: Recipe, module: ConditionalModel, source: Source, decode: Callable[[Tensor], Tensor]
+) -> Iterator[SheetRow]:
     model, count = live_model(recipe, module, source.shape, decode), recipe.preview.seeds
     names = names_for(recipe, model, module, source, count)
     for guidance in recipe.preview.guidance if names else ("uncond",):
@@ -144,23 +186,21 @@ def _rows(recipe: Recipe, module: Any, source: Source, decode: Callable[[Tensor]
             solver=recipe.export.solver,
             grid=recipe.export.grid,
         ).images
-        yield Row(label=guidance, images=to_drawings(x))
+        yield SheetRow(label=guidance, images=to_drawings(x))
 
 
 def names_for(
-    recipe: Recipe, model: Model, module: Any, source: Source, count: int
+    recipe: Recipe, model: Model, module: ConditionalModel, source: Source, count: int
 ) -> list[str] | None:
-    """Return the conditions of the samples of a preview; None of an unconditional model."""
+    """Return the conditions of a preview's samples; None of an unconditional model."""
     known = model.classes or (recipe.preview.prompts if model.told_by_text else ())
     if known:
         return [known[k % len(known)] for k in range(count)]
-    return spelled(module.encoder, source, count)
+    return write_conditions(module.encoder, source, count)
 
 
-def spelled(encoder: Any, source: Source, count: int) -> list[str] | None:
-    """Write what is known of the first samples as a person would; None where the model is told
-    nothing.
-    """
+def write_conditions(encoder: Conditions, source: Source, count: int) -> list[str] | None:
+    """Return the conditions of the first samples as text; None of an unconditional model."""
     if not encoder.parts:
         return None
     rows = [k % (source.size or count) for k in range(count)]
@@ -177,25 +217,35 @@ def spelled(encoder: Any, source: Source, count: int) -> list[str] | None:
     ]
 
 
-def _word(value: Any, classes: tuple[str, ...]) -> str:
+def _word(value: str | Tensor, classes: tuple[str, ...]) -> str:
     if isinstance(value, str):
         return value
     return str(int(value)) if classes else ",".join(f"{v:g}" for v in value.tolist())
 
 
-def decoding(recipe: Recipe, source: Source) -> Callable[[Tensor], Tensor]:
-    """Return what turns the network's samples into the data's own: through the VAE, or into their
-    units.
+def decoder_of(recipe: Recipe, source: Source, out: Path | None) -> Callable[[Tensor], Tensor]:
+    """Return the map from the network's samples to the data: by the VAE, or into their units.
+
+    Args:
+        recipe: the recipe.
+        source: its data.
+        out: where the recipe's own autoencoder is; a fresh one stands for it until it is trained.
     """
-    if recipe.data.vae:
-        return read_decoder(recipe.data.vae)
+    folder = vae_folder(recipe, out)
+    if folder is not None:
+        return read_decoder(folder)
+    if recipe.autoencoder is not None:
+        return Decoder(fresh_autoencoder(recipe.autoencoder, pictures_of(source).shape).eval())
     scale = scale_of(source)
     return scale.undo if scale is not None else lambda x: x
 
 
 @torch.no_grad()
 def live_model(
-    recipe: Recipe, module: Any, shape: tuple[int, ...], decode: Callable[[Tensor], Tensor]
+    recipe: Recipe,
+    module: ConditionalModel,
+    shape: tuple[int, ...],
+    decode: Callable[[Tensor], Tensor],
 ) -> Model:
     """Make a model of a network in training, for samples now and then."""
     return Model(

@@ -1,4 +1,4 @@
-"""Progress of a training, for a person who waits: one line of figures."""
+"""Show the progress of a training: bars, or lines of figures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .objectives.objective import Progress
 
-Report = Callable[[str, Progress, int], None]
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+Reporter = Callable[[str, Progress, int], None]
 """Called after each step with the part, its progress, and its number of steps."""
 
 
@@ -24,14 +28,14 @@ class Smoothed:
     mass: float = 0.0
 
     def add(self, value: float) -> float:
-        """Take in a value and return the mean."""
+        """Add a value and return the mean."""
         self.total = self.keep * self.total + (1 - self.keep) * value
         self.mass = self.keep * self.mass + (1 - self.keep)
         return self.total / self.mass
 
 
 def duration(seconds: float) -> str:
-    """Say a duration as people read clocks.
+    """Return a duration as h:mm:ss, or m:ss below an hour.
 
     Example:
         >>> duration(59.7), duration(75), duration(3 * 3600 + 5 * 60)
@@ -44,7 +48,7 @@ def duration(seconds: float) -> str:
 
 @dataclass
 class Figures:
-    """What the line says of one part, from its progress step by step.
+    """The figures of one part, from its progress step by step.
 
     Speed and time left go by the steps since this start, recent ones counting most, so neither a
     pause before a resume nor another machine's speed enters.
@@ -56,7 +60,7 @@ class Figures:
     last: Progress | None = None
 
     def add(self, progress: Progress) -> dict[str, str]:
-        """Take in a step and return ``loss``, ``speed`` (images a second) and ``left``, in
+        """Add a step and return ``loss``, ``speed`` (images a second) and ``left``, in
         words.
         """
         words = {"loss": f"{self.smooth_loss.add(progress.loss):.4f}", "speed": "–", "left": "–"}
@@ -70,32 +74,30 @@ class Figures:
         return words
 
 
-def _lines(interval: float, write: Callable[[str], Any]) -> Report:
-    """Report to a file or a pipe: a line at each part's first and last step, and every ``interval``
-    seconds.
+def _lines(interval: float, write: Callable[[str], object]) -> Reporter:
+    """Report to a file or a pipe, by lines.
+
+    A line is written at each part's first and last step, and every ``interval`` seconds.
     """
     parts: dict[str, Figures] = {}
-    shown = {"part": "", "at": 0.0}
+    last, at = "", 0.0
 
     def report(part: str, progress: Progress, steps: int) -> None:
+        nonlocal last, at
         words = parts.setdefault(part, Figures(steps)).add(progress)
-        if (
-            part != shown["part"]
-            or progress.step == steps
-            or time.monotonic() - shown["at"] >= interval
-        ):
+        if part != last or progress.step == steps or time.monotonic() - at >= interval:
             write(
                 f"{part} {progress.step}/{steps}  loss {words['loss']}  {words['speed']} "
                 f"samples/s  {words['left']} left\n"
             )
-            shown.update(part=part, at=time.monotonic())
+            last, at = part, time.monotonic()
 
     return report
 
 
-def _bars(bars: Any) -> Report:
+def _bars(bars: Bars) -> Reporter:
     """Report to a terminal: a bar for each part."""
-    parts: dict[str, tuple[Any, Figures]] = {}
+    parts: dict[str, tuple[TaskID, Figures]] = {}
 
     def report(part: str, progress: Progress, steps: int) -> None:
         if part not in parts:
@@ -104,15 +106,18 @@ def _bars(bars: Any) -> Report:
                 Figures(steps),
             )
         task, figures = parts[part]
-        bars.update(task, completed=progress.step, **figures.add(progress))
+        bars.update(task, completed=progress.step, **_fields(figures.add(progress)))
 
     return report
 
 
-def _rich_bars() -> Any:
-    """Return rich's progress display, or None: rich is not installed, or nobody watches a
-    terminal.
-    """
+def _fields(words: dict[str, str]) -> dict[str, Any]:
+    """Return the figures as rich takes them; its keywords have several types."""
+    return dict(words)
+
+
+def _rich_bars() -> Bars | None:
+    """Return rich's progress display; None without rich or a terminal."""
     if not sys.stderr.isatty():
         return None
     try:
@@ -134,7 +139,7 @@ def _rich_bars() -> Any:
 
 
 @contextmanager
-def progress_report(*, interval: float = 30.0) -> Iterator[Report]:
+def progress_report(*, interval: float = 30.0) -> Iterator[Reporter]:
     """Show the progress of a training on standard error: part, step, smoothed loss, speed, time
     left.
 

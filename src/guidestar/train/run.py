@@ -5,52 +5,62 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..core.rng import Draw
+from ..data.latents import is_unencoded, pictures_of
 from ..data.source import Source
 from ..io.files import make_folder, whole_or_not
+from .build.autoencoders import vae_folder, write_autoencoder
 from .build.clips import take_from_clip, uses_clip
-from .build.data import sources
-from .build.networks import build
+from .build.data import in_latents, sources
+from .build.networks import build_part, seen_by
 from .build.trial import check_out, foresee
 from .loop.checkpoints import read_checkpoint
 from .loop.ema import EMA
 from .loop.fit import fit
 from .loop.lock import locked
-from .loop.memory import activations, memory
+from .loop.memory import activations, training_memory
 from .loop.origins import read_parts
 from .loop.signals import Stop
 from .loop.trainer import Trainer
-from .objectives.objective import Built, Progress, Settings, profiles
-from .preview import Board, previewing
-from .progress import Report
-from .recipe.parts import PARTS, CLIPPart, NetworkPart
+from .objectives.objective import Built, Progress, TrainSettings, profiles
+from .preview import Board, preview_hook, reconstruction_hook
+from .progress import Reporter
+from .recipe.parts import OF_PICTURES, PARTS, AutoencoderPart, CLIPPart, NetworkPart
 from .recipe.schema import Recipe
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def settings(recipe: Recipe, part: str) -> Settings:
+
+def train_settings(recipe: Recipe, part: str) -> TrainSettings:
     """Return how long and how fast a part trains."""
-    return Settings(
+    return TrainSettings(
         **getattr(recipe, part).train.model_dump(), seed=recipe.seed + PARTS.index(part)
     )
 
 
 _IDLE = ("cache", "test", "max_bad", "about")
-"""Keys of data that shape no weights; where the data lie does not either, but their identity."""
+"""Keys of data that shape no weights; neither does their path, in whose place is their identity."""
 
 
-def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
-    """Say all that shapes a part's weights besides its settings, by dotted names."""
-    own = getattr(recipe, part).model_dump(
+def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
+    """Return all that shapes a part's weights besides its settings, by dotted names."""
+    spec = getattr(recipe, part)
+    own = spec.model_dump(
         exclude={"train", "snapshots", "calibrate"}
     )  # which snapshots are kept shapes nothing
+    if isinstance(spec, AutoencoderPart):  # it is told nothing, and sees no noise
+        data = recipe.data.model_dump(exclude={"path", *_IDLE, "vae", "columns", "classes"})
+        own.pop("spread")
+        return _dotted({"data": data, part: own})
     noise = (
         {}
-        if part == "judge" or isinstance(getattr(recipe, part), CLIPPart)
+        if part == "judge" or isinstance(spec, CLIPPart)
         else {
             "schedule": recipe.schedule.model_dump(),
             "levels": recipe.levels.model_dump(),
@@ -65,6 +75,10 @@ def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
         part: own,
         "": {"joint_dropout": recipe.joint_dropout},
     }
+    return _dotted(tables)
+
+
+def _dotted(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         f"{table}.{key}".strip("."): _plain(value)
         for table, values in tables.items()
@@ -72,7 +86,8 @@ def made_from(recipe: Recipe, part: str) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
+    """Return a value with dicts and lists in the place of mappings and tuples."""
     return (
         {str(k): _plain(v) for k, v in value.items()}
         if isinstance(value, Mapping)
@@ -98,7 +113,10 @@ def averaged(
     """
     if not checkpoint(out, part).is_file():
         raise ValueError(f"{out} holds no trained {part!r} yet; train it first (--only {part})")
-    module, state = build(recipe, part, source, out).module, read_checkpoint(checkpoint(out, part))
+    module, state = (
+        build_part(recipe, part, source, out).module,
+        read_checkpoint(checkpoint(out, part)),
+    )
     if state["done"] < getattr(recipe, part).train.steps:
         raise ValueError(
             f"{part!r} is trained for {state['done']} of its {getattr(recipe, part).train.steps} "
@@ -106,7 +124,7 @@ def averaged(
         )
     module.load_state_dict(state["module"])
     name = average or next(iter(state["averages"]))
-    ema = EMA(module, next(p for p in profiles(settings(recipe, part)) if p.name == name))
+    ema = EMA(module, next(p for p in profiles(train_settings(recipe, part)) if p.name == name))
     ema.load_state_dict(state["averages"][name])
     module.load_state_dict(ema.weights(), strict=False)
     return module.requires_grad_(False).eval()
@@ -150,27 +168,36 @@ def train_part(
     out: Path,
     source: Source,
     *,
+    aside: Source | None = None,
     stop: Stop | None = None,
-    accelerator: Any = None,
+    accelerator: Accelerator | None = None,
     accept_data: bool = False,
 ) -> Generator[Progress, None, None]:
-    """Train one part, from its checkpoint if there is one; keep the snapshots and pictures it asks
-    for.
+    """Train one part, from its checkpoint if there is one; write its snapshots and previews.
+
+    Raises:
+        ValueError: it learns from latents of an autoencoder that is not trained.
     """
     if accept_data and recipe.data.standardise:
         raise ValueError(
             "data.standardise takes its units from the data, so a training cannot go on with "
             "other data; leave --accept-data out, or give another --out"
         )
-    built = build(recipe, part, source, out)
+    built, seen = build_part(recipe, part, source, out), seen_by(part, source)
+    if is_unencoded(seen):
+        raise ValueError(
+            f"{out} holds no trained autoencoder yet, whose latents {part!r} learns from; train "
+            "it first (--only autoencoder)"
+        )
     if uses_clip(recipe, part):
         take_from_clip(built.module, averaged(recipe, "clip", out, source))
-    made = made_from(recipe, part) | read_parts(recipe, part, built.module)
+    vae = None if part in OF_PICTURES else vae_folder(recipe, out)
+    made = describe_origin(recipe, part) | read_parts(recipe, part, built.module, vae)
     trainer = Trainer(
         built.module,
         built.objective,
-        source,
-        settings(recipe, part),
+        seen,
+        train_settings(recipe, part),
         made,
         prepare=built.prepare,
         accelerator=accelerator,
@@ -184,8 +211,8 @@ def train_part(
 
     hooks: list[Callable[[Trainer], None]] = [snapshot]
     with closing(Board(out / "tensorboard" / part, trainer)) as board:
-        if isinstance(getattr(recipe, part), NetworkPart) and recipe.preview.every:
-            hooks.append(previewing(recipe, part, out / "previews", source, board))
+        if recipe.preview.every:
+            hooks += _previews(recipe, part, out, source, aside, board)
         more = {"every": recipe.checkpoint_seconds, "keep": recipe.keep_checkpoints}
         with closing(fit(trainer, checkpoint(out, part), after=hooks, stop=stop, **more)) as steps:
             for progress in steps:
@@ -193,10 +220,24 @@ def train_part(
                 yield progress
 
 
+def _previews(
+    recipe: Recipe, part: str, out: Path, source: Source, aside: Source | None, board: Board
+) -> list[Callable[[Trainer], None]]:
+    """Return what draws a part's pictures: guided samples, or reconstructions of what is held out
+    (of what is trained on where nothing is).
+    """
+    spec = getattr(recipe, part)
+    if isinstance(spec, NetworkPart):
+        return [preview_hook(recipe, part, out, source, board)]
+    if isinstance(spec, AutoencoderPart):
+        return [reconstruction_hook(recipe, part, out, pictures_of(aside or source), board)]
+    return []
+
+
 def train(
     recipe: Recipe,
     out: Path,
-    report: Report | None = None,
+    report: Reporter | None = None,
     *,
     only: Sequence[str] | None = None,
     stop: Stop | None = None,
@@ -210,19 +251,19 @@ def train(
         out: folder of checkpoints, snapshots, pictures and TensorBoard's logs.
         report: called after each step with the part, its progress and its steps.
         only: which parts to train; by default all.
-        stop: where it was asked, the training stops after a step, saved.
-        say: told of images that were skipped.
+        stop: on its request the training stops after a step, and is saved.
+        say: called with a line about each image that is skipped.
         accept_data: go on from checkpoints though samples were added, removed or changed since.
 
     Returns:
-        Whether it went to the end.
+        Whether the training went to its end.
 
     Raises:
-        ValueError: ``only`` names no part, the data are not as the recipe says, network and data do
-            not go together, or a checkpoint is damaged or of another recipe.
+        ValueError: ``only`` names no part, the data do not fit the recipe, network and data do not
+            fit, or a checkpoint is damaged or of another recipe.
         OSError: ``out`` cannot be written to, or the data are missing; nothing was trained.
-        NotFinite: a loss stopped being a number.
-        Locked: another training works in ``out``.
+        NotFinite: a loss is not finite.
+        Locked: another training runs in ``out``.
     """
     from accelerate import Accelerator
 
@@ -245,20 +286,20 @@ def _train(
     recipe: Recipe,
     parts: Sequence[str],
     out: Path,
-    accelerator: Any,
+    accelerator: Accelerator,
     *,
-    report: Report | None,
+    report: Reporter | None,
     stop: Stop | None,
     say: Callable[[str], None] | None,
     accept_data: bool,
 ) -> bool:
-    """Train ``parts``; arguments as of `train`."""
+    """Train ``parts``; arguments as in `train`."""
     check_out(recipe, out)
     with accelerator.main_process_first():  # so that caches are written once
-        source = sources(recipe, say)[0]
+        source, aside = sources(recipe, say, out)
     with accelerator.main_process_first():
         # Refuse what cannot be before an hour of the part before it, or at the very end.
-        foresee(recipe, {part: build(recipe, part, source, out) for part in parts}, source)
+        foresee(recipe, {part: build_part(recipe, part, source, out) for part in parts}, source)
     for part in parts:
         steps = getattr(recipe, part).train.steps
         with closing(
@@ -267,6 +308,7 @@ def _train(
                 part,
                 out,
                 source,
+                aside=aside,
                 stop=stop,
                 accelerator=accelerator,
                 accept_data=accept_data,
@@ -278,16 +320,20 @@ def _train(
         if stop is not None and stop.agreed:
             return False
         accelerator.wait_for_everyone()
+        if part == "autoencoder":
+            with accelerator.main_process_first():
+                write_autoencoder(recipe, averaged(recipe, part, out, source), source, out)
+                source = in_latents(recipe, source, out)
     return True
 
 
 def dry_run(
     recipe: Recipe, only: Sequence[str] | None = None, say: Callable[[str], None] | None = None
 ) -> tuple[list[str], Tensor]:
-    """Tell what a training would do, in lines, and draw its first batch, without training anything.
+    """Describe a training in lines, and draw its first batch, without training anything.
 
     Returns:
-        The lines, and the first samples the model would see ``[B, *S]``.
+        The lines, and the first samples ``[B, *S]`` (of a latent model, pictures).
     """
     source, aside = sources(recipe, say)
     count = "a stream" if source.size is None else f"{source.size:,} samples"
@@ -305,18 +351,21 @@ def dry_run(
     ]
     rows = list(range(min(recipe.model.train.batch, source.size or recipe.model.train.batch)))
     first = source.batch(rows, Draw(rows))[0]
+    shown = first if recipe.data.vae is None else pictures_of(source).batch(rows, Draw(rows))[0]
     lines[0] += (
         f"; the first batch has mean {first.mean():.3g} and standard deviation "
         f"{first.std(correction=0):.3g}"
     )
-    built = {part: build(recipe, part, source) for part in recipe.parts(only)}
+    built = {part: build_part(recipe, part, source) for part in recipe.parts(only)}
     foresee(recipe, built, source)
-    return lines + [_line(recipe, part, b, source) for part, b in built.items()], first
+    return lines + [
+        _line(recipe, part, b, seen_by(part, source)) for part, b in built.items()
+    ], shown
 
 
 def _line(recipe: Recipe, part: str, built: Built, source: Source) -> str:
-    s = settings(recipe, part)
-    held, each = memory(built.module, s, source.shape), activations(built, source)
+    s = train_settings(recipe, part)
+    held, each = training_memory(built.module, s, source.shape), activations(built, source)
     at_once = -(-s.batch // s.accumulate)
     passes = (
         ""

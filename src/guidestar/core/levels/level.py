@@ -1,9 +1,9 @@
-"""Noise levels: where on the way from data to noise a sample stands.
+"""Noise levels: how much of a sample is data, and how much is noise.
 
-The forward process is ``x_t = alpha x_0 + sigma eps`` with ``eps ~ N(0, I)``, and the noise ratio
-``rho = sigma / alpha`` (EDM's "sigma") orders all levels of all schedules. Levels are Python
-floats, or CPU float64 tensors ``[B]`` where samples of one batch stand at different levels: they
-never live on a device, so planning, intervals and row selection cost no synchronisation.
+The forward process is ``x_t = alpha x_0 + sigma eps`` with ``eps ~ N(0, I)``. The noise ratio
+``rho = sigma / alpha`` (EDM's "sigma") orders the levels of all schedules. The numbers of a level
+are Python floats, or CPU float64 tensors ``[B]`` where samples of one batch have different levels.
+They are never on a device, so planning, intervals and row selection cost no synchronisation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ Value = float | Tensor
 def expand(value: Value, x: Tensor) -> Value:
     """Shape ``value`` so that it multiplies ``x [B, *S]`` sample by sample.
 
-    A float stays a float (no kernel, no transfer); a tensor ``[B]`` becomes ``[B, 1, …]`` on the
+    A float stays a float: no kernel, no transfer. A tensor ``[B]`` becomes ``[B, 1, …]`` on the
     device and in the dtype of ``x``.
     """
     if not isinstance(value, Tensor):
@@ -33,7 +33,7 @@ def expand(value: Value, x: Tensor) -> Value:
 
 
 def sqrt(value: Value) -> Value:
-    """Return the square root, with values that rounding left just under zero taken as zero."""
+    """Return the square root; negative values, which rounding makes, count as 0."""
     return value.clamp_min(0).sqrt() if isinstance(value, Tensor) else math.sqrt(max(value, 0.0))
 
 
@@ -66,7 +66,7 @@ def exp(value: Value) -> Value:
 
 
 class Level(NamedTuple):
-    """A noise level: ``x_t = alpha x_0 + sigma eps``, and the time ``t`` its network is told."""
+    """A noise level ``x_t = alpha x_0 + sigma eps``, and the time ``t`` that networks get."""
 
     alpha: Value
     sigma: Value
@@ -101,12 +101,16 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(Sequence[Level]):
-    """The levels of one run, noisiest first, with the schedule they were taken from."""
+    """The levels of one run, noisiest first, and the schedule they were taken from."""
 
     levels: tuple[Level, ...]
     schedule: Schedule
 
-    def __getitem__(self, index):  # type: ignore[override]
+    @overload
+    def __getitem__(self, index: int) -> Level: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Level, ...]: ...
+    def __getitem__(self, index: int | slice) -> Level | tuple[Level, ...]:
         return self.levels[index]
 
     def __len__(self) -> int:
@@ -114,7 +118,7 @@ class Grid(Sequence[Level]):
 
     @property
     def steps(self) -> int:
-        """How many solver steps walk this grid."""
+        """Number of solver steps from the first level to the last."""
         return len(self.levels) - 1
 
     def step(self, index: int) -> Step:
@@ -122,7 +126,11 @@ class Grid(Sequence[Level]):
         return Step(self.levels[index], self.levels[index + 1], index, self)
 
     def from_rho(self, rho: float) -> Grid:
-        """Keep the levels with noise ratio at most ``rho`` (to start from a noised image)."""
+        """Keep the levels with noise ratio at most ``rho``, e.g. to start from a noised image.
+
+        Raises:
+            ValueError: fewer than two levels are left.
+        """
         kept = tuple(level for level in self.levels if level.rho <= rho)
         if len(kept) < 2:
             raise ValueError(
@@ -135,7 +143,7 @@ class Grid(Sequence[Level]):
 class Step(NamedTuple):
     """One step of a solver: from level ``t`` to level ``s``, the ``index``-th of ``grid``.
 
-    ``visit`` counts how often it was taken before (0 unless the run travels back in time).
+    ``visit`` counts how often the run took it before: 0, unless the run travels back in time.
     """
 
     t: Level
@@ -146,20 +154,18 @@ class Step(NamedTuple):
 
     @property
     def tau(self) -> float:
-        """Share of the run that is still ahead: 1 at noise, 1/n at the last of n steps."""
+        """Share of the run that remains: 1 at noise, 1/n at the last of n steps."""
         return 1 - self.index / max(1, self.grid.steps)
 
     @property
     def transition_variance(self) -> Value:
-        """``σ²_{t|s} = σ_t² − (α_t/α_s)² σ_s²``: what the forward process adds from s to t ("fixed
-        large").
-        """
+        """``σ²_{t|s} = σ_t² − (α_t/α_s)² σ_s²``, the noise added from s to t ("fixed large")."""
         ratio = divide(self.t.alpha, self.s.alpha)
         return sqrt(self.t.sigma**2 - ratio**2 * self.s.sigma**2) ** 2
 
     @property
     def posterior_variance(self) -> Value:
-        """``σ_s² σ²_{t|s} / σ_t²``: variance of x_s given x_t and x_0 ("fixed small")."""
+        """``σ_s² σ²_{t|s} / σ_t²``, the variance of x_s given x_t and x_0 ("fixed small")."""
         return self.s.sigma**2 * self.transition_variance * inverse_or_zero(self.t.sigma) ** 2
 
     def take(self, rows: Tensor) -> Step:
@@ -168,7 +174,7 @@ class Step(NamedTuple):
 
 
 class Schedule(ABC):
-    """How ``alpha`` and ``sigma`` depend on time."""
+    """How ``alpha`` and ``sigma`` depend on time, in ``[t_min, t_max]``."""
 
     t_min: float
     t_max: float
@@ -196,5 +202,5 @@ class Schedule(ABC):
 
     @property
     def rho_range(self) -> tuple[float, float]:
-        """Lowest and highest noise ratio of the schedule; the highest may be infinite."""
+        """The lowest and the highest noise ratio; the highest may be infinite."""
         return float(self(self.t_min).rho), float(self(self.t_max).rho)

@@ -15,7 +15,7 @@ from .level import Level, Schedule, Value
 
 
 def _on_tensors(function: Callable[[Tensor], Tensor], value: Value) -> Value:
-    """Apply a float64 tensor function to a float or a tensor, returning the same kind."""
+    """Apply a float64 tensor function to a float or a tensor; return the same kind."""
     if isinstance(value, Tensor):
         return function(value.to("cpu", torch.float64))
     return float(function(torch.tensor(value, dtype=torch.float64)))
@@ -31,7 +31,7 @@ def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class VP(Schedule):
-    """Variance-preserving schedule through a table: ``alpha² = alphas_cumprod[t]``.
+    """Variance-preserving schedule of a table: ``alpha² = alphas_cumprod[t]``.
 
     Time is the (fractional) table index, in ``[0, T − 1]``. Between entries the angle
     ``atan2(sigma, alpha)`` is interpolated linearly: it is finite at both ends, so a table of zero
@@ -71,8 +71,9 @@ class VP(Schedule):
 
     @classmethod
     def cosine(cls, steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> VP:
-        """Build Improved DDPM's schedule: ``alpha_bar = cos²((t + s)/(1 + s) · pi/2)``, betas
-        capped.
+        """Build Improved DDPM's schedule, ``alpha_bar = cos²((t + s)/(1 + s) · pi/2)``.
+
+        Betas are at most ``max_beta``.
         """
         bar = [
             math.cos((i / steps + offset) / (1 + offset) * math.pi / 2) ** 2
@@ -81,15 +82,17 @@ class VP(Schedule):
         return cls.from_betas([min(1 - b / a, max_beta) for a, b in pairwise(bar)])
 
     def zero_terminal_snr(self) -> VP:
-        """Return this table shifted and scaled in ``alpha`` so that it ends in pure noise
-        (2305.08891).
+        """Return this table with ``alpha`` shifted and scaled so that it ends in pure noise.
+
+        References:
+            https://arxiv.org/abs/2305.08891, algorithm 1
         """
         a = torch.tensor(self.alphas_cumprod, dtype=torch.float64).sqrt()
         return VP(tuple((((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2).tolist()))
 
     @cached_property
     def _alphas(self) -> Tensor:
-        # Python's square root is rounded rightly on every machine; torch's is not on some.
+        # Python's square root is correctly rounded on every machine; torch's is not on some.
         return torch.tensor([math.sqrt(a) for a in self.alphas_cumprod], dtype=torch.float64)
 
     @cached_property
@@ -113,7 +116,7 @@ class VP(Schedule):
 
     def __call__(self, t: Value) -> Level:
         def pick(t: Tensor, entries: Tensor, between: Callable[[Tensor], Tensor]) -> Tensor:
-            # Table entries are returned as they stand: a cosine would lose the smallest of them.
+            # Table entries are returned exactly: a cosine would lose the smallest of them.
             exact = entries[t.clamp(0, len(entries) - 1).long()]
             return torch.where(
                 t == t.round(), exact, between(_interpolate(t, self._times, self._angles))
@@ -158,7 +161,7 @@ class VE(Schedule):
 class Flow(Schedule):
     """Rectified flow: ``alpha = 1 − t, sigma = t``, t in [0, 1].
 
-    ``shift`` bends only how grids spend their steps: ``t = shift·u / (1 + (shift − 1)·u)``.
+    ``shift`` changes only how grids space their steps: ``t = shift·u / (1 + (shift − 1)·u)``.
 
     References:
         Flow Straight and Fast, https://arxiv.org/abs/2209.03003

@@ -15,25 +15,32 @@ from ...core.denoiser import Condition
 from ...core.levels import Level
 from ...core.perturbation import AGAINST
 from ...core.prediction import Prediction
+from ..objects import Answer, Arguments, Network, RunNetwork
 from .families import Family
 from .levels import Output
 
 _ROWS, _TIME, _PICTURES = "rows", "timestep", "encoder_hidden_states_image"
-Change = Callable[[str, Tensor], Any]
+Change = Callable[[str, Tensor], object]
 
 
-def over(value: Any, name: str, change: Change) -> Any:
+def over(arguments: Arguments, change: Change) -> dict[str, Any]:
     """Return nested arguments with each tensor changed, given its innermost name."""
+    return {name: _over(value, name, change) for name, value in arguments.items()}
+
+
+def _over(value: object, name: str, change: Change) -> object:
     if isinstance(value, Tensor):
         return change(name, value)
     if isinstance(value, dict):
-        return {k: over(v, k, change) for k, v in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(over(v, f"{name}.{i}", change) for i, v in enumerate(value))
+        return over(value, change)
+    if type(value) is list:
+        return [_over(v, f"{name}.{i}", change) for i, v in enumerate(value)]
+    if type(value) is tuple:
+        return tuple(_over(v, f"{name}.{i}", change) for i, v in enumerate(value))
     return value
 
 
-def grouped(arguments: dict[str, Any], rows: int) -> dict[str, Any]:
+def grouped(arguments: Arguments, rows: int) -> Arguments:
     """Return arguments with each row's pictures together (Wan's first and last frame)."""
     pictures = arguments.get(_PICTURES)
     if isinstance(pictures, Tensor) and len(pictures) != rows and len(pictures) % rows == 0:
@@ -54,7 +61,7 @@ class Call:
     """
 
     family: Family
-    arguments: Mapping[str, Any]
+    arguments: Arguments
     parts: tuple[str, ...]
     channels: int
     learned_variance: bool
@@ -126,7 +133,7 @@ class Call:
         return bool(found) or self.whole.shape[self.family.channel] > self.channels
 
     def _visit(self, look: Change) -> None:
-        over(dict(self.arguments), "", look)
+        over(self.arguments, look)
 
     def condition(self, part: str) -> Condition:
         """Return the condition of one part, for all samples."""
@@ -209,10 +216,10 @@ class Call:
                 else t
             )
 
-        arguments = over(dict(self.arguments), "", join)
+        arguments = over(self.arguments, join)
         return replace(self, arguments=arguments, parts=self.parts + other.parts)
 
-    def inputs(self, x: Tensor, times: Tensor | None, cond: Condition) -> dict[str, Any]:
+    def inputs(self, x: Tensor, times: Tensor | None, cond: Condition) -> Arguments:
         """Return the arguments for other rows than the pipeline's.
 
         Args:
@@ -235,7 +242,7 @@ class Call:
         against = {
             k: v for k, v in cond.items() if k.startswith(AGAINST) and k != f"{AGAINST}{_ROWS}"
         }
-        made = over(dict(self.arguments), "", change)
+        made = over(self.arguments, change)
         if isinstance(pictures := made.get(_PICTURES), Tensor) and pictures.ndim > 3:
             made[_PICTURES] = pictures.flatten(0, 1)
         return {**made, **against}
@@ -268,13 +275,13 @@ class CallDenoiser:
         cpu_rows: the most rows of a call on a CPU.
     """
 
-    net: Any
-    run: Callable[..., Any]
+    net: Network
+    run: RunNetwork
     call: Call
     output: Output
     level: Level
     reads_t: bool
-    answer: Any = None
+    answer: Answer = None
     cpu_rows: int = 32
 
     def __post_init__(self) -> None:
@@ -317,14 +324,13 @@ class CallDenoiser:
         return self.call.family.pack(out, self.call.grid).to(given.dtype)
 
 
-def first(answer: Any) -> Tensor:
+def first(answer: Answer) -> Tensor:
     """Return the tensor of a network's answer."""
     return answer.sample if hasattr(answer, "sample") else answer[0]
 
 
-def bound(net: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def bound(net: Network, args: tuple[object, ...], kwargs: Arguments) -> Arguments:
     """Return a network's arguments by name."""
     signature = inspect.signature(getattr(net, "_orig_mod", net).forward)
-    return over(
-        dict(signature.bind(*args, **kwargs).arguments), "", lambda _, t: t
-    )  # pipelines change their dicts between two calls
+    # Pipelines change their dicts between two calls, so these are copied.
+    return over(signature.bind(*args, **kwargs).arguments, lambda _, t: t)

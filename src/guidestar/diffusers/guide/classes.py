@@ -12,12 +12,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import SupportsInt, TypeVar
 
 from ...core.hooks import CALL, Forward, replaced, unchanged
+from ..objects import Answer, Arguments, Network, Pipeline
 
 P = TypeVar("P")
 MARK = "_guidestar"
+
+RunCall = Callable[[Network, tuple[object, ...], Arguments], Answer]
+"""Answers a call of a network, given its arguments."""
 
 
 def become(thing: P, kind: type) -> P:
@@ -28,12 +32,12 @@ def become(thing: P, kind: type) -> P:
     return thing
 
 
-def plain_kind(kind: Any) -> Any:
+def plain_kind(kind: type) -> type:
     """Return the class that another was derived from by `derived`, or itself."""
     return getattr(kind, MARK, (kind,))[0]
 
 
-def derived(kind: type, call: Callable[..., Any], **more: Any) -> type:
+def derived(kind: type, call: Callable[..., Answer] | None, **more: object) -> type:
     """Return a class that differs in what a call does, and passes for ``kind`` (saving writes its
     name).
     """
@@ -42,13 +46,14 @@ def derived(kind: type, call: Callable[..., Any], **more: Any) -> type:
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
     }
-    return type(kind.__name__, (kind,), {"__call__": call, **names, **more})
+    calls = {} if call is None else {"__call__": call}
+    return type(kind.__name__, (kind,), {**calls, **names, **more})
 
 
 # --- pipelines ---
 
 
-def guided_kind(plain: Any, call: Callable[..., Any], wanted: Any) -> type:
+def guided_kind(plain: type, call: Callable[..., Answer], wanted: object) -> type:
     """Return the class of a guided pipeline, whose calls are ``call``.
 
     Copies and pickles of such a pipeline are guided as well; what is made of its components is not,
@@ -62,7 +67,7 @@ def guided_kind(plain: Any, call: Callable[..., Any], wanted: Any) -> type:
     return derived(plain, call, **{MARK: (plain, wanted)}, **more)
 
 
-def _reduce(self: Any, protocol: Any) -> Any:
+def _reduce(self: Pipeline, protocol: SupportsInt) -> tuple[object, ...]:
     from .pipelines import guided_again
 
     made, (_, *rest), *state = object.__reduce_ex__(self, max(2, int(protocol)))
@@ -70,7 +75,7 @@ def _reduce(self: Any, protocol: Any) -> Any:
     return guided_again, (plain, wanted, made, tuple(rest)), *state
 
 
-def _components(self: Any) -> dict[str, Any]:
+def _components(self: Pipeline) -> dict[str, object]:
     """Return the parts of the pipeline; warn where another pipeline is made of them."""
     caller = sys._getframe(1)
     home = str(caller.f_globals.get("__name__")).partition(".")[0]
@@ -82,8 +87,8 @@ def _components(self: Any) -> dict[str, Any]:
     return plain_kind(type(self)).components.fget(self)
 
 
-def _save(self: Any, *args: Any, **more: Any) -> Any:
-    """Save the pipeline as ever; warn that the guidance is not a part of it."""
+def _save(self: Pipeline, *args: object, **more: object) -> object:
+    """Save the pipeline without its guidance; warn of that."""
     _warn(
         self,
         "its folder is not: guide the pipeline that is read from it too, guidestar.guide(new, …)",
@@ -91,7 +96,7 @@ def _save(self: Any, *args: Any, **more: Any) -> Any:
     return plain_kind(type(self)).save_pretrained(self, *args, **more)
 
 
-def _warn(pipe: Any, what: str) -> None:
+def _warn(pipe: Pipeline, what: str) -> None:
     warnings.warn(f"this {type(pipe).__name__} is guided by guidestar, but {what}", stacklevel=3)
 
 
@@ -99,7 +104,7 @@ def _warn(pipe: Any, what: str) -> None:
 
 
 @contextmanager
-def answered(nets: Mapping[str, Any], run: Callable[..., Any]) -> Iterator[None]:
+def answered(nets: Mapping[str, Network], run: RunCall) -> Iterator[None]:
     """Let ``run(net, args, kwargs)`` answer this thread's calls of networks within this context."""
     with ExitStack() as stack:
         for net in {id(net): net for net in nets.values()}.values():
@@ -107,11 +112,11 @@ def answered(nets: Mapping[str, Any], run: Callable[..., Any]) -> Iterator[None]
         yield
 
 
-def _answering(net: Any, run: Callable[..., Any], _: Forward) -> Forward:
+def _answering(net: Network, run: RunCall, _: Forward) -> Forward:
     return lambda *args, **kwargs: run(net, args, kwargs)
 
 
-def as_it_is(net: Any, arguments: Mapping[str, Any]) -> Any:
+def as_it_is(net: Network, arguments: Arguments) -> Answer:
     """Call a network that may be guided as it is without us."""
     with unchanged(net, CALL):
         return net(**arguments)

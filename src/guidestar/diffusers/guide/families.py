@@ -9,17 +9,18 @@ network.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ...guidance import AND, NOT, Guidance
+from ..objects import Arguments, Network, Pipeline
 from ..read import flux
-
-Arguments = Mapping[str, Any]
+from .classes import plain_kind
+from .kinds import learns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,18 +138,28 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 _PIX2PIX = ("cond", "image", "uncond")
-_PLACES = ("unet", "transformer", "transformer_2")
+_THREE: dict[str, tuple[str, ...]] = {}
+_PLACES = ("unet", "transformer", "transformer_2", "prior", "decoder")
 
 
-def networks(pipe: Any) -> dict[str, Any]:
+def order_of(pipe: object) -> tuple[str, ...]:
+    """Return the parts of pipelines that make three passes, in the order of their rows."""
+    return _THREE.get(plain_kind(type(pipe)).__name__, ())
+
+
+def networks(pipe: object) -> dict[str, Network]:
     """Return the denoising networks of a pipeline, by their places in it.
 
     Raises:
         ValueError: it has none that is known; what it has is listed.
     """
-    found = {place: net for place in _PLACES if (net := getattr(pipe, place, None)) is not None}
-    if found and all(_class(net) in FAMILIES for net in found.values()):
-        return found
+    found = {
+        place: net
+        for place in _PLACES
+        if isinstance(net := getattr(pipe, place, None), torch.nn.Module)
+    }
+    if found and (learns(pipe) or all(_class(net) in FAMILIES for net in found.values())):
+        return cast(dict[str, Network], found)
     parts = (
         ", ".join(
             f"{name} ({_class(part)})"
@@ -159,15 +170,16 @@ def networks(pipe: Any) -> dict[str, Any]:
     )
     raise ValueError(
         f"{type(pipe).__name__} has no denoising network that guidestar knows how to guide; "
-        f"found {parts}; known are {', '.join(FAMILIES)}"
+        f"found {parts}; known are {', '.join(FAMILIES)}, and any in a pipeline of Diffusers, as "
+        f"its {', '.join(_PLACES)}"
     )
 
 
-def _class(net: Any) -> str:
+def _class(net: object) -> str:
     return type(getattr(net, "_orig_mod", net)).__name__
 
 
-def family_of(pipe: Any, net: Any) -> Family:
+def family_of(pipe: object, net: object) -> Family:
     """Return the family of a network within a pipeline."""
     family = FAMILIES[_class(net)]
     if "InstructPix2Pix" in type(pipe).__name__:
@@ -175,7 +187,7 @@ def family_of(pipe: Any, net: Any) -> Family:
     return family
 
 
-def negative_rows(pipe: Any, family: Family, arguments: Arguments) -> bool:
+def negative_rows(pipe: Pipeline, family: Family, arguments: Arguments) -> bool:
     """Return whether the pipeline makes a negative pass in the call with these arguments, at this
     moment.
     """
@@ -202,7 +214,7 @@ def _flux_alone(family: Family, arguments: Arguments) -> bool:
     return family is FAMILIES["FluxTransformer2DModel"] and "true_cfg_scale" not in arguments
 
 
-def how_to_ask(pipe: Any, family: Family, arguments: Arguments) -> str:
+def how_to_ask(pipe: Pipeline, family: Family, arguments: Arguments) -> str:
     """Say what makes the pipeline hand over negative rows, or that nothing does."""
     name, changes_nothing = (
         type(pipe).__name__,
@@ -243,7 +255,7 @@ def how_to_ask(pipe: Any, family: Family, arguments: Arguments) -> str:
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
-def check_prompt(pipe: Any, family: Family, name: str | int, told: Iterable[str] = ()) -> None:
+def check_prompt(pipe: Pipeline, family: Family, name: str | int, told: Iterable[str] = ()) -> None:
     """Refuse a prompt (or class) within an expression that the pipeline cannot encode.
 
     Args:
@@ -280,7 +292,7 @@ def check_prompt(pipe: Any, family: Family, name: str | int, told: Iterable[str]
         )
 
 
-def _missing(pipe: Any, family: Family) -> list[str]:
+def _missing(pipe: Pipeline, family: Family) -> list[str]:
     """Return the text encoders and tokenizers that a pipeline is without, and cannot do without;
     where it encodes in another way, that is not known.
     """
@@ -300,7 +312,7 @@ def _missing(pipe: Any, family: Family) -> list[str]:
 
 
 def encode(
-    pipe: Any, family: Family, names: list[str | int], arguments: Arguments
+    pipe: Pipeline, family: Family, names: list[str | int], arguments: Arguments
 ) -> dict[str, Tensor]:
     """Encode prompts (or classes) written in an expression, as the pipeline encodes its own;
     `check_prompt` raises where it cannot.
@@ -364,13 +376,13 @@ def moved_from(guidance: Guidance) -> frozenset[str | int]:
     return frozenset(away)
 
 
-def _list_names(given: Any) -> tuple[str | int, ...]:
+def _list_names(given: object) -> tuple[str | int, ...]:
     return tuple(
         n for n in (given if isinstance(given, tuple) else (given,)) if isinstance(n, str | int)
     )
 
 
-def label(pipe: Any, name: str | int) -> int:
+def label(pipe: Pipeline, name: str | int) -> int:
     """Return the index of a class, by a DiT pipeline's own names."""
     if isinstance(name, int):
         return name

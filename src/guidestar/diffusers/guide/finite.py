@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class Watch:
         if guided.device.type == "cpu":
             self._check(self.calls[-1:])
 
-    def end(self, result: Any) -> None:
+    def end(self, result: object) -> None:
         """Check the calls of a whole run, and what the pipeline returns.
 
         Raises:
@@ -105,7 +105,7 @@ class Watch:
         return " and ".join(self.blame(step)) or "the guidance"
 
 
-def _floats(result: Any) -> Iterator[Any]:
+def _floats(result: object) -> Iterator[object]:
     """Return the tensors and arrays of real numbers in what a pipeline returns."""
     for made in (
         result

@@ -5,12 +5,12 @@ effect.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 from ...guidance import Guidance
 from ...guidance.serialize import literal
+from ..objects import Arguments, Pipeline
 from ..read.scheduler import PREDICTS
+from .classes import plain_kind
 
 _BOTH = (
     *("", "Img2Img", "Inpaint", "InstructPix2Pix", "Adapter", "PAG", "PAGImg2Img", "PAGInpaint"),
@@ -75,23 +75,41 @@ KNOWN = frozenset(
 """
 
 
-def check_kind(pipe: Any) -> None:
-    """Refuse Diffusers' pipelines that are not known; one's own, with a call of their own, are
-    taken.
+REFUSED: dict[str, str] = {
+    "AceStepPipeline": "its own guidance keeps what its network answered from one step to the next",
+    "AnyFlowFARPipeline": "its network keeps a cache of what it was given",
+    "Cosmos3OmniPipeline": "its network takes all its inputs as one packed sequence",
+    "ConsisIDPipeline": "it cannot be made without further packages, so it was not tried",
+}
+"""Classes of pipelines that cannot be guided, and why."""
+
+
+def own_kind(pipe: object) -> type:
+    """Return the class whose call a pipeline makes."""
+    return next((k for k in plain_kind(type(pipe)).__mro__ if "__call__" in vars(k)), object)
+
+
+def learns(pipe: object) -> bool:
+    """Return whether a pipeline's layout is learnt from its run: that of Diffusers' pipelines that
+    are no `KNOWN` ones.
+    """
+    kind = own_kind(pipe)
+    return kind.__module__.startswith("diffusers.") and kind.__name__ not in KNOWN
+
+
+def check_kind(pipe: object) -> None:
+    """Refuse Diffusers' pipelines that cannot be guided.
 
     Raises:
-        ValueError: the pipeline's class is one of Diffusers' others; it is named.
+        ValueError: the pipeline's class is one of them; it is named, with the reason.
     """
-    kind = next((k for k in type(pipe).__mro__ if "__call__" in vars(k)), object)
-    if kind.__module__.startswith("diffusers.") and kind.__name__ not in KNOWN:
-        raise ValueError(
-            f"{kind.__name__} lays out its network's inputs in a way that is not known here, "
-            "so it cannot be guided; use the family's plain pipeline"
-        )
+    kind = own_kind(pipe)
+    if kind.__module__.startswith("diffusers.") and kind.__name__ in REFUSED:
+        raise ValueError(f"{kind.__name__} cannot be guided: {REFUSED[kind.__name__]}")
 
 
 def warn_of_numbers(
-    pipe: Any, given: Mapping[str, Any], arguments: Mapping[str, Any], guidance: Guidance
+    pipe: Pipeline, given: Arguments, arguments: Arguments, guidance: Guidance
 ) -> None:
     """Warn of each further number of a pipeline's own guidance that has no effect, with what to
     write in its place.
@@ -136,7 +154,7 @@ def warn_of_numbers(
             )
 
 
-def _two_intervals(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _two_intervals(pipe: Pipeline, arguments: Arguments) -> str:
     share = getattr(pipe.config, "boundary_ratio", None) or 0.9
     first, second, rho = (
         literal(arguments.get("guidance_scale")),
@@ -149,7 +167,7 @@ def _two_intervals(pipe: Any, arguments: Mapping[str, Any]) -> str:
     )
 
 
-def _rescale(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _rescale(pipe: Pipeline, arguments: Arguments) -> str:
     space = PREDICTS.get(
         getattr(pipe.scheduler.config, "prediction_type", "flow_prediction"), "velocity"
     )
@@ -159,16 +177,16 @@ def _rescale(pipe: Any, arguments: Mapping[str, Any]) -> str:
     )
 
 
-def _pix2pix(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _pix2pix(pipe: Pipeline, arguments: Arguments) -> str:
     return (
         f"write pix2pix({literal(arguments['image_guidance_scale'])}, "
         f"{literal(arguments['guidance_scale'])}) in the expression"
     )
 
 
-def _frames(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _frames(pipe: Pipeline, arguments: Arguments) -> str:
     return "the expression's scale is that of every frame"
 
 
-def _adaptive(pipe: Any, arguments: Mapping[str, Any]) -> str:
+def _adaptive(pipe: Pipeline, arguments: Arguments) -> str:
     return "write how the scale of pag depends on the noise, pag(3, interval=(lo, hi))"

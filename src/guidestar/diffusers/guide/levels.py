@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from ...core.denoiser import TO_X0
 from ...core.levels import VE, VP, Flow, Level, Schedule, expand, inverse_or_zero
 from ...core.prediction import Prediction
+from ..objects import Scheduler
 from ..read.scheduler import KINDS, PREDICTS, Kind
 
 
@@ -29,7 +29,8 @@ class Output:
         kind: eps, v, x0, velocity, or edm: ``x0 = d² α x + k d σ out`` where x has the level
             ``α = 1/√(ρ² + d²)``, ``σ = ρα``.
         d: standard deviation of the data, for edm.
-        sign: k, for edm: 1 (epsilon) or −1 (v_prediction).
+        sign: k, for edm: 1 (epsilon) or −1 (v_prediction); else −1 where the output is the negative
+            of its kind (a velocity towards the data).
     """
 
     kind: str
@@ -43,12 +44,14 @@ class Output:
                 expand(self.d**2 * level.alpha, x) * x
                 + expand(self.sign * self.d * level.sigma, x) * out
             )
+        out = -out if self.sign < 0 else out
         return TO_X0[self.kind](x, out, level.alpha, level.sigma)
 
     def of(self, prediction: Prediction) -> Tensor:
         """Return the output that means ``prediction``."""
         if self.kind != "edm":
-            return prediction.view(self.kind)  # type: ignore[arg-type]
+            made = prediction.view(self.kind)  # type: ignore[arg-type]
+            return -made if self.sign < 0 else made
         x, level = prediction.x_t, prediction.level
         rest = prediction.x0 - expand(self.d**2 * level.alpha, x) * x
         return rest * expand(inverse_or_zero(self.sign * self.d * level.sigma), x)
@@ -68,7 +71,7 @@ class Timetable:
             ratio).
     """
 
-    scheduler: Any
+    scheduler: Scheduler
     times: tuple[float, ...]
     levels: tuple[Level, ...]
     schedule: Schedule
@@ -95,7 +98,7 @@ class Timetable:
         between = float(s.sigmas_interpol[s.step_index - ("Ancestral" in type(s).__name__)])
         return _unit(between, self.times[place])
 
-    def place(self, time: Any, last: int) -> int:
+    def place(self, time: Tensor | float, last: int) -> int:
         """Find the place of the network's timestep.
 
         Args:
@@ -124,7 +127,7 @@ class Timetable:
     def _scales(self) -> tuple[float, ...]:
         return 1.0, float(self.scheduler.config.num_train_timesteps)
 
-    def _find_in_table(self, time: Any) -> int | None:
+    def _find_in_table(self, time: object) -> int | None:
         """Return the place of a timestep that is a view of the table: nothing is read, so nothing
         waits for the device.
         """
@@ -144,23 +147,24 @@ class Timetable:
         return place if 0 <= place < len(self.times) else None
 
 
-def read_timetable(scheduler: Any) -> Timetable:
+def read_timetable(scheduler: Scheduler) -> Timetable:
     """Read the table of a scheduler whose timesteps have been set.
 
     Raises:
         ValueError: a scheduler of a kind that has no table of levels known here.
     """
-    name = next((base.__name__ for base in type(scheduler).__mro__ if base.__name__ in KINDS), None)
+    names = [base.__name__ for base in type(scheduler).__mro__]
+    name = next((n for n in names if n in KINDS or n in _OF_PIPELINES), None)
     if name is None:
         raise ValueError(
             f"the scheduler {type(scheduler).__name__} has no table of noise levels that "
-            f"guidestar knows; these have: {', '.join(sorted(KINDS))}"
+            f"guidestar knows; these have: {', '.join(sorted((*KINDS, *_OF_PIPELINES)))}"
         )
-    return _READERS[KINDS[name]](scheduler)
+    return (_OF_PIPELINES.get(name) or _READERS[KINDS[name]])(scheduler)
 
 
 def _make_timetable(
-    scheduler: Any,
+    scheduler: Scheduler,
     levels: Sequence[Level],
     schedule: Schedule,
     output: Output,
@@ -178,7 +182,7 @@ def _make_timetable(
     )
 
 
-def _output(scheduler: Any) -> Output:
+def _output(scheduler: Scheduler) -> Output:
     kind = getattr(scheduler.config, "prediction_type", "epsilon")
     if kind not in PREDICTS:
         raise ValueError(
@@ -193,7 +197,7 @@ def _unit(rho: float, t: float) -> Level:
     return Level(1 / math.sqrt(1 + rho * rho), rho / math.sqrt(1 + rho * rho), t)
 
 
-def _table(scheduler: Any) -> VP:
+def _table(scheduler: Scheduler) -> VP:
     bars = [float(a) for a in scheduler.alphas_cumprod.tolist()]
     if getattr(scheduler.config, "rescale_betas_zero_snr", False):
         bars[-1] = 0.0  # Diffusers writes 2⁻²⁴, which may lie above its neighbour
@@ -203,7 +207,7 @@ def _table(scheduler: Any) -> VP:
         raise ValueError(f"the scheduler {type(scheduler).__name__}: {error}") from None
 
 
-def _by_time(scheduler: Any) -> Timetable:
+def _by_time(scheduler: Scheduler) -> Timetable:
     schedule, times = _table(scheduler), scheduler.timesteps.tolist()
     levels = [_of_table(float(scheduler.alphas_cumprod[int(t)]), t) for t in times]
     return _make_timetable(scheduler, [*levels, schedule.clean], schedule, _output(scheduler))
@@ -213,9 +217,9 @@ def _of_table(bar: float, t: float) -> Level:
     return Level(math.sqrt(bar), math.sqrt(1 - bar), float(t))
 
 
-def _read_inverted(scheduler: Any) -> Timetable:
+def _read_inverted(scheduler: Scheduler) -> Timetable:
     """Read a table that is walked upwards: x has the level of the step before the time that the
-    network is told.
+    network gets.
     """
     schedule, times = _table(scheduler), scheduler.timesteps.tolist()
     stride, bars = (
@@ -232,13 +236,13 @@ def _read_inverted(scheduler: Any) -> Timetable:
     )
 
 
-def _on_sigmas(scheduler: Any) -> Timetable:
+def _on_sigmas(scheduler: Scheduler) -> Timetable:
     if getattr(scheduler.config, "use_flow_sigmas", False):
         return _flow(scheduler)
     return _on_ratios(scheduler)
 
 
-def _on_ratios(scheduler: Any) -> Timetable:
+def _on_ratios(scheduler: Scheduler) -> Timetable:
     """Read sigmas that are noise ratios."""
     reads_t = getattr(scheduler.config, "timestep_type", "discrete") == "discrete"
     times = [float(t) for t in scheduler.timesteps.tolist()]
@@ -248,7 +252,7 @@ def _on_ratios(scheduler: Any) -> Timetable:
     return _make_timetable(scheduler, levels, _table(scheduler), _output(scheduler), reads_t)
 
 
-def _halfway(scheduler: Any) -> Timetable:
+def _halfway(scheduler: Scheduler) -> Timetable:
     """Read noise ratios of which each second call is at the geometric mean of two."""
     table, sigmas = _on_ratios(scheduler), [float(s) for s in scheduler.sigmas.tolist()]
     between = {
@@ -260,7 +264,7 @@ def _halfway(scheduler: Any) -> Timetable:
     )
 
 
-def _edm(scheduler: Any) -> Timetable:
+def _edm(scheduler: Scheduler) -> Timetable:
     d = float(scheduler.config.sigma_data)
     sign = -1.0 if scheduler.config.prediction_type == "v_prediction" else 1.0
     times = [float(t) for t in scheduler.timesteps.tolist()]
@@ -273,19 +277,52 @@ def _edm(scheduler: Any) -> Timetable:
     return _make_timetable(scheduler, levels, schedule, Output(kind="edm", d=d, sign=sign), False)
 
 
-def _flow(scheduler: Any) -> Timetable:
+def _flow(scheduler: Scheduler) -> Timetable:
     if getattr(scheduler.config, "invert_sigmas", False):
-        raise ValueError(
-            "a scheduler with invert_sigmas (time that runs from noise to data) is not supported"
-        )
-    levels = [Level(1 - float(s), float(s), float(s)) for s in scheduler.sigmas.tolist()]
+        levels = [Level(float(s), 1 - float(s), 1 - float(s)) for s in scheduler.sigmas.tolist()]
+        output = Output(kind="velocity", sign=-1.0)
+        return _make_timetable(scheduler, levels, Flow(), output, reads_t=False)
+    sigmas = [float(s) for s in scheduler.sigmas.tolist()]
+    if max(sigmas) > 1 + 1e-6:  # Cosmos 2 steps in samples x0 + σε of any σ
+        schedule = VE(t_min=min(s for s in sigmas if s > 0), t_max=max(sigmas))
+        plain = [Level(1.0, s, s) for s in sigmas]
+        return _make_timetable(scheduler, plain, schedule, Output(kind="eps"), reads_t=False)
+    levels = [Level(1 - s, s, s) for s in sigmas]
     output = (
         _output(scheduler) if "prediction_type" in scheduler.config else Output(kind="velocity")
     )
     return _make_timetable(scheduler, levels, Flow(), output)
 
 
-_READERS: dict[Kind, Callable[[Any], Timetable]] = {
+def _cosine(scheduler: Scheduler) -> Timetable:
+    """Read the cosine of a share of time (Würstchen)."""
+    bar = lambda t: float(scheduler._alpha_cumprod(torch.tensor([float(t)]), torch.device("cpu")))
+    share = lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    schedule = VP(tuple(share((k + 1) / 1001) for k in range(1000)))
+    times = scheduler.timesteps.tolist()
+    levels = [_of_table(bar(t), t) for t in times]
+    return _make_timetable(
+        scheduler, [*levels, schedule.clean], schedule, Output(kind="eps"), reads_t=False
+    )
+
+
+def _angles(scheduler: Scheduler) -> Timetable:
+    """Read angles: α is their cosine, σ their sine (TrigFlow)."""
+    times = [float(t) for t in scheduler.timesteps.tolist()]
+    levels = [Level(math.cos(t), math.sin(t), t) for t in times]
+    bars = tuple(math.cos(math.pi / 2 * (k + 1) / 1001) ** 2 for k in range(1000))
+    return _make_timetable(scheduler, levels, VP(bars), Output(kind="v"), reads_t=False)
+
+
+_OF_PIPELINES: dict[str, Callable[[Scheduler], Timetable]] = {
+    "DDPMWuerstchenScheduler": _cosine,
+    "SCMScheduler": _angles,
+    "FlowMapEulerDiscreteScheduler": _flow,
+    "HeliosScheduler": _flow,
+    "LTXEulerAncestralRFScheduler": _flow,
+}
+"""Schedulers of single pipelines, whose folders are not read as models."""
+_READERS: dict[Kind, Callable[[Scheduler], Timetable]] = {
     "by time": _by_time,
     "inverted": _read_inverted,
     "on ratios": _on_sigmas,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..objects import Arguments, Pipeline
 
-def generators(pipe: Any, arguments: Mapping[str, Any]) -> list[torch.Generator]:
+
+def generators(pipe: Pipeline, arguments: Arguments) -> list[torch.Generator]:
     """Return what the pipeline draws its latents from: the generators that it was given, or its
     device's own.
     """

@@ -9,31 +9,45 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 from torch import Tensor
 
-from ...core.levels import VP, Level, uniform
+from ...core.levels import VP, uniform
 from ...guidance import Direction, Guidance, parse
 from ...guidance.bases.loss_term import Steered
 from ...guidance.serialize import literal
 from ...guidance.term import as_guidance
 from ..guidance_file import guidance_of
-from ..read.vae import check_known, decoded
+from ..objects import Answer, Arguments, Network, Pipeline
+from ..read.vae import ThroughDecoder, check_known
 from .classes import answered, as_it_is, become, guided_kind, plain_kind
 from .families import networks
-from .kinds import check_kind, warn_of_numbers
+from .kinds import check_kind, learns, warn_of_numbers
+from .learnt import LearntRun
 from .run import Run, Wanted
 
 P = TypeVar("P")
+
+
+class Options(TypedDict, total=False):
+    """The further arguments of `guide`."""
+
+    nets: Mapping[str, Network] | None
+    classifiers: Mapping[str, object] | None
+    target: int | Sequence[int] | Tensor | None
+    seeds: Sequence[int] | None
+    through_vae: bool
+    max_rows: int | None
+    check: bool
 
 
 def guide(
     pipe: P,
     guidance: str | Path | Guidance | Direction | None,
     *,
-    nets: Mapping[str, Any] | None = None,
-    classifiers: Mapping[str, Any] | None = None,
+    nets: Mapping[str, Network] | None = None,
+    classifiers: Mapping[str, object] | None = None,
     target: int | Sequence[int] | Tensor | None = None,
     seeds: Sequence[int] | None = None,
     through_vae: bool = False,
@@ -47,8 +61,8 @@ def guide(
     for the prompt are ``cond``, those for the negative prompt ``uncond`` and ``neg``. Both halves
     of a batch get the same answer g, so the pipeline's own ``u + s(c − u)`` leaves it as it is,
     whatever s. The level is the scheduler's own at the given timestep. Between runs nothing is
-    changed: LoRAs, ControlNets, schedulers, devices, offloading and compiled networks may come and
-        go as ever.
+    changed: LoRAs, ControlNets, schedulers, devices, offloading and compiled networks may be
+    exchanged at any time.
 
     Args:
         pipe: a pipeline with a ``unet`` or ``transformer`` of a family known here.
@@ -56,12 +70,12 @@ def guide(
             taken (a warning names what else it sets); None gives the pipeline its own guidance
             back.
         nets: further networks by name, of the same arguments ("weak" for autoguidance).
-        classifiers: objects with ``log_prob(x, level, target)``, by name; CLIPs too. They see the
+        classifiers: objects with ``log_prob(x, level, target)``, by name; CLIPs too. They get the
             pipeline's latents, ``[B, C, *S]``.
         target: the class of each sample, for classifiers; by default the pipeline's class labels.
         seeds: one integer a sample, for guidances that draw random numbers; by default made of the
             state of the pipeline's generator.
-        through_vae: classifiers see the pictures that the pipeline's VAE makes of clean estimates
+        through_vae: classifiers get the pictures that the pipeline's VAE makes of clean estimates
             (``through="cond"``), in [−1, 1]; recomputed for the gradient, to save memory.
         max_rows: the most rows of one network call.
         check: refuse outputs that are not finite.
@@ -69,8 +83,8 @@ def guide(
     Raises:
         ExpressionError: the expression does not parse.
         ValueError: the pipeline has no network known here, the network lacks a layer, or a term
-            cannot work within a pipeline; each is named with what to do instead. What only the run
-            can tell (no negative rows, another device) is said when the pipeline is called.
+            cannot work within a pipeline; each is named with what to do instead. What only
+            the run shows (no negative rows, another device) is refused when the pipeline is called.
 
     Example:
         >>> from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
@@ -89,7 +103,7 @@ def guide(
     _check_terms(expression, pipe)
     _check_layers(expression, networks(pipe), nets or {})
     judges = (
-        {name: _Decoded(pipe, c) for name, c in (classifiers or {}).items()}
+        {name: _through_vae(pipe, c) for name, c in (classifiers or {}).items()}
         if through_vae
         else classifiers or {}
     )
@@ -106,7 +120,9 @@ def guide(
 
 
 @contextmanager
-def guided(pipe: P, guidance: str | Path | Guidance | Direction, **options: Any) -> Iterator[P]:
+def guided(
+    pipe: P, guidance: str | Path | Guidance | Direction, **options: Unpack[Options]
+) -> Iterator[P]:
     """Guide a pipeline within a ``with`` block; after it, it has the guidance that it had before.
 
     Args:
@@ -124,18 +140,18 @@ def guided(pipe: P, guidance: str | Path | Guidance | Direction, **options: Any)
         become(pipe, before)
 
 
-def _guided_kind(plain: Any, wanted: Wanted) -> type:
+def _guided_kind(plain: type, wanted: Wanted) -> type:
     signature = inspect.signature(plain.__call__)
 
     @wraps(plain.__call__)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: Pipeline, *args: object, **kwargs: object) -> Answer:
         bound = signature.bind(self, *args, **kwargs)
         given = dict(bound.arguments)
         bound.apply_defaults()
         _refuse_own(self, bound.arguments)
         warn_of_numbers(self, given, bound.arguments, wanted.guidance)
-        run = Run(self, wanted, dict(bound.arguments), as_it_is)
-        with answered(networks(self), run.answer):
+        run = _kind_of_run(self)(self, wanted, dict(bound.arguments), as_it_is)
+        with answered(networks(self), run.answer), run.stepping():
             result = plain.__call__(self, *args, **kwargs)
         run.check_ended(result)
         return result
@@ -143,14 +159,18 @@ def _guided_kind(plain: Any, wanted: Wanted) -> type:
     return guided_kind(plain, call, wanted)
 
 
+def _kind_of_run(pipe: object) -> type[Run] | type[LearntRun]:
+    return LearntRun if learns(pipe) else Run
+
+
 def guided_again(
-    plain: Any, wanted: Wanted, made: Callable[..., Any], rest: tuple[Any, ...]
-) -> Any:
+    plain: type, wanted: Wanted, made: Callable[..., Pipeline], rest: tuple[object, ...]
+) -> Pipeline:
     """Make the object that a copy or a pickle of a guided pipeline fills."""
     return become(made(plain, *rest), _guided_kind(plain, wanted))
 
 
-def _refuse_own(pipe: Any, arguments: Mapping[str, Any]) -> None:
+def _refuse_own(pipe: Pipeline, arguments: Arguments) -> None:
     """Refuse a pipeline's own further passes, which would come on top."""
     if arguments.get("pag_scale") and hasattr(pipe, "do_perturbed_attention_guidance"):
         raise ValueError(
@@ -159,7 +179,7 @@ def _refuse_own(pipe: Any, arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _check_terms(guidance: Guidance, pipe: Any) -> None:
+def _check_terms(guidance: Guidance, pipe: object) -> None:
     """Refuse terms that a foreign scheduler cannot follow, and those that name a loss."""
     for term in guidance.terms:
         why = (
@@ -188,11 +208,13 @@ def _check_terms(guidance: Guidance, pipe: Any) -> None:
 class _Held:
     """A network as `guidestar.core.perturbation.layers_of` finds it."""
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: Network) -> None:
         self.net = net
 
 
-def _check_layers(guidance: Guidance, nets: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+def _check_layers(
+    guidance: Guidance, nets: Mapping[str, Network], others: Mapping[str, Network]
+) -> None:
     """Let each perturbation find its layers."""
     if "main" in others:
         raise ValueError(
@@ -209,32 +231,18 @@ def _check_layers(guidance: Guidance, nets: Mapping[str, Any], others: Mapping[s
                     pass
 
 
-class _Decoded:
-    """A classifier of pictures, applied to latents that the pipeline's VAE decodes."""
-
-    def __init__(self, pipe: Any, inner: Any) -> None:
-        if getattr(pipe, "vae", None) is None:
-            raise ValueError(
-                f"{type(pipe).__name__} has no VAE to look through; leave through_vae out"
-            )
-        try:
-            check_known(pipe.vae)
-        except ValueError as error:
-            raise ValueError(
-                f"{type(pipe).__name__}: {error}; leave through_vae out, and classify the latents"
-            ) from None
-        self.pipe, self.inner, self.rho_max = pipe, inner, None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def log_prob(self, x: Tensor, level: Level, target: Any) -> Tensor:
-        """Return the classifier's log-probability of the decoded latents ``x``."""
-        from torch.utils.checkpoint import checkpoint
-
-        return self.inner.log_prob(
-            checkpoint(decoded, self.pipe.vae, x, use_reentrant=False), level, target
-        )
+def _through_vae(pipe: object, inner: object) -> ThroughDecoder:
+    """Return a classifier of pictures, applied to latents that the pipeline's VAE decodes."""
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        raise ValueError(f"{type(pipe).__name__} has no VAE to look through; leave through_vae out")
+    try:
+        check_known(vae)
+    except ValueError as error:
+        raise ValueError(
+            f"{type(pipe).__name__}: {error}; leave through_vae out, and classify the latents"
+        ) from None
+    return ThroughDecoder(vae, inner)
 
 
 __all__ = ["guide", "guided"]

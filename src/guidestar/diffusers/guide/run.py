@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ...core.denoiser import Condition
 from ...core.levels import Grid, Level, Step
 from ...core.passes import Net, Pass, Slot
 from ...guidance import Guidance, Guided
+from ..objects import Answer, Arguments, Network, Pipeline, RunNetwork
 from .call import Call, CallDenoiser, bound, grouped
 from .families import check_prompt, encode, family_of, how_to_ask, label, moved_from, negative_rows
 from .finite import Watch
@@ -25,9 +26,9 @@ class Wanted:
     """The arguments of `guidestar.guide`, described there."""
 
     guidance: Guidance
-    nets: Mapping[str, Any] = field(default_factory=dict)
-    classifiers: Mapping[str, Any] = field(default_factory=dict)
-    target: Any = None
+    nets: Mapping[str, Network] = field(default_factory=dict)
+    classifiers: Mapping[str, object] = field(default_factory=dict)
+    target: int | Sequence[int] | Tensor | None = None
     seeds: Sequence[int] | None = None
     max_rows: int | None = None
     check: bool = False
@@ -60,14 +61,14 @@ class Run:
     """
 
     def __init__(
-        self, pipe: Any, wanted: Wanted, arguments: Mapping[str, Any], run: Callable[..., Any]
+        self, pipe: Pipeline, wanted: Wanted, arguments: Arguments, run: RunNetwork
     ) -> None:
         self.pipe, self.wanted, self.arguments, self.run = pipe, wanted, arguments, run
         self.table: Timetable | None = None
         self.guided: Guided | None = None
         self.nets = _Nets(["main", *wanted.nets])
         self.streams = [g.get_state() for g in generators(pipe, arguments)]
-        self.encoded: dict[Any, Condition] = {}
+        self.encoded: dict[object, Condition] = {}
         self.foreseen: tuple[int, tuple[str, ...]] | None = None
         self.pending: tuple[int, Call, Tensor] | None = None
         self.watch = Watch(type(pipe).__name__, self._name_culprits)
@@ -77,7 +78,7 @@ class Run:
         """Begin a walk through the timesteps: nothing is remembered."""
         self.begin, self.last, self.step, self.state, self.after = place, place - 1, -1, None, None
 
-    def answer(self, net: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def answer(self, net: Network, args: tuple[object, ...], kwargs: Arguments) -> Answer:
         """Answer one call of ``net``."""
         call = self._read(net, args, kwargs)
         place = self._place(call)
@@ -92,7 +93,11 @@ class Run:
             return self._first(call, place)
         return self._make_answer(net, call, self._guide(net, call, place))
 
-    def check_ended(self, result: Any) -> None:
+    def stepping(self) -> AbstractContextManager[None]:
+        """Leave the scheduler's steps as they are."""
+        return nullcontext()
+
+    def check_ended(self, result: Answer) -> None:
         """Refuse a run whose last call for the prompt was not followed by one for the negative, or
         whose numbers are not finite.
 
@@ -107,7 +112,7 @@ class Run:
             )
         self.watch.end(result)
 
-    def _first(self, call: Call, place: int) -> Any:
+    def _first(self, call: Call, place: int) -> Answer:
         """Answer the prompt's call by a tensor that the negative prompt's call fills."""
         shape = [*call.whole.shape]
         shape[call.family.channel] = call.channels
@@ -115,7 +120,7 @@ class Run:
         self.pending = place, call, promised
         return _like_answer(None, call, promised)
 
-    def _second(self, net: Any, call: Call, place: int) -> Any:
+    def _second(self, net: Network, call: Call, place: int) -> Answer:
         assert self.pending is not None  # the call for the prompt came first
         _, before, promised = self.pending
         self.pending = None
@@ -123,13 +128,13 @@ class Run:
         promised.copy_(out)
         return self._make_answer(net, call, out.to(promised.dtype))
 
-    def _make_answer(self, net: Any, call: Call, out: Tensor) -> Any:
+    def _make_answer(self, net: Network, call: Call, out: Tensor) -> Answer:
         denoiser = self.nets.now["main"].denoiser
         assert isinstance(denoiser, CallDenoiser)  # as _bind made it
         return _like_answer(denoiser.answer, call, torch.cat([out] * len(call.parts)))
 
-    def _read(self, net: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        arguments = bound(net, args, kwargs)
+    def _read(self, net: Network, args: tuple[object, ...], kwargs: Arguments) -> Call:
+        arguments = dict(bound(net, args, kwargs))
         if arguments.get("skip_layers") is not None:
             raise ValueError(
                 f"{type(self.pipe).__name__} asks for skip_guidance_layers of its own; leave "
@@ -144,10 +149,9 @@ class Run:
             else family.parts
         )
         channels, learned = _channels(self.pipe, net, family.channel == 1)
-        arguments = grouped(arguments, len(arguments[family.x]))
         return Call(
             family=family,
-            arguments=arguments,
+            arguments=grouped(arguments, len(arguments[family.x])),
             parts=parts,
             channels=channels,
             learned_variance=learned,
@@ -176,7 +180,7 @@ class Run:
         assert self.guided is not None  # made at the first call
         return self.guided
 
-    def _guide(self, net: Any, call: Call, place: int) -> Tensor:
+    def _guide(self, net: Network, call: Call, place: int) -> Tensor:
         table = self._read_table()
         step = self._step(place, table)
         denoiser = self._bind(net, call, step)
@@ -227,7 +231,7 @@ class Run:
             stop = len(table.times) if count is None else min(len(table.times), self.begin + count)
             yield from self._steps(((k, table.levels[k]) for k in range(place + 1, stop)), table)
 
-    def _bind(self, net: Any, call: Call, step: Step) -> CallDenoiser:
+    def _bind(self, net: Network, call: Call, step: Step) -> CallDenoiser:
         """Bind the networks to this call, and make the guided sum at the first."""
         table = self._read_table()
         conditional = bool(call.prompts)
@@ -271,7 +275,7 @@ class Run:
             )
         return self.encoded[key]
 
-    def _check_prompts(self, call: Call, names: Iterable[Any]) -> None:
+    def _check_prompts(self, call: Call, names: Iterable[str | int]) -> None:
         for name in names:
             check_prompt(self.pipe, call.family, name, () if call.has_settings else call.prompts)
 
@@ -294,19 +298,20 @@ class Run:
             if not isinstance(target, Tensor)
             else target
         )
-        options: dict[str, Any] = {
-            "classifiers": w.classifiers,
-            "target": target,
-            "index": lambda name: label(self.pipe, name),
-            "prompts": _prompts(self.arguments, batch),
-            "seeds": w.seeds
-            if w.seeds is not None
-            else [seed_of(self.streams, k) for k in range(batch)],
-            "max_rows": w.max_rows,
-            "check": w.check,
-        }
         try:
-            return Guided(w.guidance, self.nets, **options)
+            return Guided(
+                w.guidance,
+                self.nets,
+                classifiers=w.classifiers,
+                target=target,
+                index=lambda name: label(self.pipe, name),
+                prompts=_prompts(self.arguments, batch),
+                seeds=w.seeds
+                if w.seeds is not None
+                else [seed_of(self.streams, k) for k in range(batch)],
+                max_rows=w.max_rows,
+                check=w.check,
+            )
         except ValueError as error:
             if call.prompts:
                 raise
@@ -367,7 +372,7 @@ class Run:
         )
         raise ValueError(f"{who} the negative pass, but {how}{why}")
 
-    def _check_nets(self, main: Any, call: Call) -> None:
+    def _check_nets(self, main: Network, call: Call) -> None:
         for name, net in self.wanted.nets.items():
             parameter, own = next(net.parameters()), next(main.parameters())
             if parameter.dtype != own.dtype:
@@ -386,7 +391,7 @@ def _word(t: Tensor) -> str:
     return str(t.dtype).removeprefix("torch.")
 
 
-def _channels(pipe: Any, net: Any, plain: bool) -> tuple[int, bool]:
+def _channels(pipe: Pipeline, net: Network, plain: bool) -> tuple[int, bool]:
     """Return how many channels the sample has, and whether the network predicts its variance
     too.
     """
@@ -400,7 +405,7 @@ def _channels(pipe: Any, net: Any, plain: bool) -> tuple[int, bool]:
     return (outputs // 2 if learned else outputs), learned
 
 
-def _like_answer(answer: Any, call: Call, out: Tensor) -> Any:
+def _like_answer(answer: Answer, call: Call, out: Tensor) -> Answer:
     """Return an output in the form in which the network gives it."""
     if isinstance(answer, tuple) or (answer is None and call.arguments.get("return_dict") is False):
         return (out, *(answer or ())[1:])
@@ -411,7 +416,7 @@ def _like_answer(answer: Any, call: Call, out: Tensor) -> Any:
     return Transformer2DModelOutput(sample=out)
 
 
-def _prompts(arguments: Mapping[str, Any], batch: int) -> list[str] | None:
+def _prompts(arguments: Arguments, batch: int) -> list[str] | None:
     """Return the caption of each sample."""
     given = arguments.get("prompt")
     if given is None:

@@ -1,33 +1,26 @@
-"""Build a module from settings that a stranger wrote: its size is known, and refused, before memory
-is taken.
-"""
+"""Build a module from settings of unknown origin: refuse too large ones before taking memory."""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _modules
 
-from ...io.documents import refused, shown
+from ...io.documents import as_value_error, shown
+from ...networks.memory import MEMORY, MOST_TENSORS, available_memory, count_tensors
+from ..objects import Config
+
+M = TypeVar("M", bound=nn.Module)
 
 MOST_WHOLE = 10_000_000
 """The largest whole number in a network's settings: vocabularies have up to a million entries."""
 MOST_LAYERS = 1000
 """The largest number of layers or blocks."""
-MOST_TENSORS = 20_000
-"""How many parameters and buffers a module may have; the largest networks have some thousands."""
-MEMORY = "GUIDESTAR_MEMORY"
-"""The environment variable that sets how many GB a model may take, in place of the machine's
-memory.
-"""
 
 _TAKEN: ContextVar[list[int] | None] = ContextVar("taken", default=None)
 
@@ -42,41 +35,7 @@ def one_budget() -> Iterator[None]:
         _TAKEN.reset(token)
 
 
-def memory() -> int | None:
-    """Return the bytes that a model may take: `MEMORY`, else the machine's (or the container's);
-    None where unknown.
-
-    Raises:
-        ValueError: the environment variable is no number above 0.
-    """
-    if given := os.environ.get(MEMORY):
-        try:
-            size = float(given)
-        except ValueError:
-            size = 0.0
-        if not 0 < size < 1e9:
-            raise ValueError(f"{MEMORY} must be a number of GB above 0, not {given!r}")
-        return round(size * 1e9)
-    found = [n for n in (_of_machine(), _of_container()) if n]
-    return min(found, default=None)
-
-
-def _of_machine() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _of_container() -> int | None:
-    try:
-        given = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return None
-    return int(given) if given.isdecimal() else None
-
-
-def check_numbers(file: Path, settings: Mapping[str, Any]) -> None:
+def check_numbers(file: Path, settings: Config) -> None:
     """Refuse whole numbers in a network's settings that no network has.
 
     Raises:
@@ -87,7 +46,7 @@ def check_numbers(file: Path, settings: Mapping[str, Any]) -> None:
         _check_number(file, str(key), value, MOST_LAYERS if deep else MOST_WHOLE)
 
 
-def _check_number(file: Path, key: str, value: Any, most: int) -> None:
+def _check_number(file: Path, key: str, value: object, most: int) -> None:
     if isinstance(value, dict):
         check_numbers(file, {f"{key}.{k}": v for k, v in value.items()})
     elif isinstance(value, list | tuple):
@@ -98,22 +57,22 @@ def _check_number(file: Path, key: str, value: Any, most: int) -> None:
 
 
 def build(
-    make: Callable[[], Any],
+    make: Callable[[], M],
     where: str,
     dtype: torch.dtype,
-    check: Callable[[Any], None] | None = None,
-) -> Any:
-    """Build a module: first without memory, to see what it would take, then in earnest.
+    check: Callable[[M], None] | None = None,
+) -> M:
+    """Build a module: first without memory, to count what it needs, then with it.
 
     Args:
         make: calls the module's constructor.
-        where: begins the message of what it trips over, e.g. "config.json: refuses these settings".
+        where: the beginning of an error's message, e.g. "config.json: refuses these settings".
         dtype: of the parameters in the end.
         check: checks the module without memory (its tensors are on the device "meta").
 
     Raises:
         ValueError: the constructor fails, the module is above the machine's memory
-            (`memory`) or has more than `MOST_TENSORS`; or as ``check``.
+            (`available_memory`) or has more than `MOST_TENSORS`; or as ``check``.
     """
     sketch = _build_sketch(make, where, dtype)
     if sketch is not None:
@@ -121,16 +80,16 @@ def build(
         if check is not None:
             check(sketch)
         del sketch
-    with refused(where), _count_memory(where, dtype):
+    with as_value_error(where), _count_memory(where, dtype):
         return make()
 
 
-def _build_sketch(make: Callable[[], Any], where: str, dtype: torch.dtype) -> Any:
+def _build_sketch(make: Callable[[], M], where: str, dtype: torch.dtype) -> M | None:
     """Build on the device "meta", which has shapes and no memory; None where the constructor reads
     numbers there.
     """
     try:
-        with refused(where), _count_memory(where, dtype), torch.device("meta"):
+        with as_value_error(where), _count_memory(where, dtype), torch.device("meta"):
             return make()
     except ValueError as error:
         if isinstance(error.__cause__, _TooLarge):
@@ -150,16 +109,10 @@ class _TooLarge(Exception):
 @contextmanager
 def _count_memory(where: str, dtype: torch.dtype) -> Iterator[None]:
     """Stop a constructor in this thread as soon as it has made too much."""
-    size, most, own = 0, memory(), threading.get_ident()
-    known: dict[int, Tensor] = {}  # torch calls the hook more than once for some
+    most = available_memory()
 
-    def count_tensor(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal size
-        if tensor is None or threading.get_ident() != own or id(tensor) in known:
-            return
-        known[id(tensor)] = tensor
-        size += tensor.numel() * _width(tensor, dtype)
-        if len(known) > MOST_TENSORS:
+    def check(size: int, count: int) -> None:
+        if count > MOST_TENSORS:
             raise _TooLarge(
                 f"{where}: it would have more than {MOST_TENSORS:,} tensors, more than any "
                 "network that is read"
@@ -167,29 +120,22 @@ def _count_memory(where: str, dtype: torch.dtype) -> Iterator[None]:
         if most is not None and size > most:
             raise _TooLarge(_too_large(where, size, most))
 
-    hooks = (
-        _modules.register_module_parameter_registration_hook(count_tensor),
-        _modules.register_module_buffer_registration_hook(count_tensor),
-    )
-    try:
+    with count_tensors(lambda tensor: _width(tensor, dtype) * tensor.numel(), check):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _width(tensor: Tensor, dtype: torch.dtype) -> int:
     return dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
 
 
-def _bytes(module: Any, dtype: torch.dtype) -> int:
+def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
     return sum(t.numel() * _width(t, dtype) for t in tensors.values())
 
 
 def _take(size: int, where: str) -> None:
     """Count what a module takes, beside those of the same `one_budget`."""
-    taken, most = _TAKEN.get(), memory()
+    taken, most = _TAKEN.get(), available_memory()
     so_far = taken[0] if taken is not None else 0
     if most is not None and so_far + size > most:
         raise ValueError(_too_large(where, so_far + size, most))

@@ -1,4 +1,4 @@
-"""Folders from the Hugging Face hub: only the files that a model is read from."""
+"""Fetch models from the Hugging Face hub: only the files that are read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from pathlib import Path
 from ...io.documents import one_line
 
 _NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_ADDRESS = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)/?")
+_FILES = frozenset(
+    {
+        *("safetensors", "bin", "ckpt", "pt", "pth", "pkl", "gguf", "onnx", "npz", "npy"),
+        *("json", "toml", "yaml", "yml", "txt", "md", "csv", "parquet", "zip", "tar", "py"),
+        *("png", "jpg", "jpeg", "webp", "gif", "tif", "tiff", "bmp"),
+    }
+)
+"""Suffixes of files. A repository may have a dot in its name (``sd-v1.5``), but none of these."""
+_PATIENCE = 10.0
+"""Seconds to wait for the hub's answer."""
 _PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 _SETTINGS = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler", *_PARTS)
 _SHARD = r"(?:-\d{5}-of-\d{5})"
@@ -16,12 +27,20 @@ _WEIGHTS = re.compile(
     rf"(?:diffusion_pytorch_model|model)"
     rf"(?:(?:\.([^.]+?))?{_SHARD}?\.safetensors|{_SHARD}\.([^.]+)\.safetensors|\.safetensors(?:\.([^.]+)\.index|\.index(?:\.([^.]+))?)\.json)"
 )
-"""Files of weights and indices of shards, with the variant that they are named by."""
+"""Names of files of weights and of indices of shards, with the variant in them."""
 
 
-def is_hub_name(name: str) -> bool:
-    """Tell whether this may name a repository: ``owner/model``."""
-    return _NAME.fullmatch(name) is not None
+def repository_of(name: str) -> str | None:
+    """Return the repository that a name or an address means; None if it means a path.
+
+    ``owner/model`` means a path if it ends in a file's suffix, or if there is a file or folder
+    ``owner`` here. The address ``https://huggingface.co/owner/model`` always means the repository.
+    """
+    if address := _ADDRESS.fullmatch(name):
+        return address[1]
+    path = Path(name)
+    is_path = path.parent.exists() or path.suffix[1:].lower() in _FILES
+    return name if _NAME.fullmatch(name) and not is_path else None
 
 
 def fetch(name: str) -> Path:
@@ -36,7 +55,8 @@ def fetch(name: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        files = HfApi().list_repo_files(name)
+        about = HfApi().model_info(name, timeout=_PATIENCE)  # one request, which is not repeated
+        files = [file.rfilename for file in about.siblings or ()]
     except Exception as error:
         return _find_cached(name, error)
     try:
@@ -45,7 +65,8 @@ def fetch(name: str) -> Path:
         raise
     except Exception as error:
         raise ValueError(
-            f"{name}: the download from the Hugging Face hub failed ({one_line(error)[:200]})"
+            f"{name}: the download from the Hugging Face hub failed ({one_line(error)[:200]}); "
+            "try again, and what was fetched is kept"
         ) from error
 
 
@@ -64,7 +85,8 @@ def _find_cached(name: str, error: Exception) -> Path:
             return Path(found).parent
     raise ValueError(
         f"{name}: there is no such folder, and the Hugging Face hub does not answer "
-        f"({type(error).__name__}: {one_line(error)[:120]})"
+        f"({type(error).__name__}: {one_line(error)[:120]}); give the path of a folder, or try "
+        "again with a network"
     ) from error
 
 
@@ -122,6 +144,11 @@ def _of_one_variant(weights: Sequence[str]) -> list[str]:
     return [f for f, v in variants.items() if v == chosen]
 
 
+def _parts(file: str) -> tuple[str | None, ...]:
+    found = _WEIGHTS.fullmatch(file.rpartition("/")[2])
+    return found.groups() if found else ()
+
+
 def _variant(file: str) -> str:
     """Return the variant of a file of weights; "" for the full ones."""
-    return next(filter(None, _WEIGHTS.fullmatch(file.rpartition("/")[2]).groups()), "")  # type: ignore[union-attr]
+    return next(filter(None, _parts(file)), "")

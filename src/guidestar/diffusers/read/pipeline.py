@@ -5,16 +5,16 @@ DDPM.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
 from ...core.levels import Flow, Schedule
 from ...io.documents import (
-    check,
+    as_value_error,
+    check_values,
     choice,
     flag,
     many,
@@ -22,11 +22,11 @@ from ...io.documents import (
     number,
     one_word,
     read_json,
-    refused,
     text,
     whole,
 )
-from .network import Parts, read
+from ..objects import Config, Network
+from .network import Adapter, Parts, read
 from .scheduler import defaults_of, scheduler_file
 from .text import (
     FluxText,
@@ -79,7 +79,7 @@ def family_of(folder: Path) -> Family | None:
     """
     file = folder / "model_index.json"
     about = read_json(file) if file.is_file() else {}
-    check(file, about, {"_class_name": maybe(text), "force_zeros_for_empty_prompt": flag})
+    check_values(file, about, {"_class_name": maybe(text), "force_zeros_for_empty_prompt": flag})
     name = about.get("_class_name")
     if name is None:
         return None
@@ -115,7 +115,7 @@ def read_pipeline(
         if size is not None:
             raise ValueError(f"{folder}: size= is for pipelines that take a prompt")
         return parts
-    net: Any = parts.denoiser.net.net
+    net = _network(parts)
     _refuse_embedded_guidance(folder, net)
     parts = replace(parts, shape=_shape(folder, parts, family, size))
     encoder = _encoder(folder, net, parts, dtype)
@@ -126,7 +126,13 @@ def read_pipeline(
     )
 
 
-def _refuse_embedded_guidance(folder: Path, net: Any) -> None:
+def _network(parts: Parts) -> Network:
+    adapter = parts.denoiser.net
+    assert isinstance(adapter, Adapter)  # as `read` makes it of Diffusers' networks
+    return cast(Network, adapter.net)
+
+
+def _refuse_embedded_guidance(folder: Path, net: Network) -> None:
     if dict(net.config).get("time_cond_proj_dim") is not None:
         raise ValueError(
             f"{folder}: its network is told a guidance scale in its time (a consistency model, "
@@ -138,14 +144,14 @@ def _factor(folder: Path) -> int:
     """Return how many pixels of a side make one latent."""
     file = folder / "vae" / "config.json"
     about = read_json(file) if file.is_file() else {}
-    check(file, about, {"block_out_channels": many(whole(1, 65_536), 1, 16)})
+    check_values(file, about, {"block_out_channels": many(whole(1, 65_536), 1, 16)})
     return 2 ** (len(about.get("block_out_channels", (0,))) - 1)
 
 
 def _shape(
     folder: Path, parts: Parts, family: Family, size: tuple[int, int] | None
 ) -> tuple[int, int, int] | None:
-    net: Any = parts.denoiser.net.net
+    net = _network(parts)
     channels, height, width = parts.shape or (net.config.in_channels // 4, FLUX_SIZE, FLUX_SIZE)
     if size is None:
         return channels, height, width
@@ -164,7 +170,7 @@ def _shape(
     return channels, size[0] // _factor(folder), size[1] // _factor(folder)
 
 
-def _encoder(folder: Path, net: Any, parts: Parts, dtype: torch.dtype) -> PromptEncoder | None:
+def _encoder(folder: Path, net: Network, parts: Parts, dtype: torch.dtype) -> PromptEncoder | None:
     index = read_json(folder / "model_index.json")
     _, height, width = parts.shape or (0, 0, 0)
     size = height * _factor(folder), width * _factor(folder)
@@ -210,10 +216,10 @@ def _shift(schedule: Schedule, folder: Path, shape: tuple[int, int, int], patch:
         return schedule
     written = read_json(file)
     about = {**defaults_of(str(written.get("_class_name"))), **written}
-    check(file, about, _SHIFTS)
+    check_values(file, about, _SHIFTS)
     if not about.get("use_dynamic_shifting"):
         return schedule
-    with refused(f"{file}: its shifts cannot be used"):
+    with as_value_error(f"{file}: its shifts cannot be used"):
         mu = shift_of(about, shape[1] // patch * (shape[2] // patch))
         return Flow(shift=math.exp(mu) if about["time_shift_type"] == "exponential" else mu)
 
@@ -226,7 +232,7 @@ _SHIFTS = {
 }
 
 
-def shift_of(config: Mapping[str, Any], tokens: int) -> float:
+def shift_of(config: Config, tokens: int) -> float:
     """Return μ, on the line through (base_image_seq_len, base_shift) and (max_image_seq_len,
     max_shift).
 

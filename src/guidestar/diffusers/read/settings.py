@@ -4,12 +4,22 @@ names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from ...io.documents import Kind, check, choice, flag, is_name, many, maybe, number, text, whole
+from ...io.documents import (
+    ValueKind,
+    check_values,
+    choice,
+    flag,
+    is_name,
+    many,
+    maybe,
+    number,
+    text,
+    whole,
+)
+from ..objects import Config
 from .building import MOST_LAYERS
 
 _SIZE = whole(1, 65_536)
@@ -19,7 +29,7 @@ _NUMBERS = maybe(many(number(), 1, 65_536))
 _SPREADS = maybe(many(number(0, above=True), 1, 65_536))
 
 
-def _rising(value: Any) -> bool:
+def _rising(value: object) -> bool:
     pair = many(number(0, above=True), 2, 2)
     if not isinstance(value, list | tuple) or not all(map(pair.fits, value)):
         return False
@@ -36,12 +46,12 @@ _CLASSIFIER = {
     "dropout": number(0, 0.999),
     "temperature": number(0, above=True),
     "rho_max": maybe(number(0)),
-    "temperatures": Kind(words="pairs [rho, T] of positive numbers, rho rising", fits=_rising),
+    "temperatures": ValueKind(words="pairs [rho, T] of positive numbers, rho rising", fits=_rising),
     "outputs": maybe(_SIZE),
     "centre": _NUMBERS,
     "spread": _SPREADS,
 }
-_PARTS = Kind(
+_PARTS = ValueKind(
     words="a list of the names of folders beside it, no paths",
     fits=lambda v: (
         isinstance(v, list)
@@ -50,11 +60,14 @@ _PARTS = Kind(
         and len(set(v)) == len(v)
     ),
 )
-_KNOWN: dict[str, tuple[dict[str, Kind], tuple[str, ...]]] = {
+_KNOWN: dict[str, tuple[dict[str, ValueKind], tuple[str, ...]]] = {
     "Classifier": (_CLASSIFIER, ("classes",)),
     "SequenceClassifier": (_CLASSIFIER, ("classes",)),
     "ClassEncoder": ({"classes": _CLASSES, "width": _SIZE}, ("classes", "width")),
-    "LabelEncoder": ({"classes": _CLASSES}, ("classes",)),
+    "LabelEncoder": (
+        {"classes": _CLASSES, "null": maybe(whole(1, 1_000_000))},
+        ("classes",),
+    ),
     "VectorEncoder": (
         {"size": _SIZE, "width": _SIZE, "mean": _NUMBERS, "std": _SPREADS},
         ("size", "width"),
@@ -77,27 +90,31 @@ _KNOWN: dict[str, tuple[dict[str, Kind], tuple[str, ...]]] = {
         },
         (),
     ),
+    "GuidanceScale": (
+        {"width": _SIZE, **dict.fromkeys(("low", "high", "default"), number())},
+        ("width", "low", "high", "default"),
+    ),
     "Conditions": ({"names": _PARTS}, ("names",)),
 }
 
 
-def _colours(kind: Kind) -> Kind:
-    return Kind(
+def _colours(kind: ValueKind) -> ValueKind:
+    return ValueKind(
         words=f"three values (or one for all), each {kind.words}",
-        fits=lambda v: many(kind, 1, 3).fits(v) and len(v) != 2,
+        fits=lambda v: many(kind, 1, 1).fits(v) or many(kind, 3, 3).fits(v),
     )
 
 
 PIXELS = {"image_mean": _colours(number()), "image_std": _colours(number(0, above=True))}
 """Of ``preprocessor_config.json``: mean and standard deviation of each colour."""
-LABELS = Kind(
+LABELS = ValueKind(
     words='an object of the names of classes by number ("0", "1", …)',
     fits=lambda v: isinstance(v, dict) and all(isinstance(n, str) for n in v.values()),
 )
 """``id2label``, of ``model_index.json`` or of a network."""
 
 
-def check_own(file: Path, config: Mapping[str, Any]) -> None:
+def check_own(file: Path, config: Config) -> None:
     """Hold the settings of one of guidestar's own modules against what they may be; those of others
     pass.
 
@@ -108,14 +125,14 @@ def check_own(file: Path, config: Mapping[str, Any]) -> None:
     if not isinstance(name, str) or name not in _KNOWN:
         return
     schema, needed = _KNOWN[name]
-    check(file, config, schema, needed)
+    check_values(file, config, schema, needed)
     if name.endswith("Classifier"):
         _check_classifier(file, config)
     if name == "VectorEncoder":
         _check_lengths(file, config, ("mean", "std"), config["size"], "size")
 
 
-def _check_classifier(file: Path, config: Mapping[str, Any]) -> None:
+def _check_classifier(file: Path, config: Config) -> None:
     outputs = config.get("outputs")
     if outputs is None and not config["classes"]:
         raise ValueError(
@@ -126,9 +143,7 @@ def _check_classifier(file: Path, config: Mapping[str, Any]) -> None:
         _check_lengths(file, config, ("centre", "spread"), outputs, "outputs")
 
 
-def _check_lengths(
-    file: Path, config: Mapping[str, Any], keys: tuple[str, ...], count: int, of: str
-) -> None:
+def _check_lengths(file: Path, config: Config, keys: tuple[str, ...], count: int, of: str) -> None:
     for key in keys:
         if config.get(key) is not None and len(config[key]) not in (
             (1, count) if of == "outputs" else (count,)
@@ -138,18 +153,18 @@ def _check_lengths(
             )
 
 
-def check_network(file: Path, config: Mapping[str, Any]) -> None:
+def check_network(file: Path, config: Config) -> None:
     """Hold those settings of a denoising network against what they may be that are used beside it.
 
     Raises:
         ValueError: one is of another kind; it is named.
     """
     side = whole(1, 65_536)
-    sides = Kind(
+    sides = ValueKind(
         words="a whole number from 1 to 65,536, or two of them",
         fits=lambda v: v is None or side.fits(v) or many(side, 2, 2).fits(v),
     )
-    check(
+    check_values(
         file,
         config,
         {"in_channels": maybe(side), "out_channels": maybe(side), "sample_size": sides},

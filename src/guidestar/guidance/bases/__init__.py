@@ -1,1 +1,1 @@
-"""What families of methods share: a contrast, a perturbed pass, a log-probability, a loss."""
+"""Bases of methods: a contrast, a perturbed pass, a log-probability, a loss."""

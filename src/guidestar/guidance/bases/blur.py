@@ -7,8 +7,13 @@ from torch import Tensor
 
 
 def blur(x: Tensor, sigma: float, radius: int, dims: range) -> Tensor:
-    """Blur ``x`` along ``dims`` with a Gaussian sampled at ``−radius … radius``, in units of the
-    grid.
+    """Blur ``x`` along some dimensions, in units of the grid.
+
+    Args:
+        x: any tensor.
+        sigma: standard deviation of the Gaussian.
+        radius: it is sampled at ``−radius … radius``.
+        dims: the dimensions.
     """
     for dim in dims:
         x = (x.movedim(dim, -1) @ _matrix(x.shape[dim], sigma, radius, x).mT).movedim(-1, dim)
@@ -16,9 +21,7 @@ def blur(x: Tensor, sigma: float, radius: int, dims: range) -> Tensor:
 
 
 def _matrix(size: int, sigma: float, radius: int, like: Tensor) -> Tensor:
-    """Return the blur of a line of ``size`` points as a matrix:
-    ``out[i] = Σ_k g_k x[mirror(i + k)]``.
-    """
+    """Return the matrix of the blur of ``size`` points: ``out[i] = Σ_k g_k x[mirror(i + k)]``."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     offsets = torch.arange(-radius, radius + 1, device=like.device)
     weights = torch.softmax(-0.5 * (offsets.to(dtype) / sigma).square(), 0)

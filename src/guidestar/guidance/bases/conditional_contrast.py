@@ -1,6 +1,4 @@
-"""What the classifier-free methods share: the requested condition, and what it is contrasted
-with.
-"""
+"""The base of classifier-free methods: a contrast of the condition with a negative one."""
 
 from __future__ import annotations
 
@@ -14,13 +12,12 @@ from ..term import Context, Contrast, Direction
 
 
 class Conditioned(Contrast, ABC):
-    """A term that moves towards the condition c, away from a negative n; its scale is s of
-    ``n + s(c − n)``.
+    """A term ``n + s(c − n)``: towards the condition c, away from a negative n.
+
+    A method declares ``negative`` among its arguments. Its scale is s.
     """
 
-    negative: (
-        str | int | Condition | None
-    )  # a method has it among its arguments, in a place of its own
+    negative: str | int | Condition | None
     neutral = 1.0
 
     def __post_init__(self) -> None:
@@ -38,7 +35,11 @@ class Conditioned(Contrast, ABC):
 
 
 def needs_condition(term: Direction, context: Context) -> Direction:
-    """Refuse a term that contrasts the condition in a run that has none."""
+    """Return the term; refuse a run without a condition.
+
+    Raises:
+        ValueError: the run has no condition.
+    """
     if not context.conditional:
         raise ValueError(
             f"{term.name} contrasts the model with and without its condition, but no condition "

@@ -1,30 +1,38 @@
-"""What classifier and CLIP guidance share: the gradient of a log-probability, at x_t or through the
-clean estimate of a pass.
-"""
+"""The base of classifier and CLIP guidance: the gradient of a log-probability."""
 
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
 from ...core.levels import Level, Step
 from ...core.passes import COND, NULL, Pass
+from ...core.prediction import Prediction
 from ..term import Direction, Live, Traits
 
 LogProb = Callable[[Tensor, Level, Tensor], Tensor]
+"""``log_prob(x [B, *S], level, target) -> [B]``, differentiable in x."""
+
+
+@runtime_checkable
+class LogProbModel(Protocol):
+    """A classifier, or a CLIP model."""
+
+    def log_prob(self, x: Tensor, level: Level, target: Tensor, /) -> Tensor:
+        """Return ``log p(target | x)`` of each sample, ``[B]``."""
+        ...
 
 
 class Climbing(Direction, ABC):
-    """A term that climbs ``log_prob(x, level, target) -> [B]``: of x_t, or through the clean
-    estimate of a pass.
+    """A term that climbs ``log_prob(x, level, target)``, of x_t or of a clean estimate.
+
+    A method declares ``through`` among its arguments: the pass of the clean estimate (None: x_t).
     """
 
-    through: (
-        Literal["cond", "uncond"] | None
-    )  # a method has it among its arguments, in a place of its own
+    through: Literal["cond", "uncond"] | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,30 +52,41 @@ class Climbing(Direction, ABC):
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (self._through,) if self._through else ()
 
-    def uphill(self, live: Live, log_prob: LogProb, target: Tensor | None) -> Tensor:
-        """Return ``∇_{x_t} log_prob`` ``[b, *S]``; a clean estimate is looked at as data, at the
-        clean level.
+    def ascend(
+        self,
+        live: Live,
+        log_prob: LogProb | None,
+        target: Tensor | None,
+        predictions: Sequence[Prediction],
+    ) -> Tensor:
+        """Return ``∇_{x_t} log_prob`` ``[b, *S]``; a clean estimate is at the clean level.
+
+        Args:
+            live: the samples.
+            log_prob: as the term is bound to it.
+            target: of these samples (None: a user's function that needs none).
+            predictions: of ``passes(step)``.
         """
+        assert log_prob is not None
         level = live.step.grid.schedule.clean if self.through else live.step.t
         return live.slope(
             f"{self.name}: the log-probability",
-            lambda x: log_prob(x, level, target),  # type: ignore[reportArgumentType]
-            next(iter(live.predictions), None),
+            lambda x: log_prob(x, level, cast("Tensor", target)),
+            predictions[0] if predictions else None,
         )
 
-    def trusted(self, net: Any, name: str) -> tuple[float, float] | None:
-        """Return where ``net`` is to be used: as written, else up to the noise ratio to which it is
-        trusted.
+    def usable_interval(self, net: object, name: str) -> tuple[float, float] | None:
+        """Return the interval of ``net``: as written, else up to its calibrated ``rho_max``.
 
         Raises:
-            ValueError: it was found to know nothing anywhere.
+            ValueError: calibration found no noise ratio at which it is of use.
         """
-        rho_max = getattr(net, "rho_max", None)
+        rho_max: float | None = getattr(net, "rho_max", None)
         if self.interval is not None or self.through is not None or rho_max is None:
             return self.interval
         if not rho_max > 0:
             raise ValueError(
-                f"{self.name}: {name!r} was found to know nothing at any noise ratio; give "
+                f"{self.name}: calibration found {name!r} of no use at any noise ratio; give "
                 "interval= to use it all the same"
             )
         return 0.0, rho_max

@@ -1,6 +1,4 @@
-"""What the training-free guidances share: a loss, the pass it looks at, and sizes on any
-schedule.
-"""
+"""The base of training-free guidance: a loss, the pass of its clean estimate, sizes of steps."""
 
 from __future__ import annotations
 
@@ -9,17 +7,25 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from ...core.levels import Level, Step, Value, expand, inverse_or_zero
 from ...core.passes import Pass, Slot
-from ..losses import Loss, found, of_samples
+from ..losses import Loss, find_loss, loss_of_samples
 from ..term import Context, Direction, Guidance, Live, Traits
 
 
 @dataclass(frozen=True)
 class Steered(Direction, ABC):
-    """A term that lowers a loss of the clean estimate of one pass."""
+    """A term that lowers a loss of the clean estimate of one pass.
+
+    Args:
+        scale: its strength.
+        loss: ``loss(x0 [B, *S]) -> [B]``, an `Observation`, or the name of a loss of the run.
+        through: the pass of the clean estimate, "cond", "uncond" or "neg"; by default the base.
+
+    Raises:
+        ValueError: ``through`` is something else; once bound, the run has no such loss.
+    """
 
     loss: str | Loss = "loss"
     _: KW_ONLY
@@ -33,63 +39,64 @@ class Steered(Direction, ABC):
             )
 
     def bind(self, context: Context) -> Direction:
-        return replace(
-            self,
-            loss=found(self.name, self.loss, context),
-            through=self.through or context.base.cond.value,  # type: ignore[reportAttributeAccessIssue]
-        )
+        base = context.base.cond
+        assert isinstance(base, Slot)
+        loss = find_loss(self.name, self.loss, context)
+        return replace(self, loss=loss, through=self.through or base.value)
 
     @property
-    def seen(self) -> Pass:
-        """The pass whose clean estimate the loss looks at; the base, once it is bound."""
+    def clean_pass(self) -> Pass:
+        """The pass whose clean estimate the loss gets, once the term is bound."""
         return Pass(cond=Slot(self.through))
 
     @property
     def traits(self) -> Traits:
-        return Traits(linked=False, gradients=1, differentiates=self.seen if self.through else None)
+        through = self.clean_pass if self.through else None
+        return Traits(linked=False, gradients=1, differentiates=through)
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
-        return (self.seen,)
+        return (self.clean_pass,)
 
     def loss_of(self, live: Live) -> Loss:
-        """Return the loss of these samples."""
-        return of_samples(self.name, self.loss, live)  # type: ignore[arg-type]
-
-    def through_network(self, live: Live, energy: Loss) -> Tensor:
-        """Return ``∇_{x_t} energy(D(x_t))``."""
-        return live.gradient(energy, live.predictions[0])
+        """Return the loss of these samples, ``loss(x0 [b, *S]) -> [b]``."""
+        assert not isinstance(self.loss, str)
+        return loss_of_samples(self.name, self.loss, live)
 
 
 def losses_of(guidance: Guidance) -> tuple[str, ...]:
     """Return the names of the run's losses that an expression lowers, each once."""
-    return tuple(
-        dict.fromkeys(
-            t.loss for t in guidance.terms if isinstance(t, Steered) and isinstance(t.loss, str)
-        )
-    )
+    losses = [t.loss for t in guidance.terms if isinstance(t, Steered)]
+    return tuple(dict.fromkeys(loss for loss in losses if isinstance(loss, str)))
 
 
 def displacing(step: Step) -> Value:
-    """Return ``n_t n_s/α_s``: what turns ``∇_{x_t}`` into the split shift of x0 that displaces x_s.
+    """Return ``n_t n_s/α_s``, the factor from ``∇_{x_t}`` to a split shift of x0 that moves x_s.
 
     With ``n = √(α² + σ²)``, a step ``−ζ ∇`` in variance-preserving coordinates is
-    ``d = −ζ n_t n_s ∇_{x_t}`` on any schedule, and displacing x_s by d is shifting x0 by ``d/α_s``.
+    ``d = −ζ n_t n_s ∇_{x_t}`` on any schedule. To move x_s by d, x0 is shifted by ``d/α_s``.
     """
     return step.t.norm * step.s.norm * inverse_or_zero(step.s.alpha)
 
 
 def scoring(level: Level) -> Value:
-    """Return ``σ²/α``: what turns a score into the shift of x0; 0 at pure noise."""
+    """Return ``σ²/α``, the factor from a score to a shift of x0; 0 at pure noise."""
     return level.sigma**2 * inverse_or_zero(level.alpha)
 
 
 def spread(level: Level) -> Value:
-    """Return ``σ/√(α² + σ²)``: σ_t in variance-preserving coordinates, and ``ρ/√(1 + ρ²)``."""
+    """Return ``σ/√(α² + σ²) = ρ/√(1 + ρ²)``: σ_t in variance-preserving coordinates."""
     return level.sigma * inverse_or_zero(level.norm)
 
 
 def smoothed(loss: Loss, live: Live, samples: int, radius: Value) -> Loss:
-    """Return ``log Σ_i exp(−loss(x0 + radius·n_i))``, n_i drawn for each sample and step."""
+    """Return ``x0 -> log Σ_i exp(−loss(x0 + radius·n_i))``, with normal n_i.
+
+    Args:
+        loss: of these samples.
+        live: the samples, whose random streams draw n_i at each step.
+        samples: how many n_i.
+        radius: their standard deviation.
+    """
     noises = [
         expand(radius, live.x_t) * live.draw.normal_like(f"smooth/{i}", live.x_t)
         for i in range(samples)

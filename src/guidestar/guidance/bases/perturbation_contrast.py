@@ -1,4 +1,4 @@
-"""What methods share that contrast a pass with the same pass of a perturbed network."""
+"""The base of methods that contrast a pass with the same pass of a perturbed network."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ from ..term import Context, Contrast, Direction
 
 
 def checked_layers(layers: str | Sequence[str]) -> tuple[str, ...]:
-    """Return names of layers as a tuple."""
+    """Return the names of layers as a tuple; text is one name."""
     return (layers,) if isinstance(layers, str) else tuple(layers)
 
 
 @dataclass(frozen=True)
 class Perturbed(Contrast):
-    """A term ``s (c − c_perturbed)``: away from what the network says when a part of it is taken
-    away.
+    """A term ``s (c − c_perturbed)``: away from the prediction of the perturbed network.
+
+    Args:
+        scale: s.
+        layers: names of the perturbed layers; by default the family's usual ones.
+        of: the pass that is contrasted: "cond" ("uncond" in a run without a condition), "uncond"
+            or "neg".
+
+    Raises:
+        ValueError: an argument of another kind or range.
     """
 
     layers: str | Sequence[str] = ()
@@ -36,7 +44,7 @@ class Perturbed(Contrast):
 
     @abstractmethod
     def change(self) -> Perturbation:
-        """Return what is done to the network in the bad pass."""
+        """Return the perturbation of the bad pass."""
 
     def bind(self, context: Context) -> Direction:
         return replace(self, of=self.of or ("cond" if context.conditional else "uncond"))

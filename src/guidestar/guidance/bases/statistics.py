@@ -21,9 +21,7 @@ def norm(a: Tensor) -> Tensor:
 
 
 def std(a: Tensor) -> Tensor:
-    """Return the standard deviation of each sample (dividing by n − 1, as the papers' code
-    does).
-    """
+    """Return the standard deviation of each sample, with n − 1 as in the papers' code."""
     flat = a.flatten(1)
     return _column(flat.std(1) if flat.shape[1] > 1 else torch.zeros_like(flat[:, 0]), a)
 
@@ -31,12 +29,8 @@ def std(a: Tensor) -> Tensor:
 def quantile(a: Tensor, p: float) -> Tensor:
     """Return the p-quantile of each sample."""
     flat = a.flatten(1)
-    return _column(
-        flat.float().quantile(p, dim=1).to(a.dtype)
-        if a.dtype.itemsize < 4
-        else flat.quantile(p, dim=1),
-        a,
-    )
+    wide = flat.float() if a.dtype.itemsize < 4 else flat
+    return _column(wide.quantile(p, dim=1).to(a.dtype), a)
 
 
 def safe(divisor: Tensor) -> Tensor:

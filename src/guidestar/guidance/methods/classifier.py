@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -12,10 +12,13 @@ from torch import Tensor
 from ...core.levels import VP, Step, expand, inverse_or_zero
 from ...core.passes import Pass
 from ...core.prediction import Prediction
-from ..bases.log_prob_term import Climbing, LogProb
+from ..bases.log_prob_term import Climbing, LogProb, LogProbModel
 from ..bases.loss_term import scoring
 from ..expression import register
 from ..term import Context, Direction, Live, Pushed, Traits
+
+Target = int | float | tuple[float, ...]
+"""A class index, or the numbers of a regressor's target."""
 
 
 @register
@@ -29,23 +32,21 @@ class Classifier(Climbing):
     code does, and Σ the variance of that step.
 
     Args:
-        scale: s. 1 is right for the exact classifier; learnt ones want 0.5–1 on the conditional
-            base and about 3–10 on ``uncond``.
+        scale: s; 1 for the exact classifier. Usual for trained ones: 0.5–1 on the conditional base,
+            about 3–10 on ``uncond``.
         target: class index or name, or a list of one for each sample; by default the requested
             class of each sample. Of a regressor: numbers as text ("0.3,1.2"), or a tensor
             ``[B, D]``.
-        net: which of the model's classifiers.
+        net: name of the model's classifier.
         log_prob: any differentiable ``log_prob(x, level, target) -> [B]`` in place of ``net``.
         form: "score" or "mean".
-        variance: of the mean form: "small" (posterior), "large", or "learned", as the solver's
-            (another is refused).
-        through: None to classify x_t (a noise-aware classifier); "cond" or "uncond" to classify
-            the clean estimate of that pass (as data: at the clean level), differentiating through
-            the network.
+        variance: of the mean form, the same as the solver's: "small" (posterior), "large", or
+            "learned".
+        through: None to classify x_t (a noise-aware classifier); "cond" or "uncond" to classify the
+            clean estimate of that pass, at the clean level, differentiated through the network.
 
-    1 evaluation and 1 gradient of the classifier a step. Where a classifier says up to which noise
-    ratio it is to be trusted (``rho_max``), that is the default interval. The push is 0 at alpha =
-    0.
+    1 evaluation and 1 gradient of the classifier a step. If a classifier has a calibrated limit of
+    the noise ratio (``rho_max``), that is the default interval. The push is 0 at alpha = 0.
 
     References:
         Diffusion Models Beat GANs on Image Synthesis, algorithms 1 and 2,
@@ -65,33 +66,30 @@ class Classifier(Climbing):
         super().__post_init__()
         if isinstance(self.target, list | Tensor):
             rows = self.target.tolist() if isinstance(self.target, Tensor) else self.target
-            object.__setattr__(
-                self, "target", tuple(tuple(r) if isinstance(r, list) else r for r in rows)
-            )
+            target = tuple(tuple(r) if isinstance(r, list) else r for r in rows)
+            object.__setattr__(self, "target", target)
         choices = {"form": ("score", "mean"), "variance": ("small", "large", "learned")}
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"classifier: {name} must be one of {', '.join(allowed)}, not "
-                    f"{getattr(self, name)!r}"
-                )
+            if (value := getattr(self, name)) not in allowed:
+                known = ", ".join(allowed)
+                raise ValueError(f"classifier: {name} must be one of {known}, not {value!r}")
 
     def bind(self, context: Context) -> Direction:
-        log_prob, interval = self.log_prob, self.interval
-        if log_prob is None:
-            if self.net not in context.classifiers:
-                known = ", ".join(sorted(context.classifiers)) or "none"
-                raise ValueError(
-                    f"classifier: there is no classifier {self.net!r} (there is {known}); give "
-                    "log_prob=, or a model that carries one"
-                )
-            net = context.classifiers[self.net]
-            log_prob, interval = net.log_prob, self.trusted(net, self.net)
+        if self.log_prob is not None:
+            return replace(self, target=self._resolve(context))
+        net = context.classifiers.get(self.net)
+        if not isinstance(net, LogProbModel):
+            known = ", ".join(sorted(context.classifiers)) or "none"
+            raise ValueError(
+                f"classifier: there is no classifier {self.net!r} (there is {known}); give "
+                "log_prob=, or a model that has one"
+            )
         target = self._resolve(context)
-        _check_targets(target, context.classifiers.get(self.net) if self.log_prob is None else None)
-        return replace(self, log_prob=log_prob, interval=interval, target=target)
+        _check_targets(target, net)
+        interval = self.usable_interval(net, self.net)
+        return replace(self, log_prob=net.log_prob, interval=interval, target=target)
 
-    def _resolve(self, context: Context) -> tuple[Any, ...] | None:
+    def _resolve(self, context: Context) -> tuple[Target, ...] | None:
         target = context.target if self.target is None else self.target
         if target is None and self.log_prob is None:
             raise ValueError(
@@ -99,30 +97,16 @@ class Classifier(Climbing):
             )
         if target is None:
             return None
-        wanted = (
-            target.tolist()
-            if isinstance(target, Tensor)
-            else [target]
-            if isinstance(target, int | str)
-            else target
-        )
-        return tuple(self._index(w, context) for w in wanted)
-
-    def _index(self, wanted: Any, context: Context) -> Any:
-        """Return a class as its index, a vector as a tuple of numbers."""
-        if isinstance(wanted, str):
-            if context.index is None:
-                raise ValueError(
-                    f"classifier: the class {wanted!r} has no index here; give a number"
-                )
-            wanted = context.index(wanted)
-        return tuple(wanted) if isinstance(wanted, list | tuple) else wanted
+        if isinstance(target, Tensor):
+            target = cast("list[int | list[float]]", target.tolist())
+        every = [target] if isinstance(target, int | str) else target
+        return tuple(_index(one, context) for one in every)
 
     @property
     def traits(self) -> Traits:
         if self.form == "score":
             return super().traits
-        # The mean is displaced by the variance of the very step, so the two must be the same.
+        # The mean is displaced by the variance of the solver's step, so the two must be equal.
         only: tuple[str, dict[str, object]] = ("ddpm", {"variance": self.variance})
         return replace(super().traits, linked=False, reads_target=True, only_solver=only)
 
@@ -135,38 +119,46 @@ class Classifier(Climbing):
         return super().passes(step)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        target = (
-            None
-            if self.target is None
-            else live.mine(torch.tensor(self.target)).to(live.x_t.device, non_blocking=True)
-        )
-        gradient = self.uphill(live, self.log_prob, target)  # type: ignore[arg-type]
+        target = None
+        if self.target is not None:
+            every = torch.tensor(self.target)
+            target = live.mine(every).to(live.x_t.device, non_blocking=True)
+        gradient = self.ascend(live, self.log_prob, target, predictions)
         return self._factor(live, gradient) * gradient, live.state
 
     def _factor(self, live: Live, like: Tensor) -> Tensor | float:
-        """Return what turns the gradient into a push of x0: ``σ²/α``, or ``Σ/α_s``."""
+        """Return the factor from the gradient to a push of x0: ``σ²/α``, or ``Σ/α_s``."""
         t, s = live.step.t, live.step.s
         if self.form == "score":
             return expand(scoring(t), like)
         small, large = live.step.posterior_variance, live.step.transition_variance
         if self.variance != "learned":
-            return expand(
-                (small if self.variance == "small" else large) * inverse_or_zero(s.alpha), like
-            )
+            variance = small if self.variance == "small" else large
+            return expand(variance * inverse_or_zero(s.alpha), like)
         share = live.base.log_var
         if share is None:
             raise ValueError(
                 "classifier(variance='learned') needs a network that predicts its variance (2C "
                 "channels, learned_variance=True)"
             )
-        variance = expand(small, like) * (
-            expand(large, like) * expand(inverse_or_zero(small), like)
-        ) ** ((share + 1) / 2)
-        return variance * expand(inverse_or_zero(s.alpha), like)
+        ratio = expand(large, like) * expand(inverse_or_zero(small), like)
+        learned = expand(small, like) * ratio ** ((share + 1) / 2)
+        return learned * expand(inverse_or_zero(s.alpha), like)
 
 
-def _check_targets(target: tuple[Any, ...] | None, net: Any) -> None:
-    """Refuse classes that a classifier which names its own does not have."""
+def _index(target: int | str | Sequence[float], context: Context) -> Target:
+    """Return a class as its index, a vector as a tuple of numbers."""
+    if isinstance(target, str):
+        if context.index is None:
+            raise ValueError(f"classifier: the class {target!r} has no index here; give a number")
+        found: int | Sequence[float] = context.index(target)
+    else:
+        found = target
+    return found if isinstance(found, int) else tuple(found)
+
+
+def _check_targets(target: tuple[Target, ...] | None, net: object) -> None:
+    """Refuse classes that a classifier does not have, if it lists its own."""
     count = len(dict(getattr(net, "config", {})).get("classes", ()))
     for k in target or ():
         if count and isinstance(k, int) and not 0 <= k < count:

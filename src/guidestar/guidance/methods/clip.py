@@ -1,22 +1,29 @@
-"""CLIP guidance: the gradient of how well a picture fits a caption pushes it towards that
-caption.
-"""
+"""CLIP guidance: the gradient of the similarity of a picture and a caption pushes the picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ...core.levels import expand
 from ...core.prediction import Prediction
-from ..bases.log_prob_term import Climbing, LogProb
+from ..bases.log_prob_term import Climbing, LogProb, LogProbModel
 from ..bases.loss_term import scoring
 from ..expression import register
 from ..term import Context, Direction, Live, Pushed
+
+
+@runtime_checkable
+class ClipModel(LogProbModel, Protocol):
+    """A CLIP model, whose targets are embeddings."""
+
+    def embed_text(self, captions: Sequence[str], /) -> Tensor:
+        """Return embeddings ``[N, D]`` of captions."""
+        ...
 
 
 @register
@@ -25,22 +32,22 @@ class Clip(Climbing):
     """CLIP guidance, classifier guidance by an image–text classifier.
 
     ``D̂ = D + s (σ²/α) ∇_{x_t} e^{scale}⟨f(x_t, level), g(caption)⟩``, with unit embeddings f of
-    pictures and g of captions, and CLIP's own logit scale.
+    pictures and g of captions, and the logit scale of the CLIP model.
 
     Args:
         scale: s. Usual: 3 with a noise-aware CLIP.
         text: a caption, or a list of one for each sample; by default the requested prompt of each.
             Also embeddings ``[1, D]`` or ``[B, D]``.
-        net: which of the model's CLIPs: by default "clip", which sees noise, and with ``through``
+        net: name of the model's CLIP: by default the noise-aware "clip", and with ``through``
             "clean_clip".
-        fit: any differentiable ``fit(x, level, embedding) -> [B]`` in place of ``net``; with it,
-            text is embeddings.
-        through: None to look at x_t (a noise-aware CLIP); "cond" or "uncond" to look at the clean
-            estimate of that pass, differentiating through the network.
+        fit: any differentiable ``fit(x, level, embedding) -> [B]`` in place of ``net``; ``text``
+            is then embeddings.
+        through: None for the fit of x_t (a noise-aware CLIP); "cond" or "uncond" for the fit of the
+            clean estimate of that pass, differentiated through the network.
 
-    1 evaluation and 1 gradient of CLIP's image tower a step. Where a noise-aware CLIP says up to
-    which noise ratio it is to be trusted (``rho_max``), that is the default interval. The push is 0
-    at alpha = 0, and for a sample whose caption is "".
+    1 evaluation and 1 gradient of CLIP's image tower a step. If a noise-aware CLIP has a calibrated
+    limit of the noise ratio (``rho_max``), that is the default interval. The push is 0 at alpha =
+    0, and for a sample whose caption is "".
 
     References:
         GLIDE: Towards Photorealistic Image Generation and Editing with Text-Guided Diffusion
@@ -65,36 +72,29 @@ class Clip(Climbing):
         if self.fit is not None:
             if not isinstance(self.text, Tensor):
                 raise ValueError(
-                    "clip: a fit of your own is told embeddings; give text= as a tensor [1, D] "
-                    "or [B, D]"
+                    "clip: your fit= gets embeddings; give text= as a tensor [1, D] or [B, D]"
                 )
             return self
         name = self.net or ("clean_clip" if self.through else "clip")
-        clip = self._find(name, context)
-        embedded = (
-            self.text if isinstance(self.text, Tensor) else _embedded(clip, self._captions(context))
-        )
-        return replace(
-            self, net=name, fit=clip.log_prob, text=embedded, interval=self.trusted(clip, name)
-        )
+        clip, text = self._find(name, context), self.text
+        if not isinstance(text, Tensor):
+            text = _embed(clip, self._captions(context))
+        interval = self.usable_interval(clip, name)
+        return replace(self, net=name, fit=clip.log_prob, text=text, interval=interval)
 
-    def _find(self, name: str, context: Context) -> Any:
-        clip = context.classifiers.get(name)
-        if clip is None or not hasattr(clip, "embed_text"):
-            known = (
-                ", ".join(n for n, c in context.classifiers.items() if hasattr(c, "embed_text"))
-                or "none"
-            )
+    def _find(self, name: str, context: Context) -> ClipModel:
+        models = {n: c for n, c in context.classifiers.items() if isinstance(c, ClipModel)}
+        if name not in models:
             raise ValueError(
-                f"clip: there is no CLIP {name!r} (there is {known}); give fit=, or a model that "
-                "carries one"
+                f"clip: there is no CLIP {name!r} (there is {', '.join(models) or 'none'}); give "
+                "fit=, or a model that has one"
             )
-        if not self.through and not getattr(clip, "noise_aware", True):
+        if not self.through and not getattr(models[name], "noise_aware", True):
             raise ValueError(
-                f"clip: {name!r} has never seen noise; look at a clean estimate, through='cond' "
+                f"clip: {name!r} was trained without noise; use a clean estimate, through='cond' "
                 "or through='uncond'"
             )
-        return clip
+        return models[name]
 
     def _captions(self, context: Context) -> Sequence[str]:
         if self.text is None and context.prompts is None:
@@ -102,17 +102,19 @@ class Clip(Climbing):
                 "clip: no prompt was requested; write the caption, clip(3, 'a red apple'), or "
                 "give cond="
             )
-        captions: Any = context.prompts if self.text is None else self.text
+        captions = context.prompts if self.text is None else self.text
+        assert captions is not None and not isinstance(captions, Tensor)
         return [captions] if isinstance(captions, str) else captions
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        target = live.mine(self.text).to(live.x_t.device, non_blocking=True)  # type: ignore[arg-type]
-        gradient = self.uphill(live, self.fit, target)  # type: ignore[arg-type]
+        assert isinstance(self.text, Tensor)
+        target = live.mine(self.text).to(live.x_t.device, non_blocking=True)
+        gradient = self.ascend(live, self.fit, target, predictions)
         return expand(scoring(live.step.t), gradient) * gradient, live.state
 
 
-def _embedded(clip: Any, captions: Sequence[str]) -> Tensor:
-    """Embed captions once each; "" asks for nothing, and is embedded as nothing."""
+def _embed(clip: ClipModel, captions: Sequence[str]) -> Tensor:
+    """Embed each different caption once; the embedding of "" is 0."""
     once = list(dict.fromkeys(captions))
     with torch.inference_mode(False), torch.no_grad():
         found = dict(zip(once, clip.embed_text(once), strict=True))

@@ -1,10 +1,10 @@
-"""Discriminator guidance: towards what a discriminator takes for data."""
+"""Discriminator guidance: towards samples that a discriminator takes for data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -16,6 +16,16 @@ from ..expression import register
 from ..term import Context, Direction, Live, Pushed, Traits
 
 LogOdds = Callable[[Tensor, Level], Tensor]
+"""``log_odds(x_t [B, *S], level) -> [B]``, differentiable: the logit of a discriminator."""
+
+
+@runtime_checkable
+class DiscriminatorModel(Protocol):
+    """A discriminator of a model."""
+
+    def log_odds(self, x: Tensor, level: Level, /) -> Tensor:
+        """Return ``log d/(1 − d)`` of each sample, ``[B]``."""
+        ...
 
 
 @register
@@ -23,14 +33,13 @@ LogOdds = Callable[[Tensor, Level], Tensor]
 class Discriminator(Direction):
     """Discriminator guidance: ``D̂ = D + s (σ²/α) ∇_{x_t} log d/(1 − d)``, that is score + s ∇.
 
-    d is the probability that a noised sample comes from data and not from the model; the log odds
-    of an exact one are the log ratio of the two densities, so s = 1 corrects the model's score.
+    d is the probability that a noised sample comes from data and not from the model. The log odds
+    of an exact d are the log ratio of the two densities, so s = 1 corrects the model's score.
 
     Args:
         scale: s; 1 for the exact discriminator.
-        net: which of the run's classifiers; it has ``log_odds(x, level) -> [B]``.
-        log_odds: any differentiable ``log_odds(x_t, level) -> [B]`` in place of ``net``: the
-            discriminator's logit.
+        net: name of the run's discriminator, which has ``log_odds(x, level) -> [B]``.
+        log_odds: any differentiable ``log_odds(x_t, level) -> [B]`` in place of ``net``.
 
     1 evaluation a step, and 1 gradient of the discriminator. The push is 0 at alpha = 0.
 
@@ -48,17 +57,14 @@ class Discriminator(Direction):
     def bind(self, context: Context) -> Direction:
         if self.log_odds is not None:
             return self
-        critic: Any = context.classifiers.get(self.net)
-        if not hasattr(critic, "log_odds"):
-            known = (
-                ", ".join(n for n, c in context.classifiers.items() if hasattr(c, "log_odds"))
-                or "none"
-            )
+        every = context.classifiers.items()
+        models = {name: c for name, c in every if isinstance(c, DiscriminatorModel)}
+        if self.net not in models:
             raise ValueError(
-                f"discriminator: there is no discriminator {self.net!r} (there is {known}); give "
-                "log_odds=, or a model that carries one"
+                f"discriminator: there is no discriminator {self.net!r} (there is "
+                f"{', '.join(models) or 'none'}); give log_odds=, or a model that has one"
             )
-        return replace(self, log_odds=critic.log_odds)
+        return replace(self, log_odds=models[self.net].log_odds)
 
     @property
     def traits(self) -> Traits:
@@ -68,6 +74,7 @@ class Discriminator(Direction):
         return ()
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        t = live.step.t
-        up = live.slope("discriminator: log_odds", lambda x: self.log_odds(x, t), None)  # type: ignore[misc]
+        t, log_odds = live.step.t, self.log_odds
+        assert log_odds is not None
+        up = live.slope("discriminator: log_odds", lambda x: log_odds(x, t), None)
         return expand(scoring(t), up) * up, live.state

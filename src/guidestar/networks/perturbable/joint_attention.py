@@ -30,7 +30,7 @@ from ...core.perturbation import AGAINST, joined
 from .hooks import intercepted
 
 BLOCKS = (JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
-Contrast = Callable[[Tensor, Tensor], Tensor]
+TextContrast = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -42,7 +42,7 @@ class _Stream:
 
 @contextmanager
 def beside(
-    net: Any, names: Sequence[str], inputs: Mapping[str, Any], contrast: Contrast
+    net: Any, names: Sequence[str], inputs: Mapping[str, Any], contrast: TextContrast
 ) -> Iterator[None]:
     """Let joint attention return ``contrast(Z⁺, Z⁻)`` for the picture's tokens.
 
@@ -105,7 +105,7 @@ def _twice(
     block: Any,
     stream: _Stream,
     changed: Callable[[Callable[..., Tensor]], AbstractContextManager[Any]],
-    contrast: Contrast,
+    contrast: TextContrast,
     original: Forward,
 ) -> Forward:
     """Return the forward of a block that takes the text against along, before it does its own."""
@@ -149,7 +149,7 @@ class _Mixed:
         tokens: how many they are.
     """
 
-    contrast: Contrast
+    contrast: TextContrast
     first: bool
     tokens: int
     found: list[Tensor] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Captions as data hold them."""
+"""The captions of data."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from ...data.source import Source
 
 
 def text_column(source: Source) -> str:
-    """Return the column of captions.
+    """Return the name of the first column of captions.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the data have no captions.
     """
     found = next((n for n, c in source.columns.items() if c.kind == "text"), None)
     if found is None:
         raise ValueError(
             "CLIP needs captions; the data's columns are "
-            f"{', '.join(f'{n} ({c.kind})' for n, c in source.columns.items()) or 'none'}"
+            f"{', '.join(f'{n} ({c.kind})' for n, c in source.columns.items()) or 'none'}; add a "
+            "column of text, or leave the CLIPs out of the recipe"
         )
     return found
 
 
 def captions(source: Source, most: int = 20_000) -> list[str]:
-    """Return captions of the first samples; where a sample has several, those of eight draws."""
+    """Return captions of the first ``most`` samples; of several, those of eight draws."""
     name, found = text_column(source), {}
     rows = list(range(min(source.size or most, most)))
     for round_ in range(8 if source.size is not None else 1):
@@ -32,14 +33,16 @@ def captions(source: Source, most: int = 20_000) -> list[str]:
     return list(found)
 
 
-def said(source: Source, rows: Sequence[int], *, shortest: bool = False) -> list[str]:
-    """Return the first caption of each row, which asks for the picture, or the shortest, which
-    names it.
+def captions_of(source: Source, rows: Sequence[int], *, shortest: bool = False) -> list[str]:
+    """Return one caption of each row: the first, or the shortest.
+
+    Args:
+        source: the data; no stream.
+        rows: of the samples.
+        shortest: return the shortest caption, which names the picture alone.
+
+    Raises:
+        ValueError: the data have no captions, or are a stream.
     """
-    name = text_column(source)
-    while not hasattr(source, "targets"):
-        rows = [source.kept[r] for r in rows]  # type: ignore[attr-defined]
-        source = source.source  # type: ignore[attr-defined]
-    held = source.targets[name]  # type: ignore[attr-defined]
-    every = [(held[r],) if isinstance(held[r], str) else held[r] for r in rows]
+    every = source.captions(text_column(source), rows)
     return [min(captions, key=len) if shortest else captions[0] for captions in every]

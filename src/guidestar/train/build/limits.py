@@ -4,37 +4,43 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch import Tensor, nn
+
+from ...networks.memory import MEMORY, MOST_TENSORS, available_memory, count_tensors
 
 N = TypeVar("N", bound=nn.Module)
-MOST_TENSORS = 200_000
-"""Parameters (tensors) of one network: the largest published ones have some thousands."""
 
 
 class TooLarge(ValueError):
     """A network or a batch that this machine cannot hold."""
 
 
-def machine_memory() -> int:
-    """Return the memory of this machine, or of what this process may use of it, in bytes."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with suppress(OSError, ValueError):
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    if torch.cuda.is_available():  # where the network goes
-        found.append(torch.cuda.get_device_properties(0).total_memory)
-    return min(found)
+class Weighed(Protocol):
+    """The settings of a training that decide how often its weights are held."""
+
+    @property
+    def power(self) -> tuple[float, ...]:
+        """Relative widths of the further averages."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """The precision: "float32", "bfloat16" or "float64"."""
+        ...
 
 
-def copies_of(training: Any) -> int:
-    """Return how many copies of its weights a part's training holds in one process."""
+def copies_of(training: Weighed) -> int:
+    """Return how many copies of its weights, in float32, a part's training holds in one process.
+
+    These are the weights, their gradients, AdamW's two moments and the averages; with FSDP all but
+    one are spread over the processes.
+    """
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
-        return 1  # the rest is spread over the processes
+        return 1
     return (4 + 1 + len(training.power)) * (2 if training.precision == "float64" else 1)
 
 
@@ -43,62 +49,74 @@ def within_memory(make: Callable[[], N], copies: int) -> N:
 
     Args:
         make: builds it.
-        copies: of its weights that training holds: itself, gradients, two moments, averages.
+        copies: how many copies of its weights the training holds (`copies_of`).
 
     Raises:
-        TooLarge: its weights alone need more memory than this machine has.
+        TooLarge: its weights alone need more memory than there is (`available_memory`).
     """
     try:
-        with torch.random.fork_rng(devices=[]), counted(copies), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), count_memory(copies), torch.device("meta"):
             make()
     except TooLarge:
         raise
     except Exception as error:  # some cannot be built there, and are counted as they are built
         if isinstance(error.__cause__, TooLarge):
             raise error.__cause__ from None
-        with counted(copies):
+        with count_memory(copies):
             return make()
     return make()
 
 
 @contextmanager
-def counted(copies: int, most: int | None = None) -> Iterator[None]:
-    """Count the parameters of all modules that are built, and stop where they are too many."""
+def count_memory(copies: int, most: int | None = None) -> Iterator[None]:
+    """Count the parameters of all modules that are built, and stop where they are too many.
+
+    Args:
+        copies: how often each parameter is held; 0 counts nothing.
+        most: bytes that they may take; by default the `available_memory`.
+
+    Raises:
+        TooLarge: they take more than ``most``, or are more than `MOST_TENSORS`.
+    """
     if not copies:
         yield
         return
-    most, seen = machine_memory() if most is None else most, [0, 0]
+    most = available_memory(gpu=True) if most is None else most
 
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is None:
-            return
-        seen[0] += parameter.numel() * parameter.element_size() * copies
-        seen[1] += 1
-        if seen[0] > most or seen[1] > MOST_TENSORS:
+    def size_of(tensor: Tensor) -> int:
+        held = copies if isinstance(tensor, nn.Parameter) else 1
+        return tensor.numel() * tensor.element_size() * held
+
+    def check(size: int, count: int) -> None:
+        if count > MOST_TENSORS:
             raise TooLarge(
-                f"a network of these sizes needs more than {most / 1e9:.3g} GB to train, all "
-                f"that this machine has, or more than {MOST_TENSORS:,} layers; make it smaller"
+                f"a network of these sizes has more than {MOST_TENSORS:,} tensors; give it fewer "
+                "layers"
+            )
+        if most is not None and size > most:
+            raise TooLarge(
+                f"a network of these sizes needs more than {most / 1e9:.3g} GB to train, which is "
+                f"all that there is; make it smaller, or set {MEMORY} (in GB) to try all the same"
             )
 
-    handle = register_module_parameter_registration_hook(count)
-    try:
+    with count_tensors(size_of, check):
         yield
-    finally:
-        handle.remove()
 
 
 def check_batch(samples: int, each: int) -> None:
-    """Refuse a batch whose data alone do not fit.
+    """Refuse a batch whose data alone do not fit into memory.
 
     Args:
-        samples: that a process takes at once.
+        samples: how many a process takes at once.
         each: bytes of one.
 
     Raises:
-        TooLarge: they do not fit into memory.
+        TooLarge: they need more than the `available_memory`.
     """
-    if samples * each > machine_memory():
+    most = available_memory(gpu=True)
+    if most is not None and samples * each > most:
         raise TooLarge(
             f"{samples:,} samples at once need {samples * each / 1e9:.3g} GB for the data alone, "
-            f"and this machine has {machine_memory() / 1e9:.3g}; lower batch, or raise accumulate"
+            f"and there are {most / 1e9:.3g} GB; lower batch, raise accumulate, or set {MEMORY} "
+            "(in GB) to try all the same"
         )

@@ -1,6 +1,4 @@
-"""From a recipe and its data to what trains: fresh networks, each with its objective and its
-targets.
-"""
+"""Build the fresh networks of a recipe's parts, each with its objective and targets."""
 
 from __future__ import annotations
 
@@ -14,10 +12,12 @@ import torch
 from torch import nn
 
 from ...core.rng import Draw
+from ...data.latents import pictures_of
 from ...data.source import Column, Source
 from ...diffusers.read.clip import find_text
 from ...diffusers.read.encoders import TextEncoder, is_masked
 from ...diffusers.read.network import denoiser as bridged
+from ...io.documents import JSONObject
 from ...networks import from_config as networks
 from ...networks.classifier import Classifier
 from ...networks.condition_encoders import (
@@ -32,19 +32,28 @@ from ...networks.cpu_fastpath import plain_attention
 from ..objectives import classification as supervised
 from ..objectives.denoising import Conditional
 from ..objectives.objective import Built, Objective
-from ..recipe.parts import PARTS, ClassifierPart, CLIPPart, NetworkPart, VisionPart
+from ..recipe.parts import (
+    OF_PICTURES,
+    PARTS,
+    AutoencoderPart,
+    ClassifierPart,
+    CLIPPart,
+    NetworkPart,
+    VisionPart,
+)
 from ..recipe.schema import Recipe
 from ..recipe.tables import ConditionSpec
+from .autoencoders import build_autoencoder
 from .clips import build_clip, build_noisy_clip, fresh_clip
 from .limits import check_batch, copies_of, within_memory
-from .schedules import denoising, process
+from .schedules import denoising, objective_of, process
 
 
-def told(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSpec]:
-    """Return the conditions of the model: what the recipe names, or every column.
+def chosen_conditions(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSpec]:
+    """Return the conditions of the model: those of the recipe, or every column.
 
     Raises:
-        ValueError: the recipe names a column that the data have not.
+        ValueError: the recipe names a column that the data lack.
     """
     chosen = (
         {name: ConditionSpec() for name in columns}
@@ -55,28 +64,37 @@ def told(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSp
     if strange:
         raise ValueError(
             f"the recipe's condition {strange[0]!r} is not a column of the data, which "
-            f"{'are ' + ', '.join(columns) if columns else 'have none'}"
+            f"{'are ' + ', '.join(columns) if columns else 'have none'}; correct [conditions]"
         )
     for name in chosen:
         check_condition_name(name)
     return chosen
 
 
-def build(recipe: Recipe, part: str, source: Source, out: Path | None = None) -> Built:
+def seen_by(part: str, source: Source) -> Source:
+    """Return what a part learns from: the data as they are, or the pictures behind latents."""
+    return pictures_of(source) if part in OF_PICTURES else source
+
+
+def build_part(recipe: Recipe, part: str, source: Source, out: Path | None = None) -> Built:
     """Make a part's fresh network (weights from the recipe's seed), its objective, and its target.
 
     Args:
-        recipe, part, source: what to make, of which data.
-        out: where tokenizers that were learned from the captions are kept, from the first time on.
+        recipe: the recipe.
+        part: the part to build.
+        source: its data.
+        out: folder of the tokenizers, which are learned from the captions once.
 
     Raises:
-        ValueError: network, conditions and data do not go together.
+        ValueError: network, conditions and data do not fit.
     """
     torch.manual_seed(recipe.seed + PARTS.index(part))
-    spec = getattr(recipe, part)
+    spec, source = getattr(recipe, part), seen_by(part, source)
     at_once = -(-spec.train.batch // spec.train.accumulate)
     size = 8 if spec.train.precision == "float64" else 4
     check_batch(at_once // int(os.environ.get("WORLD_SIZE", "1")), math.prod(source.shape) * size)
+    if isinstance(spec, AutoencoderPart):
+        return build_autoencoder(spec, source)
     if isinstance(spec, NetworkPart):
         return _build_model(recipe, spec, source, out)
     if isinstance(spec, CLIPPart):
@@ -87,7 +105,7 @@ def build(recipe: Recipe, part: str, source: Source, out: Path | None = None) ->
 
 
 def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | None) -> Built:
-    specs, p = told(recipe, source.columns), process(recipe)
+    specs, p = chosen_conditions(recipe, source.columns), process(recipe)
     columns = {name: source.columns[name] for name in specs}
     texts = {
         name: _text(recipe, name, s, source, out)
@@ -103,7 +121,14 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | 
     text_width = next(iter(widths), None)
 
     def make() -> nn.Module:
-        return _network(spec, source.shape, columns, embedded=embedded, text_width=text_width)
+        return _network(
+            spec,
+            source.shape,
+            columns,
+            embedded=embedded,
+            text_width=text_width,
+            outputs=2 if recipe.objective.variance == "learned" else 1,
+        )
 
     net = make() if ":" in spec.network else within_memory(make, copies_of(spec.train))
     if (
@@ -123,7 +148,9 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | 
         name: spec.condition_dropout if s.dropout is None else s.dropout
         for name, s in specs.items()
     }
-    objective = Conditional(denoising=denoising(recipe), dropout=rates, joint=recipe.joint_dropout)
+    objective = Conditional(
+        denoising=objective_of(recipe), dropout=rates, joint=recipe.joint_dropout
+    )
     return Built(
         module=ConditionalModel(denoiser, encoder), objective=objective, prepare=encoder.rows
     )
@@ -134,11 +161,11 @@ def _text(
 ) -> TextEncoder:
     if spec.encoder is None:
         raise ValueError(
-            f"the condition {name!r} is text: say which CLIP encodes it, "
+            f"the condition {name!r} is text: name the CLIP that encodes it, "
             f'conditions.{name}.encoder = "clip" (the recipe\'s own), or a name or folder'
         )
     if spec.encoder == "clip" and recipe.clip is not None:
-        clip = fresh_clip(recipe.clip, "clip", source, out)
+        clip = fresh_clip(recipe.clip, "clip", pictures_of(source), out)
         return TextEncoder(
             clip.text.requires_grad_(False), clip.tokenizer, layer=spec.layer, output=spec.output
         )
@@ -153,6 +180,7 @@ def _network(
     *,
     embedded: bool,
     text_width: int | None,
+    outputs: int = 1,
 ) -> nn.Module:
     image = len(shape) == 3
     if spec.network == "unet":
@@ -194,9 +222,9 @@ def _network(
         )
     if ":" in spec.network:
         return networks.from_callable(spec.network, spec.config)
-    return networks.own_dropout_off(
-        networks.from_diffusers(spec.network, _filled(spec, shape, columns, embedded, text_width))
-    )
+    filled = _filled(spec, shape, columns, embedded, text_width, outputs)
+    net = networks.own_dropout_off(networks.from_diffusers(spec.network, filled))
+    return networks.adaln_zero(net) if spec.network == "DiTTransformer2DModel" else net
 
 
 def _filled(
@@ -205,17 +233,18 @@ def _filled(
     columns: Mapping[str, Column],
     embedded: bool,
     text_width: int | None,
-) -> dict[str, Any]:
-    """Add to the settings of a Diffusers network what the data determine."""
-    config: dict[str, Any] = {"in_channels": shape[0], "sample_size": shape[-1]}
+    outputs: int,
+) -> JSONObject:
+    """Return a Diffusers network's settings, completed by those that the data determine."""
+    config: JSONObject = {"in_channels": shape[0], "sample_size": shape[-1]}
     if spec.network.startswith("UNet2D"):
-        config |= {"out_channels": shape[0]} | (
+        config |= {"out_channels": outputs * shape[0]} | (
             {"class_embed_type": "identity"} if embedded else {}
         )
         config |= {} if text_width is None else {"cross_attention_dim": text_width}
     if spec.network == "PixArtTransformer2DModel":
         config |= {
-            "out_channels": shape[0],
+            "out_channels": outputs * shape[0],
             "use_additional_conditions": False,
             "caption_channels": text_width,
         }
@@ -225,7 +254,7 @@ def _filled(
         }
     if spec.network == "DiTTransformer2DModel":
         config |= {
-            "out_channels": shape[0],
+            "out_channels": outputs * shape[0],
             "num_embeds_ada_norm": max([len(c.classes) for c in columns.values()] or [1]),
         }
     return {**config, **spec.config}
@@ -235,15 +264,30 @@ def _encode(column: Column, name: str, net: nn.Module, source: Source) -> nn.Mod
     if type(net).__name__ == "DiTTransformer2DModel":
         if column.kind != "class":
             raise ValueError(
-                f"DiT is told a class, not the {column.kind} {name!r}; leave it out of the "
+                f"DiT takes a class, not the {column.kind} {name!r}; leave it out of the "
                 "conditions, or use another network"
             )
-        return LabelEncoder(column.classes)
+        return LabelEncoder(column.classes, _null_of(net, column))
     width = _condition_width(net)
     if column.kind == "class":
         return ClassEncoder(column.classes, width)
     mean, std = _statistics(source, name, column.width)
     return VectorEncoder(column.width, width, mean, std)
+
+
+def _null_of(net: Any, column: Column) -> int | None:
+    """Return the label that means no class in a DiT of more labels than there are classes.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    count = net.config["num_embeds_ada_norm"]
+    if count < len(column.classes):
+        raise ValueError(
+            f"model.config: num_embeds_ada_norm must be at least the {len(column.classes)} classes "
+            f"of the data, not {count}"
+        )
+    return None if count == len(column.classes) else count
 
 
 def _condition_width(net: nn.Module) -> int:
@@ -254,8 +298,8 @@ def _condition_width(net: nn.Module) -> int:
     if blocks:
         return 4 * blocks[0]
     raise ValueError(
-        f"{type(net).__name__} does not say how wide the embedding of a condition should be; "
-        "give it an attribute condition_width"
+        f"{type(net).__name__} has no attribute condition_width, the width of a condition's "
+        "embedding; add it"
     )
 
 
@@ -272,9 +316,9 @@ def _statistics(
 def _build_classifier(
     recipe: Recipe, spec: ClassifierPart, source: Source, *, noise_aware: bool
 ) -> Built:
-    name, column = judged(spec, source.columns)
+    name, column = classifier_column(spec, source.columns)
     p, times = process(recipe), denoising(recipe).levels
-    what: dict[str, Any] = {"classes": column.classes}
+    what: JSONObject = {"classes": column.classes}
     if column.kind == "vector":
         centre, spread = _statistics(source, name, column.width)
         what |= {"outputs": column.width, "centre": centre, "spread": spread}
@@ -294,7 +338,9 @@ def _build_classifier(
     net = within_memory(lambda: kind(**what, channels=channels, **shared), copies)
     if not noise_aware:
         if column.kind != "class":
-            raise ValueError(f"a judge tells classes; {name!r} is a {column.kind}")
+            raise ValueError(
+                f"a judge predicts classes, and {name!r} is a {column.kind}; set judge.column"
+            )
         objective: Objective = supervised.Classification(shift=spec.shift)
     else:
         objective = (
@@ -303,11 +349,11 @@ def _build_classifier(
     return Built(module=net, objective=objective, prepare=lambda targets: targets[name])
 
 
-def judged(spec: ClassifierPart, columns: Mapping[str, Column]) -> tuple[str, Column]:
-    """Return the column that a classifier tells.
+def classifier_column(spec: ClassifierPart, columns: Mapping[str, Column]) -> tuple[str, Column]:
+    """Return the column that a classifier predicts.
 
     Raises:
-        ValueError: there is no such column, or none that can be told.
+        ValueError: there is no such column, or none of classes or vectors.
     """
     fit = [
         n
@@ -318,10 +364,11 @@ def judged(spec: ClassifierPart, columns: Mapping[str, Column]) -> tuple[str, Co
         wanted = (
             f"no class or vector {spec.column!r}"
             if spec.column
-            else "no classes or vectors to tell"
+            else "no classes or vectors to predict"
         )
         raise ValueError(
             f"the data have {wanted}; their columns are "
-            f"{', '.join(f'{n} ({c.kind})' for n, c in columns.items()) or 'none'}"
+            f"{', '.join(f'{n} ({c.kind})' for n, c in columns.items()) or 'none'}; correct "
+            "column, or leave the part out"
         )
     return fit[0], columns[fit[0]]

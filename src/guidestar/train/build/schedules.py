@@ -1,21 +1,20 @@
-"""From a recipe to its noise: the schedule, the scheduler that says the same, the objective of a
-denoiser.
-"""
+"""Make a recipe's noise schedule, its Diffusers scheduler, and the objective of a denoiser."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...core.levels import VE, VP, Flow
 from ...diffusers.read.scheduler import Process
+from ...io.documents import JSONObject
 from ..objectives.denoising import Denoising
+from ..objectives.hybrid import Hybrid
 from ..objectives.level_distributions import LogitNormal, UniformTime
+from ..objectives.objective import Objective
 from ..objectives.weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform
 from ..recipe.schema import Recipe
 
 
 def process(recipe: Recipe) -> Process:
-    """Return the schedule, and what the network is to predict."""
+    """Return the schedule, and what the network predicts."""
     s, predicts = recipe.schedule, recipe.predicts()
     if s.kind == "edm":
         return Process(
@@ -26,7 +25,7 @@ def process(recipe: Recipe) -> Process:
     if s.kind == "flow":
         return Process(
             schedule=Flow(shift=s.shift),
-            predicts=predicts,  # type: ignore[reportArgumentType]
+            predicts=predicts,
             time_scale=float(s.num_train_timesteps),
         )
     if s.beta_schedule == "squaredcos_cap_v2":
@@ -36,12 +35,12 @@ def process(recipe: Recipe) -> Process:
         table = make(s.num_train_timesteps, s.beta_start, s.beta_end)
     return Process(
         schedule=table.zero_terminal_snr() if s.zero_terminal_snr else table,
-        predicts=predicts,  # type: ignore[reportArgumentType]
+        predicts=predicts,
     )
 
 
-def scheduler_config(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings of the Diffusers scheduler that says the same."""
+def scheduler_config(recipe: Recipe) -> JSONObject:
+    """Return the settings of the Diffusers scheduler of the same noise."""
     s, predicts = recipe.schedule, recipe.predicts()
     if s.kind == "edm":
         return {
@@ -85,7 +84,7 @@ def denoising(recipe: Recipe) -> Denoising:
     times = (
         LogitNormal(mean=levels.mean, std=levels.std, data_std=levels.data_std)
         if levels.kind == "logit-normal"
-        else UniformTime()
+        else UniformTime(discrete=o.variance == "learned")
     )
     weightings = {
         "uniform": lambda: Uniform(space="x0" if p.predicts == "edm" else p.predicts),
@@ -99,3 +98,11 @@ def denoising(recipe: Recipe) -> Denoising:
         levels=times,
         weighting=weightings[o.weighting or ("edm" if p.predicts == "edm" else "uniform")](),
     )
+
+
+def objective_of(recipe: Recipe) -> Objective:
+    """Return what trains a denoiser: the error of its mean, and where it learns its variance the
+    variational bound.
+    """
+    simple, o = denoising(recipe), recipe.objective
+    return Hybrid(simple=simple, weight=o.bound) if o.variance == "learned" else simple

@@ -1,4 +1,4 @@
-"""What a training needs at its end, tried at its beginning: previews, and how the model is used."""
+"""Plan a training's previews and its model's use before it begins, so that they fail early."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ...data.source import Source
 from ...guidance import losses_of
 from ...io.files import make_folder
 from ...model.model import Model
+from ...networks.conditional import ConditionalModel
 from ..objectives.objective import Built
 from ..preview import live_model, names_for
 from ..recipe.parts import NetworkPart
@@ -19,37 +20,44 @@ from .schedules import scheduler_config
 
 
 def foresee(recipe: Recipe, built: Mapping[str, Built], source: Source) -> None:
-    """Plan every run that a recipe asks for, with the fresh networks, without running anything.
+    """Plan every run of a recipe, with the fresh networks, without running anything.
 
     Args:
-        recipe: whose ``[preview]`` and ``[export]`` are tried.
-        built: the parts to train, fresh; the export is tried where all of them are there.
-        source: the data, whose conditions are asked for.
+        recipe: its tables ``[preview]`` and ``[export]`` are planned.
+        built: the fresh parts; the export is planned where they are all parts.
+        source: the data, whose conditions are used.
 
     Raises:
-        ValueError: a guidance, solver, grid or number of steps that the model cannot have; the key
-            of the recipe is named.
+        ValueError: a guidance, solver, grid or number of steps is not possible; the message names
+            the key of the recipe.
     """
     preview, end = recipe.preview, recipe.export
     solver, grid = end.solver, end.grid
     for part in built if preview.every else ():
         if isinstance(getattr(recipe, part), NetworkPart):
-            module = built[part].module
+            module = _conditional(built[part])
             model = live_model(recipe, module, source.shape, lambda x: x)
             names = names_for(recipe, model, module, source, 1)
             for guidance in preview.guidance if names else ("uncond",):
                 with _named(f"preview.guidance {guidance!r}, of networks in training"):
                     _plan(model, guidance, names, preview.steps, solver=solver, grid=grid)
     if set(built) >= set(recipe.parts()):
-        model = finished(recipe, built, source)
-        names = names_for(recipe, model, built["model"].module, source, 1)
+        model = model_to_be(recipe, built, source)
+        names = names_for(recipe, model, _conditional(built["model"]), source, 1)
         guidance = end.guidance if model.encoder is not None else "uncond"
         with _named(f"export.guidance {guidance!r} with {end.solver} on {end.grid}"):
             _plan(model, guidance, names, end.steps, solver=solver, grid=grid, losses=True)
 
 
-def finished(recipe: Recipe, built: Mapping[str, Built], source: Source) -> Model:
-    """Return the model that the parts would be, with the names of all its networks."""
+def _conditional(built: Built) -> ConditionalModel:
+    module = built.module
+    if not isinstance(module, ConditionalModel):
+        raise TypeError(f"a denoising part must be a ConditionalModel, not {type(module).__name__}")
+    return module
+
+
+def model_to_be(recipe: Recipe, built: Mapping[str, Built], source: Source) -> Model:
+    """Return the model of the fresh parts, with the names of all its networks."""
     from ..export import model_of
     from ..run import snapshot_steps
 
@@ -65,7 +73,7 @@ def check_out(recipe: Recipe, out: Path) -> None:
     """Make sure that the model's folder and all others can be written to.
 
     Raises:
-        OSError: one cannot; it is named.
+        OSError: one cannot be written to; the message names it.
     """
     for name in (recipe.name, *(("previews",) if recipe.preview.every else ())):
         folder = out / name
@@ -97,5 +105,7 @@ def _plan(
 ) -> None:
     needed = losses_of(model.expression(guidance, conditional=names is not None))
     if needed and not losses:
-        raise ValueError(f"it needs the loss {next(iter(needed))!r}, which a preview has not")
+        raise ValueError(
+            f"it needs the loss {next(iter(needed))!r}, which a preview lacks; leave it out"
+        )
     model.plan(guidance, cond=names, steps=steps, solver=solver, grid=grid)

@@ -6,12 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from .sharded import put, whole
+from .sharded import full_tensor, put
+
+
+class AverageState(TypedDict):
+    """What a checkpoint holds of an average."""
+
+    updates: int
+    weights: Mapping[str, Tensor]
 
 
 class Profile(ABC):
@@ -20,7 +27,7 @@ class Profile(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What the average is called."""
+        """Name of the average."""
 
     @abstractmethod
     def share(self, n: int) -> float:
@@ -62,7 +69,7 @@ class Power(Profile):
         ``width² = (γ + 1)/((γ + 2)²(γ + 3))``.
 
         Raises:
-            ValueError: no γ ≥ 0 is so wide, or so narrow (width is in (0, 0.288]).
+            ValueError: the width is outside (0, 0.288], that of γ ≥ 0.
         """
         if not 0 < width <= 12**-0.5:
             raise ValueError(
@@ -90,7 +97,7 @@ class EMA:
     """An average of a module's weights; its buffers are copied.
 
     Args:
-        module: whose weights they are; what it holds now is where the average starts.
+        module: its weights are averaged; they start the average.
         profile: how much each step counts.
     """
 
@@ -101,7 +108,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Take in the weights of ``module``."""
+        """Add the weights of ``module`` to the average."""
         self.updates += 1
         weights = [p.detach() for p in module.parameters()]
         torch._foreach_lerp_(  # type: ignore[reportPrivateImportUsage]
@@ -116,7 +123,7 @@ class EMA:
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """Put the average into ``module`` for a while; its own weights come back to the bit."""
+        """Put the average into ``module`` in the block; its own weights come back bit for bit."""
         held = {name: p.data for name, p in module.named_parameters()}
         buffers = {name: b.clone() for name, b in _kept_buffers(module).items()}
         try:
@@ -129,25 +136,25 @@ class EMA:
                 p.data = held[name]
             _copy(module, buffers)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a checkpoint must hold."""
+    def state_dict(self) -> AverageState:
+        """Return what a checkpoint holds of the average."""
         return {
             "updates": self.updates,
-            "weights": {name: whole(t) for name, t in self.weights().items()},
+            "weights": {name: full_tensor(t) for name, t in self.weights().items()},
         }
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned.
+    def load_state_dict(self, state: AverageState) -> None:
+        """Load what `state_dict` returned.
 
         Raises:
-            KeyError: it is of another module.
+            KeyError: it belongs to another module.
         """
         found = state["weights"]
         if {n: t.shape for n, t in found.items()} != {
             n: t.shape for n, t in self.weights().items()
         }:
-            raise KeyError("the average is of another module")
+            raise KeyError("the average has the weights of another module")
         for name, tensor in self.weights().items():
             put(tensor, found[name])
         self.updates = state["updates"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..objectives.objective import NotFinite, Progress
 from .sharded import is_sharded
-from .signals import Stop, held_back
+from .signals import Stop, defer_interrupt
 from .trainer import Trainer
 
 
@@ -24,34 +24,33 @@ def fit(
 ) -> Generator[Progress, None, None]:
     """Train to the end, yielding after each step; closing the generator stops and saves.
 
-    An interrupt waits for the end of the step (with ``stop``, those who set it decide). A step that
-    fails is not saved: the last checkpoint stays, and the training goes on from there.
+    An interrupt waits for the end of the step (with ``stop``, its owner handles interrupts). A step
+    that fails is not saved: the last checkpoint stays, and a training goes on from there.
 
     Args:
-        trainer: what to train; taken up from ``checkpoint`` where that exists.
+        trainer: the trainer; it goes on from ``checkpoint`` where that exists.
         checkpoint: file to write, every ``every`` seconds and at the end.
         every: seconds between checkpoints.
         keep: how many checkpoints to keep, the former ones beside the last.
-        after: called after each step, as part of it: where one fails the step is done again (so a
-            snapshot is never skipped).
-        stop: where any process was asked to stop, all stop after the same step, and the training is
-            saved.
+        after: called after each step, as part of it: if one fails, the step is repeated when the
+            training goes on, so that no snapshot is skipped.
+        stop: if any process receives a request to stop, all stop after the same step, and save.
 
     Raises:
-        NotFinite: a loss stopped being a number.
-        OSError: something cannot be written, e.g. because the disk is full. Either says that the
-            last checkpoint is intact.
+        NotFinite: a loss is not finite.
+        OSError: a file cannot be written, e.g. as the disk is full. Both messages name the last
+            intact checkpoint.
     """
     if checkpoint and checkpoint.exists():
         trainer.load(checkpoint)
     trainer.module.train()
-    with _said_intact(checkpoint):
+    with _name_checkpoint(checkpoint):
         yield from _fit(trainer, checkpoint, every, keep, after, stop)
 
 
 @contextmanager
-def _said_intact(checkpoint: Path | None) -> Iterator[None]:
-    """Say of what stops a training whether its last checkpoint is intact."""
+def _name_checkpoint(checkpoint: Path | None) -> Iterator[None]:
+    """Add to an error that stops a training whether there is an intact checkpoint."""
     try:
         yield
     except (NotFinite, OSError) as error:
@@ -73,7 +72,7 @@ def _fit(
     try:
         while trainer.done < trainer.settings.steps and not (stop and stop.agreed):
             trainer.due = checkpoint is not None and time.monotonic() - saved_at > every
-            with held_back() if stop is None else nullcontext():
+            with defer_interrupt() if stop is None else nullcontext():
                 start, complete, rate = time.monotonic(), False, trainer.rate()
                 loss = trainer.step(stop)
                 trainer.seconds += time.monotonic() - start

@@ -1,4 +1,4 @@
-"""One training a folder: a lock that names its holder and ends with it."""
+"""The lock of a training's folder, which names its holder and ends with its process."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 BEAT = 20.0
-"""Seconds between signs of life."""
+"""Seconds between the holder's updates of the file."""
 _HELD: dict[Path, int] = {}  # by which thread of this process
 
 
 class Locked(RuntimeError):
-    """Another training works in this folder."""
+    """Another training runs in this folder."""
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold ``out/.lock`` while the block runs; the same thread may hold it several times.
 
-    The operating system frees the lock of a process that ends, however it ends. Where its locks do
-    not reach other machines, a lock counts as long as its holder has lately given a sign of life.
+    The operating system frees the lock when its process ends. For holders on other machines, which
+    its locks may not reach, a lock counts as long as the file is updated.
 
     Raises:
-        Locked: another training holds it; its process and machine are named.
-        OSError: it cannot be written.
+        Locked: another training holds it; the message names its process and machine.
+        OSError: the file cannot be written.
     """
     key, thread = out.resolve(), threading.get_ident()
     if _HELD.get(key) == thread:
@@ -55,7 +54,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def _take(path: Path) -> int:
-    """Open the lock's file, lock it, and write there who holds it."""
+    """Open the lock's file, lock it, and write its holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -77,7 +76,7 @@ def _take(path: Path) -> int:
 def _lock(handle: int) -> bool:
     try:
         import fcntl
-    except ImportError:  # Windows: the signs of life alone
+    except ImportError:  # Windows: the updates alone
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,15 +85,15 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def _read(handle: int) -> dict[str, Any]:
+def _read(handle: int) -> dict[str, object]:
     with suppress(ValueError):
         found = json.loads(os.pread(handle, 10_000, 0))
         return found if isinstance(found, dict) else {}
     return {}
 
 
-def _lives(holder: dict[str, Any], handle: int) -> bool:
-    """Tell whether a holder on another machine has lately given a sign of life."""
+def _lives(holder: dict[str, object], handle: int) -> bool:
+    """Return whether a holder on another machine has updated the file lately."""
     lately = time.time() - os.fstat(handle).st_mtime < 6 * BEAT
     return lately and holder.get("host", socket.gethostname()) != socket.gethostname()
 
@@ -105,10 +104,10 @@ def _is(handle: int, path: Path) -> bool:
     return False
 
 
-def _refusal(path: Path, holder: dict[str, Any]) -> str:
+def _refusal(path: Path, holder: dict[str, object]) -> str:
     who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
     return (
-        f"{path.parent}: another training works here ({who}, since "
+        f"{path.parent}: another training runs here ({who}, since "
         f"{holder.get('since', '?')}); give another --out, or wait for its end (where that "
         f"process is gone, remove {path})"
     )

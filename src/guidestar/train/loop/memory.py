@@ -1,21 +1,28 @@
-"""About how much memory a training takes."""
+"""Estimate the memory of a training."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...core.rng import Draw
 from ...data.source import Source
-from ..objectives.objective import Built
+from ..objectives.objective import Built, TrainSettings
 
 
-def memory(module: nn.Module, settings: Any, shape: tuple[int, ...]) -> dict[str, float]:
-    """Estimate what a training holds, in MB: weights, gradients, two moments of AdamW, averages;
-    and a batch of data.
+def training_memory(
+    module: nn.Module, settings: TrainSettings, shape: tuple[int, ...]
+) -> dict[str, float]:
+    """Estimate what a training holds, in MB, by name.
+
+    These are weights, gradients, AdamW's two moments and averages; and a batch of data.
+
+    Args:
+        module: what is trained.
+        settings: its batch, precision and averages.
+        shape: of one sample.
     """
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in module.parameters()) - trained
@@ -29,12 +36,16 @@ def memory(module: nn.Module, settings: Any, shape: tuple[int, ...]) -> dict[str
 
 @torch.no_grad()
 def activations(built: Built, source: Source, dtype: torch.dtype = torch.float32) -> float:
-    """Count the outputs of all layers for one sample, in MB: about what a sample adds to memory in
-    training.
+    """Return the outputs of all layers for one sample, in MB: about what a sample adds in training.
+
+    Args:
+        built: the network and its objective.
+        source: the data.
+        dtype: of the network.
     """
     total, handles = [0], []
 
-    def count(module: nn.Module, given: Any, out: Any) -> None:
+    def count(module: nn.Module, given: object, out: object) -> None:
         total[0] += out.numel() * out.element_size() if isinstance(out, Tensor) else 0
 
     for module in built.module.modules():

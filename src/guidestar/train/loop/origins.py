@@ -1,4 +1,4 @@
-"""What a part's training reads besides its data: text encoders, tokenizers and VAEs, by content."""
+"""Digests of the text encoders, tokenizers and VAEs that a part's training reads."""
 
 from __future__ import annotations
 
@@ -6,43 +6,44 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...diffusers.read.encoders import TextEncoder
-from ...networks.clip import CLIP
-from ..recipe.parts import NetworkPart
+from ...networks.clip import CLIP, Tokenizer
+from ...networks.conditional import ConditionalModel
 from ..recipe.schema import Recipe
 
 
-def read_parts(recipe: Recipe, part: str, module: nn.Module) -> dict[str, str]:
-    """Return digests of what was read from elsewhere, by name, for what a checkpoint is made from.
+def read_parts(
+    recipe: Recipe, part: str, module: nn.Module, vae: Path | None = None
+) -> dict[str, str]:
+    """Return digests of what a part reads from elsewhere, by name, for its checkpoint.
 
-    A network is only as it was trained with the same latents and the same tokens: a VAE, a
-    tokenizer or a text encoder that was exchanged means another training.
+    With another VAE, tokenizer or text encoder a training cannot go on, as latents and tokens
+    differ.
 
     Args:
-        recipe, part: what is trained.
-        module: built, with what it took from others' weights.
+        recipe: the recipe.
+        part: the part that is trained.
+        module: the part's network, with the weights that it starts from.
+        vae: folder of the autoencoder whose latents it learns.
     """
-    found = (
-        {} if recipe.data.vae is None else {"data.vae (its files)": of_files(Path(recipe.data.vae))}
-    )
+    found = {} if vae is None else {"data.vae (its files)": of_files(vae)}
     for name, encoder in _texts(recipe, part, module):
         found[f"{name} (its tokenizer)"] = of_tokenizer(encoder.tokenizer)
         frozen = not any(p.requires_grad for p in encoder.text.parameters())
-        if frozen:  # else it is what is trained
+        if frozen:  # else it is trained itself
             found[f"{name} (its text encoder)"] = of_tensors(encoder.text.state_dict())
     return found
 
 
-def _texts(recipe: Recipe, part: str, module: Any) -> list[tuple[str, Any]]:
+def _texts(recipe: Recipe, part: str, module: nn.Module) -> list[tuple[str, CLIP | TextEncoder]]:
     """Return the text towers of a part, by the keys of the recipe."""
     if isinstance(module, CLIP):
         return [(part, module)]
-    if not isinstance(getattr(recipe, part), NetworkPart):
+    if not isinstance(module, ConditionalModel):
         return []
     parts = module.encoder.parts.items()
     return [(f"conditions.{n}.encoder", p) for n, p in parts if isinstance(p, TextEncoder)]
@@ -60,8 +61,8 @@ def of_tensors(tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def of_tokenizer(tokenizer: Any) -> str:
-    """Return a digest of the tokens, and of how a few texts are cut into them."""
+def of_tokenizer(tokenizer: Tokenizer) -> str:
+    """Return a digest of the vocabulary, and of the tokens of a sentence."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
     probe = "A red coat, 2 boots & café – naïve; the quick brown fox jumps over a lazy dog!"
     length = str(tokenizer.model_max_length).encode()

@@ -1,46 +1,49 @@
-"""The whole state of a network that FSDP has spread over processes, and of one that it has not."""
+"""Full states of modules and optimisers, whether FSDP has sharded them or not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...io.documents import JSONObject
+
 
 def is_sharded(module: nn.Module) -> bool:
-    """Tell whether a process holds only its part of the weights."""
+    """Return whether a process holds only its shard of the weights."""
     return any(hasattr(p, "full_tensor") for p in module.parameters())
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor, gathered where it is spread (every process must ask)."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor with all its values; every process must call it, as shards are gathered."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def put(tensor: Tensor, values: Tensor) -> None:
-    """Copy all of a tensor's values into it, each process its part."""
+    """Copy all values into a tensor; each process copies its shard."""
     if not hasattr(tensor, "full_tensor"):
         tensor.copy_(values)
         return
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
-    spread: Any = tensor
-    tensor.copy_(distribute_tensor(values.to(tensor.device), spread.device_mesh, spread.placements))
+    if isinstance(tensor, DTensor):
+        mesh, placements = tensor.device_mesh, tensor.placements
+        tensor.copy_(distribute_tensor(values.to(tensor.device), mesh, placements))
 
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's whole ``state_dict``."""
-    return {name: whole(t.detach()) for name, t in module.state_dict().items()}
+    """Return a module's ``state_dict`` with full tensors."""
+    return {name: full_tensor(t.detach()) for name, t in module.state_dict().items()}
 
 
 @torch.no_grad()
 def load_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Take up what `module_state` returned.
+    """Load what `module_state` returned.
 
     Raises:
-        RuntimeError: it is of another module.
+        RuntimeError: it belongs to another module.
     """
     if not is_sharded(module):
         module.load_state_dict(state)
@@ -52,21 +55,21 @@ def load_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         put(tensor, state[name])
 
 
-def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimiser's whole ``state_dict``."""
+def optimiser_state(optimiser: torch.optim.Optimizer) -> JSONObject:
+    """Return an optimiser's ``state_dict`` with full tensors."""
     state = optimiser.state_dict()
     return {
         **state,
         "state": {
-            i: {k: whole(v) if isinstance(v, Tensor) else v for k, v in s.items()}
+            i: {k: full_tensor(v) if isinstance(v, Tensor) else v for k, v in s.items()}
             for i, s in state["state"].items()
         },
     }
 
 
 @torch.no_grad()
-def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Take up what `optimiser_state` returned."""
+def load_optimiser(optimiser: torch.optim.Optimizer, state: JSONObject) -> None:
+    """Load what `optimiser_state` returned."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     spread = {
         i: {k: _like(v, parameters[i]) for k, v in s.items()} for i, s in state["state"].items()
@@ -74,7 +77,8 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -
     optimiser.load_state_dict({**state, "state": spread})
 
 
-def _like(values: Any, parameter: Tensor) -> Any:
+def _like(values: object, parameter: Tensor) -> object:
+    """Return values sharded as a parameter is."""
     if (
         not isinstance(values, Tensor)
         or values.shape != parameter.shape

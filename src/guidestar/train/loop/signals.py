@@ -1,4 +1,4 @@
-"""Signals that wait for the end of a step."""
+"""Signals that stop a training at the end of a step."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
-_ASKING = tuple(
+_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 
 
 class Stop:
-    """Whether somebody asked a training to stop.
+    """A request to stop a training.
 
     Attributes:
-        asked: this process heard of it.
-        agreed: all processes know, since the last step: now they stop together.
+        asked: this process received the request.
+        agreed: all processes know of it since the last step, and stop together.
     """
 
     asked: bool = False
@@ -26,27 +26,27 @@ class Stop:
 
 
 @contextmanager
-def asked_by_signals(stop: Stop) -> Iterator[Stop]:
-    """Let Ctrl-C, SIGTERM and SIGHUP ask ``stop``; a second Ctrl-C comes through at once.
+def stop_on_signals(stop: Stop) -> Iterator[Stop]:
+    """Let Ctrl-C, SIGTERM and SIGHUP request a stop; a second Ctrl-C interrupts at once.
 
-    A SIGTERM only ever asks: launchers and batch systems send several, and one after each Ctrl-C.
-    So does a SIGHUP, of a terminal that closes, unless it was to be ignored (``nohup``).
+    A repeated SIGTERM does not interrupt: launchers and batch systems send several. Neither does a
+    SIGHUP, of a closed terminal; where it is ignored (``nohup``) it stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    formers = {number: signal.getsignal(number) for number in _ASKING}
+    formers = {number: signal.getsignal(number) for number in _SIGNALS}
     formers = {n: former for n, former in formers.items() if former is not signal.SIG_IGN}
     interrupts: list[int] = []
 
-    def hear(number: int, frame: Any) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         stop.asked = True
         interrupts.extend([number] * (number == signal.SIGINT))
         if len(interrupts) > 1:
             raise KeyboardInterrupt
 
     for number in formers:
-        signal.signal(number, hear)
+        signal.signal(number, handle)
     try:
         yield stop
     finally:
@@ -55,25 +55,23 @@ def asked_by_signals(stop: Stop) -> Iterator[Stop]:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Hold an interrupt (Ctrl-C) back until the block is done; a second one comes through at
-    once.
-    """
+def defer_interrupt() -> Iterator[None]:
+    """Defer an interrupt (Ctrl-C) to the end of the block; a second one interrupts at once."""
     former = signal.getsignal(signal.SIGINT)
     if not callable(former) or threading.current_thread() is not threading.main_thread():
-        yield  # ignored or not Python's to handle, or only the main thread hears of it anyway
+        yield  # it is ignored, not handled by Python, or goes to the main thread
         return
-    heard: list[Any] = []
+    received: list[FrameType | None] = []
 
-    def hear(number: int, frame: Any) -> None:
-        heard.append(frame)
-        if len(heard) > 1:
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(frame)
+        if len(received) > 1:
             former(number, frame)
 
-    signal.signal(signal.SIGINT, hear)
+    signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, former)
-    if len(heard) == 1:
-        former(signal.SIGINT, heard[0])
+    if len(received) == 1:
+        former(signal.SIGINT, received[0])

@@ -1,4 +1,4 @@
-"""The trainer: everything of a training that a checkpoint holds, and its one step."""
+"""The trainer: the state of a training, which a checkpoint holds, and its step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +17,30 @@ from ...core.denoiser import Network
 from ...core.rng import Draw
 from ...data.identity import identify
 from ...data.source import Source, Targets
-from ..objectives.objective import NotFinite, Objective, Settings, profiles
-from .checkpoints import check_same, read_checkpoint, write_checkpoint
+from ..objectives.objective import NotFinite, Objective, TrainSettings, profiles
+from .checkpoints import (
+    CheckpointState,
+    TrainingOrigin,
+    check_same,
+    read_checkpoint,
+    write_checkpoint,
+)
 from .ema import EMA
-from .sharded import load_module, load_optimiser, module_state, optimiser_state, whole
+from .sharded import full_tensor, load_module, load_optimiser, module_state, optimiser_state
 from .signals import Stop
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Lossy(nn.Module):
-    """A network with its objective: what several processes must call as one module, to share its
-    gradients.
-    """
+    """A network with its objective, as one module, so that processes share its gradients."""
 
     def __init__(self, module: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.module, self.objective = module, objective
 
-    def forward(self, x0: Tensor, target: Any, draw: Draw) -> Tensor:
+    def forward(self, x0: Tensor, target: object, draw: Draw) -> Tensor:
         """Return the loss ``[B]``."""
         return self.objective(self.module, x0, target, draw)
 
@@ -42,8 +49,8 @@ def order(position: int, count: int, size: int, seed: int) -> Tensor:
     """Return the data indices of positions ``position … position + count − 1`` of an endless
     stream.
 
-    Each pass over the data is a permutation of its own, and what is left of one pass in a batch
-    is filled from the next: the stream depends on the seed and the position alone.
+    Each pass over the data is another permutation, and a batch may end in the next pass: the stream
+    depends on the seed and the position alone.
     """
     passes = range(position // size, (position + count - 1) // size + 1)
     perms = [
@@ -55,7 +62,7 @@ def order(position: int, count: int, size: int, seed: int) -> Tensor:
 
 
 class Trainer:
-    """Everything of a training that a checkpoint holds, and its one step.
+    """The state of a training, and its step.
 
     Batch k is the same samples with the same noise for any number of processes, and every loss
     counts ``1/batch``.
@@ -63,12 +70,12 @@ class Trainer:
     Args:
         module: the network.
         objective: the loss of each sample.
-        data: clean samples and what is known of each.
+        data: clean samples and their columns.
         settings: how long and how fast.
-        made_from: what else shaped the training (the network, the objective), as plain numbers and
-            words by name: a checkpoint that was made from anything else is refused.
-        prepare: turns what is known of a batch into the objective's target.
-        accelerator: where and by how many processes; by default as ``accelerate launch`` says.
+        made_from: all else that shapes the weights (the network, the objective), as plain numbers
+            and texts by name: a checkpoint made from anything else is refused.
+        prepare: turns the targets of a batch into the objective's target.
+        accelerator: device and processes; by default those of ``accelerate launch``.
         accept_data: go on from a checkpoint though samples were added, removed or changed since.
     """
 
@@ -77,11 +84,11 @@ class Trainer:
         module: nn.Module,
         objective: Objective,
         data: Source,
-        settings: Settings,
-        made_from: Mapping[str, Any] | None = None,
+        settings: TrainSettings,
+        made_from: Mapping[str, object] | None = None,
         *,
-        prepare: Callable[[Targets], Any] = lambda targets: targets,
-        accelerator: Any = None,
+        prepare: Callable[[Targets], object] = lambda targets: targets,
+        accelerator: Accelerator | None = None,
         accept_data: bool = False,
     ) -> None:
         from accelerate import Accelerator
@@ -98,12 +105,11 @@ class Trainer:
         self.due = False
         self.identity, self.accept_data = identify(data), accept_data
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
-        nn.Module.to(
-            module, self.dtype
-        )  # Diffusers' own would warn of layers it keeps in float32, of which these have none
+        # Not Diffusers' own method, which warns of layers that it keeps in float32: there are none.
+        nn.Module.to(module, self.dtype)
         for part in module.modules():
             if isinstance(part, Network):
-                part.dtype = self.dtype  # it computes in what its parameters now are
+                part.dtype = self.dtype  # it computes in the dtype of its parameters
         if (
             torch.cuda.is_available()
         ):  # on the CPU training is no faster for it, and in bfloat16 slower
@@ -119,7 +125,7 @@ class Trainer:
         if settings.batch < self._world * settings.accumulate:
             raise ValueError(
                 f"a batch of {settings.batch} is too small for {self._world} processes that take "
-                f"{settings.accumulate} parts each"
+                f"{settings.accumulate} parts each; raise batch, or lower accumulate"
             )
         lossy = Lossy(module, objective)
         if settings.compile:
@@ -144,8 +150,8 @@ class Trainer:
             (self.done + 1) / max(1, s.warmup), 0.5 + 0.5 * math.cos(math.pi * max(0.0, ahead))
         )
 
-    def _parts(self) -> Iterator[tuple[Tensor, Any, Draw]]:
-        """Give out this process's share of the batch, in ``accumulate`` parts."""
+    def _parts(self) -> Iterator[tuple[Tensor, object, Draw]]:
+        """Yield this process's share of the batch, in ``accumulate`` parts."""
         s, first, rank = (
             self.settings,
             self.done * self.settings.batch,
@@ -161,7 +167,7 @@ class Trainer:
             x, targets = self.data.batch(rows[share].tolist(), draw)
             yield (
                 x.to(self.accelerator.device, self.dtype),
-                _moved(self.prepare(targets), self.accelerator.device),
+                _move(self.prepare(targets), self.accelerator.device),
                 draw,
             )
 
@@ -169,7 +175,7 @@ class Trainer:
         """Train on one batch and return its mean loss.
 
         Raises:
-            NotFinite: the loss or the gradient is not; nothing was changed.
+            NotFinite: the loss or the gradient is not finite; no weight was changed.
         """
         s, a = self.settings, self.accelerator
         for group in self.optimiser.param_groups:
@@ -187,8 +193,7 @@ class Trainer:
                 a.backward(losses.sum() * (self._world / s.batch))
             total += losses.detach().sum()
         norm = a.clip_grad_norm_(self._lossy.parameters(), s.clip)
-        # What processes must agree on: the loss, whether one was asked to stop, whether the main
-        # one wants to save.
+        # Processes must agree on the loss, on a request to stop, and on saving.
         wishes = torch.tensor(
             [float(stop is not None and stop.asked), float(self.due and a.is_main_process)],
             device=a.device,
@@ -196,11 +201,10 @@ class Trainer:
         )
         shared = a.reduce(torch.cat([total[None] / s.batch, wishes]))
         loss, asked, due, self.norm = torch.cat(
-            [shared, torch.as_tensor(whole(norm)).double().view(1).to(a.device)]  # type: ignore[reportArgumentType]
+            [shared, torch.as_tensor(full_tensor(norm)).double().view(1).to(a.device)]  # type: ignore[reportArgumentType]
         ).tolist()
-        if not (
-            math.isfinite(loss) and math.isfinite(self.norm)
-        ):  # one such step would spoil every weight, and the next checkpoint with them
+        # Such a step would spoil all weights, and the next checkpoint.
+        if not (math.isfinite(loss) and math.isfinite(self.norm)):
             self.optimiser.zero_grad(set_to_none=True)
             what = (
                 f"the gradient's norm became {self.norm:g}"
@@ -213,7 +217,7 @@ class Trainer:
         for average in self.averages.values():
             average.update(self.module)
         self.done += 1
-        # A running mean of the last steps or so, for those who look at the end alone.
+        # A running mean of about the last 100 steps, for the card.
         self.loss += (loss - self.loss) * max(0.01, 1 / self.done)
         self.due = due > 0
         if stop is not None:
@@ -226,9 +230,8 @@ class Trainer:
         Raises:
             OSError: it cannot be written; the former checkpoint is intact.
         """
-        # Of a network that is spread over processes every one gives its part, so all of them come
-        # here.
-        state = {
+        # Every process calls this: of a sharded network each has its part.
+        state: CheckpointState = {
             "module": module_state(self.module),
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "optimiser": optimiser_state(self.optimiser),
@@ -243,10 +246,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_checkpoint(state, path, keep)
 
-    def _where(self) -> dict[str, Any]:
-        """Say on what the last bits depend."""
+    def _where(self) -> dict[str, object]:
+        """Return what the last bits of the weights depend on."""
         device = self.accelerator.device
-        # by which the kernels, and so the last bits, are chosen
+        # The kernels, and so the last bits, depend on it.
         cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         machine = cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
         return {
@@ -258,14 +261,14 @@ class Trainer:
         }
 
     def load(self, path: Path) -> None:
-        """Take up a checkpoint.
+        """Load a checkpoint.
 
         Raises:
-            Damaged: it is.
-            ValueError: it was written under other settings, or of other data (named).
+            Damaged: the file is damaged.
+            ValueError: it was written with other settings or data; the message names them.
         """
         state = read_checkpoint(path)
-        now = {
+        now: TrainingOrigin = {
             "settings": asdict(self.settings),
             "made_from": self.made_from,
             "data": self.identity,
@@ -285,7 +288,7 @@ class Trainer:
         self.done, self.seconds, self.loss = state["done"], state["seconds"], state["loss"]
 
 
-def _moved(target: Any, device: torch.device) -> Any:
+def _move(target: object, device: torch.device) -> object:
     if isinstance(target, Mapping):
-        return {name: _moved(t, device) for name, t in target.items()}
+        return {name: _move(t, device) for name, t in target.items()}
     return target.to(device) if isinstance(target, Tensor) else target

@@ -1,4 +1,4 @@
-"""Cross-entropy: classifiers that see noise (to guide) and classifiers that do not (to judge)."""
+"""Cross-entropy: noise-aware classifiers, which guide, and clean ones, which measure."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ class NoisyClassification(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyRegression(Objective):
-    """``−log p(y | x_t, level)`` of real numbers y, as independent normals whose means and
-    variances are told.
+    """``−log p(y | x_t, level)`` of real numbers y, as independent normals.
 
     With means and log-variances ``m, l``: ``½ Σ ((y − m)² e^{−l} + l + ln 2π)``.
     """
@@ -74,8 +73,9 @@ class Classification(Objective):
 
 
 def shifted(x: Tensor, most: int, draw: Draw, *, ground: float | None = None) -> Tensor:
-    """Move images ``[B, C, H, W]`` by up to ``most`` pixels each way; what comes in is ``ground``,
-    or the edge repeated.
+    """Shift images ``[B, C, H, W]`` at random by up to ``most`` pixels each way.
+
+    New pixels have the value ``ground``; by default they repeat the edge.
     """
     if not most:
         return x

@@ -15,7 +15,7 @@ from .objective import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(Objective):
-    """Tell which caption of the batch belongs to a picture, and which picture to a caption.
+    """Match each picture of a batch with its caption, and each caption with its picture.
 
     With unit embeddings ``f_i`` of pictures and ``g_j`` of captions and
     ``z_ij = e^{scale}⟨f_i, g_j⟩``:
@@ -26,8 +26,9 @@ class Contrastive(Objective):
     what one process holds of a batch.
 
     Args:
-        shift: pictures are moved by up to so many pixels.
-        schedule, levels: of a noise-aware CLIP, which sees ``x_t``.
+        shift: pictures are shifted by up to so many pixels.
+        schedule: of a noise-aware CLIP, whose input is ``x_t``; None for a clean one.
+        levels: draws one level for each sample of a noise-aware CLIP.
 
     References:
         Learning Transferable Visual Models From Natural Language Supervision, figure 3,

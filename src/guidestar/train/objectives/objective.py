@@ -1,4 +1,4 @@
-"""What a training is made of: objectives, settings, and where it stands."""
+"""Objectives, the settings of a training, and its progress."""
 
 from __future__ import annotations
 
@@ -19,34 +19,39 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, net: Any, x0: Tensor, target: Any, draw: Draw) -> Tensor:
-        """Return the loss ``[B]`` of ``net`` on clean data ``x0 [B, *S]`` and its target or
-        condition.
+        """Return the loss ``[B]`` of ``net`` on clean data ``x0 [B, *S]`` and its target.
+
+        Args:
+            net: the network.
+            x0: clean data ``[B, *S]``.
+            target: classes, numbers, tokens or a condition, one for each sample.
+            draw: the random numbers of levels, noise and shifts.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What a part trains.
+    """A part's network, and what trains it.
 
     Args:
         module: the network, fresh.
         objective: its loss.
-        prepare: turns what is known of a batch into the objective's target.
+        prepare: turns the targets of a batch into the objective's target.
     """
 
     module: nn.Module
     objective: Objective
-    prepare: Callable[[Targets], Any]
+    prepare: Callable[[Targets], object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainSettings:
     """How long and how fast to train.
 
     Args:
         steps: optimiser steps.
         batch: samples a step, of all processes together.
-        accumulate: in how many parts a process takes its share of a batch (bounds memory).
+        accumulate: number of parts of a process's share of a batch, which bounds memory.
         rate: learning rate after the warm-up; it falls to 0 by a cosine.
         warmup: steps of linear warm-up.
         clip: largest gradient norm.
@@ -74,14 +79,15 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a training stands after a step.
+    """The progress of a training after a step.
 
     Args:
         step: steps done.
         loss: mean over the batch, before the step.
-        norm: of the gradient, before it was clipped.
+        norm: of the gradient, before clipping.
         rate: learning rate of the step.
-        seconds, samples: spent and seen so far.
+        seconds: spent so far.
+        samples: trained on so far.
     """
 
     step: int
@@ -92,12 +98,10 @@ class Progress:
     samples: int
 
 
-def profiles(settings: Settings) -> list[Profile]:
+def profiles(settings: TrainSettings) -> list[Profile]:
     """Return the averages that a training keeps; the first is used unless another is named."""
     return [Standard(decay=settings.decay), *(Power.of_width(w) for w in settings.power)]
 
 
 class NotFinite(RuntimeError):
-    """The loss or its gradient stopped being a number; weights and the last checkpoint are
-    intact.
-    """
+    """The loss or its gradient is not finite; weights and the last checkpoint are intact."""

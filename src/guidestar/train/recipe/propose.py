@@ -14,13 +14,13 @@ from ...data.splits import find_splits
 from ..build.data import sources
 from .parts import NetworkPart, Training
 from .schema import Recipe
-from .tables import Data
+from .tables import Data, DataKind
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def kind_of(path: Path) -> str:
-    """Say what kind of data a path holds.
+def kind_of(path: Path) -> DataKind:
+    """Return the kind of data that a path holds.
 
     Raises:
         ValueError: there is nothing there, or nothing known.
@@ -28,7 +28,7 @@ def kind_of(path: Path) -> str:
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder")
     if path.is_file():
-        suffixes = {
+        suffixes: dict[str, DataKind] = {
             ".safetensors": "tensors",
             ".npy": "tensors",
             ".parquet": "parquet",
@@ -41,7 +41,8 @@ def kind_of(path: Path) -> str:
             ".npy files"
         )
     names = [f.suffix.lower() for f in find_files(path)]
-    for suffix, kind in ((".tar", "shards"), (".parquet", "parquet"), (".npy", "tensors")):
+    kinds: dict[str, DataKind] = {".tar": "shards", ".parquet": "parquet", ".npy": "tensors"}
+    for suffix, kind in kinds.items():
         if suffix in names:
             return kind
     if not find_pictures(path):
@@ -80,14 +81,14 @@ def propose(
     side = size or (_side(train) if kind == "images" else 32)
     bare = Training(steps=1)
     data = Data(
-        kind=kind,  # type: ignore[reportArgumentType]
+        kind=kind,
         path=str(train),
         test=str(others[0]) if others else None,
         size=side,
         max_bad=10,
     )
     source, _ = sources(
-        Recipe(name="look", data=data, model=NetworkPart(widths=(8,), head=8, train=bare))
+        Recipe(name="proposal", data=data, model=NetworkPart(widths=(8,), head=8, train=bare))
     )
     found = (
         f"{path}: {kind}, "
@@ -98,12 +99,12 @@ def propose(
 
 
 def quoted(text: str) -> str:
-    """Write a text as TOML does: JSON's signs, and nothing that ends a line."""
+    """Return a text as a TOML string of one line."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _fit(name: str) -> str:
-    """Make a recipe's name of a file's."""
+    """Return a recipe's name for a file's name."""
     return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:60] or "model"
 
 
@@ -187,8 +188,8 @@ def _condition(name: str, about: Column, image: bool) -> list[str]:
     named = " ".join(", ".join(about.classes[:8]).split()) + (
         ", …" if len(about.classes) > 8 else ""
     )
-    said = "".join(sign for sign in named if sign.isprintable())
-    return [f"[conditions.{key}] # {about.kind}" + (f": {said}" if about.classes else ""), ""]
+    words = "".join(sign for sign in named if sign.isprintable())
+    return [f"[conditions.{key}] # {about.kind}" + (f": {words}" if about.classes else ""), ""]
 
 
 def _clips(steps: int) -> list[str]:

@@ -1,10 +1,10 @@
-"""Training recipes: TOML files that say everything about a training, and nothing misspelt.
+"""Training recipes: TOML files that describe a whole training; unknown keys are refused.
 
-A recipe trains some parts, each with its own checkpoint, so that a run that was stopped goes on
-where it was: the ``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` (or
-regressor) that guides, and a clean ``judge`` that guides nothing and only measures. Of captioned
-pictures: a ``clip`` whose text tower encodes the captions, a ``noisy_clip`` that guides, and a
-``measuring_clip`` that guides nothing.
+A recipe trains some parts, each with its own checkpoint, from which a stopped run goes on: the
+``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` (or regressor) that guides,
+and a clean ``judge`` that guides nothing and only measures. With pictures: an ``autoencoder``,
+whose latents the others then learn. With captions: a ``clip`` whose text tower encodes them, a
+``noisy_clip`` that guides, and a ``measuring_clip`` that guides nothing.
 """
 
 from __future__ import annotations
@@ -14,16 +14,30 @@ import reprlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from ...core.denoiser import Output
 from ...io.files import check_name
-from .parts import ORDER, PARTS, ClassifierPart, CLIPPart, NetworkPart, Training, VisionPart
-from .strict import Rate, _Strict
-from .tables import ConditionSpec, Data, Export, Levels, Noise, Preview, Target
+from .parts import (
+    ORDER,
+    PARTS,
+    AutoencoderPart,
+    ClassifierPart,
+    CLIPPart,
+    NetworkPart,
+    Training,
+    VisionPart,
+)
+from .strict import Rate, Strict
+from .tables import OWN_VAE, ConditionSpec, Data, Export, Levels, Noise, Preview, Target
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 __all__ = [
+    "AutoencoderPart",
     "CLIPPart",
     "ClassifierPart",
     "ConditionSpec",
@@ -37,21 +51,24 @@ __all__ = [
     "Target",
     "Training",
     "VisionPart",
-    "read",
+    "read_recipe",
 ]
 
 
 BESIDE = frozenset(
-    ("parts", "snapshots", "previews", "tensorboard", "tokenizers", "batch.png", ".lock")
+    ("parts", "snapshots", "previews", "tensorboard", "tokenizers", "vae", "batch.png", ".lock")
 )
-"""What a training writes beside the model's folder, which is named after the recipe."""
+"""Names that a training uses beside the model's folder, which is named after the recipe."""
+
+
+_PREDICTS: dict[str, Output] = {"vp": "v", "flow": "velocity", "edm": "edm"}
 
 
 def _folder_name(name: str) -> str:
     return check_name(name, "the recipe's name", taken=BESIDE)
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole training."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_folder_name)]
@@ -73,6 +90,7 @@ class Recipe(_Strict):
     clip: CLIPPart | None = None
     noisy_clip: VisionPart | None = None
     measuring_clip: CLIPPart | None = None
+    autoencoder: AutoencoderPart | None = None
     preview: Preview = Preview()
     export: Export = Export()
 
@@ -105,14 +123,58 @@ class Recipe(_Strict):
         ] + ["noisy_clip"] * (self.noisy_clip is not None)
         if needy and self.clip is None:
             raise ValueError(f"{needy[0]} needs the recipe to train a clip: add a table [clip]")
+        self._check_variance()
+        self._check_autoencoder()
         return self
 
-    def predicts(self) -> str:
+    def _check_variance(self) -> None:
+        if self.objective.variance == "fixed":
+            return
+        if self.schedule.kind != "vp" or self.levels.kind != "uniform":
+            raise ValueError(
+                "objective.variance: the bound that trains it is a sum over the times of a table; "
+                'write schedule.kind = "vp" and levels.kind = "uniform"'
+            )
+        for part in ("model", "weak"):
+            spec = getattr(self, part)
+            if spec is not None and (spec.network in ("unet", "sequence") or ":" in spec.network):
+                raise ValueError(
+                    f"{part}.network: a variance is learned by a network of Diffusers that returns "
+                    f'twice its channels, e.g. "DiTTransformer2DModel", not by {spec.network!r}'
+                )
+
+    def _check_autoencoder(self) -> None:
+        own = self.data.vae == OWN_VAE
+        if own and self.autoencoder is None:
+            raise ValueError(
+                f"data.vae = {OWN_VAE!r} needs the recipe to train one: add a table [autoencoder]"
+            )
+        if self.autoencoder is None:
+            return
+        if self.data.kind not in ("images", "parquet"):
+            raise ValueError(
+                f"autoencoder: it learns from images or parquet, not from {self.data.kind!r}"
+            )
+        if not own:
+            raise ValueError(
+                "autoencoder: nothing would use it; say that the model works on its latents, "
+                f'data.vae = "{OWN_VAE}"'
+            )
+        halvings = len(self.autoencoder.widths) - 1
+        if self.data.size % 2**halvings:
+            raise ValueError(
+                f"autoencoder.widths: {halvings + 1} widths halve pictures {halvings} times, which "
+                f"a size of {self.data.size} does not allow"
+            )
+        if self.data.size < 2 ** max(halvings, self.autoencoder.scales):
+            raise ValueError(
+                f"autoencoder.scales: pictures of {self.data.size} cannot be halved "
+                f"{self.autoencoder.scales} times"
+            )
+
+    def predicts(self) -> Output:
         """Return what the network predicts."""
-        return (
-            self.objective.predicts
-            or {"vp": "v", "flow": "velocity", "edm": "edm"}[self.schedule.kind]
-        )
+        return self.objective.predicts or _PREDICTS[self.schedule.kind]
 
     def code(self) -> dict[str, str]:
         """Return the code that training imports and calls, by the keys that name it."""
@@ -127,7 +189,7 @@ class Recipe(_Strict):
         """Name the parts to train, in order: all, or those of them in ``only``.
 
         Raises:
-            ValueError: ``only`` names a part that the recipe has not.
+            ValueError: ``only`` names a part that the recipe lacks.
         """
         parts = [p for p in ORDER if getattr(self, p) is not None]
         strange = [name for name in only or () if name not in parts]
@@ -139,16 +201,16 @@ class Recipe(_Strict):
         return [p for p in parts if only is None or p in only]
 
 
-def read(path: Path | str, *, trust: bool = False) -> Recipe:
+def read_recipe(path: Path | str, *, trust: bool = False) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: of a TOML file.
-        trust: it may name code of its author's own, which training imports and calls.
+        trust: allow the recipe to name code, which training imports and calls.
 
     Raises:
-        ValueError: it cannot be read, is not TOML, has a key that is unknown, missing or out of
-            range (named), or names code and is not trusted; in one line.
+        ValueError: the file cannot be read, is not TOML, has a key that is unknown, missing or out
+            of range, or names code without ``trust``; the message names the key, in one line.
     """
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -159,20 +221,18 @@ def read(path: Path | str, *, trust: bool = False) -> Recipe:
     return checked(content, path, trust=trust)
 
 
-def checked(content: Any, origin: Path | str, *, trust: bool = False) -> Recipe:
-    """Return the recipe that ``content`` is; arguments and errors as of `read`.
+def checked(content: object, origin: Path | str, *, trust: bool = False) -> Recipe:
+    """Return the recipe that ``content`` is; arguments and errors as of `read_recipe`.
 
     Args:
         content: tables by name, from any file.
         origin: that file, to be named.
-        trust: as of `read`.
+        trust: as of `read_recipe`.
     """
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
-        more = f"; and {len(lines) - _MOST} more" if len(lines) > _MOST else ""
-        raise ValueError(f"{origin}: " + "; ".join(lines[:_MOST]) + more) from error
+        raise ValueError(f"{origin}: {explain(error, Recipe)}") from error
     for key, code in recipe.code().items():
         if not trust:
             raise ValueError(
@@ -183,27 +243,35 @@ def checked(content: Any, origin: Path | str, *, trust: bool = False) -> Recipe:
 
 
 _MOST = 12
-"""Mistakes of one recipe that are told."""
+"""Most mistakes of a recipe that a message lists."""
 
 
-def _explain(error: Any) -> str:
+def explain(error: ValidationError, document: type[BaseModel]) -> str:
+    """Put the mistakes of a document in one line, each with its key and what was expected."""
+    lines = [_explain(e, document) for e in error.errors()]
+    more = f"; and {len(lines) - _MOST} more" if len(lines) > _MOST else ""
+    return "; ".join(lines[:_MOST]) + more
+
+
+def _explain(error: ErrorDetails, document: type[BaseModel]) -> str:
     where = ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{suggestion(str(error['loc'][-1]), _keys(error['loc'][:-1]))}"
+        known = _keys(error["loc"][:-1], document)
+        return f"unknown key {where!r}{suggestion(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"missing key {where!r}"
-    # Of an expression the further lines point at the place; the first says it in words.
+    # For an expression, further lines point at the place; the first line is the message.
     message = error["msg"].removeprefix("Value error, ").split("\n")[0]
     given = error["input"]
     shown = "" if isinstance(given, dict | BaseModel) else f", not {reprlib.repr(given)}"
     return (f"{where}: " if where else "") + f"{message[0].lower()}{message[1:]}{shown}"
 
 
-def _keys(loc: Sequence[str | int]) -> list[str]:
-    """List the keys that a table of the recipe may have."""
-    table: type[BaseModel] = Recipe
+def _keys(loc: Sequence[str | int], document: type[BaseModel]) -> list[str]:
+    """List the keys that a table of a document may have."""
+    table: type[BaseModel] = document
     for name in loc:
-        if name not in table.model_fields:  # a name of the user's own, of a condition
+        if name not in table.model_fields:  # the name of a condition
             continue
         kind = table.model_fields[str(name)].annotation
         kinds = [kind, *get_args(kind), *(t for k in get_args(kind) for t in get_args(k))]
@@ -212,6 +280,6 @@ def _keys(loc: Sequence[str | int]) -> list[str]:
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """Offer the nearest of the known names, if one is near."""
+    """Return " (did you mean …?)" with the nearest known name; "" where none is near."""
     close = difflib.get_close_matches(name, known, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -9,10 +9,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ...diffusers.guidance_file import GuidanceRecipe
-from .strict import Pixels, Rate, Steps, Words, _Strict
+from .strict import Pixels, Rate, StepCount, Strict, Words
+
+OWN_VAE = "autoencoder"
+"""The value of ``data.vae`` for the autoencoder that the recipe trains."""
+DataKind = Literal["images", "parquet", "shards", "tensors", "fashion-mnist"]
+"""The kinds of training data."""
 
 
-class Data(_Strict):
+class Data(Strict):
     """Where the training data are (see the data room, and docs/train.md).
 
     Args:
@@ -23,7 +28,8 @@ class Data(_Strict):
         size, channels, crop, flip: of images.
         max_bad: how many unreadable images to skip before giving up.
         cache: folder of decoded images or latents, for data larger than memory.
-        vae: a Diffusers AutoencoderKL, by path; the model then works on its latents.
+        vae: an autoencoder of Diffusers, by path, or "autoencoder" for the recipe's own; the model
+            then works on its latents.
         standardise: tensors are brought to zero mean and unit variance by channel.
         holdout: share of the samples kept aside, to measure on.
         test: folder or file of other data to measure on, in place of ``holdout``.
@@ -31,7 +37,7 @@ class Data(_Strict):
         about: what the data are and whose, for the card.
     """
 
-    kind: Literal["images", "parquet", "shards", "tensors", "fashion-mnist"] = "images"
+    kind: DataKind = "images"
     path: str | None = None
     columns: dict[str, Literal["class", "vector", "text"]] | None = None
     classes: Words = ()
@@ -66,8 +72,8 @@ class Data(_Strict):
         return self
 
 
-class ConditionSpec(_Strict):
-    """A condition: a column of the data that the network is told.
+class ConditionSpec(Strict):
+    """A condition: a column of the data that the network gets.
 
     Args:
         dropout: how often it is left out in training, for itself.
@@ -84,7 +90,7 @@ class ConditionSpec(_Strict):
     output: Literal["states", "pooled"] = "states"
 
 
-class Noise(_Strict):
+class Noise(Strict):
     """The noise schedule.
 
     Args:
@@ -120,15 +126,14 @@ class Noise(_Strict):
         return self
 
 
-class Levels(_Strict):
+class Levels(Strict):
     """Which noise levels are trained.
 
     Args:
-        kind: "logit-normal" (``log(rho / data_std) ~ N(mean, std²)``; EDM's log-normal is mean
-            −1.2, std 1.2), or
-            "uniform" in the schedule's time.
+        kind: "logit-normal" (``log(rho / data_std) ~ N(mean, std²)``; EDM's log-normal has mean
+            −1.2 and std 1.2), or "uniform" in the schedule's time.
         data_std: by whose logarithm levels are offset, for data that are not of unit size
-            (``--dry-run`` tells theirs).
+            (``--dry-run`` prints their size).
     """
 
     kind: Literal["logit-normal", "uniform"] = "logit-normal"
@@ -137,7 +142,7 @@ class Levels(_Strict):
     data_std: float = Field(default=1.0, gt=0)
 
 
-class Target(_Strict):
+class Target(Strict):
     """What the network predicts, and how errors are weighted.
 
     Args:
@@ -147,15 +152,20 @@ class Target(_Strict):
             "sigmoid".
         gamma: of min-snr.
         bias: of sigmoid.
+        variance: "learned": the network predicts its reverse variance too (2C channels), trained by
+            the variational bound at whole times; of a network of Diffusers, on vp.
+        bound: weight of the variational bound.
     """
 
     predicts: Literal["v", "eps", "x0", "velocity", "edm"] | None = None
     weighting: Literal["uniform", "min-snr", "snr+1", "edm", "sigmoid"] | None = None
     gamma: float = Field(default=5.0, gt=0)
     bias: float = 0.0
+    variance: Literal["fixed", "learned"] = "fixed"
+    bound: float = Field(default=0.001, gt=0)
 
 
-class Preview(_Strict):
+class Preview(Strict):
     """Pictures of guided samples during the training.
 
     Args:
@@ -168,8 +178,8 @@ class Preview(_Strict):
 
     every: int = Field(default=0, ge=0)
     guidance: Words = ("cfg(1)", "cfg(2)", "cfg(4)")
-    seeds: Steps = 8
-    steps: Steps = 20
+    seeds: StepCount = 8
+    steps: StepCount = 20
     prompts: Words = ()
 
     @model_validator(mode="after")
@@ -179,7 +189,7 @@ class Preview(_Strict):
         return self
 
 
-class Export(_Strict):
+class Export(Strict):
     """What the finished model recommends and holds.
 
     Args:
@@ -188,7 +198,7 @@ class Export(_Strict):
     """
 
     guidance: str = "cfg(2)"
-    steps: Steps = 20
+    steps: StepCount = 20
     solver: str = "dpmpp-2m"
     grid: str = "log_snr"
     snapshots: bool = True

@@ -1,0 +1,218 @@
+"""The command that distils: students in one pass a step, and in few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ._completion import model_names
+from ._options import Guidance, Out, parse_scales
+from ._terminal import fail, warn
+
+
+def distill(
+    teacher: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped model, a folder, or a recipe with a table [student].",
+            autocompletion=model_names,
+        ),
+    ],
+    guidance: Guidance = None,
+    scale: Annotated[
+        str | None,
+        typer.Option("--scale", help="Smallest and largest w of the guidance, e.g. 1,5."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="progressive, guided (one pass, as many steps) or consistency."),
+    ] = None,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--steps", min=1, help="Steps of the student's sampling (4)."),
+    ] = None,
+    start: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=2, help="Steps of the teacher, of progressive (4 times --steps)."),
+    ] = None,
+    train_steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Training steps of each stage (1000)."),
+    ] = None,
+    batch: Annotated[Optional[int], typer.Option(min=1, help="Samples a training step.")] = None,  # noqa: UP045
+    rate: Annotated[Optional[float], typer.Option(help="Learning rate.")] = None,  # noqa: UP045
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder or file of data to noise; by default the teacher's."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the student's folder.")] = None,
+    seed: Annotated[Optional[int], typer.Option(min=0, help="Seed of the training.")] = None,  # noqa: UP045
+    lora: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Rank: train a LoRA of a Diffusers pipeline in its place."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of prompts for --lora, one a line.")
+    ] = None,
+    samples: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Samples of the pipeline that --lora is trained on (64)."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be trained, and train nothing.")
+    ] = False,
+    out: Out = Path("out/distill"),
+) -> None:
+    """Distil a model with its guidance into a student of one pass a step, in few steps.
+
+    It goes on where it was stopped, and writes the student's folder.
+    """
+    from ..io.files import make_folder
+    from ..train.students.recipe import is_distillation, read_distillation
+    from ..train.students.run import plan_distillation
+
+    given = {
+        "guidance": guidance,
+        "scale": None if scale is None else list(parse_scales(scale)),
+        "method": method,
+        "steps": steps,
+        "start": start,
+        "train_steps": train_steps,
+        "batch": batch,
+        "rate": rate,
+        "data": data,
+        "name": name,
+        "seed": seed,
+    }
+    if lora is not None:
+        _distil_lora(teacher, given, lora, prompts, samples or 64, out)
+        return
+    if prompts is not None or samples is not None:
+        raise ValueError("--prompts and --samples are for --lora; give a rank, e.g. --lora 16")
+    if teacher.endswith(".toml") and Path(teacher).is_file():
+        strange = [key for key, value in given.items() if value is not None]
+        if strange:
+            raise ValueError(
+                f"{teacher} is a recipe, which says everything; leave "
+                f"--{strange[0].replace('_', '-')} out, or change the recipe"
+            )
+        if not is_distillation(Path(teacher)):
+            raise ValueError(f"{teacher} has no table [student]; train it: guidestar train")
+        recipe: Any = read_distillation(teacher)
+    else:
+        recipe = _recipe(teacher, given)
+    make_folder(out)
+    if dry_run:
+        typer.echo("\n".join(plan_distillation(recipe, warn)))
+    else:
+        _distill(recipe, teacher, out)
+
+
+def _recipe(teacher: str, given: dict[str, Any]) -> Any:
+    """Return the distillation that the options describe."""
+    from ..train.students.recipe import checked_distillation
+
+    steps = given["steps"] or 4
+    method = given["method"] or "progressive"
+    train = {
+        "steps": given["train_steps"] or 1000,
+        "batch": given["batch"] or 64,
+        "rate": given["rate"] or 3e-4,
+        "warmup": 50,
+        "decay": 0.995,
+    }
+    student: dict[str, Any] = {
+        "teacher": teacher,
+        "guidance": given["guidance"],
+        "scale": given["scale"],
+        "method": method,
+        "steps": steps,
+        "start": given["start"] or 4 * steps,
+        "train": train,
+    }
+    kinds = {} if given["data"] is None else {"data": _data(given["data"])}
+    folder = Path(teacher).name or "model"
+    return checked_distillation(
+        {
+            "name": given["name"] or f"{folder}-student",
+            "seed": given["seed"] or 0,
+            "student": {key: value for key, value in student.items() if value is not None},
+            **kinds,
+        },
+        "guidestar distill",
+    )
+
+
+_NOT_FOR_LORA = ("scale", "method", "steps", "start", "data", "name")
+
+
+def _distil_lora(
+    teacher: str, given: dict[str, Any], rank: int, prompts: Path | None, samples: int, out: Path
+) -> None:
+    from ..apps.measure_text import read_prompts
+    from ..train.loop.signals import Stop, stop_on_signals
+    from ..train.objectives.objective import TrainSettings
+    from ..train.progress import progress_report
+    from ..train.students.lora import LoRA, distil_lora
+
+    strange = [key for key in _NOT_FOR_LORA if given[key] is not None]
+    if strange:
+        raise ValueError(f"--{strange[0]} does not go with --lora; leave it out")
+    if prompts is None:
+        raise ValueError("--lora needs --prompts, a file of prompts, one a line")
+    if given["guidance"] is None:
+        raise ValueError('--lora needs --guidance, e.g. "cfg(7) + pag(3) | rescale(0.7)"')
+    train = TrainSettings(
+        steps=given["train_steps"] or 1000,
+        batch=given["batch"] or 4,
+        rate=given["rate"] or 1e-4,
+        warmup=20,
+        decay=0.99,
+        seed=given["seed"] or 0,
+    )
+    spec = LoRA(
+        teacher=teacher,
+        guidance=given["guidance"],
+        prompts=tuple(read_prompts(prompts)),
+        rank=rank,
+        samples=samples,
+        train=train,
+        seed=given["seed"] or 0,
+    )
+    with stop_on_signals(Stop()) as stop, progress_report() as report:
+        file = distil_lora(spec, out, report, stop=stop)
+    if file is None:
+        fail(f"stopped; what was trained is saved in {out}, and the same command goes on", 130)
+    else:
+        typer.echo(f"{file}; in Diffusers: pipe.load_lora_weights({str(out)!r}), guidance_scale=1")
+
+
+def _data(path: Path) -> dict[str, Any]:
+    from ..train.recipe.propose import kind_of
+
+    return {"kind": kind_of(path), "path": str(path)}
+
+
+def _distill(recipe: Any, teacher: str, out: Path) -> None:
+    import torch
+    from accelerate import PartialState
+
+    from ..train.loop.signals import Stop, stop_on_signals
+    from ..train.progress import progress_report
+    from ..train.students.export import assemble_student
+    from ..train.students.run import distill as run
+
+    main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    with stop_on_signals(Stop()) as stop, progress_report() as report:
+        lesson = run(recipe, out, report, stop=stop, say=warn)
+    if lesson is None:
+        fail(f"stopped; what was trained is saved in {out}, and the same command goes on", 130)
+    elif main:
+        model = assemble_student(lesson, out, command=f"guidestar distill {teacher}")
+        cond = " --cond all" if model.classes else ""
+        typer.echo(
+            f"the student is in {out / recipe.name}; try: guidestar sample "
+            f"{out / recipe.name}{cond} --grid"
+        )

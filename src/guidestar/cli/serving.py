@@ -1,0 +1,131 @@
+"""The command that serves models over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ._completion import model_names
+from ._options import Trust
+
+LIMITS = {
+    "body": "Bytes of a request's body.",
+    "prompt": "Characters of a prompt or an expression.",
+    "pixels": "Pixels of a picture that is sent.",
+    "samples": "Samples of a request.",
+    "steps": "Steps of a request.",
+    "scale": "The largest scale of a term.",
+    "evaluations": "Network evaluations of a request.",
+    "rows": "Rows that are evaluated together, of each model.",
+    "queue": "Requests that wait, of each model.",
+    "per-client": "Requests of a client that are not over.",
+    "seconds": "Seconds that a request may take.",
+    "receive": "Seconds in which a body must arrive.",
+    "kept": "Requests whose pictures are kept.",
+    "keep": "Seconds for which pictures are kept.",
+}
+"""What --limit may name."""
+
+_LIMIT_HELP = "NAME=NUMBER, several times for several: " + "; ".join(
+    f"{name}: {text.rstrip('.').lower()}" for name, text in LIMITS.items()
+)
+
+
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Shipped models or folders; NAME=FOLDER serves a folder under a name.",
+            autocompletion=model_names,
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8000,
+    keys: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A file of API keys, one a line; needed for other than loopback."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve other machines without keys.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Where the networks are: cpu, cuda, cuda:1, mps.")
+    ] = None,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds that requests have, once it is to stop.")
+    ] = 30.0,
+    limit: Annotated[list[str] | None, typer.Option("--limit", help=_LIMIT_HELP)] = None,
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="Log requests, without what they ask for.")
+    ] = False,
+    trust: Trust = False,
+) -> None:
+    """Serve models over HTTP: OpenAI's API for images, A1111's, and one of its own."""
+    from ..serve.web import Keys, Service, make_app, read_keys, run_server
+    from ..serve.web.run import is_loopback
+
+    limits = read_limits(limit or [])
+    accepted = read_keys(keys) if keys else Keys()
+    local = is_loopback(host)
+    if not local and not accepted and not insecure:
+        raise ValueError(
+            f"{host} can be reached from other machines: name a file of API keys with --keys, or "
+            "let everyone in with --insecure"
+        )
+    service = Service(_loaded(models, device, trust), limits)
+    _log(access_log)
+    hosts = {"localhost", "127.0.0.1", "[::1]", host} if local else None
+    app = make_app(service, keys=accepted, hosts=hosts)
+    raise typer.Exit(run_server(app, service, host=host, port=port, grace=grace))
+
+
+def read_limits(given: list[str]) -> Any:
+    """Return the limits, with those that are given in place of the usual ones.
+
+    Raises:
+        ValueError: an unknown limit, or no number above 0.
+    """
+    from ..serve.web import Limits
+
+    found: dict[str, Any] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if name not in LIMITS:
+            raise ValueError(f"unknown limit {name!r}; the limits are {', '.join(LIMITS)}")
+        kind = type(getattr(Limits(), name.replace("-", "_")))
+        try:
+            number = kind(value)
+        except ValueError:
+            number = 0
+        if not 0 < number < float("inf"):
+            raise ValueError(f"the limit {name} must be a {kind.__name__} above 0, not {value!r}")
+        found[name.replace("-", "_")] = number
+    return Limits(**found)
+
+
+def _loaded(names: list[str], device: str | None, trust: bool) -> dict[str, Any]:
+    """Load models by the names under which they are served."""
+    from dataclasses import replace
+
+    from ..model.folder import load
+    from ..model.shipped import available
+
+    folders: dict[str, str] = {}
+    for text in names:
+        name, _, folder = text.partition("=") if text not in available() else (text, "", "")
+        name = name if folder else Path(text).name
+        if name in folders:
+            raise ValueError(f"two models are called {name!r}; write NAME=FOLDER")
+        folders[name] = folder or text
+    models = {n: load(f, device=device or "cpu", trust=trust) for n, f in folders.items()}
+    # Pictures and answers name no folder.
+    return {name: replace(model, name=name) for name, model in models.items()}
+
+
+def _log(access: bool) -> None:
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("guidestar.access").setLevel(logging.INFO if access else logging.WARNING)

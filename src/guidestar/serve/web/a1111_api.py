@@ -1,0 +1,255 @@
+"""The API of A1111's web UI, for the clients that people have."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Request
+
+from ...io.images import read_settings
+from ...model.model import Model
+from ...sampling.names import GRID_WORDS, get_solver, grid_of, write_solver
+from ..ticket import Ticket
+from .common import encode, owner_of, service_of, submit, wait
+from .errors import RefusedError
+from .job import Job
+from .pictures import from_base64
+from .schemas import MEANT, Picture, SampleRequest, Task, Txt2Img
+
+router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
+
+SAMPLERS = (
+    *("Euler", "Euler a", "LMS", "Heun", "DDIM", "DDPM", "UniPC", "DEIS"),
+    *("DPM++ 2M", "DPM++ 2M SDE", "DPM++ 3M SDE", "DPM++ 2S a", "DPM++ 2M Karras"),
+)
+"""Samplers by A1111's names; every name that `get_solver` reads is taken."""
+
+SCHEDULERS = {**GRID_WORDS, "automatic": None}
+"""A1111's schedulers, and our grids; None for the model's own."""
+
+PREVIEW_EVERY = 5
+
+
+@router.post("/txt2img")
+async def txt2img(request: Request, asked: Txt2Img) -> dict[str, Any]:
+    """Make pictures of a prompt."""
+    if asked.init_images or asked.denoising_strength:
+        text = "txt2img starts from noise; send init_images to img2img"
+        raise _wrong(text, "init_images")
+    return await _make(request, asked, {})
+
+
+@router.post("/img2img")
+async def img2img(request: Request, asked: Txt2Img) -> dict[str, Any]:
+    """Make pictures that start from one that is sent."""
+    if not asked.init_images:
+        raise _wrong("img2img needs a picture to start from", "init_images")
+    if len(asked.init_images) > 1:
+        raise _wrong("one picture to start from is enough; send several requests", "init_images")
+    if asked.mask is not None:
+        text = "a mask is for inverse problems here: POST /v1/samples with an observation"
+        raise _wrong(text, "mask")
+    _, engine = service_of(request).engine(_model(asked))
+    strength = 0.75 if asked.denoising_strength is None else asked.denoising_strength
+    start = {"start": asked.init_images[0], "start_rho": _rho(engine.model, asked, strength)}
+    return await _make(request, asked, start)
+
+
+def _rho(model: Model, asked: Txt2Img, strength: float) -> float:
+    """Return the noise ratio from which a share ``strength`` of the steps is left."""
+    levels = model.grid(asked.steps, _sampler(asked)[1])
+    steps = max(1, min(levels.steps, round(levels.steps * strength)))
+    return float(levels[levels.steps - steps].rho)
+
+
+async def _make(request: Request, asked: Txt2Img, start: dict[str, Any]) -> dict[str, Any]:
+    service = service_of(request)
+    name, engine = service.engine(_model(asked))
+    width, height = service.sizes[name]
+    warnings = _ignored(asked)
+    for field, found, own in (("width", asked.width, width), ("height", asked.height, height)):
+        if found not in (None, own):
+            raise _wrong(f"the model {name!r} makes pictures of {width} × {height}", field)
+    solver, grid = _sampler(asked)
+    if asked.guidance is not None and asked.cfg_scale is not None:
+        raise _wrong("give guidance or cfg_scale, not both", "guidance")
+    unconditional = engine.model.encoder is None and not asked.prompt
+    sampled = SampleRequest(
+        model=name,
+        cond=None if unconditional else asked.prompt,
+        guidance=asked.guidance if asked.cfg_scale is None else f"cfg({asked.cfg_scale!r})",
+        negative=asked.negative_prompt or None,
+        n=asked.batch_size * asked.n_iter,
+        seed=None if asked.seed == -1 else asked.seed,
+        steps=asked.steps,
+        solver=solver,
+        grid=grid,
+        preview_every=PREVIEW_EVERY,
+        **start,
+    )
+    job = await submit(request, sampled, task=asked.force_task_id, resize=bool(start))
+    await wait(request, job)
+    pictures = await encode(job)
+    return {
+        "images": pictures if asked.send_images else [],
+        "parameters": asked.model_dump(exclude={"init_images"}),
+        "info": json.dumps(_info(job, asked, (width, height), warnings)),
+    }
+
+
+def _info(job: Job, asked: Txt2Img, size: tuple[int, int], warnings: list[str]) -> dict[str, Any]:
+    seeds, request = job.seeds, job.ticket.request
+    text = (
+        f"{asked.prompt}\nSteps: {job.ticket.steps}, Sampler: {request.solver.name}, Seed: {{}}, "
+        f"Size: {size[0]}x{size[1]}, Model: {job.ticket.model.name}, Guidance: {request.guidance}"
+    )
+    return {
+        "prompt": asked.prompt,
+        "all_prompts": [asked.prompt] * len(seeds),
+        "negative_prompt": asked.negative_prompt or "",
+        "all_negative_prompts": [asked.negative_prompt or ""] * len(seeds),
+        "seed": seeds[0],
+        "all_seeds": seeds,
+        "subseed": -1,
+        "all_subseeds": [-1] * len(seeds),
+        "width": size[0],
+        "height": size[1],
+        "sampler_name": request.solver.name,
+        "cfg_scale": asked.cfg_scale,
+        "guidance": str(request.guidance),
+        "steps": job.ticket.steps,
+        "batch_size": len(seeds),
+        "sd_model_name": job.ticket.model.name,
+        "denoising_strength": asked.denoising_strength,
+        "infotexts": [text.format(seed) for seed in seeds],
+        "index_of_first_image": 0,
+        "warnings": [*warnings, *job.ticket.warnings],
+    }
+
+
+def _ignored(asked: Txt2Img) -> list[str]:
+    """Name the fields that mean nothing here, and are neither at their default nor off."""
+    off = (None, False, [], {}, "")
+    return [
+        f"{field} means nothing here"
+        for field in sorted(asked.model_fields_set - MEANT)
+        if getattr(asked, field) not in (type(asked).model_fields[field].default, *off)
+    ]
+
+
+def _model(asked: Txt2Img) -> str | None:
+    """Return the model that is named; no other setting can be overridden.
+
+    Raises:
+        RefusedError: another one is.
+    """
+    settings = dict(asked.override_settings or {})
+    name = settings.pop("sd_model_checkpoint", None)
+    if settings:
+        text = f"of override_settings only sd_model_checkpoint is known, not {next(iter(settings))}"
+        raise _wrong(text[:300], "override_settings")
+    return None if name is None else str(name).split(" [")[0]
+
+
+def _sampler(asked: Txt2Img) -> tuple[str | None, str | None]:
+    """Return solver and grid by A1111's names, or ours.
+
+    Raises:
+        RefusedError: an unknown one.
+    """
+    name = asked.sampler_name or asked.sampler_index
+    grid = None
+    try:
+        grid = grid_of(name)
+    except ValueError as error:
+        text = f"there is no such sampler; see /sdapi/v1/samplers ({error})"
+        raise _wrong(text[:500], "sampler_name") from None
+    if asked.scheduler is not None:
+        if asked.scheduler.lower() not in SCHEDULERS:
+            known = ", ".join(SCHEDULERS)
+            raise _wrong(f"there is no scheduler of that name; there are {known}", "scheduler")
+        grid = SCHEDULERS[asked.scheduler.lower()]
+    return name, grid
+
+
+@router.get("/progress")
+async def progress(
+    request: Request, id_task: str | None = None, skip_current_image: bool = False
+) -> dict[str, Any]:
+    """Say how far one's own request is: the one of ``id_task``, else the oldest under way."""
+    jobs = service_of(request).own(owner_of(request), id_task)
+    job = jobs[0] if jobs else None
+    ticket = job.ticket if job else None
+    pictures = []
+    if job and not skip_current_image:
+        pictures = await to_thread.run_sync(job.previews)
+    done, steps = (ticket.steps_done, ticket.steps) if ticket else (0, 0)
+    return {
+        "progress": done / steps if steps else 0.0,
+        "eta_relative": _seconds_left(ticket) if ticket else 0.0,
+        "state": {
+            "job": (job.task or job.id) if job else "",
+            "job_count": len(jobs),
+            "sampling_step": done,
+            "sampling_steps": steps,
+            "interrupted": False,
+            "skipped": False,
+        },
+        "current_image": pictures[0] if pictures else None,
+        "textinfo": f"place {ticket.place} in the queue" if ticket and ticket.place else None,
+    }
+
+
+def _seconds_left(ticket: Ticket) -> float:
+    """Return about how long a request will take, at the speed that it has had so far."""
+    if ticket.started is None or not ticket.steps_done:
+        return 0.0
+    each = (time.monotonic() - ticket.started) / ticket.steps_done
+    return each * (ticket.steps - ticket.steps_done)
+
+
+@router.post("/interrupt")
+async def interrupt(request: Request, task: Task | None = None) -> dict[str, Any]:
+    """Cancel one's own requests: those of a task, else all."""
+    for job in service_of(request).own(owner_of(request), task.id_task if task else None):
+        job.ticket.cancel()
+    return {}
+
+
+@router.post("/png-info")
+async def png_info(asked: Picture) -> dict[str, Any]:
+    """Return the settings that a picture carries."""
+    settings = read_settings(from_base64(asked.image, "image"))
+    return {"info": json.dumps(settings), "items": {"guidestar": settings}, "parameters": settings}
+
+
+@router.get("/samplers")
+async def samplers() -> list[dict[str, Any]]:
+    """List the samplers, each with its name here."""
+    return [
+        {"name": name, "aliases": [write_solver(get_solver(name))], "options": {}}
+        for name in SAMPLERS
+    ]
+
+
+@router.get("/sd-models")
+async def sd_models(request: Request) -> list[dict[str, Any]]:
+    """List the models."""
+    return [
+        {
+            "title": name,
+            "model_name": name,
+            "hash": None,
+            "sha256": None,
+            "filename": name,
+            "config": None,
+        }
+        for name in service_of(request).engines
+    ]
+
+
+def _wrong(message: str, field: str) -> RefusedError:
+    return RefusedError(422, "invalid_request_error", message, field)

@@ -1,0 +1,98 @@
+"""What is served: models, methods and plans."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from ...core.levels import GRIDS
+from ...core.passes import Pass
+from ...guidance import METHODS, Post, Steered
+from ...guidance.citations import described
+from ...model.model import Model
+from ...sampling import SOLVERS
+from .building import at_most, read_expression
+from .limits import Limits
+from .schemas import PlanRequest
+
+
+def describe_model(name: str, model: Model, size: tuple[int, int]) -> dict[str, Any]:
+    """Say what a model is, in the form of OpenAI's list of models, and what it takes."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "guidestar",
+        "summary": model.card.get("summary", ""),
+        "takes": "prompt" if model.told_by_text else "class" if model.classes else "nothing",
+        "classes": list(model.classes),
+        "size": list(size),
+        "latent": model.latent,
+        "defaults": dict(model.defaults),
+        "nets": list(model.nets),
+        "classifiers": list(model.classifiers),
+    }
+
+
+def describe_methods() -> list[dict[str, Any]]:
+    """Say what may stand in an expression."""
+    return [
+        {
+            "name": name,
+            "kind": "post" if issubclass(method, Post) else "term",
+            "summary": (inspect.getdoc(method) or "").partition("\n")[0],
+            "formula": about.formula,
+            "arguments": about.arguments,
+            "evaluations": about.evaluations,
+            "lowers_a_loss": issubclass(method, Steered),
+            "papers": [{"title": p.title, "url": p.url} for p in about.papers],
+        }
+        for name, method in sorted(METHODS.items())
+        for about in [described(method)]
+    ]
+
+
+def describe_choices() -> dict[str, list[str]]:
+    """Name the solvers and grids."""
+    return {"solvers": list(SOLVERS), "grids": list(GRIDS)}
+
+
+def plan(model: Model, asked: PlanRequest, limits: Limits) -> dict[str, Any]:
+    """Say which passes a run takes, without running anything.
+
+    Raises:
+        RefusedError: it is over a limit.
+        ValueError: as `Model.plan`.
+    """
+    if asked.steps is not None:
+        at_most("steps", asked.steps, limits.steps)
+    if isinstance(asked.cond, list):
+        at_most("the number of conditions", len(asked.cond), limits.samples)
+    guidance = None if asked.guidance is None else read_expression(asked.guidance, limits)
+    found = model.plan(
+        guidance,
+        cond=asked.cond,
+        negative=asked.negative,
+        steps=asked.steps,
+        solver=asked.solver,
+        grid=asked.grid,
+    )
+    return {
+        "nfe": found.nfe,
+        "least": found.least,
+        "gradients": found.gradients,
+        "text": str(found),
+        "steps": [
+            {
+                "index": step.index,
+                "rho": step.rho,
+                "passes": {_name(p): count / step.batch for p, count in step.passes.items()},
+                "gradients": step.gradients / step.batch,
+            }
+            for step in found.steps
+        ],
+    }
+
+
+def _name(p: Pass | str) -> str:
+    return p if isinstance(p, str) else str(p)

@@ -1,0 +1,61 @@
+"""What all routes share: the service, the client, and waiting for a request."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from anyio import to_thread
+from fastapi import Request
+from sse_starlette import EventSourceResponse
+
+from .errors import RefusedError
+from .job import Job, changes
+from .schemas import SampleRequest
+from .service import Service
+
+PROBE = 0.5
+"""Seconds between looks at whether a waiting client has gone."""
+
+
+def service_of(request: Request) -> Service:
+    """Return the service of an application."""
+    return request.app.state.service
+
+
+def owner_of(request: Request) -> str:
+    """Return the name of the client."""
+    return request.state.owner
+
+
+async def submit(request: Request, asked: SampleRequest, **more: Any) -> Job:
+    """Take a request, in a worker thread, as conditions are encoded there."""
+    service, owner = service_of(request), owner_of(request)
+    return await to_thread.run_sync(lambda: service.submit(asked, owner, **more))
+
+
+async def wait(request: Request, job: Job) -> None:
+    """Wait until a request is over; cancel it when its client leaves.
+
+    Raises:
+        RefusedError: the client has gone.
+    """
+    async for _ in changes(job.ticket, PROBE):
+        if not job.ticket.is_over and await request.is_disconnected():
+            job.ticket.cancel()
+            raise RefusedError(499, "disconnected", "the client has gone")
+
+
+async def encode(job: Job, kind: str = "png") -> list[str]:
+    """Return the pictures of a request that is over, in base64.
+
+    Raises:
+        RefusedError: it failed.
+    """
+    return await to_thread.run_sync(lambda: job.all_encoded(kind))
+
+
+def events(request: Request, found: AsyncIterator[dict[str, Any]]) -> EventSourceResponse:
+    """Send events as they come; a client that does not take one in time is left."""
+    seconds = service_of(request).limits.receive
+    return EventSourceResponse(found, ping=15, send_timeout=seconds)

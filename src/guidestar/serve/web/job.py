@@ -1,0 +1,132 @@
+"""A request that a server has taken, and its pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ...io.images import to_bytes, to_pil
+from ..ticket import Ticket
+from .errors import RefusedError, refused
+
+
+class Job:
+    """A request that was taken: its ticket, whose it is, and its pictures once they are encoded.
+
+    Args:
+        ticket: of the engine.
+        owner: the client.
+        task: the name that the client gave it.
+    """
+
+    def __init__(self, ticket: Ticket, owner: str, task: str | None = None) -> None:
+        self.ticket, self.owner, self.task = ticket, owner, task
+        self.id = ticket.id
+        self.created = time.time()
+        self.counted = False
+        self._pictures: list[Any] | None = None
+        self._settings: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each sample."""
+        return list(self.ticket.request.seeds)
+
+    def keep_pictures(self) -> None:
+        """Turn the samples into pictures, and let go of their tensors."""
+        with self._lock:
+            if self._pictures is None and self.ticket.samples is not None:
+                samples = self.ticket.samples
+                self._settings = asdict(samples.settings)
+                self._pictures = samples.pil()
+                self.ticket.samples = None
+
+    def encoded(self, index: int, kind: str = "png") -> bytes:
+        """Return a picture, encoded; a PNG carries its settings.
+
+        Raises:
+            RefusedError: it is not there.
+        """
+        if self.ticket.error is not None:
+            raise refused(self.ticket.error)
+        self.keep_pictures()
+        if self._pictures is None:
+            raise RefusedError(409, "not_done", "the request is not done yet; ask again later")
+        if not 0 <= index < len(self._pictures):
+            raise RefusedError(404, "not_found", f"there are {len(self._pictures)} pictures")
+        own = {**self._settings, "stride": 1, "index": index, "number": index}
+        return to_bytes(self._pictures[index], own, kind)
+
+    def all_encoded(self, kind: str = "png") -> list[str]:
+        """Return all pictures in base64."""
+        return [to_base64(self.encoded(k, kind)) for k in range(len(self.seeds))]
+
+    def previews(self, kind: str = "png") -> list[str]:
+        """Return the last preview of each sample in base64; empty if there is none."""
+        preview = self.ticket.preview
+        if preview is None:
+            return []
+        with torch.inference_mode():
+            images = self.ticket.model.to_images(preview.x0)
+        return [to_base64(to_bytes(image, None, kind)) for image in to_pil(images)]
+
+    def describe(self) -> dict[str, Any]:
+        """Say where it stands."""
+        ticket = self.ticket
+        error = None if ticket.error is None else refused(ticket.error).body["error"]
+        count = len(self.seeds) if ticket.status == "done" else 0
+        return {
+            "id": self.id,
+            "model": ticket.model.name,
+            "status": ticket.status,
+            "place": ticket.place,
+            "steps_done": ticket.steps_done,
+            "steps": ticket.steps,
+            "seeds": self.seeds,
+            "guidance": str(ticket.request.guidance),
+            "created": int(self.created),
+            "warnings": list(ticket.warnings),
+            "error": error,
+            "images": [f"/v1/images/{self.id}/{k}.png" for k in range(count)],
+        }
+
+
+def to_base64(data: bytes) -> str:
+    """Encode bytes as base64."""
+    return base64.b64encode(data).decode()
+
+
+async def changes(ticket: Ticket, every: float | None = None) -> AsyncIterator[None]:
+    """Yield now, after changes, and once more when it is over; a slow reader misses some.
+
+    Args:
+        ticket: to follow.
+        every: also yield when so many seconds brought no change.
+    """
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake(_: Ticket) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            loop.call_soon_threadsafe(event.set)
+
+    stop = ticket.watch(wake)
+    try:
+        while True:
+            over = ticket.is_over
+            yield
+            if over:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), every)
+            event.clear()
+    finally:
+        stop()

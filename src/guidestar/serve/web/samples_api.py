@@ -1,0 +1,100 @@
+"""The server's own API, under /v1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Request, Response
+
+from . import about
+from .common import events, owner_of, service_of, submit
+from .job import Job, changes
+from .schemas import PlanRequest, SampleRequest
+
+router = APIRouter(prefix="/v1", tags=["samples"])
+
+
+@router.post("/samples", status_code=202)
+async def sample(request: Request, asked: SampleRequest) -> dict[str, Any]:
+    """Take a request, and return at once where it stands."""
+    job = await submit(request, asked)
+    return job.describe()
+
+
+@router.get("/samples/{name}")
+async def status(request: Request, name: str) -> dict[str, Any]:
+    """Say where a request stands."""
+    return service_of(request).find(name, owner_of(request)).describe()
+
+
+@router.delete("/samples/{name}", status_code=204)
+async def delete(request: Request, name: str) -> None:
+    """Cancel a request, and drop its pictures."""
+    service = service_of(request)
+    service.forget(service.find(name, owner_of(request)))
+
+
+@router.get("/samples/{name}/events")
+async def follow(request: Request, name: str) -> Response:
+    """Send progress, previews and the end of a request as server-sent events."""
+    job = service_of(request).find(name, owner_of(request))
+    return events(request, _events(job))
+
+
+async def _events(job: Job) -> AsyncIterator[dict[str, Any]]:
+    shown = 0
+    async for _ in changes(job.ticket):
+        preview = job.ticket.preview
+        if preview is not None and preview.step != shown:
+            shown = preview.step
+            pictures = await to_thread.run_sync(job.previews)
+            yield _event("preview", {"step": shown, "images": pictures})
+        yield _event(job.ticket.status, job.describe())
+
+
+def _event(name: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {"event": name, "data": json.dumps(data)}
+
+
+@router.get("/images/{name}/{index}.png")
+async def picture(request: Request, name: str, index: int) -> Response:
+    """Return a picture as PNG, which carries its settings. Its address is a secret."""
+    job = service_of(request).find(name)
+    data = await to_thread.run_sync(lambda: job.encoded(index))
+    return Response(data, media_type="image/png", headers={"Cache-Control": "private"})
+
+
+@router.get("/models")
+async def models(request: Request) -> dict[str, Any]:
+    """List the models."""
+    service = service_of(request)
+    found = [
+        about.describe_model(name, engine.model, service.sizes[name])
+        for name, engine in service.engines.items()
+    ]
+    return {"object": "list", "data": found}
+
+
+@router.get("/models/{name}")
+async def model(request: Request, name: str) -> dict[str, Any]:
+    """Describe a model."""
+    service = service_of(request)
+    name, engine = service.engine(name)
+    return about.describe_model(name, engine.model, service.sizes[name])
+
+
+@router.get("/methods")
+async def methods() -> dict[str, Any]:
+    """List what may stand in an expression, and the solvers and grids."""
+    return {"methods": about.describe_methods(), **about.describe_choices()}
+
+
+@router.post("/plan")
+async def plan(request: Request, asked: PlanRequest) -> dict[str, Any]:
+    """Say which passes a run takes, without running anything."""
+    service = service_of(request)
+    _, engine = service.engine(asked.model)
+    return await to_thread.run_sync(lambda: about.plan(engine.model, asked, service.limits))

@@ -1,0 +1,1 @@
+"""Students: networks that learn what guidance, or several steps of a solver, give."""

@@ -1,0 +1,110 @@
+"""From a finished distillation to a model folder that samples in few evaluations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...data.identity import identify
+from ...diffusers.export import described
+from ...model.card import write_card
+from ...model.folder import save
+from ...model.model import Model
+from ..export import machine
+from ..loop.checkpoints import read_checkpoint
+from ..objectives.objective import profiles
+from ..run import checkpoint
+from .run import Lesson, data_of, finished_stage, stage_settings
+from .stages import training
+
+SOLVERS = {"guided": None, "progressive": "ddim", "consistency": "consistency"}
+"""The solver that each kind of student is for; None: the teacher's."""
+
+
+def assemble_student(lesson: Lesson, out: Path, *, command: str = "guidestar distill") -> Model:
+    """Make a model of a finished distillation and write it to ``out / recipe.name``.
+
+    It has the teacher's schedule, decoder, classifiers and judge. Its defaults are one pass a
+    step (``cond``), and the steps, grid and solver that it was trained for.
+
+    Raises:
+        ValueError: a stage is not trained to its end.
+        OSError: the folder cannot be written.
+    """
+    recipe, teacher = lesson.recipe, lesson.model
+    spec, stages = recipe.student, recipe.student.stages()
+    module: Any = finished_stage(lesson, len(stages) - 1, out)
+    solver = SOLVERS[spec.method]
+    few = {} if solver is None else {"steps": spec.steps, "grid": spec.grid, "solver": solver}
+    encoder = module.encoder.alone()
+    about = _about(lesson, out, command)
+    model = Model(
+        name=recipe.name,
+        denoiser=module.denoiser,
+        schedule=teacher.schedule,
+        shape=teacher.shape,
+        encoder=encoder,
+        decode=teacher.decode,
+        classifiers=dict(teacher.classifiers),
+        judge=teacher.judge,
+        defaults={
+            **{
+                k: teacher.defaults[k] for k in ("steps", "solver", "grid") if k in teacher.defaults
+            },
+            **few,
+            "guidance": "cond" if encoder is not None else "uncond",
+        },
+        card=about,
+    )
+    folder = out / recipe.name
+    save(model, folder)
+    write_card(
+        model.name,
+        {**model.card, "defaults": model.defaults, "diffusers": described(model)},
+        folder,
+    )
+    return model
+
+
+def _about(lesson: Lesson, out: Path, command: str) -> dict[str, Any]:
+    recipe, card = lesson.recipe, lesson.model.card
+    spec, stages = recipe.student, recipe.student.stages()
+    states = [read_checkpoint(checkpoint(out, stage)) for stage, _ in stages]
+    scale = "" if spec.scale is None else f" for w in [{spec.scale[0]:g}, {spec.scale[1]:g}]"
+    few = "" if spec.method == "guided" else f", in {spec.steps} steps"
+    kept = ("scheduler", "schedule", "scale", "shape", "data", "captions", "data_scale")
+    return {
+        **{key: card[key] for key in kept if key in card},
+        "summary": recipe.summary
+        or f"a student of {lesson.model.name}: {lesson.teacher.guidance}{scale} in one pass{few}",
+        "licence": recipe.licence or card.get("licence", "unknown"),
+        "data_identity": identify(lesson.source),
+        "averages": [profiles(stage_settings(recipe, len(stages) - 1))[0].name],
+        "command": command,
+        "machine": machine(),
+        "parameters": {
+            stage: sum(t.numel() for t in state["module"].values())
+            for (stage, _), state in zip(stages, states, strict=True)
+        },
+        "recipe": {
+            **{
+                stage: {"train": training(spec, stage).model_dump(mode="json")}
+                for stage, _ in stages
+            },
+            "data": data_of(recipe, lesson.model).model_dump(mode="json", exclude_none=True),
+        },
+        "seconds": {
+            stage: round(state["seconds"]) for (stage, _), state in zip(stages, states, strict=True)
+        },
+        "loss": {
+            stage: round(state["loss"], 6) for (stage, _), state in zip(stages, states, strict=True)
+        },
+        "student": {
+            "teacher": lesson.model.name,
+            "guidance": lesson.teacher.guidance,
+            "scale": None if spec.scale is None else list(spec.scale),
+            "method": spec.method,
+            "stages": [stage for stage, _ in stages],
+        },
+        "distillation": recipe.model_dump(mode="json", exclude_none=True),
+    }

@@ -1,0 +1,178 @@
+"""Recipes of distillations: which teacher, which guidance, how many steps."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from ...core.levels import GRIDS
+from ...guidance import ExpressionError, parse
+from ...io.files import check_name
+from ..objectives.teacher import takes_scale, with_scale
+from ..recipe.parts import Training
+from ..recipe.schema import BESIDE, explain
+from ..recipe.strict import Rate, StepCount, Strict
+from ..recipe.tables import Data
+
+Scales = Annotated[
+    tuple[Annotated[float, Field(ge=-100, le=100)], ...],
+    Field(min_length=2, max_length=2, strict=False),
+]
+
+
+class Student(Strict):
+    """What a student learns.
+
+    Args:
+        teacher: a model, by name or folder.
+        guidance: the expression; ``w`` in it is the scale, an input of the student. By default
+            the teacher's own.
+        scale: smallest and largest w.
+        method: "guided" (one pass for what guidance takes several), "progressive" (halve the
+            steps again and again) or "consistency" (few steps at once).
+        steps: of the student's sampling.
+        start: steps of the teacher, of "progressive": ``steps`` times a power of two.
+        grid: of the sampling; its levels must nest when the steps are halved.
+        dropout: share of samples that are unconditional, so that the student can be guided on.
+        weighting: of "progressive": "truncated" (max(SNR, 1)) or "snr+1".
+        finest: steps of the grid at the end of a "consistency" training.
+        first: a stage "guided" before the halvings of "progressive".
+        train: of each stage.
+    """
+
+    teacher: str
+    guidance: str | None = None
+    scale: Scales | None = None
+    method: Literal["guided", "progressive", "consistency"] = "progressive"
+    steps: StepCount = 4
+    start: StepCount = 16
+    grid: str = "uniform"
+    dropout: Rate = 0.1
+    weighting: Literal["truncated", "snr+1"] = "truncated"
+    finest: StepCount = 64
+    first: Training | None = None
+    train: Training
+
+    @model_validator(mode="after")
+    def _check(self) -> Student:
+        if self.grid not in GRIDS:
+            raise ValueError(f"unknown grid {self.grid!r}; the grids are {', '.join(GRIDS)}")
+        if self.guidance is not None:
+            _check_guidance(self.guidance, self.scale)
+        if self.method == "progressive":
+            _check_halvings(self.steps, self.start)
+        if self.first is not None and self.method != "progressive":
+            raise ValueError("first is a stage before the halvings of method 'progressive'")
+        if self.method == "consistency" and self.finest < self.steps:
+            raise ValueError(
+                f"finest ({self.finest}) must be at least the student's steps ({self.steps})"
+            )
+        return self
+
+    def stages(self) -> list[tuple[str, int]]:
+        """Name the stages in their order, each with the steps of its student's sampling."""
+        if self.method != "progressive":
+            return [(self.method, self.steps)]
+        halvings, steps = [], self.start // 2
+        while steps >= self.steps:
+            halvings.append((f"student-{steps}", steps))
+            steps //= 2
+        return [("guided", self.start)] * (self.first is not None) + halvings
+
+
+def _check_guidance(guidance: str, scale: tuple[float, ...] | None) -> None:
+    if takes_scale(guidance) and scale is None:
+        raise ValueError(
+            f"guidance {guidance!r} leaves its scale w open; give the range of the student, "
+            "e.g. scale = [1, 5]"
+        )
+    if scale is not None and not takes_scale(guidance):
+        raise ValueError(
+            f"scale is the range of w, and guidance {guidance!r} holds no w; write e.g. cfg(w)"
+        )
+    if scale is not None and not scale[0] < scale[1]:
+        raise ValueError(f"scale must be a range [low, high], not {list(scale)}")
+    try:
+        parse(with_scale(guidance, 1.0))
+    except ExpressionError as error:
+        raise ValueError(f"guidance: {error}") from error
+
+
+def _check_halvings(steps: int, start: int) -> None:
+    times, rest = divmod(start, steps)
+    if start <= steps:
+        raise ValueError(
+            f"a student of {steps} steps needs a teacher of more steps, not of {start}; set start"
+        )
+    if rest or times & (times - 1):
+        raise ValueError(
+            f"{start} steps cannot be halved to {steps}; start must be {steps} times a power of "
+            f"two, e.g. {steps * 4}"
+        )
+
+
+def _folder_name(name: str) -> str:
+    return check_name(name, "the name of a model", taken=BESIDE)
+
+
+class Distillation(Strict):
+    """A distillation: the student, its data, and where its checkpoints stand.
+
+    Args:
+        name: of the model's folder.
+        summary: for the card.
+        licence: of the weights; by default the teacher's.
+        seed: of the order of the data, noise and scales.
+        checkpoint_seconds: between checkpoints.
+        keep_checkpoints: how many.
+        data: to noise; by default what the teacher was trained on.
+        student: what is learned.
+    """
+
+    name: Annotated[str, AfterValidator(_folder_name)]
+    summary: str = ""
+    licence: str = ""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    checkpoint_seconds: float = Field(default=60.0, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0, le=1_000)
+    data: Data | None = None
+    student: Student
+
+
+def read_distillation(path: Path | str) -> Distillation:
+    """Read and check a recipe of a distillation.
+
+    Raises:
+        ValueError: it cannot be read, is not TOML, or has a key that is unknown, missing or out
+            of range (named); in one line.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not TOML: {' '.join(str(error).split())}") from error
+    return checked_distillation(content, path)
+
+
+def checked_distillation(content: Any, origin: Path | str) -> Distillation:
+    """Return the distillation that ``content`` is, from the file or command ``origin``.
+
+    Raises:
+        ValueError: as of `read_distillation`.
+    """
+    try:
+        return Distillation.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{origin}: {explain(error, Distillation)}") from error
+
+
+def is_distillation(path: Path) -> bool:
+    """Return whether a TOML file holds a table [student]."""
+    try:
+        return "student" in tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return False

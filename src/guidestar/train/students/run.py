@@ -1,0 +1,263 @@
+"""Run a distillation: its stages one after the other, each from its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...data.source import Source
+from ...io.files import make_folder
+from ...model.folder import load
+from ...model.model import Model
+from ...networks.conditional import ConditionalModel
+from ..build.data import sources
+from ..loop.checkpoints import read_checkpoint
+from ..loop.ema import EMA
+from ..loop.fit import fit
+from ..loop.lock import locked
+from ..loop.memory import activations, training_memory
+from ..loop.origins import of_tensors
+from ..loop.signals import Stop
+from ..loop.trainer import Trainer
+from ..objectives.objective import Progress, TrainSettings, profiles
+from ..objectives.teacher import Teacher
+from ..progress import Reporter
+from ..recipe.parts import NetworkPart, Training
+from ..recipe.schema import Recipe
+from ..recipe.tables import OWN_VAE, Data
+from ..run import checkpoint
+from .recipe import Distillation
+from .stages import as_teacher, build_stage, default_scale, fresh_student, teacher_of, training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """A distillation with its teacher and data read.
+
+    Args:
+        recipe: what is learned.
+        model: the teacher's whole model.
+        teacher: with its guidance.
+        source: the data.
+        digest: of the teacher's weights.
+    """
+
+    recipe: Distillation
+    model: Model
+    teacher: Teacher
+    source: Source
+    digest: str
+
+
+def read_lesson(recipe: Distillation, say: Callable[[str], None] | None = None) -> Lesson:
+    """Read the teacher and the data of a distillation, and check that they go together.
+
+    Raises:
+        ValueError: there is no such teacher, the data are not its own, or its guidance cannot be
+            learned.
+    """
+    model = load(recipe.student.teacher)
+    data = data_of(recipe, model)
+    if data.vae == OWN_VAE:
+        raise ValueError(
+            f"{recipe.student.teacher} works on latents of its own autoencoder; name its folder in "
+            f'the recipe: [data] … vae = "{recipe.student.teacher}/vae"'
+        )
+    source = sources(_data_recipe(data), say)[0]
+    teacher = teacher_of(model, recipe.student, source)
+    networks: Any = {"main": (teacher.denoiser, teacher.encoder), **teacher.nets}
+    tensors = {
+        f"{name}.{i}.{key}": t
+        for name, pair in networks.items()
+        for i, module in enumerate(pair)
+        for key, t in module.state_dict().items()
+    }
+    return Lesson(
+        recipe=recipe, model=model, teacher=teacher, source=source, digest=of_tensors(tensors)
+    )
+
+
+def data_of(recipe: Distillation, model: Model) -> Data:
+    """Return the data of a distillation: the recipe's, or those the teacher was trained on.
+
+    Raises:
+        ValueError: neither is known.
+    """
+    if recipe.data is not None:
+        return recipe.data
+    told = model.card.get("recipe", {}).get("data")
+    if not isinstance(told, dict):
+        raise ValueError(
+            f"the card of {model.name!r} does not name its training data; give them (--data, or a "
+            "table [data])"
+        )
+    return Data.model_validate({k: v for k, v in told.items() if k in Data.model_fields})
+
+
+def _data_recipe(data: Data) -> Recipe:
+    """Return a recipe that reads these data; its model is not trained."""
+    unused = NetworkPart(widths=(8,), head=8, train=Training(steps=1))
+    return Recipe(name="data", data=data, model=unused)
+
+
+def stage_settings(recipe: Distillation, index: int) -> TrainSettings:
+    """Return how long and how fast the ``index``-th stage trains, and its seed."""
+    stage = recipe.student.stages()[index][0]
+    return TrainSettings(**training(recipe.student, stage).model_dump(), seed=recipe.seed + index)
+
+
+def made_from(lesson: Lesson, index: int) -> dict[str, Any]:
+    """Return all that shapes the weights of a stage, by name."""
+    student = lesson.recipe.student.model_dump(mode="json", exclude={"train", "first", "teacher"})
+    return {
+        **{f"student.{key}": value for key, value in student.items()},
+        "guidance": lesson.teacher.guidance,
+        "stage": lesson.recipe.student.stages()[index][0],
+        "teacher (its weights)": lesson.digest,
+        "earlier stages": [
+            training(lesson.recipe.student, stage).model_dump(mode="json")
+            for stage, _ in lesson.recipe.student.stages()[:index]
+        ],
+    }
+
+
+def student_of(lesson: Lesson, index: int, out: Path | None) -> tuple[ConditionalModel, Teacher]:
+    """Return the student of a stage as it starts, and the teacher of that stage."""
+    spec = lesson.recipe.student
+    scale = None if spec.scale is None else (spec.scale[0], spec.scale[1])
+    torch.manual_seed(lesson.recipe.seed + index)
+    fresh = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model))
+    if index == 0 or out is None:
+        return fresh, lesson.teacher
+    trained = finished_stage(lesson, index - 1, out)
+    fresh.load_state_dict(trained.state_dict())
+    return fresh, as_teacher(trained, lesson.teacher, takes_scale=scale is not None)
+
+
+def finished_stage(lesson: Lesson, index: int, out: Path) -> ConditionalModel:
+    """Return the averaged weights of a stage that was trained to its end.
+
+    Raises:
+        ValueError: it was not.
+    """
+    stage, _ = lesson.recipe.student.stages()[index]
+    file = checkpoint(out, stage)
+    if not file.is_file():
+        raise ValueError(f"{out} holds no trained stage {stage!r} yet; run the same command again")
+    state, settings = read_checkpoint(file), stage_settings(lesson.recipe, index)
+    if state["done"] < settings.steps:
+        raise ValueError(
+            f"the stage {stage!r} is trained for {state['done']} of its {settings.steps} steps; "
+            "run the same command again"
+        )
+    spec = lesson.recipe.student
+    scale = None if spec.scale is None else (spec.scale[0], spec.scale[1])
+    module = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model))
+    module.load_state_dict(state["module"])
+    ema = EMA(module, profiles(settings)[0])
+    ema.load_state_dict(next(iter(state["averages"].values())))
+    module.load_state_dict(ema.weights(), strict=False)
+    return module.requires_grad_(False).eval()  # type: ignore[return-value]
+
+
+def distill(
+    recipe: Distillation,
+    out: Path,
+    report: Reporter | None = None,
+    *,
+    stop: Stop | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Lesson | None:
+    """Train the stages of a distillation under ``out``; each goes on from its checkpoint.
+
+    Args:
+        recipe: what is learned.
+        out: folder of checkpoints.
+        report: called after each step with the stage, its progress and its steps.
+        stop: where it was set, the training stops after a step, saved.
+        say: called with warnings about the data.
+
+    Returns:
+        The lesson, or None where it was stopped before its end.
+
+    Raises:
+        ValueError: teacher, data and guidance do not go together, or a checkpoint is damaged or of
+            another distillation.
+        OSError: ``out`` cannot be written to.
+        NotFinite: a loss stopped being a number.
+        Locked: another training works in ``out``.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    with locked(make_folder(out)) if accelerator.is_main_process else nullcontext():
+        with accelerator.main_process_first():
+            lesson = read_lesson(recipe, say)
+        for index, (stage, _) in enumerate(recipe.student.stages()):
+            steps = stage_settings(recipe, index).steps
+            with closing(_train_stage(lesson, index, out, accelerator, stop)) as progresses:
+                for progress in progresses:
+                    if report and accelerator.is_main_process:
+                        report(stage, progress, steps)
+            if stop is not None and stop.agreed:
+                return None
+            accelerator.wait_for_everyone()
+    return lesson
+
+
+def _train_stage(
+    lesson: Lesson, index: int, out: Path, accelerator: Any, stop: Stop | None
+) -> Generator[Progress, None, None]:
+    recipe = lesson.recipe
+    stage, steps = recipe.student.stages()[index]
+    module, teacher = student_of(lesson, index, out)
+    built = build_stage(recipe, stage, steps, teacher, module)
+    trainer = Trainer(
+        built.module,
+        built.objective,
+        lesson.source,
+        stage_settings(recipe, index),
+        made_from(lesson, index),
+        prepare=built.prepare,
+        accelerator=accelerator,
+    )
+    _move(teacher, accelerator.device)
+    kept = {"every": recipe.checkpoint_seconds, "keep": recipe.keep_checkpoints}
+    with closing(fit(trainer, checkpoint(out, stage), stop=stop, **kept)) as progresses:
+        yield from progresses
+
+
+def _move(teacher: Teacher, device: torch.device) -> None:
+    pairs = [(teacher.denoiser, teacher.encoder), *teacher.nets.values()]
+    for module in [*(m for pair in pairs for m in pair), *teacher.classifiers.values()]:
+        if isinstance(module, torch.nn.Module):
+            module.to(device)
+
+
+def plan_distillation(recipe: Distillation, say: Callable[[str], None] | None = None) -> list[str]:
+    """Tell in lines what a distillation would do and cost, without training anything."""
+    lesson = read_lesson(recipe, say)
+    count = "a stream" if lesson.source.size is None else f"{lesson.source.size:,} samples"
+    lines = [
+        f"teacher: {lesson.model.name}, guided by {lesson.teacher.guidance}",
+        f"data: {count} of {list(lesson.source.shape)}",
+    ]
+    module, teacher = student_of(lesson, 0, None)
+    for index, (stage, steps) in enumerate(recipe.student.stages()):
+        built = build_stage(recipe, stage, steps, teacher, module)
+        settings = stage_settings(recipe, index)
+        held = training_memory(built.module, settings, lesson.source.shape)
+        each = activations(built, lesson.source)
+        total = sum(held.values()) + -(-settings.batch // settings.accumulate) * each
+        sampled = "any number of steps" if stage == "guided" else f"{steps} steps"
+        lines.append(
+            f"{stage}: {sum(p.numel() for p in built.module.parameters()):,} parameters, for "
+            f"{sampled}; {settings.steps:,} training steps of {settings.batch}; about "
+            f"{total:,.0f} MB of memory in one process"
+        )
+    return lines

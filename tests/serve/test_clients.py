@@ -1,0 +1,263 @@
+"""Clients that people have: the openai package, and programs written for A1111."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import openai
+import pytest
+
+from guidestar.io.images import read_settings, to_pil
+from guidestar.serve.web import Keys
+from helpers.served import toy_model
+from helpers.serving import PICTURE, opened, picture, pixels, serving
+
+KEY = "a-key-of-one-client-123"
+
+
+@pytest.fixture(scope="module")
+def served():
+    with serving(keys=Keys([KEY, "a-key-of-another-client"])) as served:
+        yield served
+
+
+@pytest.fixture
+def images(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0) as client:
+        yield client.images
+
+
+@pytest.fixture
+def web(served):
+    with served.client(Authorization=f"Bearer {KEY}") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return toy_model(shape=PICTURE)
+
+
+def wanted(reference, cond="cat", **asked):
+    return [pixels(image) for image in to_pil(reference.sample(cond, **asked).images)]
+
+
+def test_openai_pictures_in_base64(images, reference):
+    found = images.generate(
+        model="toy",
+        prompt="cat",
+        n=3,
+        size="8x8",
+        response_format="b64_json",
+        extra_body={
+            "seed": 4,
+            "num_inference_steps": 5,
+            "guidance_scale": 2.5,
+            "negative_prompt": "blurry",
+        },
+    )
+    assert [pixels(p.b64_json) for p in found.data] == wanted(
+        reference, guidance="cfg(2.5)", seeds=[4, 5, 6], steps=5, negative="blurry"
+    )
+    assert found.created > 1.7e9
+
+
+def test_openai_pictures_by_address(images, reference, served):
+    found = images.generate(
+        prompt="dog",
+        response_format="url",
+        extra_body={"seed": 4, "guidance": "cfg(2) + apg(1)", "solver": "ddpm"},
+    )
+    import httpx
+
+    data = httpx.get(found.data[0].url).content  # without a key: the address is a secret
+    assert [pixels(data)] == wanted(
+        reference, "dog", guidance="cfg(2) + apg(1)", seeds=[4], solver="ddpm"
+    )
+    assert read_settings(data)["seeds"] == [4]
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_openai_other_formats(images, kind):
+    found = images.generate(prompt="cat", output_format=kind)
+    assert opened(found.data[0].b64_json).format == kind.upper()
+
+
+@pytest.mark.parametrize("partial", [0, 2])
+def test_openai_streams(images, reference, partial):
+    stream = images.generate(
+        prompt="cat",
+        stream=True,
+        partial_images=partial,
+        extra_body={"seed": 4, "num_inference_steps": 200},
+    )
+    events = list(stream)
+    kinds = [e.type for e in events]
+    assert kinds[-1] == "image_generation.completed"
+    partials = [e for e in events if e.type == "image_generation.partial_image"]
+    assert [e.partial_image_index for e in partials] == list(range(len(partials)))
+    assert len(partials) <= partial and bool(partials) == bool(partial)
+    assert [pixels(events[-1].b64_json)] == wanted(reference, seeds=[4], steps=200)
+
+
+def test_openai_seeds_are_random_unless_given(images):
+    first, second = (images.generate(prompt="cat") for _ in range(2))
+    assert first.seeds != second.seeds
+
+
+def test_openai_lists_models(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=KEY) as client:
+        assert [m.id for m in client.models.list()] == ["toy"]
+        assert client.models.retrieve("toy").owned_by == "guidestar"
+
+
+def test_openai_fields_without_meaning_are_named(images):
+    found = images.generate(prompt="cat", quality="high", user="me")
+    assert found.warnings == [f"{f} means nothing to this model" for f in ("quality", "user")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "text"),
+    [
+        ({"extra_body": {"cfg": 3}}, openai.UnprocessableEntityError, "cfg"),
+        ({"model": "dall-e-3"}, openai.NotFoundError, "the models are toy"),
+        ({"size": "1024x1024"}, openai.UnprocessableEntityError, "pictures of 8x8"),
+        ({"n": 17}, openai.UnprocessableEntityError, "n may be 16"),
+        ({"prompt": "cow"}, openai.UnprocessableEntityError, "unknown class"),
+        (
+            {"extra_body": {"guidance": "cfg(1)", "guidance_scale": 1}},
+            *(openai.UnprocessableEntityError, "not both"),
+        ),
+    ],
+)
+def test_openai_errors(images, asked, error, text):
+    with pytest.raises(error, match=text):
+        images.generate(**{"prompt": "cat", **asked})
+
+
+def test_openai_without_a_key(served):
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="no", max_retries=0)
+    with client, pytest.raises(openai.AuthenticationError, match="a key is needed"):
+        client.images.generate(prompt="cat")
+
+
+def test_a1111_txt2img(web, reference):
+    asked = {
+        "prompt": "cat",
+        "negative_prompt": "blurry",
+        "seed": 7,
+        "steps": 5,
+        "cfg_scale": 2.5,
+        "width": 8,
+        "height": 8,
+        "sampler_name": "DPM++ 2M Karras",
+        "batch_size": 2,
+        "n_iter": 2,
+        "override_settings": {"sd_model_checkpoint": "toy"},
+        **{"restore_faces": False, "styles": [], "tiling": False, "enable_hr": False},
+    }
+    found = web.post("/sdapi/v1/txt2img", json=asked).json()
+    assert [pixels(p) for p in found["images"]] == wanted(
+        reference,
+        guidance="cfg(2.5)",
+        seeds=[7, 8, 9, 10],
+        steps=5,
+        negative="blurry",
+        solver="dpmpp-2m",
+        grid="karras",
+    )
+    info = json.loads(found["info"])
+    assert info["all_seeds"] == [7, 8, 9, 10] and info["seed"] == 7 and not info["warnings"]
+    assert "Seed: 8" in info["infotexts"][1] and found["parameters"]["steps"] == 5
+
+
+def test_a1111_fields_without_meaning_are_named_and_unknown_ones_refused(web):
+    asked = {"prompt": "cat", "restore_faces": True, "enable_hr": True, "save_images": False}
+    info = json.loads(web.post("/sdapi/v1/txt2img", json=asked).json()["info"])
+    assert info["warnings"] == [f"{f} means nothing here" for f in ("enable_hr", "restore_faces")]
+    answer = web.post("/sdapi/v1/txt2img", json={"prompt": "cat", "cfg": 3})
+    assert answer.status_code == 422 and "cfg" in answer.json()["detail"]
+
+
+def test_a1111_img2img(web, reference):
+    from guidestar.serve.web.limits import Limits
+    from guidestar.serve.web.pictures import to_tensor
+
+    asked = {"prompt": "cat", "seed": 3, "steps": 8, "init_images": [picture((8, 8))]}
+    found = web.post("/sdapi/v1/img2img", json={**asked, "denoising_strength": 0.5}).json()
+    start = to_tensor(picture((8, 8)), PICTURE, Limits(), "start")[None]
+    rho = float(reference.grid(8)[4].rho)  # four of eight steps are left
+    assert reference.grid(8).from_rho(rho).steps == 4
+    assert [pixels(found["images"][0])] == wanted(
+        reference, seeds=[3], steps=8, start=start, start_rho=rho
+    )
+    larger = web.post("/sdapi/v1/img2img", json={**asked, "init_images": [picture((32, 20))]})
+    assert opened(larger.json()["images"][0]).size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "text"),
+    [
+        ("img2img", {}, "needs a picture"),
+        ("img2img", {"init_images": [picture()], "mask": picture()}, "observation"),
+        ("img2img", {"init_images": ["/etc/passwd"]}, "base64"),
+        ("txt2img", {"init_images": [picture()]}, "img2img"),
+        ("txt2img", {"width": 512}, "8 × 8"),
+        ("txt2img", {"sampler_name": "Leap"}, "no such sampler"),
+        ("txt2img", {"scheduler": "beta57"}, "no scheduler"),
+        ("txt2img", {"override_settings": {"sd_vae": "x"}}, "only sd_model_checkpoint"),
+        ("txt2img", {"override_settings": {"sd_model_checkpoint": "/m"}}, "the models are toy"),
+        ("txt2img", {"cfg_scale": 2, "guidance": "cfg(2)"}, "not both"),
+        ("txt2img", {"batch_size": 5, "n_iter": 5}, "n may be 16"),
+    ],
+)
+def test_a1111_errors(web, path, asked, text):
+    answer = web.post(f"/sdapi/v1/{path}", json={"prompt": "cat", **asked})
+    assert answer.status_code in (404, 422) and text in answer.json()["detail"]
+
+
+def test_a1111_progress_and_interrupt_of_ones_own(web, served):
+    answers = {}
+
+    def ask(task):
+        asked = {"prompt": "cat", "steps": 250, "batch_size": 16, "force_task_id": task}
+        answers[task] = web.post("/sdapi/v1/txt2img", json=asked)
+
+    def progress(client, **query):
+        return client.get("/sdapi/v1/progress", params=query).json()
+
+    threads = [threading.Thread(target=ask, args=(task,)) for task in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    while not (
+        progress(web, id_task="one")["current_image"] and progress(web, id_task="two")["progress"]
+    ):
+        assert time.sleep(0.002) is None and len(answers) < 2
+    found = progress(web, id_task="one")
+    assert 0 < found["progress"] < 1 and found["state"]["job"] == "one"
+    assert found["state"]["sampling_steps"] == 250 and found["eta_relative"] > 0
+    assert opened(found["current_image"]).size == (8, 8)
+    with served.client(Authorization="Bearer a-key-of-another-client") as other:
+        assert progress(other)["progress"] == 0 and progress(other)["state"]["job"] == ""
+        other.post("/sdapi/v1/interrupt")
+    web.post("/sdapi/v1/interrupt", json={"id_task": "one"})
+    threads[0].join()
+    assert answers["one"].status_code == 409
+    web.post("/sdapi/v1/interrupt")
+    threads[1].join()
+    assert progress(web)["state"]["job_count"] == 0
+
+
+def test_a1111_lists_and_png_info(web):
+    found = web.post("/sdapi/v1/txt2img", json={"prompt": "cat", "seed": 1, "steps": 2}).json()
+    info = web.post("/sdapi/v1/png-info", json={"image": found["images"][0]}).json()
+    assert info["parameters"]["seeds"] == [1] and json.loads(info["info"])["steps"] == 2
+    assert web.post("/sdapi/v1/png-info", json={"image": picture()}).status_code == 422
+    names = {s["name"]: s["aliases"] for s in web.get("/sdapi/v1/samplers").json()}
+    assert names["DPM++ 2M"] == ["dpmpp-2m"] and names["Euler a"] == ["ddim(eta=1.0)"]
+    for name in names:
+        asked = {"prompt": "cat", "steps": 3, "sampler_name": name, "scheduler": "Karras"}
+        assert web.post("/sdapi/v1/txt2img", json=asked).status_code == 200
+    assert [m["model_name"] for m in web.get("/sdapi/v1/sd-models").json()] == ["toy"]
