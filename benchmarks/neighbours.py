@@ -13,7 +13,7 @@ from pathlib import Path
 
 from guidestar import load
 from guidestar.apps.demo_text import PROMPTS
-from guidestar.apps.measure_text import look, read_captioned
+from guidestar.apps.measure_text import embed_images, read_captioned
 from guidestar.io.images import SheetRow, save_png, sheet, to_pil
 
 
@@ -27,7 +27,9 @@ def main() -> None:
     model = load("emoji")
     real = read_captioned(arguments.data, model.shape[-1])
     samples = model.sample(list(PROMPTS), guidance=arguments.guidance, seeds=range(len(PROMPTS)))
-    near = (look(model.judge, samples.images) @ look(model.judge, real.x).T).topk(arguments.nearest)
+    near = (embed_images(model.judge, samples.images) @ embed_images(model.judge, real.x).T).topk(
+        arguments.nearest
+    )
     rows = []
     for i, prompt in enumerate(PROMPTS):
         cosines = " ".join(f"{c:.2f}" for c in near.values[i].tolist())

@@ -8,10 +8,15 @@
 
 Each mutant is a copy of the library with one change (`helpers/mutants.py`): an operator, a sign, a
 bound of a comparison, a constant, a condition, a branch, a dropped statement or argument, a swapped
-pair. It is read by a fork of this process, in which torch and the like are loaded already, and
-tried on the tests that run the changed function (`helpers/reach.py`), the quickest first, until one
-fails. A mutant that no test fails on has survived: either a test is missing, or the mutant means
-the same; those are in `equivalent.toml`, by function and change, with the reason.
+pair. It is tried in a fork of a pytest session that is held once all tests are read, so that no
+trial reads them again (`helpers/held.py`); a change outside functions, or of what ran while the
+tests were read, is tried in a process of its own. Both run the tests that run the changed function
+(`helpers/reach.py`), the quickest first, until one fails. A mutant that no test fails on has
+survived: either a test is missing, or the mutant means the same; those are in `equivalent.toml`, by
+function and change, with the reason.
+
+A test of one function with values written by hand kills its mutants in milliseconds; one that runs
+a whole pipeline may be out of the budget.
 
 What is kept between runs is in `.mutants/`. Two jobs halve the time on a quiet machine with two
 cores.
@@ -243,8 +248,14 @@ def watched(held: Held, reach: Reach, home: Path, limit: float, say: Say) -> Non
 def tests_of(mutant: Mutant, reach: Reach, budget: float) -> list[str]:
     """Return the tests to try a mutant on."""
     file = str(Path(mutant.file).relative_to("src"))
-    within = mutant.where and not mutant.where.rpartition(".")[2].lstrip("_")[:1].isupper()
-    return reach.tests_of(file, mutant.where, budget, () if within else TABLES)
+    default = " in def " in mutant.what  # of an argument, which no call of the function reads
+    within = (
+        mutant.where
+        and not default
+        and not mutant.where.rpartition(".")[2].lstrip("_")[:1].isupper()
+    )
+    found = reach.tests_of(file, mutant.where, budget, () if within else TABLES)
+    return found or reach.tests_of(file, mutant.where, budget, TABLES)
 
 
 def attempt(held: Held, mutant: Mutant, tests: Sequence[str], reach: Reach, home: Path) -> Child:
@@ -440,7 +451,9 @@ def modules_of_others(home: Path) -> list[str]:
     return [
         n
         for n, file in places.items()
-        if file and not file.startswith(str(home)) and not n.startswith(("_pytest", "guidestar"))
+        if file
+        and not file.startswith((str(home), str(TESTS)))
+        and not n.startswith(("_pytest", "guidestar"))
     ]
 
 

@@ -87,6 +87,8 @@ DEFAULTS = {
     "evaluate.metric:look": {"batch": 500},
     "evaluate.retrieval:merged": {"limit": 0.95},
     "guidance.guided:Guided": {"checkpoint": False, "check": False},
+    "guidance.context:Engine.count": {"stopped": False},
+    "guidance.engine:Sum.count": {"stopped": False},
     "guidance.losses:Observation": {"noise": 0.0, "distance": "norm"},
     "guidance.methods.adaptive:Adaptive": {"gamma": 0.99, "below": 5.0},
     "guidance.methods.apg:APG": {"eta": 0.0, "momentum": -0.5},

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from guidestar.diffusers.read.settings import LABELS, PIXELS, check_own
+from guidestar.guidance import parse
 from guidestar.io import documents
 from guidestar.model import manifest
+from guidestar.sampling import SOLVERS, Heun, TimeTravel
 
 CONSTANTS = {
     "core.levels.grids:MOST_STEPS": 10_000,
@@ -243,3 +245,42 @@ def test_a_manifests_values_up_to_their_bounds():
     assert [manifest._LOG_SCALE.fits(v) for v in (-88, 88, -88.1, 88.1)] == [True, True] + [
         False
     ] * 2
+
+
+# Order of convergence, whether it draws noise, and whether it takes split predictions.
+KNOWN_SOLVERS = {
+    "ddim": (1, False, True),
+    "ddpm": (1, True, True),
+    "dpmpp-2m": (2, False, True),
+    "sde-dpmpp-2m": (2, True, True),
+    "heun": (2, False, False),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN_SOLVERS)
+def test_what_a_solver_is(name):
+    solver = SOLVERS[name]()
+    assert (solver.order, solver.stochastic, solver.accepts_split) == KNOWN_SOLVERS[name]
+
+
+def test_a_key_that_comes_twice_is_named(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1, "b": 2, "c": {"d": 3}, "b": 4}')
+    with pytest.raises(ValueError, match="'b'") as caught:
+        documents.read_json(tmp_path / "a.json")
+    assert "'a'" not in str(caught.value)
+
+
+def test_counts_of_tfg_up_to_their_bounds():
+    assert parse("tfg(1, iterations=0, samples=1)").terms[0].iterations == 0
+    for odd in ("iterations=-1", "samples=0"):
+        with pytest.raises(ValueError, match="tfg"):
+            parse(f"tfg(1, {odd})")
+
+
+def test_a_little_churn_draws_noise_and_travel_stays_within_the_run():
+    assert Heun(churn=0.01).stochastic and not Heun(churn=0.0).stochastic
+    for where in ((0.0, 1.0), (0.0, 0.1), (0.9, 1.0)):
+        TimeTravel(where=where)
+    for where in ((0.0, 1.01), (0.0, 1.5), (-0.01, 0.5), (0.5, 0.5), (0.6, 0.5)):
+        with pytest.raises(ValueError, match="where"):
+            TimeTravel(where=where)

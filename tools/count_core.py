@@ -16,7 +16,10 @@ SRC = Path(__file__).parent.parent / "src" / "guidestar"
 CORE = (
     "core/levels/*.py",
     "core/*.py",
-    *(f"guidance/{n}.py" for n in ("term", "context", "engine", "arguments", "guided", "plan")),
+    *(
+        f"guidance/{n}.py"
+        for n in ("term", "context", "engine", "groups", "arguments", "guided", "plan")
+    ),
     "guidance/expression.py",
     "sampling/solver.py",
     "sampling/run.py",

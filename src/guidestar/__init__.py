@@ -129,6 +129,8 @@ _HOMES = {
     "model.folder": ("load", "save"),
     "model.shipped": ("available",),
     "diffusers.guide.pipelines": ("guide", "guided"),
+    "serve.engine": ("Engine",),
+    "serve.ticket": ("Ticket",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

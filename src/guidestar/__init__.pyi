@@ -148,6 +148,12 @@ from .sampling import (
     steer as steer,
     trajectory as trajectory,
 )
+from .serve.engine import (
+    Engine as Engine,
+)
+from .serve.ticket import (
+    Ticket as Ticket,
+)
 
 __version__: Final[str]
 __all__ = [
@@ -169,6 +175,7 @@ __all__ = [
     "Downsample",
     "Draw",
     "ERSDE",
+    "Engine",
     "ExpressionError",
     "Flow",
     "GRIDS",
@@ -207,6 +214,7 @@ __all__ = [
     "Solver",
     "State",
     "Step",
+    "Ticket",
     "TimeTravel",
     "UniPC",
     "VE",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from guidestar.core import hooks
 from guidestar.core.hooks import CALL, is_compiled, replaced, replacement, unchanged
 
 
@@ -52,6 +53,7 @@ def test_changes_end_in_any_order():
     assert net(ONE) == 90 and "forward" in vars(net)
     second.__exit__(None, None, None)
     assert net(ONE) == 3 and "forward" not in vars(net) and replacement(net) is None
+    assert not hooks._CHANGES.get()  # nothing is kept of what has ended
 
 
 def test_other_modules_and_other_places_are_as_they_were():

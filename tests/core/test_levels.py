@@ -441,3 +441,13 @@ def test_from_rho_keeps_the_tail():
         and grid.from_rho(math.inf).levels == grid.levels
     )
     refused("no step of this grid", grid.from_rho, 0.001)
+
+
+@pytest.mark.parametrize("t", [-1.0, -3.0, 10.0, 12.0])
+def test_beyond_its_table_a_schedule_has_the_level_of_its_end(t):
+    table = VP.linear(10)
+    bar = table.alphas_cumprod[0 if t < 0 else -1]
+    for time in (t, torch.tensor([t], dtype=torch.float64)):
+        level = table(time)
+        assert float(level.alpha) == pytest.approx(math.sqrt(bar))
+        assert float(level.sigma) == pytest.approx(math.sqrt(1 - bar))

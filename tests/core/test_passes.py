@@ -461,8 +461,8 @@ def test_each_perturbation_has_its_rows(max_rows):
             atol=1e-12,
         )
     assert not first.on and not second.on
-    if max_rows is None:  # rows of one perturbation are changed at once
-        assert (first.entered, second.entered) == (1, 1)
+    if max_rows is None:  # each pass is perturbed once, in its own rows
+        assert (first.entered, second.entered) == (2, 1)
 
 
 def test_conditions_of_one_run_that_do_not_fit_together_are_refused():

@@ -170,6 +170,15 @@ def test_classes_called_like_splits_are_no_splits(tmp_path, names):
     assert not find_splits(tmp_path / "p", find_pictures(tmp_path / "p"))
 
 
+def test_splits_are_not_looked_for_below_several_folders(tmp_path):
+    names = [f"{a}/{b}/{part}" for a, b in ("ab", "ba") for part in ("train/x", "test/x")]
+    for value, name in enumerate(names):
+        write(tmp_path / name / f"{value}.png", value)
+    assert find_splits(tmp_path, find_pictures(tmp_path)) == {}
+    only = tmp_path / "a"  # below one folder they are
+    assert list(find_splits(only, find_pictures(only))) == ["train", "test"]
+
+
 def test_folders_of_splits_alone_are_classes_where_that_is_stated(tmp_path):
     for value, name in enumerate(("train", "test")):
         write(tmp_path / name / f"{value}.png", value)

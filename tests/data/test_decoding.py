@@ -10,6 +10,7 @@ from PIL import Image
 
 from guidestar.apps.observe import read_picture
 from guidestar.data.pictures import PictureFormat, decode
+from guidestar.io import decoding
 from guidestar.io.decoding import is_grey, open_picture, to_8_bits
 
 RAMP = np.array([[0, 257, 128 * 257, 65535]])  # 16 bits: black, 1/255, 128/255, white
@@ -174,6 +175,22 @@ def test_grey_modes_are_grey(mode):
     assert is_grey(Image.new(mode, (1, 1)))
 
 
+@pytest.mark.parametrize("mode", ["P", "PA"])
+@pytest.mark.parametrize(
+    ("colours", "grey"),
+    [
+        ([0, 0, 0, 9, 9, 9], True),
+        ([0, 0, 0, 9, 9, 8], False),
+        ([0, 0, 0, 9, 8, 9], False),
+        ([0, 0, 0, 8, 9, 9], False),
+    ],
+)
+def test_a_palette_is_grey_where_all_three_parts_agree(mode, colours, grey):
+    image = Image.new(mode, (2, 1))
+    image.putpalette(colours)
+    assert is_grey(image) is grey
+
+
 def test_a_palette_is_grey_where_its_colours_are():
     image = palette()
     assert not is_grey(image)
@@ -238,3 +255,18 @@ def test_a_decompression_bomb_is_refused_with_what_to_do(monkeypatch):
     file = saved(Image.new("L", (50, 50)), "PNG")
     with pytest.raises(OSError, match="more than 200 pixels; make it smaller"):
         open_picture(file)
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "wanted"),
+    [
+        (12, 1, [0, 16, 65535, 65535]),  # above 12 bits is white
+        (12, 0, [65535, 65519, 0, 0]),
+        (16, 0, [65535, 65534, 61440, 60535]),
+        (16, 1, [0, 1, 4095, 5000]),
+    ],
+)
+def test_values_of_a_tiff_are_scaled_from_its_bits(bits, photometric, wanted):
+    image = Image.fromarray(np.array([[0, 1, 4095, 5000]], dtype=np.uint16))
+    image.tag_v2 = {258: (bits,), 262: photometric}
+    assert np.asarray(decoding._tiff_16_bits(image)).tolist() == [wanted]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 
 import pytest
@@ -161,3 +162,41 @@ def test_what_cannot_be_is_one_line(packages, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="not readable as a package"):
         build_emoji(tmp_path / "b", packages=packages)
     assert not (tmp_path / "b" / "train").exists()
+
+
+def test_an_icon_has_the_box_of_its_set_unless_it_has_its_own():
+    body = {"body": "<path/>"}
+    box = lambda icon, icons: re.search(r'viewBox="(.*?)"', emoji._svg(icon, icons)).group(1)
+    assert box(body, {}) == "0 0 16 16"
+    assert box(body, {"width": 24, "height": 32}) == "0 0 24 32"
+    assert box({**body, "left": -1, "top": 2, "width": 8}, {"left": 5, "height": 4}) == "-1 2 8 4"
+    assert emoji._svg(body, {}).endswith(">" + "<path/>" + "</svg>")
+
+
+def test_what_is_written_of_drawings(tmp_path, monkeypatch):
+    monkeypatch.setattr(emoji, "_draw", lambda drawing, file, size: file.write_text(str(size)))
+    drawings = [
+        Drawing(concept=concept, tags=("hot", "drink"), style="fluent-flat", svg="<svg/>")
+        for concept in ("café", "tea", "???")
+    ]
+    heard = []
+    counts = emoji._write(drawings, tmp_path, 24, lambda done, of: heard.append((done, of)))
+    assert sum(counts.values()) == 3 and heard == [(1, 3), (2, 3), (3, 3)]
+    found = {}
+    for part, count in counts.items():
+        lines = (tmp_path / part / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == count
+        for line in lines:
+            row = json.loads(line)
+            assert (tmp_path / part / row["file_name"]).read_text() == "24"
+            found[row["concept"]] = row, line
+    for drawing, words in zip(drawings, ("caf", "tea", "sign"), strict=True):
+        row, line = found[drawing.concept]
+        digest = hashlib.blake2b(drawing.concept.encode(), digest_size=3).hexdigest()
+        assert row == {
+            "file_name": f"fluent-flat/{words}-{digest}.png",
+            "text": drawing.captions,
+            "concept": drawing.concept,
+            "style": "fluent-flat",
+        }
+        assert drawing.concept in line  # as it is written, and no escapes

@@ -16,11 +16,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from guidestar.core.rng import Draw
+from guidestar.data import folders
 from guidestar.data.folders import image_folder, parquet
+from guidestar.data.latents import latents
 from guidestar.data.pictures import PictureFormat
 from guidestar.data.shards import Shards
 from guidestar.data.source import Column, InMemory, split
-from guidestar.data.tensors import Standardised, Standardiser, latents, tensors
+from guidestar.data.tensors import Standardised, Standardiser, tensors
 from guidestar.train.loop.fit import fit
 from guidestar.train.loop.trainer import Trainer
 from guidestar.train.objectives.objective import Objective, TrainSettings
@@ -484,6 +486,31 @@ def test_a_stream_gives_the_same_sample_at_the_same_position(shards):
     assert other != captions[:9]
 
 
+def test_each_pass_is_mixed_by_the_next_seed(shards):
+    """By the reader's own shuffling, seeded by the seed plus the number of the pass."""
+    import datasets
+
+    files = [str(shards / f"{n}.tar") for n in range(2)]
+    whole = datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True)
+    wanted = [
+        s["txt"] if isinstance(s["txt"], str) else bytes(s["txt"]).decode()
+        for epoch in range(3)
+        for s in whole.shuffle(seed=3 + epoch, buffer_size=4)
+    ]
+    assert batch(Shards(shards, LOOK, buffer=4, seed=3), range(30))[1]["caption"] == wanted
+    plain = batch(Shards(shards, LOOK, buffer=1), range(20))[1]["caption"]
+    assert plain == [f"number {n}{i}" for n in range(2) for i in range(5)] * 2
+
+
+def test_a_stream_is_walked_once_where_positions_rise(shards):
+    source, starts = Shards(shards, LOOK, buffer=1), []
+    endless = source._endless
+    source._endless = lambda: starts.append(1) or endless()
+    for rows, count in (([0, 1], 1), ([2], 1), ([5, 6], 1), ([6], 2), ([7], 2), ([0], 3)):
+        caption = batch(source, rows)[1]["caption"]
+        assert caption == [f"number {r // 5}{r % 5}" for r in rows] and len(starts) == count
+
+
 def spoil(tar, key):
     """Overwrite the middle of one picture in a shard."""
     with tarfile.open(tar) as file:
@@ -695,6 +722,13 @@ def test_arrays_of_another_byte_order_are_read(tmp_path):
     assert torch.equal(tensors(tmp_path / "x.npy").x, torch.tensor([[0.5, -1], [2, 3]]))
 
 
+def test_folders_without_arrays_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no .npy files; expected x.npy, and one"):
+        tensors(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"none: there is no such file or folder$"):
+        tensors(tmp_path / "none")
+
+
 def test_numbers_beyond_float32_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.array([[0.0, 1.0], [1e300, 1.0]]))
     with pytest.raises(ValueError, match=r"1 of 2 samples are not finite in float32, .* row 1"):
@@ -775,3 +809,14 @@ def test_a_share_is_set_aside_once_and_for_all():
     assert split(source, 0.0) == (source, None)
     with pytest.raises(ValueError, match=r"leaves one part empty; change data.holdout"):
         split(source, 0.01)
+
+
+def test_nothing_is_shown_while_parquet_is_read(tmp_path, monkeypatch, capfd):
+    import datasets
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    datasets.Dataset.from_dict({"a": [1, 2]}).to_parquet(tmp_path / "x.parquet")
+    datasets.enable_progress_bars()
+    capfd.readouterr()
+    assert folders._load([tmp_path / "x.parquet"])["a"][1] == 2
+    assert datasets.utils.are_progress_bars_disabled() and capfd.readouterr().err == ""

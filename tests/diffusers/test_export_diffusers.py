@@ -299,7 +299,7 @@ def test_models_that_no_pipeline_can_be(build, why, tmp_path):
 
 def test_a_model_that_was_read_is_not_written(tmp_path):
     made.dit().save_pretrained(tmp_path / "dit")
-    with pytest.raises(ValueError, match="was not trained here and says nothing of its scheduler"):
+    with pytest.raises(ValueError, match="was not trained by guidestar, so its scheduler"):
         save(gs.load(tmp_path / "dit"), tmp_path / "copy")
 
 

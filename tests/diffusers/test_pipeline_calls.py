@@ -7,21 +7,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import guidestar
 from guidestar.core.denoiser import Condition
 from guidestar.core.levels import Level
 from guidestar.core.prediction import Prediction
 from guidestar.diffusers.guide.call import Call, CallDenoiser, first, grouped, over
+from guidestar.diffusers.guide.classes import MARK
 from guidestar.diffusers.guide.families import (
     FAMILIES,
+    check_prompt,
+    encode,
     family_of,
     how_to_ask,
     moved_from,
     negative_rows,
     networks,
 )
+from guidestar.diffusers.guide.kinds import check_kind, warn_of_numbers
 from guidestar.diffusers.guide.levels import Output
 from guidestar.diffusers.guide.run import _channels, _prompts
 from guidestar.guidance import parse
+from helpers.pipelines import stable_diffusion
 
 UNET, FLUX = FAMILIES["UNet2DConditionModel"], FAMILIES["FluxTransformer2DModel"]
 
@@ -145,9 +151,9 @@ def test_prompts_that_were_encoded_elsewhere():
         call(settings=True).encoded(many, 3)
     with pytest.raises(ValueError, match=r"takes encoder_hidden_states, and they give other$"):
         call().encoded({"other": rows(1, 3, 5)}, 1)
-    labels = call(("cond",), class_labels=torch.tensor([4, 5]))
+    labels = call(("cond",), class_labels=torch.tensor([4, 5], dtype=torch.int32))
     given = {**elsewhere, "class_labels": torch.tensor([7])}
-    assert labels.encoded(given, 1)["class_labels"].dtype == torch.int64
+    assert labels.encoded(given, 1)["class_labels"].dtype == torch.int64  # as it was encoded
 
 
 def test_two_calls_are_merged_into_one():
@@ -505,3 +511,259 @@ def test_ltxs_tokens_are_frames_rows_and_columns():
     x = family.unpack(tokens, (2, 3, 4))
     assert x.shape == (2, 5, 2, 3, 4) and x[1, 3, 1, 2, 0] == tokens[1, 12 + 8 + 0, 3]
     assert torch.equal(family.pack(x, (2, 3, 4)), tokens)
+
+
+# --- numbers of a pipeline's own ---
+
+RATIO = "9"  # of the share 0.9 where the networks change: 0.9/(1 − 0.9)
+
+
+@pytest.mark.parametrize(
+    ("expression", "given", "words"),
+    [
+        (
+            "cfg(3)",
+            {"guidance_scale_2": 4.0, "guidance_scale": 3.0},
+            f"guidance_scale_2=4 has no effect .* cfg(3, interval=({RATIO}, inf)) + "
+            f"cfg(4, interval=(0, {RATIO}))",
+        ),
+        ("cfg(3)", {"guidance_scale_2": 3.0, "guidance_scale": 3.0}, None),
+        ("cfg(3)", {"guidance_scale_2": None, "guidance_scale": 3.0}, None),
+        (
+            "cfg(3, interval=(0, 2)) + pag(1)",
+            {"guidance_scale_2": 4.0, "guidance_scale": 3.0},
+            None,
+        ),
+        (
+            "cfg(3)",
+            {"guidance_rescale": 0.7},
+            "guidance_rescale=0.7 has no effect .* | rescale(0.7, space='v') in the expression",
+        ),
+        ("cfg(3) | rescale(0.5)", {"guidance_rescale": 0.7}, None),
+        ("cfg(3)", {"guidance_rescale": 0.0}, None),
+        (
+            "cfg(3)",
+            {"image_guidance_scale": 1.5, "guidance_scale": 7.0},
+            "image_guidance_scale=1.5 has no effect .* write pix2pix(1.5, 7) in the expression",
+        ),
+        ("pix2pix(1.5, 7)", {"image_guidance_scale": 1.5, "guidance_scale": 7.0}, None),
+        ("cfg(3)", {"image_guidance_scale": None, "guidance_scale": 7.0}, None),
+        (
+            "cfg(3)",
+            {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0},
+            "min_guidance_scale=1 has no effect .* the expression's scale is that of every frame",
+        ),
+        ("cfg(3)", {"min_guidance_scale": 3.0, "max_guidance_scale": 3.0}, None),
+        (
+            "cfg(3)",
+            {"pag_adaptive_scale": 0.1},
+            "pag_adaptive_scale=0.1 has no effect .* pag(3, interval=(lo, hi))",
+        ),
+        ("cfg(3)", {"pag_adaptive_scale": 0.0}, None),
+        ("cfg(3)", {}, None),
+    ],
+)
+def test_a_number_of_no_effect_is_warned_of_with_what_to_write(expression, given, words, recwarn):
+    scheduler = SimpleNamespace(config=SimpleNamespace(prediction_type="v_prediction"))
+    pipe = Plain(config=SimpleNamespace(boundary_ratio=None), scheduler=scheduler)
+    warn_of_numbers(pipe, given, given, parse(expression))
+    said = [str(w.message) for w in recwarn]
+    assert len(said) == (words is not None)
+    if words is not None:
+        first, last = words.split(" .* ")
+        assert said[0].startswith(f"{first} while guidestar guides Plain; ")
+        assert said[0].endswith(last)
+
+
+def test_the_networks_change_where_the_pipeline_says():
+    pipe = Plain(config=SimpleNamespace(boundary_ratio=0.75))
+    given = {"guidance_scale_2": 4.0, "guidance_scale": 3.0}
+    with pytest.warns(UserWarning, match=r"interval=\(3, inf\)\) \+ cfg\(4, interval=\(0, 3\)\)"):
+        warn_of_numbers(pipe, given, given, parse("cfg(3)"))
+    plain = SimpleNamespace(config=SimpleNamespace())
+    with pytest.warns(UserWarning, match="space='velocity'"):
+        warn_of_numbers(
+            Plain(scheduler=plain),
+            {"guidance_rescale": 0.5},
+            {"guidance_rescale": 0.5},
+            parse("cfg(3)"),
+        )
+
+
+def test_pipelines_of_other_layouts_are_refused():
+    def kind(name, module, base=object):
+        call = {"__call__": lambda self: None, "__module__": module}
+        return type(name, (base,), call)
+
+    known = kind("StableDiffusionPipeline", "diffusers.pipelines.x")
+    check_kind(known())
+    check_kind(type("Derived", (known,), {})())
+    check_kind(kind("Own", "somewhere")())
+    check_kind(kind("Own", "somewhere", kind("OddPipeline", "diffusers.y"))())
+    for odd in (
+        kind("OddPipeline", "diffusers.y"),
+        type("Derived", (kind("OddPipeline", "diffusers.y", known),), {}),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^OddPipeline lays out its network's inputs in a way"
+        ):
+            check_kind(odd())
+
+
+# --- prompts within an expression ---
+
+
+class Encodes(Plain):
+    _execution_device = "here"
+
+    def encode_prompt(
+        self,
+        prompt,
+        needed,
+        device=None,
+        num_images_per_prompt=4,
+        do_classifier_free_guidance=True,
+        clip_skip=None,
+        max_sequence_length=77,
+        other=5,
+    ):
+        self.told = {k: v for k, v in locals().items() if k != "self"}
+        return self.out
+
+
+def test_prompts_are_encoded_as_the_pipeline_encodes_its_own():
+    pipe = Encodes(out=("states", "negative"))
+    found = encode(pipe, UNET, ["a", 3], {"clip_skip": 2, "other": 9, "clean_caption": True})
+    assert found == {"encoder_hidden_states": "states"}
+    assert pipe.told == {
+        "prompt": ["a", "3"],
+        "needed": None,
+        "device": "here",
+        "num_images_per_prompt": 1,
+        "do_classifier_free_guidance": False,
+        "clip_skip": 2,
+        "max_sequence_length": 77,
+        "other": 5,
+    }
+    encode(pipe, UNET, ["a"], {"max_sequence_length": 256})
+    assert (pipe.told["max_sequence_length"], pipe.told["clip_skip"]) == (256, None)
+    pipe.out = ("states", "negative", "pooled", "negative pooled")
+    assert encode(pipe, UNET, ["a"], {}) == {
+        "encoder_hidden_states": "states",
+        "text_embeds": "pooled",
+    }
+    pipe.out = ("states", None, "pooled", None)
+    sd3 = FAMILIES["SD3Transformer2DModel"]
+    assert encode(pipe, sd3, ["a"], {}) == {
+        "encoder_hidden_states": "states",
+        "pooled_projections": "pooled",
+    }
+    pipe.out = ("states", "pooled", "ids")
+    assert encode(pipe, FLUX, ["a"], {}) == {
+        "encoder_hidden_states": "states",
+        "pooled_projections": "pooled",
+    }
+    pipe.out = ("states", None)
+    pixart = FAMILIES["PixArtTransformer2DModel"]
+    assert encode(pipe, pixart, ["a"], {}) == {"encoder_hidden_states": "states"}
+
+
+def test_classes_are_named_by_the_pipeline():
+    dit = FAMILIES["DiTTransformer2DModel"]
+    pipe = Plain(labels={"cat": 4, "dog": 7})
+    assert encode(pipe, dit, ["dog", 2, "cat"], {})["class_labels"].tolist() == [7, 2, 4]
+    for odd in (pipe, Plain()):
+        with pytest.raises(ValueError, match=r"Plain has no class 'bird'; pipe.labels lists"):
+            encode(odd, dit, ["bird"], {})
+
+
+def theirs(**parts):
+    """A pipeline whose encode_prompt is Diffusers' own."""
+    kind = type("Theirs", (Encodes,), {})
+    kind.encode_prompt = lambda self: None
+    kind.encode_prompt.__module__ = "diffusers.x"
+    return kind(**parts)
+
+
+@pytest.mark.parametrize(
+    ("family", "parts", "missing"),
+    [
+        ("UNet2DConditionModel", {"text_encoder": 1, "tokenizer": 1}, []),
+        ("UNet2DConditionModel", {"text_encoder": None, "tokenizer": 1}, ["text_encoder"]),
+        ("UNet2DConditionModel", {"text_encoder": 1, "tokenizer": None}, ["tokenizer"]),
+        (
+            "UNet2DConditionModel",
+            {
+                "text_encoder": None,
+                "tokenizer": None,
+                "text_encoder_2": 1,
+                "tokenizer_2": None,
+            },
+            ["tokenizer_2"],
+        ),
+        (
+            "SD3Transformer2DModel",
+            {"text_encoder_3": None, "tokenizer_3": None, "text_encoder_2": None},
+            ["text_encoder_2"],
+        ),
+        ("FluxTransformer2DModel", {"text_encoder_3": None}, ["text_encoder_3"]),
+        (
+            "FluxTransformer2DModel",
+            {"text_encoder": None, "tokenizer": 1, "text_encoder_2": 1},
+            ["text_encoder"],
+        ),
+    ],
+)
+def test_text_encoders_that_are_missing_are_named(family, parts, missing):
+    pipe, family = theirs(**parts), FAMILIES[family]
+    if not missing:
+        check_prompt(pipe, family, "a cat")
+    else:
+        words = rf"\({', '.join(missing)} missing\), so 'a cat' within .*; load it with them, or "
+        with pytest.raises(ValueError, match=rf"{words}give the pipeline embeddings"):
+            check_prompt(pipe, family, "a cat")
+        with pytest.raises(ValueError, match=rf"{words}give a Condition\(x=…, y=…\) in its place"):
+            check_prompt(pipe, family, "a cat", ["x", "y"])
+    own = Encodes(**parts)  # encodes in a way of its own
+    check_prompt(own, family, "a cat")
+
+
+def test_pipelines_that_cannot_encode_are_refused():
+    with pytest.raises(ValueError, match=r"^prompts within an expression are not supported for Pl"):
+        check_prompt(Plain(), FAMILIES["UNet2DModel"], "a")
+    with pytest.raises(ValueError, match=r"^Plain takes embeddings, so it cannot encode prompts"):
+        check_prompt(Plain(), UNET, "a")
+    dit = FAMILIES["DiTTransformer2DModel"]
+    check_prompt(Plain(labels={"cat": 4}), dit, "cat")
+    with pytest.raises(ValueError, match="has no class 'dog'"):
+        check_prompt(Plain(labels={"cat": 4}), dit, "dog")
+
+
+def test_a_classifier_looks_through_the_pipelines_vae():
+    pipe, seen = stable_diffusion(), []
+
+    class Judge:
+        classes = ("a", "b")
+        rho_max = 3.0
+
+        def log_prob(self, x, level, target):
+            seen.append((x, level, target))
+            return x.flatten(1).sum(1)
+
+    judge = Judge()
+    kept = {"classifier": judge}
+    for through in (True, False):
+        with guidestar.guided(pipe, "cond", classifiers=kept, through_vae=through):
+            (found,) = getattr(type(pipe), MARK)[1].classifiers.values()
+        if not through:
+            assert found is judge
+            continue
+        assert found.inner is judge and found.pipe is pipe and found.rho_max is None
+        assert found.classes == ("a", "b")
+        x = torch.zeros(1, pipe.vae.config.latent_channels, 4, 4, dtype=torch.float64)
+        found.log_prob(x, "level", "target")
+        ((picture, *rest),) = seen
+        assert rest == ["level", "target"] and picture.shape[1] == 3 and picture.shape[-1] > 4
+    pipe.vae = None
+    with pytest.raises(ValueError, match="has no VAE to look through; leave through_vae out"):
+        guidestar.guide(pipe, "cond", classifiers=kept, through_vae=True)

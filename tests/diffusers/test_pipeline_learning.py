@@ -120,7 +120,7 @@ def test_what_is_no_guidance_is_refused():
 
     with pytest.raises(ValueError, match=r"^MyPipeline does not hand its scheduler a guidance"):
         Told(views, 2).learn(samples=1)
-    with pytest.raises(ValueError, match=r"mixes its network's answers by 0.5, 0.5; give a guid"):
+    with pytest.raises(ValueError, match=r"mixes its network's answers by 0\.5, 0\.5; give a guid"):
         Told(calls(0.5), 2, 2).learn()
     with pytest.raises(ValueError, match="does not hand its scheduler a guidance"):
         Told(lambda cond, uncond: 3 * (cond - uncond), 2, 2).learn()

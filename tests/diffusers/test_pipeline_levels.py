@@ -3,6 +3,7 @@ from the scheduler's own numbers.
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import diffusers
 from guidestar.core.levels import Level
 from guidestar.core.prediction import Prediction
 from guidestar.diffusers.guide.levels import Output, read_timetable
+from guidestar.diffusers.guide.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 F64 = torch.float64
@@ -238,3 +240,26 @@ def test_a_time_of_one_may_be_the_first_divided_or_the_last_as_it_is():
     assert table.place(1.0, -1) == 0 and table.place(table.times[-1], 7) == 8
     scheduler._step_index = 8
     assert table.place(table.times[-1], -1) == 8
+
+
+def test_a_run_may_begin_anywhere_and_again():
+    """Where its first timestep comes twice, it begins at the first of the two."""
+    scheduler, table = set_up("HeunDiscreteScheduler", steps=4)
+    run = object.__new__(Run)
+    run.pipe, run.table = SimpleNamespace(scheduler=scheduler), None
+
+    def place(time):
+        return run._place(SimpleNamespace(arguments={"timestep": torch.tensor(time)}))
+
+    assert place(table.times[1]) == 1 and (run.begin, run.last) == (1, 1)
+    run.state = "kept"
+    assert [place(table.times[i]) for i in (2, 3)] == [2, 3] and (run.begin, run.last) == (1, 3)
+    assert run.state == "kept"
+    assert place(table.times[0]) == 0 and (run.begin, run.last, run.state) == (0, 0, None)
+    scheduler.set_timesteps(3)
+    again = read_timetable(scheduler)
+    run.state = "kept"
+    assert place(again.times[3]) == 3 and (run.begin, run.last, run.state) == (3, 3, None)
+    other, third = set_up("HeunDiscreteScheduler", steps=5)
+    run.pipe.scheduler = other
+    assert place(third.times[1]) == 1 and run.table.scheduler is other

@@ -8,6 +8,7 @@ import torch
 
 from guidestar import evaluate
 from guidestar.core.levels import VE, VP, Flow
+from guidestar.core.rng import Draw
 from guidestar.evaluate import (
     METRICS,
     Accuracy,
@@ -490,6 +491,8 @@ def test_classifiers_are_shown_noise_of_their_own_seeds():
         for (a, level), (b, _) in ((seen[0], seen[1]), (seen[2], seen[3]))
     ]
     assert torch.allclose(*noise, atol=1e-5)  # every ratio sees the same
+    wanted = Draw([3 * 1_000_003 + i for i in range(3)]).normal_like("noise", x)
+    assert torch.allclose(noise[0], wanted, atol=1e-5)
     other = (seen[4][0] - seen[4][1].alpha * x) / seen[4][1].sigma
     assert not torch.isclose(other, noise[0]).any()
     assert [round(float(level.rho), 6) for _, level in seen] == [0.5, 0.5, 2.0, 2.0, 0.5]

@@ -136,7 +136,7 @@ def test_passes_that_another_term_edits_are_annealed_too():
 
 
 def test_it_stands_once():
-    with pytest.raises(ValueError, match="cads stands twice"):
+    with pytest.raises(ValueError, match="cads is there twice"):
         Guided(
             "cond | cads(0.25) | cads(0.1)",
             {"main": Net(denoiser=Heard(), cond=Condition(y=Y))},

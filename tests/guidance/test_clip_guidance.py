@@ -133,9 +133,9 @@ def test_it_is_trusted_up_to_a_noise_ratio():
     [
         (clip(1.0), {"seers": {}}, "no CLIP 'clip'"),
         (clip(1.0), {"prompts": None}, "no prompt was requested"),
-        (clip(1.0, net="clean_clip"), {}, "has never seen noise"),
+        (clip(1.0, net="clean_clip"), {}, "was trained without noise"),
         (clip(1.0, "cat", net="other"), {}, "no CLIP 'other' .*clean_clip"),
-        (clip(1.0, "cat", fit=lambda x, level, e: x), {}, "told embeddings"),
+        (clip(1.0, "cat", fit=lambda x, level, e: x), {}, "gets embeddings"),
         (clip(1.0), {"seers": {"clip": Seer(rho_max=0.0)}}, "of no use"),
     ],
 )

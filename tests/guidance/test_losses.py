@@ -108,7 +108,7 @@ def test_a_mask_for_each_sample_is_refused():
         (lambda: parse("uncond + tfg(1, smoothing=-1)"), "smoothing 0 or more"),
         (
             lambda: TimeTravel(solver=TimeTravel()),
-            "time travel around time travel takes the same steps again",
+            "time travel around time travel repeats the same steps",
         ),
         (lambda: TimeTravel(times=1.5), "times must be a whole number from 1"),  # type: ignore[arg-type]
         (lambda: read_operator("paint(mask=3)", (1, 4, 4)), "unknown operator 'paint'"),

@@ -295,6 +295,17 @@ def test_rescale_in_other_spaces(scene):
     scene.check("cfg(4) | rescale(0.4, space='eps')", (scene.x - scene.s * eps) / scene.a, eps)
 
 
+def test_rescale_along_the_last_dimension(scene):
+    d = scene.n + 4 * (scene.c - scene.n)
+    guided, wanted = scene.eps(d) - d, scene.eps(scene.c) - scene.c
+    norm = lambda x: (x**2).sum(-1, keepdim=True) ** 0.5
+    flow = 0.6 * guided * norm(wanted) / norm(guided) + 0.4 * guided
+    scene.check(
+        "cfg(4) | rescale(0.6, space='velocity', along='last')",
+        (scene.x - scene.s * flow) / (scene.a + scene.s),
+    )
+
+
 def test_rescale_in_eps_is_that_of_diffusers():
     module = pytest.importorskip("diffusers.guiders.guider_utils")
     scene = scenes("vp")[0]

@@ -36,7 +36,7 @@ from guidestar import (
 from guidestar.guidance import Direction
 from guidestar.guidance.bases.blur import blur
 from guidestar.guidance.methods.pag import IdentityAttention
-from guidestar.guidance.methods.sag import Look
+from guidestar.guidance.methods.sag import AttentionMap
 from guidestar.guidance.methods.seg import BlurredQueries
 from guidestar.guidance.methods.slg import SkippedBlocks
 from guidestar.guidance.term import Traits
@@ -294,7 +294,7 @@ def test_looks_at_two_layers_and_the_plain_pass(scales):
     assert spy.rows == 3 + 3 + second + sum(3 if isinstance(s, int) else 2 for s in scales)
 
 
-LOOKED = Pass(cond=Slot.COND, perturb=Look(layer="map2"))
+LOOKED = Pass(cond=Slot.COND, perturb=AttentionMap(layer="map2"))
 
 
 @dataclass(frozen=True)

@@ -477,6 +477,24 @@ def test_discriminator_guidance_turns_the_model_into_the_data():
         )
 
 
+def test_a_discriminator_that_is_not_there_is_named():
+    class Deaf:
+        pass
+
+    def bound(text, **given):
+        return Guided(text, {"main": net(Spy())}, classifiers=given)
+
+    known = {"deaf": Deaf(), "one": Critic(answer=None), "two": Critic(answer=None)}
+    with pytest.raises(
+        ValueError, match=r"no discriminator 'discriminator' \(there is one, two\);"
+    ):
+        bound("discriminator(1)", **known)
+    with pytest.raises(ValueError, match=r"no discriminator 'x' \(there is none\); give log_odds="):
+        bound("discriminator(1, net='x')", deaf=Deaf())
+    with pytest.raises(ValueError, match=r"no discriminator 'deaf' \(there is none\)"):
+        bound("discriminator(1, net='deaf')", deaf=Deaf())
+
+
 def test_checkpointed_blocks_are_computed_again_and_give_the_same():
     class Block(torch.nn.Module):
         calls = 0

@@ -26,7 +26,7 @@ class Words:
         return CLASSES.index(name) if isinstance(name, str) else name
 
     def encode(self, names: Any) -> gs.Condition:
-        return condition(*(WORDS[CLASSES[n] if isinstance(n, int) else n] for n in names))
+        return condition(*(WORDS[CLASSES[self.index(n)]] if n != "" else 0.0 for n in names))
 
     def null(self, batch: int) -> gs.Condition:
         return condition(*[0.0] * batch)

@@ -43,6 +43,8 @@ def test_sequences_are_drawn_as_curves_over_their_common_range():
     assert first[8, 0].tolist() == ink == first[0, 8].tolist() == first[4, 4].tolist()
     assert second[4, 0].tolist() == ink == second[8, 8].tolist()
     assert second[0, 8].tolist() == ground == first[0, 0].tolist()
+    (peak,) = (np.asarray(p).astype(int) for p in to_drawings(torch.tensor([[0.0, 1.0, 0.0]]), 9))
+    assert peak[0, 4].tolist() == ink == peak[8, 0].tolist() == peak[8, 8].tolist()
     flat = to_drawings(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), size=9)
     assert [pixels(p) for p in flat] == [first.tolist(), second.tolist()]  # vectors likewise
     two = np.asarray(to_drawings(torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]), size=5)[0])

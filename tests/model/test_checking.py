@@ -123,8 +123,7 @@ def test_times_the_wrong_way_round_are_named(kind, name):
     (said,) = found(wrapped(kind, name, turned=True), name).findings
     ends = {"vp": "999 - t", "flow": "1 - t"}[name]
     assert said.startswith(
-        "time reversed: it looks to be told times the wrong way round; let the network be told "
-        f"{ends} ("
+        f"time reversed: it looks to get times the wrong way round; give the network {ends} ("
     )
 
 
@@ -145,9 +144,7 @@ def test_a_flow_from_noise_to_data_has_two_faults():
 )
 def test_times_in_another_unit_are_named(name, unit, told):
     (said,) = found(wrapped("eps", name, unit=unit), name).findings
-    assert said.startswith(
-        f"its times look to be in another unit; let the network be told {told} ("
-    )
+    assert said.startswith(f"its times look to be in another unit; give the network {told} (")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +240,7 @@ def test_a_model_brings_what_is_needed_and_its_wrong_twins_are_named():
 def test_what_it_refuses():
     with pytest.raises(ValueError, match="needs the schedule"):
         gs.check(DATA, X)
-    with pytest.raises(ValueError, match="two data or more"):
+    with pytest.raises(ValueError, match="at least two data"):
         gs.check(DATA, X[:1], schedule=gs.Flow())
     with pytest.raises(ValueError, match="all finite"):
         gs.check(DATA, X / 0, schedule=gs.Flow())

@@ -128,6 +128,16 @@ def test_a_dtype_may_be_named(dtype):
         dtype_of("int8")
 
 
+def test_what_a_folder_of_another_kind_has_not_is_refused(tmp_path):
+    """Before anything is read."""
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"^{tmp_path} holds no averages but the one$"):
+        gs.load(tmp_path, average="ema-0.999")
+    for more in ({"size": (8, 8)}, {"dtype": "bfloat16"}):
+        with pytest.raises(ValueError, match=r"size= and dtype= are for pipelines of Diffusers$"):
+            gs.load("fashion-mnist", **more)
+
+
 def test_an_unknown_average_is_a_usage_error(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["sample", "fashion-mnist", "--cond", "bag", "--average", "x"])

@@ -110,7 +110,7 @@ def test_the_command_line_reads_it(tmp_path, capsys):
         main([*run, "--guidance", "cfg(3)"])
     assert (
         end.value.code == 2
-        and "give --guidance or --guidance-file, not both" in capsys.readouterr().err
+        and "--guidance and --guidance-file each give the guidance" in capsys.readouterr().err
     )
 
 

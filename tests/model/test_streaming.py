@@ -257,7 +257,7 @@ def test_settings_of_odd_types_are_one_line(capsys, tmp_path, key, value):
         "--out",
         tmp_path / "o",
     )
-    assert f"{key} should not be" in said
+    assert f"{key} cannot be" in said
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "nonsense", "[" * 100_000, "7"])

@@ -15,7 +15,7 @@ from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProc
 
 from guidestar.core.perturbation import Attention, Rows, by_rows
 from guidestar.guidance.methods.pag import IdentityAttention
-from guidestar.guidance.methods.sag import Look
+from guidestar.guidance.methods.sag import AttentionMap
 from guidestar.guidance.methods.seg import BlurredQueries
 from helpers.families import BATCH, draw
 from networks.test_joint import (
@@ -134,7 +134,7 @@ def test_only_the_joint_attention_is_perturbed(name, change, rows):
 def test_a_look_sees_the_joint_attention_alone(name):
     j = shown(name)
     layer = j.net.get_submodule(LAYER)
-    with overheard(layer) as calls, torch.no_grad(), Look(layer=LAYER)(j.net) as seen:
+    with overheard(layer) as calls, torch.no_grad(), AttentionMap(layer=LAYER)(j.net) as seen:
         j.ask()
     ((told, _),) = calls
     with torch.no_grad():

@@ -21,7 +21,7 @@ from guidestar.core.passes import COND, NULL, Net, Pass, Point, Slot
 from guidestar.core.perturbation import Rows, layers_of
 from guidestar.guidance.methods.nag import ContrastedAttention
 from guidestar.guidance.methods.pag import IdentityAttention
-from guidestar.guidance.methods.sag import Look
+from guidestar.guidance.methods.sag import AttentionMap
 from guidestar.guidance.methods.seg import BlurredQueries
 from guidestar.guidance.methods.slg import SkippedBlocks
 from helpers.families import LEVEL, MAKE, WORDS, Family, counting, dit, family
@@ -148,7 +148,7 @@ def test_a_look_and_a_change_share_a_call(name):
     f, x = family(name), family(name).x()
     with torch.no_grad():
         nets = {"main": Net(denoiser=f.denoiser, cond=f.given())}
-        look = Pass(perturb=Look())
+        look = Pass(perturb=AttentionMap())
         alone, together = (
             evaluated(dict.fromkeys(passes), x, LEVEL, nets)[look].prediction
             for passes in ([look], [Pass(perturb=IdentityAttention()), look, COND])
@@ -172,10 +172,10 @@ def test_what_was_seen_belongs_to_its_rows(max_rows):
     )
     nets = {"main": Net(denoiser=f.denoiser)}
     moved = Pass(
-        cond=Slot.NULL, perturb=Look(), point=Point(x[1:] / 2, levels.take(torch.arange(2)))
+        cond=Slot.NULL, perturb=AttentionMap(), point=Point(x[1:] / 2, levels.take(torch.arange(2)))
     )
     looks, rows = (
-        Pass(cond=Slot.NULL, perturb=Look()),
+        Pass(cond=Slot.NULL, perturb=AttentionMap()),
         {"first": torch.tensor([0, 1]), "second": torch.tensor([1, 2])},
     )
     with torch.no_grad():
@@ -611,7 +611,7 @@ def test_a_look_changes_nothing_and_sees_what_receives_attention(name):
     f = family(name)
     layer, clean = f.net.get_submodule(USUAL[name][0]), ask(f)
     with overheard(layer) as calls, torch.no_grad():
-        with Look()(f.denoiser) as seen:
+        with AttentionMap()(f.denoiser) as seen:
             assert torch.equal(ask(f), clean)
         ((told, _),) = calls
         image = tokens_of(layer, told).shape[1]

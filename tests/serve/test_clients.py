@@ -205,7 +205,7 @@ def test_a1111_img2img(web, reference):
         ("img2img", {"init_images": ["/etc/passwd"]}, "base64"),
         ("txt2img", {"init_images": [picture()]}, "img2img"),
         ("txt2img", {"width": 512}, "8 × 8"),
-        ("txt2img", {"sampler_name": "Euler a"}, "no sampler"),
+        ("txt2img", {"sampler_name": "Leap"}, "no such sampler"),
         ("txt2img", {"scheduler": "beta57"}, "no scheduler"),
         ("txt2img", {"override_settings": {"sd_vae": "x"}}, "only sd_model_checkpoint"),
         ("txt2img", {"override_settings": {"sd_model_checkpoint": "/m"}}, "the models are toy"),
@@ -237,7 +237,7 @@ def test_a1111_progress_and_interrupt_of_ones_own(web, served):
         assert time.sleep(0.002) is None and len(answers) < 2
     found = progress(web, id_task="one")
     assert 0 < found["progress"] < 1 and found["state"]["job"] == "one"
-    assert found["state"]["sampling_steps"] == 250
+    assert found["state"]["sampling_steps"] == 250 and found["eta_relative"] > 0
     assert opened(found["current_image"]).size == (8, 8)
     with served.client(Authorization="Bearer a-key-of-another-client") as other:
         assert progress(other)["progress"] == 0 and progress(other)["state"]["job"] == ""
@@ -256,5 +256,8 @@ def test_a1111_lists_and_png_info(web):
     assert info["parameters"]["seeds"] == [1] and json.loads(info["info"])["steps"] == 2
     assert web.post("/sdapi/v1/png-info", json={"image": picture()}).status_code == 422
     names = {s["name"]: s["aliases"] for s in web.get("/sdapi/v1/samplers").json()}
-    assert names["DPM++ 2M"] == ["dpmpp-2m"]
+    assert names["DPM++ 2M"] == ["dpmpp-2m"] and names["Euler a"] == ["ddim(eta=1.0)"]
+    for name in names:
+        asked = {"prompt": "cat", "steps": 3, "sampler_name": name, "scheduler": "Karras"}
+        assert web.post("/sdapi/v1/txt2img", json=asked).status_code == 200
     assert [m["model_name"] for m in web.get("/sdapi/v1/sd-models").json()] == ["toy"]

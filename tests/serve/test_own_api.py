@@ -119,7 +119,7 @@ BAD = {
     "a path as model": ({"model": "../../etc/passwd"}, 404, "model", "the models are toy"),
     "an expression": ({"guidance": "cfg(3"}, 422, None, "cfg(3"),
     "an unknown class": ({"cond": "cow"}, 422, None, "unknown class 'cow'"),
-    "an unknown solver": ({"solver": "euler"}, 422, None, "unknown solver"),
+    "an unknown solver": ({"solver": "leap"}, 422, None, "unknown solver"),
     "too many samples": ({"n": 17}, 422, "n", "n may be 16 at most here, not 17"),
     "too many seeds": ({"seeds": list(range(17))}, 422, "the number of seeds", "16 at most"),
     "too many steps": ({"steps": 251}, 422, "steps", "250 at most"),

@@ -94,7 +94,12 @@ def test_many_classes_are_named_in_part(tmp_path):
 
 @pytest.mark.parametrize(
     ("sizes", "side"),
-    [([(7, 7)], 8), ([(64, 64)], 64), ([(500, 300)], 64), ([(40, 44), (10, 10), (47, 41)], 40)],
+    [
+        ([(7, 7)], 8),
+        ([(64, 64)], 64),
+        ([(500, 300)], 64),
+        ([(9, 9), (12, 9), (40, 44), (47, 41)], 40),
+    ],
 )
 def test_the_size_is_the_median_shorter_side(tmp_path, sizes, side):
     path = tmp_path / "p"

@@ -8,6 +8,7 @@ from guidestar.core.levels import VE, VP, Flow, Level
 from guidestar.core.rng import Draw
 from guidestar.data.source import InMemory
 from guidestar.train.build.schedules import denoising, process, scheduler_config
+from guidestar.train.export import _levels
 from guidestar.train.loop.memory import activations
 from guidestar.train.objectives.denoising import Denoising
 from guidestar.train.objectives.level_distributions import LogitNormal, UniformTime
@@ -229,3 +230,11 @@ def test_what_a_sample_adds_to_memory_is_what_the_layers_put_out():
     assert not any(m._forward_hooks for m in module.modules())
     module.float()
     assert activations(built, source) == pytest.approx((5 + 5 + 2) * 4 / 1e6)
+
+
+def test_what_sees_noise_is_examined_within_the_schedules_range():
+    schedule, rhos = _levels(recipe(schedule={"kind": "edm", "sigma_min": 0.05, "sigma_max": 12.0}))
+    assert schedule == VE(t_min=0.05, t_max=12.0)
+    assert rhos == [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0]
+    _, rhos = _levels(recipe(schedule={"kind": "edm", "sigma_min": 0.06, "sigma_max": 11.9}))
+    assert rhos == [0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0]

@@ -174,13 +174,13 @@ def test_a_prompt_is_told_and_the_formula_is_cfg(model):
 
 
 def test_an_empty_prompt_is_unconditional_and_said_so(model):
-    with pytest.warns(UserWarning, match="an empty prompt asks for nothing") as said:
+    with pytest.warns(UserWarning, match="a prompt is empty") as said:
         asked = model.sample([""], guidance="cfg(5)", seeds=[1])
     assert len(said) == 1
     torch.testing.assert_close(
         asked.x, model.sample(guidance="uncond", seeds=[1]).x, rtol=1e-4, atol=1e-4
     )
-    with pytest.warns(UserWarning, match="an empty prompt asks for nothing") as said:
+    with pytest.warns(UserWarning, match="a prompt is empty") as said:
         model.steer(lambda images: images.flatten(1).mean(1), "", particles=2, steps=2)
     assert len(said) == 1
 
@@ -311,7 +311,7 @@ def test_the_command_line(folder, capsys, tmp_path):
     with Image.open(again) as one, Image.open(tmp_path / "b" / again.name) as other:
         assert one.tobytes() == other.tobytes()
     code, out, err = run(capsys, "sample", home, "", "--out", tmp_path / "c")
-    assert code == 0 and err.count("note: an empty prompt asks for nothing") == 1
+    assert code == 0 and err.count("note: a prompt is empty") == 1
     (tmp_path / "prompts.txt").write_text("# mine\nred square\n\nblue square\n")
     assert (
         "2 images"
@@ -331,11 +331,11 @@ def test_the_command_line(folder, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--cond", "all"], "no classes to show 'all' of"),
+        (["--cond", "all"], "no classes for 'all'"),
         (["red\x07square"], "control character"),
         (["x" * 10_001], "at most 10,000 characters"),
         (["red", "--guidance", "clip(3, net='judge')"], "no CLIP 'judge'"),
-        (["red", "--guidance", "clip(3, net='clean_clip')"], "has never seen noise"),
+        (["red", "--guidance", "clip(3, net='clean_clip')"], "was trained without noise"),
         (["red", "--guidance", "classifier(3)"], "no classifier 'classifier'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The demonstration: one model, the same seeds, steered in every way, side by side and measured."""
+"""The demonstration: one model and the same seeds under every kind of guidance, measured."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from ..io.files import make_folder
@@ -32,7 +32,7 @@ STEPS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one expression gave: the judge's accuracy, network evaluations a sample, seconds."""
+    """Figures of one expression: the judge's accuracy, network evaluations a sample, seconds."""
 
     how: str
     expression: str
@@ -41,11 +41,11 @@ class Result:
     seconds: float
 
 
-Tell = Callable[[int, int], None]
+Watch = Callable[[int, int], None]
 
 
 def demo(
-    model: Model, out: Path | str, *, seeds: int = 4, show: int = 2, tell: Tell | None = None
+    model: Model, out: Path | str, *, seeds: int = 4, show: int = 2, watch: Watch | None = None
 ) -> list[Result]:
     """Write ``demo.png`` and ``steps.png`` under ``out``, and return the rows of figures.
 
@@ -54,18 +54,21 @@ def demo(
         out: folder.
         seeds: samples of each class.
         show: how many of them are shown.
-        tell: called with the solver steps done and in all.
+        watch: called with the solver steps done and in all.
+
+    Raises:
+        ValueError: the model lacks one of them.
     """
     if model.judge is None or not model.classes or "classifier" not in model.classifiers:
         raise ValueError(
-            "the demonstration needs a class model with a classifier and a judge; "
-            f"{model.name!r} lacks one of them"
+            "the demonstration needs a class model with a classifier and a judge, as "
+            f"fashion-mnist has; {model.name!r} lacks one of them"
         )
     folder = make_folder(Path(out))
     cond = [name for name in model.classes for _ in range(seeds)]
     total, rows, results = (len(ROWS) + 1) * STEPS, [], []
     for k, (how, expression) in enumerate(ROWS):
-        watch = (lambda done, _, k=k: tell(k * STEPS + done, total)) if tell else None
+        step = (lambda done, _, k=k: watch(k * STEPS + done, total)) if watch else None
         start = time.perf_counter()
         run = model.sample(
             cond,
@@ -73,7 +76,7 @@ def demo(
             seeds=list(range(seeds)) * len(model.classes),
             steps=STEPS,
             max_rows=256,
-            watch=watch,
+            watch=step,
         )
         seconds = time.perf_counter() - start
         hit = judged(model, run.images, cond)
@@ -90,8 +93,8 @@ def demo(
     )
     save_png(sheet(rows, columns=model.classes, span=show, title=title), folder / "demo.png")
     save_png(draw_steps(model), folder / "steps.png")
-    if tell:
-        tell(total, total)
+    if watch:
+        watch(total, total)
     return results
 
 
@@ -114,10 +117,8 @@ def judged(model: Model, images: Tensor, cond: Sequence[str | int]) -> float:
 
 def draw_steps(
     model: Model, *, names: Sequence[str] = ("dress", "ankle boot"), columns: int = 10
-) -> Any:
-    """Draw a run from inside: x_t, the guided clean estimate, and each term's push, along the
-    steps.
-    """
+) -> Image:
+    """Draw x_t, the guided clean estimate and each term's push, along the steps of a run."""
     names = [n for n in names if n in model.classes] or list(model.classes[:2])
     states = list(
         model.trajectory(

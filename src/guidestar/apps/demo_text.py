@@ -7,12 +7,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from PIL.Image import Image
 
 from ..io.images import SheetRow, save_png, sheet
 from ..model.model import Model
+from ..model.protocols import TextJudge
 from .demo import Result
-from .measure_text import Ruler, look
+from .measure_text import Ruler, embed_images
 
 PROMPTS = (
     "blue heart, flat style",
@@ -34,11 +36,11 @@ COLUMNS = (
 )
 STEPS = 20
 
-Tell = Callable[[int, int], None]
+Watch = Callable[[int, int], None]
 
 
 def demo_text(
-    model: Model, out: Path, *, seeds: int = 2, show: int = 2, tell: Tell | None = None
+    model: Model, out: Path, *, seeds: int = 2, show: int = 2, watch: Watch | None = None
 ) -> list[Result]:
     """Write ``text.png`` under ``out``: prompts down, methods and scales across; return a row of
     figures for each column.
@@ -51,26 +53,26 @@ def demo_text(
         out: folder.
         seeds: samples of each prompt.
         show: how many of them are shown.
-        tell: called with the solver steps done and in all.
+        watch: called with the solver steps done and in all.
 
     Raises:
         ValueError: the model lacks one of them.
     """
     if (
-        not hasattr(model.judge, "embed_text")
+        not isinstance(model.judge, TextJudge)
         or "clip" not in model.classifiers
         or "captions" not in model.card
     ):
         raise ValueError(
-            "the demonstration needs a text model with a measuring CLIP, a guiding one, and its "
-            f"captions; {model.name!r} lacks one of them"
+            "the demonstration needs a text model with a CLIP that measures, one that guides, and "
+            f"its captions, as emoji; {model.name!r} lacks one of them"
         )
     ruler = Ruler.of(model.judge, model.card["captions"])
     prompts = [p for p in PROMPTS for _ in range(seeds)]
     results, cells = [], []
     for k, (how, expression) in enumerate(COLUMNS):
-        watch = (
-            (lambda done, _, k=k: tell(k * STEPS + done, len(COLUMNS) * STEPS)) if tell else None
+        step = (
+            (lambda done, _, k=k: watch(k * STEPS + done, len(COLUMNS) * STEPS)) if watch else None
         )
         start = time.perf_counter()
         run = model.sample(
@@ -79,12 +81,12 @@ def demo_text(
             seeds=list(range(seeds)) * len(PROMPTS),
             steps=STEPS,
             max_rows=256,
-            watch=watch,
+            watch=step,
         )
         seconds = time.perf_counter() - start
-        hit = ruler.scores(look(model.judge, run.images), [p.partition(", ")[0] for p in prompts])[
-            "top 5"
-        ]
+        hit = ruler.scores(
+            embed_images(model.judge, run.images), [p.partition(", ")[0] for p in prompts]
+        )["top 5"]
         results.append(
             Result(
                 how=how, expression=expression, accuracy=hit, nfe=run.nfe, seconds=round(seconds, 2)
@@ -97,12 +99,12 @@ def demo_text(
 
 def _picture(
     model: Model,
-    cells: list[list[Any]],
+    cells: list[list[Image]],
     results: list[Result],
     seeds: int,
     show: int,
     captions: int,
-) -> Any:
+) -> Image:
     rows = [
         SheetRow(
             label=p.replace(", ", "\n"),

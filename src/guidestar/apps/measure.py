@@ -5,15 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..data import fashion_mnist
 from ..evaluate import Accuracy, DiversityRatio, Frechet, JudgeOutput, class_shares, run_judge
+from ..guidance import Guidance
 from ..io import distributed as processes
 from ..model.model import Model, Samples
+
+if TYPE_CHECKING:
+    from ..train.build.data import Source
 
 REAL = "real"
 """The name under which training images are measured: the floor of every distance."""
@@ -22,11 +26,10 @@ REAL = "real"
 def references(
     model: Model, data: Path | None = None, floor: int = 1000
 ) -> tuple[JudgeOutput, JudgeOutput]:
-    """Return the held-out samples, and up to ``floor`` class-balanced training samples, as the
-    judge sees them.
+    """Judge the held-out samples, and up to ``floor`` class-balanced training samples.
 
     Raises:
-        ValueError: the model does not say what it was trained on, or nothing was held out.
+        ValueError: the model's card does not name its training data, or nothing was held out.
     """
     test, train = _real(model, data)
     judge = model.need_judge()
@@ -39,14 +42,15 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
     """Load the held-out and the training samples of a model."""
     if model.classes == fashion_mnist.CLASSES:
         return fashion_mnist.load_split("test", data), fashion_mnist.load_split("train", data)
+    from ..data.latents import pictures_of
     from ..train.build.data import sources
     from ..train.export import gather_samples
     from ..train.recipe.schema import checked
 
     if "recipe" not in model.card:
         raise ValueError(
-            f"the model {model.name!r} does not say what it was trained on, so there is nothing "
-            "to compare with"
+            f"the card of the model {model.name!r} does not name its training data, so there is "
+            "nothing to compare with; measure a model that guidestar trained"
         )
     # No network of it is built here, so the code that it may name is not run.
     recipe = checked(model.card["recipe"], f"the card of the model {model.name!r}", trust=True)
@@ -54,17 +58,18 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
         recipe = recipe.model_copy(
             update={"data": recipe.data.model_copy(update={"path": str(data)})}
         )
-    source, aside = sources(recipe)
+    source, aside = sources(recipe, vae=getattr(model.decode, "vae", None))
     if aside is None or recipe.judge is None:
         raise ValueError(
             f"the recipe of {model.name!r} held nothing out; set data.holdout or data.test, and "
             "train again"
         )
     _check_data(model, source)
-    return gather_samples(aside, recipe.judge), gather_samples(source, recipe.judge, 20_000)
+    real, floor = pictures_of(aside), pictures_of(source)
+    return gather_samples(real, recipe.judge), gather_samples(floor, recipe.judge, 20_000)
 
 
-def _check_data(model: Model, source: Any) -> None:
+def _check_data(model: Model, source: Source) -> None:
     """Refuse data of other classes than the model was trained on; warn of other samples."""
     from ..data.identity import compare, identify
 
@@ -90,11 +95,11 @@ def measure(
     data: Path | None = None,
     batch: int = 50,
     watch: Callable[[int, int], None] | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """Yield one row of figures for real images, then one for each guidance.
 
     Each row holds the judge's accuracy, the Fréchet distance of its features to the test images,
-    within-class diversity relative to the test images, the share of each class the judge sees,
+    within-class diversity relative to the test images, the share of each class among its verdicts,
     NFE a sample and seconds. Sample k is of class ``k mod K``.
 
     Args:
@@ -107,7 +112,10 @@ def measure(
         watch: called with the samples done and in all.
     """
     if model.judge is None or not model.classes:
-        raise ValueError(f"the model {model.name!r} has no judge to measure with")
+        raise ValueError(
+            f"the model {model.name!r} has no judge of classes to measure with; train one "
+            "([judge] in its recipe)"
+        )
     guided = [model.expression(g) for g in guidances]
     for guidance in guided:  # refuse what cannot run before the first sample
         model.plan(
@@ -122,13 +130,13 @@ def measure(
     }
     wanted = torch.tensor([i % len(model.classes) for i in range(len(seeds))])
     for done, guidance in enumerate(guided):
-        tell = (
+        step = (
             (lambda n, done=done: watch(done * len(seeds) + n, len(guided) * len(seeds)))
             if watch
             else None
         )
         images, nfe, seconds = _draw(
-            model, guidance, list(seeds), wanted, batch, tell, steps=steps, solver=solver, grid=grid
+            model, guidance, list(seeds), wanted, batch, step, steps=steps, solver=solver, grid=grid
         )
         yield {
             "guidance": str(guidance),
@@ -138,7 +146,7 @@ def measure(
         }
 
 
-def scores(judged: JudgeOutput, reference: JudgeOutput, classes: int) -> dict[str, Any]:
+def scores(judged: JudgeOutput, reference: JudgeOutput, classes: int) -> dict[str, object]:
     """Return all figures of one set of images."""
     metrics = {
         "accuracy": Accuracy(),
@@ -156,12 +164,15 @@ def scores(judged: JudgeOutput, reference: JudgeOutput, classes: int) -> dict[st
 
 def _draw(
     model: Model,
-    guidance: Any,
+    guidance: Guidance,
     seeds: list[int],
     wanted: Tensor,
     batch: int,
-    tell: Callable[[int], None] | None,
-    **how: Any,
+    watch: Callable[[int], None] | None,
+    *,
+    steps: int | None,
+    solver: str | None,
+    grid: str | None,
 ) -> tuple[Tensor, float, float]:
     """Draw all samples, shared out between processes; return them, NFE a sample and this process's
     seconds.
@@ -175,14 +186,16 @@ def _draw(
             [model.classes[k] for k in wanted[part].tolist()],
             guidance=guidance,
             seeds=[seeds[i] for i in part],
-            **how,
+            steps=steps,
+            solver=solver,
+            grid=grid,
         )
         seconds += time.perf_counter() - start
-        # The judge learned from what the network works on: pixels, but latents or standardised
-        # values too.
-        seen = samples.images if "scale" not in model.card and not model.latent else samples.x
-        drawn += zip(part.tolist(), seen, strict=True)
+        # The judge learned from the data: pictures, also of a model of latents, or standardised
+        # values.
+        judged_values = samples.images if "scale" not in model.card else samples.x
+        drawn += zip(part.tolist(), judged_values, strict=True)
         nfe += samples.nfe * len(part) / len(rows)
-        if tell:
-            tell(int(part[-1]) + 1)
+        if watch:
+            watch(int(part[-1]) + 1)
     return torch.stack([x for _, x in processes.gather(drawn)]), nfe, seconds

@@ -1,5 +1,5 @@
 """Measure a text model: does an independent CLIP find the prompt in the picture, and do pictures
-look like real ones?
+resemble real ones?
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..evaluate import gaussian_distance
 from ..evaluate.retrieval import merged, ranks
+from ..guidance import Guidance
 from ..io import distributed as processes
 from ..model.model import Model
+from ..model.protocols import TextJudge
 
 REAL, SHUFFLED = "real", "real, captions shuffled"
 
@@ -27,7 +28,7 @@ class Captioned:
 
     Args:
         x: ``[N, 3, H, W]`` in [−1, 1].
-        prompts: the first caption of each, which asks for it.
+        prompts: the first caption of each, which is sampled for it.
         labels: the shortest caption of each, which names it.
     """
 
@@ -57,13 +58,13 @@ def read_captioned(folder: Path, size: int) -> Captioned:
     from ..train.build.captions import text_column
 
     source = image_folder(folder, PictureFormat(size=size, channels=3))
-    held: Any = source.targets[text_column(source)]
-    said = [(c,) if isinstance(c, str) else c for c in held]
-    rows = list(range(len(said)))
+    held = source.targets[text_column(source)]
+    captions = [(c,) if isinstance(c, str) else c for c in held]
+    rows = list(range(len(captions)))
     return Captioned(
         x=source.batch(rows, Draw(rows))[0],
-        prompts=tuple(s[0] for s in said),
-        labels=tuple(min(s, key=len) for s in said),
+        prompts=tuple(str(s[0]) for s in captions),
+        labels=tuple(min(map(str, s), key=len) for s in captions),
     )
 
 
@@ -82,14 +83,14 @@ class Ruler:
         real: embeddings of real pictures ``[N, D]``, if there are any to compare with.
     """
 
-    clip: Any
+    clip: TextJudge
     captions: dict[str, int]
     groups: Tensor
     texts: Tensor
     real: Tensor | None = None
 
     @staticmethod
-    def of(clip: Any, known: Sequence[str], real: Tensor | None = None) -> Ruler:
+    def of(clip: TextJudge, known: Sequence[str], real: Tensor | None = None) -> Ruler:
         """Make one of all captions and of real pictures."""
         names = list(dict.fromkeys(known))
         texts = clip.embed_captions(names).cpu()
@@ -99,24 +100,22 @@ class Ruler:
             captions={n: i for i, n in enumerate(names)},
             groups=groups,
             texts=texts[first],
-            real=None if real is None else look(clip, real),
+            real=None if real is None else embed_images(clip, real),
         )
 
-    def scores(self, seen: Tensor, labels: Sequence[str]) -> dict[str, float]:
-        """Measure pictures that ``clip`` sees as ``seen [B, D]`` and that should show
-        ``labels``.
-        """
+    def scores(self, embedded: Tensor, labels: Sequence[str]) -> dict[str, float]:
+        """Measure images by their embeddings ``[B, D]`` against the captions they should show."""
         right = self.groups[torch.tensor([self.captions[name] for name in labels])]
-        place = ranks(seen, self.texts, right)
+        place = ranks(embedded, self.texts, right)
         found = {
             "top 1": float((place < 1).double().mean()),
             "top 5": float((place < 5).double().mean()),
-            "score": float((seen * self.texts[right]).sum(1).mean()),
+            "score": float((embedded * self.texts[right]).sum(1).mean()),
         }
         if self.real is not None:
             found |= {
-                "frechet": gaussian_distance(*_gaussian(seen), *_gaussian(self.real)),
-                "nearest": float((seen @ self.real.T).amax(1).mean()),
+                "frechet": gaussian_distance(*_gaussian(embedded), *_gaussian(self.real)),
+                "nearest": float((embedded @ self.real.T).amax(1).mean()),
             }
         return {name: round(value, 4) for name, value in found.items()}
 
@@ -126,8 +125,8 @@ def _gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def look(clip: Any, x: Tensor) -> Tensor:
-    """Return what a CLIP sees in pictures: unit embeddings ``[B, D]`` on the CPU."""
+def embed_images(clip: TextJudge, x: Tensor) -> Tensor:
+    """Return a CLIP's unit embeddings of images, ``[B, D]``, on the CPU."""
     return torch.cat([clip.embed_image(part).cpu() for part in x.split(256)])
 
 
@@ -143,7 +142,7 @@ def measure_text(
     data: Path | None = None,
     batch: int = 64,
     watch: Callable[[int, int], None] | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """Yield a row of figures for real pictures, one for shuffled captions, then one for each
     guidance.
 
@@ -154,55 +153,66 @@ def measure_text(
     Args:
         model: a text model with a measuring CLIP.
         guidances: expressions.
-        count: prompts, evenly spread over the pictures of ``data``, each of a seed of its own.
+        count: prompts, evenly spread over the pictures of ``data``, each with its own seed.
         seed: of the first sample.
         steps, solver, grid: as in `Model.sample`.
-        data: folder of captioned pictures whose prompts are asked for; by default what the model
-            was trained on. All captions of both are compared.
+        data: folder of captioned pictures whose prompts are sampled; by default what the model was
+            trained on. All captions of both are compared.
         batch: samples at a time.
         watch: called with the samples done and in all.
 
     Raises:
-        ValueError: the model has no measuring CLIP, or does not say what it was trained on.
+        ValueError: the model has no measuring CLIP, or its card does not name its training data.
     """
-    if not hasattr(model.judge, "embed_text"):
-        raise ValueError(f"the model {model.name!r} has no CLIP to measure with")
+    if not isinstance(model.judge, TextJudge):
+        raise ValueError(
+            f"the model {model.name!r} has no CLIP to measure with; train one ([judge] in its "
+            "recipe)"
+        )
     guided = [model.expression(g) for g in guidances]
     train = _training(model, data)
-    asked = (read_captioned(data, model.shape[-1]) if data else train).take(count)
-    ruler = Ruler.of(model.judge, [*train.labels, *asked.labels], train.x)
-    seen = look(model.judge, asked.x)
-    turned = [*asked.labels[len(asked.labels) // 2 :], *asked.labels[: len(asked.labels) // 2]]
+    wanted = (read_captioned(data, picture_side(model)) if data else train).take(count)
+    ruler = Ruler.of(model.judge, [*train.labels, *wanted.labels], train.x)
+    real = embed_images(model.judge, wanted.x)
+    turned = [*wanted.labels[len(wanted.labels) // 2 :], *wanted.labels[: len(wanted.labels) // 2]]
     captions = {"captions": len(ruler.texts)}
     yield {
         "guidance": REAL,
         "nfe": 0.0,
         "seconds": 0.0,
         **captions,
-        **ruler.scores(seen, asked.labels),
+        **ruler.scores(real, wanted.labels),
     }
     yield {
         "guidance": SHUFFLED,
         "nfe": 0.0,
         "seconds": 0.0,
         **captions,
-        **ruler.scores(seen, turned),
+        **ruler.scores(real, turned),
     }
     for done, guidance in enumerate(guided):
-        tell = (
-            (lambda n, done=done: watch(done * len(asked.x) + n, len(guided) * len(asked.x)))
+        step = (
+            (lambda n, done=done: watch(done * len(wanted.x) + n, len(guided) * len(wanted.x)))
             if watch
             else None
         )
         images, nfe, seconds = draw(
-            model, guidance, asked.prompts, seed, batch, tell, steps=steps, solver=solver, grid=grid
+            model,
+            guidance,
+            wanted.prompts,
+            seed,
+            batch,
+            step,
+            steps=steps,
+            solver=solver,
+            grid=grid,
         )
         yield {
             "guidance": str(guidance),
             "nfe": nfe,
             "seconds": round(seconds, 2),
             **captions,
-            **ruler.scores(look(model.judge, images), asked.labels),
+            **ruler.scores(embed_images(model.judge, images), wanted.labels),
         }
 
 
@@ -215,17 +225,28 @@ def _training(model: Model, data: Path | None) -> Captioned:
             f"the pictures that {model.name!r} was trained on are not at {folder}; name a folder "
             "of captioned pictures with --data"
         )
-    return read_captioned(folder, model.shape[-1])
+    return read_captioned(folder, picture_side(model))
+
+
+@torch.inference_mode()
+def picture_side(model: Model) -> int:
+    """Return the pixels of a side of a model's pictures, also where it works on latents."""
+    if not model.latent:
+        return model.shape[-1]
+    return model.to_images(torch.zeros(1, *model.shape, device=model.device)).shape[-1]
 
 
 def draw(
     model: Model,
-    guidance: Any,
+    guidance: Guidance,
     prompts: Sequence[str],
     seed: int,
     batch: int,
-    tell: Callable[[int], None] | None,
-    **how: Any,
+    watch: Callable[[int], None] | None,
+    *,
+    steps: int | None,
+    solver: str | None,
+    grid: str | None,
 ) -> tuple[Tensor, float, float]:
     """Draw a sample of each prompt, shared out between processes; return them, NFE a sample and
     this process's seconds.
@@ -234,16 +255,18 @@ def draw(
     for part in torch.tensor(rows).split(batch):
         start = time.perf_counter()
         samples = model.sample(
-            [prompts[i] for i in part],  # type: ignore[reportCallIssue]
+            [prompts[int(i)] for i in part],
             guidance=guidance,
             seeds=[seed + int(i) for i in part],
-            **how,
+            steps=steps,
+            solver=solver,
+            grid=grid,
         )
         seconds += time.perf_counter() - start
         drawn += zip(part.tolist(), samples.images, strict=True)
         nfe += samples.nfe * len(part) / len(rows)
-        if tell:
-            tell(int(part[-1]) + 1)
+        if watch:
+            watch(int(part[-1]) + 1)
     return torch.stack([x for _, x in processes.gather(drawn)]), nfe, seconds
 
 
@@ -282,4 +305,12 @@ def _lines(file: Path) -> list[str]:
     return lines
 
 
-__all__ = ["Captioned", "Ruler", "draw", "look", "measure_text", "read_captioned", "read_prompts"]
+__all__ = [
+    "Captioned",
+    "Ruler",
+    "draw",
+    "embed_images",
+    "measure_text",
+    "read_captioned",
+    "read_prompts",
+]

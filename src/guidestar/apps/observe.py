@@ -1,7 +1,7 @@
-"""Pictures as observations: inverse problems from files, for the command line.
+"""Read pictures as observations: inverse problems from files, for the command line.
 
 An operator is written as a method is: ``downsample(factor=2)``, ``inpaint(mask='mask.png')``,
-``blur(deviation=1.5, noise=0.05)``, ``gray``. Nothing of it is evaluated.
+``blur(deviation=1.5, noise=0.05)``, ``gray``. It is parsed, never evaluated.
 """
 
 from __future__ import annotations
@@ -16,22 +16,32 @@ import torch
 from torch import Tensor
 
 from ..data.layout import find_pictures
-from ..guidance import METHODS, Guidance, Inpaint, Observation, Steered, get_operator, losses_of
+from ..guidance import (
+    METHODS,
+    Guidance,
+    Inpaint,
+    Linear,
+    Observation,
+    Steered,
+    get_operator,
+    losses_of,
+)
 from ..guidance.arguments import needed, problem
 from ..guidance.operators import OPERATORS
 from ..guidance.weights import finite
 from ..io.decoding import open_picture, to_8_bits
+from ..model.model import Model
 
 
 def read_observation(
-    model: Any, guidance: Guidance, pictures: Sequence[Path] | None, operator: str | None
+    model: Model, guidance: Guidance, pictures: Sequence[Path] | None, operator: str | None
 ) -> Observation | None:
-    """Read what was observed, for a guidance that lowers a loss; None for one that does not.
+    """Read the observation of a guidance that lowers a loss; None for one that lowers none.
 
     Args:
         model: a `Model` of pictures, whose samples are looked for.
         guidance: of the run.
-        pictures: files, or folders of them: what the operator showed, one observation each.
+        pictures: files, or folders of them, one observation each.
         operator: as written, with its options; ``noise`` is the deviation of the noise in the
             pictures.
 
@@ -42,36 +52,36 @@ def read_observation(
     if not pictures and not operator:
         if losses_of(guidance):
             raise ValueError(
-                f"'{guidance}' lowers a loss, and nothing says which: name what was observed "
-                "with --observe, and what that shows with --operator"
+                f"'{guidance}' lowers a loss, and none was given; give the observed picture with "
+                "--observe, and the operator that made it with --operator"
             )
         return None
     if not pictures or not operator:
         raise ValueError(
-            "--observe names a picture and --operator says what it shows, e.g. --operator "
-            "'downsample(factor=2)'; give both"
+            "--observe (a picture) and --operator (what made it, e.g. 'downsample(factor=2)') go "
+            "together; give both"
         )
     if not losses_of(guidance):
         lowering = ", ".join(sorted(name for name, m in METHODS.items() if issubclass(m, Steered)))
         raise ValueError(
-            f"'{guidance}' lowers no loss, so it would not look at what was observed; add one of "
+            f"'{guidance}' lowers no loss, so the observed picture has no effect; add one of "
             f"{lowering}, e.g. 'uncond + dps(1)'"
         )
     if len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.latent:
         raise ValueError(
-            f"the model {model.name!r} does not make pictures of pixels, so none of them can be "
-            "observed"
+            f"the model {model.name!r} does not sample pictures of pixels, so no picture can be "
+            "an observation of it"
         )
     made, noise = read_operator(operator, model.shape)
     shown = made(torch.zeros(1, *model.shape))
     files = [file for picture in pictures for file in _files(picture)]
-    seen = torch.stack(
+    pictured = torch.stack(
         [
             read_picture(file, tuple(shown.shape[1:]), f"{operator} of the model's pictures")
             for file in files
         ]
     )
-    return Observation(made, made(seen) if isinstance(made, Inpaint) else seen, noise=noise)
+    return Observation(made, made(pictured) if isinstance(made, Inpaint) else pictured, noise=noise)
 
 
 def _files(picture: Path) -> list[Path]:
@@ -83,7 +93,7 @@ def _files(picture: Path) -> list[Path]:
     return found
 
 
-def read_operator(text: str, shape: Sequence[int]) -> tuple[Any, float]:
+def read_operator(text: str, shape: Sequence[int]) -> tuple[Linear, float]:
     """Read an operator on samples ``[C, H, W]`` and the deviation of its noise.
 
     Raises:
@@ -124,8 +134,9 @@ def _call(text: str) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _check(name: str, options: Mapping[str, Any]) -> None:
-    known = [f.name for f in fields(OPERATORS[name])]
+def _check(name: str, options: Mapping[str, object]) -> None:
+    operator: Any = OPERATORS[name]  # a dataclass, which its protocol cannot say
+    known = [f.name for f in fields(operator)]
     for key in needed(OPERATORS[name]):
         if key not in options:
             raise ValueError(f"{name} needs its {key}: write {name}({key}='{key}.png')")
@@ -139,7 +150,7 @@ def _check(name: str, options: Mapping[str, Any]) -> None:
 
 
 def read_picture(path: Path, shape: Sequence[int], what: str) -> Tensor:
-    """Read a picture ``[C, H, W]`` in [−1, 1], grey or in colours as ``shape`` says.
+    """Read a picture ``[C, H, W]`` in [−1, 1], grey or in colour, by the channels of ``shape``.
 
     Raises:
         ValueError: it cannot be read, or is of another size.

@@ -77,10 +77,10 @@ def rising(
     """
     if model.encoder is None:
         raise ValueError(f"the model {model.name!r} is unconditional, so it has no scale to raise")
-    (name,) = model.names([prompt], 1) or ()  # type: ignore[misc]
+    name = (model.names([prompt], 1) or (prompt,))[0]
     return _same_seed(
         model,
-        cfg(list(scales)),  # type: ignore[reportArgumentType]
+        cfg(tuple(scales)),
         model.encoder.encode([name]).repeat(len(scales)),
         len(scales),
         seed,

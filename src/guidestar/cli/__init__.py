@@ -13,6 +13,7 @@ from ..io.files import Damaged
 from ._terminal import fail, warn
 from .data import datasets
 from .distilling import distill
+from .fitting import grid
 from .info import methods, models, plan
 from .measuring import evaluate
 from .sampling import demo, sample, strip
@@ -34,6 +35,7 @@ for command in (
     train,
     distill,
     evaluate,
+    grid,
     serve,
 ):
     app.command()(command)
@@ -85,6 +87,6 @@ def _is_text(argument: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
-def _note(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _note(message: Warning | str, category: type[Warning], *_: object) -> None:
     if category is UserWarning or category.__module__.startswith("guidestar."):
         warn(str(message))

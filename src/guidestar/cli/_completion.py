@@ -11,8 +11,10 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
 _METHOD = re.compile(r"^@register\n.*?^    name = \"(\w+)\"", re.MULTILINE | re.DOTALL)
-_SOLVER = re.compile(r"^class (\w+)\(.*?^    name = \"([\w-]+)\"", re.MULTILINE | re.DOTALL)
-_LISTED = re.compile(r"for \w+ in \(([\w, ]+)\)\n?\s*\}")
+_SOLVER = re.compile(
+    r"^class (\w+)\((?:(?!^class ).)*?^    name = \"([\w-]+)\"", re.MULTILINE | re.DOTALL
+)
+_LISTED = re.compile(r"for \w+ in \(([\w,\s]+)\)\s*\}")
 
 
 def model_names(incomplete: str) -> list[str]:
@@ -47,7 +49,7 @@ def registered_solvers() -> list[str]:
     """List the solvers, as `SOLVERS` does."""
     files = (_PACKAGE / "sampling").glob("*.py")
     names = dict(pair for file in files for pair in _SOLVER.findall(_source(file)))
-    return [names[solver] for solver in _listed(_PACKAGE / "sampling" / "__init__.py")]
+    return [names[solver] for solver in _listed(_PACKAGE / "sampling" / "names.py")]
 
 
 def registered_grids() -> list[str]:
@@ -58,7 +60,8 @@ def registered_grids() -> list[str]:
 def _listed(file: Path) -> list[str]:
     """Return what a table of names in a source file is made of."""
     found = _LISTED.search(_source(file))
-    return [word.strip() for word in found[1].split(",")] if found else []
+    words = found[1].split(",") if found else []
+    return [word.strip() for word in words if word.strip()]
 
 
 def _source(file: Path) -> str:

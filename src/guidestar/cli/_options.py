@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional, TypedDict
 
 import typer
 
@@ -54,14 +54,15 @@ _SCALE_HELP = (
 Scale = Annotated[str | None, typer.Option("--scale", help=_SCALE_HELP)]
 
 _OPERATOR_HELP = (
-    "What --observe shows: downsample(factor=2), inpaint(mask='mask.png'), "
-    "blur(deviation=2), gray or identity; with noise, e.g. gray(noise=0.05)."
+    "The operator that made the pictures of --observe: downsample(factor=2), "
+    "inpaint(mask='mask.png'), blur(deviation=2), gray or identity; with noise, e.g. "
+    "gray(noise=0.05)."
 )
 Observe = Annotated[
     list[Path] | None,
     typer.Option(
         "--observe",
-        help="A picture, or a folder of them, to find the whole of; several times for several.",
+        help="A picture, or a folder of them, to restore; repeat it for several.",
     ),
 ]
 Operator = Annotated[Optional[str], typer.Option("--operator", help=_OPERATOR_HELP)]  # noqa: UP045
@@ -84,16 +85,47 @@ AcceptData = Annotated[bool, typer.Option("--accept-data", help=_ACCEPT_HELP)]
 TrustRecipe = Annotated[bool, typer.Option("--trust", help=_TRUST_RECIPE)]
 
 
-def with_file(file: Path | None, **given: Any) -> dict[str, Any]:
-    """Fill up what was not given from a guidance.toml."""
+class RunOptions(TypedDict):
+    """The options of a run that a guidance.toml may give."""
+
+    guidance: str | None
+    negative: str | None
+    steps: int | None
+    solver: str | None
+    grid: str | None
+
+
+def with_file(
+    file: Path | None,
+    *,
+    guidance: str | None,
+    negative: str | None,
+    steps: int | None,
+    solver: str | None,
+    grid: str | None,
+) -> RunOptions:
+    """Take the options that were left out from a guidance.toml, if there is one.
+
+    Raises:
+        ValueError: the file cannot be read, or a guidance was given too.
+    """
+    given = RunOptions(guidance=guidance, negative=negative, steps=steps, solver=solver, grid=grid)
     if file is None:
         return given
     from ..diffusers.guidance_file import read
 
-    if given.get("guidance") is not None:
-        raise ValueError("give --guidance or --guidance-file, not both")
+    if guidance is not None:
+        raise ValueError(
+            "--guidance and --guidance-file each give the guidance; leave one of them out"
+        )
     found = read(file)
-    return {key: getattr(found, key) if value is None else value for key, value in given.items()}
+    return RunOptions(
+        guidance=found.guidance,
+        negative=found.negative if negative is None else negative,
+        steps=found.steps if steps is None else steps,
+        solver=found.solver if solver is None else solver,
+        grid=found.grid if grid is None else grid,
+    )
 
 
 def parse_scales(text: str) -> tuple[float, ...]:
@@ -126,7 +158,7 @@ def ready_file(out: Path) -> None:
 def check_run(
     guidance: str | None = None, solver: str | None = None, grid: str | None = None
 ) -> Expression | None:
-    """Refuse what cannot be, before anything is loaded; return the expression that was read.
+    """Check a run's options before anything is loaded; return its parsed expression.
 
     Raises:
         ValueError: an expression that does not parse, or an unknown solver or grid.
@@ -138,6 +170,6 @@ def check_run(
     expression = None if guidance is None else parse(guidance)
     if solver is not None:
         get_solver(solver)
-    if grid is not None and grid not in GRIDS:
+    if grid is not None and grid not in (*GRIDS, "fitted"):
         raise ValueError(f"unknown grid {grid!r}; the grids are {', '.join(GRIDS)}")
     return expression

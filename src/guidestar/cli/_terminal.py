@@ -1,19 +1,22 @@
-"""What commands show and say in a terminal."""
+"""Print progress, tables, notes and errors in a terminal."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
+Watch = Callable[[int, int | None], None]
+"""Shows how many of how many steps are done."""
+
 
 @contextmanager
-def progress(label: str) -> Iterator[Any]:
-    """Show a progress bar on stderr while it works; yields ``watch(done, total)``."""
+def progress(label: str) -> Iterator[Watch]:
+    """Show a progress bar on stderr within the block; yields ``watch(done, total)``."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,4 +1,4 @@
-"""Commands that tell and run nothing: models, methods, plan."""
+"""Commands that print and run nothing: models, methods, plan."""
 
 from __future__ import annotations
 
@@ -31,12 +31,10 @@ def models() -> None:
 def methods(
     name: Annotated[
         str | None,
-        typer.Argument(help="A method, or what you would call it.", autocompletion=method_names),
+        typer.Argument(help="A method, or another name for it.", autocompletion=method_names),
     ] = None,
 ) -> None:
-    """List the guidances; or print one of them whole, with its BibTeX entries; or find one by what
-    it is called.
-    """
+    """List the guidances; print one in full with its BibTeX entries; find one by another name."""
     from ..guidance import METHODS
 
     if name is None:
@@ -52,7 +50,7 @@ def _list_methods() -> None:
 
     for method in sorted(METHODS):
         _line(method, _summary(method))
-    typer.echo("\nguidestar methods NAME prints one whole; these have other names here:\n")
+    typer.echo("\nguidestar methods NAME prints one in full; these have other names here:\n")
     for names, home in TOPICS.items():
         _line(names, home, wide=True)
 
@@ -138,7 +136,7 @@ def plan(
     from ..model.folder import load
 
     check_run(guidance, solver, levels)
-    asked = with_file(
+    options = with_file(
         guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels
     )
-    typer.echo(str(load(model).plan(**asked)))
+    typer.echo(str(load(model).plan(**options)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -54,6 +55,7 @@ def evaluate(
     model, how an independent CLIP ranks the prompts.
     """
     import json
+    from functools import partial
 
     from ..apps.measure import measure
     from ..apps.measure_text import measure_text
@@ -67,16 +69,20 @@ def evaluate(
     if out:
         ready_file(out)
     with progress("measuring") as watch:
-        chosen, how = (
-            load(model, average=average, trust=trust),
-            {"steps": steps, "solver": solver, "grid": levels, "data": data, "watch": watch},
+        chosen = load(model, average=average, trust=trust)
+        by_text = partial(measure_text, count=len(span), seed=span[0])
+        run = by_text if chosen.told_by_text else partial(measure, seeds=span)
+        rows = list(
+            run(
+                chosen,
+                guidance,
+                steps=steps,
+                solver=solver,
+                grid=levels,
+                data=data,
+                watch=watch,
+            )
         )
-        measured: Any = (
-            measure_text(chosen, guidance, count=len(span), seed=span[0], **how)
-            if chosen.told_by_text
-            else measure(chosen, guidance, seeds=span, **how)
-        )
-        rows = list(measured)
     if not is_main():
         return
     if chosen.told_by_text:
@@ -93,7 +99,7 @@ def evaluate(
         write_text(json.dumps(rows, indent=2) + "\n", out)
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     shares = f"{min(row['shares']):.1%}-{max(row['shares']):.1%}"
     return (
         row["guidance"],
@@ -106,7 +112,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _text_cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _text_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["guidance"],
         f"{row['top 1']:.1%}",
@@ -122,5 +128,5 @@ def _text_cells(row: dict[str, Any]) -> tuple[str, ...]:
 def _span(text: str) -> range:
     first, _, last = text.partition("-")
     if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-        raise ValueError(f"seeds are a span like 0-999, not {text!r}")
+        raise ValueError(f"--seeds must be a first and a last seed, e.g. 0-999, not {text!r}")
     return range(int(first), int(last) + 1)

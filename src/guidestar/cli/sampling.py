@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -28,6 +28,10 @@ from ._options import (
 )
 from ._terminal import progress, table, warn
 
+if TYPE_CHECKING:
+    from ..model.model import Model
+    from ..model.samples import Carried, Samples, Settings
+
 
 def demo(
     out: Out = Path("out/demo"),
@@ -44,9 +48,7 @@ def demo(
         typer.Option(min=1, max=1000, help="Samples of each class (4) or prompt (2)."),
     ] = None,
 ) -> None:
-    """Steer models in every way from the same seeds: pictures, and figures of independent
-    judges.
-    """
+    """Guide models in every way from the same seeds; draw the samples and measure them."""
     from ..apps.demo import demo as run
     from ..apps.demo import write_figures
     from ..apps.demo_text import demo_text
@@ -58,9 +60,9 @@ def demo(
     for name in model or available():
         chosen = load(name)
         show, count = (demo_text, seeds or 2) if chosen.told_by_text else (run, seeds or 4)
-        with progress(f"sampling {chosen.name}") as tell:
+        with progress(f"sampling {chosen.name}") as watch:
             rows = results[chosen.name] = show(
-                chosen, out, seeds=count, show=min(2, count), tell=tell
+                chosen, out, seeds=count, show=min(2, count), watch=watch
             )
         head = (
             "steered",
@@ -91,9 +93,7 @@ def sample(
         str | None,
         typer.Argument(help="A shipped model or a folder.", autocompletion=model_names),
     ] = None,
-    prompts: Annotated[
-        list[str] | None, typer.Argument(help="What to show, to a text model.")
-    ] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, for a text model.")] = None,
     cond: Annotated[
         list[str] | None,
         typer.Option(
@@ -246,7 +246,7 @@ def _scales(text: str | None, rows: list[int]) -> tuple[float, ...] | None:
     return tuple(scales[i] for i in rows)
 
 
-def _makes_pictures(model: Any) -> bool:
+def _makes_pictures(model: Model) -> bool:
     """Return whether a model's samples are pictures (or become some, through its decoder)."""
     return model.latent or (len(model.shape) == 3 and model.shape[0] in (1, 3))
 
@@ -273,7 +273,7 @@ def _write_grid(out: Path, files: list[Path]) -> None:
     )
 
 
-def _finish(samples: Any, out: Path, grid: bool, rows: list[int] | None = None) -> None:
+def _finish(samples: Samples, out: Path, grid: bool, rows: list[int] | None = None) -> None:
     """Write what shows all samples: of pictures that were repeated, or of other data."""
     from ..io import distributed as processes
     from ..io.images import SheetRow, save_png, sheet, to_drawings, write_tensors
@@ -303,7 +303,7 @@ def _finish(samples: Any, out: Path, grid: bool, rows: list[int] | None = None) 
     typer.echo(f"{what}: {samples.settings.guidance}, NFE {samples.nfe:g}")
 
 
-def _warn_of_differences(then: dict[str, Any], now: Any) -> None:
+def _warn_of_differences(then: Carried, now: Settings) -> None:
     names = [
         n for n in ("threads", "device", "versions") if n in then and then[n] != getattr(now, n)
     ]
@@ -311,7 +311,7 @@ def _warn_of_differences(then: dict[str, Any], now: Any) -> None:
         warn(f"{', '.join(names)} differ from the first run's, so the last bits may too")
 
 
-def _model_name(model: str | None, settings: dict[str, Any] | None) -> str:
+def _model_name(model: str | None, settings: Carried | None) -> str:
     name = model or (settings or {}).get("model")
     if model is None and isinstance(name, str) and not _is_here(name):
         # A picture's text is anyone's: what it names is not fetched unasked.
@@ -320,7 +320,9 @@ def _model_name(model: str | None, settings: dict[str, Any] | None) -> str:
             "guidestar sample MODEL --like PICTURE"
         )
     if not name or not isinstance(name, str):
-        raise ValueError("name a model (see 'guidestar models'), or give a picture with --like")
+        raise ValueError(
+            "name a model (guidestar models lists those that ship), or give a picture with --like"
+        )
     return name
 
 
@@ -336,13 +338,13 @@ def _prompts_of(file: Path | None) -> list[str]:
     return read_prompts(file) if file else []
 
 
-def _conditions(model: Any, cond: list[str], num: int) -> list[str] | None:
+def _conditions(model: Model, cond: list[str], num: int) -> list[str] | None:
     if not cond:
         return None
     if "all" in cond and model.told_by_text:
         raise ValueError(
-            f"the model {model.name!r} is told by a prompt, so it has no classes to show 'all' "
-            "of; write what you want to see"
+            f"the model {model.name!r} takes text prompts, so there are no classes for 'all'; give "
+            "prompts in its place"
         )
     names = [n for c in cond for n in (model.classes if c == "all" and model.classes else [c])]
     return [n for n in names for _ in range(num)]
@@ -370,7 +372,7 @@ def strip(
     seed: Annotated[int, typer.Option(help="The seed of all of them.")] = 0,
     steps: Steps = None,
 ) -> None:
-    """Draw one seed on the way from one prompt to another, or at rising scales of its guidance."""
+    """Draw one seed between two prompts, or at rising scales of its guidance."""
     from ..apps.strip import morph, rising, strip_kind, write_strip
     from ..model.folder import load
 
@@ -380,8 +382,8 @@ def strip(
         )
     if len(prompts) == 1 and guidance is not None:
         raise ValueError(
-            "one prompt is shown at rising scales of cfg (--scales), so --guidance has no part "
-            "in it; leave it out, or give a second prompt to go to"
+            "one prompt is drawn at rising scales of cfg (--scales), so --guidance has no effect; "
+            "leave it out, or give a second prompt"
         )
     if len(prompts) == 2 and scales is not None:
         raise ValueError(

@@ -112,15 +112,16 @@ def _loaded(names: list[str], device: str | None, trust: bool) -> dict[str, Any]
     from ..model.folder import load
     from ..model.shipped import available
 
-    found: dict[str, Any] = {}
+    folders: dict[str, str] = {}
     for text in names:
         name, _, folder = text.partition("=") if text not in available() else (text, "", "")
         name = name if folder else Path(text).name
-        if name in found:
+        if name in folders:
             raise ValueError(f"two models are called {name!r}; write NAME=FOLDER")
-        model = load(folder or text, device=device or "cpu", trust=trust)
-        found[name] = replace(model, name=name)  # pictures and answers name no folder
-    return found
+        folders[name] = folder or text
+    models = {n: load(f, device=device or "cpu", trust=trust) for n, f in folders.items()}
+    # Pictures and answers name no folder.
+    return {name: replace(model, name=name) for name, model in models.items()}
 
 
 def _log(access: bool) -> None:

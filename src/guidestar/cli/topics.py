@@ -1,4 +1,4 @@
-"""What people call things, and where they are here."""
+"""Common names of methods, and what they are called here."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TOPICS: dict[str, str] = {
     "restart sampling": "--solver \"restart(solver='heun', low=0.1, high=2)\"",
     "SDEdit, image to image": "Model.sample(start=…, start_rho=…), in Python",
 }
-"""Names that people use, and the method, option or function."""
+"""Common names, and the method, option or function for each."""
 
 
 def look_up(word: str) -> list[tuple[str, str]]:
@@ -55,7 +55,7 @@ def look_up(word: str) -> list[tuple[str, str]]:
 
 
 def suggest(word: str, known: list[str]) -> list[str]:
-    """Return the known names that look like a word."""
+    """Return the known names that resemble a word."""
     return difflib.get_close_matches(word, known, n=5, cutoff=0.5)
 
 

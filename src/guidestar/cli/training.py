@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ._options import AcceptData, Out, TrustRecipe, ready_file
 from ._terminal import fail, warn
+
+if TYPE_CHECKING:
+    from ..model.model import Model
+    from ..train.recipe.schema import Recipe
 
 
 def recipe(
@@ -32,9 +36,9 @@ def recipe(
     if out.exists():
         raise ValueError(f"{out} exists; give another --out, or remove it")
     ready_file(out)
-    text, said = propose(data, name=out.stem, size=size, steps=steps)
+    text, summary = propose(data, name=out.stem, size=size, steps=steps)
     write_text(text, out)
-    typer.echo(f"{said}\n{out}; try: guidestar train {out} --dry-run")
+    typer.echo(f"{summary}\n{out}; try: guidestar train {out} --dry-run")
 
 
 def train(
@@ -59,7 +63,7 @@ def train(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Tell what would be trained, draw one batch, and train nothing."
+            "--dry-run", help="Print what would be trained, draw one batch, and train nothing."
         ),
     ] = False,
     trust: TrustRecipe = False,
@@ -79,7 +83,7 @@ def train(
         _train(spec, recipe, out, only, accept_data)
 
 
-def _dry_run(spec: Any, out: Path, only: list[str] | None) -> None:
+def _dry_run(spec: Recipe, out: Path, only: list[str] | None) -> None:
     from ..io.images import SheetRow, save_png, sheet, to_drawings
     from ..train.run import dry_run
 
@@ -97,7 +101,7 @@ def _dry_run(spec: Any, out: Path, only: list[str] | None) -> None:
     typer.echo("\n".join([*lines, f"the first samples are drawn in {out / 'batch.png'}"]))
 
 
-def _train(spec: Any, file: Path, out: Path, only: list[str] | None, accept_data: bool) -> None:
+def _train(spec: Recipe, file: Path, out: Path, only: list[str] | None, accept_data: bool) -> None:
     from contextlib import nullcontext
 
     import torch
@@ -123,14 +127,14 @@ def _train(spec: Any, file: Path, out: Path, only: list[str] | None, accept_data
             whole = "run it without --only for the whole model"
             typer.echo(f"trained {', '.join(only)} in {out}; {whole}")
             return
-        model = _assembled(spec, out, f"guidestar train {file}")
+        model = _assemble(spec, out, f"guidestar train {file}")
     more = (" --cond all" if model.classes else "") + (" --trust" if spec.code() else "")
     typer.echo(
         f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name}{more} --grid"
     )
 
 
-def _assembled(spec: Any, out: Path, command: str) -> Any:
+def _assemble(spec: Recipe, out: Path, command: str) -> Model:
     from ..train.export import assemble
 
     try:

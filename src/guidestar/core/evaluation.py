@@ -232,8 +232,8 @@ _Call = Sequence[tuple[int, _Member]]
 
 def _calls(members: Sequence[_Member], limit: int | None) -> Iterator[_Call]:
     """Yield calls of at most ``limit`` rows, those of plain passes before the perturbed ones."""
-    order = sorted(range(len(members)), key=lambda k: members[k].of.perturb is not None)
-    whole = [(k, members[k]) for k in order if members[k].x.shape[0]]
+    whole = [(k, m) for k, m in enumerate(members) if m.x.shape[0]]
+    whole.sort(key=lambda pair: pair[1].of.perturb is not None)
     if limit is None or sum(m.x.shape[0] for _, m in whole) <= limit:
         yield from [whole] if whole else []
         return
@@ -243,40 +243,45 @@ def _calls(members: Sequence[_Member], limit: int | None) -> Iterator[_Call]:
         yield [(k, members[k].take(torch.tensor([i for _, i in part]))) for k, part in own]
 
 
-def _call(denoiser: Denoiser, call: _Call) -> list[tuple[int, Prediction]]:
-    """Call the network once, each perturbation in its rows; return the members' predictions."""
+def _call(denoiser: Denoiser, call: _Call) -> Iterator[tuple[int, Prediction]]:
+    """Call the network once, each perturbation in its rows; yield the members' predictions."""
     members = [m for _, m in call]
     sizes = [m.x.shape[0] for m in members]
-    x = members[0].x if len(members) == 1 else torch.cat([m.x for m in members])
+    one = len(members) == 1
+    x = members[0].x if one else torch.cat([m.x for m in members])
     level = _join_levels([m.network_level for m in members], sizes)
     cond = Condition.join([m.inputs.cond for m in members])
-    with ExitStack() as stack:
-        start, observed = 0, list[list[Tensor] | None]()
-        for m, size in zip(members, sizes, strict=True):
-            rows = Rows(start, start + size, x.shape[0]) if len(members) > 1 else None
-            context = m.of.perturb(denoiser, rows, m.inputs) if m.of.perturb else None
-            observed.append(stack.enter_context(context) if context else None)
-            start += size
-        whole = _checked(denoiser(x, level, cond), x, level)
-    x0, eps = whole.x0.split(sizes), whole.eps.split(sizes)
-    log_var = [None] * len(call) if whole.log_var is None else whole.log_var.split(sizes)
-    found: list[tuple[int, Prediction]] = []
+    observed: Sequence[list[Tensor] | None] = [None] * len(members)
+    if members[-1].of.perturb is None:
+        out = denoiser(x, level, cond)
+    else:
+        with ExitStack() as stack:
+            observed = [stack.enter_context(c) for c in _perturbations(denoiser, members, sizes)]
+            out = denoiser(x, level, cond)
+    whole = _checked(out, x, level)
+    cut = lambda t: (t,) if one else t.split_with_sizes(sizes)
+    x0, eps = cut(whole.x0), cut(whole.eps)
+    log_var = [None] * len(call) if whole.log_var is None else cut(whole.log_var)
     for i, (k, m) in enumerate(call):
-        values = observed[i]
-        found.append(
-            (
-                k,
-                Prediction(
-                    x_t=m.x,
-                    level=m.level,
-                    x0=x0[i],
-                    eps=eps[i],
-                    log_var=log_var[i],
-                    observed=torch.cat(values) if values else None,
-                ),
-            )
+        found = torch.cat(values) if (values := observed[i]) else None
+        yield (
+            k,
+            Prediction(
+                x_t=m.x, level=m.level, x0=x0[i], eps=eps[i], log_var=log_var[i], observed=found
+            ),
         )
-    return found
+
+
+def _perturbations(
+    denoiser: Denoiser, members: Sequence[_Member], sizes: Sequence[int]
+) -> Iterator[AbstractContextManager[list[Tensor] | None]]:
+    """Yield the context of each member, in its rows."""
+    start, count = 0, sum(sizes)
+    for m, size in zip(members, sizes, strict=True):
+        rows = Rows(start, start + size, count) if len(members) > 1 else None
+        perturb = m.of.perturb
+        yield perturb(denoiser, rows, m.inputs) if perturb else nullcontext()
+        start += size
 
 
 def _join_levels(levels: Sequence[Level], sizes: Sequence[int]) -> Level:

@@ -272,7 +272,9 @@ class Net:
                 "or start the guidance with 'uncond'"
             )
         null = Condition() if self.null is None and self.cond is None else self.null
-        found = {Slot.COND: self.cond, Slot.NULL: null, Slot.NEGATIVE: self.negative or null}[slot]
+        found = self.cond if slot is Slot.COND else null
+        if slot is Slot.NEGATIVE and self.negative:
+            found = self.negative
         if found is None:
             raise ValueError(
                 "the guidance needs the unconditional pass, but the model has no null condition; "

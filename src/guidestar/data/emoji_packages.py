@@ -285,6 +285,10 @@ def _svg(icon: JSON, icons: JSON) -> str:
 
 
 def _webp(folder: Path, style: Style, known: Mapping[str, EmojiNames]) -> Iterator[Drawing]:
+    found: set[str] = set()
     for file in sorted((folder / "assets").glob("*.webp")):
-        if names := known.get(_plain(file.stem)):
+        names = known.get(_plain(file.stem))
+        # Some come twice, with a variation selector in the name and without.
+        if names and names.concept not in found:
+            found.add(names.concept)
             yield Drawing(**names._asdict(), style=style.name, file=file)

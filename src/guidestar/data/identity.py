@@ -10,6 +10,7 @@ from typing import TypedDict
 
 from torch import Tensor
 
+from .latents import Latents, Unencoded
 from .pictures import Pictures
 from .shards import Shards
 from .source import Column, Held, InMemory, Source, Subset
@@ -109,6 +110,8 @@ def _pieces(source: Source) -> Iterator[bytes]:
         yield from _pieces(source.source)
     elif isinstance(source, Standardised):
         yield from _pieces(source.source)
+    elif isinstance(source, Latents | Unencoded):  # whose autoencoder is an origin of its own
+        yield from _pieces(source.pictures)
     elif isinstance(source, Pictures):
         yield from (*_tensor(source.pixels), *_held(source.targets))
     elif isinstance(source, InMemory):

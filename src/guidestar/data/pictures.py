@@ -45,12 +45,14 @@ class PictureFormat:
         crop: "center", or "random": a square of ``size`` is cut at random from one that is an
             eighth larger.
         flip: mirror left to right with probability ½.
+        enlarge: pictures smaller than ``size`` are enlarged; else they cannot be read.
     """
 
     size: int
     channels: int | None = None
     crop: Literal["center", "random"] = "center"
     flip: bool = False
+    enlarge: bool = True
 
     @property
     def side(self) -> int:
@@ -127,11 +129,18 @@ def decode(picture: Image.Image, format: PictureFormat, channels: int) -> Tensor
     """Bring an open picture to ``[C, side, side]``, uint8, resized and cut in the middle.
 
     Raises:
-        ValueError: the value of its white is not known (`to_8_bits`).
+        ValueError: the value of its white is not known (`to_8_bits`), or it is smaller than
+            ``format.size`` and not to be enlarged.
     """
     import numpy as np
     from PIL import Image, ImageOps
 
+    if not format.enlarge and min(picture.size) < format.size:
+        width, height = picture.size
+        raise ValueError(
+            f"it has {width} × {height} pixels, fewer than data.size, {format.size}, and an "
+            "autoencoder would learn the blur of enlarging it"
+        )
     plain = to_8_bits(picture, channels)
     if plain.size != (format.side, format.side):
         plain = ImageOps.fit(plain, (format.side, format.side), Image.Resampling.LANCZOS)
@@ -253,7 +262,8 @@ def _decode_readable(
 
 def _key(pictures: Iterable[EncodedPicture | None], format: PictureFormat, channels: int) -> str:
     """Return a digest of the files (by size and time) and of the format."""
-    digest = hashlib.blake2b(f"{format.side}/{channels}".encode(), digest_size=12)
+    shape = f"{format.side}/{channels}" + ("" if format.enlarge else "/no smaller")
+    digest = hashlib.blake2b(shape.encode(), digest_size=12)
     for picture in pictures:
         if held := (picture or {}).get("bytes"):
             digest.update(held)

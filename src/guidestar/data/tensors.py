@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.rng import Draw
-from ..io.files import Damaged, make_folder, whole_or_not
-from .pictures import Pictures
+from ..io.files import Damaged
 from .source import Column, ColumnKind, InMemory, Source, Targets
 
 
@@ -71,7 +70,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder; check data.path")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return read_safetensors(path)
     files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(
@@ -80,7 +79,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {"x" if path.is_file() else f.stem: _read_npy(f) for f in files}, {}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a file, and its metadata.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -241,33 +245,3 @@ class Standardised(Source):
     def captions(self, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
         """Return all captions of the samples at ``rows``."""
         return self.source.captions(column, rows)
-
-
-def latents(
-    source: InMemory | Pictures,
-    encode: Callable[[Tensor], Tensor],
-    cache: Path,
-    *,
-    key: str,
-    batch: int = 16,
-) -> InMemory:
-    """Encode all samples once, and keep the latents (float16) in ``cache``.
-
-    Args:
-        source: pictures, without random crops or flips.
-        encode: returns the latents of images ``[B, C, H, W]``, as a VAE does.
-        cache: folder; latents that an earlier run left there under the same key are used.
-        key: a name for all that the latents depend on.
-        batch: samples at a time.
-    """
-    from safetensors.torch import save
-
-    file = make_folder(cache) / f"latents-{key}.safetensors"
-    done = _read_safetensors(file)[0].get("x") if file.is_file() else None
-    if done is None or len(done) != source.size:
-        every = torch.arange(source.size).split(batch)
-        rows = (rows.tolist() for rows in every)
-        done = torch.cat([encode(source.batch(r, Draw(r))[0]).half().cpu() for r in rows])
-        with whole_or_not(file) as beside:
-            beside.write_bytes(save({"x": done.contiguous()}))
-    return InMemory(x=done.float(), targets=source.targets, columns=source.columns)

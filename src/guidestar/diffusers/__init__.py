@@ -2,7 +2,9 @@
 (`guidestar.diffusers.read.network`, …).
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .guider import Guider
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["Guider"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type[Guider]:
     if name != "Guider":
         raise AttributeError(f"module 'guidestar.diffusers' has no attribute {name!r}")
     from .guider import Guider

@@ -1,31 +1,41 @@
-"""Which of Diffusers' pipelines can be a model of ours, exactly, so that its folder loads without
-us.
-"""
+"""Choose the Diffusers pipeline that samples exactly as a model does."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+from ..core.denoiser import Denoiser, Network
 from ..io.images import write_text
 from ..networks.guidance_scale import ScaledNetwork
+from .objects import Config, SavedModel
+from .objects import Network as NetworkObject
+from .read.encoders import TextEncoder
 from .read.network import Adapter
 
 TABLES = ("DDPMScheduler", "DDIMScheduler")
 FLOW = "FlowMatchEulerDiscreteScheduler"
 
 
-def network_of(denoiser: Any) -> Any:
-    """Return the network within a denoiser and its wrappers."""
+def network_of(denoiser: Denoiser) -> NetworkObject:
+    """Return the network within a denoiser and its wrappers.
+
+    Raises:
+        ValueError: it is no `guidestar.Network`.
+    """
+    if not isinstance(denoiser, Network):
+        raise ValueError(
+            f"a {type(denoiser).__name__} cannot be written; only a guidestar.Network can, whose "
+            "network has settings"
+        )
     net = denoiser.net
     while isinstance(net, Adapter | ScaledNetwork):
         net = net.net
-    return net
+    return cast(NetworkObject, net)
 
 
-def pipeline_of(model: Any, scheduler: str) -> tuple[str | None, str]:
+def pipeline_of(model: SavedModel, scheduler: str) -> tuple[str | None, str]:
     """Return the class of pipeline that samples as the model does, and how to use it; None, and
     what is needed in its place.
 
@@ -41,7 +51,7 @@ def pipeline_of(model: Any, scheduler: str) -> tuple[str | None, str]:
     """
     net, vae = network_of(model.denoiser), getattr(model.decode, "vae", None)
     kind = type(net).__name__
-    if isinstance(model.denoiser.net, ScaledNetwork):
+    if isinstance(getattr(model.denoiser, "net", None), ScaledNetwork):
         return None, (
             f"its guidance scale is an input that {kind} lacks; the network loads in Diffusers as "
             "that of scale 1, and guidestar gives the others"
@@ -53,7 +63,11 @@ def pipeline_of(model: Any, scheduler: str) -> tuple[str | None, str]:
         and vae is None
         and "scale" not in model.card
     )
-    if plain and (steps or scheduler == FLOW) and not model.denoiser.learned_variance:
+    if (
+        plain
+        and (steps or scheduler == FLOW)
+        and not getattr(model.denoiser, "learned_variance", False)
+    ):
         return ("DDIMPipeline" if steps else "DDPMPipeline"), "pipe(num_inference_steps=50)"
     if (
         kind == "UNet2DConditionModel"
@@ -72,7 +86,9 @@ def pipeline_of(model: Any, scheduler: str) -> tuple[str | None, str]:
     return None, _needed(model, net, kind, scheduler, vae)
 
 
-def _unlike_stable_diffusion(model: Any, net: Any, vae: Any) -> str | None:
+def _unlike_stable_diffusion(
+    model: SavedModel, net: NetworkObject, vae: NetworkObject | None
+) -> str | None:
     """Tell in what a model of prompts differs from what StableDiffusionPipeline does; None in
     nothing.
     """
@@ -84,7 +100,7 @@ def _unlike_stable_diffusion(model: Any, net: Any, vae: Any) -> str | None:
             else "its VAE shifts the latents"
         )
     if not (
-        hasattr(encoder, "settings")
+        isinstance(encoder, TextEncoder)
         and encoder.settings == {"layer": "last", "output": "states", "mask": False}
     ):
         return "its condition is not the states of CLIP's last layer"
@@ -104,11 +120,13 @@ def _unlike_stable_diffusion(model: Any, net: Any, vae: Any) -> str | None:
     )
 
 
-def _shifts(vae: Any) -> bool:
+def _shifts(vae: NetworkObject) -> bool:
     return bool(vae.config.get("shift_factor") or vae.config.get("latents_mean"))
 
 
-def _needed(model: Any, net: Any, kind: str, scheduler: str, vae: Any) -> str:
+def _needed(
+    model: SavedModel, net: NetworkObject, kind: str, scheduler: str, vae: NetworkObject | None
+) -> str:
     """Say what stands between the folder and a pipeline."""
     import diffusers
 
@@ -125,7 +143,9 @@ def _needed(model: Any, net: Any, kind: str, scheduler: str, vae: Any) -> str:
     )
 
 
-def _why(model: Any, net: Any, kind: str, scheduler: str, vae: Any) -> str:
+def _why(
+    model: SavedModel, net: NetworkObject, kind: str, scheduler: str, vae: NetworkObject | None
+) -> str:
     if scheduler not in (*TABLES, FLOW):
         return f"its pipelines do not step as {scheduler} needs"
     if model.encoder is None:
@@ -153,7 +173,7 @@ def _why(model: Any, net: Any, kind: str, scheduler: str, vae: Any) -> str:
     return "its network takes embeddings, class_labels [B, D], which condition/ makes"
 
 
-def write_index(model: Any, folder: Path, scheduler: Mapping[str, Any]) -> None:
+def write_index(model: SavedModel, folder: Path, scheduler: Config) -> None:
     """Write ``model_index.json``, by which ``DiffusionPipeline.from_pretrained(folder)`` loads,
     where a pipeline can be the model.
 
@@ -171,7 +191,7 @@ def write_index(model: Any, folder: Path, scheduler: Mapping[str, Any]) -> None:
         return
     # The settings of a table are read as DDIM's, which draws no noise and so samples as our solver
     # of that name.
-    parts: dict[str, Any] = {
+    parts: dict[str, object] = {
         "scheduler": [
             "diffusers",
             "DDIMScheduler" if scheduler["_class_name"] in TABLES else scheduler["_class_name"],
@@ -180,7 +200,7 @@ def write_index(model: Any, folder: Path, scheduler: Mapping[str, Any]) -> None:
     net = type(network_of(model.denoiser)).__name__
     parts["unet" if net.startswith("UNet") else "transformer"] = ["diffusers", net]
     if name in ("StableDiffusionPipeline", "DiTPipeline"):
-        parts["vae"] = ["diffusers", type(model.decode.vae).__name__]
+        parts["vae"] = ["diffusers", type(getattr(model.decode, "vae", None)).__name__]
     if name == "StableDiffusionPipeline":
         nothing: list[None] = [None, None]
         parts |= {
@@ -203,10 +223,10 @@ def write_index(model: Any, folder: Path, scheduler: Mapping[str, Any]) -> None:
     write_text(json.dumps(about, indent=2) + "\n", file)
 
 
-def scheduler_settings(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+def scheduler_settings(model: SavedModel, config: Config) -> Config:
     """Return a scheduler's settings as the model's pipeline wants them.
 
-    StableDiffusionPipeline counts the steps of a table from 1, and says so where the file does not.
+    StableDiffusionPipeline counts the steps of a table from 1, written where it is missing.
     """
     found = dict(config)
     if pipeline_of(model, found["_class_name"])[0] == "StableDiffusionPipeline":
@@ -214,7 +234,7 @@ def scheduler_settings(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def described(model: Any) -> dict[str, str]:
+def described(model: SavedModel) -> dict[str, str]:
     """Return a card's entry on Diffusers: ``{"pipeline", "use"}`` or ``{"needs"}``."""
     name, how = pipeline_of(
         model, model.card.get("scheduler", {}).get("_class_name", "DDPMScheduler")

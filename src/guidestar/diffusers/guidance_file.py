@@ -1,4 +1,4 @@
-"""A guidance as a small file beside a model: ``guidance.toml``.
+"""Read and write ``guidance.toml``, a small file with a model's guidance.
 
 guidance = "cfg(7.5, interval=(0.3, 5.4)) + pag(3) | rescale(0.7)"
 steps = 20               # the rest may be left out
@@ -12,9 +12,10 @@ from __future__ import annotations
 import difflib
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar, cast
 
 from ..core.levels import GRIDS
 from ..guidance import parse
@@ -22,8 +23,10 @@ from ..io.documents import one_line, read_toml, shown
 from ..io.images import write_text
 from ..sampling import get_solver
 
+G = TypeVar("G")
+
 NAME = "guidance.toml"
-"""What the file is called beside a model."""
+"""The name of the file in a model's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ class GuidanceRecipe:
             )
         if self.solver is not None:
             get_solver(self.solver)
-        if self.grid not in (None, *GRIDS):
+        if self.grid not in (None, *GRIDS, "fitted"):
             raise ValueError(f"unknown grid {shown(self.grid)}; there are {', '.join(GRIDS)}")
         parse(self.guidance)
 
@@ -86,7 +89,7 @@ def read(path: str | Path) -> GuidanceRecipe:
         raise ValueError(f"{file}: {one_line(short)}") from error
 
 
-def _check_keys(content: dict[str, Any]) -> None:
+def _check_keys(content: Mapping[str, object]) -> None:
     known = [f.name for f in fields(GuidanceRecipe)]
     for key in content:
         if key not in known:
@@ -122,7 +125,16 @@ def _value(value: str | int) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def settings(folder: str | Path) -> dict[str, Any]:
+class Defaults(TypedDict, total=False):
+    """How a model is best sampled: what it uses where an argument is left out."""
+
+    guidance: str
+    steps: int
+    solver: str
+    grid: str
+
+
+def settings(folder: str | Path) -> Defaults:
     """Return the defaults in a folder's ``guidance.toml``, by `Model.defaults`' keys, if any.
 
     Raises:
@@ -130,13 +142,18 @@ def settings(folder: str | Path) -> dict[str, Any]:
     """
     if not (Path(folder) / NAME).is_file():
         return {}
-    found = asdict(read(folder))
-    return {
-        key: found[key] for key in ("guidance", "steps", "solver", "grid") if found[key] is not None
-    }
+    found = read(folder)
+    defaults = Defaults(guidance=found.guidance)
+    if found.steps is not None:
+        defaults["steps"] = found.steps
+    if found.solver is not None:
+        defaults["solver"] = found.solver
+    if found.grid is not None:
+        defaults["grid"] = found.grid
+    return defaults
 
 
-def guidance_of(given: Any) -> Any:
+def guidance_of(given: G | str | Path) -> G | str:
     """Return the expression where a path to a ``guidance.toml`` is given in its place; anything
     else as it is.
 
@@ -149,7 +166,7 @@ def guidance_of(given: Any) -> Any:
     named = isinstance(given, str) and given.endswith(".toml")
     if not isinstance(given, Path) and not named:
         return given
-    found = read(given)
+    found = read(cast(str | Path, given))
     # "" is what a pipeline moves away from by itself.
     if left := [
         key

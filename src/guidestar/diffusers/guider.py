@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
@@ -21,7 +21,11 @@ from ..guidance.bases.loss_term import Steered
 from ..guidance.serialize import literal
 from ..guidance.term import as_guidance
 from .guidance_file import guidance_of
+from .objects import Answer
 from .read.scheduler import process_of
+
+if TYPE_CHECKING:
+    from diffusers.modular_pipelines.modular_pipeline import BlockState
 
 _INPUTS = ("hidden_states", "sample", "x")
 
@@ -58,7 +62,7 @@ class Guider(BaseGuidance):
     _input_predictions = ["pred_cond", "pred_uncond"]
 
     def __init__(
-        self, guidance: str | Guidance = "cfg(7.5)", scheduler: Any = None, enabled: bool = True
+        self, guidance: str | Guidance = "cfg(7.5)", scheduler: object = None, enabled: bool = True
     ) -> None:
         super().__init__(0.0, 1.0, enabled)
         settings = _settings(scheduler)
@@ -92,7 +96,7 @@ class Guider(BaseGuidance):
         """Whether the pass at hand is of the condition."""
         return self._now[self._count_prepared - 1].cond is Slot.COND if self._now else True
 
-    def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
+    def prepare_inputs(self, data: dict[str, Any]) -> list[BlockState]:
         """Return the network's inputs for each pass of this step."""
         self._plan([v[0] if isinstance(v, tuple) else v for v in data.values()])
         return [
@@ -100,7 +104,9 @@ class Guider(BaseGuidance):
             for p, name in zip(self._now, self._names(), strict=True)
         ]
 
-    def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
+    def prepare_inputs_from_block_state(
+        self, data: BlockState, input_fields: dict[str, str | tuple[str, str]]
+    ) -> list[BlockState]:
         """Return the network's inputs for each pass of this step, from a block's state."""
         self._plan(
             [getattr(data, f if isinstance(f, str) else f[0], None) for f in input_fields.values()]
@@ -144,7 +150,7 @@ class Guider(BaseGuidance):
     # --- how it is answered ---
 
     def _looking(self, original: Forward) -> Forward:
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: object, **kwargs: object) -> Answer:
             inputs = (*args[:1], *(kwargs.get(k) for k in _INPUTS))
             self._x = next((v for v in inputs if isinstance(v, Tensor)), None)
             return original(*args, **kwargs)
@@ -184,7 +190,7 @@ class Guider(BaseGuidance):
         ]
         return list(dict.fromkeys([COND, *(self._guided.sum.canonical(p, step) for p in asked)]))
 
-    def _plan(self, inputs: Sequence[Any]) -> None:
+    def _plan(self, inputs: Sequence[object]) -> None:
         """Choose the passes of this step; the first of the inputs has one row a sample."""
         self._stack.close()  # of a run that an exception ended
         batch = next((len(v) for v in inputs if isinstance(v, Tensor) and v.ndim), 1)
@@ -254,15 +260,16 @@ def _nothing(x_t: Tensor, level: Level, cond: Condition) -> Tensor:
     raise AssertionError("the pipeline evaluates its network")
 
 
-def _settings(scheduler: Any) -> dict[str, Any]:
+def _settings(scheduler: object) -> dict[str, Any]:
     if isinstance(scheduler, Mapping):
         return dict(scheduler)
-    if not hasattr(scheduler, "config"):
+    config = getattr(scheduler, "config", None)
+    if config is None:
         raise ValueError(
             "a guider needs the pipeline's scheduler, whose table says how noisy a timestep is; "
             "give scheduler=pipe.scheduler"
         )
-    return {**dict(scheduler.config), "_class_name": type(scheduler).__name__}
+    return {**dict(config), "_class_name": type(scheduler).__name__}
 
 
 _INSTEAD = "use guidestar.guide on the whole pipeline, or guidestar.load"

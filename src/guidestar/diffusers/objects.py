@@ -1,4 +1,4 @@
-"""Objects of Diffusers, as type checkers know them; nothing is imported when the code runs.
+"""Objects of Diffusers and transformers, as type checkers know them; it imports none of these.
 
 Their parts and settings are attributes that depend on the class, so reading one gives a value of
 any type.
@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from ..core.denoiser import Denoiser
 from ..core.levels import Level
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     Pipeline = DiffusionPipeline
     Network = ModelMixin
+    Tower = PreTrainedModel
+    Tokenizer = PreTrainedTokenizerBase
 else:
-    Pipeline = Network = object
+    Pipeline = Network = Tower = Tokenizer = object
+
+Config = Mapping[str, Any]
+"""The settings in a file; those that are used are checked where the file is read."""
 
 Arguments = Mapping[str, Any]
 """The arguments of a call, by name."""
@@ -50,6 +57,35 @@ class Scheduler(Protocol):
     num_inference_steps: int
 
     def __getattr__(self, name: str, /) -> Any: ...
+
+
+class SavedModel(Protocol):
+    """The parts of a `guidestar.Model` that are written to a folder."""
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network that is guided."""
+        ...
+
+    @property
+    def encoder(self) -> object | None:
+        """What makes its conditions."""
+        ...
+
+    @property
+    def decode(self) -> object:
+        """What turns its samples into data."""
+        ...
+
+    @property
+    def card(self) -> Config:
+        """What else is known of it."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, if it has any."""
+        ...
 
 
 class Classifier(Protocol):

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
+from torch import nn
 
+from ..core.denoiser import Denoiser
 from ..io.files import make_folder, name_write_errors, whole_or_not
 from ..io.images import write_text
+from ..networks.clip import CLIP
+from ..networks.condition_encoders import Conditions
 from .export import network_of
+from .objects import Config
 from .read.clip import write_clip, write_pretrained, write_tower
+from .read.encoders import TextEncoder
 from .read.network import SCALE_FOLDER
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def write_denoiser(denoiser: Any, encoder: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Write a denoiser's network, and the encoder of its conditions beside it."""
+def write_denoiser(
+    denoiser: Denoiser, encoder: object | None, folder: Path, dtype: torch.dtype
+) -> None:
+    """Write a denoiser's network and the encoder of its conditions."""
     net = network_of(denoiser)
     own = getattr(net, "made_by", None)
     write_module(
@@ -34,13 +42,13 @@ def write_denoiser(denoiser: Any, encoder: Any, folder: Path, dtype: torch.dtype
     scale = _scale_of(denoiser)
     if scale is not None:
         write_module(scale, folder / SCALE_FOLDER, dtype)
-    if hasattr(encoder, "tokenizer"):
+    if isinstance(encoder, TextEncoder):
         _write_text(encoder, folder, folder / "condition", dtype)
     elif encoder is not None:
         write_condition(encoder, folder / "condition", dtype)
 
 
-def _scale_of(denoiser: Any) -> Any:
+def _scale_of(denoiser: object) -> nn.Module | None:
     """Return what embeds the guidance scale of a student, within its wrappers; None without."""
     from ..networks.guidance_scale import ScaledNetwork
 
@@ -49,11 +57,11 @@ def _scale_of(denoiser: Any) -> Any:
     return None if denoiser is None else denoiser.scale
 
 
-def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+def write_condition(encoder: object, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write a condition encoder, or several."""
-    if hasattr(encoder, "tokenizer"):
+    if isinstance(encoder, TextEncoder):
         _write_text(encoder, folder, folder, dtype)
-    elif hasattr(encoder, "parts"):
+    elif isinstance(encoder, Conditions):
         for name, part in encoder.parts.items():
             write_condition(part, folder / name, dtype)
         write_text(
@@ -61,10 +69,10 @@ def write_condition(encoder: Any, folder: Path, dtype: torch.dtype = torch.float
             folder / "config.json",
         )
     else:
-        write_module(encoder, folder, dtype)
+        write_module(cast(nn.Module, encoder), folder, dtype)
 
 
-def _write_text(encoder: Any, folder: Path, about: Path, dtype: torch.dtype) -> None:
+def _write_text(encoder: TextEncoder, folder: Path, about: Path, dtype: torch.dtype) -> None:
     write_pretrained(encoder.text, folder / "text_encoder", dtype)
     with name_write_errors(folder / "tokenizer"):
         encoder.tokenizer.save_pretrained(folder / "tokenizer")
@@ -73,10 +81,10 @@ def _write_text(encoder: Any, folder: Path, about: Path, dtype: torch.dtype) -> 
     )
 
 
-def write_classifier(net: Any, folder: Path, dtype: torch.dtype, *, whole: bool) -> None:
+def write_classifier(net: object, folder: Path, dtype: torch.dtype, *, whole: bool) -> None:
     """Write a classifier; of a CLIP the image tower alone, unless it is to be ``whole``."""
-    if not hasattr(net, "embed_text"):
-        write_module(net, folder, dtype)
+    if not isinstance(net, CLIP):
+        write_module(cast(nn.Module, net), folder, dtype)
     elif whole:
         write_clip(net, folder, dtype)
     else:
@@ -84,13 +92,13 @@ def write_classifier(net: Any, folder: Path, dtype: torch.dtype, *, whole: bool)
 
 
 def write_module(
-    module: Any,
+    module: nn.Module,
     folder: Path,
     dtype: torch.dtype = torch.float16,
-    made_by: Mapping[str, Any] | None = None,
+    made_by: Config | None = None,
 ) -> None:
-    """Write a module's config (or what made it), and its weights in ``dtype``: beside, then
-    renamed.
+    """Write a module's config (or what made it), and its weights in ``dtype``, whole or not
+    at all.
     """
     from safetensors.torch import save as serialised
 
@@ -103,12 +111,12 @@ def write_module(
         beside.write_bytes(serialised(tensors, {"format": "pt"}))
     if made_by is None:
         with name_write_errors(folder / "config.json"):
-            module.save_config(folder)
+            cast(ConfigMixin, module).save_config(folder)
     else:
         write_text(json.dumps(made_by, indent=2) + "\n", folder / "config.json")
 
 
-def write_scheduler(config: Mapping[str, Any], folder: Path) -> None:
+def write_scheduler(config: Config, folder: Path) -> None:
     """Write the settings of the Diffusers scheduler that ``_class_name`` names."""
     import diffusers
 

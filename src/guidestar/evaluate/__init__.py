@@ -6,6 +6,7 @@ from .classifier_levels import accuracy_by_level, trusted_rho
 from .diversity import Diversity, DiversityRatio, within_class_distances
 from .frechet import Frechet, gaussian_distance
 from .metric import FeatureClassifier, JudgeOutput, Metric, run_judge
+from .reconstruction import psnr, ssim
 from .sweep import METRICS, SweepRow, sweep
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "accuracy_by_level",
     "class_shares",
     "gaussian_distance",
+    "psnr",
     "run_judge",
+    "ssim",
     "sweep",
     "trusted_rho",
     "within_class_distances",

@@ -7,10 +7,12 @@ from dataclasses import MISSING, fields
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from .serialize import Method
 from .weights import Schedule
+
+if TYPE_CHECKING:
+    from .term import Direction, Post
 
 _WORDS: dict[object, str] = {
     float: "a number",
@@ -42,7 +44,7 @@ def problem(method: type, name: str, value: object, python: bool = False) -> str
     return f"{name} must be {' or '.join(dict.fromkeys(_words(hint, python)))}, not {value!r}"
 
 
-def check(term: Method, *names: str) -> None:
+def check(term: Direction | Post, *names: str) -> None:
     """Refuse arguments of another kind than their annotation.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 from .arguments import needed
 from .serialize import literal
-from .term import Guidance
+from .term import Direction, Guidance
 from .weights import Clamp, weigh
 
 
@@ -140,7 +140,8 @@ def _formula(text: str) -> str:
 
 
 def _arguments(method: type) -> str:
-    shown = [f for f in fields(method) if f.name not in ("interval", "schedule")]
+    shared = {f.name for f in fields(Direction)} - {"scale"}
+    shown = [f for f in fields(method) if f.name not in shared]
     return ", ".join(
         f.name if f.name in needed(method) else f"{f.name}={literal(f.default)}" for f in shown
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
@@ -15,15 +15,20 @@ from ..core.levels import Step, Value, expand
 from ..core.passes import Net, Pass
 from ..core.prediction import Prediction
 from .context import Count, Live
+from .groups import take
+from .reuse import Pusher, split
 from .term import Direction, Post, Pushed, Rounds, Traits
 
 
 @dataclass(eq=False)
 class _Active:
-    """A term whose weight is not 0 for some samples: its rows (None: all), passes and push."""
+    """A term whose weight is not 0 for some samples: its rows (None: all), passes and push.
+
+    One that carries its push over for some of them stands twice.
+    """
 
     key: int
-    term: Direction
+    term: Pusher
     traits: Traits
     weight: Value
     rows: Tensor | None
@@ -69,8 +74,8 @@ class _Needs:
     sum: Sum
     step: Step
     through: frozenset[Pass] = frozenset()
-    instead: dict[Pass, Pass] = field(default_factory=dict[Pass, Pass])
-    wanted: dict[Pass, list[Tensor | None]] = field(default_factory=dict[Pass, list[Tensor | None]])
+    instead: dict[Pass, Pass] = field(default_factory=lambda: {})
+    wanted: dict[Pass, list[Tensor | None]] = field(default_factory=lambda: {})
 
     def add(self, passes: Sequence[Pass], rows: Tensor | None) -> tuple[Pass, ...]:
         """Add passes, and return the names under which they are evaluated."""
@@ -203,9 +208,14 @@ class Sum:
         for key, term in enumerate(self.terms):
             if stopped and term.may_stop(step):
                 continue
-            weight = term.weight(step, rows, None if states is None else states[key])
+            state = None if states is None else states[key]
+            weight = term.weight(step, rows, state)
             if chosen := select(weight, size, term.name):
-                active.append(_Active(key, term, self.traits[key], *chosen, term.passes(step)))
+                traits = self.traits[key]
+                parts = split(term, traits, step, rows, chosen, size, state, fewest=stopped)
+                active += [
+                    _Active(key, p.pusher, p.traits, p.weight, p.rows, p.passes) for p in parts
+                ]
         needs = _Needs(
             self,
             step,
@@ -293,11 +303,6 @@ def _spread(delta: Tensor, weight: Value, rows: Tensor | None, like: Tensor) -> 
     return torch.zeros_like(like).index_add(0, rows.to(like.device), weighted)
 
 
-def take(state: State, rows: Tensor) -> State:
-    """Select samples (``rows``: int64 indices) of the state of a term."""
-    return {name: value[rows.to(value.device)] for name, value in state.items()}
-
-
 def _kept(states: States, active: Sequence[_Active]) -> States:
     """Return the new states of all terms; samples of weight 0 keep their old one."""
     new = list(states)
@@ -305,29 +310,6 @@ def _kept(states: States, active: Sequence[_Active]) -> States:
         assert a.pushed is not None
         for name, value in a.pushed[1].items():
             rows = a.rows if a.rows is None else a.rows.to(value.device)
-            whole = value if rows is None else states[a.key][name].index_copy(0, rows, value)
+            whole = value if rows is None else new[a.key][name].index_copy(0, rows, value)
             new[a.key] = {**new[a.key], name: whole}
     return tuple(new)
-
-
-def join_steps(parts: Sequence[tuple[Tensor, GuidedStep]], group: Group) -> GuidedStep:
-    """Join the guided steps of parts of a group, in the order of its samples.
-
-    Args:
-        parts: rows of ``group`` (each row in one part), and their guided step.
-        group: all samples.
-    """
-    steps = [part for _, part in parts]
-    order = torch.cat([rows for rows, _ in parts]).argsort()
-    joined = Prediction.join([s.prediction for s in steps], group.x_t, group.step.t).take(order)
-    prediction = replace(joined, x_t=group.x_t, level=group.step.t)
-    states = tuple(_ordered(own, order) for own in zip(*(s.state for s in steps), strict=True))
-    counted = [torch.as_tensor(s.evaluations).expand(len(rows)) for rows, s in parts]
-    counts = torch.cat(counted)[order]
-    pushes = [s.pushes for s in steps if s.pushes is not None]
-    return GuidedStep(prediction, states, counts, _ordered(pushes, order) if pushes else None)
-
-
-def _ordered(parts: Sequence[State], order: Tensor) -> State:
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return take(joined, order)

@@ -16,9 +16,11 @@ from ..core.passes import Encode, Net, Pass, by_name
 from ..core.rng import Draw, checked_seeds
 from .citations import used
 from .context import Engine, Loss
-from .engine import Sum, join_steps, take
+from .engine import Sum
 from .expression import parse
+from .groups import join_steps, take
 from .plan import Plan, StepPlan
+from .reuse import initial_state
 from .term import Context, Direction, Guidance, as_guidance
 
 
@@ -182,7 +184,7 @@ class Guided:
         if self.needs_grad or not states:
             with self.sum.mode():
                 x_t = x_t.clone() if self.needs_grad and x_t.is_inference() else x_t
-                states = states or tuple(term.start(x_t) for term in self.terms)
+                states = states or tuple(initial_state(term, x_t) for term in self.terms)
         group = Group(x_t=x_t, step=step, batch=batch, streams=streams)
         size = self._together(step, batch)
         if size >= batch:

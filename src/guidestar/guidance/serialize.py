@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, fields
-from typing import ClassVar, Protocol
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .term import Direction, Post
 
 
-class Method(Protocol):
-    """A term, post or weight schedule: a dataclass with a name in the language."""
-
-    @property
-    def name(self) -> str:
-        """Its name in an expression."""
-        ...
-
-    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
-
-
-def written(term: Method) -> str:
-    """Write a term, post or weight schedule as its expression.
+def written(term: Direction | Post) -> str:
+    """Write a term or post as its expression.
 
     The first argument has no name; the others have theirs, and are left out at their default.
     """

@@ -1,4 +1,4 @@
-"""What a model is told: names of classes, or prompts, as its networks take them."""
+"""Turn names of classes, or prompts, into the conditions of a model's networks."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ def _check_prompts(model: Model, names: Sequence[str | int]) -> None:
     wordless = next((n for n in names if not isinstance(n, str)), None)
     if wordless is not None:
         raise ValueError(
-            f"the model {model.name!r} is told by a prompt, not by a class; write what you want "
-            f"to see in place of {wordless!r}"
+            f"the model {model.name!r} takes text prompts, not class names; describe the picture "
+            f"in words in place of {wordless!r}"
         )
     if any(not str(n).strip() for n in names):
         warnings.warn(
-            "an empty prompt asks for nothing: its samples are unconditional", stacklevel=6
+            "a prompt is empty, so its samples are unconditional; describe what they should show",
+            stacklevel=6,
         )
 
 
@@ -67,7 +68,7 @@ def net_of(
     cond: Sequence[str | int] | Condition | None,
     negative: str | int | None,
 ) -> Net:
-    """Bind one of a `Model`'s denoisers to what is asked for, encoded by its own encoder.
+    """Bind one of a `Model`'s denoisers to the conditions of a run, encoded by its own encoder.
 
     Raises:
         ValueError: a negative, of a denoiser that takes no condition.

@@ -1,21 +1,21 @@
-"""A model's card, written from what is known of it."""
+"""Write a model's card (README.md) from its ``guidestar.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..io.documents import as_value_error
 from ..io.images import write_text
+from .manifest import Card
 
 
-def card_text(name: str, about: Mapping[str, Any]) -> str:
+def card_text(name: str, about: Card) -> str:
     """Return the card (Markdown) of a model from its ``guidestar.json``.
 
     Args:
         name: of the model.
-        about: what training and measuring left there; what is missing is left out.
+        about: the values of that file; sections whose values are missing are left out.
 
     Raises:
         ValueError: a value there is of another kind than training and measuring write.
@@ -28,6 +28,7 @@ def card_text(name: str, about: Mapping[str, Any]) -> str:
             _diffusers(about),
             _student(about),
             _training(about),
+            _autoencoder(about),
             _by_level(about),
             _regressor(about),
             _judge(about),
@@ -37,12 +38,12 @@ def card_text(name: str, about: Mapping[str, Any]) -> str:
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
-def write_card(name: str, about: Mapping[str, Any], folder: Path) -> None:
+def write_card(name: str, about: Card, folder: Path) -> None:
     """Write the card into a model's folder."""
     write_text(card_text(name, about), folder / "README.md")
 
 
-def _head(name: str, about: Mapping[str, Any]) -> str:
+def _head(name: str, about: Card) -> str:
     defaults = ", ".join(f"{k} `{v}`" for k, v in about.get("defaults", {}).items())
     front = (
         f"---\nlicense: {about.get('licence', 'apache-2.0').lower()}\nlibrary_name: guidestar\n---"
@@ -52,23 +53,23 @@ def _head(name: str, about: Mapping[str, Any]) -> str:
     return text + (f"\n\nRecommended: {defaults}." if defaults else "")
 
 
-def _diffusers(about: Mapping[str, Any]) -> str:
-    told = about.get("diffusers")
-    if not told:
+def _diffusers(about: Card) -> str:
+    use = about.get("diffusers")
+    if not use:
         return ""
-    if "pipeline" not in told:
-        return f"## In Diffusers\n\n{told['needs'][:1].upper()}{told['needs'][1:]}."
+    if "pipeline" not in use:
+        return f"## In Diffusers\n\n{use['needs'][:1].upper()}{use['needs'][1:]}."
     code = (
         "from diffusers import DiffusionPipeline\n\npipe = "
-        f"DiffusionPipeline.from_pretrained(folder)  # a {told['pipeline']}\n{told['use']}"
+        f"DiffusionPipeline.from_pretrained(folder)  # a {use['pipeline']}\n{use['use']}"
     )
     return (
-        f"## In Diffusers\n\n```python\n{code}\n```\n\nThat samples without guidestar, and so "
-        "without its guidances but for the pipeline's own."
+        f"## In Diffusers\n\n```python\n{code}\n```\n\nThis samples without guidestar, with the "
+        "pipeline's own guidance."
     )
 
 
-def _student(about: Mapping[str, Any]) -> str:
+def _student(about: Card) -> str:
     student = about.get("student")
     if not student:
         return ""
@@ -91,7 +92,7 @@ def _student(about: Mapping[str, Any]) -> str:
     )
 
 
-def _training(about: Mapping[str, Any]) -> str:
+def _training(about: Card) -> str:
     if "seconds" not in about:
         return ""
     losses = about.get("loss", {})
@@ -112,12 +113,25 @@ def _training(about: Mapping[str, Any]) -> str:
     )
 
 
-def _by_level(about: Mapping[str, Any]) -> str:
+def _autoencoder(about: Card) -> str:
+    found = about.get("autoencoder")
+    if not found:
+        return ""
+    pictures, latents = (" × ".join(map(str, found[k])) for k in ("pictures", "latents"))
+    figures = [f"PSNR {found['psnr']:.2f} dB"]
+    figures += [f"SSIM {found['ssim']:.3f}"] if "ssim" in found else []
+    return (
+        f"## The autoencoder\n\nPictures of {pictures} numbers become latents of {latents}. "
+        f"{found['of']:,} held-out pictures, encoded and decoded: {', '.join(figures)} on average."
+    )
+
+
+def _by_level(about: Card) -> str:
     found = about.get("classifier_accuracy")
     if not found:
         return ""
     end = about.get("classifier_rho_max")
-    said = (
+    note = (
         f"It is off by default above σ/α = {end:g}"
         if end is not None
         else "At every level it is above 1.2 times chance, so it is on everywhere by default"
@@ -133,30 +147,30 @@ def _by_level(about: Mapping[str, Any]) -> str:
         for rho, accuracy in found.items()
     ]
     return (
-        f"## The noise-aware classifier\n\nAccuracy on the test images by noise ratio. {said}.\n\n"
+        f"## The noise-aware classifier\n\nAccuracy on the test images by noise ratio. {note}.\n\n"
         + table(head, rows)
     )
 
 
-def _regressor(about: Mapping[str, Any]) -> str:
+def _regressor(about: Card) -> str:
     found = about.get("regressor")
     if not found:
         return ""
-    said = (
+    note = (
         "Mean squared error on held-out samples by noise ratio: as a share of the numbers' "
-        "variance (1: it knows nothing), and by the variance it told as trained"
+        "variance (1: it knows nothing), and relative to the variance that it predicted as trained"
     )
     rows = [
         (rho, f"{unexplained:.3f}", f"{surprise:.2f}")
         for rho, (unexplained, surprise) in found.items()
     ]
     return (
-        f"## The noise-aware regressor\n\n{said} (its temperatures bring that to 1).\n\n"
+        f"## The noise-aware regressor\n\n{note} (its temperatures bring that to 1).\n\n"
         + table(("σ/α", "unexplained", "by its own variance"), rows)
     )
 
 
-def _judge(about: Mapping[str, Any]) -> str:
+def _judge(about: Card) -> str:
     if "judge_accuracy" not in about:
         return ""
     return (
@@ -165,7 +179,7 @@ def _judge(about: Mapping[str, Any]) -> str:
     )
 
 
-def _clips(about: Mapping[str, Any]) -> str:
+def _clips(about: Card) -> str:
     found = about.get("retrieval")
     if not found:
         return ""
@@ -190,7 +204,7 @@ def _clips(about: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(figures: Mapping[str, Any]) -> str:
+def _figures(figures: Card) -> str:
     if "top 5" in figures["rows"][0]:
         return (
             f"## {figures['title']}\n\n{figures['text']}\n\n    {figures['command']}\n\n"
@@ -213,7 +227,7 @@ def _figures(figures: Mapping[str, Any]) -> str:
     )
 
 
-def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def text_table(rows: Sequence[Card]) -> str:
     """Write the figures of a text model (`measure_text`) as a table."""
     head = (
         "guidance",
@@ -239,7 +253,7 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(head, cells)
 
 
-def _shares(row: Mapping[str, Any]) -> str:
+def _shares(row: Card) -> str:
     return f"{min(row['shares']):.1%}–{max(row['shares']):.1%}"
 
 

@@ -1,7 +1,7 @@
-"""Check a denoiser against data: is it what its wrapper says it is?
+"""Check that a denoiser is wrapped rightly, from data that it was trained on.
 
-A wrapper that is wrong (times the wrong way round, eps taken for x0) often still gives plausible
-pictures. What tells is the error of the clean estimate, level by level.
+A wrong wrapper (times reversed, eps taken for x0) often still gives plausible pictures. It shows in
+the error of the clean estimate at each noise level.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from ..core.denoiser import Condition, Denoiser, Network
 from ..core.levels import Level, Schedule
 from ..core.prediction import Prediction
 from ..core.rng import Draw
+from .model import Model
 
 _LOWEST, _HIGHEST = 0.05, 20.0
 _RISEN = 1.2  # how far above the linear estimate's an error may lie, if measured on many numbers
@@ -50,11 +50,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `check` found: errors by level, and what looks wrong, in words.
+    """The result of `check`: errors by level, and suspected faults in words.
 
     Args:
         rows: one a level, from much noise to little.
-        findings: what looks wrong; empty where nothing does.
+        findings: suspected faults; empty where there are none.
         samples: how many data it is of.
     """
 
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing looks wrong."""
+        """Whether no fault is suspected."""
         return not self.findings
 
     def __str__(self) -> str:
@@ -79,12 +79,12 @@ class Report:
                 f"{r.rho:7.3f} {r.error:9.4f} {null} {r.linear:9.4f} {r.mean:9.4f} "
                 f"{r.noisy:9.4f} {r.gain:6.2f}"
             )
-        said = [f"- {finding}" for finding in self.findings] or ["Nothing looks wrong."]
-        return "\n".join([*lines, "", *said])
+        findings = [f"- {finding}" for finding in self.findings] or ["Nothing looks wrong."]
+        return "\n".join([*lines, "", *findings])
 
 
 def check(
-    denoiser: Denoiser | Any,
+    denoiser: Denoiser | Model,
     data: Tensor,
     *,
     schedule: Schedule | None = None,
@@ -93,13 +93,13 @@ def check(
     levels: int = 8,
     seed: int = 0,
 ) -> Report:
-    """Tell whether a denoiser is what its wrapper says, from data it was trained for (or alike).
+    """Check that a denoiser is wrapped rightly, from data that it was trained on (or similar).
 
-    At each level data are noised and estimated; no estimate of a right denoiser is worse than the
-    best linear one. Where it is, other readings of its output and of its time are tried (eps, x0, v
+    At each level data are noised and estimated; a right denoiser's estimate is never worse than the
+    best linear one. Where it is worse, other readings of its output and time are tried (eps, x0, v
     or velocity taken for one another, the opposite sign, times reversed or in another unit, data in
-    another range); the reading under which the error falls is named. Conditions are compared with
-    the null and with one another's.
+    another range), and the reading under which the error falls is named. Conditions are compared
+    with the null and with each other.
 
     Args:
         denoiser: a `Denoiser`, or a `Model`, which brings its schedule, names and null.
@@ -124,14 +124,15 @@ def check(
     schedule = schedule or getattr(denoiser, "schedule", None)
     if not isinstance(schedule, Schedule):
         raise ValueError(
-            "check() needs the schedule of the denoiser's levels: schedule=VP.linear(), Flow(), "
-            "VE()"
+            "check() needs the schedule of the denoiser's levels; give schedule=VP.linear(), "
+            "Flow() or VE()"
         )
     if len(data) < 2 or not bool(data.isfinite().all()):
-        raise ValueError("check() needs two data or more, [N, *S], all finite")
+        raise ValueError(
+            f"check() needs at least two data [N, *S], all finite; got {list(data.shape)}"
+        )
     given, null = _conditions(denoiser, cond, null, len(data))
-    net: Any = denoiser
-    net = net.denoiser if hasattr(net, "schedule") else net  # a Model's
+    net = denoiser.denoiser if isinstance(denoiser, Model) else denoiser
     count = min(len(data), _MOST)
     rows = torch.arange(count)
     many = _Trial(
@@ -143,18 +144,24 @@ def check(
 
 
 def _conditions(
-    denoiser: Any, cond: Any, null: Condition | None, count: int
+    denoiser: Denoiser | Model,
+    cond: Condition | Sequence[str | int] | str | int | None,
+    null: Condition | None,
+    count: int,
 ) -> tuple[Condition, Condition | None]:
-    encoder = getattr(denoiser, "encoder", None)
+    model = denoiser if isinstance(denoiser, Model) else None
+    encoder = model.encoder if model is not None else None
     if null is None and encoder is not None:
         null = encoder.null(count)
     if cond is None:
         return (null if null is not None else Condition()), None
     if isinstance(cond, Condition):
         return cond, null
-    if encoder is None:
-        raise ValueError("conditions by name need a Model; give a Condition(name=tensor)")
-    return encoder.encode(list(denoiser.names(cond, count))), null
+    if model is None or encoder is None:
+        raise ValueError(
+            "conditions by name need a Model with an encoder; give a Condition(name=tensor) instead"
+        )
+    return encoder.encode(list(model.names(cond, count) or ())), null
 
 
 Kind = tuple[float, float]  # a clean estimate is p x_t + q out
@@ -172,8 +179,8 @@ def _kinds(level: Level) -> dict[str, Kind]:
     }
 
 
-def _readings(net: Any) -> Iterator[tuple[str, Callable[[Level], Kind]]]:
-    """Yield what may be wrong with the output, and p, q of ``p x_t + q D`` that mends it."""
+def _readings(net: Denoiser) -> Iterator[tuple[str, Callable[[Level], Kind]]]:
+    """Yield possible faults of the output, and p, q of the ``p x_t + q D`` that corrects each."""
 
     def mending(taken: str, meant: str, sign: float) -> Callable[[Level], Kind]:
         def mend(level: Level) -> Kind:
@@ -200,14 +207,14 @@ def _readings(net: Any) -> Iterator[tuple[str, Callable[[Level], Kind]]]:
 
 
 def _clocks(schedule: Schedule) -> dict[str, Callable[[Level], float]]:
-    """Return other times a network may want, by what would be wrong."""
+    """Return other times that a network may take, by the fault that each would mean."""
     ends, count = (
         schedule.t_min + schedule.t_max,
         schedule.t_max + 1 if schedule.t_max > 100 else 1000.0,
     )
-    unit = "its times look to be in another unit; let the network be told "
+    unit = "its times look to be in another unit; give the network "
     return {
-        "time reversed: it looks to be told times the wrong way round; let the network be told "
+        "time reversed: it looks to get times the wrong way round; give the network "
         f"{ends:g} - t": lambda level: ends - float(level.t),
         f"{unit}t / {count:g}": lambda level: float(level.t) / count,
         f"{unit}{count:g} * t": lambda level: float(level.t) * count,
@@ -229,14 +236,14 @@ class _Trial:
     """One set of data, noised in one way, estimated under one hypothesis after another."""
 
     def __init__(
-        self, net: Any, schedule: Schedule, x: Tensor, cond: Condition, levels: int, seed: int
+        self, net: Denoiser, schedule: Schedule, x: Tensor, cond: Condition, levels: int, seed: int
     ) -> None:
         self.net, self.schedule, self.x, self.cond = net, schedule, x, cond
         low, high = schedule.rho_range
         low, high = max(low, _LOWEST), min(high, _HIGHEST)
         rhos = [high * (low / high) ** (i / max(1, levels - 1)) for i in range(levels)]
-        # As times of the schedule, so that a network told the wrong time is not also told a rounded
-        # one.
+        # As times of the schedule, so that a network that gets a wrong time does not also get a
+        # rounded one.
         self.levels = [schedule.at_rho(r) for r in rhos]
         self.risen = _RISEN + 3 * math.sqrt(2 / x.numel())
         draw = Draw([seed * _MOST + i for i in range(len(x))])
@@ -252,8 +259,8 @@ class _Trial:
         """Return the clean estimate at each level."""
         found = []
         for level, x_t in zip(self.levels, self.noised(x), strict=True):
-            told = level if clock is None else level._replace(t=clock(level))
-            out = self.net(x_t, told, cond)
+            timed = level if clock is None else level._replace(t=clock(level))
+            out = self.net(x_t, timed, cond)
             found.append(out.x0 if isinstance(out, Prediction) else out)
         return found
 
@@ -277,7 +284,7 @@ class _Trial:
         bare = self.estimates(self.x, null) if null is not None else None
         shares = self.shares(self.x, plain)
         findings = self._wrapped(plain, shares)
-        if bare and not findings:  # of a wrong wrapper conditions tell nothing
+        if bare and not findings:  # conditions mean nothing where the wrapper is wrong
             findings = self._conditioned(plain, bare)
         return Report(
             rows=tuple(self._rows(plain, bare)), findings=tuple(findings), samples=len(self.x)
@@ -298,19 +305,19 @@ class _Trial:
             )
 
     def _wrapped(self, plain: Sequence[Tensor], shares: Sequence[float]) -> list[str]:
-        """Say what looks wrong with the output or the time, and where the error is too large."""
+        """Describe faults of the output or the time, and where the error is too large."""
         bad = [
             float(level.rho)
             for level, share in zip(self.levels, shares, strict=True)
             if not share <= self.risen
         ]
-        best, said = _score(shares), ""
+        best, fault = _score(shares), ""
         limit = _BETTER * best
         for score, what in (*self._read(plain), *(self._ranged() if bad else ())):
             if score < min(limit, best):
-                best, said = score, what
-        if said:
-            return [f"{said} (the error falls to {best / _score(shares):.2g} of what it is)"]
+                best, fault = score, what
+        if fault:
+            return [f"{fault} (the error falls to {best / _score(shares):.2g} of what it is)"]
         falls = self._not_rising(plain)
         if bad:
             at = ", ".join(f"{r:.3g}" for r in bad[:4])

@@ -1,36 +1,42 @@
-"""A model as a folder, in Diffusers' layout, so that Diffusers' own classes read it too.
+"""Read and write a model as a folder, in Diffusers' layout, so that Diffusers' classes read it too.
 
-guidestar.json          what it is, how it is best used, what it measured
-guidance.toml           how it is guided, to read and change
-model_index.json        which pipeline of Diffusers it is, where there is one
-README.md               its card
-unet/ or transformer/   the network            scheduler/   the noise, and what the network predicts
-condition/              its conditions         weak/, …     further networks, each with its
-conditions text_encoder/, tokenizer/                      CLIP's, where a caption is the only
-condition classifier/, judge/     classifiers            averages/    the network with other
-averages of its weights clip/, clean_clip/      CLIP's image towers, whose text tower is
-text_encoder/; a judge may be a whole CLIP vae/                    AutoencoderKL, of a model of
-latents
+guidestar.json               shape, further networks, defaults, measured figures
+guidance.toml                the guidance, to read and change
+model_index.json             the pipeline of Diffusers that can sample it, where there is one
+README.md                    its card
+unet/ or transformer/        the network
+scheduler/                   the schedule, and what the network predicts
+condition/                   the encoder of its conditions
+text_encoder/, tokenizer/    CLIP's, where a caption is the only condition
+weak/, …                     further networks, each with its conditions
+averages/                    the network with other averages of its weights
+classifier/, judge/          classifiers; a judge may be a whole CLIP
+clip/, clean_clip/           image towers of CLIP, whose text tower is text_encoder/
+vae/                         AutoencoderKL, of a model of latents
 
-A network of the user's own ("module:callable") is in network/, and is only built where that is
-asked for.
+A network that the user's code makes ("module:callable") is in network/, and is only built with
+``trust=True``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from ..core.denoiser import Denoiser
 from ..core.levels import Flow
 from ..diffusers import guidance_file as recipe
 from ..diffusers.export import described, scheduler_settings, write_index
+from ..diffusers.guidance_file import Defaults
+from ..diffusers.objects import Config
 from ..diffusers.read.building import one_budget
+from ..diffusers.read.encoders import TextEncoder
 from ..diffusers.read.hub import fetch, repository_of
 from ..diffusers.read.network import Parts
 from ..diffusers.read.network import read as read_parts
@@ -42,9 +48,11 @@ from ..diffusers.write import write_classifier, write_denoiser, write_module, wr
 from ..io.documents import read_json
 from ..io.files import check_name, make_folder
 from ..io.images import write_text
+from ..networks.clip import CLIP
 from ..networks.cpu_fastpath import lean
-from .manifest import FORMAT, NAME, read_about
+from .manifest import FORMAT, NAME, Card, read_about
 from .model import Model
+from .protocols import Classifier, Encoder, Judge, TextJudge
 from .shipped import SHIPPED, available
 
 PARTS = frozenset(
@@ -65,7 +73,7 @@ PARTS = frozenset(
         "readme.md",
     }
 )
-"""What a folder holds beside further networks and classifiers, whose folders have their names."""
+"""Names in a folder that no further network or classifier can have."""
 
 
 class WeightsError(RuntimeError):
@@ -75,6 +83,11 @@ class WeightsError(RuntimeError):
 class UnknownAverageError(ValueError):
     """A model's folder has no such average of its weights."""
 
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
+
+    from ..networks.conditional import ConditionalModel
 
 DTYPES = {
     "float32": torch.float32,
@@ -113,7 +126,7 @@ def load(
     and a scheduler.
 
     Of pipelines, Stable Diffusion, SDXL, SD3, Flux, PixArt, DiT, DDPM and DDIM are read
-    (`bridge.folders.FAMILIES`): network, noise levels, text encoders and VAE.
+    (`guidestar.diffusers.read.pipeline.FAMILIES`): network, noise levels, text encoders and VAE.
 
     Args:
         name: "fashion-mnist", a path, or the name of a repository on the Hugging Face hub
@@ -121,9 +134,9 @@ def load(
         device: where its networks go.
         average: which average of its weights, where its training kept several; by default the
             first.
-        trust: import and call the user's own code that a folder names; without it, such a folder is
-            refused.
-        size: height and width in pixels, of a pipeline that is told by a prompt.
+        trust: import and call the code that a folder names for its network; without it, such a
+            folder is refused.
+        size: height and width in pixels, of a pipeline that takes a prompt.
         dtype: of a pipeline's network and text encoders, as torch's or by name ("bfloat16");
             float32 by default. The VAE stays in float32.
 
@@ -193,7 +206,7 @@ def _find(name: str | Path) -> Path:
 
 
 def _near(folder: Path) -> str:
-    """Say how far a path that does not exist does exist, or which shipped model it resembles."""
+    """Describe the part of a missing path that exists, or name the shipped model it resembles."""
     if resembled := get_close_matches(str(folder), available(), n=1):
         return f" (did you mean {resembled[0]!r}?)"
     there = next((p for p in folder.parents if p.exists()), Path())
@@ -205,7 +218,7 @@ def _near(folder: Path) -> str:
 
 
 def _checkpoint(file: Path) -> str:
-    """Say how a model in one file is read."""
+    """Describe how a model in one file is read."""
     if file.suffix == ".pkl":
         return (
             "a .pkl carries code, which is not run here: load it by its authors' code where "
@@ -231,7 +244,8 @@ def _read_foreign(
             "config.json)"
         )
     conditional = parts.encoder is not None and parts.encoder.null(1) is not None
-    defaults = {"guidance": family.guidance if family else "cfg(3)"} if conditional else {}
+    usual = family.guidance if family else "cfg(3)"
+    defaults = Defaults(guidance=usual) if conditional else Defaults()
     if isinstance(parts.schedule, Flow):
         defaults["grid"] = "uniform"  # bent by the flow's shift, as the pipelines space their steps
     decode = _decoder(folder, {"shape": parts.shape})
@@ -266,29 +280,29 @@ def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Mod
         decode=_decoder(folder, about),
         nets={n: (p.denoiser, p.encoder) for n, p in further.items()},
         classifiers={
-            n: read_module(folder / n, known=_classifiers()) for n in about.get("classifiers", [])
-        }
-        | _read_clips(folder, about, main.encoder),
+            **_read_classifiers(folder, about),
+            **_read_clips(folder, about, main.encoder),
+        },
         judge=_read_judge(folder / "judge") if (folder / "judge").is_dir() else None,
         defaults=about.get("defaults", {}),
         card=about,
     )
 
 
-def _shape(file: Path, told: Sequence[int] | None, main: Parts) -> tuple[int, ...]:
-    """Return the shape of one sample, of which the folder and the network say the same."""
+def _shape(file: Path, given: Sequence[int] | None, main: Parts) -> tuple[int, ...]:
+    """Return the shape of one sample; refuse a folder and a network that differ in it."""
     network = main.shape or _sequence(main)
-    if told is None and not network:
+    if given is None and not network:
         raise ValueError(
             f"{file}: shape is missing, and the network's settings leave it open; write e.g. "
             '"shape": [3, 32, 32]'
         )
-    if told is not None and network and tuple(told) != network:
+    if given is not None and network and tuple(given) != network:
         raise ValueError(
-            f"{file}: shape is {list(told)}, but the network in {main.folder} is of samples "
-            f"{list(network)}"
+            f"{file}: shape is {list(given)}, but the network in {main.folder} is of samples "
+            f"{list(network)}; correct the shape"
         )
-    return tuple(told or network or ())
+    return tuple(given or network or ())
 
 
 def _sequence(main: Parts) -> tuple[int, ...] | None:
@@ -296,7 +310,7 @@ def _sequence(main: Parts) -> tuple[int, ...] | None:
     net = getattr(main.denoiser.net, "net", None)
     if type(net).__name__ != "SequenceTransformer":
         return None
-    config: Any = net.config  # type: ignore[union-attr]
+    config: Config = getattr(net, "config", {})
     return (
         (config["channels"],)
         if config["length"] is None
@@ -304,13 +318,18 @@ def _sequence(main: Parts) -> tuple[int, ...] | None:
     )
 
 
-def _read_clips(folder: Path, about: Mapping[str, Any], encoder: Any) -> dict[str, Any]:
-    from ..diffusers.read.clip import read_tower
-    from ..networks.clip import CLIP
+def _read_classifiers(folder: Path, about: Card) -> dict[str, Classifier]:
+    return {n: read_module(folder / n, known=_classifiers()) for n in about.get("classifiers", [])}
 
-    if about.get("clips") and not hasattr(encoder, "text"):
+
+def _read_clips(folder: Path, about: Card, encoder: Encoder | None) -> dict[str, CLIP]:
+    from ..diffusers.read.clip import read_tower
+
+    if not about.get("clips"):
+        return {}
+    if not isinstance(encoder, TextEncoder):
         raise ValueError(
-            f"{folder / NAME}: clips go with a model that is told by a text, and this one has no "
+            f"{folder / NAME}: clips are for a model that takes text prompts, and this one has no "
             "text encoder"
         )
     return {
@@ -321,7 +340,7 @@ def _read_clips(folder: Path, about: Mapping[str, Any], encoder: Any) -> dict[st
     }
 
 
-def _read_judge(folder: Path) -> Any:
+def _read_judge(folder: Path) -> Judge | TextJudge:
     from ..diffusers.read.clip import read_clip
 
     return (
@@ -331,7 +350,7 @@ def _read_judge(folder: Path) -> Any:
     )
 
 
-def _of_average(folder: Path, about: Mapping[str, Any], average: str | None) -> Path:
+def _of_average(folder: Path, about: Card, average: str | None) -> Path:
     known = about.get("averages", [])
     if average is None or average == next(iter(known), None):
         return folder
@@ -342,20 +361,20 @@ def _of_average(folder: Path, about: Mapping[str, Any], average: str | None) -> 
     return folder / "averages" / average
 
 
-def _networks() -> dict[str, Any]:
+def _networks() -> dict[str, type[ModelMixin]]:
     from ..networks.sequence import SequenceTransformer
 
     return {"SequenceTransformer": SequenceTransformer}
 
 
-def _classifiers() -> dict[str, Any]:
+def _classifiers() -> dict[str, type[ModelMixin]]:
     from ..networks.classifier import Classifier
     from ..networks.sequence_classifier import SequenceClassifier
 
     return {"Classifier": Classifier, "SequenceClassifier": SequenceClassifier}
 
 
-def _decoder(folder: Path, about: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
+def _decoder(folder: Path, about: Card) -> Callable[[Tensor], Tensor]:
     """Return what turns the model's samples into data: pixels, values in their own units, or
     decoded latents.
     """
@@ -370,9 +389,9 @@ def _decoder(folder: Path, about: Mapping[str, Any]) -> Callable[[Tensor], Tenso
 def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16) -> None:
     """Write a model's networks, configs, ``guidestar.json`` and ``guidance.toml``.
 
-    Where one of Diffusers' pipelines can be the model (`bridge.export.pipeline_of`),
-    ``model_index.json`` says so, and ``DiffusionPipeline.from_pretrained(folder)`` loads it without
-    guidestar; else the network and the scheduler load.
+    Where one of Diffusers' pipelines can be the model (`guidestar.diffusers.export.pipeline_of`),
+    ``model_index.json`` names it, and ``DiffusionPipeline.from_pretrained`` loads the folder
+    without guidestar; else the network and the scheduler load.
 
     Args:
         model: its networks must be of the classes named in this module's docstring.
@@ -390,7 +409,7 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
     write_denoiser(model.denoiser, model.encoder, root, dtype)
     for name, (denoiser, encoder) in model.nets.items():
         write_denoiser(denoiser, encoder, root / name, dtype)
-    clips: dict[str, Any] = {n: c for n, c in model.classifiers.items() if hasattr(c, "embed_text")}
+    clips = {n: c for n, c in model.classifiers.items() if isinstance(c, CLIP)}
     for name, net in {
         **model.classifiers,
         **({"judge": model.judge} if model.judge is not None else {}),
@@ -424,7 +443,9 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
     write_text(json.dumps(about, indent=2) + "\n", root / NAME)
 
 
-def write_average(module: Any, folder: Path, name: str, dtype: torch.dtype = torch.float16) -> None:
+def write_average(
+    module: ConditionalModel, folder: Path, name: str, dtype: torch.dtype = torch.float16
+) -> None:
     """Add another average of the main network's weights (a `ConditionalModel`) to a folder, under
     ``name``.
 
@@ -432,24 +453,26 @@ def write_average(module: Any, folder: Path, name: str, dtype: torch.dtype = tor
         ValueError: the name cannot be a folder's.
     """
     check_name(name, "the name of an average")
-    write_denoiser(module.denoiser, module.encoder.alone(), folder / "averages" / name, dtype)
+    denoiser = cast(Denoiser, module.denoiser)
+    encoder = getattr(module.encoder, "alone")()  # noqa: B009
+    write_denoiser(denoiser, encoder, folder / "averages" / name, dtype)
 
 
-def _scheduler(model: Model) -> dict[str, Any]:
+def _scheduler(model: Model) -> Config:
     if "scheduler" not in model.card and "schedule" not in model.card:
         raise ValueError(
-            f"the model {model.name!r} was not trained here and says nothing of its scheduler "
-            "(card); copy the folder that it was read from"
+            f"the model {model.name!r} was not trained by guidestar, so its scheduler "
+            "is not known; copy the folder that it was read from"
         )
     return scheduler_settings(model, model.card.get("scheduler") or _of_betas(model))
 
 
-def _of_betas(model: Model) -> dict[str, Any]:
-    kinds: dict[str, Any] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-    predicts = model.denoiser.predicts  # type: ignore[attr-defined]
+def _of_betas(model: Model) -> Config:
+    kinds = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+    predicts = getattr(model.denoiser, "predicts", None)
     return {
         "_class_name": "DDPMScheduler",
         **model.card["schedule"],
-        "prediction_type": kinds[predicts],
+        "prediction_type": kinds[str(predicts)],
         "clip_sample": False,
     }

@@ -1,11 +1,10 @@
-"""What a model's folder says of itself, in ``guidestar.json``; each value that is used is checked
-where it is read.
-"""
+"""Read a model's ``guidestar.json``, and check each value that is used."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,14 @@ from ..diffusers.guidance_file import GuidanceRecipe
 from ..io.documents import maybe, number, read_json, shown, whole
 from ..io.files import check_name
 
+Card = Mapping[str, Any]
+"""What ``guidestar.json`` holds; the values that are used are checked by `read_about`."""
+
 NAME = "guidestar.json"
 FORMAT = 1
 
 
-def read_about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> Card:
     """Read a folder's ``guidestar.json``.
 
     Raises:
@@ -38,7 +40,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _check_defaults(file: Path, defaults: dict[str, Any]) -> None:
+def _check_defaults(file: Path, defaults: Card) -> None:
     try:
         GuidanceRecipe(
             **{
@@ -52,11 +54,11 @@ def _check_defaults(file: Path, defaults: dict[str, Any]) -> None:
         raise ValueError(f"{file}: defaults: {error}") from error
 
 
-def _texts(given: Any) -> bool:
+def _texts(given: object) -> bool:
     return isinstance(given, list) and all(isinstance(n, str) for n in given)
 
 
-def _folders(given: Any) -> bool:
+def _folders(given: object) -> bool:
     """Tell whether these name folders within another, and nothing outside it."""
     if not isinstance(given, list):
         return False
@@ -69,7 +71,7 @@ def _folders(given: Any) -> bool:
 _number = number().fits
 
 
-def _clips(given: Any) -> bool:
+def _clips(given: object) -> bool:
     known = {"log_scale": _LOG_SCALE.fits, "rho_max": maybe(number(0)).fits}
     return (
         isinstance(given, dict)
@@ -87,7 +89,7 @@ _MOST = 2**28
 """Numbers in one sample; 1 GB in float32."""
 
 
-def _shape(given: Any) -> bool:
+def _shape(given: object) -> bool:
     return (
         isinstance(given, list)
         and 1 <= len(given) <= 4
@@ -96,15 +98,36 @@ def _shape(given: Any) -> bool:
     )
 
 
-def _scale(given: Any) -> bool:
+def _scale(given: object) -> bool:
     mean, std = (given.get(k) if isinstance(given, dict) else None for k in ("mean", "std"))
     if not isinstance(mean, list) or not isinstance(std, list):
         return False
     return len(mean) == len(std) >= 1 and all(map(_number, [*mean, *std])) and min(std) > 0
 
 
+def _grids(given: Any) -> bool:
+    """Tell whether these are grids of a card: falling noise ratios, the last of them 0, by steps.
+
+    For n steps there are n + 1.
+    """
+    return isinstance(given, dict) and all(
+        key.isascii() and key.isdecimal() and _falls(rhos, int(key)) for key, rhos in given.items()
+    )
+
+
+def _falls(rhos: Any, steps: int) -> bool:
+    return (
+        isinstance(rhos, list)
+        and len(rhos) == steps + 1 >= 2
+        and all(isinstance(r, int | float) and not isinstance(r, bool) for r in rhos)
+        and all(math.isfinite(r) for r in rhos)
+        and all(a > b for a, b in pairwise(rhos))
+        and rhos[-1] == 0
+    )
+
+
 _BESIDE = "names of folders beside it"
-_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+_KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
     "shape": (_shape, "whole numbers from 1 on, e.g. [3, 64, 64]"),
     "scale": (
         _scale,
@@ -114,6 +137,10 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "nets": (_folders, _BESIDE),
     "classifiers": (_folders, _BESIDE),
     "clips": (_clips, f'{_BESIDE}, each with an object of the numbers "log_scale" and "rho_max"'),
+    "grids": (
+        _grids,
+        "an object of falling noise ratios for each number of steps n: n + 1, the last 0",
+    ),
     "captions": (_texts, "a list of texts"),
     "defaults": (lambda given: isinstance(given, dict), "an object"),
 }

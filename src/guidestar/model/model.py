@@ -1,11 +1,11 @@
-"""A trained model with everything needed to use it, and the samples it gives."""
+"""A trained model with everything needed to sample from it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..core.denoiser import Condition, Denoiser
 from ..core.levels import GRIDS, Grid, Level, Schedule
 from ..core.passes import Net
 from ..core.rng import Draw, checked_seeds
+from ..diffusers.guidance_file import Defaults
 from ..guidance import Guidance, Guided, Observation, Plan, losses_of, parse
 from ..guidance.losses import Loss
 from ..guidance.term import Direction, as_guidance
@@ -27,6 +28,8 @@ from ..sampling import (
     warn_of_divergence,
 )
 from .binding import names_of, net_of, scale_of, with_scale
+from .fitted import FITTED, fitted_grid, ratios_of
+from .manifest import Card
 from .protocols import (
     ClassEncoder,
     Classifier,
@@ -36,9 +39,10 @@ from .protocols import (
     Judge,
     LatentDecoder,
     TextEncoder,
+    TextJudge,
 )
 from .request import CUSTOM, Names, Request, Steering
-from .samples import Samples, Settings, check_settings, settings_of
+from .samples import Carried, Samples, Settings, check_settings, settings_of
 from .steering import Reward, steer
 from .walking import drive_alone, find_blame, finish, starting_samples
 
@@ -52,7 +56,7 @@ class Model:
     Several threads may sample from one model at the same time.
 
     Args:
-        name: what it is called.
+        name: its name, or its folder.
         denoiser: the network that is guided.
         schedule: its noise levels.
         shape: of one sample.
@@ -60,10 +64,10 @@ class Model:
             ``classes``; None for an unconditional model.
         decode: turns samples into images; by default they are images already.
         nets: further denoisers by name, each with its encoder (``weak``: for autoguidance).
-        classifiers: what ``classifier(…, net=name)`` may name.
+        classifiers: by the name that ``classifier(…, net=name)`` has.
         judge: a classifier that guides nothing and only measures.
         defaults: ``guidance``, ``steps``, ``solver`` and ``grid`` as its card recommends.
-        card: what else is known of it.
+        card: the values of its ``guidestar.json``.
     """
 
     name: str
@@ -74,9 +78,9 @@ class Model:
     decode: Decoder = lambda x: x.clamp(-1, 1)
     nets: dict[str, tuple[Denoiser, Encoder | None]] = field(default_factory=dict)
     classifiers: dict[str, Classifier] = field(default_factory=dict)
-    judge: Judge | None = None
-    defaults: dict[str, Any] = field(default_factory=dict)
-    card: dict[str, Any] = field(default_factory=dict)
+    judge: Judge | TextJudge | None = None
+    defaults: Defaults = field(default_factory=Defaults)
+    card: Card = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -133,18 +137,30 @@ class Model:
     def grid(self, steps: int | None = None, grid: str | Grid | None = None) -> Grid:
         """Make a grid of levels; both default to the card's.
 
+        A grid that was fitted to the model (``guidestar grid``) is the default for its step count;
+        by the name "fitted" it is interpolated for others.
+
         Raises:
             ValueError: unknown grid, or steps out of range.
         """
         if isinstance(grid, Grid):
             return grid
-        name: str = grid or self.defaults.get("grid", "log_snr")
         count: int = steps if steps is not None else self.defaults.get("steps", 20)
+        name = self.grid_name(steps, grid)
+        if name == FITTED:
+            return fitted_grid(self, count)
         if name not in GRIDS:
-            raise ValueError(f"unknown grid {name!r}; the grids are {', '.join(GRIDS)}")
+            raise ValueError(f"unknown grid {name!r}; the grids are {', '.join((*GRIDS, FITTED))}")
         if not 1 <= count <= 10_000:
             raise ValueError(f"steps must be from 1 to 10000, not {count}")
         return GRIDS[name](self.schedule, count)
+
+    def grid_name(self, steps: int | None = None, grid: str | None = None) -> str:
+        """Return the name of the grid of so many steps: as given, fitted, or the card's."""
+        count = steps if steps is not None else self.defaults.get("steps", 20)
+        if grid is None and count in ratios_of(self.card):
+            return FITTED
+        return grid or self.defaults.get("grid", "log_snr")
 
     def expression(
         self, guidance: str | Guidance | Direction | None, *, conditional: bool = True
@@ -208,7 +224,7 @@ class Model:
         return Guided(
             expression,
             nets,
-            classifiers=self.classifiers,
+            classifiers=self._guides(),
             target=target,
             index=index,
             prompts=[str(c) for c in named] if named is not None and self.told_by_text else None,
@@ -218,6 +234,21 @@ class Model:
             checkpoint=checkpoint,
             check=check,
         )
+
+    def _guides(self) -> dict[str, object]:
+        """Return the classifiers as a run uses them: a CLIP of clean pictures sees latents through
+        the decoder.
+        """
+        vae = self.decode.vae if isinstance(self.decode, LatentDecoder) else None
+        if vae is None:
+            return dict(self.classifiers)
+        from ..diffusers.read.vae import ThroughDecoder
+
+        guides: dict[str, Any] = dict(self.classifiers)
+        return {
+            name: ThroughDecoder(vae, c) if hasattr(c, "embed_text") and not c.noise_aware else c
+            for name, c in guides.items()
+        }
 
     def plan(
         self,
@@ -230,7 +261,7 @@ class Model:
         solver: str | Solver | None = None,
         grid: str | None = None,
     ) -> Plan:
-        """Tell which passes a run would evaluate, without running anything (so no losses are
+        """Return the passes that a run would evaluate, without running anything (so no losses are
         needed); arguments as in `sample`.
 
         It is of as many samples as there are conditions, or scales in the expression's lists.
@@ -327,7 +358,7 @@ class Model:
             seeds=checked,
             solver=self.solver(solver),
             levels=levels if start_rho is None else levels.from_rho(start_rho),
-            grid=CUSTOM if isinstance(grid, Grid) else grid or self.defaults.get("grid", "log_snr"),
+            grid=CUSTOM if isinstance(grid, Grid) else self.grid_name(steps, grid),
             negative=negative,
             scale=scale_of(self, scale, len(checked)),
             start_rho=start_rho,
@@ -461,7 +492,7 @@ class Model:
         return self.run(request, watch=watch)
 
     def run(self, request: Request, *, watch: Watch | None = None) -> Samples:
-        """Sample what a request of this model asks for; ``watch`` as in `sample`.
+        """Carry out a request of this model; ``watch`` as in `sample`.
 
         Raises:
             ValueError: what the guidance, a network or the solver refuses.
@@ -562,7 +593,7 @@ class Model:
         )
         return steer(self, reward, request, how, watch)
 
-    def again(self, settings: Mapping[str, Any], watch: Watch | None = None) -> Samples:
+    def again(self, settings: Carried, watch: Watch | None = None) -> Samples:
         """Repeat the run that a picture carries.
 
         Raises:
@@ -589,8 +620,11 @@ class Model:
         Raises:
             ValueError: the model has none.
         """
-        if self.judge is None:
-            raise ValueError(f"the model {self.name!r} has no judge, so it cannot be measured")
+        if self.judge is None or isinstance(self.judge, TextJudge):
+            raise ValueError(
+                f"the model {self.name!r} has no judge, so it cannot be measured; train one "
+                "([judge] in the recipe)"
+            )
         return self.judge
 
     def need_classes(self) -> ClassEncoder:
@@ -600,7 +634,7 @@ class Model:
             ValueError: the model takes no classes.
         """
         if not isinstance(self.encoder, ClassEncoder):
-            raise ValueError(f"the model {self.name!r} takes no classes")
+            raise ValueError(f"the model {self.name!r} takes no classes; choose a model of classes")
         return self.encoder
 
     def __repr__(self) -> str:
@@ -617,7 +651,7 @@ class Model:
         )
         lines = [
             f"Model {self.name!r}: {self.card.get('summary', '')}".rstrip(": "),
-            f"  network      {type(network_of(self.denoiser)).__name__}, "
+            f"  network      {type(_unwrap(self.denoiser)).__name__}, "
             f"{_count(self.denoiser):,} parameters, on {self.device}",
             f"  schedule     {type(self.schedule).__name__}",
             f"  samples      {list(self.shape)}{', latents of a VAE' if self.latent else ''}",
@@ -629,24 +663,24 @@ class Model:
         ]
         return "\n".join(lines)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+    def __deepcopy__(self, memo: dict[int, object]) -> Model:
         return Model(**{f.name: deepcopy(getattr(self, f.name), memo) for f in fields(self)})
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a Model holds functions that cannot be pickled; pass its name or folder on, and "
-            "call guidestar.load there"
+            "a Model holds functions that cannot be pickled; pass its name or folder on instead, "
+            "and call guidestar.load there"
         )
 
 
-def network_of(denoiser: Any) -> Any:
+def _unwrap(denoiser: object) -> object:
     """Return the network within its wrappers."""
-    while isinstance(getattr(denoiser, "net", None), nn.Module):
-        denoiser = denoiser.net
+    while isinstance(net := getattr(denoiser, "net", None), nn.Module):
+        denoiser = net
     return denoiser
 
 
-def _count(denoiser: Any) -> int:
+def _count(denoiser: object) -> int:
     return sum(p.numel() for p in denoiser.parameters()) if isinstance(denoiser, nn.Module) else 0
 
 

@@ -1,20 +1,21 @@
-"""What a model's parts must offer: encoder, classifier, judge and decoder."""
+"""The interfaces of a model's parts: encoder, classifier, judge and decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ..core.denoiser import Condition
 from ..core.levels import Level
+from ..diffusers.objects import Network
 
 
 class Encoder(Protocol):
     """Turn names or prompts into conditions."""
 
-    def encode(self, names: Sequence[Any]) -> Condition:
+    def encode(self, names: Sequence[str | int]) -> Condition:
         """Return the conditions of names or prompts, one for each sample."""
         ...
 
@@ -27,7 +28,7 @@ class Encoder(Protocol):
 class IndexEncoder(Protocol):
     """An encoder whose names have an index."""
 
-    def index(self, name: Any) -> int:
+    def index(self, name: str | int) -> int:
         """Return the index of a class, by its name or index.
 
         Raises:
@@ -51,8 +52,8 @@ class TextEncoder(Protocol):
     """An encoder of prompts."""
 
     @property
-    def tokenizer(self) -> Any:
-        """What cuts a prompt into tokens."""
+    def tokenizer(self) -> object:
+        """The tokenizer of its prompts."""
         ...
 
 
@@ -60,7 +61,7 @@ class TextEncoder(Protocol):
 class PartEncoder(Protocol):
     """An encoder of conditions with parts, of which one can be kept alone (pix2pix)."""
 
-    def only(self, name: Any, part: str) -> Any:
+    def only(self, name: str | int, part: str) -> str | int:
         """Return a name whose condition has one part, with the null in the place of the others."""
         ...
 
@@ -94,6 +95,19 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
+class TextJudge(Protocol):
+    """A CLIP that guides nothing and only measures how well images fit captions."""
+
+    def embed_captions(self, captions: Sequence[str], /) -> Tensor:
+        """Return unit embeddings ``[N, D]`` of captions."""
+        ...
+
+    def embed_image(self, images: Tensor, /) -> Tensor:
+        """Return unit embeddings ``[N, D]`` of images ``[N, C, H, W]``."""
+        ...
+
+
 class Decoder(Protocol):
     """Turn samples into images."""
 
@@ -107,6 +121,6 @@ class LatentDecoder(Protocol):
     """A decoder of latents."""
 
     @property
-    def vae(self) -> Any:
+    def vae(self) -> Network:
         """The autoencoder of the latents."""
         ...

@@ -1,4 +1,4 @@
-"""What a run gave, and everything that determined it."""
+"""The samples of a run, and the settings that determined them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from .. import __version__
@@ -33,7 +34,7 @@ class Settings:
         solver: the name of the solver, with settings that differ from its defaults.
         grid: the name of the grid of noise levels.
         started: whether it started from an image (which is not kept, so it cannot be repeated).
-        lacking: on what else it depended that is not kept (a loss, a reward), so that it cannot be
+        lacking: what else it depended on that is not kept (a loss, a reward); such a run cannot be
             repeated.
         max_rows: the most rows of one network call.
         scale: of each sample, of a student that takes its guidance scale as an input.
@@ -76,7 +77,7 @@ def settings_of(
         model: name or folder of its model.
         device: where the model is.
         dtype: of the samples.
-        lacking: on what the run depends that a picture cannot carry, beside what the request names.
+        lacking: what else the run depends on that a picture cannot carry.
     """
     return Settings(
         model=model,
@@ -102,21 +103,24 @@ def settings_of(
     )
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
     return isinstance(value, list | tuple) and all(map(fits, value))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_name(value: Any) -> bool:
+def _is_name(value: object) -> bool:
     return isinstance(value, str) or _is_int(value)
 
+
+Carried = Mapping[str, Any]
+"""The settings that a picture carries, read from JSON; `check_settings` checks them."""
 
 _FITS: dict[str, Callable[[Any], bool]] = {
     "model": lambda v: isinstance(v, str),
@@ -135,16 +139,16 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "number": _is_int,
     "stride": _is_int,
 }
-"""What the settings that a picture carries must be."""
+"""Returns whether a value of the settings that a picture carries is valid."""
 
 
 _PLACE = {"index": 0, "number": 0, "stride": 1}
-"""Where a picture stands in its run, and its place if nothing is known."""
+"""The keys of a picture's place in its run, with their defaults."""
 
 _FARTHEST = 10**9
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
+def check_settings(settings: Carried) -> None:
     """Refuse settings that cannot be repeated.
 
     Raises:
@@ -160,7 +164,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for key, fits in _FITS.items():
         if key in settings and not fits(settings[key]):
             raise ValueError(
-                f"the settings cannot be read: {key} should not be {str(settings[key])[:80]!r}"
+                f"the picture's settings are damaged: {key} cannot be {str(settings[key])[:80]!r}; "
+                "give a picture as guidestar wrote it"
             )
     index, number, stride = (settings.get(n, d) for n, d in _PLACE.items())
     if not (
@@ -169,7 +174,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         and index * stride <= number <= _FARTHEST
     ):
         raise ValueError(
-            f"the settings cannot be read: no picture of {len(settings['seeds'])} has the index "
+            f"the picture's settings are damaged: none of {len(settings['seeds'])} has the index "
             f"{str(index)[:20]}, the number {str(number)[:20]} and the stride {str(stride)[:20]}"
         )
     if settings.get("started"):
@@ -197,7 +202,7 @@ def file_name(settings: Settings, index: int, number: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What a run gave.
+    """The samples of a run.
 
     Args:
         x: samples as the network has them, ``[B, *S]``.
@@ -218,7 +223,7 @@ class Samples:
         """Network evaluations of a sample (the mean, where samples differ)."""
         return sum(self.evaluations) / len(self.evaluations)
 
-    def pil(self) -> list[Any]:
+    def pil(self) -> list[Image]:
         """Return the images as pictures (Pillow)."""
         return to_pil(self.images)
 
@@ -246,7 +251,7 @@ class Samples:
         """Name the condition of a sample."""
         return label_of(self.settings, index)
 
-    def contact_sheet(self, columns: int = 8) -> Any:
+    def contact_sheet(self, columns: int = 8) -> Image:
         """Lay all samples out on one picture."""
         pictures = self.pil()
         return sheet(

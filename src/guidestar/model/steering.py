@@ -1,4 +1,4 @@
-"""A model's samples towards a reward: particles weighed by it and resampled on the way."""
+"""Steer a model's samples towards a reward: particles are weighed by it and resampled."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _repeated(loss: Loss, count: int) -> Loss:
 
 
 class _Watched:
-    """A reward, which is asked once a step, that tells how far the run is."""
+    """A reward that reports progress: it is evaluated once a step."""
 
     def __init__(
         self, reward: Reward, steps: int, watch: Callable[[int, int], None] | None

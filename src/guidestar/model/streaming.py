@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..guidance.losses import Loss
 from ..io.files import make_folder
 from ..io.images import read_settings
-from .model import Model
+from .model import Model, Watch
 from .request import Request
-from .samples import Samples, Settings, file_name
+from .samples import Carried, Samples, Settings, file_name
 
 BATCH = 32
 """Pictures that are sampled at once."""
@@ -74,9 +73,7 @@ class Job:
         return self.request.take(part, self.losses(self.numbers[part]))
 
 
-def sample_to_folder(
-    job: Job, folder: Path, watch: Callable[[int, int], None] | None = None
-) -> Done:
+def sample_to_folder(job: Job, folder: Path, watch: Watch | None = None) -> Done:
     """Sample pictures into a folder, batch by batch; go on where an earlier run of the job stopped.
 
     A batch all of whose pictures are there, with the same settings, is not made again.
@@ -117,27 +114,27 @@ def _is_there(settings: Settings, files: Sequence[Path]) -> bool:
     return all(there) and not wanted["lacking"]
 
 
-def _settings_in(file: Path) -> dict[str, Any]:
+def _settings_in(file: Path) -> dict[str, object]:
     try:
         return read_settings(file)
     except ValueError:
         return {}
 
 
-def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(settings: Mapping[str, object]) -> dict[str, object]:
     """Return settings as JSON has them, without those that may differ."""
     left_out = {*NOT_COMPARED, "number", "stride"}
     lists = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
     return {key: value for key, value in lists.items() if key not in left_out}
 
 
-def _shifted(watch: Callable[[int, int], None] | None, done: int, parts: int) -> Any:
+def _shifted(watch: Watch | None, done: int, parts: int) -> Watch | None:
     """Let a batch's progress count as its share of the whole."""
     return watch and (lambda step, steps: watch(done * steps + step, parts * steps))
 
 
 def again_to_folder(
-    model: Model, settings: Mapping[str, Any], folder: Path, watch: Any = None
+    model: Model, settings: Carried, folder: Path, watch: Watch | None = None
 ) -> Samples:
     """Repeat the batch that a picture was made in, into a folder, under the same names."""
     samples = model.again(settings, watch)

@@ -86,10 +86,11 @@ class Vision(nn.Module):
 
     def _pixels(self, x: Tensor) -> Tensor:
         """Bring pictures to the size and the units of the tower."""
-        side = self.tower.config.image_size
-        if x.shape[1] != 3:
+        side, channels = self.tower.config.image_size, self.tower.config.num_channels
+        if x.shape[1] != channels:
             raise ValueError(
-                f"CLIP takes pictures of 3 channels, not {x.shape[1]}; decode latents first"
+                f"this CLIP takes samples of {channels} channels, not {x.shape[1]}"
+                + ("; decode latents first" if channels == 3 else "")
             )
         if x.shape[-2:] != (side, side):
             x = F.interpolate(x, (side, side), mode="bicubic", antialias=True)
@@ -330,9 +331,10 @@ def make_vision(
     heads: int,
     patch: int,
     embed: int,
+    channels: int = 3,
     noise_aware: bool = False,
 ) -> Vision:
-    """Make a fresh image tower; arguments as in `make_clip`."""
+    """Make a fresh image tower, also of latents of ``channels``; arguments as in `make_clip`."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     config = CLIPVisionConfig(
@@ -343,5 +345,6 @@ def make_vision(
         image_size=size,
         patch_size=patch,
         projection_dim=embed,
+        num_channels=channels,
     )
     return Vision(CLIPVisionModelWithProjection(config), noise_aware=noise_aware)

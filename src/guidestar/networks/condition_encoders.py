@@ -108,16 +108,22 @@ class ClassEncoder(_Classes, _Alone, ModelMixin, ConfigMixin):
 class LabelEncoder(_Classes, _Alone, ModelMixin, ConfigMixin):
     """Pass class indices to a network that has the embedding table (DiT).
 
-    The null is the index after the last class.
+    The null is the index after the last class, or the one that is given.
 
     Args:
         classes: names of the classes, in the order of their indices.
+        null: index of "no condition", of a network with more labels than there are classes.
     """
 
     @register_to_config
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], null: int | None = None) -> None:
         super().__init__()
-        self.classes = tuple(classes)
+        self.classes, self.null_label = tuple(classes), null
+
+    @property
+    def null_index(self) -> int:
+        """Index of "no condition"."""
+        return len(self.classes) if self.null_label is None else self.null_label
 
     def forward(self, labels: Tensor) -> Condition:
         """Pass labels ``[B]`` on."""

@@ -139,3 +139,21 @@ def own_dropout_off(net: nn.Module) -> nn.Module:
         if hasattr(module, "token_drop") and hasattr(module, "dropout_prob"):
             setattr(module, "dropout_prob", 0.0)  # noqa: B010  (typed as a tensor or a module)
     return net
+
+
+def adaln_zero(net: nn.Module) -> nn.Module:
+    """Start a DiTTransformer2DModel as its authors do: every block is the identity, and the output
+    is 0.
+
+    The layers that make shifts, scales and gates of the condition (adaLN-Zero), and the last one,
+    start as 0; Diffusers' class leaves them at random.
+
+    References:
+        Scalable Diffusion Models with Transformers, section 3.2, https://arxiv.org/abs/2212.09748
+    """
+    for name, layer in net.named_modules():
+        if name.endswith("norm1.linear") or name in ("proj_out_1", "proj_out_2"):
+            assert isinstance(layer, nn.Linear)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return net

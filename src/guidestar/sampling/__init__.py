@@ -9,8 +9,9 @@ from .er_sde import ERSDE
 from .heun import Heun
 from .multistep import RES, DPMpp3M, SDEDPMpp3M
 from .names import SOLVERS, get_solver, grid_of, write_solver
-from .particles import Population, Potential, crowd, effective_size, steer, systematic
+from .particles import Population, crowd, steer
 from .repaint import RePaint
+from .resampling import Potential, effective_size, systematic
 from .restart import Restart
 from .run import State, advance, check_finite, noise, noised, sample, trajectory, walk
 from .sa import SA

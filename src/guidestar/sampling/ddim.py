@@ -17,8 +17,11 @@ class DDIM(Solver):
     """``x_s = α_s x0 + √(σ_s² − v) ε + √v z`` with ``v = η² σ_s² σ²_{t|s} / σ_t²``.
 
     Args:
-        eta: 0 is deterministic (and is Euler's method in (x/α, ρ), and flow Euler in any flow);
-            1 is ancestral sampling.
+        eta: η in [0, 1]. 0 is deterministic: Euler's method in (x/α, ρ), and in a flow also that
+            of the flow. 1 is ancestral sampling.
+
+    Raises:
+        ValueError: eta is out of range.
 
     References:
         Denoising Diffusion Implicit Models, equation 12, https://arxiv.org/abs/2010.02502
@@ -39,10 +42,8 @@ class DDIM(Solver):
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
         variance = self.eta**2 * step.posterior_variance
-        x_s = (
-            expand(step.s.alpha, x_t) * prediction.x0
-            + expand(sqrt(step.s.sigma**2 - variance), x_t) * prediction.eps
-        )
+        sigma = expand(sqrt(step.s.sigma**2 - variance), x_t)
+        x_s = expand(step.s.alpha, x_t) * prediction.x0 + sigma * prediction.eps
         if self.eta:
             x_s = x_s + expand(sqrt(variance), x_t) * draw.normal_like("ddim", x_t)
         return x_s, memory
@@ -55,8 +56,11 @@ class DDPM(Solver):
     ``x_s = α_s x0 + √(σ_s² − σ_s²σ²_{t|s}/σ_t²) ε + √Σ z``.
 
     Args:
-        variance: Σ is "small" (``σ_s²σ²_{t|s}/σ_t²``, the posterior's), "large" (``σ²_{t|s}``; no
-            noise in the last step), or "learned" (the network's own, between the two in the log).
+        variance: Σ: "small" (``σ_s²σ²_{t|s}/σ_t²``, the posterior's), "large" (``σ²_{t|s}``; no
+            noise in the last step), or "learned" (by the network, between the logs of the two).
+
+    Raises:
+        ValueError: another variance; in a run, "learned" with a network that predicts none.
 
     References:
         Denoising Diffusion Probabilistic Models, section 3.2, https://arxiv.org/abs/2006.11239
@@ -80,10 +84,8 @@ class DDPM(Solver):
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
         small, large = step.posterior_variance, step.transition_variance
-        mean = (
-            expand(step.s.alpha, x_t) * prediction.x0
-            + expand(sqrt(step.s.sigma**2 - small), x_t) * prediction.eps
-        )
+        sigma = expand(sqrt(step.s.sigma**2 - small), x_t)
+        mean = expand(step.s.alpha, x_t) * prediction.x0 + sigma * prediction.eps
         deviation = expand(sqrt(large if self.variance == "large" else small), x_t)
         if self.variance == "learned":
             if prediction.log_var is None:
@@ -91,8 +93,7 @@ class DDPM(Solver):
                     "ddpm(variance='learned') needs a network that predicts its variance (2C "
                     "channels, learned_variance=True)"
                 )
-            # 1 where the posterior has no variance: a network's share below −1 must not make it
-            # infinite.
+            # 1 where the posterior has no variance, as a network's share may be below −1.
             ratio = expand(large * inverse_or_zero(small) + (small == 0), x_t)
             deviation = deviation * ratio ** ((prediction.log_var + 1) / 4)
         noisy = expand((step.s.sigma != 0) * 1.0, x_t)

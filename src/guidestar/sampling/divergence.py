@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.levels import Level, expand, sqrt
 
 ROOT_MEAN_SQUARE, LARGEST = 4.0, 16.0
-"""How many times its level's size a sample's root mean square and its largest number may be."""
+"""Largest plausible root mean square and number of a sample, in units of its level's size."""
 
 
 class DivergenceWarning(UserWarning):
@@ -17,16 +17,16 @@ class DivergenceWarning(UserWarning):
 
 
 def diverged(x: Tensor, level: Level | None = None, *, scale: float = 1.0) -> Tensor:
-    """Tell which samples have left every plausible range, ``[B]``, on the CPU.
+    """Return which samples have left every plausible range: bool ``[B]``, on the CPU.
 
     Data of root mean square ``scale`` has the size ``n = √(α² scale² + σ²)`` at a level. A sample
-    has diverged where ``√mean x² > 4 n``, ``max |x| > 16 n``, or a number is not finite. Normal
-    noise, pictures in [−1, 1], latents scaled to variance 1 and strongly guided samples of either
-    stay well below both. This waits for the device once.
+    has diverged if ``√mean x² > 4 n``, ``max |x| > 16 n``, or a number is not finite. Normal noise,
+    pictures in [−1, 1], latents of variance 1, and strongly guided samples of these are well below
+    both limits. This waits for the device once.
 
     Args:
         x: samples ``[B, *S]``: final ones, or those of a trajectory (``state.x``).
-        level: where they stand (``state.step.s``); None for data.
+        level: their level (``state.step.s``); None for data.
         scale: root mean square of the data.
     """
     size = scale if level is None else sqrt(level.alpha**2 * scale**2 + level.sigma**2)
@@ -42,11 +42,15 @@ def warn_of_divergence(
     scale: float = 1.0,
     stacklevel: int = 2,
 ) -> Tensor:
-    """Warn (`DivergenceWarning`) where samples have `diverged`, and return which; arguments as
-    there.
+    """Warn (`DivergenceWarning`) if samples have `diverged`, and return which: bool ``[B]``.
 
-    The warning says how many of how many, which (the first eight), how large the largest number
-    is, and what to do.
+    The warning names the diverged samples (the first eight), the largest number, and what to do.
+
+    Args:
+        x: samples ``[B, *S]``.
+        level: their level; None for data.
+        scale: root mean square of the data.
+        stacklevel: as in `warnings.warn`.
     """
     gone = diverged(x, level, scale=scale)
     if bool(gone.any()):
@@ -60,6 +64,3 @@ def warn_of_divergence(
         )
         warnings.warn(message, DivergenceWarning, stacklevel=stacklevel)
     return gone
-
-
-__all__ = ["LARGEST", "ROOT_MEAN_SQUARE", "DivergenceWarning", "diverged", "warn_of_divergence"]

@@ -124,9 +124,9 @@ def _integrals(low: float, high: float) -> tuple[float, float]:
 @cache
 def _legendre(count: int) -> tuple[tuple[float, float], ...]:
     """Return nodes in [−1, 1] and weights of Gauss–Legendre quadrature, by Newton's method."""
-    found = []
+    found: list[tuple[float, float]] = []
     for i in range(count):
-        x = math.cos(math.pi * (i + 0.75) / (count + 0.5))
+        x, slope = math.cos(math.pi * (i + 0.75) / (count + 0.5)), 1.0
         for _ in range(50):
             before, now = 1.0, x
             for k in range(2, count + 1):

@@ -17,7 +17,7 @@ from .solver import Memory, Moving, Point, Predict, Solver
 
 
 def _coordinates(level: Level, flow: bool | Tensor) -> tuple[Value, Value]:
-    """Return what x is divided by, and the time, in flow coordinates or EDM's."""
+    """Return the divisor of x and the time, in flow coordinates or EDM's."""
     if not isinstance(flow, Tensor):
         total = level.alpha + level.sigma
         return (total, level.sigma / total) if flow else (level.alpha, level.rho)
@@ -49,12 +49,15 @@ class Heun(Solver):
     Args:
         form: "edm" (needs alpha > 0), "flow", or "auto": the flow form for samples that start at
             pure noise (alpha = 0), and EDM's for all others.
-        churn: EDM's S_churn: noise added before a step raises ρ by ``min(churn/n, √2 − 1)`` of
-            itself.
-        churn_interval: noise ratios [lo, hi] where it is added.
+        churn: EDM's S_churn: noise before a step raises ρ to ``ρ (1 + min(churn/n, √2 − 1))``.
+        churn_interval: noise ratios [lo, hi] of the churn.
         churn_noise: EDM's S_noise.
 
-    A split prediction has no published meaning here and is refused.
+    A split prediction has no published meaning here, so it is refused.
+
+    Raises:
+        ValueError: an argument out of range; in a run, the edm form at pure noise, or a guidance
+            that splits the prediction.
 
     References:
         Elucidating the Design Space, algorithms 1 and 2, https://arxiv.org/abs/2206.00364
@@ -80,9 +83,8 @@ class Heun(Solver):
 
     def check(self, predict: Predict, grid: Grid) -> None:
         super().check(predict, grid)
-        if self.form == "edm" and any(
-            bool((torch.as_tensor(level.alpha) == 0).any()) for level in grid
-        ):
+        pure = any(bool((torch.as_tensor(level.alpha) == 0).any()) for level in grid)
+        if self.form == "edm" and pure:
             raise ValueError(
                 "heun in its edm form divides by alpha and cannot start at pure noise (alpha = "
                 "0); leave the form out, or use a grid that starts below it"
@@ -93,15 +95,12 @@ class Heun(Solver):
         return [start] if _all_clean(step.s) else [start, self._second(step)]
 
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
-        x, step = self._churned(x_t, step, draw)
+        x, step = self._add_noise(x_t, step, draw)
         first = yield Point(x, step)
         flow = self._flow(step.grid)
         (n_t, tau_t), (n_s, tau_s) = _coordinates(step.t, flow), _coordinates(step.s, flow)
-        y, d, gap = (
-            x * expand(inverse_or_zero(n_t), x),
-            _slope(first, flow),
-            expand(tau_s - tau_t, x),
-        )
+        y, d = x * expand(inverse_or_zero(n_t), x), _slope(first, flow)
+        gap = expand(tau_s - tau_t, x)
         euler = expand(n_s, x) * (y + gap * d)
         if _all_clean(step.s):
             return euler, memory
@@ -130,29 +129,25 @@ class Heun(Solver):
         return gamma if low <= rho <= high and rho < math.inf else 0.0
 
     def _raised(self, step: Step) -> Step:
-        """Return the step from where churn lifts it; a level that is not lifted stays as it is, to
-        the bit.
-        """
+        """Return the step from the level that churn raises; other levels stay equal, to the bit."""
         gamma = self._gamma(step)
         if not isinstance(gamma, Tensor) and gamma == 0:
             return step
         raised = step.grid.schedule.at_rho(step.t.rho * (1 + gamma))
-        return step._replace(
-            t=raised.where(gamma > 0, step.t) if isinstance(gamma, Tensor) else raised
-        )
+        raised = raised.where(gamma > 0, step.t) if isinstance(gamma, Tensor) else raised
+        return step._replace(t=raised)
 
-    def _churned(self, x_t: Tensor, step: Step, draw: Draw) -> tuple[Tensor, Step]:
+    def _add_noise(self, x_t: Tensor, step: Step, draw: Draw) -> tuple[Tensor, Step]:
         """Add noise: in ``y = x/α``, ``y ← y + S_noise √(ρ̂² − ρ²) z``."""
         if not self.churn:
             return x_t, step
         raised = self._raised(step)
-        # α̂/α, and 1 at pure noise, which is not lifted.
+        # α̂/α, and 1 at pure noise, which is not raised.
         pure = (step.t.alpha == 0) * 1.0
         ratio = raised.t.alpha / (step.t.alpha + pure) + pure
         added = sqrt(raised.t.sigma**2 - (ratio * step.t.sigma) ** 2) * self.churn_noise
-        return expand(ratio, x_t) * x_t + expand(added, x_t) * draw.normal_like(
-            "churn", x_t
-        ), raised
+        z = draw.normal_like("churn", x_t)
+        return expand(ratio, x_t) * x_t + expand(added, x_t) * z, raised
 
 
 def _all_clean(level: Level) -> bool:

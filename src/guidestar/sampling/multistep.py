@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,7 +42,7 @@ def first_order(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Multistep(Solver):
+class Multistep(Solver, ABC):
     """Base of multistep methods on clean estimates; ``weights`` is what sets them apart."""
 
     order: int = 2  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -117,7 +118,7 @@ class RES(Multistep):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMpp3M(Multistep):
+class Published3M(Multistep, ABC):
     """DPM-Solver++(3M) as it is published in code.
 
     With ``r_0 = h_{−1}/h``, ``r_1 = h_{−2}/h``, ``D_0 = (D̄_t − D̄_{−1})/r_0``,
@@ -136,7 +137,6 @@ class DPMpp3M(Multistep):
     """
 
     order: Literal[3] = 3  # pyright: ignore[reportIncompatibleVariableOverride]
-    name = "dpmpp-3m"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,7 +166,14 @@ class DPMpp3M(Multistep):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDEDPMpp3M(DPMpp3M):
+class DPMpp3M(Published3M):
+    """DPM-Solver++(3M); see `Published3M`."""
+
+    name = "dpmpp-3m"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SDEDPMpp3M(Published3M):
     """The stochastic form of DPM-Solver++(3M) in k-diffusion, with ``h(1 + η)`` in its weights."""
 
     eta: float = 1.0

@@ -1,13 +1,12 @@
-"""Populations: several particles a sample, weighed by a reward and resampled on the way."""
+"""Populations: several particles a sample, weighted by a reward and resampled during the run."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,32 +14,34 @@ from torch import Tensor
 from ..core.evaluation import drive
 from ..core.levels import Grid
 from ..core.rng import Draw, checked_seeds
+from .resampling import (
+    Potential,
+    Weighing,
+    choose_ancestors,
+    count_starts,
+    effective_size,
+    take_particles,
+)
 from .run import advance, noise
 from .solver import Predict, Solver
 
 Reward = Callable[[Tensor], Tensor]
-"""``reward(x0 [N, *S]) -> [N]``: of clean samples, or of clean estimates on the way; need not be
-differentiable.
-"""
-
-Potential = Literal["difference", "max", "sum"]
+"""``reward(x0 [N, *S]) -> [N]``, of samples or clean estimates; need not be differentiable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """What a run of particles gave.
+    """The result of a run of particles.
 
     Args:
         x: particles ``[B, K, *S]``.
-        rewards: of each, ``[B, K]``, CPU float64.
-        weights: ``[B, K]``, with sum 1 over K: particle k stands for that share of the tilted
-            distribution.
-        sizes: effective sample size ``(Σ w)²/Σ w²`` of the potential after each step (and at the
-            end, of ``weights``), one ``[B]`` a step.
-        starts: how many of the K starts the weights rest on,
-            ``1/Σ_a (Σ w of those from start a)²``, ``[B]``: at most the last of ``sizes``, which
-            does not know that particles are copies.
-        evaluations: network evaluations of each particle, ``B·K`` of them.
+        rewards: of the particles, ``[B, K]``, CPU float64.
+        weights: the particles' shares of the tilted distribution, ``[B, K]``, with sum 1 over K.
+        sizes: effective sample size ``(Σ w)²/Σ w²`` of the potential after each step, ``[B]`` each;
+            the last one is that of ``weights``.
+        starts: effective number of starts, ``1/Σ_a (Σ w of those from start a)²``, ``[B]``. It is
+            at most the last of ``sizes``, which counts copies of a particle as different.
+        evaluations: network evaluations of each of the ``B·K`` particles.
     """
 
     x: Tensor
@@ -52,7 +53,7 @@ class Population:
 
     @property
     def best(self) -> Tensor:
-        """The particle of the highest reward of each sample, ``[B, *S]``."""
+        """The particle with the highest reward of each sample, ``[B, *S]``."""
         return self.x[torch.arange(len(self.x)), self.rewards.argmax(1)]
 
     def mean(self, of: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
@@ -63,66 +64,24 @@ class Population:
 
 
 def crowd(seeds: Sequence[int], particles: int) -> list[int]:
-    """Return a seed for each particle, ``[B·K]``, those of a sample one after the other.
+    """Return a seed for each of the ``B·K`` particles, those of a sample one after the other.
 
     The first particle of each sample has the sample's own seed.
-    """
-    _check_count("particles", particles, 1, MOST_PARTICLES)
-    return [seed if k == 0 else _mixed(seed, k) for seed in seeds for k in range(particles)]
-
-
-def _mixed(seed: int, k: int) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(f"particle/{seed}/{k}".encode(), digest_size=7).digest(), "big"
-    )
-
-
-def effective_size(log_weights: Tensor) -> Tensor:
-    """Return ``(Σ w)²/Σ w²``: K for equal weights, 1 where one has it all."""
-    return 1 / (log_weights.softmax(-1) ** 2).sum(-1)
-
-
-def systematic(weights: Tensor, u: float) -> Tensor:
-    """Choose K ancestors by systematic resampling: those at ``(u + i)/K`` of the cumulated weights.
-
-    Particle k is chosen ⌊K w⌋ or ⌈K w⌉ times, and K w times on average over u.
 
     Args:
-        weights: with sum 1.
-        u: uniform in [0, 1).
+        seeds: one integer a sample.
+        particles: K.
+
+    Raises:
+        ValueError: a number of particles out of range.
     """
-    places = (u + torch.arange(len(weights), dtype=weights.dtype)) / len(weights)
-    return torch.searchsorted(weights.cumsum(0), places, right=True).clamp_max(len(weights) - 1)
+    _check_count("particles", particles, 1, MOST_PARTICLES)
+    return [_particle_seed(seed, k) if k else seed for seed in seeds for k in range(particles)]
 
 
-@dataclass
-class _Weighing:
-    """The potentials ``[B, K]`` of each particle's way: those multiplied in, and what the next is
-    made of.
-    """
-
-    potential: Potential
-    spent: Tensor
-    seen: Tensor
-
-    def log(self, score: Tensor, last: bool) -> Tensor:
-        """Return the log-weights ``[B, K]``: of the next potential, were particles resampled now.
-
-        At the end it is what makes the product of all of a way's potentials ``exp(score)``.
-        """
-        if last or self.potential == "difference":
-            return score - self.spent
-        return self._met(score)
-
-    def _met(self, score: Tensor) -> Tensor:
-        return torch.maximum(self.seen, score) if self.potential == "max" else self.seen + score
-
-    def take(self, score: Tensor, ancestors: Tensor, resampled: Tensor) -> None:
-        """Multiply the potential in where samples are resampled, and let particles have their
-        ancestors' way.
-        """
-        spent = self.spent + torch.where(resampled[:, None], self.log(score, False), 0.0)
-        self.spent, self.seen = spent.gather(1, ancestors), self._met(score).gather(1, ancestors)
+def _particle_seed(seed: int, k: int) -> int:
+    digest = hashlib.blake2b(f"particle/{seed}/{k}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
 
 
 def steer(
@@ -143,43 +102,42 @@ def steer(
 ) -> Population:
     """Sample from ``p(x_0) exp(λ r(x_0))`` with K particles a sample (Feynman–Kac steering).
 
-    After each ``every`` steps particle k is weighed by a potential, and where the effective sample
-    size of its sample falls below a share of K, the K particles are resampled, which multiplies the
-    potential in. With r_t the rewards of the clean estimates after those steps, they are
+    After every ``every`` steps the particles are weighted by a potential. If the effective sample
+    size of a sample is below a share of K, its K particles are resampled. With r_t the rewards of
+    the clean estimates after those steps, the potentials are
 
         difference: exp(λ(r_t − r_u)), u the last resampling;  max: exp(λ max r);  sum: exp(λ Σ r)
 
-    and the last, at data, is what makes the product of all that were multiplied in
-    ``exp(λ r(x_0))``: as K grows, the weighted particles are exactly of the sampler's distribution
-    times ``exp(λ r(x_0))``, whatever the rewards on the way.
+    The last potential, at data, makes the product of all that were used ``exp(λ r(x_0))``. So for
+    large K the weighted particles have the sampler's distribution times ``exp(λ r(x_0))``, whatever
+    the rewards during the run.
 
-    max and sum tilt anew at each resampling, so on the way particles stand for more than the end
-    wants: resample a few times a run only. Where that went wrong, ``starts`` is small.
+    max and sum tilt again at each resampling, more than the end needs, so they should be resampled
+    only a few times a run. If that fails, ``starts`` is small.
 
     Args:
-        predict: a `Guided` of B·K samples (conditions of each sample K times; seeds
-            ``crowd(seeds, K)``), or any ``predict(x_t, step, gstate)``.
+        predict: a `Guided` of B·K samples (each condition K times; seeds ``crowd(seeds, K)``), or
+            any ``predict(x_t, step, state)``.
         grid: levels to walk.
         solver: a solver that draws noise, or its name.
         seeds: one integer a sample.
         particles: K.
-        reward: of clean samples, ``[N, *S] -> [N]``; a classifier's ``log_prob`` makes its
+        reward: of clean samples, ``[N, *S] -> [N]``; a classifier's ``log_prob`` gives its
             posterior.
         shape: of one sample.
         strength: λ.
         potential: "difference", "max" or "sum".
-        every: resample after each so many steps at most; by default each step for "difference", and
-            a third of the run for the others. 0 for never, which leaves K independent samples: with
-            ``best``, best-of-K.
-        threshold: the share of K below which the effective sample size lets particles be resampled.
+        every: number of steps between resamplings; by default 1 for "difference", and a third of
+            the run for the others. With 0 the K samples are independent: with ``best``, best-of-K.
+        threshold: resample if the effective sample size is below this share of K.
         device: of the samples.
         dtype: of the samples.
 
     K evaluations a step, and K rewards. Nothing is differentiated.
 
     Raises:
-        ValueError: a reward that is not one finite number a particle; a solver that draws no noise,
-            by which copies of a particle would stay equal.
+        ValueError: a reward that is not one finite number a particle; a solver without noise, as
+            copies of a particle would stay equal; an argument out of range.
 
     References:
         A General Framework for Inference-time Scaling and Steering of Diffusion Models,
@@ -199,10 +157,9 @@ def steer(
     draw = Draw(crowd(own.seeds, particles))
     x = noise(shape, grid[0], draw, device=device, dtype=dtype)
     zeros = torch.zeros(len(seeds), particles, dtype=torch.float64)
-    weighing = _Weighing(potential, zeros, zeros if potential != "max" else zeros - torch.inf)
-    every = (
-        every if every is not None else 1 if potential == "difference" else max(1, grid.steps // 3)
-    )
+    weighing = Weighing(potential, zeros, zeros if potential != "max" else zeros - torch.inf)
+    if every is None:
+        every = 1 if potential == "difference" else max(1, grid.steps // 3)
     starts = torch.arange(particles).expand(len(seeds), -1)
     state, sizes, rewards, log = None, [], zeros, zeros
     for index in range(grid.steps):
@@ -215,12 +172,14 @@ def steer(
         sizes.append(effective_size(log))
         if not last and every and (index + 1) % every == 0:
             resampled = sizes[-1] < threshold * particles
-            ancestors = _ancestors(log.softmax(1), own.at(index).uniform("resample"), resampled)
-            weighing.take(strength * rewards, ancestors, resampled)
+            u = own.at(index).uniform("resample")
+            ancestors = choose_ancestors(log.softmax(1), u, resampled)
+            weighing = weighing.resample(strength * rewards, ancestors, resampled)
             starts = starts.gather(1, ancestors)
             rows = (ancestors + particles * torch.arange(len(seeds))[:, None]).flatten()
             x = x[rows.to(x.device)]
-            state = replace(state, memory=_taken(state.memory, rows), kept=_taken(state.kept, rows))
+            memory = take_particles(state.memory, rows)
+            state = replace(state, memory=memory, kept=take_particles(state.kept, rows))
     weights = log.softmax(1)
     return Population(
         x=x.unflatten(0, zeros.shape),
@@ -228,13 +187,8 @@ def steer(
         rewards=rewards,
         weights=weights,
         sizes=tuple(sizes),
-        starts=_starts(weights, starts),
+        starts=count_starts(weights, starts),
     )
-
-
-def _starts(weights: Tensor, starts: Tensor) -> Tensor:
-    """Return the effective number of starts, ``1/Σ_a (Σ w of those from start a)²``, ``[B]``."""
-    return 1 / (torch.zeros_like(weights).scatter_add(1, starts, weights) ** 2).sum(1)
 
 
 def _check(
@@ -263,10 +217,10 @@ def _check(
 
 
 MOST_PARTICLES = 100_000
-"""Particles of one sample; each takes the memory of a sample."""
+"""The most particles of one sample; each takes the memory of a sample."""
 
 
-def _check_count(name: str, value: Any, least: int, most: int) -> None:
+def _check_count(name: str, value: object, least: int, most: int) -> None:
     if (
         isinstance(value, bool)
         or not isinstance(value, Integral)
@@ -278,43 +232,14 @@ def _check_count(name: str, value: Any, least: int, most: int) -> None:
 def _rewards(reward: Reward, x0: Tensor, like: Tensor) -> Tensor:
     values = reward(x0)
     if not isinstance(values, Tensor) or values.shape != (len(x0),):
-        told = (
-            f"a tensor {tuple(values.shape)}"
-            if isinstance(values, Tensor)
-            else f"a {type(values).__name__}"
-        )
+        tensor = isinstance(values, Tensor)
+        found = f"a tensor {tuple(values.shape)}" if tensor else f"a {type(values).__name__}"
         raise ValueError(
-            f"a reward must return one number for each of {len(x0)} particles, not {told}"
+            f"a reward must return one number for each of {len(x0)} particles, not {found}"
         )
     if not bool(values.isfinite().all()):
         raise ValueError(
-            "a reward must be finite for every particle; where something is forbidden, give it a "
-            "large negative number"
+            "a reward must be finite for every particle; to forbid a sample, return a large "
+            "negative number"
         )
     return values.detach().to("cpu", torch.float64).reshape(like.shape)
-
-
-def _ancestors(weights: Tensor, u: Tensor, resampled: Tensor) -> Tensor:
-    """Return each particle's ancestor among its sample's, ``[B, K]``; itself where nothing is
-    resampled.
-    """
-    own = torch.arange(weights.shape[1])
-    return torch.stack(
-        [
-            systematic(w, float(v)) if chosen else own
-            for w, v, chosen in zip(weights, u, resampled, strict=True)
-        ]
-    )
-
-
-def _taken(kept: Any, rows: Tensor) -> Any:
-    """Select particles of what solver and guidance keep: every tensor that has one row a
-    particle.
-    """
-    if isinstance(kept, Mapping):
-        return {name: _taken(v, rows) for name, v in kept.items()}
-    if isinstance(kept, tuple):
-        return tuple(_taken(v, rows) for v in kept)
-    return (
-        kept[rows.to(kept.device)] if isinstance(kept, Tensor) and len(kept) == len(rows) else kept
-    )

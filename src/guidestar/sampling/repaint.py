@@ -1,4 +1,4 @@
-"""RePaint: what is known of a picture is put in its place at every level."""
+"""RePaint: the known pixels of a picture are put in at every level."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from .solver import Memory, Moving, Predict, Solver
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RePaint(Solver):
-    """After each step, known pixels are what the forward process makes of them: ``α_s y + σ_s z``.
+    """Put known pixels in after each step: ``x_s = m (α_s y + σ_s z) + (1 − m) x_s'``.
 
-    ``x_s = m (α_s y + σ_s z) + (1 − m) x_s'``, with x_s' the solver's. At the end they are y
-    itself. The paper's resampling, which lets the rest agree with them, is `TimeTravel` around it:
+    x_s' is the result of the solver. At the end the known pixels are y. The resampling of the
+    paper, which makes the others agree with them, is `TimeTravel` around it:
     ``TimeTravel(solver=RePaint(known=y, mask=m), times=10)``.
 
     Args:
-        solver: what takes the steps. One with history is refused: it would remember other pixels.
+        solver: takes the steps. One with history is refused, as it would keep other pixels.
         known: y ``[B, *S]``, or ``[1, *S]`` for all.
         mask: m, 1 where a pixel is known and 0 elsewhere; broadcasts to y.
+
+    Raises:
+        ValueError: a solver with history; in a run, shapes that do not fit the samples.
 
     References:
         RePaint: Inpainting using Denoising Diffusion Probabilistic Models, algorithm 1,
@@ -42,8 +45,8 @@ class RePaint(Solver):
     def __post_init__(self) -> None:
         if self.solver.history:
             raise ValueError(
-                f"repaint has no meaning around {self.solver.name!r}, which remembers other "
-                "steps; use ddpm, ddim or heun"
+                f"repaint has no meaning around {self.solver.name!r}, which keeps earlier steps; "
+                "use ddpm, ddim or heun"
             )
 
     @property
@@ -59,13 +62,11 @@ class RePaint(Solver):
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         x_s, memory = yield from self.solver.move(x_t, step, memory, draw)
         self._check_shapes(x_s)
-        known, mask = (
-            v.to(x_s.device, x_s.dtype, non_blocking=True) for v in (self.known, self.mask)
-        )
-        there = expand(step.s.alpha, x_s) * known + expand(step.s.sigma, x_s) * draw.normal_like(
-            "repaint", x_s
-        )
-        return mask * there + (1 - mask) * x_s, memory
+        known = self.known.to(x_s.device, x_s.dtype, non_blocking=True)
+        mask = self.mask.to(x_s.device, x_s.dtype, non_blocking=True)
+        z = draw.normal_like("repaint", x_s)
+        noisy = expand(step.s.alpha, x_s) * known + expand(step.s.sigma, x_s) * z
+        return mask * noisy + (1 - mask) * x_s, memory
 
     def _check_shapes(self, x: Tensor) -> None:
         fits = self.known.shape[1:] == x.shape[1:] and len(self.known) in (1, len(x))

@@ -1,6 +1,4 @@
-"""Time travel: steps that are taken again from noise put back, around any solver without
-history.
-"""
+"""Time travel: steps that are repeated from a noised result, around a solver without history."""
 
 from __future__ import annotations
 
@@ -18,19 +16,21 @@ from .solver import Memory, Moving, Predict, Solver
 
 @dataclass(frozen=True, kw_only=True)
 class TimeTravel(Solver):
-    """Take each step ``times`` times; in between the forward process leads back from s to t.
+    """Take each step ``times`` times; in between, the forward process leads back from s to t.
 
-    ``x_t = (α_t/α_s) x_s + σ_{t|s} z``, with noise of its own at each visit. Known as recurrence,
-    self-recurrence, resampling and time travel; guided steps that went astray are mended by it.
+    ``x_t = (α_t/α_s) x_s + σ_{t|s} z``, with other noise z at each visit. Also called recurrence,
+    self-recurrence and resampling. It corrects guided steps that left the data's distribution.
 
     Args:
-        solver: what takes the steps. One with history is refused: what it remembers would be of a
-            later time than where it is led back to.
+        solver: takes the steps. One with history is refused, as it would keep a later level.
         times: how often a step is taken; 1 is the solver alone.
-        where: the share of the run in which that is so, from 1 at noise to 0 at data: steps whose
-            middle lies within it. FreeDoM's middle third is (1/3, 2/3).
+        where: shares of the run (lo, hi), from 1 at noise to 0 at data; steps whose middle is
+            within it are repeated. FreeDoM's middle third is (1/3, 2/3).
 
-    ``times`` as many evaluations there. What the terms keep is that of the first visit.
+    ``times`` times as many evaluations there. The state of the terms is that of the first visit.
+
+    Raises:
+        ValueError: a solver with history, or an argument out of range.
 
     References:
         RePaint: Inpainting using Denoising Diffusion Probabilistic Models,
@@ -53,12 +53,12 @@ class TimeTravel(Solver):
     def __post_init__(self) -> None:
         if self.solver.history:
             raise ValueError(
-                f"time travel has no meaning around {self.solver.name!r}, which remembers other "
+                f"time travel has no meaning around {self.solver.name!r}, which keeps earlier "
                 "steps; use ddpm, ddim or heun"
             )
         if isinstance(self.solver, TimeTravel):
             raise ValueError(
-                "time travel around time travel takes the same steps again; set times instead"
+                "time travel around time travel repeats the same steps; set times instead"
             )
         if not _is_whole(self.times) or not 1 <= self.times <= 1000:
             raise ValueError(
@@ -82,19 +82,15 @@ class TimeTravel(Solver):
         return self.times if self.where[0] < middle < self.where[1] else 1
 
     def evaluations(self, step: Step) -> Sequence[Step]:
-        return [
-            e
-            for visit in range(self._visits(step))
-            for e in self.solver.evaluations(step._replace(visit=visit))
-        ]
+        visits = [step._replace(visit=visit) for visit in range(self._visits(step))]
+        return [e for visit in visits for e in self.solver.evaluations(visit)]
 
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         x_s, memory = yield from self.solver.move(x_t, step, memory, draw)
         for visit in range(1, self._visits(step)):
-            x_t = _back(x_s, step, draw.again(visit))
-            x_s, memory = yield from self.solver.move(
-                x_t, step._replace(visit=visit), memory, draw.again(visit)
-            )
+            again, own = step._replace(visit=visit), draw.again(visit)
+            x_t = _back(x_s, step, own)
+            x_s, memory = yield from self.solver.move(x_t, again, memory, own)
         return x_s, memory
 
 
@@ -103,8 +99,6 @@ def _is_whole(value: object) -> bool:
 
 
 def _back(x_s: Tensor, step: Step, draw: Draw) -> Tensor:
-    """Noise ``x_s`` to the level t, as the forward process does."""
-    ratio = divide(step.t.alpha, step.s.alpha)
-    return expand(ratio, x_s) * x_s + expand(
-        sqrt(step.transition_variance), x_s
-    ) * draw.normal_like("back", x_s)
+    """Noise ``x_s`` to the level t by the forward process."""
+    ratio, z = divide(step.t.alpha, step.s.alpha), draw.normal_like("back", x_s)
+    return expand(ratio, x_s) * x_s + expand(sqrt(step.transition_variance), x_s) * z

@@ -83,7 +83,7 @@ class Engine:
         self.max_samples = max_samples
         self.max_evaluations = max_evaluations
         self._lock = threading.Condition()
-        self._queue: deque[tuple[Ticket, Guided]] = deque()
+        self._queue: deque[tuple[Ticket, Request, Guided]] = deque()
         self._running: list[Running] = []
         self._cancelled: set[Ticket] = set()
         self._ended: Counter[str] = Counter()
@@ -121,14 +121,15 @@ class Engine:
         self._check_room()
         if preview_every < 0:
             raise ValueError(f"preview_every must be 0 or more, not {preview_every}")
-        guided = self._bind(request)
+        limited = self._limited(request)
+        guided = self.model.bind(limited)
         request.solver.check(guided, request.levels)
         request.guidance.check_samples(len(request.seeds))
         self._check_evaluations(request, guided)
         ticket = Ticket(self, request, preview_every=preview_every, timeout=timeout)
         with self._lock:
             self._check_room()
-            self._queue.append((ticket, guided))
+            self._queue.append((ticket, limited, guided))
             self._lock.notify_all()
         return ticket
 
@@ -142,7 +143,7 @@ class Engine:
     def place(self, ticket: Ticket) -> int:
         """Return the place of a ticket in the queue, from 1; 0 where it does not wait."""
         with self._lock:
-            waiting = (place for place, (t, _) in enumerate(self._queue, 1) if t is ticket)
+            waiting = (place for place, (t, *_) in enumerate(self._queue, 1) if t is ticket)
             return next(waiting, 0)
 
     @property
@@ -208,10 +209,10 @@ class Engine:
                 f"{self.max_evaluations} may be; take fewer samples, steps or terms"
             )
 
-    def _bind(self, request: Request) -> Guided:
-        """Bind a request's guidance, with its samples in groups that leave room for others."""
+    def _limited(self, request: Request) -> Request:
+        """Return a request with its samples in groups that leave room for others."""
         most = max(1, self.max_rows // 2)
-        return self.model.bind(replace(request, max_rows=min(request.max_rows or most, most)))
+        return replace(request, max_rows=min(request.max_rows or most, most))
 
     def _serve(self) -> None:
         """Tick until the engine is closed: what its thread does."""
@@ -238,10 +239,10 @@ class Engine:
         """Take out what was cancelled, or is late."""
         with self._lock:
             cancelled, self._cancelled = self._cancelled, set()
-            waiting = [ticket for ticket, _ in self._queue]
+            waiting = [ticket for ticket, *_ in self._queue]
             gone = {t: e for t in waiting if (e := _why_stopped(t, cancelled))}
             if gone:
-                self._queue = deque(pair for pair in self._queue if pair[0] not in gone)
+                self._queue = deque(entry for entry in self._queue if entry[0] not in gone)
         for ticket, error in gone.items():
             ticket.end("cancelled" if ticket in cancelled else "failed", error=error)
             self._count(ticket)
@@ -256,8 +257,7 @@ class Engine:
             with self._lock:
                 if not self._queue:
                     return
-                ticket, guided = self._queue.popleft()
-                running = Running(ticket, guided)
+                running = Running(*self._queue.popleft())
                 self._running.append(running)
             running.begin()
             self._remove_ended()
@@ -320,7 +320,7 @@ class Engine:
     def _stop_all(self, error: EngineError) -> None:
         with self._lock:
             waiting, self._queue = self._queue, deque()
-        for ticket, _ in waiting:
+        for ticket, *_ in waiting:
             ticket.end("failed", error=type(error)(*error.args))
             self._count(ticket)
         for running in self._running:

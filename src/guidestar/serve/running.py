@@ -6,6 +6,7 @@ from typing import Any
 
 from ..core.evaluation import Answers, Asking, Round
 from ..guidance import Guided
+from ..model.request import Request
 from ..model.walking import find_blame, finish, walk_request
 from ..sampling import State, diverged
 from .batching import count_rows, is_out_of_memory
@@ -20,17 +21,17 @@ class Running:
 
     Args:
         ticket: of the request.
+        request: the same, with its samples in groups that leave room for others.
         guided: its guidance, bound.
     """
 
-    def __init__(self, ticket: Ticket, guided: Guided) -> None:
+    def __init__(self, ticket: Ticket, request: Request, guided: Guided) -> None:
         self.ticket = ticket
+        self._request = request
         self.wanted: Round | None = None
         self.rows = 0
         self._failure: FloatingPointError | None = None
-        self._walk: Asking[Any] = walk_request(
-            ticket.model, ticket.request, guided, watch=self._watch
-        )
+        self._walk: Asking[Any] = walk_request(ticket.model, request, guided, watch=self._watch)
 
     def begin(self) -> None:
         """Start, up to the first round."""
@@ -76,7 +77,7 @@ class Running:
             samples = finish(ticket.model, ticket.request, state)
         except FloatingPointError as error:
             self._failure = error
-            self._walk = find_blame(ticket.model, ticket.request)
+            self._walk = find_blame(ticket.model, self._request)
             self._step(None)
             return
         except BaseException as error:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from ..core.levels import Schedule
 from ..core.rng import Draw
 from ..data.identity import identify
+from ..data.latents import pictures_of
 from ..data.source import Source
 from ..diffusers.export import described
-from ..evaluate import calibration
+from ..diffusers.read.vae import decoded, encoded
+from ..evaluate import calibration, psnr, ssim
 from ..evaluate.classifier_levels import trusted_rho
 from ..evaluate.retrieval import retrieval
 from ..io.documents import JSONObject
@@ -50,10 +52,10 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
     and its default interval ends at the noise ratio where its accuracy falls below 1.2 times
     chance.
     """
-    source, aside = sources(recipe)
+    source, aside = sources(recipe, out=out)
     trained = {part: averaged(recipe, part, out, source) for part in recipe.parts()}
     about = _about(recipe, out, trained, source, aside, command)
-    model = model_of(recipe, trained, source, about)
+    model = model_of(recipe, trained, source, about, out)
     model.nets |= _snapshots(recipe, out, source)
     save(model, out / recipe.name)
     for name in [p.name for p in profiles(train_settings(recipe, "model"))][1:]:
@@ -66,8 +68,10 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
     return model
 
 
-def model_of(recipe: Recipe, trained: Trained, source: Source, about: JSONObject) -> Model:
-    """Return the model of trained parts; ``about`` is its card."""
+def model_of(
+    recipe: Recipe, trained: Trained, source: Source, about: JSONObject, out: Path | None = None
+) -> Model:
+    """Return the model of trained parts; ``about`` is its card, ``out`` the folder of the parts."""
     main, e = trained["model"], recipe.export
     encoder = main.encoder.alone()
     guides = {"classifier": "classifier", "noisy_clip": "clip", "clip": "clean_clip"}
@@ -77,7 +81,7 @@ def model_of(recipe: Recipe, trained: Trained, source: Source, about: JSONObject
         schedule=process(recipe).schedule,
         shape=tuple(source.shape),
         encoder=encoder,
-        decode=decoder_of(recipe, source),
+        decode=decoder_of(recipe, source, out),
         nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder.alone())}
         if "weak" in trained
         else {},
@@ -146,9 +150,9 @@ def _about(
     scale = standardiser_of(source)
     if scale is not None:
         about["scale"] = {"mean": scale.mean.tolist(), "std": scale.std.tolist()}
-    if "measuring_clip" in trained:
+    if "measuring_clip" in trained and source.size is not None:  # a stream has no end
         about["captions"] = sorted(
-            set(captions_of(source, range(min(source.size or 0, 20_000)), shortest=True))
+            set(captions_of(source, range(min(source.size, 20_000)), shortest=True))
         )
     return about | _examined(recipe, trained, source, aside)
 
@@ -188,11 +192,15 @@ def _examined(recipe: Recipe, trained: Trained, source: Source, aside: Source | 
             trained["classifier"], recipe, x, y
         )
     if "judge" in trained and recipe.judge is not None:
-        found["judge_accuracy"] = accuracy(trained["judge"], *gather_samples(aside, recipe.judge))
+        found["judge_accuracy"] = accuracy(
+            trained["judge"], *gather_samples(pictures_of(aside), recipe.judge)
+        )
+    if "autoencoder" in trained:
+        found["autoencoder"] = examine_autoencoder(trained["autoencoder"], pictures_of(aside))
     clips = {part: net for part, net in trained.items() if isinstance(net, CLIP)}
     if clips:
         found["retrieval"] = {
-            part: examine_clip(net, recipe, aside)
+            part: examine_clip(net, recipe, pictures_of(aside))
             for part, net in clips.items()
             if not net.noise_aware
         }
@@ -208,6 +216,27 @@ def _captioned(source: Source, most: int = MOST_EXAMINED) -> tuple[Tensor, list[
     first = {caption: i for i, caption in reversed(list(enumerate(captions)))}
     kept = sorted(first.values())
     return x[kept], [captions[i] for i in kept]
+
+
+@torch.inference_mode()
+def examine_autoencoder(vae: Any, pictures: Source) -> dict[str, Any]:
+    """Report how near held-out pictures come out: PSNR (dB) and SSIM, their means.
+
+    The numbers of a picture and of its latents are given too.
+    """
+    rows = torch.arange(min(pictures.size or 0, MOST_EXAMINED))
+    near, alike, shape = [], [], [0]
+    for part in map(Tensor.tolist, rows.split(32)):
+        x = pictures.batch(part, Draw(part))[0]
+        z = encoded(vae, x)
+        made, shape = decoded(vae, z).clamp(-1, 1), list(z.shape[1:])
+        near.append(psnr(made, x))
+        if min(x.shape[-2:]) >= 11:
+            alike.append(ssim(made, x))
+    found = {"psnr": round(float(torch.cat(near).mean()), 3), "of": len(rows)}
+    if alike:
+        found["ssim"] = round(float(torch.cat(alike).mean()), 4)
+    return {**found, "pictures": list(pictures.shape), "latents": shape}
 
 
 @torch.inference_mode()

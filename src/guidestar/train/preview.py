@@ -7,18 +7,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..core.rng import Draw
+from ..data.latents import pictures_of
 from ..data.source import Source
-from ..diffusers.read.vae import read_decoder
+from ..diffusers.read.vae import Decoder, read_decoder, reconstructed
 from ..io.files import name_write_errors
 from ..io.images import SheetRow, save_png, sheet, to_drawings
 from ..model.model import Model
 from ..networks.conditional import ConditionalModel
+from .build.autoencoders import fresh_autoencoder, vae_folder
 from .build.data import standardiser_of
 from .build.schedules import process
 from .recipe.schema import Recipe
@@ -116,28 +118,55 @@ def _mute_writers() -> None:
 
 
 def preview_hook(
-    recipe: Recipe, part: str, folder: Path, source: Source, board: Board
+    recipe: Recipe, part: str, out: Path, source: Source, board: Board
 ) -> Callable[[Trainer], None]:
-    """Return a hook that draws guided samples of the averaged weights every so many steps.
+    """Return a hook that draws guided samples of the averaged weights every so many steps, under
+    ``out/previews``.
 
     One row for each guidance, with the same seeds; sample k has class k (of K), the recipe's prompt
     k, or else the conditions of the data's sample k. An unconditional model has one row.
     """
-    spec, decode = recipe.preview, decoder_of(recipe, source)
+    decode = decoder_of(recipe, source, out)
+    return _drawing(
+        recipe, part, out, board, lambda module: list(_rows(recipe, module, source, decode))
+    )
+
+
+def reconstruction_hook(
+    recipe: Recipe, part: str, out: Path, source: Source, board: Board
+) -> Callable[[Trainer], None]:
+    """Return a hook that draws pictures, and below them what the autoencoder makes of them."""
+    count = min(recipe.preview.seeds, source.size or recipe.preview.seeds)
+    x = source.batch(range(count), Draw(range(count)))[0]
+    return _drawing(recipe, part, out, board, lambda module: reconstruction_rows(module, x))
+
+
+@torch.no_grad()
+def reconstruction_rows(vae: Any, x: Tensor) -> list[SheetRow]:
+    """Return rows of pictures ``[B, C, H, W]`` and of their reconstructions."""
+    made = reconstructed(vae, x)
+    return [
+        SheetRow(label="pictures", images=to_drawings(x)),
+        SheetRow(label="reconstructed", images=to_drawings(made)),
+    ]
+
+
+def _drawing(
+    recipe: Recipe, part: str, out: Path, board: Board, rows: Callable[[Any], list[SheetRow]]
+) -> Callable[[Trainer], None]:
+    """Return a hook that draws the rows of the averaged weights every so many steps."""
 
     def preview(trainer: Trainer) -> None:
-        if trainer.done % spec.every or not trainer.accelerator.is_main_process:
+        if trainer.done % recipe.preview.every or not trainer.accelerator.is_main_process:
             return
         module = trainer.module
-        if not isinstance(module, ConditionalModel):
-            return
         was = module.training
         with trainer.ema.applied(module):
             module.eval()
-            rows = list(_rows(recipe, module, source, decode))
+            drawn = rows(module)
             module.train(was)
-        image = sheet(rows, title=f"{recipe.name}: {part} after {trainer.done} steps")
-        save_png(image, folder / f"{part}-{trainer.done:06d}.png")
+        image = sheet(drawn, title=f"{recipe.name}: {part} after {trainer.done} steps")
+        save_png(image, out / "previews" / f"{part}-{trainer.done:06d}.png")
         board.picture(image, trainer.done)
 
     return preview
@@ -194,10 +223,19 @@ def _word(value: str | Tensor, classes: tuple[str, ...]) -> str:
     return str(int(value)) if classes else ",".join(f"{v:g}" for v in value.tolist())
 
 
-def decoder_of(recipe: Recipe, source: Source) -> Callable[[Tensor], Tensor]:
-    """Return the map from the network's samples to the data: by the VAE, or into their units."""
-    if recipe.data.vae:
-        return read_decoder(recipe.data.vae)
+def decoder_of(recipe: Recipe, source: Source, out: Path | None) -> Callable[[Tensor], Tensor]:
+    """Return the map from the network's samples to the data: by the VAE, or into their units.
+
+    Args:
+        recipe: the recipe.
+        source: its data.
+        out: where the recipe's own autoencoder is; a fresh one stands for it until it is trained.
+    """
+    folder = vae_folder(recipe, out)
+    if folder is not None:
+        return read_decoder(folder)
+    if recipe.autoencoder is not None:
+        return Decoder(fresh_autoencoder(recipe.autoencoder, pictures_of(source).shape).eval())
     scale = standardiser_of(source)
     return scale.undo if scale is not None else lambda x: x
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ..core.rng import Draw
+from ..data.latents import is_unencoded, pictures_of
 from ..data.source import Source
 from ..io.files import make_folder, whole_or_not
+from .build.autoencoders import vae_folder, write_autoencoder
 from .build.clips import take_from_clip, uses_clip
-from .build.data import sources
-from .build.networks import build_part
+from .build.data import in_latents, sources
+from .build.networks import build_part, seen_by
 from .build.trial import check_out, foresee
 from .loop.checkpoints import read_checkpoint
 from .loop.ema import EMA
@@ -26,9 +28,9 @@ from .loop.origins import read_parts
 from .loop.signals import Stop
 from .loop.trainer import Trainer
 from .objectives.objective import Built, Progress, TrainSettings, profiles
-from .preview import Board, preview_hook
+from .preview import Board, preview_hook, reconstruction_hook
 from .progress import Reporter
-from .recipe.parts import PARTS, CLIPPart, NetworkPart
+from .recipe.parts import OF_PICTURES, PARTS, AutoencoderPart, CLIPPart, NetworkPart
 from .recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -48,12 +50,17 @@ _IDLE = ("cache", "test", "max_bad", "about")
 
 def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
     """Return all that shapes a part's weights besides its settings, by dotted names."""
-    own = getattr(recipe, part).model_dump(
+    spec = getattr(recipe, part)
+    own = spec.model_dump(
         exclude={"train", "snapshots", "calibrate"}
     )  # which snapshots are kept shapes nothing
+    if isinstance(spec, AutoencoderPart):  # it is told nothing, and sees no noise
+        data = recipe.data.model_dump(exclude={"path", *_IDLE, "vae", "columns", "classes"})
+        own.pop("spread")
+        return _dotted({"data": data, part: own})
     noise = (
         {}
-        if part == "judge" or isinstance(getattr(recipe, part), CLIPPart)
+        if part == "judge" or isinstance(spec, CLIPPart)
         else {
             "schedule": recipe.schedule.model_dump(),
             "levels": recipe.levels.model_dump(),
@@ -68,6 +75,10 @@ def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
         part: own,
         "": {"joint_dropout": recipe.joint_dropout},
     }
+    return _dotted(tables)
+
+
+def _dotted(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         f"{table}.{key}".strip("."): _plain(value)
         for table, values in tables.items()
@@ -157,24 +168,35 @@ def train_part(
     out: Path,
     source: Source,
     *,
+    aside: Source | None = None,
     stop: Stop | None = None,
     accelerator: Accelerator | None = None,
     accept_data: bool = False,
 ) -> Generator[Progress, None, None]:
-    """Train one part, from its checkpoint if there is one; write its snapshots and previews."""
+    """Train one part, from its checkpoint if there is one; write its snapshots and previews.
+
+    Raises:
+        ValueError: it learns from latents of an autoencoder that is not trained.
+    """
     if accept_data and recipe.data.standardise:
         raise ValueError(
             "data.standardise takes its units from the data, so a training cannot go on with "
             "other data; leave --accept-data out, or give another --out"
         )
-    built = build_part(recipe, part, source, out)
+    built, seen = build_part(recipe, part, source, out), seen_by(part, source)
+    if is_unencoded(seen):
+        raise ValueError(
+            f"{out} holds no trained autoencoder yet, whose latents {part!r} learns from; train "
+            "it first (--only autoencoder)"
+        )
     if uses_clip(recipe, part):
         take_from_clip(built.module, averaged(recipe, "clip", out, source))
-    made = describe_origin(recipe, part) | read_parts(recipe, part, built.module)
+    vae = None if part in OF_PICTURES else vae_folder(recipe, out)
+    made = describe_origin(recipe, part) | read_parts(recipe, part, built.module, vae)
     trainer = Trainer(
         built.module,
         built.objective,
-        source,
+        seen,
         train_settings(recipe, part),
         made,
         prepare=built.prepare,
@@ -189,13 +211,27 @@ def train_part(
 
     hooks: list[Callable[[Trainer], None]] = [snapshot]
     with closing(Board(out / "tensorboard" / part, trainer)) as board:
-        if isinstance(getattr(recipe, part), NetworkPart) and recipe.preview.every:
-            hooks.append(preview_hook(recipe, part, out / "previews", source, board))
+        if recipe.preview.every:
+            hooks += _previews(recipe, part, out, source, aside, board)
         more = {"every": recipe.checkpoint_seconds, "keep": recipe.keep_checkpoints}
         with closing(fit(trainer, checkpoint(out, part), after=hooks, stop=stop, **more)) as steps:
             for progress in steps:
                 board.add(progress)
                 yield progress
+
+
+def _previews(
+    recipe: Recipe, part: str, out: Path, source: Source, aside: Source | None, board: Board
+) -> list[Callable[[Trainer], None]]:
+    """Return what draws a part's pictures: guided samples, or reconstructions of what is held out
+    (of what is trained on where nothing is).
+    """
+    spec = getattr(recipe, part)
+    if isinstance(spec, NetworkPart):
+        return [preview_hook(recipe, part, out, source, board)]
+    if isinstance(spec, AutoencoderPart):
+        return [reconstruction_hook(recipe, part, out, pictures_of(aside or source), board)]
+    return []
 
 
 def train(
@@ -260,7 +296,7 @@ def _train(
     """Train ``parts``; arguments as in `train`."""
     check_out(recipe, out)
     with accelerator.main_process_first():  # so that caches are written once
-        source = sources(recipe, say)[0]
+        source, aside = sources(recipe, say, out)
     with accelerator.main_process_first():
         # Refuse what cannot be before an hour of the part before it, or at the very end.
         foresee(recipe, {part: build_part(recipe, part, source, out) for part in parts}, source)
@@ -272,6 +308,7 @@ def _train(
                 part,
                 out,
                 source,
+                aside=aside,
                 stop=stop,
                 accelerator=accelerator,
                 accept_data=accept_data,
@@ -283,6 +320,10 @@ def _train(
         if stop is not None and stop.agreed:
             return False
         accelerator.wait_for_everyone()
+        if part == "autoencoder":
+            with accelerator.main_process_first():
+                write_autoencoder(recipe, averaged(recipe, part, out, source), source, out)
+                source = in_latents(recipe, source, out)
     return True
 
 
@@ -292,7 +333,7 @@ def dry_run(
     """Describe a training in lines, and draw its first batch, without training anything.
 
     Returns:
-        The lines, and the samples ``[B, *S]`` of the first batch.
+        The lines, and the first samples ``[B, *S]`` (of a latent model, pictures).
     """
     source, aside = sources(recipe, say)
     count = "a stream" if source.size is None else f"{source.size:,} samples"
@@ -310,13 +351,16 @@ def dry_run(
     ]
     rows = list(range(min(recipe.model.train.batch, source.size or recipe.model.train.batch)))
     first = source.batch(rows, Draw(rows))[0]
+    shown = first if recipe.data.vae is None else pictures_of(source).batch(rows, Draw(rows))[0]
     lines[0] += (
         f"; the first batch has mean {first.mean():.3g} and standard deviation "
         f"{first.std(correction=0):.3g}"
     )
     built = {part: build_part(recipe, part, source) for part in recipe.parts(only)}
     foresee(recipe, built, source)
-    return lines + [_line(recipe, part, b, source) for part, b in built.items()], first
+    return lines + [
+        _line(recipe, part, b, seen_by(part, source)) for part, b in built.items()
+    ], shown
 
 
 def _line(recipe: Recipe, part: str, built: Built, source: Source) -> str:

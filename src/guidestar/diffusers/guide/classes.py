@@ -88,7 +88,7 @@ def _components(self: Pipeline) -> dict[str, object]:
 
 
 def _save(self: Pipeline, *args: object, **more: object) -> object:
-    """Save the pipeline as ever; warn that the guidance is not a part of it."""
+    """Save the pipeline without its guidance; warn of that."""
     _warn(
         self,
         "its folder is not: guide the pipeline that is read from it too, guidestar.guide(new, …)",

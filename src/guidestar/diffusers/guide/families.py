@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -158,7 +159,7 @@ def networks(pipe: object) -> dict[str, Network]:
         if isinstance(net := getattr(pipe, place, None), torch.nn.Module)
     }
     if found and (learns(pipe) or all(_class(net) in FAMILIES for net in found.values())):
-        return found
+        return cast(dict[str, Network], found)
     parts = (
         ", ".join(
             f"{name} ({_class(part)})"

@@ -75,7 +75,12 @@ KNOWN = frozenset(
 """
 
 
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {
+    "AceStepPipeline": "its own guidance keeps what its network answered from one step to the next",
+    "AnyFlowFARPipeline": "its network keeps a cache of what it was given",
+    "Cosmos3OmniPipeline": "its network takes all its inputs as one packed sequence",
+    "ConsisIDPipeline": "it cannot be made without further packages, so it was not tried",
+}
 """Classes of pipelines that cannot be guided, and why."""
 
 

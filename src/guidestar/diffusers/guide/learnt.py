@@ -11,7 +11,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from ...core.denoiser import Condition
 from ...core.levels import Level, Step, expand
 from ...core.passes import Net
 from ...core.prediction import Prediction
+from ..objects import Answer, Arguments, Network, Pipeline, RunNetwork, Scheduler
 from ..read.scheduler import KINDS
-from .call import bound
+from .call import Call, bound
 from .calls import NetCall, Rows, Template, signature
 from .classes import become, derived
 from .families import Family, order_of
@@ -46,18 +48,18 @@ class LearntRun:
     """
 
     def __init__(
-        self, pipe: Any, wanted: Wanted, arguments: Mapping[str, Any], run: Callable[..., Any]
+        self, pipe: Pipeline, wanted: Wanted, arguments: Arguments, run: RunNetwork
     ) -> None:
         self.pipe, self.wanted, self.arguments, self.run = pipe, wanted, arguments, run
         self.name = type(pipe).__name__
         self.tape, self.calls, self.stepped = Tape(self.name), list[NetCall](), False
-        self.templates: dict[Any, Template] = {}
+        self.templates: dict[object, Template] = {}
         self.streams: list[_Stream] = []
         self.present = 0
-        self.asked: dict[str, dict[Any, Rows]] = {}
+        self.asked: dict[str, dict[object, Rows]] = {}
         self.start = _Stream(self)
 
-    def answer(self, net: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def answer(self, net: Network, args: tuple[object, ...], kwargs: Arguments) -> Answer:
         """Answer one call of ``net`` by stand-ins."""
         if self.stepped:
             self._begin_step()
@@ -82,7 +84,7 @@ class LearntRun:
     def _begin_step(self) -> None:
         self.tape, self.calls = Tape(self.name), []
         self.stepped, self.present = False, 0
-        self.asked: dict[str, dict[Any, Rows]] = {}
+        self.asked: dict[str, dict[object, Rows]] = {}
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -100,6 +102,7 @@ class LearntRun:
     def _make_step(self, plain: type) -> Callable[..., Any]:
         names = inspect.signature(plain.step)
 
+        @wraps(plain.step)  # pipelines read from its signature what it takes
         def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
             given = names.bind(scheduler, *args, **kwargs)
             made = given.arguments["model_output"]
@@ -137,7 +140,7 @@ class LearntRun:
         clean = given.get("pred_original_sample") is made
         return stream.guide(scheduler, given["timestep"], combination, clean).to(made.dtype)
 
-    def check_ended(self, result: Any) -> None:
+    def check_ended(self, result: Answer) -> None:
         """Refuse a run that did not step with all that its network answered, or whose numbers are
         not finite.
 
@@ -164,7 +167,7 @@ class _Stream(Run):
 
     def __init__(self, owner: LearntRun, before: _Stream | None = None) -> None:
         super().__init__(owner.pipe, owner.wanted, owner.arguments, owner.run)
-        self.layouts: dict[Any, Layout] = {}
+        self.layouts: dict[object, Layout] = {}
         self.owner = owner
         self.streams = before.streams if before else self.streams
 
@@ -187,7 +190,7 @@ class _Stream(Run):
         step = self._step(place, table)
         x = _as_the_network(scheduler, c.sample, step.t, layout)
         call = _Rows(c, layout, self.arguments)
-        self._bind_nets(c, layout, x, step, output, call)
+        denoisers = self._bind_nets(c, layout, x, step, output, call)
         self._check(call, [step, *self._ahead(call, place)])
         if step.index != self.step:
             self.step, self.state, self.after = step.index, self.after, None
@@ -200,7 +203,7 @@ class _Stream(Run):
         self.watch.record(
             step,
             x,
-            torch.stack([n.denoiser.finite for n in self.nets.now.values()]).all(),
+            torch.stack([d.finite for d in denoisers]).all(),
             out,
         )
         return out.reshape(c.wanted.shape)
@@ -220,7 +223,7 @@ class _Stream(Run):
 
     def _bind_nets(
         self, c: Combination, layout: Layout, x: Tensor, step: Step, output: Output, call: _Rows
-    ) -> None:
+    ) -> list[PartDenoiser]:
         nets = {"main": None, **self.wanted.nets}
         denoisers = {
             name: PartDenoiser(
@@ -248,6 +251,7 @@ class _Stream(Run):
             self.guided = self._make(call)
         for denoiser in denoisers.values():
             denoiser.perturbed = any(p.perturb for _, p in self._list_passes([step]))
+        return list(denoisers.values())
 
 
 @dataclass(eq=False)
@@ -256,7 +260,7 @@ class _Rows:
 
     c: Combination
     layout: Layout
-    arguments: Mapping[str, Any]
+    arguments: Arguments
     family: Family = _FAMILY
     has_settings: bool = True
 
@@ -279,6 +283,14 @@ class _Rows:
     def prompts(self) -> dict[str, Tensor]:
         """The request's tensors, and the rows."""
         return dict(self.condition("cond"))
+
+    def encoded(
+        self, tensors: Mapping[str, Tensor], names: int, *, away: bool = False
+    ) -> Condition:
+        """Refuse prompts in the expression: which of the network's arguments they are is not
+        known.
+        """
+        raise ValueError("prompts within an expression are not supported here")
 
     def condition(self, part: str) -> Condition:
         """Return the condition of one part, for all samples."""
@@ -312,7 +324,7 @@ class PartDenoiser:
     layout: Layout
     output: Output
     z: Tensor
-    kept: dict[Any, Rows]
+    kept: dict[object, Rows]
     again: bool
     perturbed: bool = False
     reads_t: bool = False
@@ -422,7 +434,7 @@ class PartDenoiser:
 
 
 @contextmanager
-def _plain_guider(pipe: Any) -> Iterator[None]:
+def _plain_guider(pipe: Pipeline) -> Iterator[None]:
     """Let a pipeline that has a guider of Diffusers make both passes and their plain combination,
     from which the layout is learnt.
     """
@@ -430,7 +442,7 @@ def _plain_guider(pipe: Any) -> Iterator[None]:
     if own is None:
         yield
         return
-    from diffusers.guiders import ClassifierFreeGuidance
+    from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 
     pipe.guider = ClassifierFreeGuidance(guidance_scale=2.0)
     try:
@@ -439,10 +451,13 @@ def _plain_guider(pipe: Any) -> Iterator[None]:
         pipe.guider = own
 
 
-def _schedulers(pipe: Any) -> list[Any]:
+def _schedulers(pipe: Pipeline) -> list[Scheduler]:
     """Return the schedulers of a pipeline, those of pipelines within it too."""
     parts = {**getattr(pipe, "components", {}), "scheduler": getattr(pipe, "scheduler", None)}
     found = {id(p): p for n, p in parts.items() if "scheduler" in n and hasattr(p, "step")}
+    for part in vars(pipe).values():
+        if hasattr(part, "components") and hasattr(part, "scheduler"):
+            found |= {id(s): s for s in _schedulers(part)}
     return list(found.values())
 
 

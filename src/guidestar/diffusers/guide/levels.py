@@ -219,7 +219,7 @@ def _of_table(bar: float, t: float) -> Level:
 
 def _read_inverted(scheduler: Scheduler) -> Timetable:
     """Read a table that is walked upwards: x has the level of the step before the time that the
-    network is told.
+    network gets.
     """
     schedule, times = _table(scheduler), scheduler.timesteps.tolist()
     stride, bars = (
@@ -282,7 +282,12 @@ def _flow(scheduler: Scheduler) -> Timetable:
         levels = [Level(float(s), 1 - float(s), 1 - float(s)) for s in scheduler.sigmas.tolist()]
         output = Output(kind="velocity", sign=-1.0)
         return _make_timetable(scheduler, levels, Flow(), output, reads_t=False)
-    levels = [Level(1 - float(s), float(s), float(s)) for s in scheduler.sigmas.tolist()]
+    sigmas = [float(s) for s in scheduler.sigmas.tolist()]
+    if max(sigmas) > 1 + 1e-6:  # Cosmos 2 steps in samples x0 + σε of any σ
+        schedule = VE(t_min=min(s for s in sigmas if s > 0), t_max=max(sigmas))
+        plain = [Level(1.0, s, s) for s in sigmas]
+        return _make_timetable(scheduler, plain, schedule, Output(kind="eps"), reads_t=False)
+    levels = [Level(1 - s, s, s) for s in sigmas]
     output = (
         _output(scheduler) if "prediction_type" in scheduler.config else Output(kind="velocity")
     )

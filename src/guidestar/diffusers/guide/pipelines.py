@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack, cast
+from typing import TypedDict, TypeVar, Unpack
 
 from torch import Tensor
 
-from ...core.levels import VP, Level, uniform
+from ...core.levels import VP, uniform
 from ...guidance import Direction, Guidance, parse
 from ...guidance.bases.loss_term import Steered
 from ...guidance.serialize import literal
 from ...guidance.term import as_guidance
 from ..guidance_file import guidance_of
-from ..objects import Answer, Arguments, Classifier, Network, Pipeline
-from ..read.vae import check_known, decoded
+from ..objects import Answer, Arguments, Network, Pipeline
+from ..read.vae import ThroughDecoder, check_known
 from .classes import answered, as_it_is, become, guided_kind, plain_kind
 from .families import networks
 from .kinds import check_kind, learns, warn_of_numbers
@@ -61,8 +61,8 @@ def guide(
     for the prompt are ``cond``, those for the negative prompt ``uncond`` and ``neg``. Both halves
     of a batch get the same answer g, so the pipeline's own ``u + s(c − u)`` leaves it as it is,
     whatever s. The level is the scheduler's own at the given timestep. Between runs nothing is
-    changed: LoRAs, ControlNets, schedulers, devices, offloading and compiled networks may come and
-        go as ever.
+    changed: LoRAs, ControlNets, schedulers, devices, offloading and compiled networks may be
+    exchanged at any time.
 
     Args:
         pipe: a pipeline with a ``unet`` or ``transformer`` of a family known here.
@@ -70,12 +70,12 @@ def guide(
             taken (a warning names what else it sets); None gives the pipeline its own guidance
             back.
         nets: further networks by name, of the same arguments ("weak" for autoguidance).
-        classifiers: objects with ``log_prob(x, level, target)``, by name; CLIPs too. They see the
+        classifiers: objects with ``log_prob(x, level, target)``, by name; CLIPs too. They get the
             pipeline's latents, ``[B, C, *S]``.
         target: the class of each sample, for classifiers; by default the pipeline's class labels.
         seeds: one integer a sample, for guidances that draw random numbers; by default made of the
             state of the pipeline's generator.
-        through_vae: classifiers see the pictures that the pipeline's VAE makes of clean estimates
+        through_vae: classifiers get the pictures that the pipeline's VAE makes of clean estimates
             (``through="cond"``), in [−1, 1]; recomputed for the gradient, to save memory.
         max_rows: the most rows of one network call.
         check: refuse outputs that are not finite.
@@ -83,8 +83,8 @@ def guide(
     Raises:
         ExpressionError: the expression does not parse.
         ValueError: the pipeline has no network known here, the network lacks a layer, or a term
-            cannot work within a pipeline; each is named with what to do instead. What only the run
-            can tell (no negative rows, another device) is said when the pipeline is called.
+            cannot work within a pipeline; each is named with what to do instead. What only
+            the run shows (no negative rows, another device) is refused when the pipeline is called.
 
     Example:
         >>> from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
@@ -103,7 +103,7 @@ def guide(
     _check_terms(expression, pipe)
     _check_layers(expression, networks(pipe), nets or {})
     judges = (
-        {name: _Decoded(pipe, c) for name, c in (classifiers or {}).items()}
+        {name: _through_vae(pipe, c) for name, c in (classifiers or {}).items()}
         if through_vae
         else classifiers or {}
     )
@@ -231,33 +231,18 @@ def _check_layers(
                     pass
 
 
-class _Decoded:
-    """A classifier of pictures, applied to latents that the pipeline's VAE decodes."""
-
-    def __init__(self, pipe: object, inner: object) -> None:
-        vae = getattr(pipe, "vae", None)
-        if vae is None:
-            raise ValueError(
-                f"{type(pipe).__name__} has no VAE to look through; leave through_vae out"
-            )
-        try:
-            check_known(vae)
-        except ValueError as error:
-            raise ValueError(
-                f"{type(pipe).__name__}: {error}; leave through_vae out, and classify the latents"
-            ) from None
-        self.vae, self.inner, self.rho_max = vae, cast(Classifier, inner), None
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.inner, name)
-
-    def log_prob(self, x: Tensor, level: Level, target: Tensor) -> Tensor:
-        """Return the classifier's log-probability of the decoded latents ``x``."""
-        from torch.utils.checkpoint import checkpoint
-
-        return self.inner.log_prob(
-            checkpoint(decoded, self.vae, x, use_reentrant=False), level, target
-        )
+def _through_vae(pipe: object, inner: object) -> ThroughDecoder:
+    """Return a classifier of pictures, applied to latents that the pipeline's VAE decodes."""
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        raise ValueError(f"{type(pipe).__name__} has no VAE to look through; leave through_vae out")
+    try:
+        check_known(vae)
+    except ValueError as error:
+        raise ValueError(
+            f"{type(pipe).__name__}: {error}; leave through_vae out, and classify the latents"
+        ) from None
+    return ThroughDecoder(vae, inner)
 
 
 __all__ = ["guide", "guided"]

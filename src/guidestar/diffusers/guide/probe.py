@@ -9,7 +9,7 @@ all blocks are pushed. A pipeline for which that does not hold is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,7 +76,7 @@ class Combination:
     sample: Tensor
     channels: int | None = None
 
-    def of(self, blocks: dict[Place, Rows]) -> Tensor:
+    def of(self, blocks: Mapping[Place, Rows]) -> Tensor:
         """Return what reaches the scheduler where the blocks of rows are these answers."""
         leaves: dict[Traced, Tensor] = {}
         for k, call in enumerate(self.calls):
@@ -163,7 +163,7 @@ def _coefficients(c: Combination, batch: int) -> tuple[dict[Place, float], float
     turned = [_turned(t) * step for t in held]
 
     def pushed(chosen: Sequence[Place]) -> Tensor:
-        both = [
+        both: list[dict[Place, Rows]] = [
             {
                 p: [t + sign * d for t, d in zip(held, turned, strict=True)]
                 if p in chosen
@@ -202,6 +202,8 @@ def _turned(t: Tensor) -> Tensor:
     """Return a direction at right angles to ``t`` within its last dimension, so that a pipeline's
     rescaling to a norm leaves it, to first order.
     """
+    if t.shape[-1] == 1:
+        return _turned(t.flatten(1)).reshape(t.shape)
     pairs = t.shape[-1] // 2
     odd, even = t[..., 1 : 2 * pairs : 2], t[..., 0 : 2 * pairs : 2]
     turned = torch.stack([-odd, even], -1).flatten(-2)
@@ -232,5 +234,5 @@ def _named(name: str, found: dict[Place, float], order: Sequence[str]) -> dict[s
         return dict(zip(order, used, strict=True))
     raise ValueError(
         f"{name} mixes {len(used)} answers of its network, and which is which is not known; leave "
-        "its further guidance out"
+        "its further guidance out (LTX-2: stg_scale=0, modality_scale=1, and those of its sound)"
     )

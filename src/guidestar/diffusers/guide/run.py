@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,15 @@ from ...core.passes import Net, Pass, Slot
 from ...guidance import Guidance, Guided
 from ..objects import Answer, Arguments, Network, Pipeline, RunNetwork
 from .call import Call, CallDenoiser, bound, grouped
-from .families import check_prompt, encode, family_of, how_to_ask, label, moved_from, negative_rows
+from .families import (
+    check_prompt,
+    encode,
+    family_of,
+    how_to_ask,
+    label,
+    moved_from,
+    negative_rows,
+)
 from .finite import Watch
 from .levels import Timetable, read_timetable
 from .pipeline_seeds import generators, seed_of
@@ -32,6 +41,10 @@ class Wanted:
     seeds: Sequence[int] | None = None
     max_rows: int | None = None
     check: bool = False
+
+
+Rows = Any
+"""The rows of a step, of which these read the names of a `Call`: its own, or those learnt."""
 
 
 class _Nets(Mapping[str, Net]):
@@ -220,7 +233,7 @@ class Run:
             index = (place - self.begin) // table.order
             yield Step(level, grid[min(index + 1, grid.steps)], index, grid)
 
-    def _ahead(self, call: Call, place: int) -> Iterator[Step]:
+    def _ahead(self, call: Rows, place: int) -> Iterator[Step]:
         """Return the coming steps, at the first call of this part of the run with such rows."""
         table = self._read_table()
         if self.foreseen != (self.begin, call.parts):
@@ -262,7 +275,7 @@ class Run:
             self.guided = self._make(call)
         return denoisers["main"]
 
-    def _encode(self, call: Call, names: tuple[str | int, ...]) -> Condition:
+    def _encode(self, call: Rows, names: tuple[str | int, ...]) -> Condition:
         key = names, call.parts
         if key not in self.encoded:
             self._check_prompts(call, names)
@@ -275,11 +288,11 @@ class Run:
             )
         return self.encoded[key]
 
-    def _check_prompts(self, call: Call, names: Iterable[str | int]) -> None:
+    def _check_prompts(self, call: Rows, names: Iterable[str | int]) -> None:
         for name in names:
             check_prompt(self.pipe, call.family, name, () if call.has_settings else call.prompts)
 
-    def _make(self, call: Call) -> Guided:
+    def _make(self, call: Rows) -> Guided:
         w, batch = self.wanted, call.batch
         labels = (
             call.condition("cond").get("class_labels") if "class_labels" in call.prompts else None
@@ -335,7 +348,7 @@ class Run:
         name = base.cond.value if isinstance(base.cond, Slot) else base.cond
         return passes | {(f"the base {name!r}", base): None}
 
-    def _check(self, call: Call, steps: Sequence[Step]) -> None:
+    def _check(self, call: Rows, steps: Sequence[Step]) -> None:
         """Refuse, by name, terms whose rows or prompts the pipeline does not give.
 
         It may hand over no such rows, or be unable to encode the prompt.
@@ -372,7 +385,7 @@ class Run:
         )
         raise ValueError(f"{who} the negative pass, but {how}{why}")
 
-    def _check_nets(self, main: Network, call: Call) -> None:
+    def _check_nets(self, main: Network, call: Rows) -> None:
         for name, net in self.wanted.nets.items():
             parameter, own = next(net.parameters()), next(main.parameters())
             if parameter.dtype != own.dtype:

@@ -1,20 +1,21 @@
-"""Build a module from settings that a stranger wrote: its size is known, and refused, before memory
-is taken.
-"""
+"""Build a module from settings of unknown origin: refuse too large ones before taking memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...io.documents import as_value_error, shown
 from ...networks.memory import MEMORY, MOST_TENSORS, available_memory, count_tensors
+from ..objects import Config
+
+M = TypeVar("M", bound=nn.Module)
 
 MOST_WHOLE = 10_000_000
 """The largest whole number in a network's settings: vocabularies have up to a million entries."""
@@ -34,7 +35,7 @@ def one_budget() -> Iterator[None]:
         _TAKEN.reset(token)
 
 
-def check_numbers(file: Path, settings: Mapping[str, Any]) -> None:
+def check_numbers(file: Path, settings: Config) -> None:
     """Refuse whole numbers in a network's settings that no network has.
 
     Raises:
@@ -45,7 +46,7 @@ def check_numbers(file: Path, settings: Mapping[str, Any]) -> None:
         _check_number(file, str(key), value, MOST_LAYERS if deep else MOST_WHOLE)
 
 
-def _check_number(file: Path, key: str, value: Any, most: int) -> None:
+def _check_number(file: Path, key: str, value: object, most: int) -> None:
     if isinstance(value, dict):
         check_numbers(file, {f"{key}.{k}": v for k, v in value.items()})
     elif isinstance(value, list | tuple):
@@ -56,16 +57,16 @@ def _check_number(file: Path, key: str, value: Any, most: int) -> None:
 
 
 def build(
-    make: Callable[[], Any],
+    make: Callable[[], M],
     where: str,
     dtype: torch.dtype,
-    check: Callable[[Any], None] | None = None,
-) -> Any:
-    """Build a module: first without memory, to see what it would take, then in earnest.
+    check: Callable[[M], None] | None = None,
+) -> M:
+    """Build a module: first without memory, to count what it needs, then with it.
 
     Args:
         make: calls the module's constructor.
-        where: begins the message of what it trips over, e.g. "config.json: refuses these settings".
+        where: the beginning of an error's message, e.g. "config.json: refuses these settings".
         dtype: of the parameters in the end.
         check: checks the module without memory (its tensors are on the device "meta").
 
@@ -83,7 +84,7 @@ def build(
         return make()
 
 
-def _build_sketch(make: Callable[[], Any], where: str, dtype: torch.dtype) -> Any:
+def _build_sketch(make: Callable[[], M], where: str, dtype: torch.dtype) -> M | None:
     """Build on the device "meta", which has shapes and no memory; None where the constructor reads
     numbers there.
     """
@@ -127,7 +128,7 @@ def _width(tensor: Tensor, dtype: torch.dtype) -> int:
     return dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
 
 
-def _bytes(module: Any, dtype: torch.dtype) -> int:
+def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
     return sum(t.numel() * _width(t, dtype) for t in tensors.values())
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from safetensors.torch import save
-from torch import nn
 
 from ...io.documents import as_value_error, check_values, json_object, one_line, read_json
 from ...io.files import make_folder, name_write_errors, whole_or_not
 from ...networks.clip import CLIP, Vision
+from ..objects import Tokenizer, Tower
 from .encoders import TextEncoder, read_text
 from .safetensors_io import encoder_settings, fill, read_safetensors, read_tensors, weights_file
 from .settings import PIXELS
 from .towers import build_encoder, fitting, read_tokenizer, renamed
+
+
+class Pixels(TypedDict):
+    """Mean and standard deviation of each colour, as an image tower expects them."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
 
 _PIXELS, _TIME = "preprocessor_config.json", "time.safetensors"
 
@@ -56,8 +64,7 @@ def read_clip(name: str | Path) -> CLIP:
         _read_pretrained(CLIPTextModelWithProjection, name),
         _read_pretrained(CLIPVisionModelWithProjection, name),
     )
-    pixels = _hub_pixels(name)
-    vision = Vision(tower, mean=pixels["image_mean"], std=pixels["image_std"])
+    vision = Vision(tower, **_hub_pixels(name))
     return CLIP(text, tokenizer, vision, log_scale=_log_scale(name)).eval().requires_grad_(False)
 
 
@@ -77,7 +84,7 @@ def _read_whole(folder: Path) -> CLIP:
     )
 
 
-def _read_tower(folder: Path, part: str) -> nn.Module:
+def _read_tower(folder: Path, part: str) -> Tower:
     """Read the text tower ("text_config") or the image tower ("vision_config") of a whole CLIP."""
     file, kind = (
         folder / "config.json",
@@ -91,7 +98,7 @@ def _read_tower(folder: Path, part: str) -> nn.Module:
     return build_encoder(file, about[part], f"{kind}ModelWithProjection", torch.float32, names=mine)
 
 
-def read_pixels(folder: Path) -> dict[str, Any]:
+def read_pixels(folder: Path) -> Pixels:
     """Read the mean and the standard deviation of each colour that a tower expects.
 
     Raises:
@@ -100,7 +107,7 @@ def read_pixels(folder: Path) -> dict[str, Any]:
     file = folder / _PIXELS
     about = read_json(file)
     check_values(file, about, PIXELS, list(PIXELS))
-    return {"mean": tuple(about["image_mean"]), "std": tuple(about["image_std"])}
+    return Pixels(mean=tuple(about["image_mean"]), std=tuple(about["image_std"]))
 
 
 def write_clip(clip: CLIP, folder: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -155,7 +162,7 @@ def read_tower(folder: Path) -> Vision:
     return vision
 
 
-def write_pretrained(module: Any, folder: Path, dtype: torch.dtype) -> None:
+def write_pretrained(module: Tower, folder: Path, dtype: torch.dtype) -> None:
     """Write one of transformers' modules as its ``from_pretrained`` reads it, in ``dtype``; the
     module stays as it is.
     """
@@ -187,7 +194,7 @@ def _log_scale(name: str | Path) -> float:
     return float(_read_pretrained(CLIPModel, name).logit_scale)  # type: ignore[arg-type]
 
 
-def _hub_pixels(name: str | Path) -> dict[str, Any]:
+def _hub_pixels(name: str | Path) -> Pixels:
     from transformers import CLIPImageProcessor
 
     try:
@@ -196,10 +203,10 @@ def _hub_pixels(name: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{name}: no settings of its pixels ({_PIXELS}) could be read ({one_line(error)[:200]})"
         ) from error
-    return {"image_mean": processor.image_mean, "image_std": processor.image_std}
+    return Pixels(mean=tuple(processor.image_mean), std=tuple(processor.image_std))
 
 
-def _read_pretrained(kind: Any, name: str | Path) -> nn.Module:
+def _read_pretrained(kind: type[Tower], name: str | Path) -> Tower:
     """Load transformers' class from a folder or the hub; only safetensors, never a pickle."""
     from transformers.utils import logging
 
@@ -222,7 +229,7 @@ def _read_pretrained(kind: Any, name: str | Path) -> nn.Module:
             logging.enable_progress_bar()
 
 
-def _tokenizer(name: str | Path) -> Any:
+def _tokenizer(name: str | Path) -> Tokenizer:
     from transformers import CLIPTokenizer
 
     with as_value_error(f"{name}: no tokenizer of this name could be read"):

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ...core.denoiser import Condition
 from ...io.documents import as_value_error, check_values, maybe, read_json
 from ...networks.clip import masked, tokens, warn_of_cuts
+from ..objects import Tokenizer, Tower
 from .safetensors_io import encoder_settings, read_module
 from .settings import LABELS, check_own
 from .towers import architectures, build_encoder, fitting, read_tokenizer, renamed
@@ -110,8 +111,8 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        text: nn.Module,
-        tokenizer: Any,
+        text: Tower,
+        tokenizer: Tokenizer,
         *,
         layer: str = "last",
         output: str = "states",
@@ -120,11 +121,11 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.text, self.tokenizer = text, tokenizer
         self.layer, self.output, self.mask = layer, output, mask
-        self.width = int(text.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.width = int(text.config.hidden_size)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """How it is read, beside the weights."""
+    def settings(self) -> dict[str, str | bool]:
+        """Its settings beside the weights, for its config.json."""
         return {"layer": self.layer, "output": self.output, "mask": self.mask}
 
     def rows(self, values: Sequence[str]) -> Tensor:
@@ -160,17 +161,19 @@ class TextEncoder(nn.Module):
             return Condition(
                 encoder_hidden_states=states[torch.arange(len(rows)), self._end(rows)][:, None]
             )
-        more = {"encoder_attention_mask": rows[:, 1]} if self.mask else {}
-        return Condition(encoder_hidden_states=states, **more)  # type: ignore[arg-type]
+        more: dict[str, Tensor] = {"encoder_attention_mask": rows[:, 1]} if self.mask else {}
+        return Condition({"encoder_hidden_states": states, **more})
 
     def _norm(self, states: Tensor) -> Tensor:
-        return getattr(self.text, "text_model", self.text).final_layer_norm(states)  # type: ignore[union-attr, operator]
+        model = cast(nn.Module, getattr(self.text, "text_model", self.text))
+        return model.get_submodule("final_layer_norm")(states)
 
     def _end(self, rows: Tensor) -> Tensor:
         """Return where each caption's end mark stands: the first of them, since padding may be the
         same token.
         """
-        return (rows[:, 0] == self.tokenizer.eos_token_id).int().argmax(1)
+        end = cast(int, self.tokenizer.eos_token_id)
+        return rows[:, 0].eq(end).int().argmax(1)
 
     def encode(self, names: Sequence[str | int]) -> Condition:
         """Encode prompts, one for each sample."""
@@ -208,7 +211,7 @@ def read_encoder(
     """Read how the conditions of ``network`` are made; None where it takes none, or only the caller
     knows.
 
-    - A "condition" sub-folder: one of guidestar's own, or several (`models.conditions`).
+    - A "condition" sub-folder: one of guidestar's own, or several (`networks.condition_encoders`).
     - DiT: class indices, the null after the last class. UNet2DModel with ``num_class_embeds``:
       class indices, and no null, unless names are given (``id2label`` in model_index.json or in
       the network's config) for all rows but the last: that is the null then.
@@ -241,8 +244,8 @@ def is_masked(network: object) -> bool:
     return type(network).__name__.startswith("PixArt")
 
 
-def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
-    """Read a condition encoder as guidestar writes it (see `bridge.writing.write_condition`).
+def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Encoder:
+    """Read a condition encoder that `guidestar.diffusers.write.write_condition` wrote.
 
     Raises:
         ValueError: a file is missing or corrupt; it is named.
@@ -253,11 +256,14 @@ def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     about = read_json(file)
     check_own(file, about)
     if about.get("_class_name") == "Conditions":
-        parts = {name: read_condition(folder / name, dtype=dtype) for name in about["names"]}
+        parts = {
+            name: cast(nn.Module, read_condition(folder / name, dtype=dtype))
+            for name in about["names"]
+        }
         with as_value_error(f"{file}: these conditions do not go together"):
             return Conditions(parts)
     if about.get("_class_name") == "TextEncoder":
-        # Where a caption is the only condition, CLIP lies beside, as Diffusers has it.
+        # Where a caption is the only condition, CLIP is in the folder above, as in Diffusers.
         text = read_text(folder if (folder / "text_encoder").is_dir() else folder.parent, dtype)
         return TextEncoder(
             text.text,

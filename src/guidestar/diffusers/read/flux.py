@@ -4,10 +4,8 @@ pack.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def pack(x: Tensor) -> Tensor:
@@ -42,7 +40,7 @@ def places(height: int, width: int, like: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(like)
 
 
-def call(net: Any, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+def call(net: nn.Module, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
     """Call a FluxTransformer2DModel on latents ``[B, C, H, W]``; the time ``t [B]`` is in [0,
     1].
     """

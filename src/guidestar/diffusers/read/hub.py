@@ -1,4 +1,4 @@
-"""Folders from the Hugging Face hub: only the files that a model is read from."""
+"""Fetch models from the Hugging Face hub: only the files that are read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WEIGHTS = re.compile(
     rf"(?:diffusion_pytorch_model|model)"
     rf"(?:(?:\.([^.]+?))?{_SHARD}?\.safetensors|{_SHARD}\.([^.]+)\.safetensors|\.safetensors(?:\.([^.]+)\.index|\.index(?:\.([^.]+))?)\.json)"
 )
-"""Files of weights and indices of shards, with the variant that they are named by."""
+"""Names of files of weights and of indices of shards, with the variant in them."""
 
 
 def repository_of(name: str) -> str | None:
@@ -144,6 +144,11 @@ def _of_one_variant(weights: Sequence[str]) -> list[str]:
     return [f for f, v in variants.items() if v == chosen]
 
 
+def _parts(file: str) -> tuple[str | None, ...]:
+    found = _WEIGHTS.fullmatch(file.rpartition("/")[2])
+    return found.groups() if found else ()
+
+
 def _variant(file: str) -> str:
     """Return the variant of a file of weights; "" for the full ones."""
-    return next(filter(None, _WEIGHTS.fullmatch(file.rpartition("/")[2]).groups()), "")  # type: ignore[union-attr]
+    return next(filter(None, _parts(file)), "")

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ...core.denoiser import Network, Output
 from ...core.levels import Schedule
+from ..objects import Answer, Config
 from . import flux
 from .encoders import ClassLabels, Encoder, TextEncoder, read_encoder
 from .safetensors_io import network_folder, read_module, read_network
@@ -152,13 +152,12 @@ class Adapter(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Any:
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Answer:
         if _is_flux(self.net):
             return flux.call(self.net, x, t, **cond)
-        added: dict[str, Any] = {k: cond.pop(k) for k in _ADDED if k in cond}
-        net: Any = self.net
-        is_pixart = type(net).__name__ == "PixArtTransformer2DModel"
-        if is_pixart and not net.config["use_additional_conditions"]:
+        added: dict[str, Tensor | None] = {k: cond.pop(k) for k in _ADDED if k in cond}
+        is_pixart = type(self.net).__name__ == "PixArtTransformer2DModel"
+        if is_pixart and not _config(self.net).get("use_additional_conditions"):
             added = {"resolution": None, "aspect_ratio": None}  # PixArt reads both keys anyway
         more = {"added_cond_kwargs": added} if added else {}
         return self.net(x, timestep=t, **cond, **more)
@@ -168,8 +167,13 @@ def _is_flux(network: nn.Module) -> bool:
     return type(network).__name__ == "FluxTransformer2DModel"
 
 
+def _config(network: nn.Module) -> Config:
+    """Return a network's settings; none of a network of the user's own."""
+    return getattr(network, "config", {})
+
+
 def _channels(network: nn.Module) -> tuple[int | None, int | None]:
-    config = getattr(network, "config", {})
+    config = _config(network)
     inputs = config.get("in_channels")
     return inputs, config.get("out_channels") or inputs
 

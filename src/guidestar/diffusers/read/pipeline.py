@@ -5,10 +5,9 @@ DDPM.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -26,7 +25,8 @@ from ...io.documents import (
     text,
     whole,
 )
-from .network import Parts, read
+from ..objects import Config, Network
+from .network import Adapter, Parts, read
 from .scheduler import defaults_of, scheduler_file
 from .text import (
     FluxText,
@@ -115,7 +115,7 @@ def read_pipeline(
         if size is not None:
             raise ValueError(f"{folder}: size= is for pipelines that take a prompt")
         return parts
-    net: Any = parts.denoiser.net.net
+    net = _network(parts)
     _refuse_embedded_guidance(folder, net)
     parts = replace(parts, shape=_shape(folder, parts, family, size))
     encoder = _encoder(folder, net, parts, dtype)
@@ -126,7 +126,13 @@ def read_pipeline(
     )
 
 
-def _refuse_embedded_guidance(folder: Path, net: Any) -> None:
+def _network(parts: Parts) -> Network:
+    adapter = parts.denoiser.net
+    assert isinstance(adapter, Adapter)  # as `read` makes it of Diffusers' networks
+    return cast(Network, adapter.net)
+
+
+def _refuse_embedded_guidance(folder: Path, net: Network) -> None:
     if dict(net.config).get("time_cond_proj_dim") is not None:
         raise ValueError(
             f"{folder}: its network is told a guidance scale in its time (a consistency model, "
@@ -145,7 +151,7 @@ def _factor(folder: Path) -> int:
 def _shape(
     folder: Path, parts: Parts, family: Family, size: tuple[int, int] | None
 ) -> tuple[int, int, int] | None:
-    net: Any = parts.denoiser.net.net
+    net = _network(parts)
     channels, height, width = parts.shape or (net.config.in_channels // 4, FLUX_SIZE, FLUX_SIZE)
     if size is None:
         return channels, height, width
@@ -164,7 +170,7 @@ def _shape(
     return channels, size[0] // _factor(folder), size[1] // _factor(folder)
 
 
-def _encoder(folder: Path, net: Any, parts: Parts, dtype: torch.dtype) -> PromptEncoder | None:
+def _encoder(folder: Path, net: Network, parts: Parts, dtype: torch.dtype) -> PromptEncoder | None:
     index = read_json(folder / "model_index.json")
     _, height, width = parts.shape or (0, 0, 0)
     size = height * _factor(folder), width * _factor(folder)
@@ -226,7 +232,7 @@ _SHIFTS = {
 }
 
 
-def shift_of(config: Mapping[str, Any], tokens: int) -> float:
+def shift_of(config: Config, tokens: int) -> float:
     """Return μ, on the line through (base_image_seq_len, base_shift) and (max_image_seq_len,
     max_shift).
 

@@ -9,9 +9,10 @@ import shlex
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,8 +26,12 @@ from ...io.documents import (
     shown,
     text,
 )
-from .building import build, check_numbers
+from ..objects import Config
+from .building import M, build, check_numbers
 from .settings import check_network, check_own
+
+Rename = Callable[[M, dict[str, Tensor]], dict[str, Tensor]]
+"""Renames the tensors of a file, given the module that they are for."""
 
 _STEM = "diffusion_pytorch_model"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -101,7 +106,7 @@ def read_module(
     config_file = folder / "config.json"
     config = read_json(config_file)
     if "callable" in config:
-        module: Any = _build_own(config_file, config, trust)
+        module = _build_own(config_file, config, trust)
         file = weights_file(folder)
         fill(module, file, read_tensors(file), dtype)
         return module
@@ -109,9 +114,10 @@ def read_module(
 
 
 def _build(
-    file: Path, config: Mapping[str, Any], known: Mapping[str, type[ModelMixin]], dtype: torch.dtype
-) -> Any:
-    cls: Any = _find(file, config.get("_class_name"), config.get("norm_type"), known)
+    file: Path, config: Config, known: Mapping[str, type[ModelMixin]], dtype: torch.dtype
+) -> ModelMixin:
+    cls = _find(file, config.get("_class_name"), config.get("norm_type"), known)
+    assert issubclass(cls, ConfigMixin)  # as all of Diffusers' and our own networks are
     check_own(file, config)
     check_network(file, config)
     given = {**config, "_class_name": cls.__name__}
@@ -119,20 +125,21 @@ def _build(
     refusal = f"{file}: {cls.__name__} refuses these settings"
     # Checkpoints from before Diffusers 0.15 name their attention's projections otherwise.
     old = lambda module, tensors: module._fix_state_dict_keys_on_load(tensors) or tensors
-    return build_filled(file, given, lambda: cls.from_config(given), refusal, dtype, names=old)
+    make = lambda: cast(ModelMixin, cls.from_config(given))
+    return build_filled(file, given, make, refusal, dtype, names=old)
 
 
 def build_filled(
     file: Path,
-    settings: Mapping[str, Any],
-    make: Callable[[], Any],
+    settings: Config,
+    make: Callable[[], M],
     refusal: str,
     dtype: torch.dtype,
     *,
     stem: str = _STEM,
-    names: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = lambda _, tensors: tensors,
-) -> Any:
-    """Build a module of the settings in ``file``, and fill it with the weights beside that.
+    names: Rename[M] = lambda _, tensors: tensors,
+) -> M:
+    """Build a module from the settings in ``file``, and fill it with the weights in that folder.
 
     The weights are held against the module's shapes before it takes any memory.
 
@@ -140,7 +147,7 @@ def build_filled(
         file: where the settings were found.
         settings: they are.
         make: calls the constructor.
-        refusal: begins the message where that fails.
+        refusal: the beginning of the message where that fails.
         dtype: of the parameters.
         stem: how the file of weights is called (`weights_file`).
         names: of the module and the tensors as read, renames tensors.
@@ -149,23 +156,23 @@ def build_filled(
         ValueError: as `build`, `weights_file`, `read_tensors` and `fill`.
     """
     check_numbers(file, settings)
-    weights: list[Any] = []
+    weights: list[tuple[Path, dict[str, Tensor]]] = []
 
-    def check_fit(sketch: Any) -> None:
+    def check_fit(sketch: M) -> None:
         found = weights_file(file.parent, stem)
         tensors = OrderedDict(read_tensors(found))
         with as_value_error(f"{found}: its tensors do not fit the settings in {file.name}"):
-            weights[:] = found, names(sketch, tensors)
-        _check(found, weights[1], sketch.state_dict())
+            weights[:] = [(found, names(sketch, tensors))]
+        _check(found, weights[0][1], sketch.state_dict())
 
     module = build(make, refusal, dtype, check_fit)
     if not weights:
         check_fit(module)
-    fill(module, weights[0], weights[1], dtype)
+    fill(module, *weights[0], dtype)
     return module
 
 
-def _build_own(file: Path, config: Mapping[str, Any], trust: bool) -> nn.Module:
+def _build_own(file: Path, config: Config, trust: bool) -> nn.Module:
     from ...networks.from_config import from_callable
 
     if not trust:
@@ -186,7 +193,7 @@ _RENAMED = {
 
 
 def _find(
-    file: Path, name: Any, norm: Any, known: Mapping[str, type[ModelMixin]]
+    file: Path, name: object, norm: object, known: Mapping[str, type[ModelMixin]]
 ) -> type[ModelMixin]:
     import diffusers
 
@@ -207,11 +214,9 @@ def _find(
 def weights_file(folder: Path, stem: str = _STEM) -> Path:
     """Find the weights of a folder: an index of shards, or else one file.
 
-    A save in shards leaves an older whole file where it is, and one of a whole file removes the
-    shards, but
-    not their index: so shards come first, unless they are gone. Where the full weights are not
-        there, a variant is
-    taken: fp16, or the only one there is (bf16, non_ema, …).
+    Saving in shards leaves an older whole file in place, and saving a whole file removes the shards
+    but not their index. So shards come first, unless they are gone. Where the full weights are
+    missing, a variant is taken: fp16, or the only one (bf16, non_ema, …).
 
     Args:
         folder: of the part.
@@ -290,7 +295,7 @@ def _shards(index: Path) -> dict[str, str]:
     return shards
 
 
-def encoder_settings(file: Path) -> dict[str, Any]:
+def encoder_settings(file: Path) -> Config:
     """Read the settings of a text or image encoder, without those that name code to be fetched, or
     what a call returns.
 
@@ -303,7 +308,7 @@ def encoder_settings(file: Path) -> dict[str, Any]:
 _LEFT = ("auto_map", "output_hidden_states", "output_attentions", "return_dict", "use_return_dict")
 
 
-def _of_sizes(settings: dict[str, Any]) -> dict[str, Any]:
+def _of_sizes(settings: Config) -> Config:
     kept = {k: v for k, v in settings.items() if "attn_implementation" not in k and k not in _LEFT}
     return {k: _of_sizes(v) if isinstance(v, dict) else v for k, v in kept.items()}
 

@@ -1,15 +1,15 @@
 """Read the training from a Diffusers scheduler: the schedule, and what the network predicts.
 
-How a scheduler steps (its spacing, order, clipping) is a matter of sampling, and not read.
+How a scheduler steps (its spacing, order, clipping) belongs to sampling, and is not read.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from ...io.documents import (
     text,
     whole,
 )
+from ..objects import Config
 
 Kind = Literal["by time", "inverted", "on ratios", "scaled", "halfway", "edm", "flow"]
 
@@ -126,7 +127,7 @@ def read_scheduler(folder: str | Path) -> Process:
     return process_of(read_json(file), where=str(file))
 
 
-def process_of(written: Mapping[str, Any], *, where: str = "scheduler") -> Process:
+def process_of(written: Config, *, where: str = "scheduler") -> Process:
     """Return the process of a scheduler's settings, as `read_scheduler`.
 
     Args:
@@ -187,7 +188,7 @@ def scheduler_file(folder: str | Path) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def defaults_of(name: str) -> dict[str, Any]:
+def defaults_of(name: str) -> Config:
     """Return the defaults of a scheduler class's settings."""
     import diffusers
 
@@ -195,7 +196,7 @@ def defaults_of(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
-def _predicts(config: Mapping[str, Any]) -> Output:
+def _predicts(config: Config) -> Output:
     kind = config["prediction_type"]
     if kind not in PREDICTS:
         raise ValueError(
@@ -204,7 +205,7 @@ def _predicts(config: Mapping[str, Any]) -> Output:
     return PREDICTS[kind]
 
 
-def _table(config: Mapping[str, Any]) -> Process:
+def _table(config: Config) -> Process:
     predicts = _predicts(config)
     if config.get("use_flow_sigmas"):
         return Process(
@@ -231,7 +232,7 @@ def _table(config: Mapping[str, Any]) -> Process:
     )
 
 
-def _betas(config: Mapping[str, Any]) -> Tensor:
+def _betas(config: Config) -> Tensor:
     if config.get("trained_betas") is not None:
         return torch.as_tensor(config["trained_betas"], dtype=torch.float64)
     kind, steps = config["beta_schedule"], config["num_train_timesteps"]
@@ -260,7 +261,7 @@ _BETAS: dict[str, Callable[[int, float, float], Tensor]] = {
 }
 
 
-def _edm(config: Mapping[str, Any]) -> Process:
+def _edm(config: Config) -> Process:
     if config.get("_class_name") == "CosineDPMSolverMultistepScheduler":
         raise ValueError(
             "it tells its network the angle of the noise ratio, which only its pipeline does: "
@@ -275,7 +276,7 @@ def _edm(config: Mapping[str, Any]) -> Process:
     return Process(schedule=schedule, predicts="edm", sigma_data=float(config["sigma_data"]))
 
 
-def _flow(config: Mapping[str, Any]) -> Process:
+def _flow(config: Config) -> Process:
     if config.get("invert_sigmas"):
         raise ValueError("invert_sigmas (time that runs from noise to data) is not supported")
     return Process(

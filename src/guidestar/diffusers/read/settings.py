@@ -4,10 +4,8 @@ names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from ...io.documents import (
     ValueKind,
@@ -21,6 +19,7 @@ from ...io.documents import (
     text,
     whole,
 )
+from ..objects import Config
 from .building import MOST_LAYERS
 
 _SIZE = whole(1, 65_536)
@@ -30,7 +29,7 @@ _NUMBERS = maybe(many(number(), 1, 65_536))
 _SPREADS = maybe(many(number(0, above=True), 1, 65_536))
 
 
-def _rising(value: Any) -> bool:
+def _rising(value: object) -> bool:
     pair = many(number(0, above=True), 2, 2)
     if not isinstance(value, list | tuple) or not all(map(pair.fits, value)):
         return False
@@ -65,7 +64,10 @@ _KNOWN: dict[str, tuple[dict[str, ValueKind], tuple[str, ...]]] = {
     "Classifier": (_CLASSIFIER, ("classes",)),
     "SequenceClassifier": (_CLASSIFIER, ("classes",)),
     "ClassEncoder": ({"classes": _CLASSES, "width": _SIZE}, ("classes", "width")),
-    "LabelEncoder": ({"classes": _CLASSES}, ("classes",)),
+    "LabelEncoder": (
+        {"classes": _CLASSES, "null": maybe(whole(1, 1_000_000))},
+        ("classes",),
+    ),
     "VectorEncoder": (
         {"size": _SIZE, "width": _SIZE, "mean": _NUMBERS, "std": _SPREADS},
         ("size", "width"),
@@ -112,7 +114,7 @@ LABELS = ValueKind(
 """``id2label``, of ``model_index.json`` or of a network."""
 
 
-def check_own(file: Path, config: Mapping[str, Any]) -> None:
+def check_own(file: Path, config: Config) -> None:
     """Hold the settings of one of guidestar's own modules against what they may be; those of others
     pass.
 
@@ -130,7 +132,7 @@ def check_own(file: Path, config: Mapping[str, Any]) -> None:
         _check_lengths(file, config, ("mean", "std"), config["size"], "size")
 
 
-def _check_classifier(file: Path, config: Mapping[str, Any]) -> None:
+def _check_classifier(file: Path, config: Config) -> None:
     outputs = config.get("outputs")
     if outputs is None and not config["classes"]:
         raise ValueError(
@@ -141,9 +143,7 @@ def _check_classifier(file: Path, config: Mapping[str, Any]) -> None:
         _check_lengths(file, config, ("centre", "spread"), outputs, "outputs")
 
 
-def _check_lengths(
-    file: Path, config: Mapping[str, Any], keys: tuple[str, ...], count: int, of: str
-) -> None:
+def _check_lengths(file: Path, config: Config, keys: tuple[str, ...], count: int, of: str) -> None:
     for key in keys:
         if config.get(key) is not None and len(config[key]) not in (
             (1, count) if of == "outputs" else (count,)
@@ -153,7 +153,7 @@ def _check_lengths(
             )
 
 
-def check_network(file: Path, config: Mapping[str, Any]) -> None:
+def check_network(file: Path, config: Config) -> None:
     """Hold those settings of a denoising network against what they may be that are used beside it.
 
     Raises:

@@ -7,7 +7,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from ...core.denoiser import Condition
 from ...io.documents import shown
 from ...networks.clip import warn_of_cuts
+from ..objects import Tokenizer, Tower
 from .encoders import checked_prompt
 from .safetensors_io import encoder_settings
 from .towers import architectures, build_encoder, fitting, open_tokenizer, read_tokenizer, renamed
@@ -24,7 +24,7 @@ from .towers import architectures, build_encoder, fitting, open_tokenizer, read_
 class ClipText(nn.Module):
     """One of CLIP's text encoders with its tokenizer, as SDXL, SD3 and Flux read it."""
 
-    def __init__(self, text: Any, tokenizer: Any) -> None:
+    def __init__(self, text: Tower, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.text, self.tokenizer = text, tokenizer
 
@@ -49,7 +49,7 @@ class ClipText(nn.Module):
 class T5Text(nn.Module):
     """T5's encoder with its tokenizer; captions are padded or cut to ``length`` tokens."""
 
-    def __init__(self, text: Any, tokenizer: Any, length: int) -> None:
+    def __init__(self, text: Tower, tokenizer: Tokenizer, length: int) -> None:
         super().__init__()
         self.text, self.tokenizer, self.length = text, tokenizer, length
 
@@ -79,7 +79,7 @@ class PromptEncoder(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer that decides how long a prompt may be."""
 
     @property
@@ -132,7 +132,7 @@ class SDXLText(PromptEncoder):
         self.first, self.second, self.size, self.zeros = first, second, size, zeros
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         return self.first.tokenizer
 
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
@@ -186,7 +186,7 @@ class SD3Text(PromptEncoder):
         )
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         return self.third.tokenizer if self.third else self.first.tokenizer
 
     @property
@@ -225,7 +225,7 @@ class FluxText(PromptEncoder):
         self.first, self.second, self.distilled = first, second, distilled
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         return self.second.tokenizer
 
     @property
@@ -260,7 +260,7 @@ class PixArtText(PromptEncoder):
         self.only, self.size = only, size
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         return self.only.tokenizer
 
     @property
@@ -310,7 +310,7 @@ def read_t5_text(folder: Path, part: str, length: int, dtype: torch.dtype) -> T5
     return T5Text(text, fitting(_t5_tokenizer(home), text, home), length)
 
 
-def read_text_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+def read_text_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> Tower:
     """Read a text encoder of transformers, of the class that its config.json names.
 
     Args:
@@ -348,10 +348,10 @@ def _rename(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[st
     return tensors
 
 
-def _t5_tokenizer(folder: Path) -> Any:
+def _t5_tokenizer(folder: Path) -> Tokenizer:
     import transformers
 
-    kind: Any = transformers.T5TokenizerFast  # type: ignore[attr-defined]
+    kind: type[Tokenizer] = vars(transformers)["T5TokenizerFast"]
     if not any((folder / n).is_file() for n in ("tokenizer.json", "spiece.model")):
         raise ValueError(
             f"{folder}: holds no tokenizer (tokenizer.json or spiece.model); copy it from where "

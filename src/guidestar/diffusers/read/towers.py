@@ -1,18 +1,16 @@
-"""Text and image encoders of transformers, and their tokenizers, from folders that a stranger
-wrote.
-"""
+"""Read text and image encoders of transformers, and their tokenizers, from untrusted folders."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...io.documents import as_value_error, check_values, many, maybe, read_json, shown, text
-from .safetensors_io import build_filled
+from ..objects import Config, Tokenizer, Tower
+from .safetensors_io import Rename, build_filled
 
 _CONFIGS = {
     "CLIPTextModel": "CLIPTextConfig",
@@ -25,14 +23,14 @@ _CONFIGS = {
 
 def build_encoder(
     file: Path,
-    about: Mapping[str, Any],
+    about: Config,
     kind: str,
     dtype: torch.dtype,
-    names: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = lambda _, tensors: tensors,
-) -> nn.Module:
-    """Build an encoder of transformers, and fill it with the weights beside its settings.
+    names: Rename[Tower] = lambda _, tensors: tensors,
+) -> Tower:
+    """Build an encoder of transformers, and fill it with the weights in the folder of its settings.
 
-    It is also called once without memory, so that settings show that it would trip over later.
+    It is also called once without memory, so that wrong settings fail here and not later.
 
     Args:
         file: where the settings were found.
@@ -46,7 +44,7 @@ def build_encoder(
     """
     import transformers
 
-    def make() -> nn.Module:
+    def make() -> Tower:
         module = getattr(transformers, kind)(
             getattr(transformers, _CONFIGS[kind]).from_dict(dict(about))
         )
@@ -58,14 +56,13 @@ def build_encoder(
     return build_filled(file, about, make, refusal, dtype, stem="model", names=names)
 
 
-def _try_call(module: Any) -> None:
+def _try_call(module: Tower) -> None:
     """Call an encoder without memory, as it will be called."""
     config = module.config
     with torch.no_grad():
         if hasattr(config, "image_size"):
-            module(
-                pixel_values=torch.zeros(1, 3, config.image_size, config.image_size, device="meta")
-            )
+            side = config.image_size
+            module(pixel_values=torch.zeros(1, config.num_channels, side, side, device="meta"))
         else:
             ids = torch.zeros(
                 1,
@@ -77,7 +74,7 @@ def _try_call(module: Any) -> None:
             module(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
 
 
-def architectures(file: Path, about: Mapping[str, Any]) -> list[str]:
+def architectures(file: Path, about: Config) -> list[str]:
     """Return the classes that the settings of an encoder name.
 
     Raises:
@@ -87,7 +84,7 @@ def architectures(file: Path, about: Mapping[str, Any]) -> list[str]:
     return list(about.get("architectures") or ())
 
 
-def read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Tokenizer:
     """Read CLIP's tokenizer from its folder.
 
     Raises:
@@ -112,7 +109,7 @@ _TOKENIZER = (
 )
 
 
-def open_tokenizer(kind: Any, folder: Path, refusal: str) -> Any:
+def open_tokenizer(kind: type[Tokenizer], folder: Path, refusal: str) -> Tokenizer:
     """Read a tokenizer of transformers, and try it.
 
     Raises:
@@ -133,7 +130,7 @@ def open_tokenizer(kind: Any, folder: Path, refusal: str) -> Any:
     return tokenizer
 
 
-def fitting(tokenizer: Any, encoder: Any, folder: Path) -> Any:
+def fitting(tokenizer: Tokenizer, encoder: Tower, folder: Path) -> Tokenizer:
     """Return a tokenizer that suits its text encoder.
 
     Raises:

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from ...core.levels import Level
+from ..objects import Answer, Classifier, Network
 from .safetensors_io import read_module
 
-KNOWN = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
+KNOWN = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL")
 """Classes whose latents ``[B, C, h, w]`` `decoded` can normalise; others pack theirs, or
 normalise them otherwise.
 """
 
 
-def check_known(vae: Any) -> None:
+def check_known(vae: object) -> None:
     """Refuse a VAE whose latents would have to be treated in another way.
 
     Raises:
@@ -32,7 +34,7 @@ def check_known(vae: Any) -> None:
         )
 
 
-def decoded(vae: Any, x: Tensor) -> Tensor:
+def decoded(vae: Network, x: Tensor) -> Tensor:
     """Decode latents ``[B, C, h, w]`` into pictures:
     ``decode(x·std / scaling_factor + mean + shift_factor)``.
 
@@ -54,7 +56,7 @@ def decoded(vae: Any, x: Tensor) -> Tensor:
         )[0]
 
 
-def encoded(vae: Any, x: Tensor) -> Tensor:
+def encoded(vae: Network, x: Tensor) -> Tensor:
     """Encode pictures ``[B, C, H, W]`` in [−1, 1] into latents: the inverse of the scaling of
     `decoded`, of the posterior's mean.
 
@@ -67,12 +69,26 @@ def encoded(vae: Any, x: Tensor) -> Tensor:
     check_known(vae)
     with _upcast(vae):
         found = vae.encode(x.to(vae.dtype))
-    latents = (found.latents if hasattr(found, "latents") else found.latent_dist.mean).to(x.dtype)
+    latents = raw_latents(found).to(x.dtype)
     mean, std = _spread(vae, latents)
     return (latents - mean) / std * vae.config.scaling_factor
 
 
-def _spread(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def raw_latents(found: Answer) -> Tensor:
+    """Return the latents in what an autoencoder's ``encode`` returns: of a posterior the mean."""
+    if hasattr(found, "latent_dist"):
+        return found.latent_dist.mean
+    return found.latents if hasattr(found, "latents") else found.latent
+
+
+def reconstructed(vae: Network, x: Tensor) -> Tensor:
+    """Encode pictures ``[B, C, H, W]`` in [−1, 1], of a posterior by its mean, and decode them, in
+    [−1, 1]; errors as of `check_known`.
+    """
+    return decoded(vae, encoded(vae, x)).clamp(-1, 1).to(x.dtype)
+
+
+def _spread(vae: Network, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean (with the shift) and the standard deviation of each channel of the VAE's
     latents.
     """
@@ -84,7 +100,7 @@ def _spread(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _upcast(vae: Any) -> Iterator[None]:
+def _upcast(vae: Network) -> Iterator[None]:
     if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
         yield
         return
@@ -95,6 +111,28 @@ def _upcast(vae: Any) -> Iterator[None]:
         nn.Module.to(vae, torch.float16)
 
 
+class ThroughDecoder:
+    """A classifier of pictures, applied to the latents of an autoencoder.
+
+    Args:
+        vae: decodes them, as `decoded`.
+        inner: classifies pictures; all but ``log_prob`` and ``rho_max`` is its own.
+    """
+
+    def __init__(self, vae: Network, inner: object) -> None:
+        self.vae, self.inner, self.rho_max = vae, cast(Classifier, inner), None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+    def log_prob(self, x: Tensor, level: Level, target: Tensor) -> Tensor:
+        """Return the classifier's log-probability of the decoded latents ``x``."""
+        from torch.utils.checkpoint import checkpoint
+
+        images = checkpoint(decoded, self.vae, x, use_reentrant=False)
+        return self.inner.log_prob(images, level, target)
+
+
 class Decoder:
     """Turn latents into images by a VAE, as `decoded` does, clipped to [−1, 1].
 
@@ -102,14 +140,15 @@ class Decoder:
         ValueError: as `check_known`.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Network) -> None:
         check_known(vae)
         self.vae = vae
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Decode latents ``[B, C, h, w]``."""
-        return decoded(self.vae.to(x.device), x).clamp(-1, 1).to(x.dtype)
+        nn.Module.to(self.vae, x.device)
+        return decoded(self.vae, x).clamp(-1, 1).to(x.dtype)
 
 
 def read_decoder(folder: str | Path) -> Decoder:

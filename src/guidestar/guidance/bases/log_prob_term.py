@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -13,20 +13,15 @@ from ...core.passes import COND, NULL, Pass
 from ...core.prediction import Prediction
 from ..term import Direction, Live, Traits
 
-
-class LogProb(Protocol):
-    """``log_prob(x, level, target) -> [B]``, differentiable in x ``[B, *S]``."""
-
-    def __call__(self, x: Tensor, level: Level, target: Tensor | None, /) -> Tensor:
-        """Return ``log p(target | x)`` of each sample, ``[B]``."""
-        ...
+LogProb = Callable[[Tensor, Level, Tensor], Tensor]
+"""``log_prob(x [B, *S], level, target) -> [B]``, differentiable in x."""
 
 
 @runtime_checkable
 class LogProbModel(Protocol):
     """A classifier, or a CLIP model."""
 
-    def log_prob(self, x: Tensor, level: Level, target: Tensor | None, /) -> Tensor:
+    def log_prob(self, x: Tensor, level: Level, target: Tensor, /) -> Tensor:
         """Return ``log p(target | x)`` of each sample, ``[B]``."""
         ...
 
@@ -69,14 +64,14 @@ class Climbing(Direction, ABC):
         Args:
             live: the samples.
             log_prob: as the term is bound to it.
-            target: of these samples.
+            target: of these samples (None: a user's function that needs none).
             predictions: of ``passes(step)``.
         """
         assert log_prob is not None
         level = live.step.grid.schedule.clean if self.through else live.step.t
         return live.slope(
             f"{self.name}: the log-probability",
-            lambda x: log_prob(x, level, target),
+            lambda x: log_prob(x, level, cast("Tensor", target)),
             predictions[0] if predictions else None,
         )
 

@@ -20,22 +20,21 @@ from ..weights import finite
 @register
 @dataclass(frozen=True)
 class Adaptive(Conditioned):
-    """Adaptive guidance: ``u + s(c − u)`` until ``cos(c, u) > γ``, from then on c alone, for each
-    sample.
+    """Adaptive guidance: ``u + s(c − u)`` until ``cos(c, u) > γ``, then c, for each sample.
 
-    The step at which the cosine is first above γ is still guided; after it the null pass of that
-    sample is not evaluated for the rest of the run. The paper takes the cosine of ε, which is near
-    1 at high noise whatever the networks say (``ε ≈ x_t``); this takes it in velocity (``ε − x0``),
-    and only once the noise ratio is at most ``below``.
+    The step at which the cosine first exceeds γ is still guided. In the rest of the run the null
+    pass of that sample is not evaluated. The paper takes the cosine of ε, which is near 1 at high
+    noise for any network (``ε ≈ x_t``). Here it is the cosine of the velocity (``ε − x0``), and it
+    counts only at noise ratios of at most ``below``.
 
     Args:
         scale: s, as in cfg.
-        gamma: γ in (−1, 1], differs between models; 1 never stops.
-        below: the noise ratio from which on the cosine is looked at.
+        gamma: γ in (−1, 1], which differs between models; 1 never stops.
+        below: the highest noise ratio at which the cosine counts.
         negative: as in cfg.
 
-    2 evaluations a step, then 1. Decides by the samples, so a plan tells the fewest and the most,
-    and each evaluation waits once for the device.
+    2 evaluations a step, then 1. That depends on the samples, so plans give the smallest and the
+    largest number, and each evaluation waits once for the device.
 
     References:
         Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models,
@@ -63,22 +62,20 @@ class Adaptive(Conditioned):
         weight = super().weight(step, rows)
         if state is None:
             return weight
-        return torch.where(
-            (state["done"] == 0).cpu(), torch.as_tensor(weight, dtype=torch.float64), 0.0
-        )
+        weight = torch.as_tensor(weight, dtype=torch.float64)
+        return torch.where((state["done"] == 0).cpu(), weight, 0.0)
 
     def may_stop(self, step: Step) -> bool:
         before = step.grid[: step.index]
-        return any(bool(self._looks(level).any()) for level in before)
+        return any(bool(self._counts(level).any()) for level in before)
 
-    def _looks(self, level: Level) -> Tensor:
+    def _counts(self, level: Level) -> Tensor:
         return torch.as_tensor(level.rho, dtype=torch.float64) <= self.below
 
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
         c, u = good.view("velocity"), bad.view("velocity")
         cosine = dot(c, u) / safe(norm(c) * norm(u))
-        looks = expand(self._looks(live.step.t).double().expand(len(c)), c)
-        done = torch.maximum(
-            live.state["done"], ((cosine > self.gamma) * looks).reshape(-1).to(c.dtype)
-        )
+        counts = expand(self._counts(live.step.t).double().expand(len(c)), c)
+        reached = ((cosine > self.gamma) * counts).reshape(-1).to(c.dtype)
+        done = torch.maximum(live.state["done"], reached)
         return good.x0 - bad.x0, {"done": done}

@@ -23,7 +23,7 @@ class APG(Conditioned):
 
     In x0, with c and u the conditional and the null estimate:
 
-        Δ̄ = (c − u) + β Δ̄_prev          (carried from step to step, not clipped)
+        Δ̄ = (c − u) + β Δ̄_prev          (kept from step to step, not clipped)
         Δ = Δ̄ · min(1, r / ‖Δ̄‖)         split into Δ∥ and Δ⊥, along and across c
         D̂ = c + (s − 1)(Δ⊥ + η Δ∥)
 

@@ -14,15 +14,15 @@ from ..term import Context, Contrast, Direction, Traits
 @register
 @dataclass(frozen=True)
 class Autoguidance(Contrast):
-    """Autoguidance: ``bad + s(good − bad)``; bad is a smaller or less trained network, both
-    conditional.
+    """Autoguidance: ``bad + s(good − bad)``, with a smaller or less trained network as the bad one.
 
     Args:
         scale: s, usually 1.7–2.9; 1 is the plain model.
-        net: which of the model's networks is the bad one.
-        of: "cond" or "uncond": which prediction both give (uncond where no condition was given).
+        net: name of the bad network.
+        of: the prediction of both networks: "cond" ("uncond" in a run without a condition), or
+            "uncond".
 
-    1 evaluation a step of each network. Linear, so it reads the same in every space.
+    1 evaluation a step of each network. Linear, so it is the same in every space.
 
     References:
         Guiding a Diffusion Model with a Bad Version of Itself, https://arxiv.org/abs/2406.02507
@@ -48,7 +48,7 @@ class Autoguidance(Contrast):
         if self.net not in context.nets:
             raise ValueError(
                 f"autoguidance: there is no network {self.net!r} (there is "
-                f"{', '.join(context.nets)}); give a model that carries one, or net="
+                f"{', '.join(context.nets)}); give a model that has one, or net="
             )
         return self if context.conditional else replace(self, of="uncond")
 

@@ -1,4 +1,4 @@
-"""CADS: noise on the condition, annealed away, for diverse samples."""
+"""CADS: annealed noise on the condition, for diverse samples."""
 
 from __future__ import annotations
 
@@ -20,29 +20,28 @@ from ..weights import finite
 @register
 @dataclass(frozen=True)
 class CADS(Post):
-    """Condition-annealed sampling: in the place of the condition y the network gets
-    ``ŷ = √γ y + s √(1 − γ) n``.
+    """Condition-annealed sampling: the network gets ``ŷ = √γ y + s √(1 − γ) n``.
 
-    n ~ N(0, I) is drawn for each sample and step, and γ rises along the run,
+    y is the condition. n ~ N(0, I) is drawn for each sample and step, and γ rises along the run,
 
         γ = 1 at τ ≤ τ₁, (τ₂ − τ)/(τ₂ − τ₁) between, 0 at τ ≥ τ₂
 
-    with τ the share of the run still ahead, 1 at noise. ŷ is rescaled to the mean and deviation of
-    y, of which ψ is taken: ``ψ ŷ_r + (1 − ψ) ŷ``. It stands after ``|``, as in
+    with τ the remaining share of the run, 1 at noise. ŷ_r is ŷ rescaled to the mean and deviation
+    of y; the network gets ``ψ ŷ_r + (1 − ψ) ŷ``. It is written after ``|``, as in
     ``cfg(7) | cads(0.25)``, and changes the inputs of the sum's passes, not the sum.
 
     Args:
         scale: s, usually 0.1–0.25.
-        tau1: below it the condition is as it was.
-        tau2: above it only noise is left.
+        tau1: τ₁; below it the condition has no noise.
+        tau2: τ₂; above it the condition is only noise.
         mix: ψ in [0, 1], usually 1.
-        only: which tensor of the condition; all that are real numbers by default.
+        only: name of one tensor of the condition; by default all tensors of real numbers.
 
-    A tensor of one number a sample has no deviation, and is not rescaled. Passes whose condition
-    another term draws, or whose time it changes (icg, tsg), get noise too. It stands once.
+    A tensor of one number a sample has no deviation, and is not rescaled. Passes whose condition or
+    time another term changes (icg, tsg) get noise too. An expression may have it once.
 
-    0 evaluations more than the sum. Mean and deviation are per sample (the paper's code takes them
-    of the whole batch). Needs the samples' seeds.
+    0 evaluations more than the sum. Mean and deviation are per sample (over the whole batch in the
+    paper's code). Needs the samples' seeds.
 
     References:
         CADS: Unleashing the Diversity of Diffusion Models through Condition-Annealed Sampling,
@@ -66,7 +65,7 @@ class CADS(Post):
             )
 
     def gamma(self, step: Step) -> float:
-        """Return the share γ of the condition that is left at ``step``."""
+        """Return the share γ of the condition at ``step``."""
         return min(1.0, max(0.0, (self.tau2 - step.tau) / (self.tau2 - self.tau1)))
 
     def instead(self, p: Pass, step: Step) -> Pass:
@@ -75,8 +74,8 @@ class CADS(Post):
             return p
         if isinstance(p.edit, Annealed):
             raise ValueError(
-                "cads stands twice, and the second would put its noise on noise; write it once, "
-                "with a larger scale"
+                "cads is there twice, so the second would add noise to noise; write it once, with "
+                "a larger scale"
             )
         return replace(p, edit=Annealed(gamma, self.scale, self.mix, self.only, p.edit))
 
@@ -86,8 +85,14 @@ class CADS(Post):
 
 @dataclass(frozen=True)
 class Annealed:
-    """The condition (of another edit, if there is one) with noise of scale ``s`` on what ``γ``
-    leaves of it.
+    """Adds noise to the condition, or to that of another edit.
+
+    Args:
+        gamma: γ, the share of the condition.
+        scale: s, the scale of the noise.
+        mix: ψ, the share of the rescaled condition.
+        only: name of one tensor (None: all of real numbers).
+        before: an edit that comes first.
     """
 
     gamma: float
@@ -98,33 +103,25 @@ class Annealed:
 
     def __call__(self, inputs: Inputs) -> Inputs:
         inputs = self.before(inputs) if self.before else inputs
-        names = [
-            k for k, y in inputs.cond.items() if y.is_floating_point() and self.only in (None, k)
-        ]
-        if not names:
-            listed = ", ".join(
-                f"{k} ({str(y.dtype).removeprefix('torch.')})" for k, y in inputs.cond.items()
-            )
+        real = {
+            k: y for k, y in inputs.cond.items() if y.is_floating_point() and self.only in (None, k)
+        }
+        if not real:
+            kinds = {k: str(y.dtype).removeprefix("torch.") for k, y in inputs.cond.items()}
             raise ValueError(
                 "cads adds noise to real numbers, and the condition has "
-                f"none{f' named {self.only!r}' if self.only else ''}: it is {listed}"
+                f"none{f' named {self.only!r}' if self.only else ''}: it is "
+                f"{', '.join(f'{k} ({kind})' for k, kind in kinds.items())}"
             )
-        return replace(
-            inputs,
-            cond=Condition(
-                {k: self._noised(k, y, inputs) if k in names else y for k, y in inputs.cond.items()}
-            ),
-        )
+        noisy = {k: self._add_noise(k, y, inputs) for k, y in real.items()}
+        return replace(inputs, cond=Condition({**inputs.cond, **noisy}))
 
-    def _noised(self, name: str, condition: Tensor, inputs: Inputs) -> Tensor:
-        y, n = (
-            v.reshape(len(condition), -1)
-            for v in (condition, inputs.draw.normal_like(f"cads/{name}", condition))
-        )
+    def _add_noise(self, name: str, condition: Tensor, inputs: Inputs) -> Tensor:
+        n = inputs.draw.normal_like(f"cads/{name}", condition).reshape(len(condition), -1)
+        y = condition.reshape(len(condition), -1)
         noisy = math.sqrt(self.gamma) * y + self.scale * math.sqrt(1 - self.gamma) * n
         if y.shape[1] == 1:
             return noisy.reshape(condition.shape)
-        rescaled = (noisy - noisy.mean(1, keepdim=True)) / safe(std(noisy)) * std(y) + y.mean(
-            1, keepdim=True
-        )
+        unit = (noisy - noisy.mean(1, keepdim=True)) / safe(std(noisy))
+        rescaled = unit * std(y) + y.mean(1, keepdim=True)
         return (self.mix * rescaled + (1 - self.mix) * noisy).reshape(condition.shape)

@@ -22,11 +22,11 @@ class CFG(Conditioned):
     Args:
         scale: s; 1 is the plain conditional model, 0 the bad pass; Ho and Salimans' w is s − 1.
             Usual: 1.25–1.5 for DiT, 7.5 for Stable Diffusion.
-        negative: a name or prompt (or a `Condition`) to move away from, in place of the run's
-            negative (the null by default): ``n + s(c − n)``.
-        channels: guide only the first so many channels (DiT guides 3 of 4).
+        negative: a name, prompt or `Condition` to move away from, ``n + s(c − n)``; by default the
+            run's negative, else the null.
+        channels: guide only this many channels, the first ones (DiT guides 3 of 4).
 
-    2 evaluations a step. Linear, so it reads the same in every space.
+    2 evaluations a step. Linear, so it is the same in every space.
 
     References:
         Classifier-Free Diffusion Guidance, https://arxiv.org/abs/2207.12598
@@ -49,7 +49,6 @@ class CFG(Conditioned):
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
         delta = good.x0 - bad.x0
         if self.channels is not None:
-            delta = torch.cat(
-                [delta[:, : self.channels], torch.zeros_like(delta[:, self.channels :])], dim=1
-            )
+            rest = torch.zeros_like(delta[:, self.channels :])
+            delta = torch.cat([delta[:, : self.channels], rest], dim=1)
         return delta, live.state

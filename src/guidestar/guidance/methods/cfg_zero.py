@@ -1,4 +1,4 @@
-"""CFG-Zero*: classifier-free guidance for flows, with a rescaled null and a still start."""
+"""CFG-Zero*: classifier-free guidance for flows, with a rescaled null and a start at rest."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ..arguments import check_counts
 from ..bases.conditional_contrast import Conditioned
 from ..bases.statistics import dot, safe
 from ..context import Count, Engine, States
-from ..engine import join_steps, select, take
+from ..engine import select
 from ..expression import register
+from ..groups import join_steps, take
 from ..term import Live, Pushed
 
 
@@ -26,14 +27,13 @@ from ..term import Live, Pushed
 class CFGZero(Conditioned):
     """CFG-Zero*: ``v̂ = a u + s(c − a u)`` with ``a = ⟨c, u⟩/‖u‖²``, in velocity (``ε − x0``).
 
-    In the first K steps the velocity is 0: no pass is evaluated, for no term of the sum, and no
-    post acts. With velocity 0 the pair is ``x0 = ε = x_t/(α + σ)``, so that ``x/(α + σ)`` does not
-    move: in a flow that is x itself. A multistep solver remembers that estimate one step longer.
+    In the first K steps the velocity is 0: no pass of any term is evaluated, and no post acts. The
+    pair is then ``x0 = ε = x_t/(α + σ)``, so ``x/(α + σ)`` does not move, which in a flow is x. A
+    multistep solver uses that estimate for one more step.
 
     Args:
         scale: s, as in cfg.
-        zero: K, a number of steps; by default ``max(1, round(0.04 n))`` of n, as the paper
-            suggests.
+        zero: K, a number of steps; by default ``max(1, round(0.04 n))`` of n, as in the paper.
         negative: as in cfg.
 
     2 evaluations a step, 0 in the first K. The product and the norm are per sample.
@@ -60,9 +60,8 @@ class CFGZero(Conditioned):
 
     def holds(self, step: Step) -> bool:
         """Return whether ``step`` is one of the first K."""
-        return step.index < (
-            max(1, round(0.04 * step.grid.steps)) if self.zero is None else self.zero
-        )
+        count = max(1, round(0.04 * step.grid.steps)) if self.zero is None else self.zero
+        return step.index < count
 
     def around(self, engine: Engine, key: int) -> Engine:
         return HeldStart(engine, self, key)
@@ -75,8 +74,12 @@ class CFGZero(Conditioned):
 
 @dataclass(frozen=True)
 class HeldStart:
-    """An engine that gives the samples of a `CFGZero` velocity 0 in its first steps, without any
-    pass.
+    """An engine that gives samples of a `CFGZero` velocity 0 in its first steps, without passes.
+
+    Args:
+        inner: the engine of the other samples.
+        term: the term.
+        key: its index in the sum.
     """
 
     inner: Engine
@@ -89,7 +92,7 @@ class HeldStart:
         return self.inner.names
 
     def ask(self, group: Group, states: States, explain: bool) -> Asking[GuidedStep]:
-        """Yield what the other samples need, and return the guided step of all."""
+        """Yield the rounds of the other samples, and return the guided step of all."""
         size = len(group.x_t)
         held = self._held(group.step, group.rows, size)
         if not len(held):
@@ -97,16 +100,10 @@ class HeldStart:
         if len(held) == size:
             return self._rest(group, states, explain)
         moving = _others(size, held)
-        parts: list[tuple[Tensor, GuidedStep]] = []
-        for rows, ask in ((moving, self.inner.ask), (held, None)):
-            own, kept = group.take(rows), tuple(take(state, rows) for state in states)
-            parts.append(
-                (
-                    rows,
-                    (yield from ask(own, kept, explain)) if ask else self._rest(own, kept, explain),
-                )
-            )
-        return join_steps(parts, group)
+        some = lambda rows: (group.take(rows), tuple(take(state, rows) for state in states))
+        moved = yield from self.inner.ask(*some(moving), explain)
+        rest = self._rest(*some(held), explain)
+        return join_steps([(moving, moved), (held, rest)], group)
 
     def count(self, step: Step, rows: Tensor, stopped: bool = False) -> Count:
         """Count the passes of the samples that move."""
@@ -114,7 +111,7 @@ class HeldStart:
         return self.inner.count(step, moving, stopped) if len(moving) else Count({}, 0)
 
     def _held(self, step: Step, rows: Tensor | None, size: int) -> Tensor:
-        """Return the samples that are held: those of the term, in its first steps."""
+        """Return the held samples: those of the term, in its first steps."""
         if not self.term.holds(step):
             return torch.arange(0)
         chosen = select(self.term.weight(step, rows), size, self.term.name)

@@ -14,11 +14,10 @@ from ..term import Context, Contrast, Direction, Traits
 @register
 @dataclass(frozen=True)
 class CFGPP(Contrast):
-    """CFG++: ``D_λ = u + λ(c − u)``, re-noised with the *unconditional* noise:
-    ``x_s = α_s D_λ + σ_s ε_u``.
+    """CFG++: ``D_λ = u + λ(c − u)`` with the unconditional noise, ``x_s = α_s D_λ + σ_s ε_u``.
 
-    The prediction is split: x0 moves, eps stays the null pass's. Under DDIM it equals cfg on the
-    base u with weight ``λ / (1 − ρ_s/ρ_t)``.
+    The prediction is split: x0 moves, and eps is that of the null pass. Under DDIM it equals cfg on
+    the base u with weight ``λ / (1 − ρ_s/ρ_t)``.
 
     Args:
         scale: λ, usually in [0, 1]; 0.6 is about cfg(7.5).

@@ -75,9 +75,8 @@ class Classifier(Climbing):
                 raise ValueError(f"classifier: {name} must be one of {known}, not {value!r}")
 
     def bind(self, context: Context) -> Direction:
-        target = self._resolve(context)
         if self.log_prob is not None:
-            return replace(self, target=target)
+            return replace(self, target=self._resolve(context))
         net = context.classifiers.get(self.net)
         if not isinstance(net, LogProbModel):
             known = ", ".join(sorted(context.classifiers)) or "none"
@@ -85,6 +84,7 @@ class Classifier(Climbing):
                 f"classifier: there is no classifier {self.net!r} (there is {known}); give "
                 "log_prob=, or a model that has one"
             )
+        target = self._resolve(context)
         _check_targets(target, net)
         interval = self.usable_interval(net, self.net)
         return replace(self, log_prob=net.log_prob, interval=interval, target=target)

@@ -19,7 +19,7 @@ class AND(Contrast):
 
     Args:
         scale: w. Usual: 7.5.
-        concept: a name or prompt, or a `Condition`; the run's own condition by default.
+        concept: a name, prompt or `Condition`; by default the run's condition.
 
     1 evaluation for each concept, and 1 for the null; base uncond.
 
@@ -54,7 +54,7 @@ class NOT(Contrast):
 
     Args:
         scale: w, positive.
-        concept: a name or prompt, or a `Condition`.
+        concept: a name, prompt or `Condition`.
 
     1 evaluation for each concept, and 1 for the null; base uncond.
 

@@ -1,6 +1,4 @@
-"""Diffusion posterior sampling: a step down the distance to what was observed, through the
-network.
-"""
+"""Diffusion posterior sampling: a step down the distance to an observation, through the network."""
 
 from __future__ import annotations
 
@@ -18,20 +16,18 @@ from ..term import Live, Pushed, Traits
 class DPS(Steered):
     """Diffusion posterior sampling: x_s is displaced by ``d = −ζ ∇_{x_t} ‖y − A(D(x_t))‖``.
 
-    The distance is not squared, and is each sample's own. Sizes are those of variance-preserving
-    coordinates: on any schedule, with n = √(α² + σ²), ``d = −ζ n_t n_s ∇_{x_t}``, which is a split
-    shift of x0 by d/α_s.
+    The distance is not squared, and per sample. Sizes are those of variance-preserving coordinates:
+    on any schedule, with n = √(α² + σ²), ``d = −ζ n_t n_s ∇_{x_t}``, a split shift of x0 by d/α_s.
 
     ζ is that of the authors' code. The paper writes the step as ``ζ' ∇‖·‖²/‖·‖``, which is
-    ``2 ζ' ∇‖·‖``: a ζ' of the paper is ζ = 2ζ' here.
+    ``2 ζ' ∇‖·‖``, so ζ = 2ζ'.
 
     Args:
-        scale: ζ, usually 0.3 to 1 with the paper's 1000 steps. No step moves a sample by more than
-            about
-            ζ, so few steps want more: 5 with 12 steps on pictures of 28 × 28.
+        scale: ζ, usually 0.3 to 1 with the paper's 1000 steps. A step moves a sample by about ζ at
+            most, so few steps need a larger one: 5 with 12 steps on pictures of 28 × 28.
         loss: an `Observation`, or any differentiable ``loss(x0) -> [B]``, or the name of a loss of
             the run.
-        through: the pass it looks at, "cond", "uncond" or "neg"; by default the base.
+        through: the pass of the clean estimate, "cond", "uncond" or "neg"; by default the base.
 
     1 evaluation and 1 gradient through the network a step.
 

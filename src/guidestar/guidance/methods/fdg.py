@@ -21,20 +21,19 @@ from ..weights import finite
 @register
 @dataclass(frozen=True)
 class FDG(Conditioned):
-    """Frequency-decoupled guidance: ``c + (s − 1) Σ_b g_b L_b(c − u)``, L_b the bands of a
-    Laplacian pyramid.
+    """Frequency-decoupled guidance: ``c + (s − 1) Σ_b g_b L_b(c − u)``.
 
-    So band b is guided at the scale ``1 + (s − 1) g_b``: the paper's scales 10 (high) and 5 (low)
-    are s = 10 with gains 1 and 4/9. With all gains 1 it is cfg; a gain of 0 switches its band off.
-    The bands are smooth versions of the difference, each minus the next smoother one; they add up
-    to it exactly, at any size.
+    L_b are the bands of a Laplacian pyramid: smooth versions of the difference, each minus the next
+    smoother one. Their sum is the difference, exactly, at any size. Band b has the scale
+    ``1 + (s − 1) g_b``: the paper's scales 10 (high) and 5 (low) are s = 10 with gains 1 and 4/9.
+    With all gains 1 it is cfg; a gain of 0 leaves its band unguided.
 
     Args:
         scale: s, as in cfg, of a band of gain 1.
-        gains: g_b, from the finest band to the coarsest; as many as there are bands.
+        gains: g_b, from the finest band to the coarsest, one for each band.
         negative: as in cfg.
 
-    2 evaluations a step. Linear, so it reads the same in every space. Bands are taken along all
+    2 evaluations a step. Linear, so it is the same in every space. Bands are taken along all
     dimensions after the channels, one, two or three; a vector ``[B, D]`` is one signal of D
     positions.
 
@@ -50,11 +49,8 @@ class FDG(Conditioned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            not isinstance(self.gains, list | tuple)
-            or not self.gains
-            or not all(map(finite, self.gains))
-        ):
+        numbers = self.gains if isinstance(self.gains, list | tuple) else ()
+        if not numbers or not all(map(finite, numbers)):
             raise ValueError(
                 f"fdg: gains must be finite numbers, one for each band, not {self.gains!r}"
             )
@@ -69,37 +65,36 @@ class FDG(Conditioned):
 
 
 def smooth(x: Tensor, times: int) -> Tensor:
-    """Take ``x`` down a Gaussian pyramid and up again, along each dimension after the channels."""
+    """Smooth ``x [B, …]`` by ``times`` levels of a Gaussian pyramid, along its grid."""
     for axis in range(min(2, x.ndim - 1), x.ndim):
-        x = (x.movedim(axis, -1) @ _down_and_up(x.shape[axis], times, x.dtype, x.device)).movedim(
-            -1, axis
-        )
+        matrix = _down_and_up(x.shape[axis], times, x.dtype, x.device)
+        x = (x.movedim(axis, -1) @ matrix).movedim(-1, axis)
     return x
 
 
 @lru_cache(maxsize=64)
 def _down_and_up(size: int, times: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the matrix ``[size, size]`` that does so to rows: halve ``times`` times, then double
-    as often.
+    """Return the matrix ``[size, size]`` that halves rows ``times`` times, then doubles as often.
 
-    Halving blurs, then interpolates linearly; doubling interpolates, then blurs. An odd size n
-    halves to (n + 1)/2.
+    Halving blurs, then interpolates linearly; doubling interpolates, then blurs. Half of an odd
+    size n is (n + 1)/2.
     """
     with torch.inference_mode(False):
         rows, sizes = torch.eye(size, dtype=torch.float64), [size]
         for _ in range(times):
             sizes.append((sizes[-1] + 1) // 2)
-            rows = _resized(_blurred(rows), sizes[-1])
+            rows = _resize(_blur(rows), sizes[-1])
         for larger in reversed(sizes[:-1]):
-            rows = _blurred(_resized(rows, larger))
+            rows = _blur(_resize(rows, larger))
         return rows.to(device, dtype)
 
 
-def _blurred(rows: Tensor) -> Tensor:
+def _blur(rows: Tensor) -> Tensor:
     size = rows.shape[1]
     padded = F.pad(rows[None], (2, 2), mode="reflect" if size > 2 else "replicate")[0]
-    return sum(weight / 16 * padded[:, i : i + size] for i, weight in enumerate((1, 4, 6, 4, 1)))  # type: ignore[return-value]
+    taps = [w / 16 * padded[:, i : i + size] for i, w in enumerate((1, 4, 6, 4, 1))]
+    return sum(taps, torch.zeros_like(rows))
 
 
-def _resized(rows: Tensor, size: int) -> Tensor:
+def _resize(rows: Tensor, size: int) -> Tensor:
     return F.interpolate(rows[None], size=size, mode="linear", align_corners=False)[0]

@@ -16,7 +16,7 @@ from ..term import Live, Pushed, Traits
 class FreeDoM(Steered):
     """FreeDoM: x_s is displaced by ``d = −s √ᾱ_t ∇_{x_t} E(D(x_t))``, for any energy E.
 
-    ``√ᾱ_t`` is α_t in variance-preserving coordinates: the step size of the authors' code. On any
+    ``√ᾱ_t``, the step size of the authors' code, is α_t in variance-preserving coordinates. On any
     schedule, with n = √(α² + σ²), ``d = −s (α_t/n_t) n_t n_s ∇_{x_t}``, a split shift of x0 by
     d/α_s. The paper travels back in time in the middle third of the run:
     ``TimeTravel(solver=DDPM(), times=2, where=(1/3, 2/3))``.
@@ -25,7 +25,7 @@ class FreeDoM(Steered):
         scale: s.
         loss: E: any differentiable ``loss(x0) -> [B]``, an `Observation`, or the name of a loss of
             the run.
-        through: the pass it looks at, "cond", "uncond" or "neg"; by default the base.
+        through: the pass of the clean estimate, "cond", "uncond" or "neg"; by default the base.
 
     1 evaluation and 1 gradient through the network a step.
 

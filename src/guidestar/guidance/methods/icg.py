@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from torch import Tensor
 
@@ -19,20 +20,19 @@ from ..term import Context, Contrast, Direction
 @register
 @dataclass(frozen=True)
 class ICG(Contrast):
-    """Independent condition guidance: ``û + s(c − û)``, û at a condition drawn for each sample and
-    step.
+    """Independent condition guidance: ``û + s(c − û)``, û the pass of a random condition.
 
-    A condition that is independent of the sample tells nothing about it, so û is an estimate of the
-    unconditional prediction, from a network that was never trained without its condition.
+    The condition is drawn for each sample and step, independently of the sample. So û estimates the
+    unconditional prediction with a network that was never trained without its condition.
 
     Args:
         scale: s, as in cfg.
-        among: what to draw from, evenly: a list of names or prompts, a `Condition` of several rows,
-            or a number K, for the classes 0 to K − 1. By default normal noise of the mean and
-            deviation of the sample's own condition, tensor by tensor; of one number a sample there
-            is none.
+        among: the conditions to draw from, evenly: a list of names or prompts, a `Condition` of
+            several rows, or a number K for the classes 0 to K − 1. By default normal noise with the
+            mean and deviation of the sample's own condition, tensor by tensor, which needs more
+            than one number a sample.
 
-    2 evaluations a step. Linear, so it reads the same in every space. Needs the samples' seeds.
+    2 evaluations a step. Linear, so it is the same in every space. Needs the samples' seeds.
 
     References:
         No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion Models, section
@@ -47,9 +47,8 @@ class ICG(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(
-            self, "among", tuple(self.among) if isinstance(self.among, list) else self.among
-        )
+        if isinstance(self.among, list):
+            object.__setattr__(self, "among", tuple(self.among))
         if self.among == () or (isinstance(self.among, int) and self.among < 1):
             raise ValueError(f"icg: there must be something to draw from, not among={self.among!r}")
 
@@ -62,23 +61,20 @@ class ICG(Contrast):
                 "icg: the conditions to draw from need an encoder: give encode=, or a Condition "
                 "of several rows as among="
             )
-        return replace(
-            self,
-            among=context.encode(
-                list(range(self.among)) if isinstance(self.among, int) else list(self.among)
-            ),
-        )
+        names = range(self.among) if isinstance(self.among, int) else self.among
+        return replace(self, among=context.encode(list(names)))
 
     def good(self, step: Step) -> Pass:
         return COND
 
     def bad(self, step: Step) -> Pass:
-        return replace(COND, edit=Independent(self.among))  # type: ignore[arg-type]
+        among = cast("Condition | None", self.among)  # of a bound term
+        return replace(COND, edit=Independent(among))
 
 
 @dataclass(frozen=True)
 class Independent:
-    """A condition drawn from several, or noise like the sample's own."""
+    """Draws a condition from several rows, or noise like the sample's own (None)."""
 
     among: Condition | None
 
@@ -92,22 +88,20 @@ class Independent:
         draw = inputs.draw
         if not any(y.is_floating_point() for y in inputs.cond.values()):
             raise ValueError(
-                f"icg: the condition ({', '.join(inputs.cond)}) has no real numbers that noise "
-                "could take the place of; say what to draw from, among="
+                f"icg: the condition ({', '.join(inputs.cond)}) has no real numbers to replace by "
+                "noise; give the conditions to draw from, among="
             )
         if all(y.numel() == len(y) for y in inputs.cond.values() if y.is_floating_point()):
             raise ValueError(
                 f"icg: the condition ({', '.join(inputs.cond)}) has one number a sample, which "
-                "has no deviation to draw noise of; say what to draw from, among="
+                "has no deviation for noise; give the conditions to draw from, among="
             )
-        return Condition(
-            {
-                k: _like(y, draw.normal_like(f"icg/{k}", y)) if y.is_floating_point() else y
-                for k, y in inputs.cond.items()
-            }
-        )
+        real = {k: y for k, y in inputs.cond.items() if y.is_floating_point()}
+        noise = {k: _scale(draw.normal_like(f"icg/{k}", y), y) for k, y in real.items()}
+        return Condition({**inputs.cond, **noise})
 
 
-def _like(y: Tensor, noise: Tensor) -> Tensor:
+def _scale(noise: Tensor, y: Tensor) -> Tensor:
+    """Give noise the mean and deviation of each sample of ``y``."""
     flat = y.reshape(len(y), -1)
     return (flat.mean(1, keepdim=True) + std(flat) * noise.reshape(len(y), -1)).reshape(y.shape)

@@ -1,4 +1,4 @@
-"""Loss-guided diffusion: the loss averaged over where the clean sample may lie."""
+"""Loss-guided diffusion: the loss averaged over the distribution of the clean sample."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..term import Live, Pushed, Traits
 class LGD(Steered):
     """Loss-guided diffusion by Monte Carlo: ``d = ζ ∇_{x_t} log mean_i exp(−ℓ(D + r n_i))``.
 
-    ``r = ρ/√(1 + ρ²)`` is the deviation of the clean sample around its estimate, for data of
-    variance 1; n_i are drawn for each sample and step. d displaces x_s, with the sizes of dps.
+    ``r = ρ/√(1 + ρ²)`` is the deviation of the clean sample from its estimate, for data of variance
+    1; n_i ~ N(0, I) are drawn for each sample and step. d displaces x_s, with the sizes of dps.
 
     Args:
         scale: ζ.
         loss: ℓ: an `Observation`, or any differentiable ``loss(x0) -> [B]``, or the name of a loss
             of the run.
         samples: how many n_i, usually 5 to 10.
-        through: the pass it looks at, "cond", "uncond" or "neg"; by default the base.
+        through: the pass of the clean estimate, "cond", "uncond" or "neg"; by default the base.
 
     1 evaluation and 1 gradient through the network a step, and as many of the loss as there are
     samples. Needs the samples' seeds.

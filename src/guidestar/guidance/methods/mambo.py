@@ -1,4 +1,4 @@
-"""MAMBO-G: a scale that gives way where the push would be large."""
+"""MAMBO-G: a scale that falls where the push is large."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from ..weights import finite
 @register
 @dataclass(frozen=True)
 class Mambo(Conditioned):
-    """Magnitude-aware guidance: ``u + s'(c − u)`` with ``s' = 1 + (s − 1) exp(−a ‖c − u‖/‖u‖)``, in
-    velocity.
+    """Magnitude-aware guidance: ``u + s'(c − u)``, ``s' = 1 + (s − 1) exp(−a ‖c − u‖/‖u‖)``.
 
     Args:
         scale: s, usually 10.
         damping: a, 0 or more, usually 8; 0 is cfg.
-        space: where the norms are taken: velocity, or what the network predicts (eps, v, x0), to
-            match a pipeline.
+        space: the space of the norms: velocity, or the network's output (eps, v, x0), to match a
+            pipeline.
         negative: as in cfg.
 
     2 evaluations a step. Norms are per sample, over all dimensions.
@@ -50,7 +49,7 @@ class Mambo(Conditioned):
 
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
         c, u = good.view(self.space), bad.view(self.space)
-        # Of a null prediction that is 0 the ratio is as large as a number can be: no push.
+        # For a null prediction of 0 the ratio is the largest number, so there is no push.
         limits = torch.finfo(c.dtype)
         ratio = (norm(c - u) / norm(u).clamp_min(limits.tiny)).clamp_max(limits.max)
         return (-self.damping * ratio).exp() * (good.x0 - bad.x0), live.state

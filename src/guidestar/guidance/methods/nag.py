@@ -21,38 +21,37 @@ from ..bases.perturbation_contrast import checked_layers
 from ..bases.statistics import safe
 from ..expression import register
 from ..term import Context, Direction, Live, Pushed, State
-from ..weights import finite, weigh
+from ..weights import Scale, finite, weigh
 
 
 @register
 @dataclass(frozen=True)
 class NAG(Direction):
-    """Normalised attention guidance: a negative prompt inside the attention, also for few-step
-    models.
+    """Normalised attention guidance: a negative prompt in the attention, also for few-step models.
 
-    ``D̂ = c_n``, the conditional pass in whose attention to the text, before the output map, with
-    Z⁺ and Z⁻ what a token of the picture gets from the prompt and from the negative:
+    ``D̂ = c_n``, a conditional pass with changed attention to the text. Before the output map, Z⁺
+    and Z⁻ are the attention of a token of the picture to the prompt and to the negative:
 
         Z̃ = Z⁻ + s (Z⁺ − Z⁻);   R = ‖Z̃‖₁/‖Z⁺‖₁;   Ẑ = Z̃ min(R, τ)/R;   Z = α Ẑ + (1 − α) Z⁺
 
-    It adds ``c_n − c``, so c is evaluated too; a schedule blends between the two.
+    The term adds ``c_n − c``, so c is evaluated too; a schedule blends between the two.
 
-    In joint attention (SD3, Flux), where text and picture attend to each other, the negative's text
-    goes through the network beside the prompt's, with the same picture: Z⁺ and Z⁻ are what the
-    picture's tokens get from themselves and from either text; each text goes on with its own.
-    Modulation, and what else pooled embeddings do, stays that of the prompt.
+    In joint attention (SD3, Flux), text and picture attend to each other. There the text of the
+    negative goes through the network beside that of the prompt, with the same picture. Z⁺ and Z⁻
+    are the attention of the picture's tokens to themselves and to one of the texts; each text keeps
+    its own result. Modulation by pooled embeddings stays that of the prompt.
 
     Args:
         scale: s; 1 is the plain conditional model. Usual: 5.
-        tau: τ, the most by which the L1 norm of a token may grow, usually 2.5.
-        alpha: α, usually 0.25 (in SD3 its authors' code has 0.125).
-        negative: a name or prompt (or a `Condition`) to move away from, in place of the run's
-            negative (the null by default).
+        tau: τ, the largest growth of the L1 norm of a token, usually 2.5.
+        alpha: α, usually 0.25 (0.125 for SD3 in the authors' code).
+        negative: a name, prompt or `Condition` to move away from; by default the run's negative,
+            else the null.
         layers: names of layers of attention to the text, or of joint attention; by default all.
 
     1 evaluation more than the conditional one, in which these layers work twice (with joint
-    attention all blocks up to the last of these layers); with a list of scales one for each
-    different scale.
+    attention, all blocks up to the last of them); with a list of scales, one for each different
+    scale.
 
     References:
         Normalized Attention Guidance: Universal Negative Guidance for Diffusion Models,
@@ -80,15 +79,13 @@ class NAG(Direction):
         return needs_condition(self, context)
 
     def weight(self, step: Step, rows: Tensor | None = None, state: State | None = None) -> Value:
-        on = (
-            tuple(float(s != self.neutral) for s in self.scale)
-            if isinstance(self.scale, Sequence)
-            else float(self.scale != self.neutral)
-        )
-        # At scale 1 there is nothing to push, whatever a schedule makes of the weight 0.
-        return weigh(on, self.schedule, self.interval, step, rows) * weigh(
-            on, None, None, step, rows
-        )
+        if isinstance(self.scale, Sequence):
+            on: Scale = tuple(float(s != self.neutral) for s in self.scale)
+        else:
+            on = float(self.scale != self.neutral)
+        # At scale 1 there is no push, even if a schedule changes the weight 0.
+        scheduled = weigh(on, self.schedule, self.interval, step, rows)
+        return scheduled * weigh(on, None, None, step, rows)
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (COND, *self._changed.values())
@@ -97,9 +94,8 @@ class NAG(Direction):
     def _changed(self) -> dict[float, Pass]:
         scales = self.scale if isinstance(self.scale, Sequence) else [self.scale]
         against = Slot.NEGATIVE if self.negative is None else self.negative
-        return {
-            s: Pass(perturb=self._change(s), against=against) for s in scales if s != self.neutral
-        }
+        others = [s for s in scales if s != self.neutral]
+        return {s: Pass(perturb=self._change(s), against=against) for s in others}
 
     def _change(self, scale: float) -> ContrastedAttention:
         return ContrastedAttention(
@@ -108,22 +104,24 @@ class NAG(Direction):
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         c = predictions[0].x0
-        pushes = {
-            s: changed.x0 - c for s, changed in zip(self._changed, predictions[1:], strict=True)
-        }
+        changed = zip(self._changed, predictions[1:], strict=True)
+        pushes = {s: p.x0 - c for s, p in changed}
         if not isinstance(self.scale, Sequence):
             return pushes[self.scale], live.state
         mine = live.mine(torch.tensor(self.scale, dtype=torch.float64))
-        return sum(
-            (expand((mine == s).double(), c) * push for s, push in pushes.items()),
-            torch.zeros_like(c),
-        ), live.state
+        own = [expand((mine == s).double(), c) * push for s, push in pushes.items()]
+        return sum(own, torch.zeros_like(c)), live.state
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastedAttention:
-    """Attention to the text, or of the picture's tokens in joint attention, extrapolated away from
-    another text.
+    """Extrapolates attention away from another text: to the text, or joint with it.
+
+    Args:
+        layers: names of layers.
+        scale: s.
+        tau: τ.
+        alpha: α.
     """
 
     layers: tuple[str, ...] = ()

@@ -18,19 +18,18 @@ from ..expression import register
 @register
 @dataclass(frozen=True)
 class PAG(Perturbed):
-    """Perturbed-attention guidance: away from a network whose attention does not look around.
+    """Perturbed-attention guidance: away from a network whose attention map is the identity.
 
-    ``D̂ = c + s (c − c_p)``, where in c_p some layers of self-attention have the identity for their
-    map, so that each token of the picture gets its own value: ``softmax(QKᵀ/√d) V → V``. In joint
-    blocks the tokens of the text attend as they always do.
+    ``D̂ = c + s (c − c_p)``. In c_p some layers of self-attention return each token's own value:
+    ``softmax(QKᵀ/√d) V → V``. In joint blocks the attention of the text's tokens does not change.
 
     Args:
-        scale: s, usually 3. It means the same with cfg beside it and alone; no condition is needed.
+        scale: s, usually 3, alone or beside cfg. No condition is needed.
         layers: names of layers of self-attention; by default those of the middle block.
-        of: whose pass is contrasted with its perturbed self: "cond" (without a condition "uncond"),
-            "uncond" or "neg".
+        of: the pass that is contrasted with its perturbed one: "cond" ("uncond" in a run without a
+            condition), "uncond" or "neg".
 
-    1 evaluation more than what it is added to. Linear, so it reads the same in every space.
+    1 evaluation more than the other terms. Linear, so it is the same in every space.
 
     References:
         Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance,
@@ -47,7 +46,11 @@ class PAG(Perturbed):
 
 @dataclass(frozen=True, kw_only=True)
 class IdentityAttention:
-    """Self-attention in which each of the picture's tokens attends to itself alone."""
+    """Replaces self-attention by the identity, for the picture's tokens.
+
+    Args:
+        layers: names of layers of self-attention.
+    """
 
     layers: tuple[str, ...] = ()
     name: ClassVar[str] = "pag"

@@ -1,4 +1,4 @@
-"""Perp-Neg: negative prompts that take nothing from what is asked for."""
+"""Perp-Neg: negative prompts that take nothing from the requested condition."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from ..weights import finite
 class PerpNeg(Direction):
     """Perpendicular negatives: ``u + s[(p − u) + Σ wᵢ ((nᵢ − u) ⊥ (p − u))]``.
 
-    ``a ⊥ b = a − b ⟨a, b⟩/‖b‖²`` is the part of a negative's direction that is at right angles to
-    the direction of the condition p.
+    ``a ⊥ b = a − b ⟨a, b⟩/‖b‖²`` is the part of a negative's direction that is orthogonal to the
+    direction of the condition p.
 
     Args:
         scale: s, as in cfg.
-        negative: a name or prompt (or a `Condition`), or a list of them; the run's negative by
-            default.
+        negative: a name, prompt or `Condition`, or a list of these; by default the run's negative.
         weights: wᵢ, below 0 to move away: one number, or a list of one for each negative.
 
-    2 evaluations a step, and 1 for each negative; base uncond. Differences only, so it reads the
-    same in every space; the projection is per sample.
+    2 evaluations a step, and 1 for each negative; base uncond. It has differences only, so it is
+    the same in every space; the projection is per sample.
 
     References:
         Re-imagine the Negative Prompt Algorithm: Transform 2D Diffusion into 3D, alleviate Janus
@@ -49,8 +48,8 @@ class PerpNeg(Direction):
         super().__post_init__()
         check(self, "negative", "weights")
         for field in ("negative", "weights"):
-            value = getattr(self, field)
-            object.__setattr__(self, field, tuple(value) if isinstance(value, list) else value)
+            if isinstance(value := getattr(self, field), list):
+                object.__setattr__(self, field, tuple(value))
         if not all(map(finite, self._weights())):
             raise ValueError(f"perp_neg: weights must be finite numbers, not {self.weights!r}")
         if len(self._weights()) != len(self._negatives()):
@@ -62,15 +61,14 @@ class PerpNeg(Direction):
     def _negatives(self) -> tuple[Pass, ...]:
         if self.negative is None:
             return (NEGATIVE,)
-        names = self.negative if isinstance(self.negative, tuple) else (self.negative,)
-        return tuple(Pass(cond=n) for n in names)  # type: ignore[arg-type]
+        if isinstance(self.negative, str | int | Condition):
+            return (Pass(cond=self.negative),)
+        return tuple(Pass(cond=n) for n in self.negative)
 
     def _weights(self) -> tuple[float, ...]:
-        return (
-            self.weights
-            if isinstance(self.weights, tuple)
-            else (self.weights,) * len(self._negatives())
-        )  # type: ignore[return-value]
+        if isinstance(self.weights, Sequence):
+            return tuple(self.weights)
+        return (self.weights,) * len(self._negatives())
 
     @property
     def traits(self) -> Traits:

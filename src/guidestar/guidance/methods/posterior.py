@@ -1,6 +1,4 @@
-"""Linear inverse problems: the likelihood of an observation, with the covariance of the clean
-sample.
-"""
+"""Linear inverse problems: the likelihood of an observation, with a covariance of the sample."""
 
 from __future__ import annotations
 
@@ -18,6 +16,7 @@ from ..bases.loss_term import Steered, scoring, spread
 from ..bases.statistics import dot
 from ..expression import register
 from ..losses import Observation
+from ..operators import Linear
 from ..term import Context, Direction, Live, Pushed, Traits
 
 Map = Callable[[Tensor], Tensor]
@@ -25,13 +24,15 @@ Map = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Posterior(Steered):
-    """``D̂ = D + s (σ²/α) Jᵀ Aᵀ (A V Aᵀ + σ_y² I)⁻¹ (y − A D)``, with ``J = ∂D/∂x_t`` and V as each
-    method says.
+    """``D̂ = D + s (σ²/α) Jᵀ Aᵀ (A V Aᵀ + σ_y² I)⁻¹ (y − A D)``, with ``J = ∂D/∂x_t``.
+
+    The covariance V differs between the methods.
     """
 
     def bind(self, context: Context) -> Direction:
         bound = super().bind(context)
-        if not isinstance(bound.loss, Observation) or not bound.loss.linear:  # type: ignore[attr-defined]
+        assert isinstance(bound, Steered)
+        if not isinstance(bound.loss, Observation) or not bound.loss.linear:
             raise ValueError(
                 f"{self.name}: the loss must be an Observation whose operator is linear and has "
                 "a transpose (inpaint, downsample, blur, gray)"
@@ -53,8 +54,10 @@ class _Posterior(Steered):
 
     def share(self, live: Live, d: Prediction, covariance: Map, iterations: int) -> Tensor:
         """Return ``Aᵀ (A V Aᵀ + σ_y² I)⁻¹ (y − A D)``."""
-        observed = self.loss.of(live)  # type: ignore[union-attr]
+        assert isinstance(self.loss, Observation)
+        observed = self.loss.of(live)
         operator, variance = observed.operator, observed.noise**2
+        assert isinstance(operator, Linear)
         residual = observed.residual(d.x0.detach())
         system = lambda v: operator(covariance(operator.transpose(v))) + variance * v
         return operator.transpose(least_residual(system, residual, iterations, floor=variance))
@@ -66,25 +69,22 @@ class PiGDM(_Posterior):
     """Pseudoinverse-guided diffusion: ``D̂ = D + s (σ²/α) Jᵀ Aᵀ (r² A Aᵀ + σ_y² I)⁻¹ (y − A D)``.
 
     ``J = ∂D/∂x_t``, and ``r² = ρ²/(1 + ρ²)`` is the variance of the clean sample around its
-    estimate
-    for data of variance 1: for normal data of that variance, D̂ is the exact posterior mean at s =
-        1.
-    eps follows D̂.
+    estimate, for data of variance 1. For normal data of that variance, D̂ is the exact posterior
+    mean at s = 1. eps follows D̂.
 
-    The sampler of the paper's algorithm 1 does something else with the same gradient: it leaves D
-    and eps and adds ``d = s √ᾱ_t r² Jᵀ Aᵀ (r² A Aᵀ + σ_y² I)⁻¹ (y − A D)`` to x_s (r² cancels where
-    σ_y is 0). That is ``form="published"``. On any schedule, with n = √(α² + σ²), it is
-    ``d = s α_t n_s r² Jᵀ…``, a split shift of x0 by d/α_s. (Later code of the same authors has
-    √(ᾱ_s ᾱ_t) for √ᾱ_t.)
+    Algorithm 1 of the paper uses the same gradient in another way (``form="published"``): it leaves
+    D and eps, and adds ``d = s √ᾱ_t r² Jᵀ Aᵀ (r² A Aᵀ + σ_y² I)⁻¹ (y − A D)`` to x_s, where r²
+    cancels if σ_y is 0. On any schedule, with n = √(α² + σ²), ``d = s α_t n_s r² Jᵀ…``, a split
+    shift of x0 by d/α_s. (Later code of the same authors has √(ᾱ_s ᾱ_t) for √ᾱ_t.)
 
     Args:
         scale: s; 1 in the paper.
         loss: an `Observation` whose operator is linear, with its noise σ_y, or the name of one of
             the run.
-        iterations: in which the system is solved (no network in it); 1 is exact where ``A Aᵀ`` is a
-            multiple of the identity (inpaint, downsample, gray).
+        iterations: number of iterations of the linear solver, without a network; 1 is exact if
+            ``A Aᵀ`` is a multiple of the identity (inpaint, downsample, gray).
         form: "linked" (the posterior mean) or "published".
-        through: the pass it looks at, "cond", "uncond" or "neg"; by default the base.
+        through: the pass of the clean estimate, "cond", "uncond" or "neg"; by default the base.
 
     1 evaluation and 1 gradient through the network a step. The push is 0 at alpha = 0.
 
@@ -125,21 +125,22 @@ class PiGDM(_Posterior):
 class MMPS(_Posterior):
     """Moment-matching posterior sampling: ``D̂ = D + s V Aᵀ (A V Aᵀ + σ_y² I)⁻¹ (y − A D)``.
 
-    ``V = (σ²/α) ∂D/∂x_t`` is the covariance of the clean sample (Tweedie), taken from the network
-    without being written out: for normal data of any covariance, D̂ is the exact posterior mean at
-    s = 1.
+    ``V = (σ²/α) ∂D/∂x_t`` is the covariance of the clean sample (Tweedie). It is applied through
+    the network, and never formed. For normal data of any covariance, D̂ is the exact posterior mean
+    at s = 1.
 
-    A trained network's Jacobian is no covariance: it is not symmetric, and has directions in which
-    V is negative. Conjugate gradients, which the paper uses, then diverge, the sooner the more
-    iterations. Here the residual is made as small as it can be in each iteration, so it never
-    rises, and a sample stops where V turns negative (`least_residual`).
+    The Jacobian of a trained network is no covariance: it is not symmetric, and V is negative in
+    some directions. Conjugate gradients, as in the paper, then diverge with more iterations. Here
+    each iteration minimises the residual, so it never rises, and a sample stops when V becomes
+    negative (`least_residual`).
 
     Args:
         scale: s; 1 in the paper.
         loss: an `Observation` whose operator is linear, with its noise σ_y, or the name of one of
             the run.
-        iterations: in which the system is solved, each of which differentiates the network; 1 to 5.
-        through: the pass it looks at, "cond", "uncond" or "neg"; by default the base.
+        iterations: number of iterations of the linear solver, usually 1 to 5; each differentiates
+            the network.
+        through: the pass of the clean estimate, "cond", "uncond" or "neg"; by default the base.
 
     1 evaluation and 1 gradient through the network for each iteration and one more. The push is 0
     at alpha = 0.
@@ -174,12 +175,18 @@ def _check_iterations(name: str, iterations: int) -> None:
 
 
 def least_residual(apply: Map, b: Tensor, iterations: int, *, floor: float = 0.0) -> Tensor:
-    """Solve ``apply(v) = b`` of each sample; apply is linear, and should not be negative.
+    """Solve ``apply(v) = b`` for each sample ``[B, *O]``.
 
-    The method of generalised conjugate residuals: iteration k finds the smallest residual
-    ``‖b − apply(v)‖`` within the span of ``b, apply(b), …, apply^k(b)``, whether apply is symmetric
-    or not. A sample stops where it is solved to rounding, and where the residual r has
-    ``⟨r, apply(r)⟩ ≤ floor ‖r‖²``: for ``apply = A V Aᵀ + floor``, where V is no covariance.
+    By generalised conjugate residuals: iteration k minimises ``‖b − apply(v)‖`` over the span of
+    ``b, apply(b), …, apply^k(b)``; apply need not be symmetric. A sample stops when it is solved to
+    rounding, or when its residual r has ``⟨r, apply(r)⟩ ≤ floor ‖r‖²``: with
+    ``apply = A V Aᵀ + floor``, V is then no covariance.
+
+    Args:
+        apply: linear, and for a covariance not negative.
+        b: the right side.
+        iterations: the largest number of iterations.
+        floor: the part of ``apply`` that is a multiple of the identity.
 
     References:
         Variational iterative methods for nonsymmetric systems of linear equations,
@@ -187,11 +194,11 @@ def least_residual(apply: Map, b: Tensor, iterations: int, *, floor: float = 0.0
             Stanley C. Eisenstat, Howard C. Elman, Martin H. Schultz
     """
     v, r, going, before = torch.zeros_like(b), b, True, []
-    rounding, floor = torch.finfo(b.dtype).eps, floor * (1 - 1e-3)  # V = 0 to rounding does no harm
+    rounding, floor = torch.finfo(b.dtype).eps, floor * (1 - 1e-3)  # V may be 0 to rounding
     for _ in range(iterations):
         p, q = r, apply(r)
         going = going & (dot(r, q) > floor * dot(r, r)) & (dot(r, r) > rounding**2 * dot(b, b))
-        new = rounding * dot(q, q)  # of what is left below, no more than this is known
+        new = rounding * dot(q, q)  # a smaller remainder below is rounding error
         for p_k, q_k, square in before:
             along = dot(q, q_k) / square
             p, q = p - along * p_k, q - along * q_k

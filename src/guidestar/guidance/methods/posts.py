@@ -1,10 +1,11 @@
-"""Posts: what acts on the guided prediction as a whole."""
+"""Posts: changes of the guided prediction as a whole."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ...core.levels import Step
 from ...core.passes import COND, Pass
@@ -18,17 +19,19 @@ from ..weights import finite
 @register
 @dataclass(frozen=True)
 class Rescale(Post):
-    """CFG rescale: give the guided prediction the contrast of the conditional one.
+    """CFG rescale: give the guided prediction the standard deviation of the conditional one.
 
     ``x_r = x̂ · std(c)/std(x̂)``, result ``φ x_r + (1 − φ) x̂``, in ``space``.
 
     Args:
-        scale: φ in [0, 1], usually 0.7; 0 does nothing and asks for no pass.
-        space: where the deviations are taken: v, as in the paper's network, or what a pipeline's
-            network predicts (eps), to match it.
+        scale: φ in [0, 1], usually 0.7; 0 does nothing and needs no pass.
+        space: the space of the deviations: v, as for the paper's network, or the output of a
+            pipeline's network (eps), to match it.
+        along: "sample", or "last" for the L2 norm along the last dimension in place of a sample's
+            deviation, as Qwen-Image (the channels of a packed token) and Lumina 2 do.
 
-    0 evaluations more where the sum asks for the conditional pass, else 1 a step. A constant
-    prediction, which has no contrast, stays as it is.
+    0 evaluations more where the sum has the conditional pass, else 1 a step. A constant prediction
+    does not change.
 
     References:
         Common Diffusion Noise Schedules and Sample Steps are Flawed, section 3.4,
@@ -38,6 +41,7 @@ class Rescale(Post):
 
     scale: float = 0.7
     space: Space = "v"
+    along: str = "sample"
     name = "rescale"
 
     def __post_init__(self) -> None:
@@ -47,6 +51,8 @@ class Rescale(Post):
             raise ValueError(
                 f"rescale: the space must be v, eps, x0 or velocity, not {self.space!r}"
             )
+        if self.along not in ("sample", "last"):
+            raise ValueError(f"rescale: along must be 'sample' or 'last', not {self.along!r}")
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (COND,) if self.scale else ()
@@ -55,17 +61,23 @@ class Rescale(Post):
         if not self.scale:
             return prediction
         guided = prediction.view(self.space)
-        now, wanted = std(guided), std(predictions[0].view(self.space))
-        ratio = torch.where(now == 0, 1.0, wanted / safe(now))
+        size = std if self.along == "sample" else _last
+        own, conditional = size(guided), size(predictions[0].view(self.space))
+        ratio = torch.where(own == 0, 1.0, conditional / safe(own))
         delta = self.scale * (guided * ratio - guided)
         return prediction.shifted(prediction.to_x0(delta, self.space))
+
+
+def _last(a: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(a, dim=-1, keepdim=True)
 
 
 @register
 @dataclass(frozen=True)
 class Threshold(Post):
-    """Dynamic thresholding, for pixels in [−1, 1]: ``q = max(1, p-quantile of |D̂|)``,
-    ``D̂ ← clip(D̂, −q, q)/q``.
+    """Dynamic thresholding, for pixels in [−1, 1]: ``D̂ ← clip(D̂, −q, q)/q``.
+
+    ``q = max(1, p-quantile of |D̂|)``, for each sample.
 
     Args:
         percentile: p in (0, 1], usually 0.995.
@@ -77,9 +89,8 @@ class Threshold(Post):
         section 2.3,
         https://arxiv.org/abs/2205.11487
             Chitwan Saharia, William Chan, Saurabh Saxena, Lala Li, Jay Whang, Emily Denton, Seyed
-            Kamyar Seyed Ghasemipour,
-            Burcu Karagol Ayan, S. Sara Mahdavi, Rapha Gontijo Lopes, Tim Salimans, Jonathan Ho,
-            David J. Fleet, Mohammad Norouzi
+            Kamyar Seyed Ghasemipour, Burcu Karagol Ayan, S. Sara Mahdavi, Rapha Gontijo Lopes, Tim
+            Salimans, Jonathan Ho, David J. Fleet, Mohammad Norouzi
     """
 
     percentile: float = 0.995
@@ -111,9 +122,8 @@ class Clip(Post):
         section 2.3,
         https://arxiv.org/abs/2205.11487
             Chitwan Saharia, William Chan, Saurabh Saxena, Lala Li, Jay Whang, Emily Denton, Seyed
-            Kamyar Seyed Ghasemipour,
-            Burcu Karagol Ayan, S. Sara Mahdavi, Rapha Gontijo Lopes, Tim Salimans, Jonathan Ho,
-            David J. Fleet, Mohammad Norouzi
+            Kamyar Seyed Ghasemipour, Burcu Karagol Ayan, S. Sara Mahdavi, Rapha Gontijo Lopes, Tim
+            Salimans, Jonathan Ho, David J. Fleet, Mohammad Norouzi
     """
 
     limit: float = 1.0

@@ -25,12 +25,11 @@ from ..weights import finite
 @register
 @dataclass(frozen=True)
 class SAG(Direction):
-    """Self-attention guidance: away from what the network makes of a picture blurred where it
-    looks.
+    """Self-attention guidance: away from the prediction for a sample blurred where attention is.
 
-    ``ε̂ = ε + s (ε_u − ε_u(x̃))``, x̃ the sample blurred there. With u the pass without condition,
-    and M the places that the attention of its middle block looks at more than on average (the map's
-    mean over heads, summed over queries, > threshold):
+    ``ε̂ = ε + s (ε_u − ε_u(x̃))``, x̃ the blurred sample. With u the unconditional pass, and M the
+    places that receive more attention than average in its middle block (the map's mean over heads,
+    summed over queries, > threshold):
 
         D̃ = M ⊙ blur(D_u) + (1 − M) ⊙ D_u;   x̃ = α D̃ + σ ε_u
         ε̂ = ε + s (ε_u − ε_u(x̃)),  that is  D̂ = D + s (D̃ − D_u(x̃))
@@ -40,17 +39,15 @@ class SAG(Direction):
 
     Args:
         scale: s, usually 0.75.
-        masked: blur only where the network looks; False blurs everywhere, which needs no map and so
-            serves any network (blur guidance, section 4.1 of the paper).
+        masked: blur only where attention is; False blurs everywhere, which needs no map and serves
+            any network (blur guidance, section 4.1 of the paper).
         sigma: of the Gaussian, in pixels of the latent, mirrored at the edges.
-        radius: where it is cut off; 4 are 9 pixels.
+        radius: the Gaussian is cut off there; 4 are 9 pixels.
         threshold: of the mask; 1 is the average.
-        layer: the layer of self-attention that is looked at; by default the first of the middle
-            block.
+        layer: the layer of self-attention of the map; by default the first of the middle block.
 
-    2 evaluations a step, the second in a further round; where another term asks for u, one more
-    than without. No gradient. All dimensions after the channels are blurred; vectors have none, and
-    are not guided.
+    2 evaluations a step, the second in a further round; 1 more where another term has u. No
+    gradient. All dimensions after the channels are blurred; vectors have none, and are not guided.
 
     References:
         Improving Sample Quality of Diffusion Models Using Self-Attention Guidance,
@@ -83,7 +80,7 @@ class SAG(Direction):
 
     @property
     def _observed(self) -> Pass:
-        return Pass(cond=Slot.NULL, perturb=Look(layer=self.layer))
+        return Pass(cond=Slot.NULL, perturb=AttentionMap(layer=self.layer))
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (self._observed if self.masked else NULL,)
@@ -99,9 +96,7 @@ class SAG(Direction):
         return blurred - other.x0, live.state
 
     def _mask(self, u: Prediction, like: Tensor) -> Tensor:
-        """Return where to blur ``[b, 1, *grid of the samples]``, each place as its nearest place of
-        the map.
-        """
+        """Return the mask of the blur ``[b, 1, *grid]``, from the nearest places of the map."""
         received = u.observed
         if received is None:  # no sample has noise, so no network ran
             return torch.zeros_like(like, dtype=torch.bool)
@@ -115,9 +110,13 @@ class SAG(Direction):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """A look at how much attention each place of the picture receives ``[rows, *grid]``; on average
-    1.
+class AttentionMap:
+    """Observes the attention that each place of the picture receives, ``[rows, *grid]``.
+
+    Its mean is 1. The network does not change.
+
+    Args:
+        layer: name of the layer of self-attention; by default the first of the middle block.
     """
 
     layer: str | None = None
@@ -127,7 +126,8 @@ class Look:
     def __call__(
         self, denoiser: Denoiser, rows: Rows | None = None, inputs: Inputs | None = None
     ) -> Iterator[list[Tensor]]:
-        layers, seen = layers_of(denoiser), []
+        layers = layers_of(denoiser)
+        received: list[Tensor] = []
         if getattr(layers, "channels_last", False):
             raise ValueError(
                 "sag blurs the dimensions after the channels, but the samples of this network "
@@ -135,16 +135,15 @@ class Look:
             )
 
         def attend(a: Attention) -> Tensor:
-            seen.append(_received(a))
+            received.append(_received_attention(a))
             return a.compute()
 
-        with layers.attending(
-            layers.find("attention", [self.layer] if self.layer else [])[:1], attend, rows
-        ):
-            yield seen
+        first = layers.find("attention", [self.layer] if self.layer else [])[:1]
+        with layers.attending(first, attend, rows):
+            yield received
 
 
-def _received(a: Attention) -> Tensor:
+def _received_attention(a: Attention) -> Tensor:
     query, key = a.query[:, :, a.image], a.key[:, :, a.image]
     dtype = torch.promote_types(query.dtype, torch.float32)
     scores = query.to(dtype) @ key.to(dtype).mT * query.shape[-1] ** -0.5

@@ -20,21 +20,20 @@ from ..expression import register
 @register
 @dataclass(frozen=True)
 class SEG(Perturbed):
-    """Smoothed-energy guidance: away from a network whose attention asks blurred questions.
+    """Smoothed-energy guidance: away from a network whose attention has blurred queries.
 
-    ``D̂ = c + s (c − c_p)``, where in c_p the queries of some layers of self-attention are blurred
-    over the picture: ``softmax((G_σ Q) Kᵀ/√d) V``. As σ → ∞ every token asks the mean query.
+    ``D̂ = c + s (c − c_p)``. In c_p the queries of some layers of self-attention are blurred over
+    the picture: ``softmax((G_σ Q) Kᵀ/√d) V``. As σ → ∞ every token has the mean query.
 
     Args:
         scale: s, usually 3.
         layers: names of layers of self-attention; by default those of the middle block.
         of: as in pag.
-        sigma: of the Gaussian, in tokens (cut off at 3σ, mirrored about the tokens at the edges, as
-            in the paper's code); by default infinite, the mean of all queries. Where public code
-            has σ = ∞, it may leave the queries
-            as they are: its extra pass then equals c and guides nowhere.
+        sigma: σ of the Gaussian, in tokens, cut off at 3σ and mirrored about the tokens at the
+            edges, as in the paper's code; by default infinite, the mean of all queries. Some public
+            code does not change the queries at σ = ∞, so its extra pass equals c.
 
-    1 evaluation more than what it is added to. Linear, so it reads the same in every space.
+    1 evaluation more than the other terms. Linear, so it is the same in every space.
 
     References:
         Smoothed Energy Guidance: Guiding Diffusion Models with Reduced Energy Curvature of
@@ -57,7 +56,12 @@ class SEG(Perturbed):
 
 @dataclass(frozen=True, kw_only=True)
 class BlurredQueries:
-    """Self-attention whose queries are blurred over the picture."""
+    """Blurs the queries of self-attention over the picture.
+
+    Args:
+        layers: names of layers of self-attention.
+        sigma: σ of the Gaussian, in tokens.
+    """
 
     layers: tuple[str, ...] = ()
     sigma: float = math.inf
@@ -69,13 +73,12 @@ class BlurredQueries:
         return layers_of(denoiser).attending(self.layers, self._attend, rows)
 
     def _attend(self, a: Attention) -> Tensor:
-        return a.with_query(a.replace(a.query, self._blurred(a.query[:, :, a.image], a)))
+        return a.with_query(a.replace(a.query, self._blur(a.query[:, :, a.image], a)))
 
-    def _blurred(self, query: Tensor, a: Attention) -> Tensor:
+    def _blur(self, query: Tensor, a: Attention) -> Tensor:
         if math.isinf(self.sigma):
             return query.mean(2, keepdim=True).expand_as(query)
-        # Beyond 16 times the picture's side the Gaussian is flat over it, and the blur is its mean.
+        # From 16 times the side of the picture on, the Gaussian is flat, and the blur is the mean.
         radius = min(math.ceil(3 * self.sigma), 16 * max(a.grid))
-        return blur(
-            query.unflatten(2, a.grid), self.sigma, radius, range(2, 2 + len(a.grid))
-        ).flatten(2, 1 + len(a.grid))
+        dims = range(2, 2 + len(a.grid))
+        return blur(query.unflatten(2, a.grid), self.sigma, radius, dims).flatten(2, dims[-1])

@@ -16,22 +16,21 @@ from ..expression import register
 @register
 @dataclass(frozen=True)
 class SLG(Perturbed):
-    """Skip-layer guidance (spatiotemporal skip guidance): away from a network without some of its
-    blocks.
+    """Skip-layer guidance (spatiotemporal skip guidance): away from a network without some blocks.
 
-    ``D̂ = c + s (c − c_p)``, where in c_p some blocks return what they are given; joint blocks
-    return both their streams, the picture's and the text's.
+    ``D̂ = c + s (c − c_p)``. In c_p some blocks return their input; joint blocks return both their
+    streams, the picture's and the text's.
 
     Args:
-        scale: s, usually 2.5–2.8 on top of cfg; the published recipes use it in the first fifth of
-            the steps, which ``interval`` expresses in noise ratios.
-        layers: names of blocks, exactly: ``transformer_blocks.1`` is not ``transformer_blocks.10``.
-            By default the block in the middle of a transformer (Stable Diffusion 3.5: 7, 8 and 9);
-            in U-Nets, what can be skipped of the middle block.
+        scale: s, usually 2.5–2.8 beside cfg. Published settings use it in the first fifth of the
+            steps, which ``interval`` expresses in noise ratios.
+        layers: exact names of blocks: ``transformer_blocks.1`` is not ``transformer_blocks.10``. By
+            default the middle block of a transformer (7, 8 and 9 of Stable Diffusion 3.5), or the
+            parts of a U-Net's middle block that can be skipped.
         of: as in pag.
 
-    1 evaluation more than what it is added to (in a call that it shares, the blocks work for all
-    rows). Linear, so it reads the same in every space.
+    1 evaluation more than the other terms. In a shared call, the blocks work for all rows. Linear,
+    so it is the same in every space.
 
     References:
         Spatiotemporal Skip Guidance for Enhanced Video Diffusion Sampling,
@@ -47,7 +46,11 @@ class SLG(Perturbed):
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedBlocks:
-    """Blocks that return what they are given."""
+    """Makes blocks return their input.
+
+    Args:
+        layers: names of blocks.
+    """
 
     layers: tuple[str, ...] = ()
     name: ClassVar[str] = "slg"

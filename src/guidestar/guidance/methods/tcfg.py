@@ -20,15 +20,15 @@ class TCFG(Conditioned):
     """Tangential damping: ``ε̂ = u' + s(c − u')`` with ``u' = ⟨u, v₁⟩ v₁``, in ε.
 
     v₁ is the first right singular vector of the two rows [c; u]: ``v₁ ∝ cos θ c + sin θ u`` with
-    ``2θ = atan2(2⟨c, u⟩, ‖c‖² − ‖u‖²)``, which is the singular value decomposition of two rows in
-    closed form (and, unlike it, never waits for the device).
+    ``2θ = atan2(2⟨c, u⟩, ‖c‖² − ‖u‖²)``, the singular value decomposition of two rows in closed
+    form, which does not wait for the device.
 
     Args:
         scale: s, as in cfg.
         negative: as in cfg.
 
-    2 evaluations a step. Per sample, in ε whatever the network predicts; no push at alpha = 0,
-    where ε says nothing.
+    2 evaluations a step. Per sample, in ε whatever the network predicts. The push is 0 at alpha =
+    0, where ε is x_t/σ for any x0.
 
     References:
         TCFG: Tangential Damping Classifier-free Guidance, https://arxiv.org/abs/2503.18137

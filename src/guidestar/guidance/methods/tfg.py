@@ -1,4 +1,4 @@
-"""Training-free guidance: one form of which most others are settings."""
+"""Training-free guidance: a general form, of which most other methods are settings."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ Course = Literal["increase", "decrease", "constant"]
 @register
 @dataclass(frozen=True)
 class TFG(Steered):
-    """Training-free guidance: ``d = s [(α_s/α_t) r_t ∇_{x_t} log f̃(D(x_t)) + α_s Δ0]`` displaces
-    x_s.
+    """Training-free guidance: ``d = s [(α_s/α_t) r_t ∇_{x_t} log f̃(D(x_t)) + α_s Δ0]``.
 
-    ``f̃(x) = mean_i exp(−ℓ(x + γ̄ σ_t n_i))``; Δ0 is made of N ascent steps
-    ``Δ0 ← Δ0 + m_t ∇ log f̃(D + Δ0)``. r_t and m_t are ``variance`` and ``mean`` times a course
-    along the run that is 1 on average:
-    "increase" ∝ ᾱ_t/ᾱ_s, "decrease" ∝ 1 − ᾱ_t/ᾱ_s, or "constant". Sizes are those of
-    variance-preserving coordinates; on any schedule, with n = √(α² + σ²), σ_t is σ_t/n_t and the
-    gradient n_t² ∇_{x_t}. Recurrences are the solver's: `TimeTravel`.
+    d displaces x_s. ``f̃(x) = mean_i exp(−ℓ(x + γ̄ σ_t n_i))``, and Δ0 is the result of N ascent
+    steps ``Δ0 ← Δ0 + m_t ∇ log f̃(D + Δ0)``. r_t and m_t are ``variance`` and ``mean`` times a
+    course along the run, whose mean is 1: "increase" ∝ ᾱ_t/ᾱ_s, "decrease" ∝ 1 − ᾱ_t/ᾱ_s, or
+    "constant". Sizes are those of variance-preserving coordinates: on any schedule, with
+    n = √(α² + σ²), σ_t is σ_t/n_t and the gradient n_t² ∇_{x_t}. The solver `TimeTravel` does the
+    recurrences.
 
     Args:
-        scale: s, multiplies it all; 1 is the paper's.
+        scale: s, a factor of the whole push; 1 in the paper.
         loss: ℓ: any differentiable ``loss(x0) -> [B]``, an `Observation`, or the name of a loss of
             the run.
-        variance: the paper's ρ̄, the size of the step through the network; 0 leaves that alone.
+        variance: the paper's ρ̄, the size of the step through the network; with 0 the network is
+            not differentiated.
         mean: the paper's μ̄, the size of the steps on the clean estimate.
-        iterations: N, how many those are.
-        smoothing: γ̄, the deviation of the noise under the loss; 0 for none (no seeds are needed).
-        samples: how many n_i.
-        variance_course: of r_t: "increase", "decrease" or "constant".
-        mean_course: of m_t.
-        through: the pass it looks at, "cond", "uncond" or "neg"; by default the base.
+        iterations: N, the number of these steps.
+        smoothing: γ̄, the deviation of the noise in the loss; 0 for none, which needs no seeds.
+        samples: the number of n_i.
+        variance_course: the course of r_t: "increase", "decrease" or "constant".
+        mean_course: the course of m_t.
+        through: the pass of the clean estimate, "cond", "uncond" or "neg"; by default the base.
 
     1 evaluation and 1 gradient through the network a step, and N gradients of the loss. The step
     through the network is 0 at alpha = 0.
@@ -68,12 +68,8 @@ class TFG(Steered):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(self, self.name)
-        if (
-            not finite(self.variance)
-            or not finite(self.mean)
-            or not finite(self.smoothing)
-            or self.smoothing < 0
-        ):
+        sizes = (self.variance, self.mean, self.smoothing)
+        if not all(map(finite, sizes)) or self.smoothing < 0:
             raise ValueError(
                 "tfg: variance, mean and smoothing must be finite, and smoothing 0 or more, not "
                 f"{self.variance!r}, {self.mean!r} and {self.smoothing!r}"
@@ -92,23 +88,15 @@ class TFG(Steered):
     @property
     def traits(self) -> Traits:
         traits = super().traits
-        return replace(
-            traits,
-            reads_target=True,
-            differentiates=traits.differentiates if self.variance else None,
-        )
+        through = traits.differentiates if self.variance else None
+        return replace(traits, reads_target=True, differentiates=through)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         log_f, x0 = self._log_f(live), predictions[0].x0.detach()
         push = self._clean_steps(live.step, log_f, x0)
         if self.variance:
-            t = live.step.t
-            size = (
-                self.variance
-                * _along(self.variance_course, live.step)
-                * t.norm**2
-                * inverse_or_zero(t.alpha)
-            )
+            t, course = live.step.t, _along(self.variance_course, live.step)
+            size = self.variance * course * t.norm**2 * inverse_or_zero(t.alpha)
             push = push + expand(size, x0) * live.gradient(log_f, predictions[0])
         return push, live.state
 
@@ -126,7 +114,7 @@ class TFG(Steered):
 
 
 def _along(course: Course, step: Step) -> Value:
-    """Return where a course stands at ``step``; over the whole run it is 1 on average."""
+    """Return the value of a course at ``step``; its mean over the run is 1."""
     every = [_raw(course, *step.grid.step(i)[:2]) for i in range(step.grid.steps)]
     mean = sum(every) / len(every)
     return _raw(course, step.t, step.s) * inverse_or_zero(mean)

@@ -21,22 +21,21 @@ from ..expression import register
 @register
 @dataclass(frozen=True)
 class TPG(Perturbed):
-    """Token perturbation guidance: away from a network whose blocks get their tokens shuffled.
+    """Token perturbation guidance: away from a network whose blocks get shuffled tokens.
 
-    ``D̂ = c + s (c − c_p)``, where in c_p each of some blocks k gets ``S_k h`` in the place of its
-    tokens h; S_k is a permutation, drawn anew for each sample, step and block. The whole block
-    works on the shuffled tokens, its skip connection included, and they are not put back in order.
-    Only the picture's tokens are shuffled, not those of the text.
+    ``D̂ = c + s (c − c_p)``. In c_p some blocks k get ``S_k h`` instead of their tokens h, with a
+    permutation S_k drawn for each sample, step and block. The whole block works on the shuffled
+    tokens, its skip connection included, and their order is not restored. Only the picture's tokens
+    are shuffled, not those of the text.
 
     Args:
-        scale: s, usually 3. It means the same with cfg beside it and alone; no condition is needed.
+        scale: s, usually 3, alone or beside cfg. No condition is needed.
         layers: names of blocks, exactly; by default those in the middle. The paper shuffles most of
             the down blocks of SDXL.
         of: as in pag.
 
-    1 evaluation more than what it is added to. Linear, so it reads the same in every space. It
-    draws from the streams of the samples, so the run needs seeds; public code has one permutation
-    for the whole batch, from the global generator.
+    1 evaluation more than the other terms. Linear, so it is the same in every space. Needs the
+    samples' seeds; public code draws one permutation for the whole batch.
 
     References:
         Token Perturbation Guidance for Diffusion Models, https://arxiv.org/abs/2506.10036
@@ -51,7 +50,11 @@ class TPG(Perturbed):
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffledTokens:
-    """Blocks that get the picture's tokens in another order, one for each sample and block."""
+    """Shuffles the picture's tokens at the input of blocks, for each sample and block.
+
+    Args:
+        layers: names of blocks.
+    """
 
     layers: tuple[str, ...] = ()
     name: ClassVar[str] = "tpg"

@@ -19,20 +19,21 @@ from ..weights import finite
 class TSG(Contrast):
     """Time-step guidance: ``D̃ + s(D − D̃)``, D̃ of a network that gets the time ``t̃``.
 
-        t̃ = t + κ T (t/T)^p n,   n ~ N(0, 1), for each sample and step, T the length of the
-        schedule
+        t̃ = t + κ T (t/T)^p n
 
-    Only that time changes: x, and what the output means, keep the true level.
-    The paper adds such noise to the network's embedding of t, with a strength found for each
-    network; here it is added to t itself, which any network has.
+    n ~ N(0, 1) for each sample and step; T is the length of the schedule. Only the time changes: x
+    and the meaning of the output stay those of the true level. The paper adds such noise to the
+    network's embedding of t, with a strength tuned for each network. Here it is added to t, which
+    any network has.
 
     Args:
         scale: s, as in cfg.
         noise: κ, as a share of the schedule, positive.
-        power: p, how the noise falls towards data.
-        of: "cond" or "uncond": which prediction both are (uncond where no condition was given).
+        power: p, which makes the noise fall towards data.
+        of: the prediction of both passes: "cond" ("uncond" in a run without a condition), or
+            "uncond".
 
-    2 evaluations a step. Linear, so it reads the same in every space. Needs the samples' seeds, and
+    2 evaluations a step. Linear, so it is the same in every space. Needs the samples' seeds, and
     a network that gets the time (an edm network gets the noise ratio, and is refused).
 
     References:
@@ -66,15 +67,20 @@ class TSG(Contrast):
 
     def bad(self, step: Step) -> Pass:
         schedule = step.grid.schedule
-        return Pass(
-            cond=Slot(self.of),
-            edit=AnotherTime(self.noise, self.power, schedule.t_min, schedule.t_max),
-        )
+        edit = AnotherTime(self.noise, self.power, schedule.t_min, schedule.t_max)
+        return Pass(cond=Slot(self.of), edit=edit)
 
 
 @dataclass(frozen=True)
 class AnotherTime:
-    """The time with noise on it, within the schedule."""
+    """Adds noise to the time, within the schedule.
+
+    Args:
+        noise: κ, as a share of the schedule.
+        power: p, which makes the noise fall towards data.
+        low: the earliest time.
+        high: the latest time.
+    """
 
     noise: float
     power: float

@@ -19,16 +19,16 @@ from ..weights import finite
 @register
 @dataclass(frozen=True)
 class UGD(Steered):
-    """Universal guidance, forward: ``ε̂ = ε + s σ ∇_{x_t} ℓ(D(x_t))``, that is
-    ``D̂ = D − s (σ²/α) ∇_{x_t} ℓ``.
+    """Universal guidance, forward: ``ε̂ = ε + s σ ∇_{x_t} ℓ(D(x_t))``.
 
-    The backward part is the term ugd_backward; recurrences are the solver's: `TimeTravel`.
+    That is ``D̂ = D − s (σ²/α) ∇_{x_t} ℓ``. The backward part is the term ugd_backward; the solver
+    `TimeTravel` does the recurrences.
 
     Args:
         scale: s.
         loss: ℓ: any differentiable ``loss(x0) -> [B]``, an `Observation`, or the name of a loss of
             the run.
-        through: the pass it looks at, "cond", "uncond" or "neg"; by default the base.
+        through: the pass of the clean estimate, "cond", "uncond" or "neg"; by default the base.
 
     1 evaluation and 1 gradient through the network a step. The push is 0 at alpha = 0.
 
@@ -52,18 +52,17 @@ class UGD(Steered):
 @register
 @dataclass(frozen=True)
 class UGDBackward(Steered):
-    """Universal guidance, backward: ``D̂ = D + s Δ``, with Δ of m descent steps
-    ``Δ ← Δ − a ∇ℓ(D + Δ)``.
+    """Universal guidance, backward: ``D̂ = D + s Δ``, by m descent steps ``Δ ← Δ − a ∇ℓ(D + Δ)``.
 
-    They start at the estimate of the pass as it is, before any guidance; eps follows. With the
-    forward part: ``ugd(6) + ugd_backward(1, steps=10, rate=0.1)``.
+    The steps start at the estimate of the pass, before any guidance; eps follows. With the forward
+    part: ``ugd(6) + ugd_backward(1, steps=10, rate=0.1)``.
 
     Args:
-        scale: s, the share of Δ that is taken; 1 in the paper.
+        scale: s, the share of Δ; 1 in the paper.
         loss: ℓ, as in ugd.
         steps: m.
         rate: a.
-        through: the pass it looks at, "cond", "uncond" or "neg"; by default the base.
+        through: the pass of the clean estimate, "cond", "uncond" or "neg"; by default the base.
 
     1 evaluation a step, and m gradients of the loss.
 

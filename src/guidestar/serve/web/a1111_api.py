@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from anyio import to_thread
@@ -10,7 +11,8 @@ from fastapi import APIRouter, Request
 
 from ...io.images import read_settings
 from ...model.model import Model
-from ...sampling import SOLVERS
+from ...sampling.names import GRID_WORDS, get_solver, grid_of, write_solver
+from ..ticket import Ticket
 from .common import encode, owner_of, service_of, submit, wait
 from .errors import RefusedError
 from .job import Job
@@ -19,21 +21,13 @@ from .schemas import MEANT, Picture, SampleRequest, Task, Txt2Img
 
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
 
-SAMPLERS = {
-    "DDIM": "ddim",
-    "DDPM": "ddpm",
-    "DPM++ 2M": "dpmpp-2m",
-    "DPM++ 2M SDE": "sde-dpmpp-2m",
-    "Heun": "heun",
-}
-"""A1111's samplers, and our solvers."""
+SAMPLERS = (
+    *("Euler", "Euler a", "LMS", "Heun", "DDIM", "DDPM", "UniPC", "DEIS"),
+    *("DPM++ 2M", "DPM++ 2M SDE", "DPM++ 3M SDE", "DPM++ 2S a", "DPM++ 2M Karras"),
+)
+"""Samplers by A1111's names; every name that `get_solver` reads is taken."""
 
-SCHEDULERS = {
-    "karras": "karras",
-    "uniform": "uniform",
-    "sgm uniform": "trailing",
-    "automatic": None,
-}
+SCHEDULERS = {**GRID_WORDS, "automatic": None}
 """A1111's schedulers, and our grids; None for the model's own."""
 
 PREVIEW_EVERY = 5
@@ -137,11 +131,12 @@ def _info(job: Job, asked: Txt2Img, size: tuple[int, int], warnings: list[str]) 
 
 
 def _ignored(asked: Txt2Img) -> list[str]:
-    """Name the fields that mean nothing here and are not at their default."""
+    """Name the fields that mean nothing here, and are neither at their default nor off."""
+    off = (None, False, [], {}, "")
     return [
         f"{field} means nothing here"
         for field in sorted(asked.model_fields_set - MEANT)
-        if getattr(asked, field) not in (type(asked).model_fields[field].default, None, [], {}, "")
+        if getattr(asked, field) not in (type(asked).model_fields[field].default, *off)
     ]
 
 
@@ -167,17 +162,17 @@ def _sampler(asked: Txt2Img) -> tuple[str | None, str | None]:
     """
     name = asked.sampler_name or asked.sampler_index
     grid = None
-    if name is not None and name.lower().endswith(" karras"):
-        name, grid = name[: -len(" karras")], "karras"
-    ours = {**{theirs.lower(): own for theirs, own in SAMPLERS.items()}, **{s: s for s in SOLVERS}}
-    if name is not None and name.lower() not in ours:
-        raise _wrong(f"there is no sampler {name[:100]!r}; see /sdapi/v1/samplers", "sampler_name")
+    try:
+        grid = grid_of(name)
+    except ValueError as error:
+        text = f"there is no such sampler; see /sdapi/v1/samplers ({error})"
+        raise _wrong(text[:500], "sampler_name") from None
     if asked.scheduler is not None:
         if asked.scheduler.lower() not in SCHEDULERS:
             known = ", ".join(SCHEDULERS)
             raise _wrong(f"there is no scheduler of that name; there are {known}", "scheduler")
         grid = SCHEDULERS[asked.scheduler.lower()]
-    return None if name is None else ours[name.lower()], grid
+    return name, grid
 
 
 @router.get("/progress")
@@ -194,7 +189,7 @@ async def progress(
     done, steps = (ticket.steps_done, ticket.steps) if ticket else (0, 0)
     return {
         "progress": done / steps if steps else 0.0,
-        "eta_relative": 0.0,
+        "eta_relative": _seconds_left(ticket) if ticket else 0.0,
         "state": {
             "job": (job.task or job.id) if job else "",
             "job_count": len(jobs),
@@ -206,6 +201,14 @@ async def progress(
         "current_image": pictures[0] if pictures else None,
         "textinfo": f"place {ticket.place} in the queue" if ticket and ticket.place else None,
     }
+
+
+def _seconds_left(ticket: Ticket) -> float:
+    """Return about how long a request will take, at the speed that it has had so far."""
+    if ticket.started is None or not ticket.steps_done:
+        return 0.0
+    each = (time.monotonic() - ticket.started) / ticket.steps_done
+    return each * (ticket.steps - ticket.steps_done)
 
 
 @router.post("/interrupt")
@@ -225,8 +228,11 @@ async def png_info(asked: Picture) -> dict[str, Any]:
 
 @router.get("/samplers")
 async def samplers() -> list[dict[str, Any]]:
-    """List the samplers."""
-    return [{"name": theirs, "aliases": [own], "options": {}} for theirs, own in SAMPLERS.items()]
+    """List the samplers, each with its name here."""
+    return [
+        {"name": name, "aliases": [write_solver(get_solver(name))], "options": {}}
+        for name in SAMPLERS
+    ]
 
 
 @router.get("/sd-models")

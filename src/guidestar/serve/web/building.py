@@ -36,6 +36,8 @@ def build(model: Model, asked: SampleRequest, limits: Limits, *, resize: bool = 
     _check_texts(asked, limits)
     if asked.steps is not None:
         at_most("steps", asked.steps, limits.steps)
+    for scale in asked.scale if isinstance(asked.scale, list) else [asked.scale or 0.0]:
+        at_most("scale", abs(scale), limits.scale)
     guidance = None if asked.guidance is None else read_expression(asked.guidance, limits)
     start = None
     if asked.start is not None:
@@ -51,6 +53,7 @@ def build(model: Model, asked: SampleRequest, limits: Limits, *, resize: bool = 
         guidance=guidance,
         seeds=seeds,
         negative=asked.negative,
+        scale=asked.scale,
         steps=asked.steps,
         solver=asked.solver,
         grid=asked.grid,
@@ -154,7 +157,7 @@ def observe(
 
 
 def _options(seen: Seen, shape: tuple[int, int, int], limits: Limits) -> dict[str, Any]:
-    kind = OPERATORS[seen.operator]
+    kind: Any = OPERATORS[seen.operator]
     known = [f.name for f in fields(kind)]
     options: dict[str, Any] = {}
     for key, value in seen.options.items():

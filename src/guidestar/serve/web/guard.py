@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -18,8 +19,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-OPEN = ("/healthz", "/readyz", "/v1/images/")
-"""Paths without a key: probes, and pictures, whose address is a secret."""
+OPEN = re.compile(r"/healthz|/readyz|/v1/images/[0-9a-f]{24}/\d+\.png")
+"""What is read without a key: probes, and pictures, whose address is a secret."""
 
 access = logging.getLogger("guidestar.access")
 
@@ -82,7 +83,8 @@ class Guard:
             raise RefusedError(421, "wrong_host", f"this server is not {host[:100]!r}")
         client = scope.get("client") or ("unknown", 0)
         owner: str | None = f"client-{client[0]}"
-        if self.keys and not scope["path"].startswith(OPEN):
+        is_open = scope["method"] == "GET" and OPEN.fullmatch(scope["path"])
+        if self.keys and not is_open:
             kind, _, key = headers.get(b"authorization", "").partition(" ")
             key = key.strip() if kind.lower() == "bearer" else headers.get(b"x-api-key", "")
             owner = self.keys.owner(key)

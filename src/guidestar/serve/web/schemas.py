@@ -11,13 +11,13 @@ Name = Annotated[str, Field(max_length=100_000)] | Annotated[int, Field(ge=0, le
 """A class, by its name or index, or a prompt."""
 
 
-class Strict(BaseModel):
+class _Strict(BaseModel):
     """A body whose unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Seen(Strict):
+class Seen(_Strict):
     """What was observed of the picture that is looked for."""
 
     image: str = Field(description="The observed picture, base64 of a PNG or JPEG.")
@@ -33,7 +33,7 @@ class Seen(Strict):
     )
 
 
-class SampleRequest(Strict):
+class SampleRequest(_Strict):
     """Samples to make; what is left out is as the model's card recommends."""
 
     model: str | None = Field(
@@ -44,6 +44,9 @@ class SampleRequest(Strict):
     )
     guidance: str | None = Field(default=None, description="An expression, e.g. 'cfg(3) + pag(1)'.")
     negative: Name | None = Field(default=None, description="What cfg moves away from.")
+    scale: float | list[float] | None = Field(
+        default=None, description="Of a student that takes it as an input: one, or one a sample."
+    )
     n: int = Field(default=1, ge=1, description="Samples, of the seeds seed, seed + 1, …")
     seed: Seed | None = Field(default=None, description="Of the first sample; random by default.")
     seeds: list[Seed] | None = Field(
@@ -67,7 +70,7 @@ class SampleRequest(Strict):
     )
 
 
-class PlanRequest(Strict):
+class PlanRequest(_Strict):
     """A run to plan."""
 
     model: str | None = None
@@ -79,7 +82,7 @@ class PlanRequest(Strict):
     grid: str | None = None
 
 
-class ImagesRequest(Strict):
+class ImagesRequest(_Strict):
     """OpenAI's request for images, with the fields that other servers of diffusion models add."""
 
     prompt: str
@@ -106,7 +109,7 @@ class ImagesRequest(Strict):
     user: str | None = None
 
 
-class Txt2Img(Strict):
+class Txt2Img(_Strict):
     """A1111's request; fields that mean nothing here are taken at their default, and named in a
     warning otherwise.
     """
@@ -196,13 +199,13 @@ MEANT = frozenset(
 """Fields of A1111 that mean something here."""
 
 
-class Picture(Strict):
+class Picture(_Strict):
     """A picture whose settings are read."""
 
     image: str
 
 
-class Task(Strict):
+class Task(_Strict):
     """One's own task; all of one's own, where none is named."""
 
     id_task: str | None = Field(default=None, max_length=200)

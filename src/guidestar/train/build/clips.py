@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...data.latents import pictures_of
 from ...data.source import Source
 from ...diffusers.read.encoders import TextEncoder, read_tokenizer
 from ...io.files import name_write_errors, whole_or_not
@@ -30,9 +31,19 @@ def build_clip(spec: CLIPPart, part: str, source: Source, out: Path | None) -> B
 def build_noisy_clip(recipe: Recipe, spec: VisionPart, source: Source, out: Path | None) -> Built:
     """Make a fresh noise-aware image tower, beside the frozen text tower of the recipe's CLIP."""
     assert recipe.clip is not None  # the recipe was checked
-    clip = fresh_clip(recipe.clip, "clip", source, out)
+    clip = fresh_clip(recipe.clip, "clip", pictures_of(source), out)
+    if source.shape[1] % spec.patch:
+        raise ValueError(
+            f"noisy_clip.patch: samples of {list(source.shape)} cannot be cut into patches of "
+            f"{spec.patch}"
+        )
     sizes = spec.model_dump(exclude={"shift", "train"})
-    shared = {"size": source.shape[1], "embed": recipe.clip.embed, "noise_aware": True}
+    shared = {
+        "size": source.shape[1],
+        "channels": source.shape[0],
+        "embed": recipe.clip.embed,
+        "noise_aware": True,
+    }
     copies = copies_of(spec.train)
     clip.vision = within_memory(lambda: make_vision(**shared, **sizes), copies)
     if not torch.cuda.is_available():

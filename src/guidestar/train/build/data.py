@@ -11,25 +11,38 @@ import torch
 
 from ...data import fashion_mnist
 from ...data.folders import image_folder, parquet
+from ...data.latents import Latents, Unencoded, check_spread, latents
 from ...data.pictures import PictureFormat, Pictures
 from ...data.shards import Shards
-from ...data.source import Column, InMemory, Source, split
-from ...data.tensors import Standardised, Standardiser, latents, tensors
+from ...data.source import Column, InMemory, Source, Subset, split
+from ...data.tensors import Standardised, Standardiser, tensors
 from ...diffusers.read.safetensors_io import read_module
 from ...diffusers.read.vae import encoded as into_latents
 from ...io.documents import read_json
 from ..recipe.schema import Recipe
-from ..recipe.tables import Data
+from ..recipe.tables import OWN_VAE, Data
+from .autoencoders import fresh_autoencoder, latent_shape, vae_folder
 
 
 def sources(
-    recipe: Recipe, bad: Callable[[str], None] | None = None
+    recipe: Recipe,
+    bad: Callable[[str], None] | None = None,
+    out: Path | None = None,
+    *,
+    vae: Any = None,
 ) -> tuple[Source, Source | None]:
     """Return the data to train on, and those held out to measure on (None of a stream).
 
     Args:
         recipe: the recipe.
         bad: called with a line about each picture that is skipped.
+
+    Args:
+        recipe: whose ``data`` to read.
+        bad: called with a line on each picture that is skipped.
+        out: where the recipe's own autoencoder is, once it is trained; until then its latents are
+            `Unencoded`.
+        vae: encodes in the place of the recipe's own autoencoder, e.g. that of a finished model.
 
     Raises:
         FileNotFoundError: the data are missing.
@@ -38,10 +51,41 @@ def sources(
     spec = recipe.data
     if spec.kind == "fashion-mnist":
         return _fashion("train", spec.path), _fashion("test", spec.test or spec.path)
-    whole = _read(spec, spec.path or "", bad, recipe.seed)
+    whole = _read(recipe, spec, spec.path or "", bad)
+    test = _to_test(recipe, whole, bad) if spec.test else None
+    if spec.vae:
+        whole = in_latents(recipe, whole, out, vae=vae)
+        test = None if test is None else in_latents(recipe, test, out, vae=vae)
     if spec.test:
-        return whole, _to_test(spec, whole, bad)
+        return whole, test
     return split(whole, 0.0 if whole.size is None else spec.holdout, recipe.seed)
+
+
+def in_latents(recipe: Recipe, source: Source, out: Path | None, *, vae: Any = None) -> Source:
+    """Return the latents of pictures, or of what stands for them, by the recipe's autoencoder.
+
+    Args:
+        recipe: whose ``data.vae`` encodes.
+        source: pictures; or latents and what stands for them, which are encoded anew.
+        out, vae: as of `sources`.
+
+    Raises:
+        ValueError: the latents have no spread.
+    """
+    if isinstance(source, Subset):
+        return Subset(source=in_latents(recipe, source.source, out, vae=vae), kept=source.kept)
+    pictures: Any = source.pictures if isinstance(source, Latents | Unencoded) else source
+    folder, spec = vae_folder(recipe, out), recipe.data
+    own = spec.vae == OWN_VAE
+    if folder is not None or (own and vae is not None):
+        beside = out if own and out else Path(spec.path or "").parent
+        encoder = vae if own and vae is not None else read_module(str(folder))
+        cache = Path(spec.cache) if spec.cache else beside / ".latents"
+        return encode_pictures(pictures, encoder, cache)
+    assert recipe.autoencoder is not None  # the recipe was checked
+    fresh = fresh_autoencoder(recipe.autoencoder, pictures.shape).eval().requires_grad_(False)
+    shape = latent_shape(recipe.autoencoder, pictures.shape)
+    return Unencoded(pictures=pictures, encode=lambda x: into_latents(fresh, x), latent_shape=shape)
 
 
 def _fashion(which: str, folder: str | None) -> Source:
@@ -53,8 +97,9 @@ def _fashion(which: str, folder: str | None) -> Source:
     )
 
 
-def _to_test(spec: Data, whole: Source, bad: Callable[[str], None] | None) -> Source:
+def _to_test(recipe: Recipe, whole: Source, bad: Callable[[str], None] | None) -> Source:
     """Read the data to measure on, in the units of those to train on."""
+    spec = recipe.data
     still = spec.model_copy(
         update={
             "flip": False,
@@ -63,7 +108,7 @@ def _to_test(spec: Data, whole: Source, bad: Callable[[str], None] | None) -> So
             "classes": spec.classes or _classes(whole),
         }
     )
-    test, scale = _read(still, str(spec.test), bad), standardiser_of(whole)
+    test, scale = _read(recipe, still, str(spec.test), bad), standardiser_of(whole)
     one, other = (
         f"samples of {list(source.shape)} with {', '.join(source.columns) or 'no columns'}"
         for source in (whole, test)
@@ -92,13 +137,19 @@ def standardiser_of(source: Source | None) -> Standardiser | None:
     return source.scale if source is not None else None
 
 
-def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 0) -> Source:
+def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | None) -> Source:
     channels = (
         read_json(Path(spec.vae) / "config.json").get("in_channels", 3)
-        if spec.vae
+        if spec.vae and spec.vae != OWN_VAE
         else spec.channels
     )
-    format = PictureFormat(size=spec.size, channels=channels, crop=spec.crop, flip=spec.flip)
+    format = PictureFormat(
+        size=spec.size,
+        channels=channels,
+        crop=spec.crop,
+        flip=spec.flip,
+        enlarge=recipe.autoencoder is None,
+    )
     cache = Path(spec.cache) if spec.cache else None
     if spec.kind == "tensors":
         held = tensors(path, columns=spec.columns, classes=spec.classes)
@@ -111,7 +162,7 @@ def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 
             format,
             classes=spec.classes,
             buffer=spec.shuffle,
-            seed=seed,
+            seed=recipe.seed,
             max_bad=spec.max_bad,
             say=bad,
         )
@@ -125,13 +176,16 @@ def _read(spec: Data, path: str, bad: Callable[[str], None] | None, seed: int = 
         cache=cache,
         say=bad,
     )
-    return encode_pictures(found, spec, path) if spec.vae else found
+    return found
 
 
 @torch.no_grad()
-def encode_pictures(source: Pictures, spec: Data, path: str) -> Source:
-    """Return the latents of pictures (`guidestar.diffusers.read.vae.encoded`)."""
-    vae: Any = read_module(str(spec.vae))
+def encode_pictures(source: Pictures, vae: Any, cache: Path) -> Source:
+    """Return the latents of pictures (`guidestar.diffusers.read.vae.encoded`), kept in ``cache``.
+
+    Raises:
+        ValueError: they have no spread.
+    """
     where = "cuda" if torch.cuda.is_available() else "cpu"
     vae.to(where)
     digest = hashlib.blake2b(repr(sorted(vae.config.items())).encode(), digest_size=12)
@@ -140,9 +194,6 @@ def encode_pictures(source: Pictures, spec: Data, path: str) -> Source:
     digest.update(
         source.pixels.numpy()  # type: ignore[reportArgumentType]
     )  # by what they are made of, not where that lies: files may change in place
-    return latents(
-        source,
-        lambda x: into_latents(vae, x.to(where)),
-        Path(spec.cache or Path(path).parent / ".latents"),
-        key=digest.hexdigest(),
-    )
+    found = latents(source, lambda x: into_latents(vae, x.to(where)), cache, key=digest.hexdigest())
+    check_spread(found.x)
+    return found

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ...core.rng import Draw
+from ...data.latents import pictures_of
 from ...data.source import Column, Source
 from ...diffusers.read.clip import find_text
 from ...diffusers.read.encoders import TextEncoder, is_masked
@@ -31,12 +32,21 @@ from ...networks.cpu_fastpath import plain_attention
 from ..objectives import classification as supervised
 from ..objectives.denoising import Conditional
 from ..objectives.objective import Built, Objective
-from ..recipe.parts import PARTS, ClassifierPart, CLIPPart, NetworkPart, VisionPart
+from ..recipe.parts import (
+    OF_PICTURES,
+    PARTS,
+    AutoencoderPart,
+    ClassifierPart,
+    CLIPPart,
+    NetworkPart,
+    VisionPart,
+)
 from ..recipe.schema import Recipe
 from ..recipe.tables import ConditionSpec
+from .autoencoders import build_autoencoder
 from .clips import build_clip, build_noisy_clip, fresh_clip
 from .limits import check_batch, copies_of, within_memory
-from .schedules import denoising, process
+from .schedules import denoising, objective_of, process
 
 
 def chosen_conditions(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSpec]:
@@ -61,6 +71,11 @@ def chosen_conditions(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str
     return chosen
 
 
+def seen_by(part: str, source: Source) -> Source:
+    """Return what a part learns from: the data as they are, or the pictures behind latents."""
+    return pictures_of(source) if part in OF_PICTURES else source
+
+
 def build_part(recipe: Recipe, part: str, source: Source, out: Path | None = None) -> Built:
     """Make a part's fresh network (weights from the recipe's seed), its objective, and its target.
 
@@ -74,10 +89,12 @@ def build_part(recipe: Recipe, part: str, source: Source, out: Path | None = Non
         ValueError: network, conditions and data do not fit.
     """
     torch.manual_seed(recipe.seed + PARTS.index(part))
-    spec = getattr(recipe, part)
+    spec, source = getattr(recipe, part), seen_by(part, source)
     at_once = -(-spec.train.batch // spec.train.accumulate)
     size = 8 if spec.train.precision == "float64" else 4
     check_batch(at_once // int(os.environ.get("WORLD_SIZE", "1")), math.prod(source.shape) * size)
+    if isinstance(spec, AutoencoderPart):
+        return build_autoencoder(spec, source)
     if isinstance(spec, NetworkPart):
         return _build_model(recipe, spec, source, out)
     if isinstance(spec, CLIPPart):
@@ -104,7 +121,14 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | 
     text_width = next(iter(widths), None)
 
     def make() -> nn.Module:
-        return _network(spec, source.shape, columns, embedded=embedded, text_width=text_width)
+        return _network(
+            spec,
+            source.shape,
+            columns,
+            embedded=embedded,
+            text_width=text_width,
+            outputs=2 if recipe.objective.variance == "learned" else 1,
+        )
 
     net = make() if ":" in spec.network else within_memory(make, copies_of(spec.train))
     if (
@@ -124,7 +148,9 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | 
         name: spec.condition_dropout if s.dropout is None else s.dropout
         for name, s in specs.items()
     }
-    objective = Conditional(denoising=denoising(recipe), dropout=rates, joint=recipe.joint_dropout)
+    objective = Conditional(
+        denoising=objective_of(recipe), dropout=rates, joint=recipe.joint_dropout
+    )
     return Built(
         module=ConditionalModel(denoiser, encoder), objective=objective, prepare=encoder.rows
     )
@@ -139,7 +165,7 @@ def _text(
             f'conditions.{name}.encoder = "clip" (the recipe\'s own), or a name or folder'
         )
     if spec.encoder == "clip" and recipe.clip is not None:
-        clip = fresh_clip(recipe.clip, "clip", source, out)
+        clip = fresh_clip(recipe.clip, "clip", pictures_of(source), out)
         return TextEncoder(
             clip.text.requires_grad_(False), clip.tokenizer, layer=spec.layer, output=spec.output
         )
@@ -154,6 +180,7 @@ def _network(
     *,
     embedded: bool,
     text_width: int | None,
+    outputs: int = 1,
 ) -> nn.Module:
     image = len(shape) == 3
     if spec.network == "unet":
@@ -195,9 +222,9 @@ def _network(
         )
     if ":" in spec.network:
         return networks.from_callable(spec.network, spec.config)
-    return networks.own_dropout_off(
-        networks.from_diffusers(spec.network, _filled(spec, shape, columns, embedded, text_width))
-    )
+    filled = _filled(spec, shape, columns, embedded, text_width, outputs)
+    net = networks.own_dropout_off(networks.from_diffusers(spec.network, filled))
+    return networks.adaln_zero(net) if spec.network == "DiTTransformer2DModel" else net
 
 
 def _filled(
@@ -206,17 +233,18 @@ def _filled(
     columns: Mapping[str, Column],
     embedded: bool,
     text_width: int | None,
+    outputs: int,
 ) -> JSONObject:
     """Return a Diffusers network's settings, completed by those that the data determine."""
     config: JSONObject = {"in_channels": shape[0], "sample_size": shape[-1]}
     if spec.network.startswith("UNet2D"):
-        config |= {"out_channels": shape[0]} | (
+        config |= {"out_channels": outputs * shape[0]} | (
             {"class_embed_type": "identity"} if embedded else {}
         )
         config |= {} if text_width is None else {"cross_attention_dim": text_width}
     if spec.network == "PixArtTransformer2DModel":
         config |= {
-            "out_channels": shape[0],
+            "out_channels": outputs * shape[0],
             "use_additional_conditions": False,
             "caption_channels": text_width,
         }
@@ -226,7 +254,7 @@ def _filled(
         }
     if spec.network == "DiTTransformer2DModel":
         config |= {
-            "out_channels": shape[0],
+            "out_channels": outputs * shape[0],
             "num_embeds_ada_norm": max([len(c.classes) for c in columns.values()] or [1]),
         }
     return {**config, **spec.config}
@@ -239,12 +267,27 @@ def _encode(column: Column, name: str, net: nn.Module, source: Source) -> nn.Mod
                 f"DiT takes a class, not the {column.kind} {name!r}; leave it out of the "
                 "conditions, or use another network"
             )
-        return LabelEncoder(column.classes)
+        return LabelEncoder(column.classes, _null_of(net, column))
     width = _condition_width(net)
     if column.kind == "class":
         return ClassEncoder(column.classes, width)
     mean, std = _statistics(source, name, column.width)
     return VectorEncoder(column.width, width, mean, std)
+
+
+def _null_of(net: Any, column: Column) -> int | None:
+    """Return the label that means no class in a DiT of more labels than there are classes.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    count = net.config["num_embeds_ada_norm"]
+    if count < len(column.classes):
+        raise ValueError(
+            f"model.config: num_embeds_ada_norm must be at least the {len(column.classes)} classes "
+            f"of the data, not {count}"
+        )
+    return None if count == len(column.classes) else count
 
 
 def _condition_width(net: nn.Module) -> int:

@@ -6,7 +6,9 @@ from ...core.levels import VE, VP, Flow
 from ...diffusers.read.scheduler import Process
 from ...io.documents import JSONObject
 from ..objectives.denoising import Denoising
+from ..objectives.hybrid import Hybrid
 from ..objectives.level_distributions import LogitNormal, UniformTime
+from ..objectives.objective import Objective
 from ..objectives.weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform
 from ..recipe.schema import Recipe
 
@@ -82,7 +84,7 @@ def denoising(recipe: Recipe) -> Denoising:
     times = (
         LogitNormal(mean=levels.mean, std=levels.std, data_std=levels.data_std)
         if levels.kind == "logit-normal"
-        else UniformTime()
+        else UniformTime(discrete=o.variance == "learned")
     )
     weightings = {
         "uniform": lambda: Uniform(space="x0" if p.predicts == "edm" else p.predicts),
@@ -96,3 +98,11 @@ def denoising(recipe: Recipe) -> Denoising:
         levels=times,
         weighting=weightings[o.weighting or ("edm" if p.predicts == "edm" else "uniform")](),
     )
+
+
+def objective_of(recipe: Recipe) -> Objective:
+    """Return what trains a denoiser: the error of its mean, and where it learns its variance the
+    variational bound.
+    """
+    simple, o = denoising(recipe), recipe.objective
+    return Hybrid(simple=simple, weight=o.bound) if o.variance == "learned" else simple

@@ -16,7 +16,9 @@ from ...networks.conditional import ConditionalModel
 from ..recipe.schema import Recipe
 
 
-def read_parts(recipe: Recipe, part: str, module: nn.Module) -> dict[str, str]:
+def read_parts(
+    recipe: Recipe, part: str, module: nn.Module, vae: Path | None = None
+) -> dict[str, str]:
     """Return digests of what a part reads from elsewhere, by name, for its checkpoint.
 
     With another VAE, tokenizer or text encoder a training cannot go on, as latents and tokens
@@ -26,10 +28,9 @@ def read_parts(recipe: Recipe, part: str, module: nn.Module) -> dict[str, str]:
         recipe: the recipe.
         part: the part that is trained.
         module: the part's network, with the weights that it starts from.
+        vae: folder of the autoencoder whose latents it learns.
     """
-    found = (
-        {} if recipe.data.vae is None else {"data.vae (its files)": of_files(Path(recipe.data.vae))}
-    )
+    found = {} if vae is None else {"data.vae (its files)": of_files(vae)}
     for name, encoder in _texts(recipe, part, module):
         found[f"{name} (its tokenizer)"] = of_tokenizer(encoder.tokenizer)
         frozen = not any(p.requires_grad for p in encoder.text.parameters())

@@ -38,11 +38,18 @@ class Denoising(Objective):
         """Return the loss ``[B]`` of the denoiser ``net`` on ``x0 [B, *S]`` under the condition
         ``target``.
         """
+        level, x_t = self.noised(x0, draw)
+        out = net(x_t, level, target)
+        return self.error(out.x0 if isinstance(out, Prediction) else out, x0, level)
+
+    def noised(self, x0: Tensor, draw: Draw) -> tuple[Level, Tensor]:
+        """Draw levels, and return them with ``x_t [B, *S]``."""
         level = self.levels(self.schedule, draw)
         noise = draw.normal_like("noise", x0)
-        x_t = expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * noise
-        out = net(x_t, level, target)
-        denoised = out.x0 if isinstance(out, Prediction) else out
+        return level, expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * noise
+
+    def error(self, denoised: Tensor, x0: Tensor, level: Level) -> Tensor:
+        """Return the weighted squared error ``[B]`` of clean estimates ``[B, *S]``."""
         # The root is taken before squaring: at high noise a weight may be tiny where the error is
         # large.
         return (
@@ -89,7 +96,7 @@ class Conditional(Objective):
         joint: how often all of them are.
     """
 
-    denoising: Denoising
+    denoising: Objective
     dropout: Mapping[str, float]
     joint: float = 0.0
 

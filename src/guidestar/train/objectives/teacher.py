@@ -17,6 +17,7 @@ from ...core.passes import Net
 from ...core.prediction import Prediction
 from ...core.rng import Draw
 from ...guidance import Guidance, Guided, parse
+from ...guidance.reuse import initial_state
 from ...networks.condition_encoders import Conditions
 from ...networks.guidance_scale import KEY
 from .denoising import dropped
@@ -122,7 +123,7 @@ class Teacher:
                 else "changes its weight along the steps of a run (schedule)"
                 if term.schedule is not None
                 else "keeps a state from step to step"
-                if term.start(torch.zeros(1, 1))
+                if initial_state(term, torch.zeros(1, 1))
                 else None
             )
             if reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -9,10 +10,20 @@ from pydantic import Field, model_validator
 from ...io.documents import JSONObject
 from .strict import Depth, Pixels, Rate, Shares, Strict, Width, Widths
 
-PARTS = ("model", "weak", "classifier", "judge", "clip", "noisy_clip", "measuring_clip")
+PARTS = (
+    *("model", "weak", "classifier", "judge", "clip", "noisy_clip", "measuring_clip"),
+    "autoencoder",
+)
 """All parts; a part's place here goes into its seed."""
-ORDER = ("clip", "measuring_clip", "model", "weak", "noisy_clip", "classifier", "judge")
-"""The order they are trained in: the text encoder before what it is the encoder of."""
+ORDER = (
+    *("autoencoder", "clip", "measuring_clip", "model", "weak", "noisy_clip", "classifier"),
+    "judge",
+)
+"""The order they are trained in: what makes latents before what learns them, the text encoder
+before what it is the encoder of.
+"""
+OF_PICTURES = ("autoencoder", "clip", "measuring_clip", "judge")
+"""The parts that learn from pictures, also where the others learn from their latents."""
 
 
 class Training(Strict):
@@ -155,3 +166,72 @@ class CLIPPart(Strict):
     length: int = Field(default=24, gt=2, le=16_384)
     shift: int = Field(default=0, ge=0, le=16_384)
     train: Training
+
+
+class AutoencoderPart(Strict):
+    """An autoencoder of Diffusers, trained on the recipe's pictures.
+
+    Args:
+        network: which of Diffusers' classes.
+        widths: channels of each resolution; each further one halves the side. AutoencoderTiny has
+            one width for all.
+        layers: blocks at each resolution.
+        groups: of AutoencoderKL's group normalisations.
+        latent_channels: of its latents.
+        config: further settings of the class.
+        scales: how often pictures are halved, for the error of what is coarse.
+        kl: weight of the Kullback-Leibler divergence, of AutoencoderKL.
+        spread: how its config states the latents' mean and spread: by "channel" (latents_mean and
+            latents_std, of AutoencoderKL) or one "scalar" (scaling_factor).
+    """
+
+    network: Literal["AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"] = "AutoencoderKL"
+    widths: Widths
+    layers: Depth = 1
+    groups: Width = 8
+    latent_channels: Width = 4
+    config: JSONObject = Field(default_factory=dict, strict=False)
+    scales: int = Field(default=2, ge=0, le=10)
+    kl: float = Field(default=0.0, ge=0)
+    spread: Literal["channel", "scalar"] | None = None
+    train: Training
+
+    @model_validator(mode="after")
+    def _check(self) -> AutoencoderPart:
+        kind = self.network
+        if kind == "AutoencoderKL":
+            _check_groups(self.widths, self.groups)
+        if kind == "AutoencoderTiny" and len(set(self.widths)) > 1:
+            raise ValueError(
+                f"an AutoencoderTiny has one width at all resolutions, not {self.widths[0]} and "
+                f"{next(w for w in self.widths if w != self.widths[0])}"
+            )
+        if kind != "AutoencoderKL" and self.kl:
+            raise ValueError(f"kl is of AutoencoderKL; {kind} has no posterior, so leave kl out")
+        if kind != "AutoencoderKL" and self.spread == "channel":
+            raise ValueError(
+                f"an {kind} has no latents_mean and latents_std in its config; write "
+                'spread = "scalar"'
+            )
+        if kind == "AutoencoderDC":
+            self._check_shortcuts()
+        return self
+
+    def _check_shortcuts(self) -> None:
+        """Its blocks add averages and repeats of what comes in, so channels must divide evenly."""
+        if self.widths[-1] % self.latent_channels:
+            raise ValueError(
+                f"an AutoencoderDC's last width must be a multiple of latent_channels "
+                f"({self.latent_channels}), not {self.widths[-1]}"
+            )
+        for one, other in itertools.pairwise(self.widths):
+            if other % 4 or 4 * one % other:
+                raise ValueError(
+                    "an AutoencoderDC's widths must, after the first, be multiples of 4 that "
+                    f"divide four times the one before, and {other} after {one} is not"
+                )
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether its config states mean and spread of each channel."""
+        return self.network == "AutoencoderKL" and self.spread != "scalar"

@@ -2,8 +2,9 @@
 
 A recipe trains some parts, each with its own checkpoint, from which a stopped run goes on: the
 ``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` (or regressor) that guides,
-and a clean ``judge`` that guides nothing and only measures. With captions: a ``clip`` whose text
-tower encodes them, a ``noisy_clip`` that guides, and a ``measuring_clip`` that guides nothing.
+and a clean ``judge`` that guides nothing and only measures. With pictures: an ``autoencoder``,
+whose latents the others then learn. With captions: a ``clip`` whose text tower encodes them, a
+``noisy_clip`` that guides, and a ``measuring_clip`` that guides nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +20,24 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from ...core.denoiser import Output
 from ...io.files import check_name
-from .parts import ORDER, PARTS, ClassifierPart, CLIPPart, NetworkPart, Training, VisionPart
+from .parts import (
+    ORDER,
+    PARTS,
+    AutoencoderPart,
+    ClassifierPart,
+    CLIPPart,
+    NetworkPart,
+    Training,
+    VisionPart,
+)
 from .strict import Rate, Strict
-from .tables import ConditionSpec, Data, Export, Levels, Noise, Preview, Target
+from .tables import OWN_VAE, ConditionSpec, Data, Export, Levels, Noise, Preview, Target
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 __all__ = [
+    "AutoencoderPart",
     "CLIPPart",
     "ClassifierPart",
     "ConditionSpec",
@@ -45,7 +56,7 @@ __all__ = [
 
 
 BESIDE = frozenset(
-    ("parts", "snapshots", "previews", "tensorboard", "tokenizers", "batch.png", ".lock")
+    ("parts", "snapshots", "previews", "tensorboard", "tokenizers", "vae", "batch.png", ".lock")
 )
 """Names that a training uses beside the model's folder, which is named after the recipe."""
 
@@ -79,6 +90,7 @@ class Recipe(Strict):
     clip: CLIPPart | None = None
     noisy_clip: VisionPart | None = None
     measuring_clip: CLIPPart | None = None
+    autoencoder: AutoencoderPart | None = None
     preview: Preview = Preview()
     export: Export = Export()
 
@@ -111,7 +123,54 @@ class Recipe(Strict):
         ] + ["noisy_clip"] * (self.noisy_clip is not None)
         if needy and self.clip is None:
             raise ValueError(f"{needy[0]} needs the recipe to train a clip: add a table [clip]")
+        self._check_variance()
+        self._check_autoencoder()
         return self
+
+    def _check_variance(self) -> None:
+        if self.objective.variance == "fixed":
+            return
+        if self.schedule.kind != "vp" or self.levels.kind != "uniform":
+            raise ValueError(
+                "objective.variance: the bound that trains it is a sum over the times of a table; "
+                'write schedule.kind = "vp" and levels.kind = "uniform"'
+            )
+        for part in ("model", "weak"):
+            spec = getattr(self, part)
+            if spec is not None and (spec.network in ("unet", "sequence") or ":" in spec.network):
+                raise ValueError(
+                    f"{part}.network: a variance is learned by a network of Diffusers that returns "
+                    f'twice its channels, e.g. "DiTTransformer2DModel", not by {spec.network!r}'
+                )
+
+    def _check_autoencoder(self) -> None:
+        own = self.data.vae == OWN_VAE
+        if own and self.autoencoder is None:
+            raise ValueError(
+                f"data.vae = {OWN_VAE!r} needs the recipe to train one: add a table [autoencoder]"
+            )
+        if self.autoencoder is None:
+            return
+        if self.data.kind not in ("images", "parquet"):
+            raise ValueError(
+                f"autoencoder: it learns from images or parquet, not from {self.data.kind!r}"
+            )
+        if not own:
+            raise ValueError(
+                "autoencoder: nothing would use it; say that the model works on its latents, "
+                f'data.vae = "{OWN_VAE}"'
+            )
+        halvings = len(self.autoencoder.widths) - 1
+        if self.data.size % 2**halvings:
+            raise ValueError(
+                f"autoencoder.widths: {halvings + 1} widths halve pictures {halvings} times, which "
+                f"a size of {self.data.size} does not allow"
+            )
+        if self.data.size < 2 ** max(halvings, self.autoencoder.scales):
+            raise ValueError(
+                f"autoencoder.scales: pictures of {self.data.size} cannot be halved "
+                f"{self.autoencoder.scales} times"
+            )
 
     def predicts(self) -> Output:
         """Return what the network predicts."""

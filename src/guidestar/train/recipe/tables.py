@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 from ...diffusers.guidance_file import GuidanceRecipe
 from .strict import Pixels, Rate, StepCount, Strict, Words
 
+OWN_VAE = "autoencoder"
+"""The value of ``data.vae`` for the autoencoder that the recipe trains."""
 DataKind = Literal["images", "parquet", "shards", "tensors", "fashion-mnist"]
 """The kinds of training data."""
 
@@ -26,7 +28,8 @@ class Data(Strict):
         size, channels, crop, flip: of images.
         max_bad: how many unreadable images to skip before giving up.
         cache: folder of decoded images or latents, for data larger than memory.
-        vae: a Diffusers AutoencoderKL, by path; the model then works on its latents.
+        vae: an autoencoder of Diffusers, by path, or "autoencoder" for the recipe's own; the model
+            then works on its latents.
         standardise: tensors are brought to zero mean and unit variance by channel.
         holdout: share of the samples kept aside, to measure on.
         test: folder or file of other data to measure on, in place of ``holdout``.
@@ -149,12 +152,17 @@ class Target(Strict):
             "sigmoid".
         gamma: of min-snr.
         bias: of sigmoid.
+        variance: "learned": the network predicts its reverse variance too (2C channels), trained by
+            the variational bound at whole times; of a network of Diffusers, on vp.
+        bound: weight of the variational bound.
     """
 
     predicts: Literal["v", "eps", "x0", "velocity", "edm"] | None = None
     weighting: Literal["uniform", "min-snr", "snr+1", "edm", "sigmoid"] | None = None
     gamma: float = Field(default=5.0, gt=0)
     bias: float = 0.0
+    variance: Literal["fixed", "learned"] = "fixed"
+    bound: float = Field(default=0.001, gt=0)
 
 
 class Preview(Strict):

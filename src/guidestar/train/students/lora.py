@@ -228,7 +228,7 @@ def distil_lora(
 
 
 def _network_of(model: Model, folder: str) -> Any:
-    from ...model.model import network_of
+    from ...diffusers.export import network_of
 
     network = network_of(model.denoiser)
     if dict(getattr(network, "config", {})).get("guidance_embeds"):
@@ -295,7 +295,7 @@ def write_lora(student: Adapted, pipeline: str, out: Path) -> Path:
 
     index = Path(pipeline) / "model_index.json"
     name = read_json(index).get("_class_name") if index.is_file() else None
-    kind = getattr(diffusers, str(name), None)
+    kind: Any = getattr(diffusers, str(name), None)
     if not hasattr(kind, "save_lora_weights"):
         raise ValueError(f"{pipeline}: a {name} loads no LoRA in Diffusers {diffusers.__version__}")
     part = "unet" if type(student.network).__name__.startswith("UNet") else "transformer"

@@ -29,7 +29,7 @@ from ..objectives.teacher import Teacher
 from ..progress import Reporter
 from ..recipe.parts import NetworkPart, Training
 from ..recipe.schema import Recipe
-from ..recipe.tables import Data
+from ..recipe.tables import OWN_VAE, Data
 from ..run import checkpoint
 from .recipe import Distillation
 from .stages import as_teacher, build_stage, default_scale, fresh_student, teacher_of, training
@@ -62,7 +62,13 @@ def read_lesson(recipe: Distillation, say: Callable[[str], None] | None = None) 
             learned.
     """
     model = load(recipe.student.teacher)
-    source = sources(_data_recipe(data_of(recipe, model)), say)[0]
+    data = data_of(recipe, model)
+    if data.vae == OWN_VAE:
+        raise ValueError(
+            f"{recipe.student.teacher} works on latents of its own autoencoder; name its folder in "
+            f'the recipe: [data] … vae = "{recipe.student.teacher}/vae"'
+        )
+    source = sources(_data_recipe(data), say)[0]
     teacher = teacher_of(model, recipe.student, source)
     networks: Any = {"main": (teacher.denoiser, teacher.encoder), **teacher.nets}
     tensors = {

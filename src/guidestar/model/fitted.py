@@ -1,0 +1,83 @@
+"""Grids that were fitted to a model, kept in its card by their step counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.levels import Grid, log_snr
+from ..core.rng import Draw
+from ..io.documents import read_json
+from ..io.images import write_text
+from ..sampling import noise
+from ..sampling.geometric import bending, grid_of_ratios, interpolated, shortest
+from .manifest import NAME
+
+if TYPE_CHECKING:
+    from .model import Model
+
+FITTED = "fitted"
+"""The name of the grid that is read from the card."""
+
+
+def ratios_of(card: Mapping[str, Any]) -> dict[int, list[float]]:
+    """Return the fitted noise ratios of a card by step count."""
+    return {int(steps): rhos for steps, rhos in card.get("grids", {}).items()}
+
+
+def fitted_grid(model: Model, steps: int) -> Grid:
+    """Return the fitted grid of ``steps`` steps, interpolated where that count was not fitted.
+
+    Raises:
+        ValueError: nothing was fitted.
+    """
+    known = ratios_of(model.card)
+    if not known:
+        raise ValueError(
+            f"no grid was fitted to {model.name!r}; guidestar grid FOLDER --steps {steps} does"
+        )
+    return grid_of_ratios(model.schedule, interpolated(known, steps))
+
+
+def fit(
+    model: Model,
+    steps: Sequence[int],
+    *,
+    guidance: str | None = None,
+    samples: int = 20,
+    fine: int = 40,
+    seed: int = 5000,
+) -> dict[int, list[float]]:
+    """Fit a grid for each step count, to the model's trajectories under a guidance.
+
+    Args:
+        model: whose noise ratios are finite.
+        steps: step counts, each below ``fine``.
+        guidance: an expression; by default the card's.
+        samples: trajectories, of classes in turn.
+        fine: steps of each trajectory, even in log-SNR; its levels are those to choose from.
+        seed: of the first trajectory.
+
+    References:
+        On the Trajectory Regularity of ODE-based Diffusion Sampling,
+        https://arxiv.org/abs/2405.11326
+            Defang Chen, Zhenyu Zhou, Can Wang, Chunhua Shen, Siwei Lyu
+    """
+    seeds = range(seed, seed + samples)
+    names = [model.classes[k % len(model.classes)] for k in range(samples)] or None
+    grid, draw = log_snr(model.schedule, fine), Draw(seeds)
+    guided = model.guided(guidance, cond=names if model.classes else None, seeds=seeds)
+    x = noise(model.shape, grid[0], draw, device=model.device)
+    cost = bending(guided, x, grid, draw)
+    rhos = [float(level.rho) for level in grid]
+    return {n: [float(f"{rhos[i]:.6g}") for i in shortest(cost, n)] for n in steps}
+
+
+def store(folder: Path, grids: Mapping[int, Sequence[float]]) -> None:
+    """Write grids into the card of a model's folder, beside those that are there."""
+    about = read_json(folder / NAME)
+    kept = {**about.get("grids", {}), **{str(n): list(rhos) for n, rhos in grids.items()}}
+    about["grids"] = dict(sorted(kept.items(), key=lambda item: int(item[0])))
+    write_text(json.dumps(about, indent=2) + "\n", folder / NAME)

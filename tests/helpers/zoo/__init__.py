@@ -1,0 +1,1 @@
+"""A small random pipeline of each class of Diffusers that takes a guidance scale."""

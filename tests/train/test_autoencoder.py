@@ -1,0 +1,302 @@
+"""A recipe's own autoencoder: its objective, its latents' spread, and the model that works on
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import diffusers
+import guidestar as gs
+from guidestar.apps.measure import measure
+from guidestar.cli import main
+from guidestar.train import run
+from guidestar.train.build.autoencoders import (
+    fresh_autoencoder,
+    latent_shape,
+    write_autoencoder,
+)
+from guidestar.train.build.data import sources
+from guidestar.train.export import assemble
+from guidestar.train.objectives.reconstruction import Reconstruction
+from guidestar.train.recipe import schema as recipes
+from guidestar.train.recipe.parts import AutoencoderPart
+
+KINDS = {
+    "AutoencoderKL": "widths = [8, 8]\ngroups = 4\nkl = 1e-3",
+    "AutoencoderTiny": 'network = "AutoencoderTiny"\nwidths = [8, 8]',
+    "AutoencoderDC": 'network = "AutoencoderDC"\nwidths = [4, 8]',
+}
+RECIPE = """
+name = "tiny"
+[data]
+path = "{data}"
+size = 16
+channels = 3
+holdout = 0.25
+vae = "autoencoder"
+[autoencoder]
+{autoencoder}
+latent_channels = 2
+scales = 1
+train = {{ steps = 4, batch = 4, warmup = 1, decay = 0.5, rate = 0.01 }}
+[model]
+network = "unet"
+widths = [8, 8]
+groups = 4
+head = 8
+train = {{ steps = 3, batch = 4, warmup = 1, decay = 0.5 }}
+[judge]
+widths = [8, 8]
+train = {{ steps = 3, batch = 4, warmup = 1, decay = 0.5 }}
+[preview]
+every = 2
+seeds = 2
+steps = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twelve pictures in two classes."""
+    root = tmp_path_factory.mktemp("photos")
+    for k, name in enumerate(("cat", "dog")):
+        (root / name).mkdir()
+        for i in range(6):
+            torch.manual_seed(10 * k + i)
+            small = (torch.rand(4, 4, 3) * 255).byte().numpy()
+            Image.fromarray(small).resize((16, 16)).save(root / name / f"{i}.png")
+    return root
+
+
+def recipe(tmp_path, photos, kind="AutoencoderKL", change=("", "")):
+    text = RECIPE.format(data=photos, autoencoder=KINDS[kind]).replace(*change)
+    (tmp_path / "r.toml").write_text(text)
+    return recipes.read_recipe(tmp_path / "r.toml")
+
+
+def part(kind="AutoencoderKL", **more):
+    settings = {"network": kind, "widths": (8, 8), "groups": 4, "latent_channels": 2} | more
+    return AutoencoderPart(train={"steps": 1}, **settings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_the_formula(kind):
+    torch.manual_seed(0)
+    net = fresh_autoencoder(part(kind), (3, 16, 16))
+    x, draw = torch.rand(3, 3, 16, 16) * 2 - 1, gs.Draw([5, 6, 7], 2)
+    weight = 0.03 if kind == "AutoencoderKL" else 0.0
+    with torch.no_grad():
+        found = Reconstruction(scales=2, kl=weight)(net, x, {}, draw)
+        if weight:
+            moments = net.quant_conv(net.encoder(x))
+            mean, log_var = moments[:, :2], moments[:, 2:]
+            z = mean + (log_var / 2).exp() * draw.normal("posterior", (2, 8, 8))
+            nats = (mean**2 + log_var.exp() - 1 - log_var) / 2
+            made = net.decoder(net.post_quant_conv(z))
+        else:
+            nats = torch.zeros(3, 1)
+            made = net.decoder(net.encoder(x))
+        for k in range(3):
+            error = (made[k] - x[k]).abs().mean()
+            for side in (2, 4):
+                cut = (made[k] - x[k]).view(3, 16 // side, side, 16 // side, side)
+                error = error + cut.mean((2, 4)).abs().mean()
+            torch.testing.assert_close(found[k], error + weight * nats[k].mean())
+
+
+def test_without_a_divergence_the_mean_is_decoded():
+    torch.manual_seed(0)
+    net = fresh_autoencoder(part(), (3, 16, 16))
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        made = net.decode(net.encode(x).latent_dist.mean).sample
+        found = Reconstruction(scales=0)(net, x, {}, gs.Draw([0, 1]))
+    torch.testing.assert_close(found, (made - x).abs().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_have_the_shape_that_is_foretold(kind):
+    spec = part(kind, widths=(12, 12, 12), latent_channels=3)
+    net = fresh_autoencoder(spec, (1, 16, 16))
+    with torch.no_grad():
+        found = net.encode(torch.zeros(1, 1, 16, 16))
+    z = found.latent_dist.mean if kind == "AutoencoderKL" else next(iter(found.values()))
+    assert latent_shape(spec, (1, 16, 16)) == tuple(z.shape[1:]) == (3, 4, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recipe_trains_its_own_autoencoder_and_a_model_of_its_latents(tmp_path, photos, kind):
+    spec, out = recipe(tmp_path, photos, kind), tmp_path / "out"
+    assert spec.parts() == ["autoencoder", "model", "judge"]
+    lines, shown = run.dry_run(spec)
+    assert shown.shape == (4, 3, 16, 16) and "9 samples of [2, 8, 8], 3 held out" in lines[0]
+    assert run.train(spec, out)
+    model = assemble(spec, out)
+    vae = getattr(diffusers, kind).from_pretrained(out / "vae")
+    source, aside = sources(spec, out=out)
+    # Mean and spread of the latents are in the config as Diffusers has them.
+    rows = list(range(source.size))
+    kept = [source.kept[r] for r in rows]
+    pictures = source.source.pictures.batch(kept, gs.Draw(rows))[0]
+    with torch.no_grad():
+        found = vae.encode(pictures)
+        z = found.latent_dist.mean if kind == "AutoencoderKL" else next(iter(found.values()))
+    x = source.batch(rows, gs.Draw(rows))[0]
+    if kind == "AutoencoderKL":
+        mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3), correction=0)
+        torch.testing.assert_close(torch.tensor(vae.config.latents_mean), mean, atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.tensor(vae.config.latents_std), std, atol=1e-5, rtol=0)
+        wanted = (z - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    else:
+        torch.testing.assert_close(vae.config.scaling_factor, float(z.square().mean().rsqrt()))
+        wanted = z * vae.config.scaling_factor
+    torch.testing.assert_close(x, wanted, atol=4e-3, rtol=4e-3)  # kept in float16
+    # The model's folder holds it, and decodes by it; the card says how well.
+    again = gs.load(out / "tiny")
+    samples = again.sample(["cat"], seeds=[0], steps=2)
+    assert samples.images.shape == (1, 3, 16, 16)
+    about = json.loads((out / "tiny" / "guidestar.json").read_text())["autoencoder"]
+    real = torch.cat([aside.source.pictures.batch([k], gs.Draw([0]))[0] for k in aside.kept])
+    with torch.no_grad():
+        found = vae.encode(real)
+        z = found.latent_dist.mean if kind == "AutoencoderKL" else next(iter(found.values()))
+        error = (vae.decode(z).sample.clamp(-1, 1) - real).square().mean((1, 2, 3))
+    assert about["psnr"] == pytest.approx(float((10 * (4 / error).log10()).mean()), abs=2e-3)
+    assert about["latents"] == [2, 8, 8] and about["of"] == 3
+    card = (out / "tiny" / "README.md").read_text()
+    assert "Pictures of 3 × 16 × 16 numbers become latents of 2 × 8 × 8" in card
+    names = {f.name for f in (out / "previews").iterdir()}
+    assert {"autoencoder-000002.png", "autoencoder-000004.png", "model-000002.png"} <= names
+    assert model.latent and again.latent
+    # The judge sees pictures, real ones and decoded ones.
+    assert again.judge.config["channels"] == 3
+    rows = list(measure(again, ["cfg(2)"], seeds=range(4), steps=2))
+    held = torch.tensor([aside.source.pictures.targets["label"][k] for k in aside.kept])
+    right = (again.judge(real).argmax(1) == held).double().mean()
+    floor = json.loads((out / "tiny" / "guidestar.json").read_text())["judge_accuracy"]
+    assert floor == pytest.approx(float(right), abs=1e-6) and len(rows) == 2
+
+
+def test_it_resumes_to_the_bit(tmp_path, photos):
+    spec = recipe(tmp_path, photos)
+    run.train(spec, tmp_path / "whole")
+    source = sources(spec)[0]
+    steps = run.train_part(spec, "autoencoder", tmp_path / "parted", source)
+    next(steps)
+    steps.close()
+    run.train(spec, tmp_path / "parted")
+    for name in ("autoencoder", "model"):
+        one, other = (
+            torch.load(tmp_path / w / "parts" / f"{name}.pt", weights_only=True)["module"]
+            for w in ("whole", "parted")
+        )
+        assert all(torch.equal(one[k], other[k]) for k in one)
+    held = (tmp_path / "whole" / "vae" / "config.json").stat().st_mtime_ns
+    run.train(spec, tmp_path / "whole")  # nothing is left to do, so nothing is written anew
+    assert (tmp_path / "whole" / "vae" / "config.json").stat().st_mtime_ns == held
+
+
+def test_any_folder_will_do_and_latents_of_another_are_refused(tmp_path, photos):
+    spec = recipe(tmp_path, photos)
+    run.train(spec, tmp_path / "out", only=["autoencoder"])
+    folder = tmp_path / "mine"
+    shutil.copytree(tmp_path / "out" / "vae", folder)
+    text = (tmp_path / "r.toml").read_text().replace('"autoencoder"', f'"{folder}"')
+    (tmp_path / "o.toml").write_text(
+        text[: text.index("[autoencoder]")] + text[text.index("[model]") :]
+    )
+    other = recipes.read_recipe(tmp_path / "o.toml")
+    steps = run.train_part(other, "model", tmp_path / "other", sources(other)[0])
+    next(steps)
+    steps.close()
+    net = diffusers.AutoencoderKL.from_pretrained(folder)
+    with torch.no_grad():
+        net.quant_conv.weight.mul_(1.1)
+    net.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"trained with other settings \(data.vae"):
+        run.train(other, tmp_path / "other")
+
+
+def test_what_cannot_be_is_one_line(tmp_path, photos):
+    def refused(change, kind="AutoencoderKL"):
+        with pytest.raises(ValueError) as found:
+            recipe(tmp_path, photos, kind, change)
+        assert "\n" not in str(found.value)
+        return str(found.value)
+
+    assert 'its latents, data.vae = "autoencoder"' in refused(('vae = "autoencoder"\n', ""))
+    text = RECIPE.format(data=photos, autoencoder=KINDS["AutoencoderKL"])
+    whole = text[text.index("[autoencoder]") : text.index("[model]")]
+    assert "add a table [autoencoder]" in refused((whole, ""))
+    assert "an AutoencoderTiny has one width" in refused(
+        ('Tiny"\nwidths = [8, 8]', 'Tiny"\nwidths = [8, 4]'), "AutoencoderTiny"
+    )
+    assert "kl is of AutoencoderKL" in refused(
+        ("widths = [4, 8]", "widths = [4, 8]\nkl = 0.1"), "AutoencoderDC"
+    )
+    assert "must be a multiple of latent_channels (2), not 5" in refused(
+        ("widths = [4, 8]", "widths = [4, 5]"), "AutoencoderDC"
+    )
+    assert "and 10 after 4 is not" in refused(
+        ("widths = [4, 8]", "widths = [4, 10]"), "AutoencoderDC"
+    )
+    assert 'write spread = "scalar"' in refused(
+        ("widths = [4, 8]", 'widths = [4, 8]\nspread = "channel"'), "AutoencoderDC"
+    )
+    assert "halve pictures 1 times, which a size of 15" in refused(("size = 16", "size = 15"))
+    assert "cannot be halved 5 times" in refused(("scales = 1", "scales = 5"))
+    assert "latents are encoded once" in refused(("channels = 3", "channels = 3\nflip = true"))
+    small = shutil.copytree(photos, tmp_path / "small")
+    Image.new("RGB", (12, 20)).save(small / "cat" / "0.png")
+    with pytest.raises(ValueError, match=r"it has 12 × 20 pixels, fewer than data.size, 16"):
+        run.train(recipe(tmp_path, small), tmp_path / "out")
+    spec = recipe(tmp_path, photos)
+    with pytest.raises(ValueError, match="holds no trained autoencoder yet"):
+        run.train(spec, tmp_path / "out", only=["model"])
+
+
+def test_latents_without_spread_are_refused(tmp_path, photos, capsys):
+    spec = recipe(tmp_path, photos)
+    vae = fresh_autoencoder(spec.autoencoder, (3, 16, 16))
+    with torch.no_grad():  # the second of two channels says nothing
+        vae.quant_conv.weight[1] = 0
+        vae.quant_conv.bias[1] = 0.5
+    with pytest.raises(ValueError, match=r"no spread in channel 1 \(of 2\)"):
+        write_autoencoder(spec, vae, sources(spec)[0], tmp_path / "out")
+    assert not (tmp_path / "out" / "vae").exists()
+    vae.save_pretrained(tmp_path / "flat")
+    text = (tmp_path / "r.toml").read_text()
+    text = text[: text.index("[autoencoder]")] + text[text.index("[model]") :]
+    (tmp_path / "r.toml").write_text(text.replace('"autoencoder"', f'"{tmp_path / "flat"}"'))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "out")])
+    assert stop.value.code
+    assert "no spread in channel 1 (of 2)" in capsys.readouterr().err
+
+
+def test_a_clean_clip_sees_latents_through_the_decoder(tmp_path, photos):
+    from guidestar.diffusers.read.vae import ThroughDecoder
+
+    run.train(recipe(tmp_path, photos), tmp_path / "out", only=["autoencoder"])
+    vae = diffusers.AutoencoderKL.from_pretrained(tmp_path / "out" / "vae")
+
+    class Redness:
+        def log_prob(self, x, level, target):
+            return (x[:, 0] - x[:, 1]).sum((1, 2)) * target
+
+    z = torch.randn(2, 2, 8, 8, requires_grad=True)
+    ThroughDecoder(vae, Redness()).log_prob(z, None, torch.tensor([1.0, 2.0])).sum().backward()
+    again = z.detach().requires_grad_()
+    mean, std = (
+        torch.tensor(v).view(-1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    pictures = vae.decode(again * std + mean).sample
+    loss = (pictures[:, 0] - pictures[:, 1]).sum((1, 2)) * torch.tensor([1.0, 2.0])
+    loss.sum().backward()
+    torch.testing.assert_close(z.grad, again.grad)
