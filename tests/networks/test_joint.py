@@ -427,7 +427,7 @@ def test_a_text_of_another_length_is_refused_in_flux():
 def test_no_text_is_refused(name):
     with pytest.raises(
         ValueError,
-        match=r"Transformer2DModel was given no text to contrast with \(encoder_hidden_states\)$",
+        match=r"Transformer2DModel got no text to contrast with \(encoder_hidden_states\); give",
     ):
         joint(name).contrasted(None)
 
