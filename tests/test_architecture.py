@@ -273,7 +273,7 @@ def test_nothing_is_evaluated_or_unpickled():
 def is_abstract(node: ast.ClassDef) -> bool:
     """Whether a class is meant to be subclassed.
 
-    A protocol, an ABC, one with an abstract method, or a private one without fields.
+    A protocol, a typed dictionary, an ABC, one with an abstract method, or a private one without fields.
     """
     bases = {name_of(b.value if isinstance(b, ast.Subscript) else b) for b in node.bases}
     functions = [f for f in node.body if isinstance(f, ast.FunctionDef)]
@@ -282,7 +282,7 @@ def is_abstract(node: ast.ClassDef) -> bool:
         isinstance(n, ast.AnnAssign) or getattr(n, "name", "") == "__init__" for n in node.body
     )
     mixin = node.name.startswith("_") and not stateful
-    return bool(bases & {"ABC", "Protocol"} or "abstractmethod" in decorated or mixin)
+    return bool(bases & {"ABC", "Protocol", "TypedDict"} or "abstractmethod" in decorated or mixin)
 
 
 def test_concrete_classes_are_not_subclassed():

@@ -30,7 +30,7 @@ from .classes import become, derived
 from .families import Family, order_of
 from .levels import Output, read_timetable
 from .probe import Combination, Layout, learn
-from .run import Run, Wanted
+from .run import Walk, Wanted
 from .traced import Tape, Traced
 
 _ROWS = "rows"
@@ -157,7 +157,7 @@ class LearntRun:
             stream.watch.end(result)
 
 
-class _Stream(Run):
+class _Stream(Walk):
     """What one scheduler of a run is given: a picture, or the sound of a video.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -63,8 +64,8 @@ class _Nets(Mapping[str, Net]):
         return len(self.names)
 
 
-class Run:
-    """Answer each call of a pipeline's network with the guided prediction.
+class Walk(ABC):
+    """A walk through the timesteps of one run, which binds the guidance to what each call holds.
 
     Args:
         pipe: the pipeline.
@@ -91,100 +92,6 @@ class Run:
         """Begin a walk through the timesteps: nothing is remembered."""
         self.begin, self.last, self.step, self.state, self.after = place, place - 1, -1, None, None
 
-    def answer(self, net: Network, args: tuple[object, ...], kwargs: Arguments) -> Answer:
-        """Answer one call of ``net``."""
-        call = self._read(net, args, kwargs)
-        place = self._place(call)
-        if self.pending is not None and self.pending[0] == place:
-            return self._second(net, call, place)
-        if self.pending is not None:
-            raise RuntimeError(
-                f"{type(self.pipe).__name__} was expected to call its network for the negative "
-                "prompt at the same timestep, and did not"
-            )
-        if call.family.calls == 2 and negative_rows(self.pipe, call.family, self.arguments):
-            return self._first(call, place)
-        return self._make_answer(net, call, self._guide(net, call, place))
-
-    def stepping(self) -> AbstractContextManager[None]:
-        """Leave the scheduler's steps as they are."""
-        return nullcontext()
-
-    def check_ended(self, result: Answer) -> None:
-        """Refuse a run whose last call for the prompt was not followed by one for the negative, or
-        whose numbers are not finite.
-
-        Raises:
-            RuntimeError: it was not.
-            FloatingPointError: they are not.
-        """
-        if self.pending is not None:
-            raise RuntimeError(
-                f"{type(self.pipe).__name__} was expected to call its network for the negative "
-                "prompt at the same timestep, and did not"
-            )
-        self.watch.end(result)
-
-    def _first(self, call: Call, place: int) -> Answer:
-        """Answer the prompt's call by a tensor that the negative prompt's call fills."""
-        shape = [*call.whole.shape]
-        shape[call.family.channel] = call.channels
-        promised = call.whole.new_full(shape, torch.nan)
-        self.pending = place, call, promised
-        return _like_answer(None, call, promised)
-
-    def _second(self, net: Network, call: Call, place: int) -> Answer:
-        assert self.pending is not None  # the call for the prompt came first
-        _, before, promised = self.pending
-        self.pending = None
-        out = self._guide(net, before.merged(call), place)
-        promised.copy_(out)
-        return self._make_answer(net, call, out.to(promised.dtype))
-
-    def _make_answer(self, net: Network, call: Call, out: Tensor) -> Answer:
-        denoiser = self.nets.now["main"].denoiser
-        assert isinstance(denoiser, CallDenoiser)  # as _bind made it
-        return _like_answer(denoiser.answer, call, torch.cat([out] * len(call.parts)))
-
-    def _read(self, net: Network, args: tuple[object, ...], kwargs: Arguments) -> Call:
-        arguments = dict(bound(net, args, kwargs))
-        if arguments.get("skip_layers") is not None:
-            raise ValueError(
-                f"{type(self.pipe).__name__} asks for skip_guidance_layers of its own; leave "
-                "that out, and write slg(2.8, interval=…) in the expression"
-            )
-        arguments["timestep"] = torch.as_tensor(arguments["timestep"])
-        family = family_of(self.pipe, net)
-        two = family.calls == 2
-        parts = (
-            ("uncond" if two and self.pending else "cond",)
-            if two or not negative_rows(self.pipe, family, self.arguments)
-            else family.parts
-        )
-        channels, learned = _channels(self.pipe, net, family.channel == 1)
-        return Call(
-            family=family,
-            arguments=grouped(arguments, len(arguments[family.x])),
-            parts=parts,
-            channels=channels,
-            learned_variance=learned,
-        )
-
-    def _place(self, call: Call) -> int:
-        if (
-            self.table is None
-            or not self.table.current
-            or self.table.scheduler is not self.pipe.scheduler
-        ):
-            self.table = read_timetable(self.pipe.scheduler)
-            self._restart(0)
-            self._restart(self.table.place(call.arguments["timestep"], -1))
-        place = self.table.place(call.arguments["timestep"], self.last)
-        if place < self.last:
-            self._restart(place)
-        self.last = place
-        return place
-
     def _read_table(self) -> Timetable:
         assert self.table is not None  # read at the first call
         return self.table
@@ -192,27 +99,6 @@ class Run:
     def _read_sum(self) -> Guided:
         assert self.guided is not None  # made at the first call
         return self.guided
-
-    def _guide(self, net: Network, call: Call, place: int) -> Tensor:
-        table = self._read_table()
-        step = self._step(place, table)
-        denoiser = self._bind(net, call, step)
-        self._check(call, [step, *self._ahead(call, place)])
-        if step.index != self.step:
-            self.step, self.state, self.after = step.index, self.after, None
-        dtype = torch.float32 if call.x.device.type == "mps" else torch.float64
-        prediction, state = self._read_sum()(call.x.to(dtype), step, self.state)
-        self.after = state if self.after is None else self.after
-        out = denoiser.written(prediction)
-        self.watch.record(
-            step, call.x, torch.stack([d.finite for d in self._denoisers()]).all(), out
-        )
-        return out
-
-    def _denoisers(self) -> list[CallDenoiser]:
-        return [
-            net.denoiser for net in self.nets.now.values() if isinstance(net.denoiser, CallDenoiser)
-        ]
 
     def _name_culprits(self, step: Step) -> list[str]:
         """Return the terms and posts that act at a step."""
@@ -243,37 +129,6 @@ class Run:
             )  # a run may end before its table does
             stop = len(table.times) if count is None else min(len(table.times), self.begin + count)
             yield from self._steps(((k, table.levels[k]) for k in range(place + 1, stop)), table)
-
-    def _bind(self, net: Network, call: Call, step: Step) -> CallDenoiser:
-        """Bind the networks to this call, and make the guided sum at the first."""
-        table = self._read_table()
-        conditional = bool(call.prompts)
-        has_null = "uncond" in call.parts or not conditional
-        own = {
-            "cond": call.condition("cond") if conditional else None,
-            "null": call.condition("uncond" if "uncond" in call.parts else "cond")
-            if has_null
-            else None,
-            "encode": lambda names: self._encode(call, tuple(names)),
-            "part": call.condition if "image" in call.parts else None,
-        }
-        everyone = {"main": net, **self.wanted.nets}
-        denoisers = {
-            name: CallDenoiser(
-                net=n,
-                run=self.run,
-                call=call,
-                output=table.output,
-                level=step.t,
-                reads_t=table.reads_t,
-            )
-            for name, n in everyone.items()
-        }
-        self.nets.now = {name: Net(denoiser=d, **own) for name, d in denoisers.items()}
-        if self.guided is None:
-            self._check_nets(net, call)
-            self.guided = self._make(call)
-        return denoisers["main"]
 
     def _encode(self, call: Rows, names: tuple[str | int, ...]) -> Condition:
         key = names, call.parts
@@ -398,6 +253,156 @@ class Run:
                     f"the network {name!r} is on {parameter.device}, but the pipeline runs on "
                     f"{call.whole.device}; move it there: net.to('{call.whole.device}')"
                 )
+
+
+class Run(Walk):
+    """Answer each call of a pipeline's network with the guided prediction; arguments as `Walk`."""
+
+    def answer(self, net: Network, args: tuple[object, ...], kwargs: Arguments) -> Answer:
+        """Answer one call of ``net``."""
+        call = self._read(net, args, kwargs)
+        place = self._place(call)
+        if self.pending is not None and self.pending[0] == place:
+            return self._second(net, call, place)
+        if self.pending is not None:
+            raise RuntimeError(
+                f"{type(self.pipe).__name__} was expected to call its network for the negative "
+                "prompt at the same timestep, and did not"
+            )
+        if call.family.calls == 2 and negative_rows(self.pipe, call.family, self.arguments):
+            return self._first(call, place)
+        return self._make_answer(net, call, self._guide(net, call, place))
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """Leave the scheduler's steps as they are."""
+        return nullcontext()
+
+    def check_ended(self, result: Answer) -> None:
+        """Refuse a run whose last call for the prompt was not followed by one for the negative, or
+        whose numbers are not finite.
+
+        Raises:
+            RuntimeError: it was not.
+            FloatingPointError: they are not.
+        """
+        if self.pending is not None:
+            raise RuntimeError(
+                f"{type(self.pipe).__name__} was expected to call its network for the negative "
+                "prompt at the same timestep, and did not"
+            )
+        self.watch.end(result)
+
+    def _first(self, call: Call, place: int) -> Answer:
+        """Answer the prompt's call by a tensor that the negative prompt's call fills."""
+        shape = [*call.whole.shape]
+        shape[call.family.channel] = call.channels
+        promised = call.whole.new_full(shape, torch.nan)
+        self.pending = place, call, promised
+        return _like_answer(None, call, promised)
+
+    def _second(self, net: Network, call: Call, place: int) -> Answer:
+        assert self.pending is not None  # the call for the prompt came first
+        _, before, promised = self.pending
+        self.pending = None
+        out = self._guide(net, before.merged(call), place)
+        promised.copy_(out)
+        return self._make_answer(net, call, out.to(promised.dtype))
+
+    def _make_answer(self, net: Network, call: Call, out: Tensor) -> Answer:
+        denoiser = self.nets.now["main"].denoiser
+        assert isinstance(denoiser, CallDenoiser)  # as _bind made it
+        return _like_answer(denoiser.answer, call, torch.cat([out] * len(call.parts)))
+
+    def _read(self, net: Network, args: tuple[object, ...], kwargs: Arguments) -> Call:
+        arguments = dict(bound(net, args, kwargs))
+        if arguments.get("skip_layers") is not None:
+            raise ValueError(
+                f"{type(self.pipe).__name__} asks for skip_guidance_layers of its own; leave "
+                "that out, and write slg(2.8, interval=…) in the expression"
+            )
+        arguments["timestep"] = torch.as_tensor(arguments["timestep"])
+        family = family_of(self.pipe, net)
+        two = family.calls == 2
+        parts = (
+            ("uncond" if two and self.pending else "cond",)
+            if two or not negative_rows(self.pipe, family, self.arguments)
+            else family.parts
+        )
+        channels, learned = _channels(self.pipe, net, family.channel == 1)
+        return Call(
+            family=family,
+            arguments=grouped(arguments, len(arguments[family.x])),
+            parts=parts,
+            channels=channels,
+            learned_variance=learned,
+        )
+
+    def _place(self, call: Call) -> int:
+        if (
+            self.table is None
+            or not self.table.current
+            or self.table.scheduler is not self.pipe.scheduler
+        ):
+            self.table = read_timetable(self.pipe.scheduler)
+            self._restart(0)
+            self._restart(self.table.place(call.arguments["timestep"], -1))
+        place = self.table.place(call.arguments["timestep"], self.last)
+        if place < self.last:
+            self._restart(place)
+        self.last = place
+        return place
+
+    def _guide(self, net: Network, call: Call, place: int) -> Tensor:
+        table = self._read_table()
+        step = self._step(place, table)
+        denoiser = self._bind(net, call, step)
+        self._check(call, [step, *self._ahead(call, place)])
+        if step.index != self.step:
+            self.step, self.state, self.after = step.index, self.after, None
+        dtype = torch.float32 if call.x.device.type == "mps" else torch.float64
+        prediction, state = self._read_sum()(call.x.to(dtype), step, self.state)
+        self.after = state if self.after is None else self.after
+        out = denoiser.written(prediction)
+        self.watch.record(
+            step, call.x, torch.stack([d.finite for d in self._denoisers()]).all(), out
+        )
+        return out
+
+    def _denoisers(self) -> list[CallDenoiser]:
+        return [
+            net.denoiser for net in self.nets.now.values() if isinstance(net.denoiser, CallDenoiser)
+        ]
+
+    def _bind(self, net: Network, call: Call, step: Step) -> CallDenoiser:
+        """Bind the networks to this call, and make the guided sum at the first."""
+        table = self._read_table()
+        conditional = bool(call.prompts)
+        has_null = "uncond" in call.parts or not conditional
+        own = {
+            "cond": call.condition("cond") if conditional else None,
+            "null": call.condition("uncond" if "uncond" in call.parts else "cond")
+            if has_null
+            else None,
+            "encode": lambda names: self._encode(call, tuple(names)),
+            "part": call.condition if "image" in call.parts else None,
+        }
+        everyone = {"main": net, **self.wanted.nets}
+        denoisers = {
+            name: CallDenoiser(
+                net=n,
+                run=self.run,
+                call=call,
+                output=table.output,
+                level=step.t,
+                reads_t=table.reads_t,
+            )
+            for name, n in everyone.items()
+        }
+        self.nets.now = {name: Net(denoiser=d, **own) for name, d in denoisers.items()}
+        if self.guided is None:
+            self._check_nets(net, call)
+            self.guided = self._make(call)
+        return denoisers["main"]
 
 
 def _word(t: Tensor) -> str:
