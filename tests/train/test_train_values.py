@@ -265,7 +265,11 @@ def test_parts_have_seeds_of_their_own_and_snapshots_their_steps(tmp_path):
         )
     )
     found = recipes.read_recipe(tmp_path / "r.toml")
-    assert [run.train_settings(found, part).seed for part in ("model", "weak", "judge")] == [10, 11, 13]
+    assert [run.train_settings(found, part).seed for part in ("model", "weak", "judge")] == [
+        10,
+        11,
+        13,
+    ]
     assert run.snapshot_steps(found, "model") == [1, 10, 20, 40]
 
 
