@@ -273,7 +273,8 @@ def test_nothing_is_evaluated_or_unpickled():
 def is_abstract(node: ast.ClassDef) -> bool:
     """Whether a class is meant to be subclassed.
 
-    A protocol, a typed dictionary, an ABC, one with an abstract method, or a private one without fields.
+    A protocol, a typed dictionary, an ABC, one with an abstract method, or a private one without
+    fields.
     """
     bases = {name_of(b.value if isinstance(b, ast.Subscript) else b) for b in node.bases}
     functions = [f for f in node.body if isinstance(f, ast.FunctionDef)]

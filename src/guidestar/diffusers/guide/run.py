@@ -64,7 +64,7 @@ class _Nets(Mapping[str, Net]):
         return len(self.names)
 
 
-class Walk(ABC):
+class Walk(ABC):  # noqa: B024  (what runs and their streams share)
     """A walk through the timesteps of one run, which binds the guidance to what each call holds.
 
     Args:
