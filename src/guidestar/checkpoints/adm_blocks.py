@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -23,9 +23,9 @@ def frequencies(t: Tensor, width: int) -> Tensor:
     return F.pad(torch.cat([angles.cos(), angles.sin()], -1), (0, width % 2))
 
 
-def run(block: Iterable[nn.Module], x: Tensor, emb: Tensor) -> Tensor:
+def run(block: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
     """Run the layers of a block; residual ones take the time embedding."""
-    for layer in block:
+    for layer in block.children():
         x = layer(x, emb) if isinstance(layer, Residual) else layer(x)
     return x
 

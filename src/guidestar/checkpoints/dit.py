@@ -51,7 +51,7 @@ def dit_model(
         Scalable Diffusion Models with Transformers, https://arxiv.org/abs/2212.09748
     """
     net = read_dit(path, heads=heads, dtype=dtype)
-    count, side = net.config.num_embeds_ada_norm, net.config.sample_size
+    count, side = net.config["num_embeds_ada_norm"], net.config["sample_size"]
     names = tuple(classes or map(str, range(count)))
     if len(names) != count:
         raise ValueError(f"{len(names)} names were given for {count} classes; give one for each")
@@ -59,7 +59,7 @@ def dit_model(
         name=Path(path).stem,
         denoiser=denoiser(net, Process(schedule=VP.linear(), predicts="eps")),
         schedule=VP.linear(),
-        shape=(net.config.in_channels, side, side),
+        shape=(net.config["in_channels"], side, side),
         encoder=ClassLabels(classes=names, null_index=count),
         decode=(lambda x: x) if vae is None else read_decoder(vae),
         defaults={"guidance": "cfg(4, channels=3)"},

@@ -287,7 +287,7 @@ def _change_attention(
             def answer(part: slice, attend: Callable[[Attention], Tensor]) -> Tensor:
                 q, k, v = query[part], key[part], value[part]
 
-                def own(mask: object) -> object:
+                def own(mask: Any) -> Any:
                     return (
                         mask[part]
                         if isinstance(mask, Tensor)

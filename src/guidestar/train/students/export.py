@@ -35,7 +35,6 @@ def assemble_student(lesson: Lesson, out: Path, *, command: str = "guidestar dis
     spec, stages = recipe.student, recipe.student.stages()
     module: Any = finished_stage(lesson, len(stages) - 1, out)
     solver = SOLVERS[spec.method]
-    few = {} if solver is None else {"steps": spec.steps, "grid": spec.grid, "solver": solver}
     encoder = module.encoder.alone()
     about = _about(lesson, out, command)
     model = Model(
@@ -47,15 +46,11 @@ def assemble_student(lesson: Lesson, out: Path, *, command: str = "guidestar dis
         decode=teacher.decode,
         classifiers=dict(teacher.classifiers),
         judge=teacher.judge,
-        defaults={
-            **{
-                k: teacher.defaults[k] for k in ("steps", "solver", "grid") if k in teacher.defaults
-            },
-            **few,
-            "guidance": "cond" if encoder is not None else "uncond",
-        },
+        defaults={**teacher.defaults, "guidance": "cond" if encoder is not None else "uncond"},
         card=about,
     )
+    if solver is not None:
+        model.defaults |= {"steps": spec.steps, "grid": spec.grid, "solver": solver}
     folder = out / recipe.name
     save(model, folder)
     write_card(
