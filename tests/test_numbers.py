@@ -33,7 +33,7 @@ CONSTANTS = {
     "train.build.limits:MOST_TENSORS": 20_000,
     "train.loop.lock:BEAT": 20.0,
     "data.identity:HASHED": 268_435_456,
-    "data.identity:LEAST": 64,
+    "data.identity:LEAST_HASHED": 64,
     "io.documents:MOST_BYTES": 67_108_864,
     "io.documents:MOST_DEPTH": 64,
     "io.files:LONGEST_NAME": 100,

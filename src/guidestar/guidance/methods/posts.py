@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class Rescale(Post):
 
     scale: float = 0.7
     space: Space = "v"
-    along: str = "sample"
+    along: Literal["sample", "last"] = "sample"
     name = "rescale"
 
     def __post_init__(self) -> None:
