@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from ...core.levels import Grid, Schedule, divide, expand
 from ...core.rng import Draw
 from .objective import Objective
 from .students import chosen, ddim, noised, nulls_of, student
-from .teacher import Teacher, ask, step_between
+from .teacher import Batch, Student, Teacher, ask, step_between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class ConsistencyDistillation(Objective):
         doublings = max(0, (self.last // self.first).bit_length() - 1)
         return self.first * 2 ** min(doublings, done * (doublings + 1) // max(1, self.steps))
 
-    def __call__(self, net: Any, x0: Tensor, target: Mapping[str, Any], draw: Draw) -> Tensor:
+    def __call__(self, net: Student, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the student ``net`` (``encoder`` and ``denoiser``)."""
         asked = ask(x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale)
         grid = self.spacing(self.teacher.schedule, self.fineness(draw.step))

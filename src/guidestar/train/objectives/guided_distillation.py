@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from ...core.levels import Level, Schedule, Value
 from ...core.rng import Draw
 from .objective import Objective
 from .students import noised, nulls_of, squared, student
-from .teacher import Teacher, ask, step_between
+from .teacher import Batch, Student, Teacher, ask, step_between
 from .weighting import Uniform
 
 
@@ -38,7 +37,7 @@ class GuidedDistillation(Objective):
     dropout: float = 0.1
     scale: tuple[float, float] | None = None
 
-    def __call__(self, net: Any, x0: Tensor, target: Mapping[str, Any], draw: Draw) -> Tensor:
+    def __call__(self, net: Student, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the student ``net`` (``encoder`` and ``denoiser``)."""
         asked = ask(x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale)
         level = self.levels(self.teacher.schedule, draw)

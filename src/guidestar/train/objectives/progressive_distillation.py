@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from ...core.levels import Grid, Level, Step, Value, divide
 from ...core.rng import Draw
 from .objective import Objective
 from .students import chosen, ddim, landing, noised, nulls_of, squared, student
-from .teacher import Teacher, ask, step_between
+from .teacher import Batch, Student, Teacher, ask, step_between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ class ProgressiveDistillation(Objective):
         """How many steps of the teacher one of the student's is."""
         return self.walked.steps // self.grid.steps
 
-    def __call__(self, net: Any, x0: Tensor, target: Mapping[str, Any], draw: Draw) -> Tensor:
+    def __call__(self, net: Student, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the student ``net`` (``encoder`` and ``denoiser``)."""
         asked = ask(x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale)
         at = (draw.uniform("step").double() * self.grid.steps).long()

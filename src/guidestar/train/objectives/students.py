@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ from torch import Tensor
 from ...core.levels import Grid, Level, Value, divide, expand, sqrt
 from ...core.prediction import Prediction
 from ...core.rng import Draw
-from .teacher import Asked, with_input
+from .teacher import Asked, Student, with_input
 
 
-def student(net: Any, x_t: Tensor, level: Level, asked: Asked) -> Tensor:
+def student(net: Student, x_t: Tensor, level: Level, asked: Asked) -> Tensor:
     """Return the student's clean estimate ``[B, *S]``, in one pass."""
     cond = net.encoder(asked.rows)
     if asked.scale is not None:
@@ -22,7 +22,7 @@ def student(net: Any, x_t: Tensor, level: Level, asked: Asked) -> Tensor:
     return out.x0 if isinstance(out, Prediction) else out
 
 
-def nulls_of(net: Any) -> Any:
+def nulls_of(net: Student) -> Callable[[str], Tensor]:
     """Return what gives the null row of a condition, by name."""
     return net.encoder.null_rows
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, NotRequired, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -40,6 +40,29 @@ def with_scale(guidance: str, scale: Sequence[float] | float) -> str:
     """
     text = str(scale) if isinstance(scale, float | int) else str([float(s) for s in scale])
     return _W.sub(text, guidance)
+
+
+class Batch(TypedDict):
+    """What a student learns a batch under."""
+
+    rows: Mapping[str, Tensor]
+    """Of the condition encoder, by name."""
+    prompts: NotRequired[Sequence[str]]
+    """The captions, where a CLIP guides."""
+
+
+class Student(Protocol):
+    """A denoiser and the encoder of its conditions."""
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """Estimates clean data."""
+        ...
+
+    @property
+    def encoder(self) -> Conditions:
+        """Makes its conditions."""
+        ...
 
 
 class Asked(NamedTuple):
@@ -91,7 +114,7 @@ class Teacher:
     guidance: str
     schedule: Schedule
     nets: Mapping[str, tuple[Denoiser, Conditions]] = field(default_factory=dict)
-    classifiers: Mapping[str, Any] = field(default_factory=dict)
+    classifiers: Mapping[str, object] = field(default_factory=dict)
     target: str | None = None
     is_student: bool = False
     context: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -206,8 +229,8 @@ def _plain(prediction: Prediction) -> Prediction:
 
 def ask(
     x: Tensor,
-    target: Mapping[str, Any],
-    nulls: Any,
+    target: Batch,
+    nulls: Callable[[str], Tensor],
     draw: Draw,
     *,
     rate: float,

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...data.identity import identify
 from ...diffusers.export import described
+from ...io.documents import JSONObject
 from ...model.card import write_card
 from ...model.folder import save
 from ...model.model import Model
@@ -61,7 +62,7 @@ def assemble_student(lesson: Lesson, out: Path, *, command: str = "guidestar dis
     return model
 
 
-def _about(lesson: Lesson, out: Path, command: str) -> dict[str, Any]:
+def _about(lesson: Lesson, out: Path, command: str) -> JSONObject:
     recipe, card = lesson.recipe, lesson.model.card
     spec, stages = recipe.student, recipe.student.stages()
     states = [read_checkpoint(checkpoint(out, stage)) for stage, _ in stages]

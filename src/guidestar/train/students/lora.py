@@ -139,7 +139,7 @@ class Adapted(nn.Module):
         )
 
     @property
-    def denoiser(self) -> Any:
+    def denoiser(self) -> nn.Module:
         return self._held[0]
 
     @property
@@ -271,7 +271,7 @@ def _samples(model: Model, spec: LoRA, watch: Callable[[int, int], None] | None)
     )
 
 
-def _made_from(spec: LoRA, digest: str) -> dict[str, Any]:
+def _made_from(spec: LoRA, digest: str) -> dict[str, object]:
     return {
         "guidance": spec.guidance,
         "prompts": list(spec.prompts),

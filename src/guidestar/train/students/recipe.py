@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -158,7 +158,7 @@ def read_distillation(path: Path | str) -> Distillation:
     return checked_distillation(content, path)
 
 
-def checked_distillation(content: Any, origin: Path | str) -> Distillation:
+def checked_distillation(content: object, origin: Path | str) -> Distillation:
     """Return the distillation that ``content`` is, from the file or command ``origin``.
 
     Raises:

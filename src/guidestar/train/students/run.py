@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,6 +33,9 @@ from ..recipe.tables import OWN_VAE, Data
 from ..run import checkpoint
 from .recipe import Distillation
 from .stages import as_teacher, build_stage, default_scale, fresh_student, teacher_of, training
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,7 @@ def stage_settings(recipe: Distillation, index: int) -> TrainSettings:
     return TrainSettings(**training(recipe.student, stage).model_dump(), seed=recipe.seed + index)
 
 
-def made_from(lesson: Lesson, index: int) -> dict[str, Any]:
+def made_from(lesson: Lesson, index: int) -> dict[str, object]:
     """Return all that shapes the weights of a stage, by name."""
     student = lesson.recipe.student.model_dump(mode="json", exclude={"train", "first", "teacher"})
     return {
@@ -211,7 +214,7 @@ def distill(
 
 
 def _train_stage(
-    lesson: Lesson, index: int, out: Path, accelerator: Any, stop: Stop | None
+    lesson: Lesson, index: int, out: Path, accelerator: Accelerator, stop: Stop | None
 ) -> Generator[Progress, None, None]:
     recipe = lesson.recipe
     stage, steps = recipe.student.stages()[index]

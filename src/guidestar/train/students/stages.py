@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from ...core.denoiser import Network
 from ...core.levels import GRIDS, Level, Value
 from ...core.prediction import Space
 from ...data.source import Source, Targets
+from ...guidance import Guidance
 from ...model.binding import find_scale
 from ...model.model import Model
 from ...networks.condition_encoders import Conditions
@@ -26,13 +27,13 @@ from ..objectives.guided_distillation import GuidedDistillation
 from ..objectives.level_distributions import LogitNormal
 from ..objectives.objective import Built, Objective
 from ..objectives.progressive_distillation import ProgressiveDistillation
-from ..objectives.teacher import Teacher
+from ..objectives.teacher import Batch, Teacher
 from ..objectives.weighting import EDM, Uniform
 from ..recipe.parts import Training
 from .recipe import Distillation, Student
 
 
-def conditions_of(model: Model, encoder: Any, source: Source) -> Conditions:
+def conditions_of(model: Model, encoder: object, source: Source) -> Conditions:
     """Return a model's encoder as conditions by the names of the data's columns.
 
     Raises:
@@ -112,7 +113,7 @@ def teacher_of(model: Model, spec: Student, source: Source) -> Teacher:
     return teacher
 
 
-def _parsed(guidance: str) -> Any:
+def _parsed(guidance: str) -> Guidance:
     from ...guidance import parse
     from ..objectives.teacher import with_scale
 
@@ -166,13 +167,15 @@ def build_stage(
     )
 
 
-def prepare(encoder: Any, teacher: Teacher) -> Callable[[Targets], Mapping[str, Any]]:
+def prepare(encoder: Conditions, teacher: Teacher) -> Callable[[Targets], Batch]:
     """Return what makes a batch's rows and prompts of what is known of it."""
     texts = [n for n, part in encoder.parts.items() if hasattr(part, "tokenizer")]
 
-    def prepared(targets: Targets) -> Mapping[str, Any]:
-        prompts = {"prompts": list(targets[texts[0]])} if texts and teacher.classifiers else {}
-        return {"rows": encoder.rows(targets), **prompts}
+    def prepared(targets: Targets) -> Batch:
+        rows = encoder.rows(targets)
+        if not (texts and teacher.classifiers):
+            return Batch(rows=rows)
+        return Batch(rows=rows, prompts=[str(text) for text in targets[texts[0]]])
 
     return prepared
 
