@@ -247,7 +247,7 @@ def test_a_model_of_no_pictures_observes_none(folder):
     model = Model(
         name="vectors", denoiser=lambda x, level, cond: x, schedule=VP.linear(), shape=(4,)
     )
-    with pytest.raises(ValueError, match="'vectors' does not make pictures of pixels"):
+    with pytest.raises(ValueError, match="'vectors' does not sample pictures of pixels"):
         read_observation(model, parse("uncond + dps(1)"), [folder / "whole"], "blur")
 
 

@@ -257,6 +257,9 @@ def test_a_decompression_bomb_is_refused_with_what_to_do(monkeypatch):
         open_picture(file)
 
 
+VALUES = [0, 1, 4095, 5000]
+
+
 @pytest.mark.parametrize(
     ("bits", "photometric", "wanted"),
     [
@@ -267,6 +270,7 @@ def test_a_decompression_bomb_is_refused_with_what_to_do(monkeypatch):
     ],
 )
 def test_values_of_a_tiff_are_scaled_from_its_bits(bits, photometric, wanted):
-    image = Image.fromarray(np.array([[0, 1, 4095, 5000]], dtype=np.uint16))
+    image = Image.open(io.BytesIO(saved(Image.fromarray(np.array([VALUES], np.uint16)), "TIFF")))
+    image.load()
     image.tag_v2 = {258: (bits,), 262: photometric}
     assert np.asarray(decoding._tiff_16_bits(image)).tolist() == [wanted]

@@ -11,7 +11,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from guidestar.data import emoji
+from guidestar.data import emoji, emoji_packages
 from guidestar.data.emoji import SPLITS, build_emoji
 from guidestar.data.emoji_packages import STYLES, VERSIONS, Drawing
 
@@ -166,11 +166,12 @@ def test_what_cannot_be_is_one_line(packages, tmp_path, monkeypatch):
 
 def test_an_icon_has_the_box_of_its_set_unless_it_has_its_own():
     body = {"body": "<path/>"}
-    box = lambda icon, icons: re.search(r'viewBox="(.*?)"', emoji._svg(icon, icons)).group(1)
+    svg = emoji_packages._svg
+    box = lambda icon, icons: re.search(r'viewBox="(.*?)"', svg(icon, icons)).group(1)
     assert box(body, {}) == "0 0 16 16"
     assert box(body, {"width": 24, "height": 32}) == "0 0 24 32"
     assert box({**body, "left": -1, "top": 2, "width": 8}, {"left": 5, "height": 4}) == "-1 2 8 4"
-    assert emoji._svg(body, {}).endswith(">" + "<path/>" + "</svg>")
+    assert emoji_packages._svg(body, {}).endswith(">" + "<path/>" + "</svg>")
 
 
 def test_what_is_written_of_drawings(tmp_path, monkeypatch):

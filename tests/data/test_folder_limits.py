@@ -33,7 +33,7 @@ def test_the_shape_is_held_against_the_network(shape, folder):
     rewrite(folder / "guidestar.json", shape=shape)
     said = (
         f"{folder / 'guidestar.json'}: shape is {shape}, but the network in {folder} is of "
-        "samples [1, 28, 28]"
+        "samples [1, 28, 28]; correct the shape"
     )
     with pytest.raises(WeightsError, match=f"^{re.escape(said)}$"):
         gs.load(folder)

@@ -725,7 +725,9 @@ def test_arrays_of_another_byte_order_are_read(tmp_path):
 def test_folders_without_arrays_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no .npy files; expected x.npy, and one"):
         tensors(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"none: there is no such file or folder$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no such file or folder; check data\.path$"
+    ):
         tensors(tmp_path / "none")
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from guidestar.diffusers import export, write
 from guidestar.diffusers.export import described, pipeline_of, scheduler_settings, write_index
+from guidestar.diffusers.read.encoders import TextEncoder
+from guidestar.networks import clip as clips
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
 EDM = "EDMEulerScheduler"
@@ -38,7 +40,16 @@ def its_own_network(monkeypatch):
     monkeypatch.setattr(export, "network_of", lambda denoiser: denoiser)
 
 
-TEXT = SimpleNamespace(settings=PLAIN)
+class Text(TextEncoder):
+    """A text encoder of which its settings alone are read."""
+
+    def __init__(self, **settings):
+        vars(self)["_settings"] = {**PLAIN, **settings}
+
+    settings = property(lambda self: vars(self)["_settings"])
+
+
+TEXT = Text()
 CASES = [
     ("UNet2DModel", {}, "DDPMScheduler", "DDIMPipeline", "num_inference_steps=50"),
     ("UNet2DModel", {}, "DDIMScheduler", "DDIMPipeline", "num_inference_steps=50"),
@@ -93,9 +104,9 @@ CASES = [
         )
         for encoder in (
             SimpleNamespace(),
-            SimpleNamespace(settings={**PLAIN, "layer": "penultimate"}),
-            SimpleNamespace(settings={**PLAIN, "output": "pooled"}),
-            SimpleNamespace(settings={**PLAIN, "mask": True}),
+            Text(layer="penultimate"),
+            Text(output="pooled"),
+            Text(mask=True),
         )
     ),
     *(
@@ -253,7 +264,8 @@ def test_a_classifier_is_written_whole_or_as_a_tower(monkeypatch, tmp_path, whol
     said = []
     for name in ("write_module", "write_clip", "write_tower"):
         monkeypatch.setattr(write, name, lambda *given, name=name: said.append((name, *given)))
-    made = SimpleNamespace(vision="v", **({"embed_text": 1} if clip else {}))
+    made = SimpleNamespace(vision="v")
+    monkeypatch.setattr(write, "CLIP", SimpleNamespace if clip else clips.CLIP)
     write.write_classifier(made, tmp_path, "dtype", whole=whole)
     name = "write_module" if not clip else "write_clip" if whole else "write_tower"
     assert said == [(name, "v" if name == "write_tower" else made, tmp_path, "dtype")]

@@ -105,7 +105,7 @@ def test_what_is_not_known_is_refused():
     pipe = entry.make()
     for expression, line in (
         ("cfg(3, negative='mud')", "prompts within an expression are not supported"),
-        ("tsg(2)", "cannot be given another one"),
+        ("tsg(2)", "so its time cannot be changed"),
     ):
         with pytest.raises(ValueError, match=line):
             entry.run(pipe, expression)

@@ -154,8 +154,11 @@ def test_levels_of_a_flow_are_its_sigmas():
         sigma = scheduler.sigmas.double()
         torch.testing.assert_close(triples(table.levels), torch.stack([1 - sigma, sigma, sigma], 1))
         assert table.output == Output(kind="velocity") and table.reads_t
-    with pytest.raises(ValueError, match="invert_sigmas"):
-        set_up("FlowMatchEulerDiscreteScheduler", invert_sigmas=True)
+    # Time that runs from noise to data: sigma is the share of the data, the velocity x0 − eps.
+    scheduler, table = set_up("FlowMatchEulerDiscreteScheduler", invert_sigmas=True)
+    share = scheduler.sigmas.double()
+    torch.testing.assert_close(triples(table.levels), torch.stack([share, 1 - share, 1 - share], 1))
+    assert table.output == Output(kind="velocity", sign=-1.0) and not table.reads_t
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def methods():
         (name, method, count)
         for name, method in found.items()
         for count in counts(method)
-        if count in {f.name for f in dataclasses.fields(method)}
+        if count in {f.name for f in dataclasses.fields(method)} - {"every"}
     ]
 
 

@@ -131,10 +131,12 @@ def test_a_dtype_may_be_named(dtype):
 def test_what_a_folder_of_another_kind_has_not_is_refused(tmp_path):
     """Before anything is read."""
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match=f"^{tmp_path} holds no averages but the one$"):
+    with pytest.raises(
+        ValueError, match="is not a model of guidestar's own, so it keeps no averages"
+    ):
         gs.load(tmp_path, average="ema-0.999")
     for more in ({"size": (8, 8)}, {"dtype": "bfloat16"}):
-        with pytest.raises(ValueError, match=r"size= and dtype= are for pipelines of Diffusers$"):
+        with pytest.raises(ValueError, match=r"leave size= and dtype= out"):
             gs.load("fashion-mnist", **more)
 
 
@@ -152,7 +154,7 @@ def test_a_model_is_shown_in_ten_lines_and_copied_but_not_pickled(model):
         and "10 classes (t-shirt" in repr(model)
     )
     with pytest.raises(
-        TypeError, match=r"pass its name or folder on, and call guidestar\.load there"
+        TypeError, match=r"pass its name or folder on instead, and call guidestar\.load there"
     ):
         pickle.dumps(model)
     twin = copy.deepcopy(model)

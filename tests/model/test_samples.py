@@ -137,7 +137,7 @@ def test_settings_of_other_kinds_are_refused(key, values):
 )
 def test_a_place_that_cannot_be_is_refused(key, values):
     for value in values:
-        with pytest.raises(ValueError, match="no picture of 2 has the index"):
+        with pytest.raises(ValueError, match="none of 2 has the index"):
             check_settings({**GOOD, key: value})
     check_settings({k: v for k, v in GOOD.items() if k not in ("index", "number", "stride")})
     check_settings({**GOOD, "index": 0, "number": 0, "stride": 10**9})

@@ -453,10 +453,10 @@ def test_a_network_of_ones_own_is_run_where_it_is_trusted(tmp_path, monkeypatch)
             {"network": 'network = "nowhere_at_all:Net"'},
             r"cannot import 'nowhere_at_all' of 'nowhere_at_all:Net'",
         ),
-        ({"network": 'network = "torch.nn:Nothing"'}, r"the module 'torch.nn' has no 'Nothing'$"),
+        ({"network": 'network = "torch.nn:Nothing"'}, r"the module 'torch.nn' has no 'Nothing'"),
         (
             {"network": 'network = "torch:zeros"\nconfig = { size = [1] }'},
-            r"torch:zeros should return a torch.nn.Module, not Tensor$",
+            r"torch:zeros must return a torch.nn.Module, not Tensor",
         ),
         ({"network": 'network = "UNet3"'}, r"'UNet3' is not a network of Diffusers"),
         (
@@ -475,21 +475,21 @@ def test_a_network_of_ones_own_is_run_where_it_is_trusted(tmp_path, monkeypatch)
         ({"network": 'network = "sequence"'}, r"is for vectors and sequences"),
         (
             {"tables": "[conditions.lable]"},
-            r"the recipe's condition 'lable' is not a column of the data, which are label, pose$",
+            r"the recipe's condition 'lable' is not a column of the data, which are label, pose",
         ),
         (
             {
                 "tables": LABEL,
                 "more": '[judge]\ncolumn = "pose"\nwidths = [8]\ntrain = { steps = 1 }',
             },
-            r"a judge tells classes; 'pose' is a vector$",
+            r"a judge predicts classes, and 'pose' is a vector",
         ),
         (
             {
                 "tables": LABEL,
                 "more": '[judge]\ncolumn = "colour"\nwidths = [8]\ntrain = { steps = 1 }',
             },
-            r"no class or vector 'colour'; their columns are label \(class\), pose \(vector\)$",
+            r"no class or vector 'colour'; their columns are label \(class\), pose \(vector\)",
         ),
     ],
 )
@@ -510,7 +510,7 @@ def test_what_does_not_go_together_is_refused_before_any_training(tmp_path, how,
         (
             "[schedule]\nzero_terminal_snr = true\n[levels]\nkind = "
             '"uniform"\n[objective]\npredicts = "eps"',
-            "eps has no clean estimate at pure noise",
+            "eps says nothing about data at pure noise",
         ),
     ],
 )

@@ -363,7 +363,7 @@ def test_a_bad_line_of_a_prompts_file_is_named(tmp_path):
 
 
 def test_a_class_is_not_a_prompt_and_a_prompt_no_class(model, capsys, tmp_path):
-    with pytest.raises(ValueError, match="told by a prompt, not by a class"):
+    with pytest.raises(ValueError, match="takes text prompts, not class names"):
         model.sample([3])
     code, _, err = run(capsys, "sample", "fashion-mnist", "a red heart", "--out", tmp_path)
     assert code == 2 and "unknown class 'a red heart'" in err

@@ -223,7 +223,7 @@ def test_mistakes_are_one_line_and_leave_nothing(photos, tmp_path, capsys):
     assert (
         found == 1
         and err.count("\n") == 1
-        and "there is no such folder of images" in err
+        and "there is no such folder; check data.path" in err
         and not list((tmp_path / "out" / "parts").iterdir())
     )
     recipe.write_text("existing")

@@ -51,7 +51,9 @@ def _check_defaults(file: Path, defaults: Card) -> None:
             }
         )
     except ValueError as error:
-        raise ValueError(f"{file}: defaults: {error}") from error
+        # Of an expression the further lines point at the place; the first says it in words.
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{file}: defaults: {first}") from error
 
 
 def _texts(given: object) -> bool:

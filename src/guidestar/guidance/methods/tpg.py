@@ -62,10 +62,12 @@ class ShuffledTokens:
     def __call__(
         self, denoiser: Denoiser, rows: Rows | None = None, inputs: Inputs | None = None
     ) -> AbstractContextManager[None]:
-        return self._shuffling(denoiser, rows, seeded(inputs.streams if inputs else None))
+        return self._shuffling(denoiser, rows, inputs.streams if inputs else None)
 
     @contextmanager
-    def _shuffling(self, denoiser: Denoiser, rows: Rows | None, draw: Draw) -> Iterator[None]:
+    def _shuffling(
+        self, denoiser: Denoiser, rows: Rows | None, draw: Draw | None
+    ) -> Iterator[None]:
         layers = layers_of(denoiser)
         with ExitStack() as stack:
             for name in layers.find("block", self.layers):
@@ -73,7 +75,7 @@ class ShuffledTokens:
             yield
 
 
-def _shuffle(draw: Draw, block: str, tokens: Tensor) -> Tensor:
+def _shuffle(draw: Draw | None, block: str, tokens: Tensor) -> Tensor:
     """Return tokens ``[b, n, d]`` in the order that each sample draws for a block."""
-    order = draw.normal(f"tpg.{block}", tokens.shape[1:2]).argsort(1)
+    order = seeded(draw).normal(f"tpg.{block}", tokens.shape[1:2]).argsort(1)
     return tokens.gather(1, order.to(tokens.device)[..., None].expand_as(tokens))
