@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from guidestar.cli.distilling import _range
 from guidestar.core.denoiser import Network
 from guidestar.core.levels import VP, uniform
 from guidestar.diffusers.read.network import SCALE_FOLDER
@@ -107,3 +108,12 @@ def test_references_may_be_parted_by_empty_lines():
         ("A Title That Goes On", "https://arxiv.org/abs/1", ("Ann One", "Bob Two")),
         ("Another", "https://arxiv.org/abs/2", ()),
     ]
+
+
+def test_the_range_of_a_students_scale_is_two_numbers():
+    assert _range("1,5") == [1.0, 5.0]
+    for text in ("3", "1,2,3"):
+        with pytest.raises(
+            ValueError, match=r"^--scale .*: write the smallest and largest w, e\.g"
+        ):
+            _range(text)

@@ -75,7 +75,7 @@ def distill(
 
     given = {
         "guidance": guidance,
-        "scale": None if scale is None else list(parse_scales(scale)),
+        "scale": None if scale is None else _range(scale),
         "method": method,
         "steps": steps,
         "start": start,
@@ -108,6 +108,18 @@ def distill(
         typer.echo("\n".join(plan_distillation(recipe, warn)))
     else:
         _distill(recipe, teacher, out)
+
+
+def _range(text: str) -> list[float]:
+    """Read the smallest and largest scale.
+
+    Raises:
+        ValueError: they are not two numbers.
+    """
+    found = list(parse_scales(text))
+    if len(found) != 2:
+        raise ValueError(f"--scale {text!r}: write the smallest and largest w, e.g. 1,5")
+    return found
 
 
 def _recipe(teacher: str, given: dict[str, Any]) -> Any:
