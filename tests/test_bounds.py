@@ -1,4 +1,4 @@
-"""Between which values every field of a recipe and of a request must lie, written out in `bounds.txt`:
+"""Between which values a field of a recipe or request must lie, written out in `bounds.txt`:
 the outermost values are taken, and their neighbours are refused in words.
 """
 

@@ -1,5 +1,5 @@
-"""What an argument, field or option is where it is not given: the defaults of papers, of Diffusers and
-of A1111, and our own, written out in `defaults.txt`, a line for each function or class.
+"""What an argument, field or option is where it is not given: the defaults of papers, of Diffusers
+and of A1111, and our own, written out in `defaults.txt`, a line for each function or class.
 """
 
 import importlib
