@@ -80,7 +80,7 @@ LOADED = (
 )
 TABLES = (
     "tests/test_defaults.py",
-    "tests/test_bounds.py",
+    "tests/test_field_bounds.py",
     "tests/test_numbers.py",
     "tests/train/test_recipe_numbers.py",
     "tests/checkpoints/test_published_flags.py",
@@ -354,7 +354,7 @@ def hold(home: Path, given: argparse.Namespace, mutants: Sequence[Mutant]) -> It
         yield from map(json.loads, lines)
     _, status = os.waitpid(pid, 0)
     if os.waitstatus_to_exitcode(status):
-        print(f"the tests could not be read: see {home.parent / 'held.log'}")
+        sys.exit(f"the tests could not be read: see {home.parent / 'held.log'}")
 
 
 def begin(mutant: Mutant, tests: Sequence[str], home: Path, seconds: float) -> Child:

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ NAMES = {"inf": math.inf, "torch": torch, "Path": Path, "dict": dict, "frozenset
 def values(name):
     """Return what every argument of a function, or field of a class, is by default."""
     module, _, path = name.partition(":")
-    thing = importlib.import_module(f"guidestar.{module}")
+    thing: Any = importlib.import_module(f"guidestar.{module}")
     for part in path.split("."):
         thing = getattr(thing, part)
     if isinstance(thing, type) and issubclass(thing, BaseModel):

@@ -1,4 +1,4 @@
-"""Between which values a field of a recipe or request must lie, written out in `bounds.txt`:
+"""Between which values a field of a recipe or request must lie, written out in `field_bounds.txt`:
 the outermost values are taken, and their neighbours are refused in words.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-LINES = (Path(__file__).parent / "bounds.txt").read_text().splitlines()
+LINES = (Path(__file__).parent / "field_bounds.txt").read_text().splitlines()
 FAR = 10**12
 
 
