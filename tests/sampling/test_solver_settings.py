@@ -1,13 +1,15 @@
-"""Which settings a solver takes: the outermost values, their neighbours, and values of other kinds."""
+"""Which settings a solver takes: the outermost values, their neighbours, and other kinds."""
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from guidestar.core.levels import VP, Level, uniform
-from guidestar.guidance import Guided, parse
+from guidestar.guidance import Guided
+from guidestar.guidance.methods.seg import SEG
 from guidestar.guidance.operators import Blur, Colour
 from guidestar.sampling import DDIM, DDPM, RePaint, Restart, TimeTravel
 from guidestar.sampling.deis import DEIS
@@ -112,7 +114,7 @@ def test_gamma_of_deis_is_of_its_published_form():
             DEIS(form="uniform", order=2, gamma=value)  # type: ignore[arg-type]
     for form, order in (("rho", 2), ("uniform", 3), ("log-snr", 3)):
         with pytest.raises(ValueError, match="gamma needs form='uniform' and order=2"):
-            DEIS(form=form, order=order, gamma=0)
+            DEIS(form=form, order=order, gamma=0)  # type: ignore[arg-type]
 
 
 def test_repaint_is_around_a_solver_without_history():
@@ -131,12 +133,13 @@ def test_operators_name_a_setting_of_another_kind(value):
         with pytest.raises(ValueError, match="gray: the matrix must have rows of one length"):
             Colour(matrix=value)
     with pytest.raises(ValueError, match="seg: sigma must be a number"):
-        parse("seg(1)").terms[0].__class__(1.0, sigma=value)
+        SEG(1.0, sigma=value)
 
 
 def test_a_plan_has_the_noise_ratio_of_the_grid_in_full():
     level = Level(alpha=0.8, sigma=0.24, t=0.5)
-    guided = Guided("cfg(2)", Spy(), cond=condition(0.4), null=condition(0.0))
+    spy: Any = Spy()
+    guided = Guided("cfg(2)", spy, cond=condition(0.4), null=condition(0.0))
     grid = uniform(VP.linear(), 4)
     step = grid.step(0)._replace(t=level)
     assert level.rho == 0.24 / 0.8
