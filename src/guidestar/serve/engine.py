@@ -96,7 +96,12 @@ class Engine:
         self._thread.start()
 
     def submit(
-        self, request: Request, *, preview_every: int = 0, timeout: float | None = None
+        self,
+        request: Request,
+        *,
+        preview_every: int = 0,
+        timeout: float | None = None,
+        explain: bool = False,
     ) -> Ticket:
         """Take a request, and return its ticket at once.
 
@@ -105,6 +110,7 @@ class Engine:
                 none: resampling mixes its samples.
             preview_every: keep a preview of the clean estimate after so many steps (0: none).
             timeout: seconds in which it must be done, the time in the queue included.
+            explain: keep what each term does at every step (`Ticket.pushes`).
 
         Raises:
             ValueError: what the guidance, a network or the solver refuses.
@@ -126,7 +132,9 @@ class Engine:
         request.solver.check(guided, request.levels)
         request.guidance.check_samples(len(request.seeds))
         self._check_evaluations(request, guided)
-        ticket = Ticket(self, request, preview_every=preview_every, timeout=timeout)
+        ticket = Ticket(
+            self, request, preview_every=preview_every, timeout=timeout, explain=explain
+        )
         with self._lock:
             self._check_room()
             self._queue.append((ticket, limited, guided))

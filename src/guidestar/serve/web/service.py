@@ -82,7 +82,12 @@ class Service:
         seconds = min(asked.timeout or self.limits.seconds, self.limits.seconds)
         self._arrive(owner)
         try:
-            ticket = engine.submit(request, preview_every=asked.preview_every, timeout=seconds)
+            ticket = engine.submit(
+                request,
+                preview_every=asked.preview_every,
+                timeout=seconds,
+                explain=asked.explain,
+            )
             job = Job(ticket, owner, task)
             with self._lock:
                 self._jobs[job.id] = job
