@@ -35,6 +35,10 @@ RECOVERY = 500
 """Ticks without a lack of memory after which the rows of a tick are doubled again."""
 
 
+NEW = 0.1
+"""The share of the last tick in what a row takes of late."""
+
+
 class Engine:
     """Samples requests of one model, as many at once as there is room for.
 
@@ -87,7 +91,8 @@ class Engine:
         self._running: list[Running] = []
         self._cancelled: set[Ticket] = set()
         self._ended: Counter[str] = Counter()
-        self._ticks, self._rows, self._seconds, self._repeated = 0, 0, 0.0, 0
+        self._ticks, self._rows, self._repeated = 0, 0, 0
+        self._seconds = self._pace = 0.0
         self._room, self._good = max_rows, 0
         self._closing: float | None = None
         self._thread = threading.Thread(
@@ -166,6 +171,7 @@ class Engine:
                 ticks=self._ticks,
                 rows=self._rows,
                 seconds=self._seconds,
+                pace=self._pace,
                 repeated=self._repeated,
             )
 
@@ -286,6 +292,8 @@ class Engine:
             self._ticks += 1
             self._rows += rows
             self._seconds += seconds
+            pace = seconds / rows
+            self._pace += (pace - self._pace) * (NEW if self._pace else 1.0)
             self._repeated += bool(shortages)
         blameless = not any(isinstance(answer, BaseException) for answer in answers)
         self._make_room(any(map(is_out_of_memory, shortages)), blameless)

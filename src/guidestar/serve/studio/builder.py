@@ -225,15 +225,17 @@ def _slider(made: Control, kind: type, *, whole: bool, value: float) -> Control:
     top = 1.0 if share else _round_up(2 * largest)
     top = max(top, 5.0) if whole else top
     low, high = (-top if value < 0 or (isinstance(default, float) and default < 0) else 0.0), top
-    if bounds := re.search(
-        r"(?<!pixels )in [\[(](−?\d+(?:\.\d+)?), (\d+(?:\.\d+)?)[\])]", made.help
-    ):
+    if bounds := _BOUNDS.search(made.help):
         low, high = (float(b.replace("−", "-")) for b in bounds.groups())
         low, high = min(low, value), max(high, value)
     if whole and low == 0 and isinstance(default, int) and default >= 1:
         low = 1.0
     step = 1.0 if whole else _fine(high - low)
     return replace(made, kind="whole" if whole else "number", low=low, high=high, step=step)
+
+
+_BOUNDS = re.compile(r"(?<!pixels )in [\[(](−?\d+(?:\.\d+)?), (\d+(?:\.\d+)?)[\])]")
+"""How the help of an argument writes its range."""
 
 
 def _round_up(size: float) -> float:

@@ -67,7 +67,8 @@ def problem(found: Problem | None) -> str:
     """Show an error at its place in the expression; nothing where there is none."""
     if found is None:
         return ""
-    text, message = found.text, escape(found.message)
+    text = found.text
+    message = f'<span title="{escape(found.message, quote=True)}">{escape(_cut(found.message, 220))}</span>'
     if found.end <= found.start:
         return f'<div class="gs-problem" role="alert"><p>{message}</p></div>'
     before, wrong, after = (

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ...io.images import read_settings
-from . import drawing, problems
+from . import drawing
 from .form import read_picture, write_seeds
 from .gallery import file_name
 from .page import LATEST, QUIET, RUN, WRONG, Data, Page, failed, labels_of, message_of
@@ -28,7 +28,13 @@ element.addEventListener('click', e => {
 """Sends which button of which picture was pressed."""
 
 
-def add_make(page: Page) -> Any:
+def add_make(page: Page, address: Any) -> Any:
+    """Add what makes pictures; return the gallery.
+
+    Args:
+        page: that it is part of.
+        address: changes whenever the settings do, and can be carried out.
+    """
     panel = page.panel
     with gr.Row():
         run = gr.Button("Make pictures", variant="primary", elem_id="gs-run")
@@ -47,7 +53,7 @@ def add_make(page: Page) -> Any:
     dropped = gr.File(
         label="Drop a PNG that was made here or by the command line: its settings come back",
         file_types=[".png"],
-        height=110,
+        height=84,
         elem_id="gs-drop",
     )
     with gr.Accordion("Gallery of this visit", open=True):
@@ -58,15 +64,14 @@ def add_make(page: Page) -> Any:
         yield from _make(page, data, request, fresh=bool(data[panel.random]))
 
     def redraw(data: Data, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        text = data[panel.guidance] or ""
-        if data[live] and problems.find_problem(text) is None:
+        if data[live]:
             yield from _make(page, data, request, fresh=False)
         else:
             yield (gr.skip(),) * 4
 
     run.click(make, fields, outputs, **RUN)
     panel.guidance.submit(make, fields, outputs, **RUN)
-    gr.on([f.change for f in panel.fields], redraw, {*fields, live}, outputs, **LATEST)
+    address.change(redraw, {*fields, live}, outputs, **LATEST)
 
     def cancel(request: gr.Request) -> None:
         _cancel(page, request)

@@ -78,6 +78,7 @@ def make_page(service: Service) -> gr.Blocks:
         warnings.simplefilter("ignore", DeprecationWarning)  # of Gradio's own imports
         blocks = gr.Blocks(title="guidestar studio", analytics_enabled=False, fill_width=True)
     with blocks:
+        address = gr.Textbox(visible="hidden", elem_id="gs-address")
         with gr.Row(elem_id="gs-head"):
             gr.HTML("<h1>guidestar studio</h1>")
             dark = gr.Button("Light / dark", size="sm", scale=0, min_width=110)
@@ -87,7 +88,7 @@ def make_page(service: Service) -> gr.Blocks:
             page = Page(service=service, sessions=sessions, panel=panel)
             with gr.Column(scale=7, min_width=330), gr.Tabs():
                 with gr.Tab("Make", id="make"):
-                    gallery = add_make(page)
+                    gallery = add_make(page, address)
                 with gr.Tab("Compare", id="compare"):
                     add_compare(page)
                 with gr.Tab("X/Y plot", id="plot"):
@@ -96,7 +97,6 @@ def make_page(service: Service) -> gr.Blocks:
                     add_explain(page)
                 with gr.Tab("Inverse problems", id="restore"):
                     add_restore(page)
-        address = gr.Textbox(visible="hidden", elem_id="gs-address")
         dark.click(None, js=DARK, api_visibility="private")
         _follow_settings(page, address)
 
@@ -133,13 +133,27 @@ def _open(page: Page, query: str, request: gr.Request) -> list[Any]:
 def _follow_settings(page: Page, address: Any) -> None:
     """Let text, controls, plan and address follow each other."""
     panel = page.panel
-    panel.controls.input(
-        change, [panel.guidance], [panel.guidance, panel.problem], **{**QUIET, "queue": False}
-    )
-    panel.controls.click(
-        restructure, [panel.guidance], [panel.guidance, panel.problem, panel.controls], **QUIET
-    )
-    panel.guidance.input(draw_controls, [panel.guidance], [panel.controls], **LATEST)
+
+    def move(text: str, event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
+        changed, wrong = change(text, event._data or {})
+        if isinstance(changed, str):
+            page.session(request).written.add(changed)
+        return changed, wrong
+
+    def rebuild(text: str, event: gr.EventData) -> tuple[Any, Any]:
+        return restructure(text, event._data or {})
+
+    def redraw(text: str, request: gr.Request) -> Any:
+        written = page.session(request).written
+        if text in written:
+            return gr.skip()
+        written.clear()
+        return draw_controls(text)
+
+    both = [panel.guidance, panel.problem]
+    panel.controls.input(move, [panel.guidance], both, **{**QUIET, "queue": False})
+    panel.controls.click(rebuild, [panel.guidance], both, **QUIET)
+    panel.guidance.change(redraw, [panel.guidance], [panel.controls], **LATEST)
     panel.model.input(
         lambda name: panel.write(default_form(page.service, name)),
         [panel.model],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -13,7 +13,7 @@ from ...model.fitted import FITTED
 from ...model.model import Model
 from ...sampling import SOLVERS
 from ..web.service import Service
-from . import builder, drawing
+from . import builder, drawing, problems
 from .form import Form, read_seeds, write_seeds
 
 MOST_STEPS = 100
@@ -33,7 +33,10 @@ element.addEventListener('input', e => {
 element.addEventListener('change', e => {
   const t = e.target, d = t.dataset;
   if (d.base !== undefined) send('click', {action: 'base', value: t.value});
-  else if (d.add !== undefined && t.value) send('click', {action: 'add', value: t.value});
+  else if (d.add !== undefined && t.value) {
+    send('click', {action: 'add', value: t.value});
+    t.value = '';
+  }
   else if (t.type === 'text' && d.index !== undefined)
     send('input', {index: Number(d.index), name: d.name, value: t.value});
 });
@@ -57,28 +60,34 @@ class Panel:
         start = default_form(service, next(iter(service.engines)))
         names = list(service.engines)
         with gr.Row():
-            self.model = gr.Dropdown(names, value=start.model, label="Model", elem_id="gs-model")
-        self.classes = gr.Dropdown(
-            label="Classes (none: unconditional)", multiselect=True, elem_id="gs-classes"
-        )
-        self.prompts = gr.Textbox(label="Prompts, one a line", lines=2, elem_id="gs-prompts")
+            self.model = gr.Dropdown(
+                names, value=start.model, label="Model", min_width=130, elem_id="gs-model"
+            )
+            self.classes = gr.Dropdown(
+                label="Classes (none: unconditional)",
+                multiselect=True,
+                min_width=170,
+                elem_id="gs-classes",
+            )
+            self.prompts = gr.Textbox(
+                label="Prompts, one a line", lines=2, min_width=170, elem_id="gs-prompts"
+            )
         self.guidance = gr.Textbox(
             label="Guidance", lines=1, max_lines=3, elem_id="gs-guidance", autofocus=True
         )
         self.problem = gr.HTML(elem_id="gs-problem")
         self.plan = gr.HTML(elem_id="gs-plan")
+        with gr.Row():
+            self.seeds = gr.Textbox(label="Seeds (0-3: several)", min_width=110, elem_id="gs-seeds")
+            top = min(MOST_STEPS, service.limits.steps)
+            self.steps = gr.Slider(
+                1, top, step=1, label="Steps", min_width=150, elem_id="gs-steps", buttons=[]
+            )
+        self.random = gr.Checkbox(
+            label="New seeds at every run", container=False, elem_id="gs-random"
+        )
         with gr.Accordion("Build the expression", open=True, elem_id="gs-building"):
             self.controls = gr.HTML(js_on_load=SCRIPT, elem_id="gs-controls")
-        with gr.Row():
-            self.seeds = gr.Textbox(
-                label="Seeds (0-3 for several)", min_width=110, elem_id="gs-seeds"
-            )
-            self.random = gr.Checkbox(
-                label="New seeds at every run", min_width=110, elem_id="gs-random"
-            )
-        with gr.Row():
-            top = min(MOST_STEPS, service.limits.steps)
-            self.steps = gr.Slider(1, top, step=1, label="Steps", elem_id="gs-steps")
         with gr.Row():
             self.solver = gr.Dropdown(
                 list(SOLVERS),
@@ -87,10 +96,9 @@ class Panel:
                 min_width=130,
                 elem_id="gs-solver",
             )
-            self.grid = gr.Dropdown(
-                ["", *GRIDS, FITTED], label="Noise levels", min_width=130, elem_id="gs-grid"
-            )
-        self.negative = gr.Textbox(label="Negative", elem_id="gs-negative")
+            levels = [("by the model's card", ""), *((name, name) for name in (*GRIDS, FITTED))]
+            self.grid = gr.Dropdown(levels, label="Noise levels", min_width=130, elem_id="gs-grid")
+            self.negative = gr.Textbox(label="Negative", min_width=130, elem_id="gs-negative")
         self.scale = gr.Slider(
             0, 10, step=0.1, label="Scale of the student", visible=False, elem_id="gs-scale"
         )
@@ -187,7 +195,7 @@ def default_form(service: Service, name: str) -> Form:
 
 
 def draw_controls(text: str) -> Any:
-    """Draw the controls of an expression; leave them as they are while it does not parse."""
+    """Draw the controls of an expression; leave them as they are where it does not parse."""
     try:
         parts = builder.parts_of(text) if text.strip() else ()
         base = builder.base_of(text) if text.strip() else ""
@@ -196,38 +204,30 @@ def draw_controls(text: str) -> Any:
     return drawing.controls(parts, base, builder.methods())
 
 
-def change(text: str, event: gr.EventData) -> tuple[Any, Any]:
-    """Write what a control changed into the expression; return it, and the error if it cannot be."""
-    data = event._data or {}
+def change(text: str, data: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Write what a control changed into the expression; return it, and the error if any."""
     return _attempt(
         lambda: builder.change(text, int(data["index"]), str(data["name"]), str(data["value"]))
     )
 
 
-def restructure(text: str, event: gr.EventData) -> tuple[Any, Any, Any]:
-    """Add or remove a part, or set the base; return text, error and controls."""
-    data = event._data or {}
+def restructure(text: str, data: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Add or remove a part, or set the base; return the expression, and the error if any."""
     value = str(data.get("value", ""))
     actions: dict[str, Callable[[], str]] = {
         "add": lambda: builder.add(text, value),
         "remove": lambda: builder.remove(text, int(value)),
         "base": lambda: builder.set_base(text, value),
     }
-    action = actions.get(str(data.get("action")))
-    if action is None:
-        return gr.skip(), gr.skip(), gr.skip()
-    changed, wrong = _attempt(action)
-    return changed, wrong, draw_controls(changed if isinstance(changed, str) else text)
+    return _attempt(actions[str(data.get("action"))])
 
 
 def _attempt(make: Callable[[], str]) -> tuple[Any, Any]:
-    from .problems import locate
-
     try:
         return make(), ""
     except (ValueError, KeyError) as error:
         text = str(getattr(error, "problem", "") or error).partition("\n")[0]
-        return gr.skip(), drawing.problem(locate("", text))
+        return gr.skip(), drawing.problem(problems.locate("", text))
 
 
 def _lines(text: str | None) -> list[str]:

@@ -76,6 +76,5 @@ def plan(service: Service, form: Form) -> Planned:
 
 
 def seconds_a_row(engine: Engine) -> float | None:
-    """Return how long a row of the network has taken so far, on average."""
-    stats = engine.stats
-    return stats.seconds / stats.rows if stats.rows else None
+    """Return how long a row of the network takes, as of late."""
+    return engine.stats.pace or None

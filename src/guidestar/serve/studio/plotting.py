@@ -158,7 +158,7 @@ def draw(form: Form, x: Axis, y: Axis, pictures: Sequence[str]) -> bytes:
     made = sheet(
         rows,
         columns=[_short(v, images[0].width * scale // 7) for v in x.values],
-        title=f"{x.label}  ×  {y.label}",
+        title=f"across: {x.label}; down: {y.label}",
         scale=scale,
     )
     note = f"{form.model} · {', '.join(form.conds) or 'unconditional'} · seed {form.seeds[0]}"
@@ -168,4 +168,4 @@ def draw(form: Form, x: Axis, y: Axis, pictures: Sequence[str]) -> bytes:
 
 def _short(text: str, most: int = 40) -> str:
     most = max(most, 6)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -20,12 +20,15 @@ class Session:
     Args:
         service: that carries out its runs.
         owner: as the service's limits count.
+
+    ``written`` are the expressions that controls have written: these need not be drawn anew, which
+    would take a slider away from the hand that moves it.
     """
 
     def __init__(self, service: Service, owner: str) -> None:
         self.runs = Runs(service, owner)
         self.gallery = Gallery()
-        self.plot: bytes | None = None
+        self.written: set[str] = set()
 
 
 class Sessions:

@@ -46,6 +46,7 @@ def make_app(
         from ..studio.mount import mount_studio
 
         mount_studio(app, service)
+        service.studio = True
     return Guard(
         app,
         keys=keys or Keys(),

@@ -46,6 +46,7 @@ class Service:
         }
         self.metrics = Metrics(self.engines)
         self.draining = False
+        self.studio = False
         self._jobs: dict[str, Job] = {}
         self._arriving: Counter[str] = Counter()
         self._lock = threading.Lock()
