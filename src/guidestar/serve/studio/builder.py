@@ -111,7 +111,10 @@ def change(text: str, index: int, name: str, value: str) -> str:
     for written in (value.strip(), repr(value.strip())):
         try:
             call = parse(_alone(part, _call(part, name, written)))
-            return str(_with(guidance, index, (*call.terms, *call.posts)[0]))
+            found = (*call.terms, *call.posts)
+            if len(found) != 1:
+                raise ValueError(f"{part.name}: {name} must be one value, not {value!r}")
+            return str(_with(guidance, index, found[0]))
         except ValueError as error:
             first = first or error
     assert first is not None
@@ -200,6 +203,8 @@ def _control(thing: Direction | Post, argument: Any) -> Control | None:
     value = getattr(thing, name)
     hints = _choices(_hints(kind)[name])
     text = _text(name, value)
+    if isinstance(value, float) and not math.isfinite(value):
+        text = ""  # which text cannot give; nothing stands for it
     more = name in EXTRAS and isinstance(thing, Direction)
     help = _helps(Direction if more else kind).get(name, "")
     made = Control(name=name, kind="text", text=text, help=help, more=more)

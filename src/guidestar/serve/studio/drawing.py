@@ -68,7 +68,8 @@ def problem(found: Problem | None) -> str:
     if found is None:
         return ""
     text = found.text
-    message = f'<span title="{escape(found.message, quote=True)}">{escape(_cut(found.message, 220))}</span>'
+    whole, short = escape(found.message, quote=True), escape(_cut(found.message, 220))
+    message = f'<span title="{whole}">{short}</span>'
     if found.end <= found.start:
         return f'<div class="gs-problem" role="alert"><p>{message}</p></div>'
     before, wrong, after = (
