@@ -26,9 +26,8 @@ from guidestar.serve.studio.running import Runs, preview_every
 from guidestar.serve.studio.session import Sessions
 from guidestar.serve.web import Limits, Service
 from guidestar.serve.web.errors import RefusedError
-from helpers.served import EXPRESSIONS, toy_model
+from helpers.served import EXPRESSIONS, Slow, toy_model
 from helpers.serving import PICTURE, opened
-from helpers.toys import Spy
 
 FORM = Form(
     model="toy", conds=("cat", "dog"), seeds=(3, 4), steps=4, solver="ddim", guidance="cfg(2)"
@@ -299,14 +298,6 @@ def test_a_plan_over_a_limit_is_refused(service):
 
 
 # Runs
-
-
-class Slow(Spy):
-    """A network that takes its time."""
-
-    def __call__(self, *inputs):
-        time.sleep(0.05)
-        return super().__call__(*inputs)
 
 
 def test_previews_and_progress_are_shown_on_the_way():

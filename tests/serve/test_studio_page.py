@@ -13,10 +13,10 @@ from PIL import Image
 from guidestar.io.images import read_settings
 from guidestar.serve.web import Keys, Limits
 from helpers.browser import Visit, browser, find_browser
-from helpers.served import toy_model
+from helpers.served import Slow, toy_model
 from helpers.serving import PICTURE, opened, pixels, serving
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Gradio's own warnings
 QUERY = "cond=cat&seeds=1-2&steps=4&solver=ddim&guidance=cfg(2)"
 LIMITS = Limits(seconds=60)
 
@@ -31,7 +31,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def served(chromium):
-    models = {"toy": toy_model(shape=PICTURE), "other": toy_model(shape=PICTURE)}
+    models = {"toy": toy_model(shape=PICTURE), "other": toy_model(Slow(), shape=PICTURE)}
     with serving(models, LIMITS, studio=True) as found:
         yield found
 
@@ -121,7 +121,7 @@ def test_new_seeds_at_every_run(visit):
 
 
 def test_a_run_is_cancelled(chromium, served):
-    with Visit(chromium, served.url, "cond=cat&seeds=0-15&steps=250&guidance=cfg(2)") as visit:
+    with Visit(chromium, served.url, "model=other&cond=cat&steps=100&guidance=cfg(2)") as visit:
         visit.page.click("#gs-run")
         visit.page.wait_for_selector("#gs-state .gs-running")
         visit.page.click("#gs-cancel")
