@@ -75,7 +75,8 @@ def test_a_step_is_the_mean_of_its_batch_and_the_running_loss_of_its_steps():
     losses = iter([3.0, 5.0, 8.0])
     t = trainer(lambda net, x0, target, draw: net.w.sum() * 0 + torch.full((5,), next(losses)),
                 batch=5)  # fmt: skip
-    t.step(), t.step()
+    t.step()
+    t.step()
     assert t.loss == pytest.approx(4.0)
     t.done, t.loss = 400, 4.0
     t.step()
@@ -85,7 +86,8 @@ def test_a_step_is_the_mean_of_its_batch_and_the_running_loss_of_its_steps():
 def test_the_gradient_is_clipped_to_its_norm():
     t = trainer(batch=5, warmup=0, rate=0.1, clip=1e-3)
     t.step()
-    first = t.module.w.detach().clone()
+    module: Any = t.module
+    first = module.w.detach().clone()
     assert first.abs().max() == pytest.approx(0.1, rel=1e-3)  # AdamW's first step is the rate
     with pytest.raises(ValueError, match="a batch of 2 is too small for 1 processes that take 3"):
         trainer(batch=2, accumulate=3)
@@ -109,7 +111,8 @@ def test_noise_needs_a_schedule_and_levels():
     found, level = both._noised(x, draw)
     torch.testing.assert_close(found, x * (0.8 + 2 * 0.6))
     assert level is not None
-    for given in ({"schedule": VP.linear()}, {"levels": At()}, {}):
+    missing: list[Any] = [{"schedule": VP.linear()}, {"levels": At()}, {}]
+    for given in missing:
         clean: Any = Contrastive(**given)
         found, level = clean._noised(x, draw)
         assert found is x and level is None
@@ -118,7 +121,7 @@ def test_noise_needs_a_schedule_and_levels():
 CLASSES = {"label": Column(kind="class", classes=("a", "b", "c"))}
 
 
-def network(spec, shape, columns=CLASSES, embedded=False, text_width=None, outputs=1):
+def network(spec, shape, columns: Any = CLASSES, embedded=False, text_width=None, outputs=1) -> Any:
     return build._network(
         spec, shape, columns, embedded=embedded, text_width=text_width, outputs=outputs
     )
@@ -133,9 +136,8 @@ def test_what_a_network_is_built_of():
     assert config["attention_head_dim"] == 4
     spec = part(network="sequence", width=8, layers=3, heads=2, patch=2)
     net = network(spec, (6, 5), text_width=7)
-    assert {k: net.config[k] for k in ("channels", "length", "width", "depth", "heads", "patch")} == {
-        "channels": 5, "length": 6, "width": 8, "depth": 3, "heads": 2, "patch": 2,
-    }  # fmt: skip
+    sizes = {"channels": 5, "length": 6, "width": 8, "depth": 3, "heads": 2, "patch": 2}
+    assert {k: net.config[k] for k in sizes} == sizes
     assert net.config["cross_attention_dim"] == 7
     vector = network(part(network="sequence", width=8, layers=1, heads=2), (5,))
     assert vector.config["length"] is None and vector.config["channels"] == 5
