@@ -18,6 +18,7 @@ class Stats:
         ticks: times that rows of requests were evaluated together.
         rows: rows that were evaluated, of all ticks.
         seconds: that evaluations took, of all ticks.
+        pace: seconds of a row, of late (0 before the first).
         repeated: ticks that failed and were repeated in parts, to find whose fault it was.
     """
 
@@ -28,4 +29,5 @@ class Stats:
     ticks: int = 0
     rows: int = 0
     seconds: float = 0.0
+    pace: float = 0.0
     repeated: int = 0
