@@ -78,7 +78,7 @@ def test_a_sample_of_the_scheduler_may_be_several_rows():
 
 def test_more_than_six_blocks_are_no_guidance():
     mean = lambda n: lambda out: out.unflatten(0, (n, 1)).mean(0)
-    with pytest.raises(ValueError, match="mixes its network's answers by 0.167"):
+    with pytest.raises(ValueError, match=r"mixes its network's answers by 0\.167"):
         learn(made_of(mean(6), 6, sample=draw(1, 4, 3, 5)))
     with pytest.raises(ValueError, match=r"rows that are not those of its samples \(\[7\] for 1\)"):
         learn(made_of(mean(7), 7, sample=draw(1, 4, 3, 5)))
@@ -134,7 +134,7 @@ def test_blocks_are_named_by_their_coefficients():
 
 
 def test_a_variance_beside_the_mean_is_left_out():
-    both = lambda out: guided(2)(out)
+    both = guided(2)
     c = made_of(both, 4, sample=draw(2, 2, 3, 5))
     made = draw(2, 4, 3, 5)
     assert torch.equal(c.mean(made), made[:, :2])
@@ -217,9 +217,10 @@ def test_a_second_stream_of_a_step_reads_what_the_first_asked():
     kept: dict[Any, Any] = {}
     ran: list[Any] = []
     first = denoiser(c, learn(c), ran=ran, kept=kept)
-    wanted = first(c.sample, LEVEL, rows(0, 1))
+    wanted: Any = first(c.sample, LEVEL, rows(0, 1))
     second = denoiser(c, learn(c), ran=ran, kept=kept, again=True)
-    assert torch.equal(second(c.sample, LEVEL, rows(0, 1)), wanted) and len(ran) == 1
+    found: Any = second(c.sample, LEVEL, rows(0, 1))
+    assert torch.equal(found, wanted) and len(ran) == 1
     second(c.sample, LEVEL, rows(2, 3))
     assert len(ran) == 2
     third = denoiser(c, learn(c), ran=ran, kept=kept)

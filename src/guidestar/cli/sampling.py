@@ -317,11 +317,10 @@ def _warn_of_differences(then: Carried, now: Settings) -> None:
 def _students(name: str) -> list[Model]:
     """Return the students among the variants of a model."""
     from ..model.folder import load
-    from ..model.shipped import SHIPPED, available
+    from ..model.shipped import home_of
     from ..model.variants import variants_of
 
-    folder = SHIPPED / name if name in available() else Path(name)
-    found = [load(name, variant=variant) for variant in variants_of(folder)]
+    found = [load(name, variant=variant) for variant in variants_of(home_of(name))]
     return [model for model in found if "student" in model.card]
 
 

@@ -20,13 +20,13 @@ class Paths(Source):
         states: ``[N, n + 1, *S]``, in float16 or float32; returned in float32.
         source: the data whose columns the runs were conditioned on.
         rows: the row of ``source`` of each run.
-        seed: the random streams of run k are those of ``seed · 1,000,003 + k``.
+        first_seed: run k is sampled from the seed ``first_seed + k``.
     """
 
     states: Tensor
     source: Source
     rows: Sequence[int]
-    seed: int = 0
+    first_seed: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ class Paths(Source):
 
     def draw(self, runs: Sequence[int]) -> Draw:
         """Return the random streams of runs, which do not change from batch to batch."""
-        return Draw([self.seed * 1_000_003 + k for k in runs])
+        return Draw([self.first_seed + k for k in runs])
 
     def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
         """Return the states of runs, their values by column, and their numbers as "path"."""

@@ -18,7 +18,9 @@ from ..io.files import check_name, whole_or_not
 from .manifest import NAME
 
 FOLDER = "variants"
-_SHARED = frozenset({"judge", "classifier", "scheduler", "vae", "model_index.json", ".gitattributes"})
+_SHARED = frozenset(
+    {"judge", "classifier", "scheduler", "vae", "model_index.json", ".gitattributes"}
+)
 _CONDITIONS = ("condition", "text_encoder", "tokenizer")
 
 
@@ -45,6 +47,19 @@ def variant_folder(folder: Path, variant: str) -> Path:
     return folder / FOLDER / variant
 
 
+def check_variant(folder: Path, name: str) -> None:
+    """Check that a model's folder can get a variant of this name.
+
+    Raises:
+        ValueError: the name cannot be a folder's, or ``folder`` holds no model of guidestar's own.
+    """
+    check_name(name, "the name of a variant")
+    if not (folder / NAME).is_file():
+        raise ValueError(
+            f"{folder} is no model of guidestar's own ({NAME} is missing), so it keeps no variants"
+        )
+
+
 def keep_variant(folder: Path, student: Path, name: str) -> Path:
     """Copy the network and the card of a model into another model's folder, as a variant of it.
 
@@ -59,9 +74,7 @@ def keep_variant(folder: Path, student: Path, name: str) -> Path:
         ValueError: the name cannot be a folder's, or ``folder`` holds no model.
         OSError: it cannot be written.
     """
-    check_name(name, "the name of a variant")
-    if not (folder / NAME).is_file():
-        raise ValueError(f"{folder} holds no model ({NAME} is missing)")
+    check_variant(folder, name)
     about = read_json(student / NAME)
     left = {*_SHARED, *about.get("classifiers", ()), *about.get("clips", ())}
     if all(_same(folder / part, student / part) for part in _CONDITIONS):

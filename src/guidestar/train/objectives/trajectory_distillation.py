@@ -39,7 +39,7 @@ class TrajectoryDistillation(Objective):
         levels: of the teacher's runs.
         visits: the levels that the student visits, by their place in ``levels``: from 0 to the
             last, rising.
-        seed: of the runs (`guidestar.data.paths.Paths`).
+        first_seed: of the runs (`guidestar.data.paths.Paths`).
         dropout: as of `GuidedDistillation`; it must be that of the runs.
         scale: likewise.
 
@@ -53,7 +53,7 @@ class TrajectoryDistillation(Objective):
 
     levels: Grid
     visits: tuple[int, ...]
-    seed: int = 0
+    first_seed: int = 0
     dropout: float = 0.1
     scale: tuple[float, float] | None = None
 
@@ -68,7 +68,7 @@ class TrajectoryDistillation(Objective):
     def __call__(self, net: Student, x0: Tensor, target: PathBatch, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the student ``net`` on runs ``x0 [B, n + 1, *S]``."""
         runs = target["path"].tolist()
-        own = Draw([self.seed * 1_000_003 + k for k in runs])
+        own = Draw([self.first_seed + k for k in runs])
         asked = ask(x0, target, nulls_of(net), own, rate=self.dropout, scale=self.scale)
         steps = len(self.visits) - 1
         at = (draw.uniform("step").double() * steps).long().clamp_max(steps - 1)

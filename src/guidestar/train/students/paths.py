@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -46,7 +46,9 @@ def path_grid(lesson: Lesson) -> Grid:
 def blank_paths(lesson: Lesson) -> Paths:
     """Return one run of zeros, which has the shape of all."""
     states = torch.zeros(1, lesson.recipe.student.start + 1, *lesson.source.shape)
-    return Paths(states=states, source=lesson.source, rows=[0], seed=lesson.recipe.seed)
+    return Paths(
+        states=states, source=lesson.source, rows=[0], first_seed=lesson.recipe.student.first_seed
+    )
 
 
 def make_paths(
@@ -72,8 +74,8 @@ def make_paths(
         )
     mark, parts = _mark(lesson), []
     rows = order(0, spec.paths, lesson.source.size, lesson.recipe.seed).tolist()
-    blank = torch.empty(0)
-    paths = Paths(states=blank, source=lesson.source, rows=rows, seed=lesson.recipe.seed)
+    more: Any = {"source": lesson.source, "rows": rows, "first_seed": spec.first_seed}
+    paths = Paths(states=torch.empty(0), **more)
     for index, first in enumerate(range(0, spec.paths, SHARD)):
         if stop is not None and stop.asked:
             return None
@@ -85,7 +87,7 @@ def make_paths(
                 step=index + 1, loss=0.0, norm=0.0, rate=0.0, seconds=seconds, samples=done
             )
             report(STAGE, progress, -(-spec.paths // SHARD))
-    return Paths(states=torch.cat(parts), source=lesson.source, rows=rows, seed=paths.seed)
+    return Paths(states=torch.cat(parts), **more)
 
 
 def _shard(
@@ -109,8 +111,7 @@ def _shard(
         if len(tensors["states"]) >= len(runs):
             return tensors["states"][: len(runs)]
     found = [
-        sample_runs(lesson, paths, runs[i : i + BATCH], device)
-        for i in range(0, len(runs), BATCH)
+        sample_runs(lesson, paths, runs[i : i + BATCH], device) for i in range(0, len(runs), BATCH)
     ]
     states = torch.cat(found).half().cpu()
     with whole_or_not(file) as beside:
@@ -171,5 +172,6 @@ def _mark(lesson: Lesson) -> str:
         "scale": spec.scale,
         "dropout": spec.dropout,
         "seed": lesson.recipe.seed,
+        "first_seed": spec.first_seed,
     }
     return hashlib.blake2b(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]

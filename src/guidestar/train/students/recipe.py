@@ -47,6 +47,8 @@ class Student(Strict):
             default "uniform"; of "trajectory", the teacher's own.
         solver: of the teacher's runs, of "trajectory"; by default the teacher's own.
         paths: how many runs, of "trajectory".
+        first_seed: of the runs, of "trajectory", which take one seed each; by default far from those
+            that one samples and measures with.
         visits: which of the teacher's levels the student visits, of "trajectory", from 0 to
             ``start``; by default those between which the runs bend least.
         before: falling step counts, of "trajectory": of students that are trained before, each the
@@ -67,6 +69,7 @@ class Student(Strict):
     grid: str | None = None
     solver: str | None = None
     paths: Annotated[int, Field(ge=1, le=100_000_000)] = 4096
+    first_seed: Annotated[int, Field(ge=0, lt=2**62)] = 10**12
     visits: Annotated[tuple[StepIndex, ...], Field(strict=False)] | None = None
     before: Annotated[tuple[StepCount, ...], Field(strict=False)] = ()
     dropout: Rate = 0.1

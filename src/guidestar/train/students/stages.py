@@ -174,7 +174,7 @@ def build_stage(
             objective=TrajectoryDistillation(
                 levels=runs[0],
                 visits=runs[1],
-                seed=recipe.seed,
+                first_seed=recipe.student.first_seed,
                 dropout=recipe.student.dropout,
                 scale=recipe.student.range_of_scale,
             ),
