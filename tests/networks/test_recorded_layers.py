@@ -223,3 +223,47 @@ def test_a_block_that_is_skipped(case):
             part = answer(net, args, kwargs)
         assert torch.allclose(part[:-1], plain[:-1], atol=1e-6 * float(size))
         assert torch.allclose(part[-1], wanted[-1], atol=1e-6 * float(size))
+
+
+@pytest.mark.parametrize("name", ["WanPipeline", "SkyReelsV2Pipeline", "LTXPipeline"])
+def test_attention_to_another_text(name):
+    """Where only that remains, it is the network told the other text."""
+    net, args, kwargs = asked(name)
+    other = torch.randn(kwargs["encoder_hidden_states"].shape)
+    wanted = answer(net, args, {**kwargs, "encoder_hidden_states": other})
+    more = {"against_encoder_hidden_states": other}
+    mask = kwargs.get("encoder_attention_mask")
+    if mask is not None:
+        more["against_encoder_attention_mask"] = mask
+    with layers_of(net).contrasting((), lambda z, against: against):
+        found = answer(net, args, kwargs | more)
+    assert torch.allclose(found, wanted, atol=1e-5 * float(wanted.abs().max()))
+    assert not torch.allclose(found, answer(net, args, kwargs), rtol=1e-2)
+
+
+def test_attention_to_text_and_pictures_is_no_attention_to_text():
+    net, _, _ = asked("WanImageToVideoPipeline")
+    with pytest.raises(ValueError, match="no layer of attention to text that can be contrasted"):
+        layers_of(net).find("cross")
+
+
+def test_what_there_is_not_is_refused():
+    net, args, kwargs = asked("MochiPipeline")
+    with pytest.raises(ValueError, match="MochiTransformer3DModel has no layer of self-attention"):
+        layers_of(net).find("attention")
+    net, args, kwargs = asked("Lumina2Pipeline")
+    kwargs["encoder_attention_mask"] = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    with (
+        pytest.raises(ValueError, match="the prompts of a call have one length"),
+        layers_of(net).attending((), identity),
+    ):
+        answer(
+            net,
+            args,
+            {
+                k: torch.cat([v, v])
+                if k != "encoder_attention_mask" and isinstance(v, torch.Tensor)
+                else v
+                for k, v in kwargs.items()
+            },
+        )

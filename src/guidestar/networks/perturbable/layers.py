@@ -230,8 +230,10 @@ class RecordedLayers(DiffusersLayers):
             image = slice(0, hidden.shape[1])
             if len(returns) == 1:
                 image = self.record.image(self.net, name, inputs, hidden.shape[1])
-            mine = None if rows is None else self._spread(rows, len(hidden))
-            picture = changed_tokens(hidden[:, image], change, mine)
+            picture = hidden[:, image]
+            frames = len(hidden) // len(next(iter(inputs.values()))) if self.record.frames else 1
+            whole = picture.unflatten(0, (-1, frames)).flatten(1, 2)  # all frames of a sample
+            picture = changed_tokens(whole, change, rows).reshape(picture.shape)
             parts = [hidden[:, : image.start], picture, hidden[:, image.stop :]]
             call.arguments[argument] = torch.cat(parts, 1)
             return original(*call.args, **call.kwargs)
@@ -468,6 +470,9 @@ def _against(net: nn.Module, inputs: LayerInputs, hidden: Tensor) -> dict[str, T
     """Return the text against as a layer's inputs, mapped by the network, its mask as a bias."""
     states, mask = text_against(net, inputs), inputs.get(f"{AGAINST}encoder_attention_mask")
     project = getattr(net, "caption_projection", None) or getattr(net, "encoder_hid_proj", None)
+    record = record_of(net)
+    if record is not None and record.text:
+        project = net.get_submodule(record.text)
     states = project(states) if project else states
     if isinstance(net, SequenceTransformer):  # it attends by the mask itself
         return {"encoder_hidden_states": states, "attention_mask": mask}
@@ -500,7 +505,7 @@ def _skip(
     def forward(*args: object, **kwargs: object) -> object:
         inputs = signature.bind(*args, **kwargs).arguments
         both = tuple(inputs.get(name) for name in returns)
-        given = both if len(both) > 1 else both[0]
+        given: Any = both[0] if len(returns) == 1 else both
         if rows is None:
             return given
         return _restore_rows(original(*args, **kwargs), given, rows, spread)

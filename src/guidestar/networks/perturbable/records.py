@@ -56,7 +56,7 @@ class Blocks:
             return self.find(net) if self.skips else []
         layers = self.attention if kind == "attention" else self.cross
         names = [f"{block}.{layer}" for block in self.find(net) for layer in layers]
-        return [name for name in names if _has(net, name)]
+        return [name for name in names if _has(net, name) and not _takes_pictures(net, name)]
 
 
 Grid = Callable[[nn.Module, LayerInputs], tuple[int, ...]]
@@ -71,12 +71,15 @@ class Record:
         grid: the picture's sizes in tokens, from the network and its inputs.
         middle: how the names of the usual layers begin; by default those of the middle block.
         frames: whether a layer's rows are the frames (or places) of the network's rows.
+        text: the module that maps the text to what the blocks attend to, where it is not a
+            caption projection.
     """
 
     blocks: tuple[Blocks, ...]
     grid: Grid
     middle: str = ""
     frames: bool = False
+    text: str = ""
 
     def list_layers(self, net: nn.Module, kind: Kind) -> list[str]:
         """Return the names of the network's layers of one kind."""
@@ -149,6 +152,11 @@ def _has(net: nn.Module, name: str) -> bool:
         return False
 
 
+def _takes_pictures(net: nn.Module, name: str) -> bool:
+    """Tell whether attention to the text gets pictures too, as Wan's from image to video."""
+    return name.endswith("attn2") and getattr(_config(net), "image_dim", None) is not None
+
+
 def _over(sizes: Sequence[int], patch: Any) -> tuple[int, ...]:
     """Return how many patches there are in each direction."""
     own = (patch,) * len(sizes) if isinstance(patch, int) else tuple(patch)
@@ -203,7 +211,8 @@ def _of_list(net: nn.Module, inputs: LayerInputs) -> tuple[int, ...]:
             f"the layers of {type(net).__name__} with pictures beside its own are not known"
         )
     patch = inputs.get("patch_size", 2)
-    return _over(first.shape[1:], (inputs.get("f_patch_size", 1), patch, patch))
+    grid = _over(first.shape[1:], (inputs.get("f_patch_size", 1), patch, patch))
+    return grid[1:] if grid[0] == 1 else grid
 
 
 def _after_text(net: nn.Module, inputs: LayerInputs) -> tuple[int, ...]:
@@ -233,7 +242,11 @@ def _spatial(inputs: LayerInputs, tokens: int) -> tuple[int, int]:
 
 
 _BOTH, _TURNED = (_HIDDEN, _TEXT), (_TEXT, _HIDDEN)
-_WAN = Record(blocks=(Blocks(at="blocks", attention=("attn1",), cross=("attn2",)),), grid=_patched)
+_WAN = Record(
+    blocks=(Blocks(at="blocks", attention=("attn1",), cross=("attn2",)),),
+    grid=_patched,
+    text="condition_embedder.text_embedder",
+)
 
 RECORDS: dict[str, Record] = {
     **dict.fromkeys(
