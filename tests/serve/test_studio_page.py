@@ -153,7 +153,6 @@ def test_an_x_y_plot(visit):
     visit.page.wait_for_selector("#gs-plot img")
     (shown,) = visit.pictures("#gs-plot")
     assert opened(shown).width > 3 * 8 and read_settings(base64.b64decode(shown))["y"] == "steps"
-    visit.page.wait_for_selector("#gs-plot-save:not([disabled])")
     with visit.page.expect_download() as download:
         visit.page.click("#gs-plot-save")
     assert read_settings(download.value.path())["x"] == "cfg: scale"
@@ -180,14 +179,15 @@ def test_a_picture_is_inpainted_where_it_was_painted(visit):
     page = visit.page
     visit.tab("Inverse problems")
     page.wait_for_selector("#gs-picture canvas")
-    with page.expect_file_chooser() as chooser:
-        page.click("#gs-picture button[aria-label='Upload button'], #gs-picture button.upload")
-    chooser.value.set_files({"name": "ramp.png", "mimeType": "image/png", "buffer": ramp()})
-    page.wait_for_timeout(1500)
+    ready = "#gs-picture button[aria-label='Brush Size']"  # the editor offers a brush then
+    page.set_input_files(
+        "#gs-picture input[type=file]",
+        {"name": "ramp.png", "mimeType": "image/png", "buffer": ramp()},
+    )
+    page.wait_for_selector(ready)
     page.click("#gs-restore")
     page.wait_for_selector("#gs-restore-state .gs-failed")
     assert "paint over" in page.inner_text("#gs-restore-state")
-    page.click("#gs-picture button[aria-label='Brush']")
     box = page.locator("#gs-picture canvas").first.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 40, y)

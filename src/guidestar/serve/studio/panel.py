@@ -19,6 +19,9 @@ from .form import Form, read_seeds, write_seeds
 MOST_STEPS = 100
 """Steps of the slider; a request may have more."""
 
+MOST_PROMPTS = 100
+"""Prompts that may be written; the server's own limit is far below."""
+
 SCRIPT = """
 const send = (kind, data) => trigger(kind, data);
 element.addEventListener('input', e => {
@@ -231,4 +234,7 @@ def _attempt(make: Callable[[], str]) -> tuple[Any, Any]:
 
 
 def _lines(text: str | None) -> list[str]:
-    return [line.strip() for line in (text or "").splitlines() if line.strip()]
+    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
+    if len(lines) > MOST_PROMPTS:
+        raise ValueError(f"there may be {MOST_PROMPTS} prompts at most, not {len(lines)}")
+    return lines
