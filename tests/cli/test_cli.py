@@ -51,7 +51,10 @@ def test_demo_makes_pictures_and_figures(capsys, tmp_path):
         "by the classifier",
         "by its condition",
         "by both",
+        "student of cfg(2, interval=(0.1, 1)), 4 steps",
     }
+    (student,) = (r for r in rows if r["how"].startswith("student"))
+    assert student["nfe"] == 4 and student["accuracy"] >= 0.7
     by = {r["expression"]: r for r in rows}
     assert by["uncond"]["nfe"] == 20 and by["cfg(4)"]["nfe"] == 40 and by["cfg(1)"]["nfe"] == 20
     assert by["cfg(4)"]["accuracy"] >= 0.8
