@@ -99,9 +99,7 @@ def test_what_networks_take_is_counted_together(monkeypatch):
             if fits:
                 building._take(40, "f")
             else:
-                with pytest.raises(
-                    ValueError, match="f: its networks would take at least 1e-07 GB"
-                ):
+                with pytest.raises(ValueError, match="f: its networks would take at least"):
                     building._take(40, "f")
         building._take(99, "f")  # on its own
     net = torch.nn.Linear(2, 3)
