@@ -40,11 +40,13 @@ def browser() -> Iterator[Any]:
 class Visit:
     """One visit of the page."""
 
-    def __init__(self, browser: Any, url: str, query: str = "", **context: Any) -> None:
+    def __init__(
+        self, browser: Any, url: str, query: str = "", *, patience: int = READY, **context: Any
+    ) -> None:
         context = {"viewport": {"width": 1280, "height": 800}, **context}
         self.context = browser.new_context(accept_downloads=True, **context)
         self.page = page = self.context.new_page()
-        page.set_default_timeout(READY)
+        page.set_default_timeout(patience)
         self.url, self.asked, self.errors = url, [], []
         page.on("request", lambda r: self.asked.append(r.url))
         page.on("pageerror", lambda e: self.errors.append(str(e)))

@@ -66,7 +66,9 @@ def test_seeds(text, seeds):
     assert read_seeds(write_seeds(seeds)) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "x", "3-1", "0-100000", "1.5", "99999999999999999999"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "3-1", "0-100000", "1.5", "99999999999999999999", "0-900, 0-900"]
+)
 def test_seeds_that_are_none(text):
     with pytest.raises(ValueError, match="seed"):
         read_seeds(text)

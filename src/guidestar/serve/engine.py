@@ -93,6 +93,7 @@ class Engine:
         self._ended: Counter[str] = Counter()
         self._ticks, self._rows, self._repeated = 0, 0, 0
         self._seconds = self._pace = 0.0
+        self._calls, self._call_rows, self._call_seconds = 0, 0, 0.0
         self._room, self._good = max_rows, 0
         self._closing: float | None = None
         self._thread = threading.Thread(
@@ -172,6 +173,9 @@ class Engine:
                 rows=self._rows,
                 seconds=self._seconds,
                 pace=self._pace,
+                calls=self._calls,
+                call_rows=self._call_rows,
+                call_seconds=self._call_seconds,
                 repeated=self._repeated,
             )
 
@@ -284,7 +288,8 @@ class Engine:
         shortages: list[BaseException] = []
         limit = self._room if rows > self._room else None
         started = time.perf_counter()
-        answers = evaluate_together([r.wanted for r in chosen], limit, shortages.append)  # type: ignore[misc]
+        wanted = [r.wanted for r in chosen if r.wanted is not None]
+        answers = evaluate_together(wanted, limit, shortages.append, self._note_call)
         seconds = time.perf_counter() - started
         for running, answer in zip(chosen, answers, strict=True):
             running.proceed(answer)
@@ -298,6 +303,12 @@ class Engine:
         blameless = not any(isinstance(answer, BaseException) for answer in answers)
         self._make_room(any(map(is_out_of_memory, shortages)), blameless)
         self._remove_ended()
+
+    def _note_call(self, rows: int, seconds: float) -> None:
+        with self._lock:
+            self._calls += 1
+            self._call_rows += rows
+            self._call_seconds += seconds
 
     def _choose(self) -> tuple[list[Running], int]:
         """Return the oldest requests whose rounds fit into a tick, at least one, and their rows."""

@@ -18,6 +18,9 @@ class Stats:
         ticks: times that rows of requests were evaluated together.
         rows: rows that were evaluated, of all ticks.
         seconds: that evaluations took, of all ticks.
+        calls: network calls.
+        call_rows: rows of all of them.
+        call_seconds: that they took.
         pace: seconds of a row, of late (0 before the first).
         repeated: ticks that failed and were repeated in parts, to find whose fault it was.
     """
@@ -30,4 +33,7 @@ class Stats:
     rows: int = 0
     seconds: float = 0.0
     pace: float = 0.0
+    calls: int = 0
+    call_rows: int = 0
+    call_seconds: float = 0.0
     repeated: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -78,6 +79,15 @@ def problem(found: Problem | None) -> str:
     return (
         f'<div class="gs-problem" role="alert"><code>{before}<mark>{wrong or "&nbsp;"}</mark>'
         f"{after}</code><p>{message}</p></div>"
+    )
+
+
+def plot(picture: bytes, label: str) -> str:
+    """Show an X/Y plot (a PNG file), which can be saved."""
+    data, text = base64.b64encode(picture).decode(), escape(label, quote=True)
+    return (
+        f'<p><a id="gs-plot-save" download="xy-plot.png" href="data:image/png;base64,{data}">Save '
+        f'as a picture</a></p><img src="data:image/png;base64,{data}" alt="{text}">'
     )
 
 

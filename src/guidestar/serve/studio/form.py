@@ -15,7 +15,7 @@ from ...model.samples import check_settings
 from ..web.schemas import SampleRequest
 
 MOST_SEEDS = 1000
-"""Seeds that a range may be written for; the server's own limit is far below."""
+"""Seeds that may be written; the server's own limit is far below."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Form:
             ValueError: a value is out of range.
         """
         samples = self.samples
-        conds = [str(name) for name, _ in samples] if self.conds else None
+        conds: Any = [str(name) for name, _ in samples] if self.conds else None
         return SampleRequest(
             model=self.model,
             cond=conds,
@@ -180,6 +180,8 @@ def read_seeds(text: str) -> tuple[int, ...]:
         if not 0 <= last - first < MOST_SEEDS or not -(2**63) <= first <= last < 2**63:
             raise ValueError(f"the range of seeds {part[:40]!r} is empty or too long")
         seeds += range(first, last + 1)
+        if len(seeds) > MOST_SEEDS:
+            raise ValueError(f"there may be {MOST_SEEDS} seeds at most")
     if not seeds:
         raise ValueError("there is no seed; write one, like 0, or a range, like 0-3")
     return tuple(seeds)

@@ -33,11 +33,12 @@ def mount_studio(app: FastAPI, service: Service) -> FastAPI:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import gradio as gr
+    from gradio.themes import Base
 
     from .page import CSS, make_page
 
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    theme = gr.themes.Base(primary_hue="indigo", font=fonts[0], font_mono=fonts[1])
+    theme = Base(primary_hue="indigo", font=fonts[0], font_mono=fonts[1])
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
@@ -94,9 +95,9 @@ class Confined:
 
 
 def _measure(engine: Engine) -> None:
-    """Sample a picture in two steps, so that plans can say how long a run takes."""
+    """Sample pictures in few steps, so that plans can say how long a run takes."""
     try:
-        for _ in range(2):
-            engine.submit(engine.model.request(guidance="uncond", steps=2), timeout=60).result(60)
+        request = engine.model.request(guidance="uncond", seeds=range(4), steps=4)
+        engine.submit(request, timeout=60).result(60)
     except Exception:  # then plans say nothing of seconds
         return

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import gradio as gr
 
@@ -22,6 +23,9 @@ from .running import Progress
 from .session import Session, Sessions
 
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+
+KEPT = 600, 3600
+"""Seconds between looks at pictures that were dropped, and after which these are deleted."""
 
 ADDRESS = "q => { history.replaceState(null, '', q ? '?' + q : location.pathname); }"
 """Writes the settings into the page's address."""
@@ -76,7 +80,12 @@ def make_page(service: Service) -> gr.Blocks:
     sessions = Sessions(service)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of Gradio's own imports
-        blocks = gr.Blocks(title="guidestar studio", analytics_enabled=False, fill_width=True)
+        blocks = gr.Blocks(
+            title="guidestar studio",
+            analytics_enabled=False,
+            fill_width=True,
+            delete_cache=KEPT,
+        )
     with blocks:
         address = gr.Textbox(visible="hidden", elem_id="gs-address")
         with gr.Row(elem_id="gs-head"):
@@ -121,7 +130,7 @@ def _open(page: Page, query: str, request: gr.Request) -> list[Any]:
     """Fill the page in, from its address."""
     first = default_form(page.service, next(iter(page.service.engines)))
     try:
-        name = dict(p.partition("=")[::2] for p in query.lstrip("?").split("&")).get("model")
+        name = parse_qs(query.lstrip("?")).get("model", [""])[-1]
         default = default_form(page.service, name) if name in page.service.engines else first
         form = read_query(query, default, list(page.service.engines))
     except ValueError as error:
@@ -145,7 +154,7 @@ def _follow_settings(page: Page, address: Any) -> None:
 
     def redraw(text: str, request: gr.Request) -> Any:
         written = page.session(request).written
-        if text in written:
+        if text in written or len(text) > page.service.limits.prompt:
             return gr.skip()
         written.clear()
         return draw_controls(text)
@@ -173,6 +182,9 @@ def _follow_settings(page: Page, address: Any) -> None:
 def _refresh(page: Page, data: Data) -> tuple[Any, Any, Any]:
     """Check the settings, and draw their plan; return error, plan and address."""
     text = data[page.panel.guidance] or ""
+    if len(text) > (most := page.service.limits.prompt):
+        long = f"an expression may have {most} characters here, not {len(text)}"
+        return drawing.problem(problems.locate("", long)), gr.skip(), gr.skip()
     if (wrong := problems.find_problem(text)) is not None:
         return drawing.problem(wrong), gr.skip(), gr.skip()
     try:

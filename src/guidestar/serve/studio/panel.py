@@ -19,6 +19,9 @@ from .form import Form, read_seeds, write_seeds
 MOST_STEPS = 100
 """Steps of the slider; a request may have more."""
 
+MOST_PROMPTS = 100
+"""Prompts that may be written; the server's own limit is far below."""
+
 SCRIPT = """
 const send = (kind, data) => trigger(kind, data);
 element.addEventListener('input', e => {
@@ -96,7 +99,7 @@ class Panel:
                 min_width=130,
                 elem_id="gs-solver",
             )
-            levels = [("by the model's card", ""), *((name, name) for name in (*GRIDS, FITTED))]
+            levels = [("recommended", ""), *((name, name) for name in (*GRIDS, FITTED))]
             self.grid = gr.Dropdown(levels, label="Noise levels", min_width=130, elem_id="gs-grid")
             self.negative = gr.Textbox(label="Negative", min_width=130, elem_id="gs-negative")
         self.scale = gr.Slider(
@@ -231,4 +234,7 @@ def _attempt(make: Callable[[], str]) -> tuple[Any, Any]:
 
 
 def _lines(text: str | None) -> list[str]:
-    return [line.strip() for line in (text or "").splitlines() if line.strip()]
+    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
+    if len(lines) > MOST_PROMPTS:
+        raise ValueError(f"there may be {MOST_PROMPTS} prompts at most, not {len(lines)}")
+    return lines

@@ -12,8 +12,8 @@ from ..web.schemas import PlanRequest
 from ..web.service import Service
 from .form import Form
 
-GRADIENT = 2.0
-"""What a gradient costs beside its pass, in passes."""
+GRADIENT = 1.0
+"""What a gradient costs beside its pass, in rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from ..web.building import at_most
 from . import comparing, drawing, plotting, problems, restoring
 from .explaining import maps_of
 from .page import LATEST, QUIET, RUN, WRONG, Data, Page, failed, labels_of
@@ -84,9 +82,6 @@ def add_plot(page: Page) -> None:
     with gr.Row():
         run = gr.Button("Plot", variant="primary", elem_id="gs-plot-run")
         stop = gr.Button("Cancel", min_width=90, scale=0)
-        saved = gr.DownloadButton(
-            "Save as a picture", interactive=False, elem_id="gs-plot-save", min_width=140
-        )
     state = gr.HTML(drawing.progress([]), elem_id="gs-plot-state")
     shown = gr.HTML(
         drawing.pictures([], [], note="One picture for each pair of values."), elem_id="gs-plot"
@@ -113,7 +108,7 @@ def add_plot(page: Page) -> None:
             **LATEST,
         )
 
-    def plot(data: Data, request: gr.Request) -> Iterator[tuple[Any, Any, Any]]:
+    def plot(data: Data, request: gr.Request) -> Iterator[tuple[Any, Any]]:
         skip = gr.skip()
         try:
             form = page.form(data)
@@ -124,16 +119,14 @@ def add_plot(page: Page) -> None:
             asked = [f.request() for row in plotting.cells(form, x, y) for f in row]
             found: list[Progress] = []
             for found in page.session(request).runs.follow("plot", asked):
-                yield skip, drawing.progress(found), skip
+                yield skip, drawing.progress(found)
             if all(p.pictures for p in found):
                 made = plotting.draw(form, x, y, [p.pictures[0] for p in found])
-                data_url = f"data:image/png;base64,{base64.b64encode(made).decode()}"
-                image = f'<img src="{data_url}" alt="{drawing.escape(f"{x.label} × {y.label}")}">'
-                yield image, drawing.progress(found), gr.update(value=_kept(made), interactive=True)
+                yield drawing.plot(made, f"{x.label} × {y.label}"), drawing.progress(found)
         except WRONG as error:
-            yield skip, failed(error), skip
+            yield skip, failed(error)
 
-    run.click(plot, {*panel.fields, *axes, *values}, [shown, state, saved], **RUN)
+    run.click(plot, {*panel.fields, *axes, *values}, [shown, state], **RUN)
     _add_stop(page, stop, "plot")
 
 
@@ -142,13 +135,6 @@ def _suggested(page: Page, data: Data, key: str | None) -> Any:
         return plotting.suggest(page.form(data), key or "")
     except (*WRONG, LookupError):
         return gr.skip()
-
-
-def _kept(made: bytes) -> str:
-    """Write a picture where Gradio may serve it from: its own folder, which it empties."""
-    folder = Path(tempfile.mkdtemp(prefix="guidestar-"))
-    (folder / "xy-plot.png").write_bytes(made)
-    return str(folder / "xy-plot.png")
 
 
 def add_explain(page: Page) -> None:
@@ -240,6 +226,8 @@ def add_restore(page: Page) -> None:
             painted = data[picture] or {}
             if painted.get("background") is None:
                 raise ValueError("drop a picture first")
+            width, height = painted["background"].size
+            at_most("the number of pixels", width * height, page.service.limits.pixels)
             layers = painted.get("layers") or []
             made = restoring.observe(
                 page.service.engines[form.model].model,
