@@ -106,7 +106,7 @@ def test_what_networks_take_is_counted_together(monkeypatch):
     net.register_buffer("n", torch.zeros(4, dtype=torch.int16))
     assert building._bytes(net, torch.float16) == 9 * 2 + 8
     net.weight = torch.nn.Parameter(torch.zeros(3, 3))
-    net.register_parameter("again", net.weight)
+    net.register_parameter("again", net.weight)  # type: ignore[arg-type]
     assert building._bytes(net, torch.float64) == (9 + 3) * 8 + 8
 
 

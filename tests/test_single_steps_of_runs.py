@@ -77,8 +77,11 @@ def test_the_column_that_a_classifier_predicts():
     assert classifier_column(spec, columns) == ("label", columns["label"])
     named = spec.model_copy(update={"column": "size"})
     assert classifier_column(named, columns) == ("size", columns["size"])
-    for part, text in ((spec, "no classes or vectors to predict"),
-                       (spec.model_copy(update={"column": "text"}), "no class or vector 'text'")):  # fmt: skip
+    other = spec.model_copy(update={"column": "text"})
+    for part, text in (
+        (spec, "no classes or vectors to predict"),
+        (other, "no class or vector 'text'"),
+    ):
         with pytest.raises(ValueError, match=f"the data have {text}; their columns are text"):
             classifier_column(part, {"text": columns["text"]})
 
