@@ -66,7 +66,8 @@ def measure_block(block: int, name: str, model: str, guidance: str, steps: int |
 def table(known: Figures) -> str:
     """Return the means over the blocks with their standard errors, as a table in Markdown."""
     lines = [
-        "| | Fréchet | to the teacher's | accuracy | to the teacher's | diversity | passes | blocks |",
+        "| | Fréchet | to the teacher's | accuracy | to the teacher's | diversity | passes | "
+        "blocks |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(n for block in known.values() for n in block):

@@ -1,5 +1,6 @@
 """The parts of a learnt run by themselves: coefficients, rows, and what the scheduler is given."""
 
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,12 @@ from guidestar.core.levels import Level
 from guidestar.core.prediction import Prediction
 from guidestar.diffusers.guide import probe
 from guidestar.diffusers.guide.calls import NetCall, Template, find_input
-from guidestar.diffusers.guide.learnt import PartDenoiser, _as_the_network, _schedulers
+from guidestar.diffusers.guide.learnt import LearntRun, PartDenoiser, _as_the_network, _schedulers
 from guidestar.diffusers.guide.levels import Output
 from guidestar.diffusers.guide.probe import Combination, Layout, Place, learn
+from guidestar.diffusers.guide.run import Wanted
 from guidestar.diffusers.guide.traced import Tape
+from guidestar.guidance import parse
 
 P00, P01, P02, P10 = (Place(call=c, block=b) for c, b in ((0, 0), (0, 1), (0, 2), (1, 0)))
 WEIGHTS = torch.tensor([1.0, 2.0])[:, None, None, None]
@@ -313,3 +316,29 @@ def test_samples_are_brought_to_the_level_of_the_table():
     assert torch.equal(_as_the_network(object(), x, LEVEL, one), x)
     film = Layout(batch=2, parts={}, coefficients={}, flat=3)
     assert torch.equal(_as_the_network(object(), x, LEVEL, film), x.reshape(2, 3, 2, 3))
+
+
+def test_each_step_of_a_learnt_run_begins_anew():
+    pipe: Any = SimpleNamespace(_execution_device=torch.device("cpu"))
+    run = LearntRun(pipe, Wanted(guidance=parse("cfg(2)")), {}, print)  # type: ignore[arg-type]
+    assert (run.stepped, run.present, run.calls, run.streams, run.asked) == (False, 0, [], [], {})
+    tape = run.tape
+    run.calls, run.stepped, run.present, run.asked = [1], True, 1, {"main": {}}  # type: ignore[assignment]
+    run._begin_step()
+    assert (run.stepped, run.present, run.calls, run.asked) == (False, 0, [], {})
+    assert run.tape is not tape
+    with pytest.raises(ValueError, match="took no step of its scheduler with what its network"):
+        run.check_ended(())
+
+
+def test_a_step_that_only_converts_is_left_as_it_is():
+    pipe: Any = SimpleNamespace(_execution_device=torch.device("cpu"))
+    run = LearntRun(pipe, Wanted(guidance=parse("cfg(2)")), {}, print)  # type: ignore[arg-type]
+    run.calls = [SimpleNamespace(rows=3), SimpleNamespace(rows=1)]  # type: ignore[list-item]
+    takes = signature(lambda model_output, sample, pred_original_sample=None: None)
+    plain = signature(lambda model_output, sample: None)
+    both, one = {"sample": torch.zeros(4, 1)}, {"sample": torch.zeros(2, 1)}
+    assert run._only_converts(takes, both)
+    assert not run._only_converts(takes, one)
+    assert not run._only_converts(plain, both)
+    assert not run._only_converts(takes, {**both, "pred_original_sample": 1})

@@ -294,6 +294,10 @@ def test_what_was_fetched_before_is_found(monkeypatch, tmp_path):
     ) as f:
         hub._find_cached("o/n", OSError("x" * 900))
     assert str(f.value).count("x") < 130
+    response: Any = SimpleNamespace(headers={}, request=None, status_code=404)
+    private = huggingface_hub.errors.RepositoryNotFoundError("x", response=response)
+    with pytest.raises(ValueError, match="there is no such folder, and no such repository on the"):
+        hub._find_cached("o/n", private)
 
 
 @pytest.mark.parametrize(

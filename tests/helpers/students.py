@@ -14,7 +14,7 @@ from guidestar.train.students.recipe import checked_distillation
 CLASSES = ("a", "b", "c")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def teacher(tmp_path_factory):
     """A teacher of three classes, trained for some steps: its folder and its data."""
     home = tmp_path_factory.mktemp("teacher")

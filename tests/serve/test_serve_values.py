@@ -606,9 +606,10 @@ def test_a_server_says_where_it_listens(capsys):
     socket = types.SimpleNamespace(getsockname=lambda: ("1.2.3.4", 5, "x"))
     listening = types.SimpleNamespace(sockets=[socket])
     server: Any = types.SimpleNamespace(started=True, should_exit=False, servers=[listening])
-    service: Any = types.SimpleNamespace(engines={"a": 1, "b": 2})
-    run._announce(server, service)
-    assert capsys.readouterr().err == "serving a, b at http://1.2.3.4:5\n"
+    for studio, page in ((None, ""), ("page", "/studio")):
+        service: Any = types.SimpleNamespace(engines={"a": 1, "b": 2}, studio=studio)
+        run._announce(server, service)
+        assert capsys.readouterr().err == f"serving a, b at http://1.2.3.4:5{page}\n"
     server = types.SimpleNamespace(started=False, should_exit=True, servers=[])
     run._announce(server, service)
     assert capsys.readouterr().err == ""
@@ -658,3 +659,34 @@ def test_pictures_are_kept_so_long_and_so_many(model, monkeypatch):
     assert held(90.0, 91.0, 92.0) == ["0", "1", "2"]
     assert held(90.0, 91.0, 92.0, 93.0) == ["1", "2", "3"]
     assert held(None, 91.0, 92.0, 93.0, 94.0) == ["0", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "every"),
+    [
+        ({"partial_images": 0, "stream": True}, 0),
+        ({"partial_images": 2, "stream": False}, 0),
+        ({"partial_images": 3, "stream": True, "num_inference_steps": 10}, 3),
+        ({"partial_images": 1, "stream": True, "num_inference_steps": 1}, 1),
+        ({"partial_images": 1, "stream": True}, 2),  # of the model's own 4 steps
+    ],
+)
+def test_how_often_openai_previews(model, monkeypatch, asked, every):
+    found = []
+
+    async def submit(request, made):
+        found.append(made)
+        raise RefusedError(409, "x", "x")
+
+    monkeypatch.setattr(openai_api, "submit", submit)
+    engine = types.SimpleNamespace(model=model)
+    service = types.SimpleNamespace(engine=lambda name: ("toy", engine), sizes={"toy": (7, 5)})
+    app = types.SimpleNamespace(state=types.SimpleNamespace(service=service))
+    request: Any = types.SimpleNamespace(app=app)
+    given = ImagesRequest(prompt="cat", negative_prompt="", n=2, seed=4, solver="ddim", **asked)
+    with pytest.raises(RefusedError):
+        asyncio.run(openai_api.generate(request, given))
+    made = found[0]
+    assert (made.preview_every, made.n, made.seed, made.solver) == (every, 2, 4, "ddim")
+    assert (made.cond, made.negative, made.model) == ("cat", None, "toy")
+    assert made.steps == asked.get("num_inference_steps")

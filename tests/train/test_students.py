@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from helpers.students import CLASSES, recipe_of, teacher  # noqa: F401
 
 import guidestar as gs
 from guidestar.core.denoiser import Condition, Network
@@ -20,6 +19,8 @@ from guidestar.train.objectives.teacher import Teacher
 from guidestar.train.students.export import assemble_student
 from guidestar.train.students.run import distill, plan_distillation
 from guidestar.train.students.stages import fresh_student
+from helpers.students import CLASSES, recipe_of
+
 
 @pytest.fixture(scope="module")
 def student(teacher, tmp_path_factory):

@@ -19,7 +19,7 @@ from guidestar.train.students import paths as paths_module
 from guidestar.train.students.export import assemble_student
 from guidestar.train.students.paths import choose_visits, make_paths
 from guidestar.train.students.run import distill, plan_distillation, read_lesson
-from helpers.students import recipe_of, teacher  # noqa: F401
+from helpers.students import recipe_of
 
 GUIDANCE = "cfg(2, interval=(0.1, 5))"
 

@@ -76,18 +76,18 @@ def demo(
     total, rows, results = (len(ROWS) + len(students) + 1) * STEPS, [], []
     every = [(how, expression, model, STEPS) for how, expression in ROWS]
     every += [(_of_student(s), None, s, None) for s in students]
-    for k, (how, expression, used, steps) in enumerate(every):
+    for k, (how, given, used, steps) in enumerate(every):
         step = (lambda done, _, k=k: watch(k * STEPS + done, total)) if watch else None
         start = time.perf_counter()
         run = used.sample(
             cond,
-            guidance=expression,
+            guidance=given,
             seeds=list(range(seeds)) * len(model.classes),
             steps=steps,
             max_rows=256,
             watch=step,
         )
-        expression = str(used.expression(expression))
+        expression = str(used.expression(given))
         seconds = time.perf_counter() - start
         hit = judged(model, run.images, cond)
         results.append(

@@ -151,7 +151,7 @@ def _recipe(teacher: str, given: dict[str, Any]) -> Any:
     from ..train.students.recipe import checked_distillation
 
     steps = given["steps"] or 4
-    method = given["method"] or "progressive"
+    method = given["method"] or "trajectory"
     train = {
         "steps": given["train_steps"] or 1000,
         "batch": given["batch"] or 64,

@@ -47,8 +47,8 @@ class Student(Strict):
             default "uniform"; of "trajectory", the teacher's own.
         solver: of the teacher's runs, of "trajectory"; by default the teacher's own.
         paths: how many runs, of "trajectory".
-        first_seed: of the runs, of "trajectory", which take one seed each; by default far from those
-            that one samples and measures with.
+        first_seed: of the runs, of "trajectory", which take one seed each; by default far from
+            those that one samples and measures with.
         visits: which of the teacher's levels the student visits, of "trajectory", from 0 to
             ``start``; by default those between which the runs bend least.
         before: falling step counts, of "trajectory": of students that are trained before, each the
