@@ -102,6 +102,10 @@ class DiffusersLayers:
             )
         return found
 
+    def list_names(self, kind: Kind) -> tuple[str, ...]:
+        """Return the names of all layers of one kind."""
+        return tuple(self._all(kind))
+
     def _all(self, kind: Kind) -> dict[str, nn.Module]:
         return {name: m for name, m in self.net.named_modules() if _IS[kind](m)}
 
