@@ -64,7 +64,7 @@ DEFAULTS = {
     "diffusers.guide.pipelines:guide": {"through_vae": False, "check": False},
     "diffusers.guider:Guider": {"guidance": "cfg(7.5)", "enabled": True},
     "diffusers.read.encoders:TextEncoder": {"layer": "last", "output": "states", "mask": False},
-    "diffusers.read.network:read": {"trust": False},
+    "diffusers.read.network:read_parts": {"trust": False},
     "diffusers.read.safetensors_io:build_filled": {"stem": "diffusion_pytorch_model"},
     "diffusers.read.safetensors_io:read_module": {"trust": False},
     "diffusers.read.safetensors_io:weights_file": {"stem": "diffusion_pytorch_model"},
@@ -143,7 +143,7 @@ DEFAULTS = {
         "threshold": 0.5,
     },
     "model.samples:Samples.contact_sheet": {"columns": 8},
-    "model.streaming:Job": {"batch": 32},
+    "model.streaming:Batches": {"batch": 32},
     "networks.classifier:Classifier": {
         "channels": 1,
         "widths": (32, 64, 128),

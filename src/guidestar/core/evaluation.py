@@ -21,37 +21,10 @@ from .levels import Level, Value, expand, inverse_or_zero
 from .passes import Inputs, Net, Pass
 from .perturbation import AGAINST, Rows
 from .prediction import Prediction, Root
-from .rounds import (
-    Answers,
-    Asking,
-    Evaluated,
-    Evaluator,
-    Group,
-    GuidedStep,
-    Round,
-    State,
-    States,
-    T,
-    union,
-)
-
-__all__ = [
-    "Answers",
-    "Asking",
-    "Evaluated",
-    "Evaluator",
-    "Group",
-    "GuidedStep",
-    "Round",
-    "State",
-    "States",
-    "drive",
-    "evaluate",
-    "union",
-]
+from .rounds import Answers, Asking, Evaluated, Evaluator, Group, Result, Round
 
 
-def drive(*askers: Asking[T], evaluator: Evaluator | None = None) -> list[T]:
+def drive(*askers: Asking[Result], evaluator: Evaluator | None = None) -> list[Result]:
     """Run generators to their end, side by side, and return their results.
 
     The rounds that they yield at the same time are evaluated together, so runs that share a network
@@ -61,7 +34,7 @@ def drive(*askers: Asking[T], evaluator: Evaluator | None = None) -> list[T]:
         askers: generators that yield a `Round` and receive its answers.
         evaluator: evaluates rounds; by default `evaluate`.
     """
-    results: dict[int, T] = {}
+    results: dict[int, Result] = {}
     answers: dict[int, Answers | None] = dict.fromkeys(range(len(askers)))
     while answers:
         waiting: dict[int, Round] = {}

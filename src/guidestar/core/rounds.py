@@ -18,12 +18,12 @@ from .passes import Net, Pass
 from .prediction import Prediction
 from .rng import Draw
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
-State = dict[str, Tensor]
+TermState = dict[str, Tensor]
 """What a term keeps between steps: tensors ``[B, …]``."""
 
-States = tuple[State, ...]
+States = tuple[TermState, ...]
 """What all terms of a sum keep, in their order."""
 
 
@@ -126,7 +126,7 @@ class Round:
     check: bool = False
 
 
-Asking = Generator[Round, Answers, T]
+Asking = Generator[Round, Answers, Result]
 """Yields rounds of passes, receives their predictions, and returns a result."""
 
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from ..core.levels import Step, Value
 from ..core.passes import Pass, Slot
 from ..core.prediction import Prediction
-from .context import Context, Engine, Live, State
+from .context import Context, Engine, Live, TermState
 from .reuse import check_reuse
 from .serialize import written
-from .weights import Scale, Schedule, checked_interval, checked_scale, checked_schedule, weigh
+from .weights import Scale, WeightSchedule, checked_interval, checked_scale, checked_schedule, weigh
 
 Carry = Literal["x0", "eps", "velocity"]
-Pushed = tuple[Tensor, State]
+Pushed = tuple[Tensor, TermState]
 """The push of x0 ``[b, *S]`` for a weight of 1, and the new state of the term."""
 
 Rounds = Generator[tuple[Pass, ...], tuple[Prediction, ...], Pushed]
@@ -94,7 +94,7 @@ class Direction(_Sum, ABC):
     scale: Scale
     _: KW_ONLY
     interval: tuple[float, float] | None = None
-    schedule: Schedule | None = None
+    schedule: WeightSchedule | None = None
     every: int = 1
     reuse: float | None = None
     carry: Carry = "velocity"
@@ -116,7 +116,9 @@ class Direction(_Sum, ABC):
         """Its properties that solvers, plans and pipelines depend on."""
         return Traits()
 
-    def weight(self, step: Step, rows: Tensor | None = None, state: State | None = None) -> Value:
+    def weight(
+        self, step: Step, rows: Tensor | None = None, state: TermState | None = None
+    ) -> Value:
         """Return the weight at ``step``. No pass of the term has samples of weight 0.
 
         Args:
@@ -158,7 +160,7 @@ class Direction(_Sum, ABC):
             predictions: of ``passes(step)``, in their order.
         """
 
-    def start(self, x_t: Tensor) -> State:
+    def start(self, x_t: Tensor) -> TermState:
         """Return the state before the first step."""
         return {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.evaluation import Answers, Asking, Round
+from ..core.rounds import Answers, Asking, Round
 from ..guidance import Guided
 from ..model.request import Request
 from ..model.walking import find_blame, finish, walk_request

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.identity import identify
-from ...diffusers.export import described
+from ...diffusers.export import describe_pipeline
 from ...io.documents import JSONObject
 from ...model.card import write_card
 from ...model.folder import save
@@ -18,7 +18,7 @@ from ..run import checkpoint
 from .run import Lesson, data_of, finished_stage, stage_settings
 from .stages import training
 
-SOLVERS = {"guided": None, "progressive": "ddim", "consistency": "consistency"}
+_SOLVERS = {"guided": None, "progressive": "ddim", "consistency": "consistency"}
 """The solver that each kind of student is for; None: the teacher's."""
 
 
@@ -35,7 +35,7 @@ def assemble_student(lesson: Lesson, out: Path, *, command: str = "guidestar dis
     recipe, teacher = lesson.recipe, lesson.model
     spec, stages = recipe.student, recipe.student.stages()
     module: Any = finished_stage(lesson, len(stages) - 1, out)
-    solver = SOLVERS[spec.method]
+    solver = _SOLVERS[spec.method]
     encoder = module.encoder.alone()
     about = _about(lesson, out, command)
     model = Model(
@@ -56,7 +56,7 @@ def assemble_student(lesson: Lesson, out: Path, *, command: str = "guidestar dis
     save(model, folder)
     write_card(
         model.name,
-        {**model.card, "defaults": model.defaults, "diffusers": described(model)},
+        {**model.card, "defaults": model.defaults, "diffusers": describe_pipeline(model)},
         folder,
     )
     return model
