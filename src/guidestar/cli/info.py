@@ -14,6 +14,7 @@ from ._options import (
     Negative,
     SolverName,
     Steps,
+    Variant,
     check_run,
     with_file,
 )
@@ -21,11 +22,14 @@ from .topics import TOPICS, look_up, suggest
 
 
 def models() -> None:
-    """List the models that ship."""
-    from ..model.shipped import available
+    """List the models that ship, and their variants (--variant)."""
+    from ..model.shipped import SHIPPED, available
+    from ..model.variants import variants_of
 
     for name, summary in available().items():
         typer.echo(f"{name}  {summary}")
+        for variant, line in variants_of(SHIPPED / name).items():
+            typer.echo(f"  --variant {variant}  {line}")
 
 
 def methods(
@@ -132,6 +136,7 @@ def plan(
     steps: Steps = None,
     solver: SolverName = None,
     levels: GridName = None,
+    variant: Variant = None,
 ) -> None:
     """Print the network passes of every step, before anything runs."""
     from ..model.folder import load
@@ -140,4 +145,4 @@ def plan(
     options = with_file(
         guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels
     )
-    typer.echo(str(load(model).plan(**options)))
+    typer.echo(str(load(model, variant=variant).plan(**options)))

@@ -15,6 +15,7 @@ from ._options import (
     SolverName,
     Steps,
     Trust,
+    Variant,
     check_run,
     ready_file,
 )
@@ -49,6 +50,7 @@ def evaluate(
     data: Annotated[Optional[Path], typer.Option(help="Folder of the reference images.")] = None,  # noqa: UP045
     out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
     average: Average = None,
+    variant: Variant = None,
     trust: Trust = False,
 ) -> None:
     """Measure guidances: judge accuracy, Fréchet distance, diversity, NFE and seconds; of a text
@@ -69,7 +71,7 @@ def evaluate(
     if out:
         ready_file(out)
     with progress("measuring") as watch:
-        chosen = load(model, average=average, trust=trust)
+        chosen = load(model, average=average, variant=variant, trust=trust)
         by_text = partial(measure_text, count=len(span), seed=span[0])
         run = by_text if chosen.told_by_text else partial(measure, seeds=span)
         rows = list(

@@ -21,6 +21,7 @@ from ._options import (
     SolverName,
     Steps,
     Trust,
+    Variant,
     check_run,
     parse_scales,
     ready_file,
@@ -61,8 +62,9 @@ def demo(
         chosen = load(name)
         show, count = (demo_text, seeds or 2) if chosen.told_by_text else (run, seeds or 4)
         with progress(f"sampling {chosen.name}") as watch:
+            few = {} if chosen.told_by_text else {"students": _students(name)}
             rows = results[chosen.name] = show(
-                chosen, out, seeds=count, show=min(2, count), watch=watch
+                chosen, out, seeds=count, show=min(2, count), watch=watch, **few
             )
         head = (
             "steered",
@@ -131,6 +133,7 @@ def sample(
     observe: Observe = None,
     operator: Operator = None,
     average: Average = None,
+    variant: Variant = None,
     trust: Trust = False,
     out: Out = Path("out/samples"),
 ) -> None:
@@ -178,7 +181,7 @@ def sample(
     parsed = check_run(given_run["guidance"], given_run["solver"], given_run["grid"])
     make_folder(out)
     settings = read_settings(like) if like else None
-    chosen = load(_model_name(model, settings), average=average, trust=trust)
+    chosen = load(_model_name(model, settings), average=average, variant=variant, trust=trust)
     if settings is not None:
         with progress("sampling") as watch:
             samples = (
@@ -311,6 +314,16 @@ def _warn_of_differences(then: Carried, now: Settings) -> None:
         warn(f"{', '.join(names)} differ from the first run's, so the last bits may too")
 
 
+def _students(name: str) -> list[Model]:
+    """Return the students among the variants of a model."""
+    from ..model.folder import load
+    from ..model.shipped import home_of
+    from ..model.variants import variants_of
+
+    found = [load(name, variant=variant) for variant in variants_of(home_of(name))]
+    return [model for model in found if "student" in model.card]
+
+
 def _model_name(model: str | None, settings: Carried | None) -> str:
     name = model or (settings or {}).get("model")
     if model is None and isinstance(name, str) and not _is_here(name):
@@ -329,7 +342,8 @@ def _model_name(model: str | None, settings: Carried | None) -> str:
 def _is_here(name: str) -> bool:
     from ..model.shipped import available
 
-    return name in available() or Path(name).is_dir()
+    base, sign, _ = name.rpartition(":")  # "model:variant"
+    return any(n in available() or Path(n).is_dir() for n in (name, *([base] if sign else [])))
 
 
 def _prompts_of(file: Path | None) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TypedDict
 from torch import Tensor
 
 from .latents import Latents, Unencoded
+from .paths import Paths
 from .pictures import Pictures
 from .shards import Shards
 from .source import Column, Held, InMemory, Source, Subset
@@ -112,6 +113,9 @@ def _pieces(source: Source) -> Iterator[bytes]:
         yield from _pieces(source.source)
     elif isinstance(source, Latents | Unencoded):  # whose autoencoder is an origin of its own
         yield from _pieces(source.pictures)
+    elif isinstance(source, Paths):
+        yield from _tensor(source.states)
+        yield from _pieces(source.source)
     elif isinstance(source, Pictures):
         yield from (*_tensor(source.pixels), *_held(source.targets))
     elif isinstance(source, InMemory):
