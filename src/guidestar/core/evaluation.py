@@ -22,11 +22,11 @@ from .levels import Level, Value, expand, inverse_or_zero
 from .passes import Inputs, Net, Pass
 from .perturbation import AGAINST, Rows
 from .prediction import Prediction, Root
-from .rounds import Answers, Asking, Evaluated, Evaluator, Group, Result, Round
+from .rounds import Answers, Asking, Evaluated, Evaluator, Group, Outcome, Round
 from .slopes import join_levels, take_slopes
 
 
-def drive(*askers: Asking[Result], evaluator: Evaluator | None = None) -> list[Result]:
+def drive(*askers: Asking[Outcome], evaluator: Evaluator | None = None) -> list[Outcome]:
     """Run generators to their end, side by side, and return their results.
 
     The rounds that they yield at the same time are evaluated together, so runs that share a network
@@ -36,7 +36,7 @@ def drive(*askers: Asking[Result], evaluator: Evaluator | None = None) -> list[R
         askers: generators that yield a `Round` and receive its answers.
         evaluator: evaluates rounds; by default `evaluate`.
     """
-    results: dict[int, Result] = {}
+    results: dict[int, Outcome] = {}
     answers: dict[int, Answers | None] = dict.fromkeys(range(len(askers)))
     while answers:
         waiting: dict[int, Round] = {}

@@ -19,7 +19,7 @@ from .prediction import Prediction
 from .rng import Draw
 from .slopes import Slope
 
-Result = TypeVar("Result")
+Outcome = TypeVar("Outcome")
 
 TermState = dict[str, Tensor]
 """What a term keeps between steps: tensors ``[B, …]``."""
@@ -129,7 +129,7 @@ class Round:
     check: bool = False
 
 
-Asking = Generator[Round, Answers, Result]
+Asking = Generator[Round, Answers, Outcome]
 """Yields rounds of passes, receives their predictions, and returns a result."""
 
 
