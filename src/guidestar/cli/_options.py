@@ -10,7 +10,7 @@ import typer
 from ._completion import grid_names, method_names, solver_names
 
 if TYPE_CHECKING:
-    from ..guidance import GuidanceOption as Expression
+    from ..guidance import Guidance as Expression
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 GuidanceOption = Annotated[
