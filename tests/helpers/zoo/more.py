@@ -798,7 +798,7 @@ def big_tower() -> Any:
 # --- LTX-2 ---
 
 
-def ltx2() -> dict[str, Any]:
+def ltx2(**more: Any) -> dict[str, Any]:
     net = tiny(
         "LTX2VideoTransformer3DModel",
         in_channels=4,
@@ -814,6 +814,7 @@ def ltx2() -> dict[str, Any]:
         num_layers=1,
         caption_channels=8,
         rope_double_precision=False,
+        **more,
     )
     from diffusers.pipelines.ltx2 import LTX2TextConnectors
 

@@ -70,12 +70,18 @@ class Climbing(Direction, ABC):
         for its own run alone.
         """
         log_prob, target = self.climbed
-        if self.through or target is None or not isinstance(_owner(log_prob), LogProbModel):
+        if self.through or log_prob is None or target is None:
+            return None
+        if not isinstance(_owner(log_prob), LogProbModel):
             return None
         own = own_rows(target, len(group.x_t), group.batch, group.rows)
         what = f"{self.name}: the log-probability"
+
+        def climb(x: Tensor, level: Level, target: Tensor | None) -> Tensor:
+            return one_each(what, log_prob(x, level, cast("Tensor", target)), x)
+
         return Slope(
-            function=lambda x, level, target: one_each(what, log_prob(x, level, target), x),
+            function=climb,
             key=log_prob,
             x=group.x_t,
             level=group.step.t,

@@ -78,7 +78,9 @@ class Discriminator(Direction):
 
     def slope(self, group: Group) -> Slope | None:
         log_odds = self.log_odds
-        if not isinstance(getattr(log_odds, "__self__", None), DiscriminatorModel):
+        if log_odds is None or not isinstance(
+            getattr(log_odds, "__self__", None), DiscriminatorModel
+        ):
             return None  # a user's function is called for its own run alone
         what = "discriminator: log_odds"
         return Slope(

@@ -56,7 +56,7 @@ class Form:
             ValueError: a value is out of range.
         """
         samples = self.samples
-        conds = [str(name) for name, _ in samples] if self.conds else None
+        conds: Any = [str(name) for name, _ in samples] if self.conds else None
         return SampleRequest(
             model=self.model,
             cond=conds,

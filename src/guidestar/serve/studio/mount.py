@@ -33,11 +33,12 @@ def mount_studio(app: FastAPI, service: Service) -> FastAPI:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import gradio as gr
+    from gradio.themes import Base
 
     from .page import CSS, make_page
 
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    theme = gr.themes.Base(primary_hue="indigo", font=fonts[0], font_mono=fonts[1])
+    theme = Base(primary_hue="indigo", font=fonts[0], font_mono=fonts[1])
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:

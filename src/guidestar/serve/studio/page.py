@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import gradio as gr
 
@@ -129,7 +130,7 @@ def _open(page: Page, query: str, request: gr.Request) -> list[Any]:
     """Fill the page in, from its address."""
     first = default_form(page.service, next(iter(page.service.engines)))
     try:
-        name = dict(p.partition("=")[::2] for p in query.lstrip("?").split("&")).get("model")
+        name = parse_qs(query.lstrip("?")).get("model", [""])[-1]
         default = default_form(page.service, name) if name in page.service.engines else first
         form = read_query(query, default, list(page.service.engines))
     except ValueError as error:

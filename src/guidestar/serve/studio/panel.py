@@ -99,7 +99,7 @@ class Panel:
                 min_width=130,
                 elem_id="gs-solver",
             )
-            levels = [("by the model's card", ""), *((name, name) for name in (*GRIDS, FITTED))]
+            levels = [("recommended", ""), *((name, name) for name in (*GRIDS, FITTED))]
             self.grid = gr.Dropdown(levels, label="Noise levels", min_width=130, elem_id="gs-grid")
             self.negative = gr.Textbox(label="Negative", min_width=130, elem_id="gs-negative")
         self.scale = gr.Slider(

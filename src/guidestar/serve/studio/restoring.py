@@ -84,7 +84,7 @@ def observe(
         if mask is None or mask.convert("L").getextrema()[1] == 0:
             raise ValueError("paint over what is to be filled in; there is no mask yet")
         hidden = ImageOps.fit(mask.convert("L"), (width, height), Image.Resampling.BOX)
-        known = hidden.point(lambda v: 0 if v > 64 else 255)
+        known = hidden.point([255 if v <= 64 else 0 for v in range(256)])
         made: Linear = Inpaint(mask=(_tensor(known, 1)[0] > 0).float())
     else:
         wanted = {k: v for k, v in (options or {}).items() if k in OPTIONS.get(operator, ())}
