@@ -1,6 +1,6 @@
 """Terms and levels in pipelines whose layout is learnt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ import torch
 import guidestar
 from guidestar import Post, cond
 from helpers.zoo.base import distance
+from helpers.zoo.more import WAN
 from helpers.zoo.table import entries
 
 pytestmark = [
@@ -113,3 +114,33 @@ def test_what_is_not_known_is_refused():
     own = four.make()
     with torch.no_grad(), pytest.raises(ValueError, match=r"mixes 3 answers.*stg_scale=0"):
         guidestar.guide(own, "cfg(3)")(**four.ask() | {"stg_scale": 1.0, "guidance_scale": 3.0})
+
+
+@pytest.mark.parametrize("name", ["WanPipeline", "HunyuanVideoPipeline"])
+def test_a_cache_of_the_network_is_refused(name):
+    from diffusers import FirstBlockCacheConfig
+
+    entry = entries()[name]
+    if name == "WanPipeline":  # a cache takes two blocks
+        entry = replace(entry, parts=lambda: WAN(num_layers=2))
+    pipe = entry.make()
+    plain = entry.run(pipe, "cfg(3)")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(
+        ValueError, match=r"has a cache \(enable_cache\).*pipe\.transformer\.disable"
+    ):
+        entry.run(pipe, "cfg(3)")
+    pipe.transformer.disable_cache()
+    assert distance(entry.run(pipe, "cfg(3)"), plain) == 0
+
+
+def test_no_negative_is_said():
+    entry = entries()["QwenImagePipeline"]
+    pipe = entry.make()
+    alone = {k: v for k, v in entry.ask().items() if "negative" not in k}
+    guidestar.guide(pipe, "cfg(3)")
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"cfg needs the negative pass.*negative_"),
+    ):
+        pipe(**alone, num_inference_steps=2, output_type="latent")

@@ -14,7 +14,7 @@ from ._terminal import fail, warn
 from .data import datasets
 from .distilling import distill
 from .fitting import grid
-from .info import methods, models, plan
+from .info import layers, methods, models, plan
 from .measuring import evaluate
 from .sampling import demo, sample, strip
 from .serving import serve, studio
@@ -30,6 +30,7 @@ for command in (
     strip,
     models,
     methods,
+    layers,
     plan,
     recipe,
     train,

@@ -1,4 +1,4 @@
-"""Commands that print and run nothing: models, methods, plan."""
+"""Commands that print and run nothing: models, methods, layers, plan."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 from ._completion import method_names, model_names
 from ._options import (
     GridName,
-    Guidance,
     GuidanceFile,
+    GuidanceOption,
     Negative,
     SolverName,
     Steps,
@@ -47,6 +47,20 @@ def methods(
         _print_method(name)
     else:
         _find_methods(name)
+
+
+def layers(
+    folder: Annotated[str, typer.Argument(help="The folder of a pipeline of Diffusers.")],
+) -> None:
+    """List the layers of a pipeline that guidances can perturb, as their layers= takes them."""
+    from ..diffusers.layers import list_layers
+
+    users = {"attention": "pag, seg, sag", "cross": "nag", "block": "slg, tpg"}
+    for place, kinds in list_layers(folder).items():
+        for kind, names in kinds.items():
+            typer.echo(f"{place}, {users[kind]}: {'none' if not names else ''}".rstrip())
+            for name in names:
+                typer.echo(f"  {name}")
 
 
 def _list_methods() -> None:
@@ -130,7 +144,7 @@ def plan(
     model: Annotated[
         str, typer.Argument(help="A shipped model or a folder.", autocompletion=model_names)
     ],
-    guidance: Guidance = None,
+    guidance: GuidanceOption = None,
     guidance_file: GuidanceFile = None,
     negative: Negative = None,
     steps: Steps = None,

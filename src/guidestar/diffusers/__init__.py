@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .guider import Guider
+    from .layers import list_layers
 
-__all__ = ["Guider"]
+__all__ = ["Guider", "list_layers"]
 
 
-def __getattr__(name: str) -> type[Guider]:
-    if name != "Guider":
-        raise AttributeError(f"module 'guidestar.diffusers' has no attribute {name!r}")
-    from .guider import Guider
+def __getattr__(name: str) -> object:
+    if name == "Guider":
+        from .guider import Guider
 
-    return Guider
+        return Guider
+    if name == "list_layers":
+        from .layers import list_layers
+
+        return list_layers
+    raise AttributeError(f"module 'guidestar.diffusers' has no attribute {name!r}")

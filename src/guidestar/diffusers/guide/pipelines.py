@@ -149,6 +149,7 @@ def _guided_kind(plain: type, wanted: Wanted) -> type:
         given = dict(bound.arguments)
         bound.apply_defaults()
         _refuse_own(self, bound.arguments)
+        _refuse_caches(self)
         warn_of_numbers(self, given, bound.arguments, wanted.guidance)
         run = _kind_of_run(self)(self, wanted, dict(bound.arguments), as_it_is)
         with answered(networks(self), run.answer), run.stepping():
@@ -177,6 +178,17 @@ def _refuse_own(pipe: Pipeline, arguments: Arguments) -> None:
             f"{type(pipe).__name__} makes a perturbed pass of its own; give pag_scale=0, and "
             f"write pag({arguments['pag_scale']:g}) in the expression"
         )
+
+
+def _refuse_caches(pipe: Pipeline) -> None:
+    """Refuse networks with a cache of Diffusers', which counts the pipeline's own calls."""
+    for place, net in networks(pipe).items():
+        if getattr(net, "is_cache_enabled", False):
+            raise ValueError(
+                f"the {place} of {type(pipe).__name__} has a cache (enable_cache), which takes "
+                "guided calls for the pipeline's own; switch it off, "
+                f"pipe.{place}.disable_cache(), and write cfg(5, every=2) to save passes"
+            )
 
 
 def _check_terms(guidance: Guidance, pipe: object) -> None:
