@@ -25,6 +25,8 @@ class Slope:
         x: samples ``[b, *S]``.
         level: of these.
         target: of these, ``[b, …]``; None for a function that needs none.
+
+    ``found`` is the gradient, once it was taken.
     """
 
     def __init__(
@@ -38,15 +40,15 @@ class Slope:
     ) -> None:
         self.function, self.key = function, key
         self.x, self.level, self.target = x, level, target
-        self._found: Tensor | None = None
+        self.found: Tensor | None = None
 
     @property
     def gradient(self) -> Tensor:
         """The gradient ``[b, *S]``."""
-        if self._found is None:
+        if self.found is None:
             take_slopes([self])
-        assert self._found is not None
-        return self._found
+        assert self.found is not None
+        return self.found
 
 
 def take_slopes(slopes: Sequence[Slope], max_rows: int | None = None) -> None:
@@ -71,7 +73,7 @@ def take_slopes(slopes: Sequence[Slope], max_rows: int | None = None) -> None:
                 target = torch.cat([s.target for s in found if s.target is not None])
         gradients = _ascend(found[0].function, x, level, target, max_rows or len(x))
         for slope, gradient in zip(found, gradients.split_with_sizes(sizes), strict=True):
-            slope._found = gradient
+            slope.found = gradient
 
 
 def _ascend(function: Heights, x: Tensor, level: Level, target: Tensor | None, size: int) -> Tensor:
