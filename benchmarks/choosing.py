@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from guidestar import Model, load
-from guidestar.apps.demo_text import PROMPTS
+from guidestar.apps.demo_text import DEMO_PROMPTS
 from guidestar.apps.measure import measure
 from guidestar.apps.measure_text import measure_text
 from guidestar.io.images import SheetRow, save_png, sheet, to_pil, write_text
@@ -187,7 +187,7 @@ def times(
     model: Model, expressions: list[str], steps: int, batch: int = 16, rounds: int = 3
 ) -> dict[str, float]:
     """Return the median seconds of a batch of each, drawn in turn."""
-    asked = [(model.classes or list(PROMPTS))[i % 8] for i in range(batch)]
+    asked = [(model.classes or list(DEMO_PROMPTS))[i % 8] for i in range(batch)]
     seconds: dict[str, list[float]] = {e: [] for e in expressions}
     for _ in range(rounds):
         for expression, taken in seconds.items():
@@ -271,7 +271,7 @@ def draw_all(arguments: argparse.Namespace, known: dict[str, Figures]) -> None:
         document,
     )
     model = load(arguments.model)
-    prompts = model.classes or list(PROMPTS)
+    prompts = model.classes or list(DEMO_PROMPTS)
     sheets = [
         SheetRow(
             label=f"{name}\n{e}",

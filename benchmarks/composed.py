@@ -18,7 +18,8 @@ import torch
 from against_diffusers import BATCH, in_turn
 
 from guidestar import Draw, load
-from guidestar.core.evaluation import Group, Round, evaluate
+from guidestar.core.evaluation import evaluate
+from guidestar.core.rounds import Group, Round
 
 TERMS = ("cfg(3)", "autoguidance(2)", "pag(2)", "cfg(2, negative='bag')")
 

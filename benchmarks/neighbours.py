@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from guidestar import load
-from guidestar.apps.demo_text import PROMPTS
+from guidestar.apps.demo_text import DEMO_PROMPTS
 from guidestar.apps.measure_text import embed_images, read_captioned
 from guidestar.io.images import SheetRow, save_png, sheet, to_pil
 
@@ -26,12 +26,14 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load("emoji")
     real = read_captioned(arguments.data, model.shape[-1])
-    samples = model.sample(list(PROMPTS), guidance=arguments.guidance, seeds=range(len(PROMPTS)))
+    samples = model.sample(
+        list(DEMO_PROMPTS), guidance=arguments.guidance, seeds=range(len(DEMO_PROMPTS))
+    )
     near = (embed_images(model.judge, samples.images) @ embed_images(model.judge, real.x).T).topk(
         arguments.nearest
     )
     rows = []
-    for i, prompt in enumerate(PROMPTS):
+    for i, prompt in enumerate(DEMO_PROMPTS):
         cosines = " ".join(f"{c:.2f}" for c in near.values[i].tolist())
         rows.append(
             SheetRow(

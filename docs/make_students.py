@@ -32,7 +32,7 @@ def row(
     """Return the row of a model at a setting, by default its card's."""
     names = [n for n in model.classes for _ in SEEDS]
     run = model.sample(names, guidance=guidance, steps=steps, seeds=[*SEEDS] * len(model.classes))
-    return SheetRow(label=f"{name}\n{run.nfe:g} passes", images=run.pil())
+    return SheetRow(label=f"{name}\nNFE {run.nfe:g}", images=run.pil())
 
 
 if __name__ == "__main__":

@@ -99,16 +99,14 @@ def test_what_networks_take_is_counted_together(monkeypatch):
             if fits:
                 building._take(40, "f")
             else:
-                with pytest.raises(
-                    ValueError, match="f: its networks would take at least 1e-07 GB"
-                ):
+                with pytest.raises(ValueError, match="f: its networks would take at least"):
                     building._take(40, "f")
         building._take(99, "f")  # on its own
     net = torch.nn.Linear(2, 3)
     net.register_buffer("n", torch.zeros(4, dtype=torch.int16))
     assert building._bytes(net, torch.float16) == 9 * 2 + 8
     net.weight = torch.nn.Parameter(torch.zeros(3, 3))
-    net.register_parameter("again", net.weight)
+    net.register_parameter("again", net.weight)  # type: ignore[arg-type]
     assert building._bytes(net, torch.float64) == (9 + 3) * 8 + 8
 
 

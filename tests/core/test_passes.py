@@ -12,11 +12,11 @@ import torch
 
 from guidestar import Guided, Level, Net, Pass, Prediction, Slot, cfg, parse, sample, steer, uniform
 from guidestar.core.denoiser import Condition
-from guidestar.core.evaluation import union
 from guidestar.core.passes import COND as C
 from guidestar.core.passes import NEGATIVE as N
 from guidestar.core.passes import NULL as U
-from guidestar.core.passes import Point, by_name
+from guidestar.core.passes import NoisyPoint, by_name
+from guidestar.core.rounds import union
 from guidestar.guidance import Contrast, Direction, classifier
 from guidestar.guidance.term import Traits
 from helpers.toys import (
@@ -303,7 +303,7 @@ def test_points_have_their_own_x_and_level():
         torch.tensor([0.9, 0.1]).double(),
         torch.tensor([0.9, 0.1]).double(),
     )
-    there = Pass(cond=Slot.NULL, point=Point(x=y, level=level))
+    there = Pass(cond=Slot.NULL, point=NoisyPoint(x=y, level=level))
     answers = ask({C: None, there: torch.tensor([0, 2])}, spy, x)
     assert [len(c) for c in spy.calls] == [5]
     torch.testing.assert_close(answers[C].prediction.x0, toy(x, STEP.t, COND))
@@ -323,7 +323,8 @@ class Look(Direction):
 
     def push(self, live, u):
         there = Pass(
-            cond=Slot.NULL, point=Point(x=col(live.step.t.alpha, u.x0) * u.x0, level=live.step.t)
+            cond=Slot.NULL,
+            point=NoisyPoint(x=col(live.step.t.alpha, u.x0) * u.x0, level=live.step.t),
         )
         (second,) = yield (there,)
         (third,) = yield (Pass(cond="cat"),)
@@ -757,7 +758,9 @@ def test_passes_print_what_they_are():
         N,
         Pass(cond="cat"),
         Pass(cond=condition(1.0)),
-        Pass(net="weak", perturb=Shift(1.0), edit=encode, point=Point(x=noise(1), level=STEP.t)),
+        Pass(
+            net="weak", perturb=Shift(1.0), edit=encode, point=NoisyPoint(x=noise(1), level=STEP.t)
+        ),
     ]
     assert list(map(str, names)) == [
         "cond",

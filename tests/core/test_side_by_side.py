@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from guidestar import DDIM, Draw, Guided, Heun, TimeTravel, cfg, load, log_snr, sample, uniform
-from guidestar.core.evaluation import GuidedStep, drive
+from guidestar.core.evaluation import drive
 from guidestar.core.passes import COND as C
 from guidestar.core.passes import Pass
+from guidestar.core.rounds import GuidedStep
 from guidestar.guidance import Contrast
 from guidestar.sampling import SOLVERS, walk
 from helpers.toys import COND, SCHEDULES, Judge, Spy, condition, evaluated, net, noise, steps, toy

@@ -23,7 +23,7 @@ from guidestar import VE, VP, Condition, Draw, Flow, Grid, Guided, leading, samp
 from guidestar.core.levels import Level
 from guidestar.core.prediction import Prediction
 from guidestar.diffusers.guide.levels import read_timetable
-from guidestar.diffusers.read.network import Process, denoiser, read, read_network, read_scheduler
+from guidestar.diffusers.read.network import Process, denoiser, read_parts, read_scheduler
 from guidestar.diffusers.read.scheduler import KINDS
 from guidestar.networks.condition_encoders import ClassEncoder
 
@@ -239,7 +239,7 @@ def test_denoiser_is_the_formula_on_the_original_network(family, kind, tmp_path)
     net, cond, _ = FAMILIES[family](tmp_path)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0) if kind == "flow" else ddim(kind)
     scheduler.save_pretrained(tmp_path / "scheduler")
-    parts = read(tmp_path)
+    parts = read_parts(tmp_path)
     assert parts.shape == (2, 8, 8)
     x, t = noise(), torch.tensor([3, 400, 900])
     if kind == "flow":
@@ -261,8 +261,8 @@ def test_denoiser_is_the_formula_on_the_original_network(family, kind, tmp_path)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_network_is_the_original(family, tmp_path):
     net, cond, _ = FAMILIES[family](tmp_path)
-    again = read_network(tmp_path)
-    inner = read_network(tmp_path / ("transformer" if family == "dit" else "unet"))
+    again = read_parts(tmp_path)
+    inner = read_parts(tmp_path / ("transformer" if family == "dit" else "unet"))
     for t in (torch.tensor([0, 7, 999]), torch.tensor([1.5, 20.25, 998.75])):
         with torch.no_grad():
             expected = net(noise(), timestep=t, **(cond or {})).sample
@@ -276,7 +276,7 @@ def test_network_is_the_original(family, tmp_path):
 def test_times_stay_exact_in_any_dtype(dtype, tmp_path):
     net, cond, _ = make_labels(tmp_path)
     ddim("sample").save_pretrained(tmp_path / "scheduler")
-    parts = read(tmp_path, dtype=dtype)
+    parts = read_parts(tmp_path, dtype=dtype)
     with torch.no_grad():
         answer = parts.denoiser(noise(), parts.schedule(999.0), Condition(cond))
         out = net.to(dtype)(noise().to(dtype), torch.full((BATCH,), 999), **cond).sample
@@ -287,7 +287,7 @@ def test_times_stay_exact_in_any_dtype(dtype, tmp_path):
 def test_mixed_precision_of_conditions(tmp_path):
     net, cond, _ = make_text(tmp_path)
     ddim("sample").save_pretrained(tmp_path / "scheduler")
-    parts = read(tmp_path, dtype=torch.bfloat16)
+    parts = read_parts(tmp_path, dtype=torch.bfloat16)
     with torch.no_grad():
         answer = parts.denoiser(noise(), parts.schedule(999.0), Condition(cond))
         out = net.to(torch.bfloat16)(
@@ -301,7 +301,7 @@ def test_encoder_of_text(tmp_path):
 
     make_text(tmp_path)
     ddim("epsilon").save_pretrained(tmp_path / "scheduler")
-    encoder = read(tmp_path).encoder
+    encoder = read_parts(tmp_path).encoder
     original = CLIPTextModel.from_pretrained(
         tmp_path / "text_encoder", local_files_only=True
     ).eval()
@@ -327,17 +327,19 @@ def test_encoder_of_text(tmp_path):
 def test_text_encoder_with_older_names(tmp_path):
     make_text(tmp_path)
     ddim("epsilon").save_pretrained(tmp_path / "scheduler")
-    expected = read(tmp_path).encoder.encode(["hen"])["encoder_hidden_states"]
+    expected = read_parts(tmp_path).encoder.encode(["hen"])["encoder_hidden_states"]
     file = tmp_path / "text_encoder" / "model.safetensors"
     older = {"text_model." + name: tensor for name, tensor in load_file(file).items()}
     save_file({**older, "text_model.embeddings.position_ids": torch.arange(77)[None]}, file)
-    assert torch.equal(read(tmp_path).encoder.encode(["hen"])["encoder_hidden_states"], expected)
+    assert torch.equal(
+        read_parts(tmp_path).encoder.encode(["hen"])["encoder_hidden_states"], expected
+    )
 
 
 def test_class_labels(tmp_path):
     make_dit(tmp_path)
     ddim("epsilon").save_pretrained(tmp_path / "scheduler")
-    encoder = read(tmp_path).encoder
+    encoder = read_parts(tmp_path).encoder
     assert encoder.classes == NAMES
     assert [encoder.index(n) for n in ("Tinca Tinca", "tench", NAMES[0], "cock", 2, "2", "")] == [
         0,
@@ -360,7 +362,7 @@ def test_class_labels(tmp_path):
 def test_a_table_without_a_null_has_none(tmp_path):
     unet(num_class_embeds=12).save_pretrained(tmp_path / "unet")
     ddim("epsilon").save_pretrained(tmp_path / "scheduler")
-    parts = read(tmp_path)
+    parts = read_parts(tmp_path)
     assert parts.encoder.classes == tuple(map(str, range(12)))
     assert parts.encoder.null(2) is None
     with pytest.raises(ValueError, match=r"unknown class ''; the 12 classes are .*, 9 9, …"):
@@ -383,7 +385,7 @@ def test_the_users_own_conditions(tmp_path):
     )
     net.save_pretrained(tmp_path / "unet")
     ddim("sample").save_pretrained(tmp_path / "scheduler")
-    parts = read(tmp_path)
+    parts = read_parts(tmp_path)
     states, pooled, ids = torch.randn(BATCH, 5, 8), torch.randn(BATCH, 8), torch.randn(BATCH, 6)
     with torch.no_grad():
         expected = net(
@@ -453,7 +455,7 @@ def test_guided_run_equals_diffusers_loop(family, name, tmp_path):
     scheduler, steps, scale = RUNS[name], 5, 2.5
     net, cond, null = FAMILIES[family](tmp_path)
     scheduler.save_pretrained(tmp_path / "scheduler")
-    parts = read(tmp_path)
+    parts = read_parts(tmp_path)
     scheduler.set_timesteps(steps)
     if name == "flow":
         grid = Grid(
@@ -480,7 +482,7 @@ def test_edm_network(tmp_path):
     diffusers.EDMEulerScheduler(sigma_data=0.7, sigma_min=0.01, sigma_max=50.0).save_pretrained(
         tmp_path / "scheduler"
     )
-    parts = read(tmp_path)
+    parts = read_parts(tmp_path)
     rho, d, x = 2.5, 0.7, 3 * noise()
     total = rho**2 + d**2
     with torch.no_grad():
@@ -693,7 +695,7 @@ FIRST = "pos_embed.proj.weight"
 def test_wrong_tensors(change, message, folder):
     rewrite(folder / WEIGHTS, change)
     with pytest.raises(ValueError, match=message) as caught:
-        read(folder)
+        read_parts(folder)
     refused(caught, folder / WEIGHTS)
 
 
@@ -701,14 +703,14 @@ def test_wrong_tensors(change, message, folder):
 def test_truncated_weights(keep, folder):
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:keep])
     with pytest.raises(ValueError, match="truncated or corrupt") as caught:
-        read(folder)
+        read_parts(folder)
     refused(caught, folder / WEIGHTS)
 
 
 def test_corrupt_weights(folder):
     (folder / WEIGHTS).write_bytes(b"\xff" * 4096)
     with pytest.raises(ValueError, match="truncated or corrupt"):
-        read(folder)
+        read_parts(folder)
 
 
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "model.pt", "x.pth", "x.ckpt"])
@@ -719,7 +721,7 @@ def test_pickles_are_never_read(name, folder):
         match=r"not read; (save them again with save_pretrained\(…, "
         r"safe_serialization=True\)|write them anew with: python -c )",
     ) as caught:
-        read(folder)
+        read_parts(folder)
     refused(caught, folder / "transformer" / name)
 
 
@@ -728,7 +730,7 @@ def test_no_weights(folder):
     with pytest.raises(
         ValueError, match=r"holds no weights; expected diffusion_pytorch_model.safetensors"
     ):
-        read(folder)
+        read_parts(folder)
 
 
 @pytest.mark.parametrize(
@@ -752,7 +754,7 @@ def test_no_weights(folder):
 def test_wrong_settings(text, message, folder):
     (folder / "transformer" / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        read(folder)
+        read_parts(folder)
     refused(caught, folder / "transformer" / "config.json")
 
 
@@ -760,7 +762,7 @@ def test_networks_that_do_not_denoise(tmp_path):
     diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path)
     ddim("epsilon").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="AutoencoderKL is not a denoising network") as caught:
-        read(tmp_path)
+        read_parts(tmp_path)
     refused(caught, tmp_path / "config.json")
     net = conditional_unet()
     net.register_to_config(out_channels=3)
@@ -770,19 +772,19 @@ def test_networks_that_do_not_denoise(tmp_path):
 
 def test_folders_that_hold_too_little(folder, tmp_path):
     with pytest.raises(ValueError, match="there is no such folder"):
-        read(tmp_path / "nowhere")
+        read_parts(tmp_path / "nowhere")
     shutil.rmtree(folder / "scheduler")
     with pytest.raises(ValueError, match=r"there is no scheduler/scheduler_config\.json"):
         read_scheduler(folder)
     with pytest.raises(
         ValueError, match="to say how the network was trained; add it, or give process="
     ):
-        read(folder)
+        read_parts(folder)
     told = Process(schedule=VP.cosine(), predicts="v")
-    assert read(folder, process=told).schedule == VP.cosine()
+    assert read_parts(folder, process=told).schedule == VP.cosine()
     shutil.rmtree(folder / "transformer")
     with pytest.raises(ValueError, match="holds no denoising network"):
-        read(folder)
+        read_parts(folder)
 
 
 def test_variants_and_shards(folder):
@@ -792,9 +794,9 @@ def test_variants_and_shards(folder):
         {name: t.half() for name, t in expected.items()},
         home / "diffusion_pytorch_model.fp16.safetensors",
     )
-    assert torch.equal(read_network(folder).state_dict()[FIRST], expected[FIRST])
+    assert torch.equal(read_parts(folder).state_dict()[FIRST], expected[FIRST])
     file.unlink()
-    half = read_network(folder).state_dict()
+    half = read_parts(folder).state_dict()
     assert all(
         half[name].dtype == torch.float32 and torch.equal(half[name], t.half().float())
         for name, t in expected.items()
@@ -804,16 +806,16 @@ def test_variants_and_shards(folder):
     shards = sorted(home.glob("*.safetensors"))
     assert len(shards) > 1
     assert all(
-        torch.equal(t, expected[name]) for name, t in read_network(folder).state_dict().items()
+        torch.equal(t, expected[name]) for name, t in read_parts(folder).state_dict().items()
     )
     index = home / "diffusion_pytorch_model.safetensors.index.json"
     shards[0].unlink()
     with pytest.raises(ValueError, match="there is no such file") as caught:
-        read_network(folder)
+        read_parts(folder)
     refused(caught, shards[0])
     index.write_text(json.dumps({"weight_map": {FIRST: "../elsewhere.safetensors"}}))
     with pytest.raises(ValueError, match="weight_map should map"):
-        read_network(folder)
+        read_parts(folder)
 
 
 def test_older_attention_names(tmp_path):
@@ -835,7 +837,7 @@ def test_older_attention_names(tmp_path):
     assert any(".query." in name for name in load_file(file))
     assert all(
         torch.equal(t, net.state_dict()[name])
-        for name, t in read_network(tmp_path).state_dict().items()
+        for name, t in read_parts(tmp_path).state_dict().items()
     )
 
 
@@ -878,7 +880,7 @@ def test_wrong_text_encoder(spoil, file, message, tmp_path):
     ddim("epsilon").save_pretrained(tmp_path / "scheduler")
     spoil(tmp_path)
     with pytest.raises(ValueError, match=message) as caught:
-        read(tmp_path)
+        read_parts(tmp_path)
     refused(caught, tmp_path / file)
 
 
@@ -895,10 +897,10 @@ def test_wrong_class_table(tmp_path):
         ValueError,
         match=r"'table.weight' has the shape \(3, 32\), but the network expects \(4, 32\)",
     ) as caught:
-        read(tmp_path)
+        read_parts(tmp_path)
     refused(caught, file)
 
 
 def test_levels_of_the_table_are_exact(folder):
-    level = read(folder).schedule(500.0)
+    level = read_parts(folder).schedule(500.0)
     assert level == Level(float(bars()[500].sqrt()), float((1 - bars()[500]).sqrt()), 500.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from guidestar.diffusers.read.building import build, check_numbers, one_budget
+from guidestar.diffusers.read.building import build_module, check_numbers, one_budget
 from guidestar.diffusers.read.encoders import _names, _unet_labels
 from guidestar.diffusers.read.towers import fitting, renamed
 
@@ -27,7 +27,7 @@ def room(monkeypatch):
 
 def test_a_module_is_checked_before_it_is_built():
     seen = []
-    module = build(linear, "w", torch.float32, seen.append)
+    module = build_module(linear, "w", torch.float32, seen.append)
     (sketch,) = seen
     assert type(sketch) is nn.Linear and sketch.weight.device.type == "meta"
     assert module is not sketch and module.weight.device.type == "cpu"
@@ -37,7 +37,7 @@ def test_a_module_is_checked_before_it_is_built():
 
     made = []
     with pytest.raises(ValueError, match=r"^no$"):
-        build(lambda: made.append(1) or linear(), "w", torch.float32, refuse)
+        build_module(lambda: made.append(1) or linear(), "w", torch.float32, refuse)
     assert made == [1]  # the sketch alone
 
 
@@ -46,7 +46,7 @@ def test_a_constructor_that_fails_is_refused_in_one_line():
         raise KeyError("odd\nname")
 
     with pytest.raises(ValueError, match=r"^w: no \('odd.*name'\)$"):
-        build(fails, "w: no", torch.float32)
+        build_module(fails, "w: no", torch.float32)
 
 
 def test_what_reads_numbers_as_it_is_built_is_built_in_earnest_alone(room):
@@ -58,27 +58,29 @@ def test_what_reads_numbers_as_it_is_built_is_built_in_earnest_alone(room):
         return module
 
     seen = []
-    assert isinstance(build(reads, "w", torch.float32, seen.append).first, float) and not seen
+    assert (
+        isinstance(build_module(reads, "w", torch.float32, seen.append).first, float) and not seen
+    )
     room(BYTES - 1)
     with pytest.raises(ValueError, match=r"^w: its networks would take at least 0.004004 GB"):
-        build(reads, "w", torch.float32)
+        build_module(reads, "w", torch.float32)
 
 
 def test_parts_of_one_budget_are_counted_together(room):
     room(2 * BYTES)
     with one_budget():
-        build(linear, "one", torch.float32)
-        build(linear, "two", torch.float32)
+        build_module(linear, "one", torch.float32)
+        build_module(linear, "two", torch.float32)
         with pytest.raises(
             ValueError, match=r"^three: .* at least 0.01201 GB, and there are 0.008"
         ):
-            build(linear, "three", torch.float32)
+            build_module(linear, "three", torch.float32)
     for name in "abc":  # each for itself
-        build(linear, name, torch.float32)
+        build_module(linear, name, torch.float32)
     with one_budget():
-        build(linear, "one", torch.float32)
+        build_module(linear, "one", torch.float32)
         with one_budget():
-            build(linear, "two", torch.float32)
+            build_module(linear, "two", torch.float32)
 
 
 def test_numbers_that_are_not_real_keep_their_width(room):
@@ -92,10 +94,10 @@ def test_numbers_that_are_not_real_keep_their_width(room):
 
     for dtype, size in ((torch.float32, 12_000), (torch.float16, 10_000), (torch.float64, 16_000)):
         room(size)
-        build(Counted, "w", dtype)
+        build_module(Counted, "w", dtype)
         room(size - 1)
         with pytest.raises(ValueError, match="would take at least"):
-            build(Counted, "w", dtype)
+            build_module(Counted, "w", dtype)
 
 
 def test_what_another_thread_builds_is_not_counted(room):
@@ -107,7 +109,7 @@ def test_what_another_thread_builds_is_not_counted(room):
         thread.join()
         return linear()
 
-    build(beside, "w", torch.float32)
+    build_module(beside, "w", torch.float32)
 
 
 def test_whole_numbers_of_settings_up_to_their_bounds():

@@ -6,7 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from guidestar.diffusers import export, write
-from guidestar.diffusers.export import described, pipeline_of, scheduler_settings, write_index
+from guidestar.diffusers.export import (
+    describe_pipeline,
+    pipeline_of,
+    scheduler_settings,
+    write_index,
+)
 from guidestar.diffusers.read.encoders import TextEncoder
 from guidestar.networks import clip as clips
 
@@ -178,7 +183,7 @@ def test_which_pipeline_a_model_can_be(kind, given, scheduler, pipeline, words):
         assert f'{kind}.from_pretrained(folder, subfolder="{place}") and {scheduler}.from' in how
     one.card["scheduler"] = {"_class_name": scheduler}
     entry = {"needs": how} if name is None else {"pipeline": name, "use": how}
-    assert described(one) == entry
+    assert describe_pipeline(one) == entry
     offset = {"steps_offset": 1} if pipeline == "StableDiffusionPipeline" else {}
     settings = {"_class_name": scheduler, "a": 1}
     assert scheduler_settings(one, settings) == {**settings, **offset}
@@ -187,7 +192,7 @@ def test_which_pipeline_a_model_can_be(kind, given, scheduler, pipeline, words):
 
 
 def test_a_card_without_a_scheduler_is_of_a_table():
-    assert described(model("UNet2DModel"))["pipeline"] == "DDIMPipeline"
+    assert describe_pipeline(model("UNet2DModel"))["pipeline"] == "DDIMPipeline"
 
 
 CLIP = {

@@ -190,7 +190,7 @@ def test_the_folder_is_read_by_us_as_before(theirs):
             atol=1e-5,
         ), name
         assert (
-            recipe.read(root / name) == recipe.GuidanceRecipe(guidance="cfg(2)", steps=3)
+            recipe.read_guidance(root / name) == recipe.GuidanceRecipe(guidance="cfg(2)", steps=3)
             and two.defaults["steps"] == 3
         )
         card = card_text("it", two.card)
@@ -306,7 +306,9 @@ def test_a_model_that_was_read_is_not_written(tmp_path):
 def test_a_training_writes_what_diffusers_samples(tmp_path):
     _, folder = trained(tmp_path, tables="[conditions]")
     pipe, m = diffusers.DiffusionPipeline.from_pretrained(folder), gs.load(folder)
-    assert type(pipe) is diffusers.DDIMPipeline and recipe.read(folder).guidance == "uncond"
+    assert (
+        type(pipe) is diffusers.DDIMPipeline and recipe.read_guidance(folder).guidance == "uncond"
+    )
     assert (
         "DiffusionPipeline.from_pretrained(folder)  # a DDIMPipeline"
         in (folder / "README.md").read_text()

@@ -127,7 +127,9 @@ def test_a_level_between_two_entries():
 )
 def test_what_a_prompt_is_encoded_with(monkeypatch, settings, skip, name, told, away):
     asked = []
-    monkeypatch.setattr(runs, "encode", lambda pipe, family, names, told: asked.append(told) or names)
+    monkeypatch.setattr(
+        runs, "encode", lambda pipe, family, names, told: asked.append(told) or names
+    )
     monkeypatch.setattr(runs, "check_prompt", lambda *given: None)
     arguments = {"a": 1} | ({"clip_skip": skip} if skip else {})
     made: Any = walk("AND(2, 'good') + cfg(2, negative='bad')", arguments)

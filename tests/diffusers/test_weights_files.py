@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLI
 
 from diffusers import UNet2DModel
 from guidestar.diffusers.read.clip import read_clip, read_tower
-from guidestar.diffusers.read.encoders import read_text
+from guidestar.diffusers.read.encoders import read_text_encoder
 from guidestar.diffusers.read.safetensors_io import read_module
 from guidestar.diffusers.read.text import read_text_model
 from guidestar.diffusers.read.vae import read_decoder
@@ -52,7 +52,7 @@ def tower():
 
 def read_whole_text(home):
     clip_tokenizer().save_pretrained(home.parent / "tokenizer")
-    return read_text(home.parent).text
+    return read_text_encoder(home.parent).text
 
 
 def read_whole_clip(home):

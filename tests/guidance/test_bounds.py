@@ -15,7 +15,7 @@ from torch import nn
 import guidestar as gs
 from guidestar import guidance, sampling
 from guidestar.core import levels
-from guidestar.diffusers.read.building import build
+from guidestar.diffusers.read.building import build_module
 from guidestar.diffusers.read.safetensors_io import read_module
 from guidestar.guidance import operators
 from guidestar.model.folder import SHIPPED, _classifiers, _networks
@@ -148,23 +148,26 @@ def test_memory_is_counted_before_it_is_taken(monkeypatch):
         match=r"^wide: its networks would take at least 0\.008008 GB, and there are 0\.008007 "
         r"GB; .*GUIDESTAR_MEMORY",
     ):
-        build(lambda: Wide(1000, 2), "wide", torch.float32)
+        build_module(lambda: Wide(1000, 2), "wide", torch.float32)
     assert (
-        sum(p.numel() for p in build(lambda: Wide(1000, 2), "wide", torch.float16).parameters())
+        sum(
+            p.numel()
+            for p in build_module(lambda: Wide(1000, 2), "wide", torch.float16).parameters()
+        )
         == 2_002_000
     )
     monkeypatch.setenv("GUIDESTAR_MEMORY", "0.008008")
-    build(lambda: Wide(1000, 2), "wide", torch.float32)
+    build_module(lambda: Wide(1000, 2), "wide", torch.float32)
 
 
 def test_what_would_never_end_is_stopped():
     with pytest.raises(ValueError, match=r"^deep: it would have more than 20,000 tensors"):
-        build(lambda: Wide(2, HUGE), "deep", torch.float32)
+        build_module(lambda: Wide(2, HUGE), "deep", torch.float32)
     with pytest.raises(
         ValueError,
         match=r"^wide: its networks would take at least 4,000 GB, and there are [\d,.]+ GB",
     ):
-        build(lambda: Wide(10**6), "wide", torch.float32)
+        build_module(lambda: Wide(10**6), "wide", torch.float32)
 
 
 @pytest.mark.parametrize("told", ["x", "0", "-1", "nan", "inf"])

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from guidestar import VE, VP, Flow, Level, Net, Step, uniform
 from guidestar.core.denoiser import Condition
-from guidestar.core.evaluation import Evaluated, Group, Round, evaluate
+from guidestar.core.evaluation import evaluate
 from guidestar.core.perturbation import Attention
+from guidestar.core.rounds import Evaluated, Group, Round
 
 SCHEDULES = {"vp": VP.linear(), "ve": VE(), "flow": Flow()}
 COND, UNCOND, NEGATIVE = 1.0, 0.0, -0.7

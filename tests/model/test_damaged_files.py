@@ -142,7 +142,7 @@ READERS = {
     ("flux", "transformer/config.json"): network,
     ("flux", "text_encoder_2/config.json"): t5,
     ("flux", "scheduler/scheduler_config.json"): scheduler,
-    ("single", "guidance.toml"): recipe.read,
+    ("single", "guidance.toml"): recipe.read_guidance,
     ("single", "tensors.safetensors"): read_tensors,
     ("single", "model.safetensors.index.json"): read_tensors,
     **{("single", file.name): read_recipe for file in sorted(RECIPES.glob("*.toml"))},

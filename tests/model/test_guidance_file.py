@@ -27,9 +27,9 @@ def test_what_is_written_is_read(made, tmp_path):
     content = tomllib.loads((tmp_path / "guidance.toml").read_text(encoding="utf-8"))
     assert content == {k: v for k, v in vars(made).items() if v is not None}
     assert (
-        recipe.read(tmp_path)
-        == recipe.read(tmp_path / "guidance.toml")
-        == recipe.read(str(tmp_path))
+        recipe.read_guidance(tmp_path)
+        == recipe.read_guidance(tmp_path / "guidance.toml")
+        == recipe.read_guidance(str(tmp_path))
         == made
     )
     assert recipe.guidance_of("cfg(3)") == "cfg(3)" and recipe.guidance_of(gs.cfg(3)) == gs.cfg(3)
@@ -63,13 +63,13 @@ def test_what_is_wrong_is_refused(text, message, tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        recipe.read(file)
+        recipe.read_guidance(file)
     assert str(caught.value).startswith(f"{file}: ")
 
 
 def test_no_file(tmp_path):
     with pytest.raises(ValueError, match=r"guidance\.toml: there is no such file$"):
-        recipe.read(tmp_path)
+        recipe.read_guidance(tmp_path)
     assert recipe.settings(tmp_path) == {}
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 import guidestar as gs
 from guidestar.cli import main
 from guidestar.io.images import read_settings
-from guidestar.model.streaming import Job, sample_to_folder
+from guidestar.model.streaming import Batches, sample_to_folder
 
 
 class Labels:
@@ -49,7 +49,7 @@ def model():
 
 
 def job(model, count, *, guidance="cfg(2)", losses=lambda numbers: None, **run):
-    return Job(
+    return Batches(
         model=model,
         request=model.request(
             ["abc"[k % 3] for k in range(count)],

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from guidestar import Draw, Level, Network, Prediction
-from guidestar.core.passes import COND, NULL, Net, Pass, Point, Slot
+from guidestar.core.passes import COND, NULL, Net, NoisyPoint, Pass, Slot
 from guidestar.core.perturbation import Rows, layers_of
 from guidestar.guidance.methods.nag import ContrastedAttention
 from guidestar.guidance.methods.pag import IdentityAttention
@@ -172,7 +172,9 @@ def test_what_was_seen_belongs_to_its_rows(max_rows):
     )
     nets = {"main": Net(denoiser=f.denoiser)}
     moved = Pass(
-        cond=Slot.NULL, perturb=AttentionMap(), point=Point(x[1:] / 2, levels.take(torch.arange(2)))
+        cond=Slot.NULL,
+        perturb=AttentionMap(),
+        point=NoisyPoint(x[1:] / 2, levels.take(torch.arange(2))),
     )
     looks, rows = (
         Pass(cond=Slot.NULL, perturb=AttentionMap()),

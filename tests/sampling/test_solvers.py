@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from guidestar.core.denoiser import Condition, Network
-from guidestar.core.evaluation import GuidedStep
 from guidestar.core.levels import (
     VE,
     VP,
@@ -30,6 +29,7 @@ from guidestar.core.levels import (
 )
 from guidestar.core.prediction import Prediction
 from guidestar.core.rng import Draw
+from guidestar.core.rounds import GuidedStep
 from guidestar.sampling import (
     DDIM,
     DDPM,

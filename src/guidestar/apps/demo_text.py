@@ -16,7 +16,7 @@ from ..model.protocols import TextJudge
 from .demo import Result
 from .measure_text import Ruler, embed_images
 
-PROMPTS = (
+DEMO_PROMPTS = (
     "blue heart, flat style",
     "grinning face, noto style",
     "cat face, 3d style",
@@ -34,7 +34,7 @@ COLUMNS = (
     ("by its caption", "cfg(4)"),
     ("by both", "cfg(3) + clip(0.5)"),
 )
-STEPS = 20
+_STEPS = 20
 
 Watch = Callable[[int, int], None]
 
@@ -68,18 +68,20 @@ def demo_text(
             f"its captions, as emoji; {model.name!r} lacks one of them"
         )
     ruler = Ruler.of(model.judge, model.card["captions"])
-    prompts = [p for p in PROMPTS for _ in range(seeds)]
+    prompts = [p for p in DEMO_PROMPTS for _ in range(seeds)]
     results, cells = [], []
     for k, (how, expression) in enumerate(COLUMNS):
         step = (
-            (lambda done, _, k=k: watch(k * STEPS + done, len(COLUMNS) * STEPS)) if watch else None
+            (lambda done, _, k=k: watch(k * _STEPS + done, len(COLUMNS) * _STEPS))
+            if watch
+            else None
         )
         start = time.perf_counter()
         run = model.sample(
             prompts,
             guidance=expression,
-            seeds=list(range(seeds)) * len(PROMPTS),
-            steps=STEPS,
+            seeds=list(range(seeds)) * len(DEMO_PROMPTS),
+            steps=_STEPS,
             max_rows=256,
             watch=step,
         )
@@ -110,7 +112,7 @@ def _picture(
             label=p.replace(", ", "\n"),
             images=[c[i * seeds + j] for c in cells for j in range(show)],
         )
-        for i, p in enumerate(PROMPTS)
+        for i, p in enumerate(DEMO_PROMPTS)
     ]
     heads = [f"{r.how}\n{r.expression}\ntop 5: {r.accuracy:.0%}" for r in results]
     title = (
@@ -120,4 +122,4 @@ def _picture(
     return sheet(rows, columns=heads, span=show, title=title, scale=3)
 
 
-__all__ = ["COLUMNS", "PROMPTS", "demo_text"]
+__all__ = ["COLUMNS", "DEMO_PROMPTS", "demo_text"]

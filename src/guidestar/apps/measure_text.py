@@ -19,7 +19,7 @@ from ..io import distributed as processes
 from ..model.model import Model
 from ..model.protocols import TextJudge
 
-REAL, SHUFFLED = "real", "real, captions shuffled"
+_REAL, SHUFFLED = "real", "real, captions shuffled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ def measure_text(
     turned = [*wanted.labels[len(wanted.labels) // 2 :], *wanted.labels[: len(wanted.labels) // 2]]
     captions = {"captions": len(ruler.texts)}
     yield {
-        "guidance": REAL,
+        "guidance": _REAL,
         "nfe": 0.0,
         "seconds": 0.0,
         **captions,

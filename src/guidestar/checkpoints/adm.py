@@ -29,7 +29,7 @@ from ..model.protocols import Classifier
 from .adm_networks import ADM, ADMClassifier, ClassifierSettings, UNetSettings
 from .state_dicts import read_state_dict
 
-M = TypeVar("M", bound=nn.Module)
+_M = TypeVar("_M", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ def read_adm_classifier(
     return _fill(ADMClassifier(settings), path, dtype)
 
 
-def _fill(module: M, path: str | Path, dtype: torch.dtype) -> M:
+def _fill(module: _M, path: str | Path, dtype: torch.dtype) -> _M:
     fill(module, Path(path), read_state_dict(path), dtype)
     return module
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.perturbation import Attention, Change, by_rows
+from ..core.perturbation import Attention, AttentionChange, by_rows
 
 
 def frequencies(t: Tensor, width: int) -> Tensor:
@@ -130,7 +130,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.attended(x)
 
-    def attended(self, x: Tensor, changes: Sequence[Change] = ()) -> Tensor:
+    def attended(self, x: Tensor, changes: Sequence[AttentionChange] = ()) -> Tensor:
         """Return the layer's output, its attention changed in some rows."""
         batch, width, *sides = x.shape
         flat = x.reshape(batch, width, -1)
@@ -144,7 +144,7 @@ class SelfAttention(nn.Module):
 
 
 def _change_attention(
-    changes: Sequence[Change], q: Tensor, k: Tensor, v: Tensor, sides: tuple[int, ...]
+    changes: Sequence[AttentionChange], q: Tensor, k: Tensor, v: Tensor, sides: tuple[int, ...]
 ) -> Tensor:
     def answer(part: slice, attend: Callable[[Attention], Tensor]) -> Tensor:
         plain = lambda query: F.scaled_dot_product_attention(query, k[part], v[part])

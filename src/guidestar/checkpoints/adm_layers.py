@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..core.hooks import Forward, replaced, replacement
-from ..core.perturbation import Attention, Change, Kind, Rows, changed_tokens
+from ..core.perturbation import Attention, AttentionChange, LayerKind, Rows, changed_tokens
 from .adm_blocks import SelfAttention
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class ADMLayers:
     def __init__(self, net: ADM) -> None:
         self.net = net
 
-    def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
+    def find(self, kind: LayerKind, names: Sequence[str] = ()) -> tuple[str, ...]:
         """Return the names of layers: those given, or the usual one.
 
         Raises:
@@ -56,7 +56,7 @@ class ADMLayers:
             for name in self.find("attention", names):
                 module = self.net.get_submodule(name)
                 others = getattr(replacement(module), "changes", ()) if rows else ()
-                changes: list[Change] = [*others, (attend, rows)]
+                changes: list[AttentionChange] = [*others, (attend, rows)]
                 attended = partial(getattr(module, "attended"), changes=changes)  # noqa: B009
                 vars(attended)["changes"] = changes
                 stack.enter_context(replaced(module, lambda _, attended=attended: attended))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..guidance import Guidance as Expression
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
-Guidance = Annotated[
+GuidanceOption = Annotated[
     str | None,
     typer.Option(
         "--guidance",
@@ -51,7 +51,7 @@ _SCALE_HELP = (
     "Guidance scale of a distilled student that takes it as an input: one number, or one for each "
     "sample, separated by commas."
 )
-Scale = Annotated[str | None, typer.Option("--scale", help=_SCALE_HELP)]
+ScaleOption = Annotated[str | None, typer.Option("--scale", help=_SCALE_HELP)]
 
 _OPERATOR_HELP = (
     "The operator that made the pictures of --observe: downsample(factor=2), "
@@ -119,13 +119,13 @@ def with_file(
     given = RunOptions(guidance=guidance, negative=negative, steps=steps, solver=solver, grid=grid)
     if file is None:
         return given
-    from ..diffusers.guidance_file import read
+    from ..diffusers.guidance_file import read_guidance
 
     if guidance is not None:
         raise ValueError(
             "--guidance and --guidance-file each give the guidance; leave one of them out"
         )
-    found = read(file)
+    found = read_guidance(file)
     return RunOptions(
         guidance=found.guidance,
         negative=found.negative if negative is None else negative,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ._completion import model_names
-from ._options import Guidance, Out, parse_scales
+from ._options import GuidanceOption, Out, parse_scales
 from ._terminal import fail, warn
 
 
@@ -20,7 +20,7 @@ def distill(
             autocompletion=model_names,
         ),
     ],
-    guidance: Guidance = None,
+    guidance: GuidanceOption = None,
     scale: Annotated[
         str | None,
         typer.Option("--scale", help="Smallest and largest w of the guidance, e.g. 1,5."),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ._completion import model_names
-from ._options import Guidance, check_run
+from ._options import GuidanceOption, check_run
 
 
 def grid(
@@ -17,7 +17,7 @@ def grid(
     steps: Annotated[
         list[int], typer.Option("--steps", help="Step count; several times for several.")
     ],
-    guidance: Guidance = None,
+    guidance: GuidanceOption = None,
     samples: Annotated[int, typer.Option(min=1, max=10_000, help="Trajectories to fit to.")] = 20,
     fine: Annotated[int, typer.Option(min=4, max=1000, help="Levels to choose from.")] = 40,
     write: Annotated[bool, typer.Option("--write", help="Keep the grids in the card.")] = False,
@@ -27,7 +27,7 @@ def grid(
     """
     from pathlib import Path
 
-    from ..model.fitted import fit, store
+    from ..model.fitted import fit_grids, store
     from ..model.folder import load
 
     check_run(guidance)
@@ -38,7 +38,7 @@ def grid(
         raise ValueError(
             f"--write needs a model's folder with a guidestar.json, which {model} is not"
         )
-    found = fit(load(model), steps, guidance=guidance, samples=samples, fine=fine)
+    found = fit_grids(load(model), steps, guidance=guidance, samples=samples, fine=fine)
     for count, rhos in found.items():
         typer.echo(f"{count} steps: {', '.join(f'{r:.4g}' for r in rhos)}")
     if write:

@@ -9,8 +9,8 @@ import typer
 from ._completion import method_names, model_names
 from ._options import (
     GridName,
-    Guidance,
     GuidanceFile,
+    GuidanceOption,
     Negative,
     SolverName,
     Steps,
@@ -144,7 +144,7 @@ def plan(
     model: Annotated[
         str, typer.Argument(help="A shipped model or a folder.", autocompletion=model_names)
     ],
-    guidance: Guidance = None,
+    guidance: GuidanceOption = None,
     guidance_file: GuidanceFile = None,
     negative: Negative = None,
     steps: Steps = None,

@@ -11,13 +11,13 @@ from ._completion import model_names
 from ._options import (
     Average,
     GridName,
-    Guidance,
     GuidanceFile,
+    GuidanceOption,
     Negative,
     Observe,
     Operator,
     Out,
-    Scale,
+    ScaleOption,
     SolverName,
     Steps,
     Trust,
@@ -113,10 +113,10 @@ def sample(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the first sample (0); the others follow.")
     ] = None,
-    guidance: Guidance = None,
+    guidance: GuidanceOption = None,
     guidance_file: GuidanceFile = None,
     negative: Negative = None,
-    scale: Scale = None,
+    scale: ScaleOption = None,
     steps: Steps = None,
     solver: SolverName = None,
     levels: GridName = None,
@@ -149,7 +149,7 @@ def sample(
     from ..io.files import make_folder
     from ..io.images import read_settings
     from ..model.folder import load
-    from ..model.streaming import BATCH, Job, again_to_folder, sample_to_folder
+    from ..model.streaming import BATCH, Batches, again_to_folder, sample_to_folder
 
     new = {
         "prompts": prompts,
@@ -211,7 +211,7 @@ def sample(
         grid=given_run["grid"],
         max_rows=max_rows,
     )
-    job = Job(
+    job = Batches(
         model=chosen,
         request=request,
         numbers=rows,
@@ -382,7 +382,7 @@ def strip(
         Optional[str],  # noqa: UP045
         typer.Option(help="Scales of cfg for one prompt (0,1,2,3,4,6,8)."),
     ] = None,
-    guidance: Guidance = None,
+    guidance: GuidanceOption = None,
     seed: Annotated[int, typer.Option(help="The seed of all of them.")] = 0,
     steps: Steps = None,
 ) -> None:

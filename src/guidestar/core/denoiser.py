@@ -20,7 +20,7 @@ from .hooks import replaced
 from .levels import Level, Value, divide, expand, inverse_or_zero, log, sqrt
 from .prediction import Prediction
 
-Output = Literal["eps", "x0", "v", "velocity", "edm"]
+OutputKind = Literal["eps", "x0", "v", "velocity", "edm"]
 
 
 class Condition(Mapping[str, Tensor]):
@@ -233,7 +233,7 @@ class Network(nn.Module):
         self,
         net: Callable[..., Any],
         *,
-        predicts: Output = "eps",
+        predicts: OutputKind = "eps",
         learned_variance: bool = False,
         sigma_data: float = 0.5,
         time: Callable[[Value], Value] = lambda t: t,

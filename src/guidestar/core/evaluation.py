@@ -22,38 +22,11 @@ from .levels import Level, Value, expand, inverse_or_zero
 from .passes import Inputs, Net, Pass
 from .perturbation import AGAINST, Rows
 from .prediction import Prediction, Root
-from .rounds import (
-    Answers,
-    Asking,
-    Evaluated,
-    Evaluator,
-    Group,
-    GuidedStep,
-    Round,
-    State,
-    States,
-    T,
-    union,
-)
+from .rounds import Answers, Asking, Evaluated, Evaluator, Group, Outcome, Round
 from .slopes import join_levels, take_slopes
 
-__all__ = [
-    "Answers",
-    "Asking",
-    "Evaluated",
-    "Evaluator",
-    "Group",
-    "GuidedStep",
-    "Round",
-    "State",
-    "States",
-    "drive",
-    "evaluate",
-    "union",
-]
 
-
-def drive(*askers: Asking[T], evaluator: Evaluator | None = None) -> list[T]:
+def drive(*askers: Asking[Outcome], evaluator: Evaluator | None = None) -> list[Outcome]:
     """Run generators to their end, side by side, and return their results.
 
     The rounds that they yield at the same time are evaluated together, so runs that share a network
@@ -63,7 +36,7 @@ def drive(*askers: Asking[T], evaluator: Evaluator | None = None) -> list[T]:
         askers: generators that yield a `Round` and receive its answers.
         evaluator: evaluates rounds; by default `evaluate`.
     """
-    results: dict[int, T] = {}
+    results: dict[int, Outcome] = {}
     answers: dict[int, Answers | None] = dict.fromkeys(range(len(askers)))
     while answers:
         waiting: dict[int, Round] = {}

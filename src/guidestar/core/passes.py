@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Slot(Enum):
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
+class NoisyPoint:
     """Another noisy sample than the step's: ``x [b, *S]`` for the rows of a term, and its level."""
 
     x: Tensor
@@ -148,7 +148,7 @@ class Pass:
     net: str = "main"
     perturb: Perturbation | None = None
     against: Slot | Condition | str | int | None = None
-    point: Point | None = None
+    point: NoisyPoint | None = None
     edit: Edit | None = None
 
     def __str__(self) -> str:
@@ -291,29 +291,20 @@ class Net:
 
 def by_name(
     nets: Denoiser | Net | Mapping[str, Net | Denoiser],
-    *,
-    cond: Condition | None = None,
-    null: Condition | None = None,
-    negative: Condition | None = None,
-    encode: Encode | None = None,
+    conditions: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Net]:
     """Return networks by name, one of them "main"; a denoiser becomes a `Net`.
 
     Args:
         nets: networks by name, or the main one.
-        cond: the condition of a single denoiser; so are the next three.
-        null: its null.
-        negative: its negative.
-        encode: its encoder.
+        conditions: of a single denoiser: cond, null, negative and encode of its `Net`.
 
     Raises:
         ValueError: conditions beside a `Net` or networks by name, or no network named "main".
     """
     if not isinstance(nets, Mapping | Net):
-        net = Net(denoiser=nets, cond=cond, null=null, negative=negative, encode=encode)
-        return {"main": net}
-    given = {"cond": cond, "null": null, "negative": negative, "encode": encode}
-    if names := [name for name, value in given.items() if value is not None]:
+        return {"main": Net(denoiser=nets, **conditions or {})}
+    if names := [name for name, value in (conditions or {}).items() if value is not None]:
         raise ValueError(f"with networks by name, {', '.join(names)} belongs in each Net")
     nets = {"main": nets} if isinstance(nets, Net) else nets
     if "main" not in nets:

@@ -24,7 +24,7 @@ FAMILIES = {"diffusers": "guidestar.networks.perturbable.layers"}
 AGAINST = "against_"
 """Prefix of the network's arguments that hold the condition to contrast with (`Pass.against`)."""
 
-Kind = Literal["attention", "cross", "block"]
+LayerKind = Literal["attention", "cross", "block"]
 
 
 class Rows(NamedTuple):
@@ -91,12 +91,12 @@ class Attention:
         return joined([before, image, after], 1) if before.shape[2] or after.shape[2] else image
 
 
-Change = tuple[Callable[[Attention], Tensor], Rows | None]
+AttentionChange = tuple[Callable[[Attention], Tensor], Rows | None]
 """A function that replaces self-attention, and its rows of the call (None: all)."""
 
 
 def by_rows(
-    changes: Sequence[Change],
+    changes: Sequence[AttentionChange],
     query: Tensor,
     answer: Callable[[slice, Callable[[Attention], Tensor]], Tensor],
 ) -> Tensor:
@@ -138,7 +138,7 @@ class Layers(Protocol):
     A network whose samples have their channels last (``[B, T, C]``) has ``channels_last = True``.
     """
 
-    def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
+    def find(self, kind: LayerKind, names: Sequence[str] = ()) -> tuple[str, ...]:
         """Return the names of layers of one kind.
 
         Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,14 +72,13 @@ class Draw:
         """Select samples (``rows``: int64 indices)."""
         return replace(self, seeds=[self.seeds[i] for i in rows.tolist()])
 
-    def _generators(self, tag: str) -> Iterator[torch.Generator]:
+    def _each(self, tag: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
         when = f"{self.step}.{self.visit}" if self.visit else f"{self.step}"
-        return (_generator(seed, when, tag) for seed in self.seeds)
+        return torch.stack([draw(_generator(seed, when, tag)) for seed in self.seeds])
 
     def normal(self, tag: str, shape: Sequence[int]) -> Tensor:
         """Draw standard normals ``[B, *shape]``, on the CPU in float32."""
-        every = [torch.randn(tuple(shape), generator=g) for g in self._generators(tag)]
-        return torch.stack(every)
+        return self._each(tag, lambda g: torch.randn(tuple(shape), generator=g))
 
     def normal_like(self, tag: str, x: Tensor) -> Tensor:
         """Draw standard normals in the shape, dtype and on the device of ``x [B, *S]``."""
@@ -87,10 +86,8 @@ class Draw:
 
     def uniform(self, tag: str) -> Tensor:
         """Draw one number a sample, uniform in [0, 1): ``[B]``, CPU float64."""
-        every = [torch.rand((), generator=g, dtype=torch.float64) for g in self._generators(tag)]
-        return torch.stack(every)
+        return self._each(tag, lambda g: torch.rand((), generator=g, dtype=torch.float64))
 
     def gaussian(self, tag: str) -> Tensor:
         """Draw one standard normal a sample: ``[B]``, CPU float64."""
-        every = [torch.randn((), generator=g, dtype=torch.float64) for g in self._generators(tag)]
-        return torch.stack(every)
+        return self._each(tag, lambda g: torch.randn((), generator=g, dtype=torch.float64))

@@ -19,12 +19,12 @@ from .prediction import Prediction
 from .rng import Draw
 from .slopes import Slope
 
-T = TypeVar("T")
+Outcome = TypeVar("Outcome")
 
-State = dict[str, Tensor]
+TermState = dict[str, Tensor]
 """What a term keeps between steps: tensors ``[B, …]``."""
 
-States = tuple[State, ...]
+States = tuple[TermState, ...]
 """What all terms of a sum keep, in their order."""
 
 
@@ -129,7 +129,7 @@ class Round:
     check: bool = False
 
 
-Asking = Generator[Round, Answers, T]
+Asking = Generator[Round, Answers, Outcome]
 """Yields rounds of passes, receives their predictions, and returns a result."""
 
 

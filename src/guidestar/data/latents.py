@@ -13,7 +13,7 @@ from ..core.rng import Draw
 from ..io.files import make_folder, whole_or_not
 from .pictures import Pictures
 from .source import Column, Held, InMemory, Source, Subset, Targets, pick
-from .tensors import read_safetensors
+from .tensors import read_tensor_file
 
 
 def latents(
@@ -36,7 +36,7 @@ def latents(
     from safetensors.torch import save
 
     file = make_folder(cache) / f"latents-{key}.safetensors"
-    done = read_safetensors(file)[0].get("x") if file.is_file() else None
+    done = read_tensor_file(file)[0].get("x") if file.is_file() else None
     if done is None or len(done) != source.size:
         every = torch.arange(source.size).split(batch)
         rows = (rows.tolist() for rows in every)

@@ -70,7 +70,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder; check data.path")
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return read_tensor_file(path)
     files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(
@@ -79,7 +79,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {"x" if path.is_file() else f.stem: _read_npy(f) for f in files}, {}
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a file, and its metadata.
 
     Raises:

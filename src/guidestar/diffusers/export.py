@@ -234,7 +234,7 @@ def scheduler_settings(model: SavedModel, config: Config) -> Config:
     return found
 
 
-def described(model: SavedModel) -> dict[str, str]:
+def describe_pipeline(model: SavedModel) -> dict[str, str]:
     """Return a card's entry on Diffusers: ``{"pipeline", "use"}`` or ``{"needs"}``."""
     name, how = pipeline_of(
         model, model.card.get("scheduler", {}).get("_class_name", "DDPMScheduler")

@@ -25,7 +25,7 @@ from ..sampling import get_solver
 
 G = TypeVar("G")
 
-NAME = "guidance.toml"
+FILE_NAME = "guidance.toml"
 """The name of the file in a model's folder."""
 
 
@@ -71,14 +71,14 @@ class GuidanceRecipe:
         parse(self.guidance)
 
 
-def read(path: str | Path) -> GuidanceRecipe:
+def read_guidance(path: str | Path) -> GuidanceRecipe:
     """Read a ``guidance.toml``, or the one in a model's folder.
 
     Raises:
         ValueError: it is not there, is no TOML, or a key is unknown, missing or wrong; the file is
             named.
     """
-    file = Path(path) / NAME if Path(path).is_dir() else Path(path)
+    file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     content = read_toml(file)
     try:
         _check_keys(content)
@@ -104,10 +104,10 @@ def _check_keys(content: Mapping[str, object]) -> None:
 
 def write(recipe: GuidanceRecipe, path: str | Path) -> None:
     """Write a recipe as TOML, whole or not at all, to a file or into a model's folder."""
-    file = Path(path) / NAME if Path(path).is_dir() else Path(path)
+    file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     head = (
         "# How this model is guided; read by guidestar (--guidance-file, guidestar.load, "
-        "guidestar.diffusers.guidance_file.read).\n"
+        "guidestar.diffusers.guidance_file.read_guidance).\n"
     )
     write_text(
         head
@@ -138,11 +138,11 @@ def settings(folder: str | Path) -> Defaults:
     """Return the defaults in a folder's ``guidance.toml``, by `Model.defaults`' keys, if any.
 
     Raises:
-        ValueError: as `read`.
+        ValueError: as `read_guidance`.
     """
-    if not (Path(folder) / NAME).is_file():
+    if not (Path(folder) / FILE_NAME).is_file():
         return {}
-    found = read(folder)
+    found = read_guidance(folder)
     defaults = Defaults(guidance=found.guidance)
     if found.steps is not None:
         defaults["steps"] = found.steps
@@ -161,12 +161,12 @@ def guidance_of(given: G | str | Path) -> G | str:
     warning names it.
 
     Raises:
-        ValueError: as `read`.
+        ValueError: as `read_guidance`.
     """
     named = isinstance(given, str) and given.endswith(".toml")
     if not isinstance(given, Path) and not named:
         return given
-    found = read(cast(str | Path, given))
+    found = read_guidance(cast(str | Path, given))
     # "" is what a pipeline moves away from by itself.
     if left := [
         key

@@ -11,11 +11,12 @@ from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
 from ..core.denoiser import Condition, Network
-from ..core.evaluation import Evaluated, Group, Round, drive
+from ..core.evaluation import drive
 from ..core.hooks import CALL, Forward, replaced
 from ..core.levels import Grid, Level, Step
 from ..core.passes import COND, NULL, Net, Pass, Slot
 from ..core.prediction import Prediction
+from ..core.rounds import Evaluated, Group, Round
 from ..guidance import Direction, Guidance, Guided, parse
 from ..guidance.bases.loss_term import Steered
 from ..guidance.serialize import literal

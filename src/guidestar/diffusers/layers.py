@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.perturbation import Kind, layers_of
+from ..core.perturbation import LayerKind, layers_of
 
-KINDS: tuple[Kind, ...] = ("attention", "cross", "block")
+KINDS: tuple[LayerKind, ...] = ("attention", "cross", "block")
 PLACES = ("unet", "transformer", "transformer_2")
 
 
-def list_layers(pipe: object) -> dict[str, dict[Kind, tuple[str, ...]]]:
+def list_layers(pipe: object) -> dict[str, dict[LayerKind, tuple[str, ...]]]:
     """List the layers that pag, seg, slg, tpg, sag and nag take as ``layers=``.
 
     Args:
@@ -39,7 +39,7 @@ def list_layers(pipe: object) -> dict[str, dict[Kind, tuple[str, ...]]]:
     return found
 
 
-def _names(layers: Any, kind: Kind) -> tuple[str, ...]:
+def _names(layers: Any, kind: LayerKind) -> tuple[str, ...]:
     return tuple(layers.list_names(kind))
 
 

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from .weights import Schedule
+from .weights import WeightSchedule
 
 if TYPE_CHECKING:
     from .term import Direction, Post
@@ -20,7 +20,7 @@ _WORDS: dict[object, str] = {
     str: "a string",
     bool: "True or False",
     NoneType: "None",
-    Schedule: "a weight schedule (linear, cosine, clamp(…))",
+    WeightSchedule: "a weight schedule (linear, cosine, clamp(…))",
 }
 
 
@@ -44,7 +44,7 @@ def problem(method: type, name: str, value: object, python: bool = False) -> str
     return f"{name} must be {' or '.join(dict.fromkeys(_words(hint, python)))}, not {value!r}"
 
 
-def check(term: Direction | Post, *names: str) -> None:
+def check_arguments(term: Direction | Post, *names: str) -> None:
     """Refuse arguments of another kind than their annotation.
 
     Args:
@@ -73,12 +73,12 @@ def check_kinds(thing: object, called: str, *names: str) -> None:
             raise ValueError(f"{called}: {wrong}")
 
 
-MOST = 1000
+MOST_COUNT = 1000
 """The largest count of an argument: iterations, samples, a radius; each costs time or memory."""
 
 
 def check_counts(term: object, name: str) -> None:
-    """Refuse values of counts that are no whole numbers, or above `MOST`.
+    """Refuse values of counts that are no whole numbers, or above `MOST_COUNT`.
 
     Args:
         term: a term, a post or an operator.
@@ -91,10 +91,10 @@ def check_counts(term: object, name: str) -> None:
         if hint is not int and set(get_args(hint)) != {int, NoneType}:
             continue
         value = getattr(term, key)
-        if not _fits(value, hint):
-            raise ValueError(f"{name}: {key} must be {' or '.join(_words(hint))}, not {value!r}")
-        if value is not None and value > MOST:
-            raise ValueError(f"{name}: {key} must be at most {MOST:,}, not {value:,}")
+        if wrong := problem(type(term), key, value):
+            raise ValueError(f"{name}: {wrong}")
+        if value is not None and value > MOST_COUNT:
+            raise ValueError(f"{name}: {key} must be at most {MOST_COUNT:,}, not {value:,}")
 
 
 def unnamed(method: type) -> list[str]:

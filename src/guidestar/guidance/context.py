@@ -9,11 +9,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..core.evaluation import Asking, Group, GuidedStep, State, States
 from ..core.levels import Step
 from ..core.passes import COND, Encode, Pass, seeded
 from ..core.prediction import Prediction
 from ..core.rng import Draw
+from ..core.rounds import Asking, Group, GuidedStep, States, TermState
 from ..core.slopes import Slope
 
 Loss = Callable[[Tensor], Tensor]
@@ -76,13 +76,15 @@ class Live:
     step: Step
     batch: int
     rows: Tensor | None
-    state: State
+    state: TermState
     base: Prediction
     streams: Draw | None = None
     asked: Slope | None = None
 
     @classmethod
-    def of(cls, group: Group, base: Prediction, state: State, asked: Slope | None = None) -> Live:
+    def of(
+        cls, group: Group, base: Prediction, state: TermState, asked: Slope | None = None
+    ) -> Live:
         """Return the inputs of a term for the samples of ``group``."""
         return cls(
             x_t=group.x_t,

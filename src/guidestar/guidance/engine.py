@@ -10,14 +10,14 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from ..core.evaluation import Answers, Asking, Group, GuidedStep, Round, State, States, union
 from ..core.levels import Step, Value, expand
 from ..core.passes import Net, Pass
 from ..core.prediction import Prediction
+from ..core.rounds import Answers, Asking, Group, GuidedStep, Round, States, TermState, union
 from ..core.slopes import Slope
 from .context import Count, Live
 from .groups import take
-from .reuse import Pusher, split
+from .reuse import Pusher, split_term
 from .term import Direction, Post, Pushed, Rounds, Traits
 
 
@@ -43,7 +43,7 @@ class _Active:
         self.slope = self.term.slope(group if self.rows is None else group.take(self.rows))
         return self.slope
 
-    def begin(self, group: Group, base: Prediction, state: State, answers: Answers) -> None:
+    def begin(self, group: Group, base: Prediction, state: TermState, answers: Answers) -> None:
         """Compute the push, or begin the rounds that it takes."""
         if self.rows is not None:
             group, base = group.take(self.rows), base.take(self.rows)
@@ -222,7 +222,7 @@ class Sum:
             weight = term.weight(step, rows, state)
             if chosen := select(weight, size, term.name):
                 traits = self.traits[key]
-                parts = split(term, traits, step, rows, chosen, size, state, fewest=stopped)
+                parts = split_term(term, traits, step, rows, chosen, size, state, fewest=stopped)
                 active += [
                     _Active(key, p.pusher, p.traits, p.weight, p.rows, p.passes) for p in parts
                 ]
@@ -244,29 +244,22 @@ class Sum:
     ) -> tuple[Prediction, dict[str, Tensor] | None]:
         """Add the pushes to the base and apply the posts; return the pushes by name too."""
         base = answers[start.base].prediction
-        prediction, pushes = self._added(base, group.x_t, start.active, explain)
-        for post, passes in zip(self.posts, start.posts, strict=True):
-            predictions = [answers[p].prediction for p in passes]
-            prediction = post.apply(prediction, Live.of(group, base, {}), *predictions)
-        return prediction, pushes
-
-    def _added(
-        self, base: Prediction, x_t: Tensor, active: Sequence[_Active], explain: bool
-    ) -> tuple[Prediction, dict[str, Tensor] | None]:
-        """Add the pushes to the base, cut off from its graph."""
         pushes = dict.fromkeys(self.names, torch.zeros_like(base.x0)) if explain else None
         totals: dict[bool, Tensor] = {}
-        for a in active:
+        for a in start.active:
             assert a.pushed is not None
             push = _spread(a.pushed[0], a.weight, a.rows, base.x0)
             linked = a.traits.linked
             totals[linked] = totals[linked] + push if linked in totals else push
             if pushes is not None:
                 pushes[self.names[a.key]] = pushes[self.names[a.key]] + push
-        prediction = base.detach(x_t) if self.needs_grad else base
+        prediction = base.detach(group.x_t) if self.needs_grad else base  # cut off from its graph
         for linked in (True, False):
             if linked in totals:
                 prediction = prediction.shifted(totals[linked], linked=linked)
+        for post, passes in zip(self.posts, start.posts, strict=True):
+            predictions = [answers[p].prediction for p in passes]
+            prediction = post.apply(prediction, Live.of(group, base, {}), *predictions)
         return prediction, pushes
 
 

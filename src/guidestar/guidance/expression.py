@@ -24,7 +24,7 @@ METHODS: dict[str, type[Direction] | type[Post]] = {}
 
 _LONGEST = 100_000
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Method = TypeVar("Method", bound=type[Direction] | type[Post])
 
 
@@ -95,7 +95,7 @@ class _Reader:
     def guidance(self, node: ast.expr) -> Guidance:
         return self._attempt(node, lambda: as_guidance(self._sum(node)))
 
-    def _attempt(self, node: ast.AST, make: Callable[[], T]) -> T:
+    def _attempt(self, node: ast.AST, make: Callable[[], _T]) -> _T:
         try:
             return make()
         except ExpressionError:
@@ -138,7 +138,7 @@ class _Reader:
             raise self._unknown(node.func, name, METHODS)
         return self._make(METHODS[name], name, node)
 
-    def _make(self, method: type[T], name: str, node: ast.Call) -> T:
+    def _make(self, method: type[_T], name: str, node: ast.Call) -> _T:
         arguments: dict[str, object] = {}
         for key, value in self._arguments(method, name, node):
             if key in arguments:

@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..core.evaluation import Group, GuidedStep, State
 from ..core.prediction import Prediction
+from ..core.rounds import Group, GuidedStep, TermState
 
 
-def take(state: State, rows: Tensor) -> State:
+def take(state: TermState, rows: Tensor) -> TermState:
     """Select samples (``rows``: int64 indices) of the state of a term."""
     return {name: value[rows.to(value.device)] for name, value in state.items()}
 
@@ -35,6 +35,6 @@ def join_steps(parts: Sequence[tuple[Tensor, GuidedStep]], group: Group) -> Guid
     return GuidedStep(prediction, states, counts, _ordered(pushes, order) if pushes else None)
 
 
-def _ordered(parts: Sequence[State], order: Tensor) -> State:
+def _ordered(parts: Sequence[TermState], order: Tensor) -> TermState:
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return take(joined, order)

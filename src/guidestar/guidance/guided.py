@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
-from ..core.evaluation import Asking, Group, GuidedStep, Round, States, drive
+from ..core.evaluation import drive
 from ..core.levels import Grid, Step
 from ..core.passes import Encode, Net, Pass, by_name
 from ..core.rng import Draw, checked_seeds
+from ..core.rounds import Asking, Group, GuidedStep, Round, States
 from .citations import used
 from .context import Engine, Loss
 from .engine import Sum
@@ -82,7 +83,8 @@ class Guided:
     ) -> None:
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, not {max_rows}")
-        self.nets = by_name(nets, cond=cond, null=null, negative=negative, encode=encode)
+        conditions = {"cond": cond, "null": null, "negative": negative, "encode": encode}
+        self.nets = by_name(nets, conditions)
         self.guidance = parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
         self.max_rows = max_rows
         conditional = self.nets["main"].cond is not None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .arguments import MOST, check_counts, check_kinds, problem
+from .arguments import MOST_COUNT, check_counts, check_kinds, problem
 
 
 @runtime_checkable
@@ -115,10 +115,12 @@ class Blur:
     def __post_init__(self) -> None:
         check_counts(self, "blur")
         check_kinds(self, "blur", "deviation")
-        if not 0 < self.deviation <= MOST / 3 or (self.radius is not None and self.radius < 0):
+        if not 0 < self.deviation <= MOST_COUNT / 3 or (
+            self.radius is not None and self.radius < 0
+        ):
             raise ValueError(
-                f"blur: the deviation must be above 0 and at most {MOST / 3:.0f}, and the radius "
-                f"not below 0, not {self.deviation} and {self.radius}"
+                f"blur: the deviation must be above 0 and at most {MOST_COUNT / 3:.0f}, and the "
+                f"radius not below 0, not {self.deviation} and {self.radius}"
             )
 
     def __call__(self, x: Tensor) -> Tensor:

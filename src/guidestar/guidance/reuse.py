@@ -21,7 +21,7 @@ from ..core.prediction import Prediction, slope
 from ..core.rounds import Group
 from ..core.slopes import Slope
 from .bases.statistics import norm, safe
-from .context import Live, State
+from .context import Live, TermState
 
 if TYPE_CHECKING:
     from .term import Direction, Pushed, Rounds, Traits
@@ -47,7 +47,7 @@ class Pusher(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class TermPart:
     """Some samples of a term: those that evaluate its push, or those that carry it over."""
 
     pusher: Pusher
@@ -104,7 +104,7 @@ def reuses(term: Direction) -> bool:
     return term.every > 1 or term.reuse is not None
 
 
-def initial_state(term: Direction, x_t: Tensor) -> State:
+def initial_state(term: Direction, x_t: Tensor) -> TermState:
     """Return the state of a term before the first step, with what reuse keeps."""
     state = term.start(x_t)
     if not reuses(term):
@@ -118,17 +118,17 @@ def initial_state(term: Direction, x_t: Tensor) -> State:
     return state
 
 
-def split(
+def split_term(
     term: Direction,
     traits: Traits,
     step: Step,
     rows: Tensor | None,
     chosen: tuple[Value, Tensor | None],
     size: int,
-    state: State | None,
+    state: TermState | None,
     *,
     fewest: bool = False,
-) -> list[Part]:
+) -> list[TermPart]:
     """Split the samples of a term into those that evaluate its push and those that carry it.
 
     Args:
@@ -143,12 +143,12 @@ def split(
     """
     weight, local = chosen
     if not reuses(term):
-        return [Part(term, traits, weight, local, term.passes(step))]
+        return [TermPart(term, traits, weight, local, term.passes(step))]
     due = _due(term, step, rows, size, state, fewest)
     if local is not None:
         due = due[local]
     carrying = replace(traits, gradients=0, differentiates=None, later=0, instead=())
-    parts: list[Part] = []
+    parts: list[TermPart] = []
     for chosen_rows, fresh in ((due, True), (~due, False)):
         if not bool(chosen_rows.any()):
             continue
@@ -156,15 +156,20 @@ def split(
         own = weight[picked] if isinstance(weight, Tensor) and picked is not None else weight
         where = local if picked is None else picked if local is None else local[picked]
         parts.append(
-            Part(_Fresh(term), traits, own, where, term.passes(step))
+            TermPart(_Fresh(term), traits, own, where, term.passes(step))
             if fresh
-            else Part(_Carried(term), carrying, own, where, ())
+            else TermPart(_Carried(term), carrying, own, where, ())
         )
     return parts
 
 
 def _due(
-    term: Direction, step: Step, rows: Tensor | None, size: int, state: State | None, fewest: bool
+    term: Direction,
+    step: Step,
+    rows: Tensor | None,
+    size: int,
+    state: TermState | None,
+    fewest: bool,
 ) -> Tensor:
     """Return which samples of a group evaluate the push, ``[B]``."""
     before = _active_before(term, step, rows, size)
@@ -211,7 +216,7 @@ class _Fresh:
         push, state = yield from rounds
         return self._keep(live, push, state)
 
-    def _keep(self, live: Live, push: Tensor, state: State) -> Pushed:
+    def _keep(self, live: Live, push: Tensor, state: TermState) -> Pushed:
         term, old = self.term, live.state
         here = _half_log_snr(live.step.t, len(push)).clone()
         carried = (expand(slope(live.step.t, term.carry), push) * push).to(old[_PUSH].dtype)
@@ -241,7 +246,7 @@ class _Carried:
         return expand(scale, carried) * carried, {}
 
 
-def _estimate(term: Direction, state: State, here: Tensor) -> Tensor:
+def _estimate(term: Direction, state: TermState, here: Tensor) -> Tensor:
     """Return the carried push at λ ``here [B]``: the last one, or on the line through the last two.
 
     With one push before, it is that one.

@@ -18,13 +18,13 @@ from ..core.passes import Pass, Slot
 from ..core.prediction import Prediction
 from ..core.rounds import Group
 from ..core.slopes import Slope
-from .context import Context, Engine, Live, State
+from .context import Context, Engine, Live, TermState
 from .reuse import check_reuse
 from .serialize import written
-from .weights import Scale, Schedule, checked_interval, checked_scale, checked_schedule, weigh
+from .weights import Scale, WeightSchedule, checked_interval, checked_scale, checked_schedule, weigh
 
 Carry = Literal["x0", "eps", "velocity"]
-Pushed = tuple[Tensor, State]
+Pushed = tuple[Tensor, TermState]
 """The push of x0 ``[b, *S]`` for a weight of 1, and the new state of the term."""
 
 Rounds = Generator[tuple[Pass, ...], tuple[Prediction, ...], Pushed]
@@ -96,7 +96,7 @@ class Direction(_Sum, ABC):
     scale: Scale
     _: KW_ONLY
     interval: tuple[float, float] | None = None
-    schedule: Schedule | None = None
+    schedule: WeightSchedule | None = None
     every: int = 1
     reuse: float | None = None
     carry: Carry = "velocity"
@@ -118,7 +118,9 @@ class Direction(_Sum, ABC):
         """Its properties that solvers, plans and pipelines depend on."""
         return Traits()
 
-    def weight(self, step: Step, rows: Tensor | None = None, state: State | None = None) -> Value:
+    def weight(
+        self, step: Step, rows: Tensor | None = None, state: TermState | None = None
+    ) -> Value:
         """Return the weight at ``step``. No pass of the term has samples of weight 0.
 
         Args:
@@ -168,7 +170,7 @@ class Direction(_Sum, ABC):
             predictions: of ``passes(step)``, in their order.
         """
 
-    def start(self, x_t: Tensor) -> State:
+    def start(self, x_t: Tensor) -> TermState:
         """Return the state before the first step."""
         return {}
 

@@ -18,7 +18,7 @@ Scale = float | Sequence[float]
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearWeight:
     """``w(τ) = 2 w (1 − τ)``: nothing at noise, twice the weight at data, w on average.
 
     References:
@@ -62,7 +62,7 @@ class Clamp:
     """
 
     floor: float
-    schedule: Callable[[Value, Step], Value] = Linear()
+    schedule: Callable[[Value, Step], Value] = LinearWeight()
 
     def __post_init__(self) -> None:
         if not finite(self.floor):
@@ -77,11 +77,11 @@ class Clamp:
         return f"clamp({literal(self.floor)}, {literal(self.schedule)})"
 
 
-linear, cosine, clamp = Linear(), Cosine(), Clamp
+linear, cosine, clamp = LinearWeight(), Cosine(), Clamp
 SCHEDULES: dict[str, object] = {"linear": linear, "cosine": cosine}
 """The names of ``schedule=`` in an expression, beside ``clamp(…)``."""
 
-Schedule = Callable[[Value, Step], Value]
+WeightSchedule = Callable[[Value, Step], Value]
 """Maps ``(weight, step)`` to a weight."""
 
 
@@ -151,7 +151,7 @@ def checked_interval(name: str, interval: tuple[float, float] | None) -> tuple[f
     return numbers[0], numbers[1]
 
 
-def checked_schedule(name: str, schedule: Schedule | None) -> Schedule | None:
+def checked_schedule(name: str, schedule: WeightSchedule | None) -> WeightSchedule | None:
     """Return a weight schedule as it is.
 
     Args:
@@ -171,7 +171,7 @@ def checked_schedule(name: str, schedule: Schedule | None) -> Schedule | None:
 
 def weigh(
     value: Scale,
-    schedule: Schedule | None,
+    schedule: WeightSchedule | None,
     interval: tuple[float, float] | None,
     step: Step,
     rows: Tensor | None,

@@ -18,7 +18,7 @@ from .files import whole_or_not
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-KEY = "guidestar"
+SETTINGS_KEY = "guidestar"
 """Name of the PNG text chunk that holds a run's settings."""
 
 
@@ -83,14 +83,14 @@ def _curves(y: Tensor, size: int) -> Image.Image:
 
 
 def save_png(image: Image.Image, path: Path, settings: JSONObject | None = None) -> None:
-    """Write a PNG file, whole or not at all, with ``settings`` as JSON in the text chunk `KEY`.
+    """Write a PNG file, whole or not at all, ``settings`` as JSON in the text chunk `SETTINGS_KEY`.
 
     Raises:
         OSError: it cannot be written.
     """
     info = PngImagePlugin.PngInfo()
     if settings is not None:
-        info.add_text(KEY, json.dumps(settings))
+        info.add_text(SETTINGS_KEY, json.dumps(settings))
     with whole_or_not(path) as beside:
         image.save(beside, "PNG", pnginfo=info)
 
@@ -101,7 +101,7 @@ def to_bytes(image: Image.Image, settings: JSONObject | None = None, kind: str =
     if kind == "png":
         info = PngImagePlugin.PngInfo()
         if settings is not None:
-            info.add_text(KEY, json.dumps(settings))
+            info.add_text(SETTINGS_KEY, json.dumps(settings))
         image.save(made, "PNG", pnginfo=info)
     else:
         image.save(made, kind.upper(), quality=95)
@@ -122,7 +122,7 @@ def write_tensors(tensors: dict[str, Tensor], settings: DataclassInstance, path:
         beside.write_bytes(
             save(
                 {k: t.cpu().contiguous() for k, t in tensors.items()},
-                {KEY: json.dumps(asdict(settings))},
+                {SETTINGS_KEY: json.dumps(asdict(settings))},
             )
         )
 
@@ -136,7 +136,7 @@ def read_settings(file: Path | bytes) -> JSONObject:
     path = "the picture" if isinstance(file, bytes) else file
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            text = image.info.get(KEY)
+            text = image.info.get(SETTINGS_KEY)
     except Exception as error:  # Pillow raises many kinds for a damaged file
         raise ValueError(
             f"{path} cannot be read as a picture ({error}); give a PNG that 'guidestar sample' "

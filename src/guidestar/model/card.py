@@ -109,7 +109,7 @@ def _training(about: Card) -> str:
     ]
     return (
         f"## Training\n\n`{about['command']}`, on {about['machine']}. The whole recipe is in "
-        "`guidestar.json`.\n\n" + table(head, rows)
+        "`guidestar.json`.\n\n" + markdown_table(head, rows)
     )
 
 
@@ -148,7 +148,7 @@ def _by_level(about: Card) -> str:
     ]
     return (
         f"## The noise-aware classifier\n\nAccuracy on the test images by noise ratio. {note}.\n\n"
-        + table(head, rows)
+        + markdown_table(head, rows)
     )
 
 
@@ -166,7 +166,7 @@ def _regressor(about: Card) -> str:
     ]
     return (
         f"## The noise-aware regressor\n\n{note} (its temperatures bring that to 1).\n\n"
-        + table(("σ/α", "unexplained", "by its own variance"), rows)
+        + markdown_table(("σ/α", "unexplained", "by its own variance"), rows)
     )
 
 
@@ -187,7 +187,7 @@ def _clips(about: Card) -> str:
     rows = [(part, *(f"{row[k]:.1%}" for k in keys), row["of"]) for part, row in found.items()]
     text = (
         "## The CLIPs\n\nHow often the right one is among the first 1 or 5, of held-out pictures "
-        "and their captions.\n\n" + table(("part", *keys, "pictures"), rows)
+        "and their captions.\n\n" + markdown_table(("part", *keys, "pictures"), rows)
     )
     noisy = about.get("noisy_clip")
     if not noisy:
@@ -200,7 +200,7 @@ def _clips(about: Card) -> str:
     levels = [(rho, f"{share:.1%}") for rho, share in noisy["image to text R@5"].items()]
     return (
         f"{text}\n\nThe noise-aware CLIP that guides, among {noisy['of']} captions of held-out "
-        f"pictures, by noise ratio. {end}\n\n" + table(("σ/α", "R@5"), levels)
+        f"pictures, by noise ratio. {end}\n\n" + markdown_table(("σ/α", "R@5"), levels)
     )
 
 
@@ -222,8 +222,9 @@ def _figures(figures: Card) -> str:
         )
         for r in figures["rows"]
     ]
-    return f"## {figures['title']}\n\n{figures['text']}\n\n    {figures['command']}\n\n" + table(
-        head, rows
+    return (
+        f"## {figures['title']}\n\n{figures['text']}\n\n    {figures['command']}\n\n"
+        + markdown_table(head, rows)
     )
 
 
@@ -250,14 +251,14 @@ def text_table(rows: Sequence[Card]) -> str:
         )
         for r in rows
     ]
-    return table(head, cells)
+    return markdown_table(head, cells)
 
 
 def _shares(row: Card) -> str:
     return f"{min(row['shares']):.1%}–{max(row['shares']):.1%}"
 
 
-def table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+def markdown_table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
     """Write a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

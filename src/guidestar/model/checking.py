@@ -164,10 +164,10 @@ def _conditions(
     return encoder.encode(list(model.names(cond, count) or ())), null
 
 
-Kind = tuple[float, float]  # a clean estimate is p x_t + q out
+_Kind = tuple[float, float]  # a clean estimate is p x_t + q out
 
 
-def _kinds(level: Level) -> dict[str, Kind]:
+def _kinds(level: Level) -> dict[str, _Kind]:
     """Return p and q of ``x0 = p x_t + q out`` for what an output may mean."""
     a, s = float(level.alpha), float(level.sigma)
     n = a * a + s * s
@@ -179,11 +179,11 @@ def _kinds(level: Level) -> dict[str, Kind]:
     }
 
 
-def _readings(net: Denoiser) -> Iterator[tuple[str, Callable[[Level], Kind]]]:
+def _readings(net: Denoiser) -> Iterator[tuple[str, Callable[[Level], _Kind]]]:
     """Yield possible faults of the output, and p, q of the ``p x_t + q D`` that corrects each."""
 
-    def mending(taken: str, meant: str, sign: float) -> Callable[[Level], Kind]:
-        def mend(level: Level) -> Kind:
+    def mending(taken: str, meant: str, sign: float) -> Callable[[Level], _Kind]:
+        def mend(level: Level) -> _Kind:
             (p, q), (p_m, q_m) = _kinds(level)[taken], _kinds(level)[meant]
             return p_m - sign * q_m * p / q, sign * q_m / q
 
@@ -331,7 +331,7 @@ class _Trial:
     def _read(self, plain: Sequence[Tensor]) -> Iterator[tuple[float, str]]:
         noised, readings = self.noised(self.x), list(_readings(self.net))
 
-        def read(estimates: Sequence[Tensor], mend: Callable[[Level], Kind]) -> float:
+        def read(estimates: Sequence[Tensor], mend: Callable[[Level], _Kind]) -> float:
             parts = zip((mend(level) for level in self.levels), noised, estimates, strict=True)
             return self.believed(self.shares(self.x, [p * x_t + q * e for (p, q), x_t, e in parts]))
 

@@ -66,7 +66,7 @@ def fitted_grid(model: Model, steps: int) -> Grid:
     return grid_of_ratios(model.schedule, interpolated(known, steps))
 
 
-def fit(
+def fit_grids(
     model: Model,
     steps: Sequence[int],
     *,

@@ -34,14 +34,13 @@ from torch import Tensor
 from ..core.denoiser import Denoiser
 from ..core.levels import Flow
 from ..diffusers import guidance_file as recipe
-from ..diffusers.export import described, network_of, scheduler_settings, write_index
+from ..diffusers.export import describe_pipeline, network_of, scheduler_settings, write_index
 from ..diffusers.guidance_file import Defaults
 from ..diffusers.objects import Config
 from ..diffusers.read.building import one_budget
 from ..diffusers.read.encoders import TextEncoder, read_encoder
 from ..diffusers.read.hub import fetch, repository_of
-from ..diffusers.read.network import Parts
-from ..diffusers.read.network import read as read_parts
+from ..diffusers.read.network import Parts, read_parts
 from ..diffusers.read.pipeline import family_of, read_pipeline
 from ..diffusers.read.safetensors_io import read_module
 from ..diffusers.read.scheduler import read_scheduler
@@ -58,7 +57,7 @@ from .protocols import Classifier, Encoder, Judge, TextJudge
 from .shipped import SHIPPED, available
 from .variants import UnknownVariantError, variant_folder
 
-PARTS = frozenset(
+_PARTS = frozenset(
     {
         "unet",
         "transformer",
@@ -435,7 +434,7 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
     """
     config = _scheduler(model)
     for name in (*model.nets, *model.classifiers):
-        check_name(name, "the name of a network or classifier", taken=PARTS)
+        check_name(name, "the name of a network or classifier", taken=_PARTS)
     root = make_folder(Path(folder))
     write_denoiser(model.denoiser, model.encoder, root, dtype)
     for name, (denoiser, encoder) in model.nets.items():
@@ -456,7 +455,7 @@ def save(model: Model, folder: Path | str, *, dtype: torch.dtype = torch.float16
         "nets": list(model.nets),
         "classifiers": [n for n in model.classifiers if n not in clips],
         "defaults": model.defaults,
-        "diffusers": described(model),
+        "diffusers": describe_pipeline(model),
     }
     write_index(model, root, config)
     if guidance := model.defaults.get("guidance"):

@@ -30,7 +30,7 @@ from .request import (
     checked_start,
 )
 from .samples import CARRIED, Carried, Samples, Settings, check_settings, settings_of
-from .steering import Reward, steer
+from .steering import ImageReward, steer
 from .walking import finish, walk_states
 
 Watch = Callable[[int, int], None]
@@ -303,7 +303,7 @@ class Model(ModelParts):
 
     def steer(
         self,
-        reward: Reward,
+        reward: ImageReward,
         cond: Names | None = None,
         *,
         particles: int = 8,

@@ -18,13 +18,13 @@ from .samples import Samples
 if TYPE_CHECKING:
     from .model import Model
 
-Reward = Callable[[Tensor], Tensor]
+ImageReward = Callable[[Tensor], Tensor]
 """``reward(images [N, C, H, W]) -> [N]``, of decoded samples."""
 
 
 def steer(
     model: Model,
-    reward: Reward,
+    reward: ImageReward,
     request: Request,
     how: Steering,
     watch: Callable[[int, int], None] | None = None,
@@ -102,7 +102,7 @@ class _Watched:
     """A reward that reports progress: it is evaluated once a step."""
 
     def __init__(
-        self, reward: Reward, steps: int, watch: Callable[[int, int], None] | None
+        self, reward: ImageReward, steps: int, watch: Callable[[int, int], None] | None
     ) -> None:
         self.reward, self.steps, self.watch, self.done = reward, steps, watch, 0
 

@@ -40,7 +40,7 @@ class Done:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Batches:
     """Pictures to make: picture k has the number ``numbers[k]``, its condition and its seed.
 
     Args:
@@ -73,7 +73,7 @@ class Job:
         return self.request.take(part, self.losses(self.numbers[part]))
 
 
-def sample_to_folder(job: Job, folder: Path, watch: Watch | None = None) -> Done:
+def sample_to_folder(job: Batches, folder: Path, watch: Watch | None = None) -> Done:
     """Sample pictures into a folder, batch by batch; go on where an earlier run of the job stopped.
 
     A batch all of whose pictures are there, with the same settings, is not made again.

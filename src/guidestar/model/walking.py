@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
-from ..core.evaluation import Asking, Round, evaluate
+from ..core.evaluation import evaluate
 from ..core.rng import Draw
+from ..core.rounds import Asking, Round
 from ..sampling import State, advance, check_finite, noise, noised, trajectory
 from .request import Request
 from .samples import Samples
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ..guidance import Guided
     from .model import Model
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 LARGE_PUSH = 1000.0
 """How many times as large as the samples a term's push is when it is to blame for what is not
@@ -139,7 +140,7 @@ def find_blame(model: Model, request: Request) -> Asking[str | None]:
     )
 
 
-def drive_alone(asking: Asking[T]) -> T:
+def drive_alone(asking: Asking[_T]) -> _T:
     """Run one generator to its end; an error of an evaluation is thrown into it."""
     try:
         wanted: Round = next(asking)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..core.levels import Level, expand, inverse_or_zero
 
 
-class Tokenizer(Protocol):
+class CaptionTokenizer(Protocol):
     """A tokenizer of transformers, as far as CLIP uses it."""
 
     model_max_length: int
@@ -191,7 +191,7 @@ as state, so two threads must not use it at the same time.
 """
 
 
-def tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:
+def tokens(tokenizer: CaptionTokenizer, captions: Sequence[str]) -> Tensor:
     """Return captions' tokens and mask ``[B, 2, L]``, int64, padded or cut to the full length."""
     length = tokenizer.model_max_length
     with TOKENIZING:
@@ -205,7 +205,9 @@ def tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:
     return torch.stack([found.input_ids, found.attention_mask], dim=1)
 
 
-def warn_of_cuts(tokenizer: Tokenizer, captions: Sequence[str], length: int | None = None) -> None:
+def warn_of_cuts(
+    tokenizer: CaptionTokenizer, captions: Sequence[str], length: int | None = None
+) -> None:
     """Warn of each prompt longer than ``length``, with the words after which it is cut.
 
     The default length is the tokenizer's full length.

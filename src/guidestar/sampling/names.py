@@ -194,7 +194,7 @@ def _plain(name: str) -> str:
 
 
 def _unknown(name: str) -> str:
-    near = get_close_matches(_plain(name), _KNOWN, n=3, cutoff=0.6)
+    near = get_close_matches(_plain(name), _KNOWN)
     spelled = [_SPELLED[key] for key in near]
     hint = f"did you mean {' or '.join(map(repr, spelled))}? " if spelled else ""
     return f"unknown solver {name!r}; {hint}the solvers are {', '.join((*SOLVERS, *_AROUND))}"

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar, cast
 import torch
 from torch import Tensor
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 Potential = Literal["difference", "max", "sum"]
 """How the weights of particles follow from their rewards on the way (`steer`)."""
@@ -101,7 +101,7 @@ def choose_ancestors(weights: Tensor, u: Tensor, resampled: Tensor) -> Tensor:
     return torch.stack([systematic(w, float(v)) if chosen else own for w, v, chosen in rows])
 
 
-def take_particles(state: T, rows: Tensor) -> T:
+def take_particles(state: _T, rows: Tensor) -> _T:
     """Select particles of the state of a solver or guidance: of tensors with a row for each.
 
     Args:
@@ -116,4 +116,4 @@ def take_particles(state: T, rows: Tensor) -> T:
         found = tuple(take_particles(v, rows) for v in cast("tuple[object, ...]", state))
     elif isinstance(state, Tensor) and len(state) == len(rows):
         found = state[rows.to(state.device)]
-    return cast("T", found)
+    return cast("_T", found)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.evaluation import Asking, GuidedStep, States, drive
+from ..core.evaluation import drive
 from ..core.levels import Grid, Level, Step, expand
 from ..core.prediction import Prediction
 from ..core.rng import Draw, checked_seeds
+from ..core.rounds import Asking, GuidedStep, States
 from .solver import Asker, Memory, Point, Predict, Solver
 
 

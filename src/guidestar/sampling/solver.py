@@ -14,10 +14,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..core.evaluation import Asking, GuidedStep, States
 from ..core.levels import Grid, Step
 from ..core.prediction import Prediction
 from ..core.rng import Draw
+from ..core.rounds import Asking, GuidedStep, States
 
 
 @runtime_checkable

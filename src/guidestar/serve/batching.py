@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..core.evaluation import Answers, Called, Evaluated, Round, evaluate
+from ..core.evaluation import Called, evaluate
 from ..core.passes import Pass
+from ..core.rounds import Answers, Evaluated, Round
 
 
 def count_rows(wanted: Round) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.evaluation import Answers, Asking, Round
+from ..core.rounds import Answers, Asking, Round
 from ..guidance import Guided
 from ..model.request import Request
 from ..model.walking import find_blame, finish, walk_request

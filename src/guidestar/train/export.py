@@ -15,7 +15,7 @@ from ..core.rng import Draw
 from ..data.identity import identify
 from ..data.latents import pictures_of
 from ..data.source import Source
-from ..diffusers.export import described
+from ..diffusers.export import describe_pipeline
 from ..diffusers.read.vae import decoded, encoded
 from ..evaluate import calibration, psnr, ssim
 from ..evaluate.classifier_levels import trusted_rho
@@ -62,7 +62,7 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
         write_average(averaged(recipe, "model", out, source, name), out / recipe.name, name)
     write_card(
         model.name,
-        {**model.card, "defaults": model.defaults, "diffusers": described(model)},
+        {**model.card, "defaults": model.defaults, "diffusers": describe_pipeline(model)},
         out / recipe.name,
     )
     return model

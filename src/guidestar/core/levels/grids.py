@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 
 import torch
 
 from .level import Grid, Level, Schedule
 from .schedules import VP
+
+
+def _at_times(schedule: Schedule, times: Iterable[float]) -> Grid:
+    return _grid(schedule, [schedule(t) for t in times], True)
 
 
 def _grid(schedule: Schedule, levels: Sequence[Level], clean: bool) -> Grid:
@@ -33,7 +37,7 @@ def uniform(schedule: Schedule, steps: int) -> Grid:
         ValueError: a number of steps that is out of range.
     """
     _check_steps(steps)
-    return _grid(schedule, [schedule(schedule.time(1 - i / steps)) for i in range(steps)], True)
+    return _at_times(schedule, (schedule.time(1 - i / steps) for i in range(steps)))
 
 
 def _by_rho(
@@ -128,8 +132,7 @@ def leading(schedule: Schedule, steps: int, *, offset: int = 0) -> Grid:
         raise ValueError(
             f"{steps} steps from offset {offset} do not fit a table of {length} entries"
         )
-    times = [float(i * stride + offset) for i in reversed(range(steps))]
-    return _grid(schedule, [schedule(t) for t in times], True)
+    return _at_times(schedule, (float(i * stride + offset) for i in reversed(range(steps))))
 
 
 def linspace(schedule: Schedule, steps: int, *, rounded: bool = True) -> Grid:
@@ -145,8 +148,7 @@ def linspace(schedule: Schedule, steps: int, *, rounded: bool = True) -> Grid:
     """
     last = _table_length(schedule, "linspace", steps) - 1
     times = torch.linspace(last, 0, steps, dtype=torch.float64)
-    times = times.round() if rounded else times
-    return _grid(schedule, [schedule(t) for t in times.tolist()], True)
+    return _at_times(schedule, (times.round() if rounded else times).tolist())
 
 
 def trailing(schedule: Schedule, steps: int) -> Grid:
@@ -156,8 +158,7 @@ def trailing(schedule: Schedule, steps: int) -> Grid:
         ValueError: the schedule is no table, or the steps do not fit it.
     """
     length = _table_length(schedule, "trailing", steps)
-    times = [float(round(length - i * length / steps) - 1) for i in range(steps)]
-    return _grid(schedule, [schedule(t) for t in times], True)
+    return _at_times(schedule, (round(length - i * length / steps) - 1.0 for i in range(steps)))
 
 
 GRIDS: dict[str, Callable[..., Grid]] = {

@@ -91,21 +91,13 @@ class VP(Schedule):
         return VP(tuple((((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2).tolist()))
 
     @cached_property
-    def _alphas(self) -> Tensor:
+    def _table(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The entries' alphas, sigmas, angles and times."""
         # Python's square root is correctly rounded on every machine; torch's is not on some.
-        return torch.tensor([math.sqrt(a) for a in self.alphas_cumprod], dtype=torch.float64)
-
-    @cached_property
-    def _sigmas(self) -> Tensor:
-        return torch.tensor([math.sqrt(1 - a) for a in self.alphas_cumprod], dtype=torch.float64)
-
-    @cached_property
-    def _angles(self) -> Tensor:
-        return torch.atan2(self._sigmas, self._alphas)
-
-    @cached_property
-    def _times(self) -> Tensor:
-        return torch.arange(len(self.alphas_cumprod), dtype=torch.float64)
+        roots = [(math.sqrt(a), math.sqrt(1 - a)) for a in self.alphas_cumprod]
+        alphas, sigmas = torch.tensor(roots, dtype=torch.float64).T.contiguous()
+        times = torch.arange(len(alphas), dtype=torch.float64)
+        return alphas, sigmas, torch.atan2(sigmas, alphas), times
 
     t_min = 0.0
 
@@ -115,18 +107,19 @@ class VP(Schedule):
         return len(self.alphas_cumprod) - 1.0
 
     def __call__(self, t: Value) -> Level:
+        alphas, sigmas, angles, times = self._table
+
         def pick(t: Tensor, entries: Tensor, between: Callable[[Tensor], Tensor]) -> Tensor:
             # Table entries are returned exactly: a cosine would lose the smallest of them.
             exact = entries[t.clamp(0, len(entries) - 1).long()]
-            return torch.where(
-                t == t.round(), exact, between(_interpolate(t, self._times, self._angles))
-            )
+            return torch.where(t == t.round(), exact, between(_interpolate(t, times, angles)))
 
-        alpha = _on_tensors(lambda t: pick(t, self._alphas, torch.cos), t)
-        return Level(alpha, _on_tensors(lambda t: pick(t, self._sigmas, torch.sin), t), t)
+        alpha = _on_tensors(lambda t: pick(t, alphas, torch.cos), t)
+        return Level(alpha, _on_tensors(lambda t: pick(t, sigmas, torch.sin), t), t)
 
     def at_rho(self, rho: Value) -> Level:
-        t = _on_tensors(lambda r: _interpolate(r.atan(), self._angles, self._times), rho)
+        _, _, angles, times = self._table
+        t = _on_tensors(lambda r: _interpolate(r.atan(), angles, times), rho)
         alpha = _on_tensors(lambda r: (1 + r * r).rsqrt(), rho)
         return Level(alpha, _on_tensors(lambda r: (1 + 1 / (r * r)).rsqrt(), rho), t)
 

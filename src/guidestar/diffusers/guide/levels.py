@@ -18,7 +18,7 @@ from ...core.denoiser import TO_X0
 from ...core.levels import VE, VP, Flow, Level, Schedule, expand, inverse_or_zero
 from ...core.prediction import Prediction
 from ..objects import Scheduler
-from ..read.scheduler import KINDS, PREDICTS, Kind
+from ..read.scheduler import KINDS, PREDICTS, GridKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,7 +322,7 @@ _OF_PIPELINES: dict[str, Callable[[Scheduler], Timetable]] = {
     "LTXEulerAncestralRFScheduler": _flow,
 }
 """Schedulers of single pipelines, whose folders are not read as models."""
-_READERS: dict[Kind, Callable[[Scheduler], Timetable]] = {
+_READERS: dict[GridKind, Callable[[Scheduler], Timetable]] = {
     "by time": _by_time,
     "inverted": _read_inverted,
     "on ratios": _on_sigmas,

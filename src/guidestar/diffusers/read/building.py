@@ -15,7 +15,7 @@ from ...io.documents import as_value_error, shown
 from ...networks.memory import MEMORY, MOST_TENSORS, available_memory, count_tensors
 from ..objects import Config
 
-M = TypeVar("M", bound=nn.Module)
+_M = TypeVar("_M", bound=nn.Module)
 
 MOST_WHOLE = 10_000_000
 """The largest whole number in a network's settings: vocabularies have up to a million entries."""
@@ -56,12 +56,12 @@ def _check_number(file: Path, key: str, value: object, most: int) -> None:
         raise ValueError(f"{file}: {key} must be from {-most:,} to {most:,}, not {shown(value)}")
 
 
-def build(
-    make: Callable[[], M],
+def build_module(
+    make: Callable[[], _M],
     where: str,
     dtype: torch.dtype,
-    check: Callable[[M], None] | None = None,
-) -> M:
+    check: Callable[[_M], None] | None = None,
+) -> _M:
     """Build a module: first without memory, to count what it needs, then with it.
 
     Args:
@@ -84,7 +84,7 @@ def build(
         return make()
 
 
-def _build_sketch(make: Callable[[], M], where: str, dtype: torch.dtype) -> M | None:
+def _build_sketch(make: Callable[[], _M], where: str, dtype: torch.dtype) -> _M | None:
     """Build on the device "meta", which has shapes and no memory; None where the constructor reads
     numbers there.
     """

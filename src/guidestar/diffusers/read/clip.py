@@ -13,13 +13,13 @@ from ...io.documents import as_value_error, check_values, json_object, one_line,
 from ...io.files import make_folder, name_write_errors, whole_or_not
 from ...networks.clip import CLIP, Vision
 from ..objects import Tokenizer, Tower
-from .encoders import TextEncoder, read_text
+from .encoders import TextEncoder, read_text_encoder
 from .safetensors_io import encoder_settings, fill, read_safetensors, read_tensors, weights_file
 from .settings import PIXELS
 from .towers import build_encoder, fitting, read_tokenizer, renamed
 
 
-class Pixels(TypedDict):
+class PixelRange(TypedDict):
     """Mean and standard deviation of each colour, as an image tower expects them."""
 
     mean: tuple[float, ...]
@@ -38,7 +38,7 @@ def find_text(name: str | Path) -> TextEncoder:
     """
     folder = Path(name)
     if (folder / "text_encoder").is_dir():
-        return read_text(folder)
+        return read_text_encoder(folder)
     from transformers import CLIPTextModelWithProjection
 
     if folder.is_dir():
@@ -98,7 +98,7 @@ def _read_tower(folder: Path, part: str) -> Tower:
     return build_encoder(file, about[part], f"{kind}ModelWithProjection", torch.float32, names=mine)
 
 
-def read_pixels(folder: Path) -> Pixels:
+def read_pixels(folder: Path) -> PixelRange:
     """Read the mean and the standard deviation of each colour that a tower expects.
 
     Raises:
@@ -107,7 +107,7 @@ def read_pixels(folder: Path) -> Pixels:
     file = folder / _PIXELS
     about = read_json(file)
     check_values(file, about, PIXELS, list(PIXELS))
-    return Pixels(mean=tuple(about["image_mean"]), std=tuple(about["image_std"]))
+    return PixelRange(mean=tuple(about["image_mean"]), std=tuple(about["image_std"]))
 
 
 def write_clip(clip: CLIP, folder: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -194,7 +194,7 @@ def _log_scale(name: str | Path) -> float:
     return float(_read_pretrained(CLIPModel, name).logit_scale)  # type: ignore[arg-type]
 
 
-def _hub_pixels(name: str | Path) -> Pixels:
+def _hub_pixels(name: str | Path) -> PixelRange:
     from transformers import CLIPImageProcessor
 
     try:
@@ -203,7 +203,7 @@ def _hub_pixels(name: str | Path) -> Pixels:
         raise ValueError(
             f"{name}: no settings of its pixels ({_PIXELS}) could be read ({one_line(error)[:200]})"
         ) from error
-    return Pixels(mean=tuple(processor.image_mean), std=tuple(processor.image_std))
+    return PixelRange(mean=tuple(processor.image_mean), std=tuple(processor.image_std))
 
 
 def _read_pretrained(kind: type[Tower], name: str | Path) -> Tower:

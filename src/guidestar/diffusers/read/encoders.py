@@ -235,7 +235,7 @@ def read_encoder(
     ):
         return _unet_labels(folder, network, network.config["num_class_embeds"])
     if isinstance(network, UNet2DConditionModel) and _is_plain_clip(folder):
-        return read_text(folder, dtype)
+        return read_text_encoder(folder, dtype)
     return None
 
 
@@ -264,7 +264,9 @@ def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Encod
             return Conditions(parts)
     if about.get("_class_name") == "TextEncoder":
         # Where a caption is the only condition, CLIP is in the folder above, as in Diffusers.
-        text = read_text(folder if (folder / "text_encoder").is_dir() else folder.parent, dtype)
+        text = read_text_encoder(
+            folder if (folder / "text_encoder").is_dir() else folder.parent, dtype
+        )
         return TextEncoder(
             text.text,
             text.tokenizer,
@@ -310,7 +312,7 @@ def _is_plain_clip(folder: Path) -> bool:
     return "CLIPTextModel" in architectures(settings, read_json(settings))
 
 
-def read_text(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
+def read_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
     """Read CLIP's text encoder and tokenizer from ``text_encoder/`` and ``tokenizer/``.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ...core.denoiser import Network, Output
+from ...core.denoiser import Network, OutputKind
 from ...core.levels import Schedule
 from ..objects import Answer, Config
 from . import flux
@@ -44,11 +44,11 @@ class Parts:
     schedule: Schedule
     shape: tuple[int, int, int] | None
     encoder: Encoder | None
-    predicts: Output
+    predicts: OutputKind
     folder: Path
 
 
-def read(
+def read_parts(
     folder: str | Path,
     *,
     process: Process | None = None,
@@ -207,8 +207,8 @@ __all__ = [
     "Process",
     "TextEncoder",
     "denoiser",
-    "read",
     "read_encoder",
     "read_network",
+    "read_parts",
     "read_scheduler",
 ]

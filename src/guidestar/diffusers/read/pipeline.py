@@ -26,7 +26,7 @@ from ...io.documents import (
     whole,
 )
 from ..objects import Config, Network
-from .network import Adapter, Parts, read
+from .network import Adapter, Parts, read_parts
 from .scheduler import defaults_of, scheduler_file
 from .text import (
     FluxText,
@@ -110,7 +110,7 @@ def read_pipeline(
     """
     folder = Path(folder)
     family = family_of(folder)
-    parts = read(folder, dtype=dtype)
+    parts = read_parts(folder, dtype=dtype)
     if family is None or not family.prompts:
         if size is not None:
             raise ValueError(f"{folder}: size= is for pipelines that take a prompt")

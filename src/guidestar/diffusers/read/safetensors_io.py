@@ -27,10 +27,10 @@ from ...io.documents import (
     text,
 )
 from ..objects import Config
-from .building import M, build, check_numbers
+from .building import _M, build_module, check_numbers
 from .settings import check_network, check_own
 
-Rename = Callable[[M, dict[str, Tensor]], dict[str, Tensor]]
+Rename = Callable[[_M, dict[str, Tensor]], dict[str, Tensor]]
 """Renames the tensors of a file, given the module that they are for."""
 
 _STEM = "diffusion_pytorch_model"
@@ -132,13 +132,13 @@ def _build(
 def build_filled(
     file: Path,
     settings: Config,
-    make: Callable[[], M],
+    make: Callable[[], _M],
     refusal: str,
     dtype: torch.dtype,
     *,
     stem: str = _STEM,
-    names: Rename[M] = lambda _, tensors: tensors,
-) -> M:
+    names: Rename[_M] = lambda _, tensors: tensors,
+) -> _M:
     """Build a module from the settings in ``file``, and fill it with the weights in that folder.
 
     The weights are held against the module's shapes before it takes any memory.
@@ -158,14 +158,14 @@ def build_filled(
     check_numbers(file, settings)
     weights: list[tuple[Path, dict[str, Tensor]]] = []
 
-    def check_fit(sketch: M) -> None:
+    def check_fit(sketch: _M) -> None:
         found = weights_file(file.parent, stem)
         tensors = OrderedDict(read_tensors(found))
         with as_value_error(f"{found}: its tensors do not fit the settings in {file.name}"):
             weights[:] = [(found, names(sketch, tensors))]
         _check(found, weights[0][1], sketch.state_dict())
 
-    module = build(make, refusal, dtype, check_fit)
+    module = build_module(make, refusal, dtype, check_fit)
     if not weights:
         check_fit(module)
     fill(module, *weights[0], dtype)

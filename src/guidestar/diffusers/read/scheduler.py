@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...core.denoiser import Output
+from ...core.denoiser import OutputKind
 from ...core.levels import VE, VP, Flow, Schedule
 from ...io.documents import (
     ValueKind,
@@ -31,9 +31,9 @@ from ...io.documents import (
 )
 from ..objects import Config
 
-Kind = Literal["by time", "inverted", "on ratios", "scaled", "halfway", "edm", "flow"]
+GridKind = Literal["by time", "inverted", "on ratios", "scaled", "halfway", "edm", "flow"]
 
-_NAMES: dict[Kind, tuple[str, ...]] = {
+_NAMES: dict[GridKind, tuple[str, ...]] = {
     "by time": (
         *(
             "CogVideoXDDIMScheduler",
@@ -75,14 +75,14 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
         "FlowMatchLCMScheduler",
     ),
 }
-KINDS: dict[str, Kind] = {name: kind for kind, names in _NAMES.items() for name in names}
+KINDS: dict[str, GridKind] = {name: kind for kind, names in _NAMES.items() for name in names}
 """Every known scheduler class, and how it keeps its levels.
 
 A table of ᾱ by the network's time, or by an earlier one (inverted); noise ratios, where x may be
 scaled by √(σ² + 1) (scaled), with second calls between two of them (halfway); EDM's; or a flow's.
 """
 
-PREDICTS: dict[str, Output] = {
+PREDICTS: dict[str, OutputKind] = {
     "epsilon": "eps",
     "v_prediction": "v",
     "sample": "x0",
@@ -103,7 +103,7 @@ class Process:
     """
 
     schedule: Schedule
-    predicts: Output
+    predicts: OutputKind
     time_scale: float = 1.0
     sigma_data: float = 0.5
 
@@ -196,7 +196,7 @@ def defaults_of(name: str) -> Config:
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
-def _predicts(config: Config) -> Output:
+def _predicts(config: Config) -> OutputKind:
     kind = config["prediction_type"]
     if kind not in PREDICTS:
         raise ValueError(

@@ -14,7 +14,7 @@ from ...core.levels import Level
 from ..objects import Answer, Classifier, Network
 from .safetensors_io import read_module
 
-KNOWN = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL")
+_KNOWN = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL")
 """Classes whose latents ``[B, C, h, w]`` `decoded` can normalise; others pack theirs, or
 normalise them otherwise.
 """
@@ -24,13 +24,13 @@ def check_known(vae: object) -> None:
     """Refuse a VAE whose latents would have to be treated in another way.
 
     Raises:
-        ValueError: its class is none of `KNOWN`.
+        ValueError: its class is none of `_KNOWN`.
     """
     kind = type(getattr(vae, "_orig_mod", vae))
-    if not {base.__name__ for base in kind.__mro__} & set(KNOWN):
+    if not {base.__name__ for base in kind.__mro__} & set(_KNOWN):
         raise ValueError(
             f"how the latents of {kind.__name__} are packed and normalised is not known here; "
-            f"VAEs that are: {', '.join(KNOWN)}"
+            f"VAEs that are: {', '.join(_KNOWN)}"
         )
 
 

@@ -7,7 +7,7 @@ from abc import ABC
 from ...core.denoiser import Condition
 from ...core.levels import Step
 from ...core.passes import COND, NEGATIVE, Pass
-from ..arguments import check
+from ..arguments import check_arguments
 from ..term import Context, Contrast, Direction
 
 
@@ -22,7 +22,7 @@ class Conditioned(Contrast, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "negative")
+        check_arguments(self, "negative")
 
     def bind(self, context: Context) -> Direction:
         return needs_condition(self, context)

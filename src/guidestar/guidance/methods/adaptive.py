@@ -13,7 +13,7 @@ from ...core.prediction import Prediction
 from ..bases.conditional_contrast import Conditioned
 from ..bases.statistics import dot, norm, safe
 from ..expression import register
-from ..term import Live, Pushed, State
+from ..term import Live, Pushed, TermState
 from ..weights import finite
 
 
@@ -55,10 +55,12 @@ class Adaptive(Conditioned):
         if not finite(self.below) or self.below <= 0:
             raise ValueError(f"adaptive: below must be a positive noise ratio, not {self.below!r}")
 
-    def start(self, x_t: Tensor) -> State:
+    def start(self, x_t: Tensor) -> TermState:
         return {"done": x_t.new_zeros(len(x_t))}
 
-    def weight(self, step: Step, rows: Tensor | None = None, state: State | None = None) -> Value:
+    def weight(
+        self, step: Step, rows: Tensor | None = None, state: TermState | None = None
+    ) -> Value:
         weight = super().weight(step, rows)
         if state is None:
             return weight

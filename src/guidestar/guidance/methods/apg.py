@@ -12,7 +12,7 @@ from ...core.prediction import Prediction
 from ..bases.conditional_contrast import Conditioned
 from ..bases.statistics import dot, norm, safe
 from ..expression import register
-from ..term import Live, Pushed, State
+from ..term import Live, Pushed, TermState
 from ..weights import finite
 
 
@@ -58,7 +58,7 @@ class APG(Conditioned):
         if self.radius is not None and self.radius <= 0:
             raise ValueError(f"apg: the radius must be positive, not {self.radius}")
 
-    def start(self, x_t: Tensor) -> State:
+    def start(self, x_t: Tensor) -> TermState:
         return {"average": torch.zeros_like(x_t)} if self.momentum else {}
 
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...core.denoiser import Condition
-from ...core.evaluation import Asking, Group, GuidedStep
 from ...core.levels import Step, expand, inverse_or_zero
 from ...core.prediction import Prediction
+from ...core.rounds import Asking, Group, GuidedStep
 from ..arguments import check_counts
 from ..bases.conditional_contrast import Conditioned
 from ..bases.statistics import dot, safe

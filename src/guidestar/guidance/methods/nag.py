@@ -15,12 +15,12 @@ from ...core.levels import Step, Value, expand
 from ...core.passes import COND, Inputs, Pass, Slot
 from ...core.perturbation import Rows, layers_of
 from ...core.prediction import Prediction
-from ..arguments import check
+from ..arguments import check_arguments
 from ..bases.conditional_contrast import needs_condition
 from ..bases.perturbation_contrast import checked_layers
 from ..bases.statistics import safe
 from ..expression import register
-from ..term import Context, Direction, Live, Pushed, State
+from ..term import Context, Direction, Live, Pushed, TermState
 from ..weights import Scale, finite, weigh
 
 
@@ -68,7 +68,7 @@ class NAG(Direction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "negative", "layers")
+        check_arguments(self, "negative", "layers")
         object.__setattr__(self, "layers", checked_layers(self.layers))
         if not finite(self.tau) or self.tau <= 0 or not finite(self.alpha):
             raise ValueError(
@@ -78,7 +78,9 @@ class NAG(Direction):
     def bind(self, context: Context) -> Direction:
         return needs_condition(self, context)
 
-    def weight(self, step: Step, rows: Tensor | None = None, state: State | None = None) -> Value:
+    def weight(
+        self, step: Step, rows: Tensor | None = None, state: TermState | None = None
+    ) -> Value:
         if isinstance(self.scale, Sequence):
             on: Scale = tuple(float(s != self.neutral) for s in self.scale)
         else:

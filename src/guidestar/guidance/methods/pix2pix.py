@@ -13,7 +13,7 @@ from ...core.passes import COND, NULL, Part, Pass
 from ...core.prediction import Prediction
 from ..bases.conditional_contrast import needs_condition
 from ..expression import register
-from ..term import Context, Direction, Live, Pushed, State
+from ..term import Context, Direction, Live, Pushed, TermState
 from ..weights import Scale, checked_scale, weigh
 
 
@@ -60,7 +60,9 @@ class Pix2Pix(Direction):
     def bind(self, context: Context) -> Direction:
         return needs_condition(self, context)
 
-    def weight(self, step: Step, rows: Tensor | None = None, state: State | None = None) -> Value:
+    def weight(
+        self, step: Step, rows: Tensor | None = None, state: TermState | None = None
+    ) -> Value:
         scales = (self.scale, self.text)
         count = next((len(s) for s in scales if isinstance(s, Sequence)), None)
         if count is None:

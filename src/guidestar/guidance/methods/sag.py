@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...core.denoiser import Denoiser
 from ...core.levels import Step, expand
-from ...core.passes import NULL, Inputs, Pass, Point, Slot
+from ...core.passes import NULL, Inputs, NoisyPoint, Pass, Slot
 from ...core.perturbation import Attention, Rows, layers_of
 from ...core.prediction import Prediction
 from ..arguments import check_counts
@@ -91,7 +91,7 @@ class SAG(Direction):
         if self.masked:
             blurred = torch.where(self._mask(u, live.x_t), blurred, u.x0)
         x = expand(level.alpha, blurred) * blurred + expand(level.sigma, blurred) * u.eps
-        there = Pass(cond=Slot.NULL, point=Point(x, level))
+        there = Pass(cond=Slot.NULL, point=NoisyPoint(x, level))
         (other,) = yield (there,)
         return blurred - other.x0, live.state
 

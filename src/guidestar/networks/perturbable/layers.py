@@ -30,7 +30,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.hooks import Forward, is_compiled, replaced, replacement
-from ...core.perturbation import AGAINST, Attention, Change, Kind, Rows, by_rows, changed_tokens
+from ...core.perturbation import (
+    AGAINST,
+    Attention,
+    AttentionChange,
+    LayerKind,
+    Rows,
+    by_rows,
+    changed_tokens,
+)
 from ..sequence import SequenceAttention, SequenceBlock, SequenceTransformer
 from .hooks import LayerInputs, intercepted
 from .joint_attention import BLOCKS, beside, text_against
@@ -81,7 +89,7 @@ class NamedLayers(ABC):
     def __init__(self, net: nn.Module) -> None:
         self.net, self.channels_last = net, isinstance(net, SequenceTransformer)
 
-    def find(self, kind: Kind, names: Sequence[str] = ()) -> tuple[str, ...]:
+    def find(self, kind: LayerKind, names: Sequence[str] = ()) -> tuple[str, ...]:
         """Return the names of layers: those given, or the usual ones.
 
         Raises:
@@ -103,16 +111,16 @@ class NamedLayers(ABC):
             )
         return found
 
-    def list_names(self, kind: Kind) -> tuple[str, ...]:
+    def list_names(self, kind: LayerKind) -> tuple[str, ...]:
         """Return the names of all layers of one kind."""
         return tuple(self._all(kind))
 
     @abstractmethod
-    def _all(self, kind: Kind) -> dict[str, nn.Module]:
+    def _all(self, kind: LayerKind) -> dict[str, nn.Module]:
         """Return all layers of one kind, by name."""
 
     @abstractmethod
-    def _usual(self, kind: Kind, name: str) -> bool:
+    def _usual(self, kind: LayerKind, name: str) -> bool:
         """Tell whether a layer is one of the usual ones."""
 
     @abstractmethod
@@ -174,10 +182,10 @@ class NamedLayers(ABC):
 class DiffusersLayers(NamedLayers):
     """The layers of the networks of Diffusers' older families, and of ours of sequences."""
 
-    def _all(self, kind: Kind) -> dict[str, nn.Module]:
+    def _all(self, kind: LayerKind) -> dict[str, nn.Module]:
         return {name: m for name, m in self.net.named_modules() if _IS[kind](m)}
 
-    def _usual(self, kind: Kind, name: str) -> bool:
+    def _usual(self, kind: LayerKind, name: str) -> bool:
         if kind == "cross":
             return True
         if isinstance(self.net, _UNETS):
@@ -214,12 +222,12 @@ class RecordedLayers(NamedLayers):
         super().__init__(net)
         self.record = record
 
-    def _all(self, kind: Kind) -> dict[str, nn.Module]:
+    def _all(self, kind: LayerKind) -> dict[str, nn.Module]:
         return {
             name: self.net.get_submodule(name) for name in self.record.list_layers(self.net, kind)
         }
 
-    def _usual(self, kind: Kind, name: str) -> bool:
+    def _usual(self, kind: LayerKind, name: str) -> bool:
         return kind == "cross" or self.record.usual(self.net, name)
 
     def _spread(self, rows: Rows, count: int) -> Rows:
@@ -314,12 +322,12 @@ def _is_block(m: nn.Module) -> bool:
     )
 
 
-_IS: Mapping[Kind, Callable[[nn.Module], bool]] = {
+_IS: Mapping[LayerKind, Callable[[nn.Module], bool]] = {
     "attention": _is_self_attention,
     "cross": _is_cross_attention,
     "block": _is_block,
 }
-_WORDS: Mapping[Kind, str] = {
+_WORDS: Mapping[LayerKind, str] = {
     "attention": "layer of self-attention",
     "cross": "layer of attention to text that can be contrasted",
     "block": "block that can be skipped",
@@ -367,7 +375,7 @@ def _attending(
     rows: Rows | None,
 ) -> Iterator[None]:
     module, mine = net.get_submodule(name), (attend, rows)
-    changes: list[Change] = getattr(replacement(module), "changes", [])
+    changes: list[AttentionChange] = getattr(replacement(module), "changes", [])
     with ExitStack() as stack:
         if rows is None or not changes:
             changes = []
@@ -380,7 +388,11 @@ def _attending(
 
 
 def _change_attention(
-    net: nn.Module, name: str, inputs: LayerInputs, changes: list[Change], original: Forward
+    net: nn.Module,
+    name: str,
+    inputs: LayerInputs,
+    changes: list[AttentionChange],
+    original: Forward,
 ) -> Forward:
     """Return a layer's forward in which each change has its rows."""
     module = net.get_submodule(name)

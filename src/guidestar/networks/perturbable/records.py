@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ...core.perturbation import Change, Kind, Rows
+from ...core.perturbation import AttentionChange, LayerKind, Rows
 from .hooks import LayerInputs
 
 _HIDDEN, _TEXT = "hidden_states", "encoder_hidden_states"
@@ -50,7 +50,7 @@ class Blocks:
         pattern = re.compile(rf"{self.at}\.\d+")
         return [name for name, _ in net.named_modules() if pattern.fullmatch(name)]
 
-    def list_layers(self, net: nn.Module, kind: Kind) -> list[str]:
+    def list_layers(self, net: nn.Module, kind: LayerKind) -> list[str]:
         """Return the names of their layers of one kind."""
         if kind == "block":
             return self.find(net) if self.skips else []
@@ -81,7 +81,7 @@ class Record:
     frames: bool = False
     text: str = ""
 
-    def list_layers(self, net: nn.Module, kind: Kind) -> list[str]:
+    def list_layers(self, net: nn.Module, kind: LayerKind) -> list[str]:
         """Return the names of the network's layers of one kind."""
         return [name for blocks in self.blocks for name in blocks.list_layers(net, kind)]
 
@@ -138,7 +138,7 @@ class Record:
         each = count // rows.of
         return Rows(rows.start * each, rows.stop * each, count)
 
-    def spread_all(self, changes: Sequence[Change], count: int) -> list[Change]:
+    def spread_all(self, changes: Sequence[AttentionChange], count: int) -> list[AttentionChange]:
         """Return changes with the rows of a layer that has ``count``."""
         return [
             (attend, None if rows is None else self.spread(rows, count)) for attend, rows in changes

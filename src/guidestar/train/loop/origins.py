@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...diffusers.read.encoders import TextEncoder
-from ...networks.clip import CLIP, Tokenizer
+from ...networks.clip import CLIP, CaptionTokenizer
 from ...networks.conditional import ConditionalModel
 from ..recipe.schema import Recipe
 
@@ -61,7 +61,7 @@ def of_tensors(tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def of_tokenizer(tokenizer: Tokenizer) -> str:
+def of_tokenizer(tokenizer: CaptionTokenizer) -> str:
     """Return a digest of the vocabulary, and of the tokens of a sentence."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
     probe = "A red coat, 2 boots & café – naïve; the quick brown fox jumps over a lazy dog!"

@@ -49,6 +49,8 @@ class Batch(TypedDict):
     """Of the condition encoder, by name."""
     prompts: NotRequired[Sequence[str]]
     """The captions, where a CLIP guides."""
+    path: NotRequired[Tensor]
+    """The number of each run of the teacher ``[B]`` (int64), where runs are learned."""
 
 
 class Student(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NotRequired
 
 import torch
 from torch import Tensor
@@ -14,13 +13,6 @@ from ...core.rng import Draw
 from .objective import Objective
 from .students import chosen, landing, nulls_of, squared, student
 from .teacher import Batch, Student, ask
-
-
-class PathBatch(Batch):
-    """What a student learns runs of its teacher under."""
-
-    path: NotRequired[Tensor]
-    """The number of each run, ``[B]``, int64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +57,9 @@ class TrajectoryDistillation(Objective):
                 f"{list(self.visits)}"
             )
 
-    def __call__(self, net: Student, x0: Tensor, target: PathBatch, draw: Draw) -> Tensor:
+    def __call__(self, net: Student, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the student ``net`` on runs ``x0 [B, n + 1, *S]``."""
-        runs = target["path"].tolist()
+        runs = target["path"].tolist()  # type: ignore[reportTypedDictNotRequiredAccess]
         own = Draw([self.first_seed + k for k in runs])
         asked = ask(x0, target, nulls_of(net), own, rate=self.dropout, scale=self.scale)
         steps = len(self.visits) - 1

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from ...core.denoiser import Output
+from ...core.denoiser import OutputKind
 from ...io.files import check_name
 from .parts import (
     ORDER,
@@ -31,7 +31,7 @@ from .parts import (
     VisionPart,
 )
 from .strict import Rate, Strict
-from .tables import OWN_VAE, ConditionSpec, Data, Export, Levels, Noise, Preview, Target
+from .tables import OWN_VAE, ConditionSpec, Data, Export, Levels, Noise, PreviewTable, TargetTable
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -46,9 +46,9 @@ __all__ = [
     "Levels",
     "NetworkPart",
     "Noise",
-    "Preview",
+    "PreviewTable",
     "Recipe",
-    "Target",
+    "TargetTable",
     "Training",
     "VisionPart",
     "read_recipe",
@@ -61,7 +61,7 @@ BESIDE = frozenset(
 """Names that a training uses beside the model's folder, which is named after the recipe."""
 
 
-_PREDICTS: dict[str, Output] = {"vp": "v", "flow": "velocity", "edm": "edm"}
+_PREDICTS: dict[str, OutputKind] = {"vp": "v", "flow": "velocity", "edm": "edm"}
 
 
 def _folder_name(name: str) -> str:
@@ -81,7 +81,7 @@ class Recipe(Strict):
     data: Data
     conditions: dict[str, ConditionSpec] | None = None
     schedule: Noise = Noise()
-    objective: Target = Target()
+    objective: TargetTable = TargetTable()
     levels: Levels = Levels()
     model: NetworkPart
     weak: NetworkPart | None = None
@@ -91,7 +91,7 @@ class Recipe(Strict):
     noisy_clip: VisionPart | None = None
     measuring_clip: CLIPPart | None = None
     autoencoder: AutoencoderPart | None = None
-    preview: Preview = Preview()
+    preview: PreviewTable = PreviewTable()
     export: Export = Export()
 
     @model_validator(mode="after")
@@ -172,7 +172,7 @@ class Recipe(Strict):
                 f"{self.autoencoder.scales} times"
             )
 
-    def predicts(self) -> Output:
+    def predicts(self) -> OutputKind:
         """Return what the network predicts."""
         return self.objective.predicts or _PREDICTS[self.schedule.kind]
 

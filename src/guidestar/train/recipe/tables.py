@@ -142,7 +142,7 @@ class Levels(Strict):
     data_std: float = Field(default=1.0, gt=0)
 
 
-class Target(Strict):
+class TargetTable(Strict):
     """What the network predicts, and how errors are weighted.
 
     Args:
@@ -165,7 +165,7 @@ class Target(Strict):
     bound: float = Field(default=0.001, gt=0)
 
 
-class Preview(Strict):
+class PreviewTable(Strict):
     """Pictures of guided samples during the training.
 
     Args:
@@ -183,7 +183,7 @@ class Preview(Strict):
     prompts: Words = ()
 
     @model_validator(mode="after")
-    def _check(self) -> Preview:
+    def _check(self) -> PreviewTable:
         for guidance in self.guidance:
             GuidanceRecipe(guidance=guidance)
         return self

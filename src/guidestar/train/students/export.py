@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from ...data.identity import identify
 from ...data.paths import Paths
-from ...diffusers.export import described
+from ...diffusers.export import describe_pipeline
 from ...io.documents import JSONObject
 from ...model.card import write_card
 from ...model.fitted import FITTED
@@ -76,7 +76,7 @@ def assemble_student(
     save(model, folder)
     write_card(
         model.name,
-        {**model.card, "defaults": model.defaults, "diffusers": described(model)},
+        {**model.card, "defaults": model.defaults, "diffusers": describe_pipeline(model)},
         folder,
     )
     return model

@@ -17,7 +17,7 @@ from ...core.levels import GRIDS, Grid, expand, inverse_or_zero
 from ...core.prediction import Prediction
 from ...data.identity import identify
 from ...data.paths import Paths
-from ...data.tensors import read_safetensors
+from ...data.tensors import read_tensor_file
 from ...io.files import whole_or_not
 from ...sampling import get_solver, noise, trajectory
 from ...sampling.geometric import shortest
@@ -102,7 +102,7 @@ def _shard(
 
     file = folder / f"{runs[0]:08d}.safetensors"
     if file.is_file():
-        tensors, about = read_safetensors(file)
+        tensors, about = read_tensor_file(file)
         if about.get("made_from") != mark:
             raise ValueError(
                 f"{file} holds runs of another teacher, guidance or seed; give another --out, or "
