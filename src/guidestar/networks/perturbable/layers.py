@@ -9,8 +9,9 @@ later calls, in which processors of IP-Adapters (SD3, Flux) let the picture atte
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
 from functools import partial, wraps
 from typing import Any
@@ -56,7 +57,7 @@ _EXACT = ("AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor")
 """Processors that compute the same in slices or otherwise, to save memory."""
 
 
-def layers(net: nn.Module) -> DiffusersLayers:
+def layers(net: nn.Module) -> NamedLayers:
     """Return the layers of a network.
 
     Raises:
@@ -76,7 +77,7 @@ def layers(net: nn.Module) -> DiffusersLayers:
     return DiffusersLayers(net) if record is None else RecordedLayers(net, record)
 
 
-class DiffusersLayers:
+class NamedLayers(ABC):
     """Named layers of a network (see `guidestar.core.perturbation.Layers`): names are those of
     ``net.named_modules()``.
 
@@ -114,16 +115,27 @@ class DiffusersLayers:
         """Return the names of all layers of one kind."""
         return tuple(self._all(kind))
 
+    @abstractmethod
     def _all(self, kind: LayerKind) -> dict[str, nn.Module]:
-        return {name: m for name, m in self.net.named_modules() if _IS[kind](m)}
+        """Return all layers of one kind, by name."""
 
+    @abstractmethod
     def _usual(self, kind: LayerKind, name: str) -> bool:
-        if kind == "cross":
-            return True
-        if isinstance(self.net, _UNETS):
-            return name.startswith("mid_block.")
-        blocks = list(self._all("block"))
-        return f"{name}.".startswith(f"{blocks[len(blocks) // 2]}.")
+        """Tell whether a layer is one of the usual ones."""
+
+    @abstractmethod
+    def _returns(self, name: str) -> tuple[str, ...]:
+        """Return the arguments that a block returns, changed."""
+
+    @abstractmethod
+    def _spread(self, rows: Rows, count: int) -> Rows:
+        """Return the rows of a layer that has ``count``."""
+
+    @abstractmethod
+    def entering(
+        self, names: Sequence[str], change: Callable[[Tensor], Tensor], rows: Rows | None = None
+    ) -> AbstractContextManager[None]:
+        """Change the picture's tokens before blocks: ``change(tokens [b, tokens, d])``."""
 
     @contextmanager
     def attending(
@@ -166,6 +178,21 @@ class DiffusersLayers:
                 )
             yield
 
+
+class DiffusersLayers(NamedLayers):
+    """The layers of the networks of Diffusers' older families, and of ours of sequences."""
+
+    def _all(self, kind: LayerKind) -> dict[str, nn.Module]:
+        return {name: m for name, m in self.net.named_modules() if _IS[kind](m)}
+
+    def _usual(self, kind: LayerKind, name: str) -> bool:
+        if kind == "cross":
+            return True
+        if isinstance(self.net, _UNETS):
+            return name.startswith("mid_block.")
+        blocks = list(self._all("block"))
+        return f"{name}.".startswith(f"{blocks[len(blocks) // 2]}.")
+
     def _spread(self, rows: Rows, count: int) -> Rows:
         """Return the rows of a layer that has ``count``."""
         return rows
@@ -188,7 +215,7 @@ class DiffusersLayers:
             yield
 
 
-class RecordedLayers(DiffusersLayers):
+class RecordedLayers(NamedLayers):
     """The layers of a network that a record describes (`records.RECORDS`)."""
 
     def __init__(self, net: nn.Module, record: Record) -> None:
