@@ -89,6 +89,8 @@ if TYPE_CHECKING:
 
     from ..networks.conditional import ConditionalModel
 
+CASCADE = "cascade.json"
+"""The file that makes a folder a cascade's."""
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -147,6 +149,10 @@ def load(
             (in GB) takes its place.
     """
     folder = _find(name)
+    if (folder / CASCADE).is_file():
+        raise ValueError(
+            f"{folder} is a cascade, and this needs one model; give the folder of a stage in it"
+        )
     ours = (folder / NAME).is_file()
     if ours and (size is not None or dtype not in (None, "float32", torch.float32)):
         raise ValueError(
