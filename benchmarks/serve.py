@@ -1,6 +1,6 @@
 """Measure the engine: pictures a second and latency for 16 clients, and what it costs one client.
 
-    python benchmarks/serve.py --rounds 3            (what docs/serve.md quotes; `make bench`)
+    python benchmarks/serve.py            (about two minutes; `make bench`)
 
 16 clients ask `fashion-mnist` for one picture after the other: 8 to 30 steps, scales from 1.5 to 5,
 three expressions, ten classes, the same requests for each of three servers:
@@ -178,7 +178,7 @@ def lone(model: gs.Model, engine: Engine, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="times that each server is measured")
+    parser.add_argument("--rounds", type=int, default=2, help="times that each server is measured")
     parser.add_argument("--each", type=int, default=4, help="requests of each client in a round")
     given = parser.parse_args()
     torch.set_num_threads(2)

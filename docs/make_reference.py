@@ -68,7 +68,11 @@ def _body(page: Page) -> str:
     title = f"# `guidestar.{page.name}`\n\n"
     if not page.module:
         return title + _value(getattr(guidestar, page.name))
-    return f"{title}::: {page.module}.{page.qualname}\n    options:\n      heading_level: 2\n"
+    options = ["heading_level: 2"]
+    if page.name == "Model":  # what it has of its parts
+        options.append("inherited_members: true")
+    text = "".join(f"      {option}\n" for option in options)
+    return f"{title}::: {page.module}.{page.qualname}\n    options:\n{text}"
 
 
 def _commands() -> str:

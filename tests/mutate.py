@@ -80,6 +80,7 @@ LOADED = (
 )
 TABLES = (
     "tests/test_defaults.py",
+    "tests/test_field_bounds.py",
     "tests/test_numbers.py",
     "tests/train/test_recipe_numbers.py",
     "tests/checkpoints/test_published_flags.py",
@@ -115,6 +116,19 @@ def reason(mutant: Mutant, known: Sequence[dict[str, str]]) -> str:
     return next(
         (k["why"] for k in known if mutant.where == k["where"] and k["change"] in mutant.what), ""
     )
+
+
+def stale_reasons() -> list[dict[str, str]]:
+    """Return the entries of `equivalent.toml` that match no mutant: their code has changed."""
+    known = equivalents()
+    left = {id(k): k for k in known}
+    names = {k["where"] for k in known}
+    for source in sources([]):
+        for mutant in source.within(names):
+            for k in known:
+                if k["where"] == mutant.where and k["change"] in mutant.what:
+                    left.pop(id(k), None)
+    return list(left.values())
 
 
 def spared(path: Path) -> bool:
@@ -248,7 +262,8 @@ def watched(held: Held, reach: Reach, home: Path, limit: float, say: Say) -> Non
 def tests_of(mutant: Mutant, reach: Reach, budget: float) -> list[str]:
     """Return the tests to try a mutant on."""
     file = str(Path(mutant.file).relative_to("src"))
-    default = " in def " in mutant.what  # of an argument, which no call of the function reads
+    # Of an argument, which no call of the function reads:
+    default = any(f" in {start}" in mutant.what for start in ("def ", "@"))
     within = (
         mutant.where
         and not default
@@ -339,7 +354,7 @@ def hold(home: Path, given: argparse.Namespace, mutants: Sequence[Mutant]) -> It
         yield from map(json.loads, lines)
     _, status = os.waitpid(pid, 0)
     if os.waitstatus_to_exitcode(status):
-        print(f"the tests could not be read: see {home.parent / 'held.log'}")
+        sys.exit(f"the tests could not be read: see {home.parent / 'held.log'}")
 
 
 def begin(mutant: Mutant, tests: Sequence[str], home: Path, seconds: float) -> Child:
@@ -483,7 +498,9 @@ def main() -> None:
         "--again", action="store_true", help="only those that survived when they were tried last"
     )
     parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
-    parser.add_argument("--budget", type=float, default=60, help="seconds of tests for one mutant")
+    parser.add_argument(
+        "--budget", type=float, default=60, help="CPU seconds of tests for one mutant"
+    )
     parser.add_argument(
         "--limit", type=float, default=600, help="seconds for one test file when the map is made"
     )
@@ -495,12 +512,20 @@ def main() -> None:
     )
     parser.add_argument("--list", action="store_true", help="only show the mutants")
     parser.add_argument(
+        "--stale", action="store_true", help="only list the equivalents whose code has changed"
+    )
+    parser.add_argument(
         "--keep-map", action="store_true", help="do not run changed test files again first"
     )
     parser.add_argument(
         "--where", type=Path, default=None, help="a folder for the copies (by default .mutants/)"
     )
     given = parser.parse_args()
+    stale = [] if given.names else stale_reasons()
+    for k in stale:
+        print(f"equivalent.toml: no mutant of {k['where']!r} has {k['change']!r}", flush=True)
+    if given.stale:
+        sys.exit(bool(stale))
     KEPT.mkdir(exist_ok=True)
     among = sources(given.names)
     if not among:

@@ -34,10 +34,13 @@ CORE_BELOW: dict[str, set[str]] = {
     "rng": set(),
     "hooks": set(),
     "prediction": {"levels"},
+    "slopes": {"levels"},
     "denoiser": {"hooks", "levels", "prediction"},
     "perturbation": {"denoiser", "hooks", "levels", "prediction", "rng"},
     "passes": {"denoiser", "hooks", "levels", "perturbation", "prediction", "rng"},
-    "rounds": {"denoiser", "hooks", "levels", "passes", "perturbation", "prediction", "rng"},
+    "rounds": {
+        *("denoiser", "hooks", "levels", "passes", "perturbation", "prediction", "rng", "slopes"),
+    },
 }
 CORE_BELOW["evaluation"] = {*CORE_BELOW}
 TORCH_ALONE = ("core", "guidance", "sampling")

@@ -1,225 +1,40 @@
-"""What an argument is where it is not given: the defaults of papers, of Diffusers, and our own,
-written out. Those of recipes are in `train/test_recipe_numbers.py`.
+"""What an argument, field or option is where it is not given: the defaults of papers, of Diffusers
+and of A1111, and our own, written out in `defaults.txt`, a line for each function or class.
 """
 
 import importlib
 import inspect
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from pydantic import BaseModel
 
-INF = math.inf
-DEFAULTS = {
-    "checkpoints.adm:Published": {"noise_schedule": "linear"},
-    "checkpoints.adm_networks:ClassifierSettings": {
-        "width": 128,
-        "depth": 2,
-        "attention_resolutions": (32, 16, 8),
-        "num_head_channels": 64,
-        "use_scale_shift_norm": True,
-        "resblock_updown": True,
-        "pool": "attention",
-        "classes": 1000,
-        "channels": 3,
-        "groups": 32,
-    },
-    "checkpoints.adm_networks:UNetSettings": {
-        "num_res_blocks": 2,
-        "attention_resolutions": (32, 16, 8),
-        "num_heads": 4,
-        "num_head_channels": 64,
-        "classes": 1000,
-        "learn_sigma": True,
-        "use_scale_shift_norm": True,
-        "resblock_updown": True,
-        "use_new_attention_order": False,
-        "channels": 3,
-        "groups": 32,
-    },
-    "core.denoiser:Network": {"predicts": "eps", "learned_variance": False, "sigma_data": 0.5},
-    "core.levels.grids:karras": {"power": 7.0, "clean": True},
-    "core.levels.grids:leading": {"offset": 0},
-    "core.levels.grids:linspace": {"rounded": True},
-    "core.levels.grids:log_snr": {"clean": True},
-    "core.levels.level:Step": {"visit": 0},
-    "core.levels.schedules:Flow": {"shift": 1.0},
-    "core.levels.schedules:VE": {"t_min": 0.002, "t_max": 80.0},
-    "core.levels.schedules:VP.linear": {"steps": 1000, "start": 0.0001, "end": 0.02},
-    "core.levels.schedules:VP.scaled_linear": {"steps": 1000, "start": 0.00085, "end": 0.012},
-    "core.levels.schedules:VP.cosine": {"steps": 1000, "offset": 0.008, "max_beta": 0.999},
-    "core.passes:Net.condition": {"name": "main"},
-    "core.passes:Pass": {"net": "main"},
-    "core.prediction:Prediction.shifted": {"linked": True},
-    "core.rng:Draw": {"step": 0, "visit": 0},
-    "data.fashion_mnist:write_folders": {"each": 600, "split": "train"},
-    "data.folders:image_folder": {"max_bad": 0},
-    "data.folders:parquet": {"image": "image", "max_bad": 0},
-    "data.mixtures:moons": {"parts": 6},
-    "data.shards:Shards": {"buffer": 10000, "seed": 0, "max_bad": 0},
-    "data.source:Column": {"width": 0},
-    "data.source:InMemory": {"flip": False},
-    "data.source:split": {"seed": 0},
-    "diffusers.guide.levels:Output": {"d": 0.5, "sign": 1.0},
-    "diffusers.guide.levels:Timetable": {"reads_t": True},
-    "diffusers.guide.pipelines:guide": {"through_vae": False, "check": False},
-    "diffusers.guider:Guider": {"guidance": "cfg(7.5)", "enabled": True},
-    "diffusers.read.encoders:TextEncoder": {"layer": "last", "output": "states", "mask": False},
-    "diffusers.read.network:read": {"trust": False},
-    "diffusers.read.safetensors_io:build_filled": {"stem": "diffusion_pytorch_model"},
-    "diffusers.read.safetensors_io:read_module": {"trust": False},
-    "diffusers.read.safetensors_io:weights_file": {"stem": "diffusion_pytorch_model"},
-    "diffusers.read.scheduler:Process": {"time_scale": 1.0, "sigma_data": 0.5},
-    "diffusers.read.scheduler:process_of": {"where": "scheduler"},
-    "diffusers.read.text:SD3Text": {"third_length": 256},
-    "diffusers.read.text:SDXLText": {"zeros": True},
-    "diffusers.read.text:T5Text.forward": {"masked": False},
-    "evaluate.calibration:best_temperature": {"bound": 20.0},
-    "evaluate.calibration:by_level": {"seed": 0, "batch": 500},
-    "evaluate.calibration:expected_calibration_error": {"bins": 15},
-    "evaluate.calibration:fit_temperatures": {"seed": 1, "batch": 500, "bound": 20.0},
-    "evaluate.calibration:regression_by_level": {"seed": 0, "batch": 500},
-    "evaluate.classifier_levels:accuracy_by_level": {"seed": 0, "batch": 500},
-    "evaluate.classifier_levels:trusted_rho": {"factor": 1.2},
-    "evaluate.retrieval:merged": {"limit": 0.95},
-    "guidance.guided:Guided": {"checkpoint": False, "check": False},
-    "guidance.context:Engine.count": {"stopped": False},
-    "guidance.engine:Sum.count": {"stopped": False},
-    "guidance.losses:Observation": {"noise": 0.0, "distance": "norm"},
-    "guidance.methods.adaptive:Adaptive": {"gamma": 0.99, "below": 5.0},
-    "guidance.methods.apg:APG": {"eta": 0.0, "momentum": -0.5},
-    "guidance.methods.autoguidance:Autoguidance": {"net": "weak", "of": "cond"},
-    "guidance.methods.cads:CADS": {"scale": 0.25, "tau1": 0.6, "tau2": 0.9, "mix": 1.0},
-    "guidance.methods.classifier:Classifier": {
-        "net": "classifier",
-        "form": "score",
-        "variance": "small",
-    },
-    "guidance.methods.discriminator:Discriminator": {"net": "discriminator"},
-    "guidance.methods.dps:DPS": {"loss": "loss"},
-    "guidance.methods.fdg:FDG": {"gains": (1.0, 4 / 9)},
-    "guidance.methods.freedom:FreeDoM": {"loss": "loss"},
-    "guidance.methods.lgd:LGD": {"loss": "loss", "samples": 8},
-    "guidance.methods.mambo:Mambo": {"damping": 8.0, "space": "velocity"},
-    "guidance.methods.mpgd:MPGD": {"loss": "loss"},
-    "guidance.methods.nag:NAG": {"tau": 2.5, "alpha": 0.25},
-    "guidance.methods.perp_neg:PerpNeg": {"weights": -1.0},
-    "guidance.methods.pix2pix:Pix2Pix": {"text": 7.5, "keep": "image"},
-    "guidance.methods.posterior:MMPS": {"loss": "loss", "iterations": 3},
-    "guidance.methods.posterior:PiGDM": {"loss": "loss", "iterations": 10, "form": "linked"},
-    "guidance.methods.posts:Clip": {"limit": 1.0},
-    "guidance.methods.posts:Rescale": {"scale": 0.7, "space": "v"},
-    "guidance.methods.posts:Threshold": {"percentile": 0.995},
-    "guidance.methods.sag:SAG": {"masked": True, "sigma": 1.0, "radius": 4, "threshold": 1.0},
-    "guidance.methods.seg:SEG": {"sigma": INF},
-    "guidance.methods.tfg:TFG": {
-        "loss": "loss",
-        "variance": 1.0,
-        "mean": 1.0,
-        "iterations": 4,
-        "smoothing": 0.0,
-        "samples": 4,
-        "variance_course": "increase",
-        "mean_course": "increase",
-    },
-    "guidance.methods.tsg:TSG": {"noise": 0.1, "power": 1.0, "of": "cond"},
-    "guidance.methods.ugd:UGD": {"loss": "loss"},
-    "guidance.methods.ugd:UGDBackward": {"loss": "loss", "steps": 5, "rate": 0.1},
-    "guidance.operators:Blur": {"deviation": 2.0},
-    "guidance.operators:Colour": {"matrix": ((0.299, 0.587, 0.114),)},
-    "guidance.operators:Downsample": {"factor": 4},
-    "guidance.term:Traits": {"linked": True, "reads_target": False, "gradients": 0, "later": 0},
-    "io.images:sheet": {"span": 1, "scale": 2, "gap": 4},
-    "io.images:to_drawings": {"size": 96},
-    "model.checking:check": {"levels": 8, "seed": 0},
-    "model.folder:load": {"device": "cpu", "trust": False},
-    "model.model:Model.expression": {"conditional": True},
-    "model.model:Model.guided": {"checkpoint": False, "check": False},
-    "model.model:Model.plan": {"cond": 0},
-    "model.model:Model.trajectory": {
-        "seeds": (0,),
-        "checkpoint": False,
-        "explain": False,
-        "check": False,
-    },
-    "model.model:Model.request": {"seeds": (0,), "checkpoint": False},
-    "model.model:Model.sample": {"seeds": (0,), "checkpoint": False},
-    "model.model:Model.steer": {
-        "particles": 8,
-        "strength": 1.0,
-        "potential": "difference",
-        "threshold": 0.5,
-        "seeds": (0,),
-        "solver": "ddpm",
-    },
-    "model.samples:Samples.contact_sheet": {"columns": 8},
-    "model.streaming:Job": {"batch": 32},
-    "networks.classifier:Classifier": {
-        "channels": 1,
-        "widths": (32, 64, 128),
-        "layers": 1,
-        "groups": 8,
-        "noise_aware": True,
-        "dropout": 0.0,
-        "temperature": 1.0,
-    },
-    "networks.classifier:Classifier.features": {"time": 0.0},
-    "networks.from_config:unet": {"embedded": True},
-    "networks.sequence:SequenceTransformer": {"width": 128, "depth": 4, "heads": 4, "patch": 1},
-    "networks.sequence_classifier:SequenceClassifier": {
-        "channels": 1,
-        "widths": (32, 64),
-        "layers": 1,
-        "groups": 8,
-        "noise_aware": True,
-        "dropout": 0.0,
-        "temperature": 1.0,
-    },
-    "networks.sequence_classifier:SequenceClassifier.features": {"time": 0.0},
-    "sampling.ddim:DDIM": {"eta": 0.0},
-    "sampling.ddim:DDPM": {"variance": "small"},
-    "sampling.divergence:diverged": {"scale": 1.0},
-    "sampling.heun:Heun": {
-        "form": "auto",
-        "churn": 0.0,
-        "churn_interval": (0.0, INF),
-        "churn_noise": 1.0,
-    },
-    "sampling.particles:steer": {
-        "solver": "ddpm",
-        "strength": 1.0,
-        "potential": "difference",
-        "threshold": 0.5,
-        "device": "cpu",
-    },
-    "sampling.run:check_finite": {"what": "samples"},
-    "sampling.run:noise": {"device": "cpu"},
-    "sampling.run:sample": {"solver": "dpmpp-2m", "device": "cpu"},
-    "sampling.run:trajectory": {"explain": False},
-    "sampling.time_travel:TimeTravel": {"times": 2, "where": (0.0, 1.0)},
-    "train.export:assemble": {"command": "guidestar train"},
-    "train.loop.ema:Power": {"gamma": 6.94},
-    "train.loop.ema:Standard": {"decay": 0.999},
-    "train.loop.fit:fit": {"every": 60.0, "keep": 1},
-    "train.objectives.classification:Classification": {"shift": 0},
-    "train.objectives.contrastive:Contrastive": {"shift": 0},
-    "train.objectives.denoising:Conditional": {"joint": 0.0},
-    "train.objectives.level_distributions:LogitNormal": {"mean": 0.0, "std": 1.0, "data_std": 1.0},
-    "train.objectives.level_distributions:UniformTime": {"discrete": False},
-    "train.objectives.weighting:EDM": {"sigma_data": 0.5},
-    "train.objectives.weighting:MinSNR": {"gamma": 5.0},
-    "train.objectives.weighting:Sigmoid": {"bias": 0.0},
-    "train.objectives.weighting:Uniform": {"space": "v"},
-    "train.recipe.propose:propose": {"steps": 2000},
-    "train.run:train": {"accept_data": False},
-    "train.run:train_part": {"accept_data": False},
-}
+LINES = (Path(__file__).parent / "defaults.txt").read_text().splitlines()
+NAMES = {"inf": math.inf, "torch": torch, "Path": Path, "dict": dict, "frozenset": frozenset}
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
-def test_what_an_argument_is_where_it_is_not_given(name):
+def values(name):
+    """Return what every argument of a function, or field of a class, is by default."""
     module, _, path = name.partition(":")
-    thing = importlib.import_module(f"guidestar.{module}")
+    thing: Any = importlib.import_module(f"guidestar.{module}")
     for part in path.split("."):
         thing = getattr(thing, part)
-    found = inspect.signature(thing).parameters
-    assert {k: found[k].default for k in DEFAULTS[name]} == DEFAULTS[name]
+    if isinstance(thing, type) and issubclass(thing, BaseModel):
+        fields = thing.model_fields.items()
+        return {
+            k: f.get_default(call_default_factory=True) for k, f in fields if not f.is_required()
+        }
+    return {k: p.default for k, p in inspect.signature(thing).parameters.items()}
+
+
+@pytest.mark.parametrize("line", LINES, ids=[line.partition(": ")[0] for line in LINES])
+def test_what_an_argument_is_where_it_is_not_given(line):
+    name, _, written = line.partition(": ")
+    expected = eval(f"dict({written})", NAMES)
+    found = values(name)
+    assert {k: (type(found.get(k)), found.get(k)) for k in expected} == {
+        k: (type(v), v) for k, v in expected.items()
+    }

@@ -1,5 +1,7 @@
 """Single values of small functions, written out: what no larger test would miss."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -44,7 +46,8 @@ def test_the_embedding_of_a_scale_is_written_beside_the_network(tmp_path):
     denoiser = Network(ScaledNetwork(net, embed))
     write_denoiser(denoiser, None, tmp_path, torch.float32)
     assert (tmp_path / "unet" / "config.json").is_file()
-    back = GuidanceScale.from_config(GuidanceScale.load_config(tmp_path / SCALE_FOLDER))
+    config: Any = GuidanceScale.load_config(tmp_path / SCALE_FOLDER)
+    back: Any = GuidanceScale.from_config(config)
     assert (back.low, back.high, back.default) == (1.0, 3.0, 2.0)
     write_denoiser(Network(net), None, tmp_path / "plain", torch.float32)
     assert not (tmp_path / "plain" / SCALE_FOLDER).exists()

@@ -378,7 +378,7 @@ COLUMNS = {
     "tsg": "tsg(2)",
 }
 REASONS = {
-    "a": "the layers of .* are not known",
+    "a": "sag blurs a picture's grid",
     "b": "has no layer of attention to text that can be contrasted",
     "c": "has no (layer of self-attention|block that can be skipped)",
     "d": "computes its time from the noise ratio",

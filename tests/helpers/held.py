@@ -171,6 +171,8 @@ class Held:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session):
+        if session.testsfailed:  # every trial would seem to fail
+            raise session.Interrupted("a test file cannot be read")
         self.session = session
         self.items = {item.nodeid: item for item in session.items}
         self.live = Live(set(RAN))
@@ -178,6 +180,11 @@ class Held:
         gc.freeze()
         self.use(self)
         return True
+
+    def pytest_runtest_logreport(self, report):
+        """Say which test failed, and how: what a trial leaves behind."""
+        if report.failed:
+            print(report.nodeid, str(report.longrepr).strip().splitlines()[-1:], flush=True)
 
     def run(
         self, tests: Sequence[str], folder: Path, at: Callable[[str], None] | None = None

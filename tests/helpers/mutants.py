@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -312,6 +312,11 @@ class Source:
     def lines(self) -> int:
         """How many lines hold code that computes something."""
         return len({p.node.lineno for p in places(self.tree) if hasattr(p.node, "lineno")})
+
+    def within(self, names: Collection[str]) -> Iterator[Mutant]:
+        """Yield the mutants of functions and classes by their names."""
+        where = [p.where.replace("()", "") for p in places(self.tree)]
+        yield from (self.mutant(site) for site in self.sites if where[site[0]] in names)
 
     def mutant(self, site: tuple[int, int]) -> Mutant:
         """Break one place in one way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,14 @@ class Words:
 
     def only(self, name: Any, part: str) -> Any:
         return "" if part == "c" else name
+
+
+class Slow(Spy):
+    """A network that takes its time."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        time.sleep(0.05)
+        return super().__call__(*inputs)
 
 
 @dataclass

@@ -42,10 +42,11 @@ def serving(
     limits: Limits | None = None,
     keys: Keys | None = None,
     hosts: set[str] | None = None,
+    studio: bool = False,
 ) -> Iterator[Served]:
     models = models or {"toy": toy_model(shape=PICTURE)}
     service = Service(models, limits or Limits(seconds=60))
-    app = make_app(service, keys=keys, hosts=hosts)
+    app = make_app(service, keys=keys, hosts=hosts, studio=studio)
     config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

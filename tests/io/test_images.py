@@ -55,7 +55,9 @@ def test_sequences_are_drawn_as_curves_over_their_common_range():
     (still,) = to_drawings(torch.full((1, 3), 5.0), size=5)  # no range: at the bottom
     assert np.asarray(still)[4].tolist() == [ink] * 5
     (one,) = to_drawings(torch.full((1, 1), 5.0), size=5)
-    assert one.size == (5, 5)
+    assert one.size == (5, 5) and np.asarray(one)[4].tolist() == [ink] * 5
+    low, high = to_drawings(torch.tensor([[1.0], [3.0]]), size=5)  # of one range: flat lines
+    assert np.asarray(low)[4].tolist() == np.asarray(high)[0].tolist() == [ink] * 5
     picture = torch.zeros(1, 3, 4, 6)
     assert to_drawings(picture)[0].size == (6, 4)
     assert to_drawings(x)[0].size == (96, 96)

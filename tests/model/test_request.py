@@ -228,3 +228,25 @@ def test_a_divergence_is_one_line_on_the_command_line(tmp_path, capsys, recwarn)
             ]
         )
     assert "guidestar: note: 1 of 1 samples have diverged (sample 0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["sample", "trajectory", "request"])
+def test_an_argument_that_a_run_does_not_have_is_refused(method):
+    model = gs.load("fashion-mnist")
+    with pytest.raises(TypeError, match=r"a run has no argument 'stpes'; did you mean 'steps'\?"):
+        getattr(model, method)("Bag", stpes=3)
+
+
+def test_a_steered_run_has_no_data_to_start_from():
+    model = gs.load("fashion-mnist")
+    for name in ("start", "start_rho", "checkpoint"):
+        with pytest.raises(TypeError, match=f"a steered run has no argument '{name}'"):
+            model.steer(lambda x: x.mean((1, 2, 3)), "Bag", **{name: 1})
+
+
+def test_the_arguments_of_a_run_where_they_are_not_given(model):
+    run = model.request("a")
+    assert (run.seeds, run.checkpoint, run.max_rows, run.negative) == ((0,), False, None, None)
+    assert (run.start, run.start_rho, run.losses, run.encoded) == (None, None, None, None)
+    assert model.sample("a", steps=1).settings.seeds == (0,)
+    assert model.steer(lambda x: x.mean(1), "a", steps=1).settings.solver == "ddpm"

@@ -226,6 +226,9 @@ def test_probes_and_figures(client):
     figures = client.get("/metrics").text
     for name in ("request_seconds_bucket", "engine_rows_total", "engine_ticks_total", "queued"):
         assert f"guidestar_{name}" in figures
+    for word in ("calls", "rows", "seconds"):
+        (line,) = (x for x in figures.splitlines() if x.startswith(f"guidestar_network_{word}_tot"))
+        assert float(line.rpartition(" ")[2]) > 0
     lines = dict(line.rsplit(" ", 1) for line in figures.splitlines() if line[0] != "#")
     assert float(lines['guidestar_requests_total{model="toy",status="done"}']) >= 1
 

@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from guidestar.serve import (
     TooLargeError,
 )
 from helpers.served import CLASSES, EXPRESSIONS, SHAPE, SOLVERS, equal, near, toy_model
-from helpers.toys import Spy, toy
+from helpers.toys import Critic, Judge, Spy, log_prob, toy
 
 LOSSES = {"loss": near}
 HEUN_CANNOT = ("cfgpp", "dps", "mpgd", "lgd", "tfg")
@@ -165,6 +166,62 @@ def test_gradients_are_not_taken_through_rows_of_others():
         for ticket in tickets:
             ticket.result(PATIENCE)
     assert all(len(call) == 1 for call in spy.calls)
+
+
+@pytest.mark.parametrize("term", ["classifier(0.5)", "discriminator(0.5)"])
+def test_gradients_of_one_classifier_share_a_call(reference, term):
+    """Six requests at other steps, levels and classes: one call of the classifier a tick."""
+    sizes = []
+
+    def counted(x, level, target):
+        sizes.append(len(x))
+        return log_prob(x, level, target)
+
+    model = toy_model()
+    judges = {"classifier": Judge(answer=counted), "discriminator": Critic(answer=counted)}
+    with Engine(replace(model, classifiers=judges), max_rows=64) as engine:
+        with held(engine):
+            asked = [
+                {"guidance": f"cond + {term}", "seeds": [k, k + 9], "steps": 3 + k % 3}
+                for k in range(6)
+            ]
+            names = [CLASSES[k % 2] for k in range(6)]
+            tickets = [
+                engine.submit(engine.model.request(name, **own))
+                for name, own in zip(names, asked, strict=True)
+            ]
+        found = [ticket.result(PATIENCE) for ticket in tickets]
+    assert sizes == [12, 12, 12, 8, 4]  # five ticks, as the longest has steps
+    for samples, name, own in zip(found, names, asked, strict=True):
+        equal(samples, reference.sample(name, **own))
+
+
+def test_a_function_of_the_user_is_called_for_its_own_run_alone():
+    sizes = []
+
+    def own(x, level, target):
+        sizes.append(len(x))
+        return log_prob(x, level, target)
+
+    with Engine(toy_model(), max_rows=64) as engine:
+        with held(engine):
+            guidance = gs.cond + gs.classifier(0.5, log_prob=own)
+            tickets = [
+                engine.submit(engine.model.request("cat", guidance=guidance, seeds=[k], steps=2))
+                for k in range(3)
+            ]
+        for ticket in tickets:
+            ticket.result(PATIENCE)
+    assert sizes == [1] * 6
+
+
+def test_network_calls_are_counted():
+    spy = Spy()
+    with Engine(toy_model(spy)) as engine:
+        engine.submit(engine.model.request("cat", seeds=[0, 1], steps=3)).result(PATIENCE)
+    stats = engine.stats
+    assert (stats.calls, stats.call_rows) == (len(spy.calls), spy.rows) == (3, 12)
+    assert 0 < stats.call_seconds <= stats.seconds
 
 
 def test_a_tick_has_at_most_max_rows_and_the_oldest_go_first():

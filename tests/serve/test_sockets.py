@@ -210,3 +210,25 @@ def test_the_command_serves_and_stops_when_told(tmp_path):
             assert process.wait(30) == 0
         finally:
             process.kill()
+
+
+@pytest.mark.slow
+def test_the_command_of_the_studio_serves_its_page(tmp_path):
+    pytest.importorskip("gradio")
+    command = [sys.executable, "-m", "guidestar", "studio", "fashion-mnist", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        try:
+            assert process.stderr is not None
+            url = None
+            while url is None:
+                line = process.stderr.readline()
+                assert line
+                url = re.search(r"serving fashion-mnist at (http://127\.0\.0\.1:\d+)/studio", line)
+            with httpx.Client(base_url=url.group(1), timeout=60) as client:
+                page = client.get("/studio/")
+                assert page.status_code == 200 and "guidestar studio" in page.text
+                assert client.get("/v1/models").json()["data"][0]["id"] == "fashion-mnist"
+            os.kill(process.pid, signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -407,6 +408,27 @@ def test_the_command_line_serves_cascades(trained, tmp_path, capsys):
     assert code == 0 and "1 images" in text
     with Image.open(next((tmp_path / "b").glob("*.png"))) as picture:
         assert picture.size == (16, 16)
+
+
+def test_a_cascade_is_measured_by_the_judge_of_its_last_stage(trained, tmp_path, capsys):
+    code, text = run(
+        capsys,
+        "evaluate",
+        trained[1],
+        "--guidance",
+        "cfg(1)",
+        "--seeds",
+        "0-3",
+        "--steps",
+        2,
+        "--stage",
+        "large:augmentation=0.2",
+        "--out",
+        tmp_path / "rows.json",
+    )
+    assert code == 0, text
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [r["guidance"] for r in rows] == ["real", "cfg(1)"] and rows[1]["nfe"] == 4
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from guidestar.train.objectives.consistency_distillation import ConsistencyDisti
 from guidestar.train.objectives.guided_distillation import GuidedDistillation
 from guidestar.train.objectives.progressive_distillation import ProgressiveDistillation
 from guidestar.train.objectives.teacher import Teacher, takes_scale, with_scale
+from guidestar.train.objectives.trajectory_distillation import TrajectoryDistillation
 
 MEANS, SPREADS = (-1.0, 2.0, 0.25), (0.5, 0.8, 1.5)
 """Of two classes, and of all data together (the null)."""
@@ -207,6 +208,42 @@ def test_progressive_loss_is_zero_of_the_composed_maps_alone(name):
     assert objective(Net(lambda *a: best(*a) + 0.01), x0, rows, draw).min() > 1e-5
 
 
+def step_of(kind, schedule):
+    shared = {"teacher": teacher(schedule), "dropout": 0.4, "scale": (1.0, 3.0)}
+    grid = uniform_grid(schedule, 4)
+    if kind == "progressive":
+        return ProgressiveDistillation(grid=grid, walked=grid, **shared)
+    return ConsistencyDistillation(
+        spacing=uniform_grid, steps=9, first=4, last=4, huber=0.0, **shared
+    )
+
+
+@pytest.mark.parametrize("kind", ["progressive", "consistency"])
+def test_dropped_samples_follow_the_unconditional_teacher(kind):
+    schedule = SCHEDULES["flow"]
+    x0, target, draw = batch(24)
+    net = Net(lambda x, level, cond: 0.0 * x)
+    step_of(kind, schedule)(net, x0, target, draw)
+    # The consistency's first call is where the teacher landed.
+    x, level, label, w, dropped = seen(net, -1)
+    assert dropped.any() and not dropped.all()
+    assert torch.equal(label[~dropped], (torch.arange(24) % 2)[~dropped])
+    grid = uniform_grid(schedule, 4)
+    starts = [float(start.t) for start in grid.levels[:-1]]
+    losses = step_of(kind, schedule)(Net(lambda x, level, cond: 0.0 * x), x0, target, draw)
+    for k, i in enumerate(starts.index(float(t)) for t in level.t):
+        t, s = grid[i], grid[i + 1]
+        one = [v[k : k + 1] for v in (x, label, w, dropped)]
+        drawn = torch.where(one[3], 2, one[1])
+        guided = guided_x0(one[0], t, drawn, one[2], one[3])
+        landed = s.alpha * guided + s.sigma * (one[0] - t.alpha * guided) / t.sigma
+        if kind == "progressive":  # one step of the teacher is one of the student: G itself
+            expected = max(t.alpha**2 / t.sigma**2, 1.0) * float(guided) ** 2
+        else:
+            expected = abs(float(landed)) if s.sigma == 0 else 0.0
+        assert math.isclose(float(losses[k]), expected, rel_tol=1e-6, abs_tol=1e-7)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_consistency_matches_its_own_estimate_after_one_guided_step(name):
     schedule = SCHEDULES[name]
@@ -301,3 +338,53 @@ def test_w_is_a_word_of_its_own():
     assert takes_scale("cfg(w)") and takes_scale("cond + pag(w, layers='mid')")
     assert not takes_scale("weak + cfg(2)") and not takes_scale("cfg(2.w)")
     assert with_scale("cfg(w) + window(1)", [1, 2.5]) == "cfg([1.0, 2.5]) + window(1)"
+
+
+def runs(schedule, levels, labels, seed, w, dropped):
+    """States of DDIM runs of the guided teacher, from noise of their own."""
+    count = len(labels)
+    x = torch.linspace(-1.5, 1.5, count, dtype=torch.float64)[:, None] * levels[0].sigma
+    states = [x]
+    for t, s in pairwise(levels):
+        x0 = guided_x0(x, t, labels, w, dropped)
+        x = s.alpha * x0 + s.sigma * (x - t.alpha * x0) / t.sigma
+        states.append(x)
+    return torch.stack(states, 1)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_trajectory_student_goes_from_visit_to_visit_of_the_runs(name):
+    schedule, visits, count = SCHEDULES[name], (0, 3, 4, 6), 24
+    grid = uniform_grid(schedule, 6)
+    paths = torch.arange(count) + 100
+    own = Draw([5000 + 100 + k for k in range(count)])
+    dropped, w = own.uniform("drop all") < 0.4, 1 + 2 * own.uniform("scale")
+    labels = torch.arange(count) % 2
+    states = runs(schedule, grid.levels, labels, 2, w, dropped)
+    objective = TrajectoryDistillation(
+        levels=grid, visits=visits, first_seed=5000, dropout=0.4, scale=(1.0, 3.0)
+    )
+    net = Net(lambda x, level, cond: 0.5 * x - 0.1)
+    target = {"rows": {"label": labels}, "path": paths}
+    loss = objective(net, states, target, Draw(list(range(count)), 7))
+    x, level, label, scale, _ = seen(net)
+    assert torch.equal(label == 2, dropped) and dropped.any() and not dropped.all()
+    torch.testing.assert_close(scale, w, rtol=1e-6, atol=0)
+    starts = [float(grid[i].t) for i in visits[:-1]]
+    found = [starts.index(float(t)) for t in level.t]
+    assert set(found) == {0, 1, 2}
+    for k, i in enumerate(found):
+        t, s = grid[visits[i]], grid[visits[i + 1]]
+        one, end = states[k, visits[i]], states[k, visits[i + 1]]
+        assert torch.equal(x[k], one)
+        d = 0.5 * one - 0.1
+        landed = s.alpha * d + s.sigma * (one - t.alpha * d) / t.sigma
+        per = s.alpha - s.sigma / t.sigma * t.alpha
+        expected = max(t.alpha**2 / t.sigma**2, 1.0) * float((landed - end) / per) ** 2
+        assert math.isclose(float(loss[k]), expected, rel_tol=1e-6, abs_tol=1e-9)
+
+
+@pytest.mark.parametrize("visits", [(0, 2), (1, 4), (0, 2, 2, 4), (0,), (0, 3, 1, 4)])
+def test_visits_rise_from_the_first_level_to_the_last(visits):
+    with pytest.raises(ValueError, match="visits must rise from 0 to 4, the teacher's steps"):
+        TrajectoryDistillation(levels=uniform_grid(SCHEDULES["vp"], 4), visits=visits)

@@ -218,3 +218,15 @@ def test_kinds_of_data(tmp_path):
         kind_of(tmp_path / "a.txt")
     with pytest.raises(ValueError, match=r"none: there is no such file or folder$"):
         kind_of(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("count", "share"), [(1, 0), (2, 0.5), (3, 0.34), (4, 0.25), (5, 0.2), (6, 0.1)]
+)
+def test_few_samples_leave_some_to_train_on_and_one_to_measure_on(tmp_path, count, share):
+    path = pictures(tmp_path / "few", [(16, 16)] * count)
+    _, content, found = proposed(path)
+    assert content["data"]["holdout"] == share
+    aside = round(share * count)
+    assert found.startswith(f"{path}: images, {count - aside} samples to train on of [3, 16, 16]")
+    assert aside == (count > 1)

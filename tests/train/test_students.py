@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import guidestar as gs
 from guidestar.core.denoiser import Condition, Network
@@ -15,61 +14,12 @@ from guidestar.networks.condition_encoders import ClassEncoder, Conditions
 from guidestar.networks.from_config import from_diffusers, unet
 from guidestar.networks.guidance_scale import GuidanceScale, ScaledNetwork, embedding_width
 from guidestar.networks.sequence import SequenceTransformer
-from guidestar.train.export import assemble
 from guidestar.train.loop.signals import Stop
 from guidestar.train.objectives.teacher import Teacher
-from guidestar.train.recipe import schema as recipes
-from guidestar.train.run import train
 from guidestar.train.students.export import assemble_student
-from guidestar.train.students.recipe import checked_distillation
 from guidestar.train.students.run import distill, plan_distillation
 from guidestar.train.students.stages import fresh_student
-
-CLASSES = ("a", "b", "c")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    """A teacher of three classes, trained for some steps: its folder and its data."""
-    home = tmp_path_factory.mktemp("teacher")
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(30) % 3
-    x = torch.randn(30, 1, 8, 8, generator=generator) * 0.2 + labels.view(-1, 1, 1, 1) - 1
-    save_file({"x": x, "label": labels}, home / "data.safetensors")
-    recipe = recipes.checked(
-        {
-            "name": "teacher",
-            "licence": "CC0-1.0",
-            "data": {
-                "kind": "tensors",
-                "path": str(home / "data.safetensors"),
-                "classes": list(CLASSES),
-                "holdout": 0.0,
-            },
-            "model": {
-                "widths": [8, 8],
-                "groups": 4,
-                "head": 8,
-                "train": {"steps": 30, "batch": 8, "warmup": 1, "rate": 1e-2},
-            },
-            "weak": {"widths": [8, 8], "groups": 4, "head": 8, "train": {"steps": 3, "batch": 8}},
-            "classifier": {"widths": [8, 8], "train": {"steps": 3, "batch": 4}},
-            "export": {"steps": 8, "guidance": "cfg(2)", "snapshots": False},
-        },
-        "here",
-    )
-    assert train(recipe, home)
-    assemble(recipe, home)
-    return home / "teacher"
-
-
-def recipe_of(teacher, **student):
-    more = {"guidance": "cfg(w)", "scale": [1, 4], "steps": 2, "start": 8}
-    train = {"steps": 4, "batch": 6, "warmup": 1, "rate": 1e-3, "decay": 0.5}
-    content = {"teacher": str(teacher), "train": train, **more, **student}
-    return checked_distillation(
-        {"name": "pupil", "student": {k: v for k, v in content.items() if v is not None}}, "here"
-    )
+from helpers.students import CLASSES, recipe_of
 
 
 @pytest.fixture(scope="module")

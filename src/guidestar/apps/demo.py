@@ -45,7 +45,13 @@ Watch = Callable[[int, int], None]
 
 
 def demo(
-    model: Model, out: Path | str, *, seeds: int = 4, show: int = 2, watch: Watch | None = None
+    model: Model,
+    out: Path | str,
+    *,
+    seeds: int = 4,
+    show: int = 2,
+    watch: Watch | None = None,
+    students: Sequence[Model] = (),
 ) -> list[Result]:
     """Write ``demo.png`` and ``steps.png`` under ``out``, and return the rows of figures.
 
@@ -55,6 +61,7 @@ def demo(
         seeds: samples of each class.
         show: how many of them are shown.
         watch: called with the solver steps done and in all.
+        students: of the model; each gets a row at its own setting.
 
     Raises:
         ValueError: the model lacks one of them.
@@ -66,18 +73,21 @@ def demo(
         )
     folder = make_folder(Path(out))
     cond = [name for name in model.classes for _ in range(seeds)]
-    total, rows, results = (len(ROWS) + 1) * STEPS, [], []
-    for k, (how, expression) in enumerate(ROWS):
+    total, rows, results = (len(ROWS) + len(students) + 1) * STEPS, [], []
+    every = [(how, expression, model, STEPS) for how, expression in ROWS]
+    every += [(_of_student(s), None, s, None) for s in students]
+    for k, (how, given, used, steps) in enumerate(every):
         step = (lambda done, _, k=k: watch(k * STEPS + done, total)) if watch else None
         start = time.perf_counter()
-        run = model.sample(
+        run = used.sample(
             cond,
-            guidance=expression,
+            guidance=given,
             seeds=list(range(seeds)) * len(model.classes),
-            steps=STEPS,
+            steps=steps,
             max_rows=256,
             watch=step,
         )
+        expression = str(used.expression(given))
         seconds = time.perf_counter() - start
         hit = judged(model, run.images, cond)
         results.append(
@@ -96,6 +106,10 @@ def demo(
     if watch:
         watch(total, total)
     return results
+
+
+def _of_student(student: Model) -> str:
+    return f"student of {student.card['student']['guidance']}, {student.defaults['steps']} steps"
 
 
 def write_figures(results: Mapping[str, Sequence[Result]], folder: Path) -> None:

@@ -17,7 +17,7 @@ from .fitting import grid
 from .info import methods, models, plan
 from .measuring import evaluate
 from .sampling import demo, sample, strip
-from .serving import serve
+from .serving import serve, studio
 from .training import recipe, train
 from .upscaling import upscale
 
@@ -39,6 +39,7 @@ for command in (
     evaluate,
     grid,
     serve,
+    studio,
 ):
     app.command()(command)
 app.add_typer(datasets, name="data")

@@ -74,6 +74,13 @@ Average = Annotated[
         help="Which average of the weights, where the training kept several, e.g. power-0.1.",
     ),
 ]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        help="Another network of the model with defaults of its own, e.g. 4-step.",
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option("--trust", help="Run the code that the model's folder names for its network."),

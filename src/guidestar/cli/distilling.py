@@ -27,7 +27,9 @@ def distill(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="progressive, guided (one pass, as many steps) or consistency."),
+        typer.Option(
+            help="trajectory, progressive, guided (one pass, as many steps) or consistency."
+        ),
     ] = None,
     steps: Annotated[
         Optional[int],  # noqa: UP045
@@ -35,11 +37,19 @@ def distill(
     ] = None,
     start: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=2, help="Steps of the teacher, of progressive (4 times --steps)."),
+        typer.Option(
+            min=2,
+            help="Steps of the teacher: of progressive (4 times --steps), of trajectory (10, or "
+            "twice --steps).",
+        ),
     ] = None,
     train_steps: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Training steps of each stage (1000)."),
+    ] = None,
+    paths: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Runs of the teacher, of trajectory (4096)."),
     ] = None,
     batch: Annotated[Optional[int], typer.Option(min=1, help="Samples a training step.")] = None,  # noqa: UP045
     rate: Annotated[Optional[float], typer.Option(help="Learning rate.")] = None,  # noqa: UP045
@@ -60,6 +70,13 @@ def distill(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Samples of the pipeline that --lora is trained on (64)."),
     ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            "--variant",
+            help="Also keep the student in its teacher's folder under this name, e.g. 4-step.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell what would be trained, and train nothing.")
     ] = False,
@@ -70,6 +87,8 @@ def distill(
     It goes on where it was stopped, and writes the student's folder.
     """
     from ..io.files import make_folder
+    from ..model.shipped import home_of
+    from ..model.variants import check_variant
     from ..train.students.recipe import is_distillation, read_distillation
     from ..train.students.run import plan_distillation
 
@@ -80,6 +99,7 @@ def distill(
         "steps": steps,
         "start": start,
         "train_steps": train_steps,
+        "paths": paths,
         "batch": batch,
         "rate": rate,
         "data": data,
@@ -87,6 +107,8 @@ def distill(
         "seed": seed,
     }
     if lora is not None:
+        if variant is not None:
+            raise ValueError("--variant does not go with --lora; leave it out")
         _distil_lora(teacher, given, lora, prompts, samples or 64, out)
         return
     if prompts is not None or samples is not None:
@@ -103,11 +125,13 @@ def distill(
         recipe: Any = read_distillation(teacher)
     else:
         recipe = _recipe(teacher, given)
+    if variant is not None:
+        check_variant(home_of(recipe.student.teacher), variant)
     make_folder(out)
     if dry_run:
         typer.echo("\n".join(plan_distillation(recipe, warn)))
     else:
-        _distill(recipe, teacher, out)
+        _distill(recipe, teacher, out, variant)
 
 
 def _range(text: str) -> list[float]:
@@ -127,7 +151,7 @@ def _recipe(teacher: str, given: dict[str, Any]) -> Any:
     from ..train.students.recipe import checked_distillation
 
     steps = given["steps"] or 4
-    method = given["method"] or "progressive"
+    method = given["method"] or "trajectory"
     train = {
         "steps": given["train_steps"] or 1000,
         "batch": given["batch"] or 64,
@@ -141,7 +165,8 @@ def _recipe(teacher: str, given: dict[str, Any]) -> Any:
         "scale": given["scale"],
         "method": method,
         "steps": steps,
-        "start": given["start"] or 4 * steps,
+        "start": given["start"] or (max(10, 2 * steps) if method == "trajectory" else 4 * steps),
+        "paths": given["paths"],
         "train": train,
     }
     kinds = {} if given["data"] is None else {"data": _data(given["data"])}
@@ -157,7 +182,7 @@ def _recipe(teacher: str, given: dict[str, Any]) -> Any:
     )
 
 
-_NOT_FOR_LORA = ("scale", "method", "steps", "start", "data", "name")
+_NOT_FOR_LORA = ("scale", "method", "steps", "start", "paths", "data", "name")
 
 
 def _distil_lora(
@@ -207,10 +232,12 @@ def _data(path: Path) -> dict[str, Any]:
     return {"kind": kind_of(path), "path": str(path)}
 
 
-def _distill(recipe: Any, teacher: str, out: Path) -> None:
+def _distill(recipe: Any, teacher: str, out: Path, variant: str | None) -> None:
     import torch
     from accelerate import PartialState
 
+    from ..model.shipped import home_of
+    from ..model.variants import keep_variant
     from ..train.loop.signals import Stop, stop_on_signals
     from ..train.progress import progress_report
     from ..train.students.export import assemble_student
@@ -224,7 +251,8 @@ def _distill(recipe: Any, teacher: str, out: Path) -> None:
     elif main:
         model = assemble_student(lesson, out, command=f"guidestar distill {teacher}")
         cond = " --cond all" if model.classes else ""
-        typer.echo(
-            f"the student is in {out / recipe.name}; try: guidestar sample "
-            f"{out / recipe.name}{cond} --grid"
-        )
+        place, use = out / recipe.name, f"{out / recipe.name}"
+        if variant is not None:
+            place = keep_variant(home_of(recipe.student.teacher), place, variant)
+            use = f"{recipe.student.teacher} --variant {variant}"
+        typer.echo(f"the student is in {place}; try: guidestar sample {use}{cond} --grid")

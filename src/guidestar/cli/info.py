@@ -14,6 +14,7 @@ from ._options import (
     Negative,
     SolverName,
     Steps,
+    Variant,
     check_run,
     with_file,
 )
@@ -22,11 +23,14 @@ from .upscaling import StageOption, parse_stages
 
 
 def models() -> None:
-    """List the models that ship."""
-    from ..model.shipped import available
+    """List the models that ship, and their variants (--variant)."""
+    from ..model.shipped import SHIPPED, available
+    from ..model.variants import variants_of
 
     for name, summary in available().items():
         typer.echo(f"{name}  {summary}")
+        for variant, line in variants_of(SHIPPED / name).items():
+            typer.echo(f"  --variant {variant}  {line}")
 
 
 def methods(
@@ -134,6 +138,7 @@ def plan(
     solver: SolverName = None,
     levels: GridName = None,
     stage: StageOption = None,
+    variant: Variant = None,
 ) -> None:
     """Print the network passes of every step, before anything runs."""
     from ..model.cascade import Cascade
@@ -143,7 +148,7 @@ def plan(
     options = with_file(
         guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels
     )
-    found = load(model)
+    found = load(model, variant=variant)
     if isinstance(found, Cascade):
         plans = found.plan(stages=parse_stages(stage), **options)
         typer.echo("\n".join(f"{name}\n{p}" for name, p in plans.items()))

@@ -15,6 +15,7 @@ from ._options import (
     SolverName,
     Steps,
     Trust,
+    Variant,
     check_run,
     ready_file,
 )
@@ -51,6 +52,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
     stage: StageOption = None,
     average: Average = None,
+    variant: Variant = None,
     trust: Trust = False,
 ) -> None:
     """Measure guidances: judge accuracy, Fréchet distance, diversity, NFE and seconds; of a text
@@ -72,7 +74,7 @@ def evaluate(
     if out:
         ready_file(out)
     with progress("measuring") as watch:
-        chosen: Any = load(model, average=average, trust=trust)
+        chosen: Any = load(model, average=average, variant=variant, trust=trust)
         if isinstance(chosen, Cascade):
             if chosen.told_by_text:
                 raise ValueError(

@@ -21,6 +21,7 @@ from ._options import (
     SolverName,
     Steps,
     Trust,
+    Variant,
     check_run,
     parse_scales,
     ready_file,
@@ -63,8 +64,9 @@ def demo(
         chosen = load(name)
         show, count = (demo_text, seeds or 2) if chosen.told_by_text else (run, seeds or 4)
         with progress(f"sampling {chosen.name}") as watch:
+            few = {} if chosen.told_by_text else {"students": _students(name)}
             rows = results[chosen.name] = show(
-                chosen, out, seeds=count, show=min(2, count), watch=watch
+                chosen, out, seeds=count, show=min(2, count), watch=watch, **few
             )
         head = (
             "steered",
@@ -134,6 +136,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     operator: Operator = None,
     stage: StageOption = None,
     average: Average = None,
+    variant: Variant = None,
     trust: Trust = False,
     out: Out = Path("out/samples"),
 ) -> None:
@@ -184,7 +187,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     make_folder(out)
     settings = read_settings(like) if like else None
     stages = parse_stages(stage)
-    chosen = load(_model_name(model, settings), average=average, trust=trust)
+    chosen = load(_model_name(model, settings), average=average, variant=variant, trust=trust)
     if isinstance(chosen, Cascade):
         if observe:
             raise ValueError(f"{chosen.name!r} is a cascade; --observe is for one of its stages")
@@ -350,6 +353,16 @@ def _warn_of_differences(then: Carried, now: Settings) -> None:
         warn(f"{', '.join(names)} differ from the first run's, so the last bits may too")
 
 
+def _students(name: str) -> list[Model]:
+    """Return the students among the variants of a model."""
+    from ..model.folder import load
+    from ..model.shipped import home_of
+    from ..model.variants import variants_of
+
+    found = [load(name, variant=variant) for variant in variants_of(home_of(name))]
+    return [model for model in found if "student" in model.card]
+
+
 def _model_name(model: str | None, settings: Carried | None) -> str:
     name = model or (settings or {}).get("model")
     if model is None and isinstance(name, str) and not _is_here(name):
@@ -368,7 +381,8 @@ def _model_name(model: str | None, settings: Carried | None) -> str:
 def _is_here(name: str) -> bool:
     from ..model.shipped import available
 
-    return name in available() or Path(name).is_dir()
+    base, sign, _ = name.rpartition(":")  # "model:variant"
+    return any(n in available() or Path(n).is_dir() for n in (name, *([base] if sign else [])))
 
 
 def _prompts_of(file: Path | None) -> list[str]:

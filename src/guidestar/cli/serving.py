@@ -1,4 +1,4 @@
-"""The command that serves models over HTTP."""
+"""The commands that serve models over HTTP, with a page in the browser or without."""
 
 from __future__ import annotations
 
@@ -33,33 +33,43 @@ _LIMIT_HELP = "NAME=NUMBER, several times for several: " + "; ".join(
 )
 
 
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        help="Shipped models or folders; NAME=FOLDER serves a folder under a name.",
+        autocompletion=model_names,
+    ),
+]
+Host = Annotated[str, typer.Option(help="Address to listen at.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")]
+KeyFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--keys", help="A file of API keys, one a line; needed for other than loopback."),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Serve other machines without keys.")]
+Device = Annotated[str | None, typer.Option(help="Where the networks are: cpu, cuda, cuda:1, mps.")]
+Grace = Annotated[
+    float, typer.Option(min=0, help="Seconds that requests have, once it is to stop.")
+]
+LimitOption = Annotated[list[str] | None, typer.Option("--limit", help=_LIMIT_HELP)]
+AccessLog = Annotated[
+    bool, typer.Option("--access-log", help="Log requests, without what they ask for.")
+]
+
+
 def serve(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            help="Shipped models or folders; NAME=FOLDER serves a folder under a name.",
-            autocompletion=model_names,
-        ),
-    ],
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8000,
-    keys: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="A file of API keys, one a line; needed for other than loopback."),
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Serve other machines without keys.")
+    models: Models,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    studio: Annotated[
+        bool, typer.Option("--studio", help="Also serve the page in the browser, under /studio.")
     ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="Where the networks are: cpu, cuda, cuda:1, mps.")
-    ] = None,
-    grace: Annotated[
-        float, typer.Option(min=0, help="Seconds that requests have, once it is to stop.")
-    ] = 30.0,
-    limit: Annotated[list[str] | None, typer.Option("--limit", help=_LIMIT_HELP)] = None,
-    access_log: Annotated[
-        bool, typer.Option("--access-log", help="Log requests, without what they ask for.")
-    ] = False,
+    keys: KeyFile = None,
+    insecure: Insecure = False,
+    device: Device = None,
+    grace: Grace = 30.0,
+    limit: LimitOption = None,
+    access_log: AccessLog = False,
     trust: Trust = False,
 ) -> None:
     """Serve models over HTTP: OpenAI's API for images, A1111's, and one of its own."""
@@ -77,8 +87,36 @@ def serve(
     service = Service(_loaded(models, device, trust), limits)
     _log(access_log)
     hosts = {"localhost", "127.0.0.1", "[::1]", host} if local else None
-    app = make_app(service, keys=accepted, hosts=hosts)
+    app = make_app(service, keys=accepted, hosts=hosts, studio=studio)
     raise typer.Exit(run_server(app, service, host=host, port=port, grace=grace))
+
+
+def studio(
+    models: Models,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    keys: KeyFile = None,
+    insecure: Insecure = False,
+    device: Device = None,
+    grace: Grace = 5.0,
+    limit: LimitOption = None,
+    access_log: AccessLog = False,
+    trust: Trust = False,
+) -> None:
+    """Serve models with a page in the browser: build, compare and explain guidances."""
+    serve(
+        models,
+        host=host,
+        port=port,
+        studio=True,
+        keys=keys,
+        insecure=insecure,
+        device=device,
+        grace=grace,
+        limit=limit,
+        access_log=access_log,
+        trust=trust,
+    )
 
 
 def read_limits(given: list[str]) -> Any:

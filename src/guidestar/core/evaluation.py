@@ -7,7 +7,8 @@ the rounds of several runs together, whatever their steps, guidance and solvers 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -34,6 +35,7 @@ from .rounds import (
     T,
     union,
 )
+from .slopes import join_levels, take_slopes
 
 __all__ = [
     "Answers",
@@ -75,8 +77,16 @@ def drive(*askers: Asking[T], evaluator: Evaluator | None = None) -> list[T]:
     return [results[k] for k in range(len(askers))]
 
 
-def evaluate(*rounds: Round) -> list[dict[Pass, Evaluated]]:
-    """Evaluate the passes of each round, in as few network calls as possible.
+Called = Callable[[int, float], None]
+"""Notes a network call: its rows, and the seconds that it took."""
+
+
+def evaluate(*rounds: Round, called: Called | None = None) -> list[dict[Pass, Evaluated]]:
+    """Evaluate the passes and slopes of each round, in as few network calls as possible.
+
+    Args:
+        rounds: of one run or of several.
+        called: called after each network call; on a device, its seconds are those of asking for it.
 
     Raises:
         ValueError: an unknown network, or a condition that the run lacks.
@@ -89,8 +99,10 @@ def evaluate(*rounds: Round) -> list[dict[Pass, Evaluated]]:
             calls.setdefault(member.key(len(rounds) > 1), []).append(member)
     found: list[dict[Pass, Evaluated]] = [{} for _ in rounds]
     for members in calls.values():
-        for m, prediction in zip(members, _evaluate_members(members), strict=True):
+        for m, prediction in zip(members, _evaluate_members(members, called), strict=True):
             found[m.index][m.of] = Evaluated(m.rows, prediction)
+    if slopes := [slope for r in rounds for slope in r.slopes]:
+        take_slopes(slopes, min((r.max_rows for r in rounds if r.max_rows), default=None))
     return found
 
 
@@ -173,7 +185,7 @@ def _inputs(net: Net, p: Pass, group: Group, t: Value) -> Inputs:
     return edited
 
 
-def _evaluate_members(members: Sequence[_Member]) -> list[Prediction]:
+def _evaluate_members(members: Sequence[_Member], called: Called | None) -> list[Prediction]:
     """Evaluate passes that can share a call, and return their predictions, in their order.
 
     Rows without noise are their own clean estimate; the network is called for the others.
@@ -184,8 +196,11 @@ def _evaluate_members(members: Sequence[_Member]) -> list[Prediction]:
         work = [m if r is None else m.take(r) for m, r in zip(members, noisy, strict=True)]
         parts: list[list[Prediction]] = [[] for _ in members]
         for call in _calls(work, None if differentiable else _row_limit(work)):
+            began = time.perf_counter()
             for k, prediction in _call(denoiser, call):
                 parts[k].append(prediction)
+            if called is not None:
+                called(sum(m.x.shape[0] for _, m in call), time.perf_counter() - began)
         return [_complete(*found) for found in zip(members, noisy, parts, strict=True)]
 
 
@@ -249,7 +264,7 @@ def _call(denoiser: Denoiser, call: _Call) -> Iterator[tuple[int, Prediction]]:
     sizes = [m.x.shape[0] for m in members]
     one = len(members) == 1
     x = members[0].x if one else torch.cat([m.x for m in members])
-    level = _join_levels([m.network_level for m in members], sizes)
+    level = join_levels([m.network_level for m in members], sizes)
     cond = Condition.join([m.inputs.cond for m in members])
     observed: Sequence[list[Tensor] | None] = [None] * len(members)
     if members[-1].of.perturb is None:
@@ -282,19 +297,6 @@ def _perturbations(
         perturb = m.of.perturb
         yield perturb(denoiser, rows, m.inputs) if perturb else nullcontext()
         start += size
-
-
-def _join_levels(levels: Sequence[Level], sizes: Sequence[int]) -> Level:
-    first = levels[0]
-    if not any(isinstance(v, Tensor) for level in levels for v in level) and all(
-        level == first for level in levels
-    ):
-        return first
-    columns = [
-        [torch.as_tensor(v, dtype=torch.float64).expand(size) for v in level]
-        for level, size in zip(levels, sizes, strict=True)
-    ]
-    return Level(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 
 def _checked(out: object, x: Tensor, level: Level) -> Prediction:

@@ -17,6 +17,7 @@ from .levels import Step
 from .passes import Net, Pass
 from .prediction import Prediction
 from .rng import Draw
+from .slopes import Slope
 
 T = TypeVar("T")
 
@@ -108,6 +109,7 @@ class Round:
         group: the samples.
         passes: the rows of each pass (rising local indices; None: all of the group).
         nets: networks by name.
+        slopes: gradients that are needed too; they are filled in, here or where they are read.
         through: passes whose predictions must be differentiable in their ``x_t``; these are never
             cut into several calls.
         needs_grad: whether predictions will be part of a graph (else passes run in inference mode).
@@ -119,6 +121,7 @@ class Round:
     group: Group
     passes: Mapping[Pass, Tensor | None]
     nets: Mapping[str, Net]
+    slopes: tuple[Slope, ...] = ()
     through: frozenset[Pass] = frozenset()
     needs_grad: bool = False
     max_rows: int | None = None

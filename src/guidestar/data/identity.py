@@ -11,6 +11,7 @@ from typing import TypedDict
 from torch import Tensor
 
 from .latents import Latents, Unencoded
+from .paths import Paths
 from .pictures import Pictures
 from .reduced import Reduced
 from .shards import Shards
@@ -116,6 +117,9 @@ def _pieces(source: Source) -> Iterator[bytes]:
         yield from _pieces(source.source)
     elif isinstance(source, Latents | Unencoded):  # whose autoencoder is an origin of its own
         yield from _pieces(source.pictures)
+    elif isinstance(source, Paths):
+        yield from _tensor(source.states)
+        yield from _pieces(source.source)
     elif isinstance(source, Pictures):
         yield from (*_tensor(source.pixels), *_held(source.targets))
     elif isinstance(source, InMemory):

@@ -54,9 +54,23 @@ def check(term: Direction | Post, *names: str) -> None:
     Raises:
         ValueError: the term, the argument and its allowed kinds are named.
     """
+    check_kinds(term, term.name, *names)
+
+
+def check_kinds(thing: object, called: str, *names: str) -> None:
+    """Refuse arguments of another kind than their annotation, of what is no term.
+
+    Args:
+        thing: an operator.
+        called: its name, for the message.
+        names: of the arguments.
+
+    Raises:
+        ValueError: the argument and its allowed kinds are named.
+    """
     for name in names:
-        if wrong := problem(type(term), name, getattr(term, name), python=True):
-            raise ValueError(f"{term.name}: {wrong}")
+        if wrong := problem(type(thing), name, getattr(thing, name), python=True):
+            raise ValueError(f"{called}: {wrong}")
 
 
 MOST = 1000

@@ -14,6 +14,7 @@ from ..core.levels import Step
 from ..core.passes import COND, Encode, Pass, seeded
 from ..core.prediction import Prediction
 from ..core.rng import Draw
+from ..core.slopes import Slope
 
 Loss = Callable[[Tensor], Tensor]
 """A loss of a clean estimate: ``loss(x0 [B, *S]) -> [B]``."""
@@ -68,6 +69,7 @@ class Live:
         state: the term's state of these samples.
         base: the prediction that the terms are added to.
         streams: the random streams of all the run's samples at this step, if the run has seeds.
+        asked: the slope that the term has asked for with its passes.
     """
 
     x_t: Tensor
@@ -77,9 +79,10 @@ class Live:
     state: State
     base: Prediction
     streams: Draw | None = None
+    asked: Slope | None = None
 
     @classmethod
-    def of(cls, group: Group, base: Prediction, state: State) -> Live:
+    def of(cls, group: Group, base: Prediction, state: State, asked: Slope | None = None) -> Live:
         """Return the inputs of a term for the samples of ``group``."""
         return cls(
             x_t=group.x_t,
@@ -89,6 +92,7 @@ class Live:
             state=state,
             base=base,
             streams=group.streams,
+            asked=asked,
         )
 
     @property
@@ -107,14 +111,7 @@ class Live:
         Raises:
             ValueError: the tensor is for another number of samples.
         """
-        if len(per_sample) not in (1, self.batch):
-            raise ValueError(
-                f"{len(per_sample)} values were given for {self.batch} samples; give one, or one "
-                "for each"
-            )
-        if len(per_sample) == 1:
-            return per_sample.expand(len(self.x_t), *per_sample.shape[1:])
-        return per_sample if self.rows is None else per_sample[self.rows.to(per_sample.device)]
+        return own_rows(per_sample, len(self.x_t), self.batch, self.rows)
 
     def slope(
         self, what: str, function: Callable[[Tensor], Tensor], through: Prediction | None
@@ -178,6 +175,27 @@ class Engine(Protocol):
             stopped: count as if all terms that may have stopped had done so.
         """
         ...
+
+
+def own_rows(per_sample: Tensor, size: int, batch: int, rows: Tensor | None) -> Tensor:
+    """Select the values of ``size`` samples, the ``rows`` of a run of ``batch`` (None: all).
+
+    Args:
+        per_sample: values of the whole run, ``[B, …]`` or ``[1, …]``.
+        size: how many samples these are.
+        batch: how many the run has.
+        rows: which these are.
+
+    Raises:
+        ValueError: the values are for another number of samples.
+    """
+    if len(per_sample) not in (1, batch):
+        raise ValueError(
+            f"{len(per_sample)} values were given for {batch} samples; give one, or one for each"
+        )
+    if len(per_sample) == 1:
+        return per_sample.expand(size, *per_sample.shape[1:])
+    return per_sample if rows is None else per_sample[rows.to(per_sample.device)]
 
 
 def one_each(what: str, values: object, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from ..core.evaluation import Answers, Asking, Group, GuidedStep, Round, State, 
 from ..core.levels import Step, Value, expand
 from ..core.passes import Net, Pass
 from ..core.prediction import Prediction
+from ..core.slopes import Slope
 from .context import Count, Live
 from .groups import take
 from .reuse import Pusher, split
@@ -35,13 +36,20 @@ class _Active:
     passes: tuple[Pass, ...]
     rounds: Rounds | None = None
     pushed: Pushed | None = None
+    slope: Slope | None = None
+
+    def ask_slope(self, group: Group) -> Slope | None:
+        """Note and return the gradient that the term needs beside its passes."""
+        self.slope = self.term.slope(group if self.rows is None else group.take(self.rows))
+        return self.slope
 
     def begin(self, group: Group, base: Prediction, state: State, answers: Answers) -> None:
         """Compute the push, or begin the rounds that it takes."""
         if self.rows is not None:
             group, base = group.take(self.rows), base.take(self.rows)
             state = take(state, self.rows)
-        found = self.term.push(Live.of(group, base, state), *self.predictions(answers))
+        live = Live.of(group, base, state, self.slope)
+        found = self.term.push(live, *self.predictions(answers))
         if isinstance(found, Generator):
             self.rounds = found
             self.proceed(None)
@@ -149,7 +157,9 @@ class Sum:
         with self.mode():
             start = self._start(group.step, group.rows, size, states)
             through = start.needs.through
-            asked = self.options(group=group, passes=start.needs.rows(size), through=through)
+            slopes = tuple(s for a in start.active if (s := a.ask_slope(group)))
+            rows = start.needs.rows(size)
+            asked = self.options(group=group, passes=rows, through=through, slopes=slopes)
         first: Answers | None = None
         evaluations: int | Tensor = 0
         while True:

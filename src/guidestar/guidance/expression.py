@@ -45,6 +45,7 @@ class ExpressionError(ValueError):
 
     def __init__(self, text: str, column: int, problem: str) -> None:
         super().__init__(f"guidance: {problem}\n  {text}\n  {' ' * column}^")
+        self.text, self.column, self.problem = text, column, problem
 
 
 def parse(text: str) -> Guidance:

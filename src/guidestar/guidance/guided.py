@@ -253,7 +253,7 @@ class Guided:
         everyone = torch.arange(batch)
         count = self._engine.count(step, everyone)
         fewest = self._engine.count(step, everyone, True)
-        rho = float(torch.as_tensor(step.t.rho).flatten()[0])
+        rho = float(torch.as_tensor(step.t.rho, dtype=torch.float64).flatten()[0])
         return StepPlan(
             index=step.index,
             rho=rho,

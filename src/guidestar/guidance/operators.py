@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .arguments import MOST, check_counts
+from .arguments import MOST, check_counts, check_kinds, problem
 
 
 @runtime_checkable
@@ -114,6 +114,7 @@ class Blur:
 
     def __post_init__(self) -> None:
         check_counts(self, "blur")
+        check_kinds(self, "blur", "deviation")
         if not 0 < self.deviation <= MOST / 3 or (self.radius is not None and self.radius < 0):
             raise ValueError(
                 f"blur: the deviation must be above 0 and at most {MOST / 3:.0f}, and the radius "
@@ -150,7 +151,8 @@ class Colour:
     matrix: tuple[tuple[float, ...], ...] = ((0.299, 0.587, 0.114),)
 
     def __post_init__(self) -> None:
-        if len({len(row) for row in self.matrix}) != 1 or not self.matrix[0]:
+        unfit = problem(type(self), "matrix", self.matrix)
+        if unfit or len({len(row) for row in self.matrix}) != 1 or not self.matrix[0]:
             raise ValueError(
                 "gray: the matrix must have rows of one length, a number for each channel, not "
                 f"{self.matrix!r}"

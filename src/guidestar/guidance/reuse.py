@@ -18,6 +18,8 @@ from torch import Tensor
 from ..core.levels import Level, Step, Value, expand, inverse_or_zero
 from ..core.passes import Pass
 from ..core.prediction import Prediction, slope
+from ..core.rounds import Group
+from ..core.slopes import Slope
 from .bases.statistics import norm, safe
 from .context import Live, State
 
@@ -34,6 +36,10 @@ _PUSH, _AT, _BEFORE, _BEFORE_AT, _RATE = (
 
 class Pusher(Protocol):
     """Computes the push of a term."""
+
+    def slope(self, group: Group) -> Slope | None:
+        """Return a gradient at x_t that it needs beside its passes, if any."""
+        ...
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed | Rounds:
         """Return the push of x0 and the new state, or the rounds of passes that it takes."""
@@ -192,6 +198,9 @@ class _Fresh:
 
     term: Direction
 
+    def slope(self, group: Group) -> Slope | None:
+        return self.term.slope(group)
+
     def push(self, live: Live, *predictions: Prediction) -> Pushed | Rounds:
         found = self.term.push(live, *predictions)
         if isinstance(found, Generator):
@@ -221,6 +230,9 @@ class _Carried:
     """Carries the last push of a term to another level."""
 
     term: Direction
+
+    def slope(self, group: Group) -> None:
+        return None
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         here = _half_log_snr(live.step.t, len(live.x_t))

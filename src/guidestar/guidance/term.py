@@ -16,6 +16,8 @@ from torch import Tensor
 from ..core.levels import Step, Value
 from ..core.passes import Pass, Slot
 from ..core.prediction import Prediction
+from ..core.rounds import Group
+from ..core.slopes import Slope
 from .context import Context, Engine, Live, State
 from .reuse import check_reuse
 from .serialize import written
@@ -145,6 +147,14 @@ class Direction(_Sum, ABC):
     @abstractmethod
     def passes(self, step: Step) -> tuple[Pass, ...]:
         """Return the passes that it needs at ``step``, beside the base."""
+
+    def slope(self, group: Group) -> Slope | None:
+        """Return a gradient at x_t that it needs beside its passes (`Live.asked`), if any.
+
+        Args:
+            group: the samples whose weight is not 0.
+        """
+        return None
 
     @abstractmethod
     def push(self, live: Live, *predictions: Prediction) -> Pushed | Rounds:

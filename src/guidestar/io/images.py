@@ -69,10 +69,11 @@ _INKS = ("#1b6ca8", "#c0392b", "#2e8b57", "#8e44ad", "#d68910", "#34495e")
 
 
 def _curves(y: Tensor, size: int) -> Image.Image:
-    """Draw the columns of ``y [T, C]`` in [0, 1] as curves."""
+    """Draw the columns of ``y [T, C]`` in [0, 1] as curves; of one number a flat one."""
+    y = y.expand(2, -1) if len(y) == 1 else y
     canvas = Image.new("RGB", (size, size), "#f4f4f4")
     draw = ImageDraw.Draw(canvas)
-    across = [i * (size - 1) / max(1, len(y) - 1) for i in range(len(y))]
+    across = [i * (size - 1) / (len(y) - 1) for i in range(len(y))]
     for i, column in enumerate(y.T.tolist()):
         draw.line(
             [(a, (1 - v) * (size - 1)) for a, v in zip(across, column, strict=True)],

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
 from ..core.passes import Net
-from .protocols import ClassEncoder, Encoder, PartEncoder, ScaleInput
+from ..guidance import Guidance
+from .protocols import ClassEncoder, Encoder, IndexEncoder, LatentDecoder, PartEncoder, ScaleInput
 from .request import Names
 
 if TYPE_CHECKING:
@@ -61,7 +63,56 @@ def _canonical(encoder: Encoder, name: str | int) -> str | int:
     return encoder.classes[index] if encoder.index(encoder.classes[index]) == index else index
 
 
-def net_of(
+def nets_of(
+    model: Model,
+    expression: Guidance,
+    cond: Sequence[str | int] | Condition | None,
+    negative: str | int | None,
+    scale: tuple[float, ...] | None,
+) -> dict[str, Net]:
+    """Bind a model's networks by name; conditions are encoded for those that are evaluated."""
+    used = {"main", *(name for term in expression.terms for name in term.traits.nets)}
+    everyone = {"main": (model.denoiser, model.encoder), **model.nets}
+    nets = {
+        name: _net_of(model, denoiser, encoder, cond, negative)
+        if name in used
+        else Net(denoiser=denoiser)
+        for name, (denoiser, encoder) in everyone.items()
+    }
+    return {**nets, "main": _with_scale(model, nets["main"], scale)}
+
+
+def index_of(model: Model) -> Callable[[str | int], int] | None:
+    """Return what turns the name of a class into its index, if there is such a thing."""
+    indexed = IndexEncoder if model.classifiers else ClassEncoder
+    return model.encoder.index if isinstance(model.encoder, indexed) else None
+
+
+def target_of(model: Model, names: Sequence[str | int] | None) -> Tensor | None:
+    """Return the class of each sample ``[B]`` for classifiers; None where there is none."""
+    index = index_of(model)
+    if names is None or index is None or "" in names:
+        return None
+    return torch.tensor([index(n) for n in names])
+
+
+def guides_of(model: Model) -> dict[str, object]:
+    """Return the classifiers as a run uses them: a CLIP of clean pictures sees latents through the
+    decoder.
+    """
+    vae = model.decode.vae if isinstance(model.decode, LatentDecoder) else None
+    if vae is None:
+        return dict(model.classifiers)
+    from ..diffusers.read.vae import ThroughDecoder
+
+    guides: dict[str, Any] = dict(model.classifiers)
+    return {
+        name: ThroughDecoder(vae, c) if hasattr(c, "embed_text") and not c.noise_aware else c
+        for name, c in guides.items()
+    }
+
+
+def _net_of(
     model: Model,
     denoiser: Denoiser,
     encoder: Encoder | None,
@@ -154,7 +205,7 @@ def scale_of(
     return tuple(scales * count) if count is not None and len(scales) == 1 else tuple(scales)
 
 
-def with_scale(model: Model, net: Net, scale: tuple[float, ...] | None) -> Net:
+def _with_scale(model: Model, net: Net, scale: tuple[float, ...] | None) -> Net:
     """Let the condition of a network carry the scale; its null and negative have the scale 1."""
     if scale is None:
         return net

@@ -1,4 +1,4 @@
-"""Grids that were fitted to a model, kept in its card by their step counts."""
+"""The grids of a model: by name, as its card recommends, or fitted to it for a step count."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.levels import Grid, log_snr
+from ..core.levels import GRIDS, Grid, log_snr
 from ..core.rng import Draw
 from ..io.documents import read_json
 from ..io.images import write_text
@@ -25,6 +25,31 @@ FITTED = "fitted"
 def ratios_of(card: Mapping[str, Any]) -> dict[int, list[float]]:
     """Return the fitted noise ratios of a card by step count."""
     return {int(steps): rhos for steps, rhos in card.get("grids", {}).items()}
+
+
+def grid_name(model: Model, steps: int | None = None, grid: str | None = None) -> str:
+    """Return the name of the grid of so many steps: as given, fitted, or the card's."""
+    count = steps if steps is not None else model.defaults.get("steps", 20)
+    if grid is None and count in ratios_of(model.card):
+        return FITTED
+    return grid or model.defaults.get("grid", "log_snr")
+
+
+def make_grid(model: Model, steps: int | None = None, grid: str | None = None) -> Grid:
+    """Make a model's grid of levels; both default to the card's.
+
+    Raises:
+        ValueError: unknown grid, or steps out of range.
+    """
+    count: int = steps if steps is not None else model.defaults.get("steps", 20)
+    name = grid_name(model, steps, grid)
+    if name == FITTED:
+        return fitted_grid(model, count)
+    if name not in GRIDS:
+        raise ValueError(f"unknown grid {name!r}; the grids are {', '.join((*GRIDS, FITTED))}")
+    if not 1 <= count <= 10_000:
+        raise ValueError(f"steps must be from 1 to 10000, not {count}")
+    return GRIDS[name](model.schedule, count)
 
 
 def fitted_grid(model: Model, steps: int) -> Grid:

@@ -10,6 +10,7 @@ condition/                   the encoder of its conditions
 text_encoder/, tokenizer/    CLIP's, where a caption is the only condition
 weak/, …                     further networks, each with its conditions
 averages/                    the network with other averages of its weights
+variants/                    further networks with cards of their own (`variants`)
 classifier/, judge/          classifiers; a judge may be a whole CLIP
 clip/, clean_clip/           image towers of CLIP, whose text tower is text_encoder/
 vae/                         AutoencoderKL, of a model of latents
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -32,11 +34,11 @@ from torch import Tensor
 from ..core.denoiser import Denoiser
 from ..core.levels import Flow
 from ..diffusers import guidance_file as recipe
-from ..diffusers.export import described, scheduler_settings, write_index
+from ..diffusers.export import described, network_of, scheduler_settings, write_index
 from ..diffusers.guidance_file import Defaults
 from ..diffusers.objects import Config
 from ..diffusers.read.building import one_budget
-from ..diffusers.read.encoders import TextEncoder
+from ..diffusers.read.encoders import TextEncoder, read_encoder
 from ..diffusers.read.hub import fetch, repository_of
 from ..diffusers.read.network import Parts
 from ..diffusers.read.network import read as read_parts
@@ -54,6 +56,7 @@ from .manifest import FORMAT, NAME, Card, read_about
 from .model import Model
 from .protocols import Classifier, Encoder, Judge, TextJudge
 from .shipped import SHIPPED, available
+from .variants import UnknownVariantError, variant_folder
 
 PARTS = frozenset(
     {
@@ -66,6 +69,7 @@ PARTS = frozenset(
         "text_encoder",
         "tokenizer",
         "averages",
+        "variants",
         "judge",
         "guidestar.json",
         "guidance.toml",
@@ -120,6 +124,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     average: str | None = None,
+    variant: str | None = None,
     trust: bool = False,
     size: tuple[int, int] | None = None,
     dtype: torch.dtype | str | None = None,
@@ -136,6 +141,8 @@ def load(
         device: where its networks go.
         average: which average of its weights, where its training kept several; by default the
             first.
+        variant: another network of the model with defaults of its own, e.g. "4-step", a student
+            for four steps (`guidestar.model.variants`); "model:4-step" as ``name`` is the same.
         trust: import and call the code that a folder names for its network; without it, such a
             folder is refused.
         size: height and width in pixels, of a pipeline that takes a prompt.
@@ -143,11 +150,13 @@ def load(
             float32 by default. The VAE stays in float32.
 
     Raises:
-        ValueError: there is no such model, here or on the hub; no such average or dtype.
+        ValueError: there is no such model, here or on the hub; no such average, variant or
+            dtype.
         WeightsError: a file is damaged, or does not fit its network; it is named. Or the networks
             would take more than this machine's memory; the environment variable GUIDESTAR_MEMORY
             (in GB) takes its place.
     """
+    name, variant = _split(name, variant)
     folder = _find(name)
     if (folder / CASCADE).is_file():
         raise ValueError(
@@ -164,16 +173,31 @@ def load(
             f"{folder} is not a model of guidestar's own, so it keeps no averages of its weights; "
             "leave average= out"
         )
+    home = folder
+    if variant is not None:
+        if average is not None:
+            raise ValueError(f"the variant {variant!r} keeps no averages; leave average= out")
+        home, name = variant_folder(folder, variant), f"{name}:{variant}"
     kind = dtype_of(dtype)
     with one_budget():
-        model = _read(folder, str(name), average, trust, size, kind or torch.float32)
+        model = _read(folder, home, str(name), average, trust, size, kind or torch.float32)
     for denoiser in (model.denoiser, *(d for d, _ in model.nets.values())):
         lean(denoiser)  # type: ignore[type-var]
     return model.to(device)
 
 
+def _split(name: str | Path, variant: str | None) -> tuple[str | Path, str | None]:
+    """Split "model:variant" where a model of that name has variants."""
+    base, sign, last = str(name).rpartition(":")
+    if variant is not None or not sign or Path(name).is_dir():
+        return name, variant
+    shipped = (SHIPPED / base / NAME).is_file()
+    return (base, last) if shipped or (Path(base) / NAME).is_file() else (name, None)
+
+
 def _read(
     folder: Path,
+    home: Path,
     name: str,
     average: str | None,
     trust: bool,
@@ -183,13 +207,13 @@ def _read(
     ours = (folder / NAME).is_file()
     try:
         model = (
-            _read_ours(folder, name, average, trust)
+            _read_ours(folder, home, name, average, trust)
             if ours
             else _read_foreign(folder, name, size, dtype)
         )
-        model.defaults |= recipe.settings(folder)
+        model.defaults |= recipe.settings(home)
         return model
-    except UnknownAverageError:
+    except (UnknownAverageError, UnknownVariantError):
         raise
     except ValueError as error:
         raise WeightsError(str(error)) from error
@@ -266,13 +290,16 @@ def _read_foreign(
     )
 
 
-def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Model:
-    about = read_about(folder)
+def _read_ours(folder: Path, home: Path, name: str, average: str | None, trust: bool) -> Model:
+    """Read a model whose own network is in ``home``: its folder, or that of a variant."""
+    about, model = read_about(home), read_about(folder)
     process = read_scheduler(folder)
     main = read_parts(
-        _of_average(folder, about, average), process=process, known=_networks(), trust=trust
+        _of_average(home, about, average), process=process, known=_networks(), trust=trust
     )
-    shape = _shape(folder / NAME, about.get("shape"), main)
+    if home != folder and not (home / "condition").is_dir():
+        main = replace(main, encoder=read_encoder(folder, _inner(main)))
+    shape = _shape(home / NAME, about.get("shape"), main)
     further = {
         n: read_parts(folder / n, process=process, known=_networks(), trust=trust)
         for n in about.get("nets", [])
@@ -283,16 +310,20 @@ def _read_ours(folder: Path, name: str, average: str | None, trust: bool) -> Mod
         schedule=main.schedule,
         shape=shape,
         encoder=main.encoder,
-        decode=_decoder(folder, about),
+        decode=_decoder(folder, model),
         nets={n: (p.denoiser, p.encoder) for n, p in further.items()},
         classifiers={
-            **_read_classifiers(folder, about),
-            **_read_clips(folder, about, main.encoder),
+            **_read_classifiers(folder, model),
+            **_read_clips(folder, model, main.encoder),
         },
         judge=_read_judge(folder / "judge") if (folder / "judge").is_dir() else None,
         defaults=about.get("defaults", {}),
         card=about,
     )
+
+
+def _inner(parts: Parts) -> ModelMixin:
+    return network_of(parts.denoiser)  # type: ignore[return-value]
 
 
 def _shape(file: Path, given: Sequence[int] | None, main: Parts) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     average: str | None = None,
+    variant: str | None = None,
     trust: bool = False,
     size: tuple[int, int] | None = None,
     dtype: torch.dtype | str | None = None,
@@ -33,6 +34,8 @@ def load(
         device: where its networks go.
         average: which average of its weights, where its training kept several; by default the
             first.
+        variant: another network of the model with defaults of its own, e.g. "4-step", a student
+            for four steps (`guidestar.model.variants`); "model:4-step" as ``name`` is the same.
         trust: import and call the code that a folder names for its network; without it, such a
             folder is refused.
         size: height and width in pixels, of a pipeline that takes a prompt.
@@ -40,16 +43,25 @@ def load(
             float32 by default. The VAE stays in float32.
 
     Raises:
-        ValueError: there is no such model, here or on the hub; no such average or dtype.
+        ValueError: there is no such model, here or on the hub; no such average, variant or
+            dtype.
         WeightsError: a file is damaged, or does not fit its network; it is named. Or the networks
             would take more than this machine's memory; the environment variable GUIDESTAR_MEMORY
             (in GB) takes its place.
     """
     if is_cascade(name):
-        if average is not None or size is not None or dtype is not None:
+        if any(given is not None for given in (average, variant, size, dtype)):
             raise ValueError(
-                f"{name} is a cascade; average=, size= and dtype= are of its stages, which load "
-                "alone"
+                f"{name} is a cascade; average=, variant=, size= and dtype= are of its stages, "
+                "which load alone"
             )
         return load_cascade(name, trust=trust, device=device)  # type: ignore[return-value]
-    return load_model(name, device=device, average=average, trust=trust, size=size, dtype=dtype)
+    return load_model(
+        name,
+        device=device,
+        average=average,
+        variant=variant,
+        trust=trust,
+        size=size,
+        dtype=dtype,
+    )

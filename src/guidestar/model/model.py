@@ -3,136 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core.denoiser import Condition, Denoiser
-from ..core.levels import GRIDS, Grid, Level, Schedule
-from ..core.passes import Net
-from ..core.rng import Draw, checked_seeds
-from ..diffusers.guidance_file import Defaults
+from ..core.denoiser import Condition
+from ..core.levels import Grid, Level
+from ..core.rng import checked_seeds
 from ..guidance import Guidance, Guided, Observation, Plan, losses_of, parse
 from ..guidance.losses import Loss
 from ..guidance.term import Direction, as_guidance
-from ..sampling import (
-    Potential,
-    Solver,
-    State,
-    get_solver,
-    grid_of,
-    trajectory,
-    warn_of_divergence,
+from ..sampling import Potential, Solver, State, get_solver, grid_of, warn_of_divergence
+from .binding import guides_of, index_of, names_of, nets_of, scale_of, target_of
+from .fitted import grid_name, make_grid
+from .parts import ModelParts
+from .request import (
+    CUSTOM,
+    Names,
+    Request,
+    RunArguments,
+    SteerArguments,
+    Steering,
+    check_names,
+    checked_start,
 )
-from .binding import names_of, net_of, scale_of, with_scale
-from .fitted import FITTED, fitted_grid, ratios_of
-from .manifest import Card
-from .protocols import (
-    ClassEncoder,
-    Classifier,
-    Decoder,
-    Encoder,
-    IndexEncoder,
-    Judge,
-    LatentDecoder,
-    TextEncoder,
-    TextJudge,
-)
-from .request import CUSTOM, Names, Request, Steering
-from .samples import Carried, Samples, Settings, check_settings, settings_of
+from .samples import CARRIED, Carried, Samples, Settings, check_settings, settings_of
 from .steering import Reward, steer
-from .walking import drive_alone, find_blame, finish, starting_samples
+from .walking import finish, walk_states
 
 Watch = Callable[[int, int], None]
 
 
 @dataclass(kw_only=True, repr=False)
-class Model:
+class Model(ModelParts):
     """A denoiser with its schedule, condition encoder, decoder, further networks and card.
 
-    Several threads may sample from one model at the same time.
-
-    Args:
-        name: its name, or its folder.
-        denoiser: the network that is guided.
-        schedule: its noise levels.
-        shape: of one sample.
-        encoder: turns names into conditions: ``encode(names)``, ``null(batch)``, ``index(name)``,
-            ``classes``; None for an unconditional model.
-        decode: turns samples into images; by default they are images already.
-        nets: further denoisers by name, each with its encoder (``weak``: for autoguidance).
-        classifiers: by the name that ``classifier(…, net=name)`` has.
-        judge: a classifier that guides nothing and only measures.
-        defaults: ``guidance``, ``steps``, ``solver`` and ``grid`` as its card recommends.
-        card: the values of its ``guidestar.json``.
+    Several threads may sample from one model at the same time. `ModelParts` explains its arguments.
     """
-
-    name: str
-    denoiser: Denoiser
-    schedule: Schedule
-    shape: tuple[int, ...]
-    encoder: Encoder | None = None
-    decode: Decoder = lambda x: x.clamp(-1, 1)
-    nets: dict[str, tuple[Denoiser, Encoder | None]] = field(default_factory=dict)
-    classifiers: dict[str, Classifier] = field(default_factory=dict)
-    judge: Judge | TextJudge | None = None
-    defaults: Defaults = field(default_factory=Defaults)
-    card: Card = field(default_factory=dict)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, if it has any."""
-        encoder = self.encoder
-        return tuple(encoder.classes) if isinstance(encoder, ClassEncoder) else ()
-
-    @property
-    def told_by_text(self) -> bool:
-        """Whether its condition is a prompt."""
-        return isinstance(self.encoder, TextEncoder)
-
-    @property
-    def latent(self) -> bool:
-        """Whether it works on latents, which `decode` turns into images."""
-        return isinstance(self.decode, LatentDecoder)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the main network is."""
-        parameters = (
-            self.denoiser.parameters() if isinstance(self.denoiser, nn.Module) else iter(())
-        )
-        return next((p.device for p in parameters), torch.device("cpu"))
-
-    def to(self, device: torch.device | str) -> Model:
-        """Move every network to ``device``."""
-        parts = [
-            self.denoiser,
-            self.encoder,
-            self.judge,
-            *self.classifiers.values(),
-            *(m for pair in self.nets.values() for m in pair),
-        ]
-        for part in parts:
-            if isinstance(part, nn.Module):
-                part.to(device)
-        return self
-
-    def to_images(self, x: Tensor) -> Tensor:
-        """Decode samples ``[B, *S]`` into images.
-
-        Raises:
-            FloatingPointError: the decoder returned values that are not finite.
-        """
-        images = self.decode(x)
-        if not bool(images.isfinite().all()) and bool(x.isfinite().all()):
-            raise FloatingPointError(
-                f"the decoder of {self.name!r} returned values that are not finite from finite "
-                "samples; load it in float32"
-            )
-        return images
 
     def grid(self, steps: int | None = None, grid: str | Grid | None = None) -> Grid:
         """Make a grid of levels; both default to the card's.
@@ -143,24 +52,7 @@ class Model:
         Raises:
             ValueError: unknown grid, or steps out of range.
         """
-        if isinstance(grid, Grid):
-            return grid
-        count: int = steps if steps is not None else self.defaults.get("steps", 20)
-        name = self.grid_name(steps, grid)
-        if name == FITTED:
-            return fitted_grid(self, count)
-        if name not in GRIDS:
-            raise ValueError(f"unknown grid {name!r}; the grids are {', '.join((*GRIDS, FITTED))}")
-        if not 1 <= count <= 10_000:
-            raise ValueError(f"steps must be from 1 to 10000, not {count}")
-        return GRIDS[name](self.schedule, count)
-
-    def grid_name(self, steps: int | None = None, grid: str | None = None) -> str:
-        """Return the name of the grid of so many steps: as given, fitted, or the card's."""
-        count = steps if steps is not None else self.defaults.get("steps", 20)
-        if grid is None and count in ratios_of(self.card):
-            return FITTED
-        return grid or self.defaults.get("grid", "log_snr")
+        return grid if isinstance(grid, Grid) else make_grid(self, steps, grid)
 
     def expression(
         self, guidance: str | Guidance | Direction | None, *, conditional: bool = True
@@ -204,51 +96,20 @@ class Model:
         `sample`.
         """
         expression = self.expression(guidance, conditional=cond is not None)
-        used = {"main", *(name for term in expression.terms for name in term.traits.nets)}
-        everyone = {"main": (self.denoiser, self.encoder), **self.nets}
-        nets = {
-            name: net_of(self, denoiser, encoder, cond, negative)
-            if name in used
-            else Net(denoiser=denoiser)
-            for name, (denoiser, encoder) in everyone.items()
-        }
-        nets["main"] = with_scale(self, nets["main"], scale_of(self, scale))
-        named = None if isinstance(cond, Condition) else cond
-        indexed = IndexEncoder if self.classifiers else ClassEncoder
-        index = self.encoder.index if isinstance(self.encoder, indexed) else None
-        target = (
-            torch.tensor([index(n) for n in named])
-            if named is not None and index is not None and "" not in named
-            else None
-        )
+        names = None if cond is None or isinstance(cond, Condition) else cond
         return Guided(
             expression,
-            nets,
-            classifiers=self._guides(),
-            target=target,
-            index=index,
-            prompts=[str(c) for c in named] if named is not None and self.told_by_text else None,
+            nets_of(self, expression, cond, negative, scale_of(self, scale)),
+            classifiers=guides_of(self),
+            target=target_of(self, names),
+            index=index_of(self),
+            prompts=[str(c) for c in names] if names is not None and self.told_by_text else None,
             losses=losses,
             seeds=seeds,
             max_rows=max_rows,
             checkpoint=checkpoint,
             check=check,
         )
-
-    def _guides(self) -> dict[str, object]:
-        """Return the classifiers as a run uses them: a CLIP of clean pictures sees latents through
-        the decoder.
-        """
-        vae = self.decode.vae if isinstance(self.decode, LatentDecoder) else None
-        if vae is None:
-            return dict(self.classifiers)
-        from ..diffusers.read.vae import ThroughDecoder
-
-        guides: dict[str, Any] = dict(self.classifiers)
-        return {
-            name: ThroughDecoder(vae, c) if hasattr(c, "embed_text") and not c.noise_aware else c
-            for name, c in guides.items()
-        }
 
     def plan(
         self,
@@ -285,88 +146,50 @@ class Model:
         """Return a solver by its name; by default the card's."""
         return get_solver(solver if solver is not None else self.defaults.get("solver", "dpmpp-2m"))
 
-    def trajectory(
-        self,
-        cond: Names | None = None,
-        *,
-        guidance: str | Guidance | Direction | None = None,
-        seeds: Sequence[int] = (0,),
-        negative: str | int | None = None,
-        scale: float | Sequence[float] | None = None,
-        steps: int | None = None,
-        solver: str | Solver | None = None,
-        grid: str | Grid | None = None,
-        start: Tensor | None = None,
-        start_rho: float | None = None,
-        losses: Mapping[str, Loss] | None = None,
-        max_rows: int | None = None,
-        checkpoint: bool = False,
-        explain: bool = False,
-        check: bool = False,
-    ) -> Iterator[State]:
-        """Yield the state after each step (previews, progress, cancelling); arguments as in
-        `sample`.
-        """
-        request = self.request(
-            cond,
-            guidance=guidance,
-            seeds=seeds,
-            negative=negative,
-            scale=scale,
-            steps=steps,
-            solver=solver,
-            grid=grid,
-            start=start,
-            start_rho=start_rho,
-            losses=losses,
-            max_rows=max_rows,
-            checkpoint=checkpoint,
-        )
-        return self.states(request, explain=explain, check=check)
-
-    def request(
-        self,
-        cond: Names | None = None,
-        *,
-        guidance: str | Guidance | Direction | None = None,
-        seeds: Sequence[int] = (0,),
-        negative: str | int | None = None,
-        scale: float | Sequence[float] | None = None,
-        steps: int | None = None,
-        solver: str | Solver | None = None,
-        grid: str | Grid | None = None,
-        start: Tensor | None = None,
-        start_rho: float | None = None,
-        losses: Mapping[str, Loss] | None = None,
-        max_rows: int | None = None,
-        checkpoint: bool = False,
-    ) -> Request:
+    def request(self, cond: Names | None = None, **arguments: Unpack[RunArguments]) -> Request:
         """Resolve the arguments of `sample` into a `Request`, without running anything.
 
         `run` gives its samples, `states` its steps.
 
         Raises:
             ValueError: as `sample`.
+            TypeError: an unknown argument.
         """
-        checked = tuple(checked_seeds(seeds))
-        names = self.names(cond, len(checked))
-        grid = grid or grid_of(solver)
+        check_names(arguments, RunArguments)
+        seeds = tuple(checked_seeds(arguments.get("seeds", (0,))))
+        names, count = self.names(cond, len(seeds)), len(seeds)
+        solver, steps = arguments.get("solver"), arguments.get("steps")
+        rho = arguments.get("start_rho")
+        grid = arguments.get("grid") or grid_of(solver)
         levels = self.grid(steps, grid)
         return Request(
             names=names,
-            guidance=self.expression(guidance, conditional=names is not None),
-            seeds=checked,
+            guidance=self.expression(arguments.get("guidance"), conditional=names is not None),
+            seeds=seeds,
             solver=self.solver(solver),
-            levels=levels if start_rho is None else levels.from_rho(start_rho),
-            grid=CUSTOM if isinstance(grid, Grid) else self.grid_name(steps, grid),
-            negative=negative,
-            scale=scale_of(self, scale, len(checked)),
-            start_rho=start_rho,
-            start=None if start is None else _checked_start(start, len(checked), self.shape),
-            losses=losses,
-            max_rows=max_rows,
-            checkpoint=checkpoint,
+            levels=levels if rho is None else levels.from_rho(rho),
+            grid=CUSTOM if isinstance(grid, Grid) else grid_name(self, steps, grid),
+            negative=arguments.get("negative"),
+            scale=scale_of(self, arguments.get("scale"), count),
+            start_rho=rho,
+            start=checked_start(arguments.get("start"), (count, *self.shape)),
+            losses=arguments.get("losses"),
+            max_rows=arguments.get("max_rows"),
+            checkpoint=arguments.get("checkpoint", False),
         )
+
+    def trajectory(
+        self,
+        cond: Names | None = None,
+        *,
+        explain: bool = False,
+        check: bool = False,
+        **arguments: Unpack[RunArguments],
+    ) -> Iterator[State]:
+        """Yield the state after each step (previews, progress, cancelling); arguments as in
+        `sample` and `states`.
+        """
+        return self.states(self.request(cond, **arguments), explain=explain, check=check)
 
     def bind(self, request: Request, *, check: bool = False) -> Guided:
         """Bind the guidance of a request to this model's networks."""
@@ -399,16 +222,7 @@ class Model:
         Warns:
             DivergenceWarning: samples have left every plausible range by the last step.
         """
-        try:
-            for state in self._states(request, explain=explain, check=check):
-                if state.step.index == state.step.grid.steps - 1:
-                    self.warn_of_divergence(state.x, state.step.s)
-                yield state
-        except FloatingPointError as error:
-            if check:
-                raise
-            blamed = drive_alone(find_blame(self, request))
-            raise FloatingPointError(blamed or str(error)) from error
+        return walk_states(self, request, explain=explain, check=check)
 
     def warn_of_divergence(self, x: Tensor, level: Level | None = None) -> None:
         """Warn where samples ``[B, *S]`` have left every plausible range; waits for the device.
@@ -418,38 +232,20 @@ class Model:
         scale = self.card.get("data_scale", 1.0)
         warn_of_divergence(x, level, scale=float(scale), stacklevel=4)
 
-    def _states(self, request: Request, *, explain: bool, check: bool) -> Iterator[State]:
-        return trajectory(
-            self.bind(request, check=check),
-            starting_samples(self, request),
-            grid=request.levels,
-            solver=request.solver,
-            draw=Draw(request.seeds),
-            explain=explain,
-        )
-
     def sample(
         self,
         cond: Names | None = None,
         *,
-        guidance: str | Guidance | Direction | None = None,
-        seeds: Sequence[int] = (0,),
-        negative: str | int | None = None,
-        scale: float | Sequence[float] | None = None,
-        steps: int | None = None,
-        solver: str | Solver | None = None,
-        grid: str | Grid | None = None,
-        start: Tensor | None = None,
-        start_rho: float | None = None,
-        losses: Mapping[str, Loss] | None = None,
-        max_rows: int | None = None,
-        checkpoint: bool = False,
         watch: Watch | None = None,
+        **arguments: Unpack[RunArguments],
     ) -> Samples:
         """Sample one image a seed.
 
         Args:
             cond: class names or indices (or prompts): one, or one a seed; None for none at all.
+            watch: called after each step with the steps done and the steps in all.
+
+        Keyword Args:
             guidance: an expression, as text or made in Python; the card's by default.
             seeds: one integer a sample; sample k depends on its own seed alone.
             negative: what cfg moves away from, in place of the null.
@@ -467,29 +263,13 @@ class Model:
             max_rows: the most rows of one network call (bounds memory).
             checkpoint: where the network is differentiated, keep only the inputs of its blocks and
                 compute the rest again (bounds memory further).
-            watch: called after each step with the steps done and the steps in all.
 
         Raises:
             ValueError: unknown names, an expression that does not parse, numbers out of range.
             FloatingPointError: samples are not finite; names the term and its step, or the network
                 and its pass.
         """
-        request = self.request(
-            cond,
-            guidance=guidance,
-            seeds=seeds,
-            negative=negative,
-            scale=scale,
-            steps=steps,
-            solver=solver,
-            grid=grid,
-            start=start,
-            start_rho=start_rho,
-            losses=losses,
-            max_rows=max_rows,
-            checkpoint=checkpoint,
-        )
-        return self.run(request, watch=watch)
+        return self.run(self.request(cond, **arguments), watch=watch)
 
     def run(self, request: Request, *, watch: Watch | None = None) -> Samples:
         """Carry out a request of this model; ``watch`` as in `sample`.
@@ -531,16 +311,8 @@ class Model:
         potential: Potential = "difference",
         every: int | None = None,
         threshold: float = 0.5,
-        guidance: str | Guidance | Direction | None = None,
-        seeds: Sequence[int] = (0,),
-        negative: str | int | None = None,
-        scale: float | Sequence[float] | None = None,
-        steps: int | None = None,
-        solver: str | Solver = "ddpm",
-        grid: str | Grid | None = None,
-        losses: Mapping[str, Loss] | None = None,
-        max_rows: int | None = None,
         watch: Watch | None = None,
+        **arguments: Unpack[SteerArguments],
     ) -> Samples:
         """Sample towards a reward, which need not be differentiable: K particles a seed, of which
         the best is returned.
@@ -557,33 +329,16 @@ class Model:
             potential: as in `guidestar.steer`.
             every: as in `guidestar.steer`.
             threshold: as in `guidestar.steer`.
-            guidance: as in `sample`.
-            seeds: as in `sample`.
-            negative: as in `sample`.
-            scale: as in `sample`.
-            steps: as in `sample`.
-            solver: one that draws noise.
-            grid: as in `sample`.
-            losses: as in `sample`.
-            max_rows: as in `sample`.
             watch: as in `sample`.
+            arguments: as in `sample`, but for ``start``, ``start_rho`` and ``checkpoint``; the
+                solver must draw noise, and is "ddpm" by default.
 
         Raises:
             ValueError: as in `sample`; a solver that draws no noise; a reward that is not one
                 number an image.
         """
-        request = self.request(
-            cond,
-            guidance=guidance,
-            seeds=seeds,
-            negative=negative,
-            scale=scale,
-            steps=steps,
-            solver=solver,
-            grid=grid,
-            losses=losses,
-            max_rows=max_rows,
-        )
+        check_names(arguments, SteerArguments, "a steered run")
+        request = self.request(cond, **{"solver": "ddpm", **arguments})
         how = Steering(
             particles=particles,
             strength=strength,
@@ -601,93 +356,5 @@ class Model:
                 start from, a loss, a reward, a function.
         """
         check_settings(settings)
-        request = self.request(
-            settings["cond"],
-            guidance=settings["guidance"],
-            seeds=settings["seeds"],
-            negative=settings["negative"],
-            scale=settings.get("scale"),
-            steps=settings["steps"],
-            solver=settings["solver"],
-            grid=settings["grid"],
-            max_rows=settings["max_rows"],
-        )
-        return self.run(request, watch=watch)
-
-    def need_judge(self) -> Judge:
-        """Return the judge.
-
-        Raises:
-            ValueError: the model has none.
-        """
-        if self.judge is None or isinstance(self.judge, TextJudge):
-            raise ValueError(
-                f"the model {self.name!r} has no judge, so it cannot be measured; train one "
-                "([judge] in the recipe)"
-            )
-        return self.judge
-
-    def need_classes(self) -> ClassEncoder:
-        """Return the encoder of classes.
-
-        Raises:
-            ValueError: the model takes no classes.
-        """
-        if not isinstance(self.encoder, ClassEncoder):
-            raise ValueError(f"the model {self.name!r} takes no classes; choose a model of classes")
-        return self.encoder
-
-    def __repr__(self) -> str:
-        """Describe the model in at most ten lines."""
-        named = ", ".join(self.classes[:4]) + (", …" if len(self.classes) > 4 else "")
-        takes = (
-            "a prompt"
-            if self.told_by_text
-            else f"{len(self.classes)} classes ({named})"
-            if self.classes
-            else "a condition"
-            if self.encoder
-            else "nothing"
-        )
-        lines = [
-            f"Model {self.name!r}: {self.card.get('summary', '')}".rstrip(": "),
-            f"  network      {type(_unwrap(self.denoiser)).__name__}, "
-            f"{_count(self.denoiser):,} parameters, on {self.device}",
-            f"  schedule     {type(self.schedule).__name__}",
-            f"  samples      {list(self.shape)}{', latents of a VAE' if self.latent else ''}",
-            f"  condition    {takes}",
-            f"  nets         {', '.join(self.nets) or 'none'}",
-            "  classifiers  "
-            f"{', '.join(self.classifiers) or 'none'}{'; a judge' if self.judge else ''}",
-            f"  defaults     {', '.join(f'{k}={v}' for k, v in self.defaults.items()) or 'none'}",
-        ]
-        return "\n".join(lines)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Model:
-        return Model(**{f.name: deepcopy(getattr(self, f.name), memo) for f in fields(self)})
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a Model holds functions that cannot be pickled; pass its name or folder on instead, "
-            "and call guidestar.load there"
-        )
-
-
-def _unwrap(denoiser: object) -> object:
-    """Return the network within its wrappers."""
-    while isinstance(net := getattr(denoiser, "net", None), nn.Module):
-        denoiser = net
-    return denoiser
-
-
-def _count(denoiser: object) -> int:
-    return sum(p.numel() for p in denoiser.parameters()) if isinstance(denoiser, nn.Module) else 0
-
-
-def _checked_start(start: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
-    if tuple(start.shape) != (count, *shape):
-        raise ValueError(
-            f"start must have the shape {(count, *shape)}, one for each seed, not "
-            f"{tuple(start.shape)}"
-        )
-    return start
+        arguments: dict[str, Any] = {name: settings.get(name) for name in CARRIED}
+        return self.run(self.request(settings["cond"], **arguments), watch=watch)

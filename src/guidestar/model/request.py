@@ -1,9 +1,11 @@
-"""A run of a model, with everything that determines it resolved once."""
+"""A run of a model: its arguments, and everything that determines it resolved once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -11,12 +13,63 @@ from ..core.denoiser import Condition
 from ..core.levels import Grid
 from ..guidance import ExpressionError, Guidance, losses_of, parse
 from ..guidance.losses import Loss
+from ..guidance.term import Direction
 from ..sampling import Potential, Solver, get_solver, write_solver
 
 Names = str | int | Sequence[str | int]
 
 CUSTOM = "custom"
 """The name of a grid that was made in Python."""
+
+
+class SteerArguments(TypedDict, total=False):
+    """The named arguments of a run, whether it is steered or not; `Model.sample` explains them."""
+
+    guidance: str | Guidance | Direction | None
+    seeds: Sequence[int]
+    negative: str | int | None
+    scale: float | Sequence[float] | None
+    steps: int | None
+    solver: str | Solver | None
+    grid: str | Grid | None
+    losses: Mapping[str, Loss] | None
+    max_rows: int | None
+
+
+class RunArguments(SteerArguments, total=False):
+    """The named arguments of a run; `Model.sample` explains them."""
+
+    start: Tensor | None
+    start_rho: float | None
+    checkpoint: bool
+
+
+def check_names(given: Mapping[str, object], known: type, run: str = "a run") -> None:
+    """Refuse arguments that a run does not have.
+
+    Args:
+        given: arguments by name.
+        known: `RunArguments` or `SteerArguments`.
+        run: what has these arguments, for the message.
+
+    Raises:
+        TypeError: a name is unknown; the close ones are named.
+    """
+    names = known.__annotations__
+    for name in given:
+        if name not in names:
+            close = get_close_matches(name, names, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(names)}"
+            raise TypeError(f"{run} has no argument {name!r}{hint}")
+
+
+def checked_start(start: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """Refuse data to start from of another shape than ``[B, *S]``."""
+    if start is not None and tuple(start.shape) != shape:
+        raise ValueError(
+            f"start must have the shape {shape}, one for each seed, not {tuple(start.shape)}"
+        )
+    return start
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -122,6 +122,9 @@ def _is_name(value: object) -> bool:
 Carried = Mapping[str, Any]
 """The settings that a picture carries, read from JSON; `check_settings` checks them."""
 
+CARRIED = ("guidance", "seeds", "negative", "scale", "steps", "solver", "grid", "max_rows")
+"""The arguments of a run that a picture carries (``scale`` since there are students)."""
+
 _FITS: dict[str, Callable[[Any], bool]] = {
     "model": lambda v: isinstance(v, str),
     "cond": lambda v: v is None or _is_list(v, _is_name),
@@ -154,8 +157,7 @@ def check_settings(settings: Carried) -> None:
     Raises:
         ValueError: they are not a run's, or it depended on what they lack.
     """
-    keys = ("cond", "guidance", "seeds", "negative", "steps", "solver", "grid", "max_rows")
-    missing = [k for k in keys if k not in settings]
+    missing = [k for k in ("cond", *CARRIED) if k not in settings and k != "scale"]
     if missing:
         raise ValueError(
             f"the settings lack {', '.join(missing)}; they were written by another version of "

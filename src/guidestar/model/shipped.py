@@ -9,6 +9,11 @@ from ..io.documents import read_json
 SHIPPED = Path(__file__).parents[1] / "assets"
 
 
+def home_of(name: str | Path) -> Path:
+    """Return the folder of a model that ships, or else the path ``name``."""
+    return SHIPPED / name if str(name) in available() else Path(name)
+
+
 def available() -> dict[str, str]:
     """List the models that ship, with a line on each."""
     found = {}

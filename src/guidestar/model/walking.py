@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
 from ..core.evaluation import Asking, Round, evaluate
 from ..core.rng import Draw
-from ..sampling import State, advance, check_finite, noise, noised
+from ..sampling import State, advance, check_finite, noise, noised, trajectory
 from .request import Request
 from .samples import Samples
 
@@ -66,6 +66,30 @@ def walk_request(
             watch(state)
     assert state is not None  # a grid has at least one step
     return state
+
+
+def walk_states(
+    model: Model, request: Request, *, explain: bool = False, check: bool = False
+) -> Iterator[State]:
+    """Yield the state after each step of a request; `Model.states` explains it."""
+    states = trajectory(
+        model.bind(request, check=check),
+        starting_samples(model, request),
+        grid=request.levels,
+        solver=request.solver,
+        draw=Draw(request.seeds),
+        explain=explain,
+    )
+    try:
+        for state in states:
+            if state.step.index == state.step.grid.steps - 1:
+                model.warn_of_divergence(state.x, state.step.s)
+            yield state
+    except FloatingPointError as error:
+        if check:
+            raise
+        blamed = drive_alone(find_blame(model, request))
+        raise FloatingPointError(blamed or str(error)) from error
 
 
 def finish(model: Model, request: Request, state: State) -> Samples:

@@ -32,6 +32,7 @@ class DDIM(Solver):
     order = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(f"ddim: eta must be in [0, 1], not {self.eta}")
 
@@ -72,6 +73,7 @@ class DDPM(Solver):
     order = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.variance not in ("small", "large", "learned"):
             raise ValueError(
                 f"ddpm: the variance must be small, large or learned, not {self.variance!r}"

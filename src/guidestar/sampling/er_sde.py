@@ -52,6 +52,7 @@ class ERSDE(Solver):
     history = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_orders(self.name, self.first_order_steps, order=self.order)
         if self.order > 3:
             raise ValueError(f"er-sde: order must be from 1 to 3, not {self.order}")

@@ -72,6 +72,7 @@ class Heun(Solver):
     accepts_split = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.form not in ("auto", "edm", "flow"):
             raise ValueError(f"heun: the form must be auto, edm or flow, not {self.form!r}")
         if not 0 <= self.churn < math.inf:

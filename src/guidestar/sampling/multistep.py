@@ -52,6 +52,7 @@ class Multistep(Solver, ABC):
     history = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_orders(self.name, self.first_order_steps, order=self.order)
         if not 0 <= self.eta <= 10:
             raise ValueError(f"{self.name}: eta must be from 0 to 10, not {self.eta!r}")

@@ -43,6 +43,7 @@ class RePaint(Solver):
     order = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.solver.history:
             raise ValueError(
                 f"repaint has no meaning around {self.solver.name!r}, which keeps earlier steps; "

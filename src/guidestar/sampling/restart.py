@@ -48,6 +48,7 @@ class Restart(Solver):
     order = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.solver, Restart | TimeTravel):
             raise ValueError(
                 f"restart around {self.solver.name!r} has no meaning, as both go back; set times "

@@ -45,6 +45,7 @@ class SA(PredictorCorrector):
     name = "sa"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_orders(self.name, self.first_order_steps, order=self.order)
         if self.corrector_order != 0 or isinstance(self.corrector_order, bool):
             check_orders(self.name, 1, corrector_order=self.corrector_order)

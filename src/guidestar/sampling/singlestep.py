@@ -41,6 +41,7 @@ class DPMpp2S(Solver):
     accepts_split = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(f"dpmpp-2s: eta must be in [0, 1], not {self.eta!r}")
 

@@ -51,6 +51,7 @@ class TimeTravel(Solver):
     order = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.solver.history:
             raise ValueError(
                 f"time travel has no meaning around {self.solver.name!r}, which keeps earlier "

@@ -35,6 +35,10 @@ RECOVERY = 500
 """Ticks without a lack of memory after which the rows of a tick are doubled again."""
 
 
+NEW = 0.1
+"""The share of the last tick in what a row takes of late."""
+
+
 class Engine:
     """Samples requests of one model, as many at once as there is room for.
 
@@ -87,7 +91,9 @@ class Engine:
         self._running: list[Running] = []
         self._cancelled: set[Ticket] = set()
         self._ended: Counter[str] = Counter()
-        self._ticks, self._rows, self._seconds, self._repeated = 0, 0, 0.0, 0
+        self._ticks, self._rows, self._repeated = 0, 0, 0
+        self._seconds = self._pace = 0.0
+        self._calls, self._call_rows, self._call_seconds = 0, 0, 0.0
         self._room, self._good = max_rows, 0
         self._closing: float | None = None
         self._thread = threading.Thread(
@@ -96,7 +102,12 @@ class Engine:
         self._thread.start()
 
     def submit(
-        self, request: Request, *, preview_every: int = 0, timeout: float | None = None
+        self,
+        request: Request,
+        *,
+        preview_every: int = 0,
+        timeout: float | None = None,
+        explain: bool = False,
     ) -> Ticket:
         """Take a request, and return its ticket at once.
 
@@ -105,6 +116,7 @@ class Engine:
                 none: resampling mixes its samples.
             preview_every: keep a preview of the clean estimate after so many steps (0: none).
             timeout: seconds in which it must be done, the time in the queue included.
+            explain: keep what each term does at every step (`Ticket.pushes`).
 
         Raises:
             ValueError: what the guidance, a network or the solver refuses.
@@ -126,7 +138,9 @@ class Engine:
         request.solver.check(guided, request.levels)
         request.guidance.check_samples(len(request.seeds))
         self._check_evaluations(request, guided)
-        ticket = Ticket(self, request, preview_every=preview_every, timeout=timeout)
+        ticket = Ticket(
+            self, request, preview_every=preview_every, timeout=timeout, explain=explain
+        )
         with self._lock:
             self._check_room()
             self._queue.append((ticket, limited, guided))
@@ -158,6 +172,10 @@ class Engine:
                 ticks=self._ticks,
                 rows=self._rows,
                 seconds=self._seconds,
+                pace=self._pace,
+                calls=self._calls,
+                call_rows=self._call_rows,
+                call_seconds=self._call_seconds,
                 repeated=self._repeated,
             )
 
@@ -270,7 +288,8 @@ class Engine:
         shortages: list[BaseException] = []
         limit = self._room if rows > self._room else None
         started = time.perf_counter()
-        answers = evaluate_together([r.wanted for r in chosen], limit, shortages.append)  # type: ignore[misc]
+        wanted = [r.wanted for r in chosen if r.wanted is not None]
+        answers = evaluate_together(wanted, limit, shortages.append, self._note_call)
         seconds = time.perf_counter() - started
         for running, answer in zip(chosen, answers, strict=True):
             running.proceed(answer)
@@ -278,10 +297,18 @@ class Engine:
             self._ticks += 1
             self._rows += rows
             self._seconds += seconds
+            pace = seconds / rows
+            self._pace += (pace - self._pace) * (NEW if self._pace else 1.0)
             self._repeated += bool(shortages)
         blameless = not any(isinstance(answer, BaseException) for answer in answers)
         self._make_room(any(map(is_out_of_memory, shortages)), blameless)
         self._remove_ended()
+
+    def _note_call(self, rows: int, seconds: float) -> None:
+        with self._lock:
+            self._calls += 1
+            self._call_rows += rows
+            self._call_seconds += seconds
 
     def _choose(self) -> tuple[list[Running], int]:
         """Return the oldest requests whose rounds fit into a tick, at least one, and their rows."""

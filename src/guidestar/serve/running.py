@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from ..core.evaluation import Answers, Asking, Round
 from ..guidance import Guided
@@ -10,7 +13,7 @@ from ..model.request import Request
 from ..model.walking import find_blame, finish, walk_request
 from ..sampling import State, diverged
 from .batching import count_rows, is_out_of_memory
-from .ticket import Ticket
+from .ticket import MAPS, Pushes, Ticket
 
 
 class Running:
@@ -31,7 +34,9 @@ class Running:
         self.wanted: Round | None = None
         self.rows = 0
         self._failure: FloatingPointError | None = None
-        self._walk: Asking[Any] = walk_request(ticket.model, request, guided, watch=self._watch)
+        self._walk: Asking[Any] = walk_request(
+            ticket.model, request, guided, watch=self._watch, explain=ticket.explain
+        )
 
     def begin(self) -> None:
         """Start, up to the first round."""
@@ -86,7 +91,28 @@ class Running:
         ticket.end("done", samples=samples, warnings=_warnings(ticket, state))
 
     def _watch(self, state: State) -> None:
+        if state.pushes is not None:
+            self.ticket.pushes.append(_measured(state, state.pushes))
         self.ticket.advance(state.step.index + 1, state.prediction.x0)
+
+
+def _measured(state: State, pushes: Mapping[str, Tensor]) -> Pushes:
+    """Measure the pushes of a step."""
+    index, steps = state.step.index, state.step.grid.steps
+    every = max(1, steps // MAPS)
+    kept = pushes if index % every == 0 or index == steps - 1 else {}
+    rho = state.step.t.rho
+    return Pushes(
+        step=index,
+        rho=float(rho[0]) if isinstance(rho, Tensor) else rho,
+        sizes={term: _size(push) for term, push in pushes.items()},
+        base=_size(state.prediction.x0),
+        maps={term: push[0].detach().cpu() for term, push in kept.items()},
+    )
+
+
+def _size(x: Tensor) -> float:
+    return float(x.detach().square().mean().sqrt())
 
 
 def _explained(error: BaseException) -> BaseException:

@@ -18,6 +18,10 @@ class Stats:
         ticks: times that rows of requests were evaluated together.
         rows: rows that were evaluated, of all ticks.
         seconds: that evaluations took, of all ticks.
+        calls: network calls.
+        call_rows: rows of all of them.
+        call_seconds: that they took.
+        pace: seconds of a row, of late (0 before the first).
         repeated: ticks that failed and were repeated in parts, to find whose fault it was.
     """
 
@@ -28,4 +32,8 @@ class Stats:
     ticks: int = 0
     rows: int = 0
     seconds: float = 0.0
+    pace: float = 0.0
+    calls: int = 0
+    call_rows: int = 0
+    call_seconds: float = 0.0
     repeated: int = 0

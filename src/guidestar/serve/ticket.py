@@ -30,6 +30,29 @@ class Preview(NamedTuple):
     x0: Tensor
 
 
+class Pushes(NamedTuple):
+    """What the terms of a request did at one step.
+
+    Args:
+        step: its index.
+        rho: its noise ratio.
+        sizes: the root mean square of each term's weighted push of x0, over all samples, by the
+            term's expression.
+        base: that of the prediction that they are added to.
+        maps: the push of the first sample ``[*S]``, at about `MAPS` steps of the run; else empty.
+    """
+
+    step: int
+    rho: float
+    sizes: dict[str, float]
+    base: float
+    maps: dict[str, Tensor]
+
+
+MAPS = 10
+"""Steps of a run of which pushes are kept."""
+
+
 class Ticket:
     """A request that an engine has taken.
 
@@ -40,6 +63,7 @@ class Ticket:
         request: what is sampled.
         preview_every: a preview after so many steps (0: none).
         timeout: seconds in which it must be done, from now; None for any.
+        explain: whether to keep what each term does.
     """
 
     def __init__(
@@ -49,11 +73,14 @@ class Ticket:
         *,
         preview_every: int = 0,
         timeout: float | None = None,
+        explain: bool = False,
     ) -> None:
         self.id = secrets.token_hex(12)
         self.request = request
         self.preview_every = preview_every
         self.timeout = timeout
+        self.explain = explain
+        self.pushes: list[Pushes] = []
         self.submitted = time.monotonic()
         self.started: float | None = None
         self.ended: float | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from PIL import Image
@@ -62,6 +64,27 @@ def pooled(width: int = 8, name: str = "pooled_prompt_embeds") -> dict[str, Tens
     return {name: draw(1, width, seed=3), f"negative_{name}": draw(1, width, seed=4)}
 
 
+class Words(nn.Linear):
+    """What stands for a text encoder where embeddings are given and only its type is read."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+
+
+class Plain:
+    """What stands for a processor that embeddings leave without work."""
+
+    def __init__(self, **parts: Any) -> None:
+        vars(self).update(parts)
+
+
+def spoken(text: str, *shape: int) -> Tensor:
+    """Return the embedding of a prompt, which its words alone determine."""
+    return draw(*shape, seed=1 + sum(text.encode()))
+
+
 def tiny(kind: str, seed: int = 0, **config: Any) -> Any:
     """Make a network or VAE of random weights."""
     torch.manual_seed(seed)
@@ -93,6 +116,9 @@ class Entry:
         output: the output type that shows its samples.
         steps: how many.
         tolerance: relative to the largest number.
+        instead: what takes the place of the pipeline's methods that need a text encoder, and of
+            sizes in its module that are too large for a test.
+        needs: a package that it cannot be made without.
     """
 
     name: str
@@ -104,6 +130,8 @@ class Entry:
     output: str = "latent"
     steps: int = 2
     tolerance: float = 1e-5
+    instead: Mapping[str, Any] = field(default_factory=dict)
+    needs: str = ""
 
     def make(self) -> Any:
         """Return the pipeline with its default scheduler."""
@@ -114,7 +142,16 @@ class Entry:
         scheduler = {} if "scheduler" in given else {"scheduler": self.scheduler(0)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return quiet(kind(**{**dict.fromkeys(names), **scheduler, **given}))
+            pipe = quiet(kind(**{**dict.fromkeys(names), **scheduler, **given}))
+        for name, value in self.instead.items():
+            if hasattr(pipe, name):
+                setattr(pipe, name, value)
+        return pipe
+
+    def _smaller(self) -> Any:
+        """Give the pipeline's module other sizes, within a context."""
+        inside = vars(sys.modules[getattr(diffusers, self.name).__module__])
+        return patch.dict(inside, {k: v for k, v in self.instead.items() if k in inside})
 
     def scheduler(self, index: int) -> Any:
         """Return one of its schedulers."""
@@ -132,7 +169,7 @@ class Entry:
         }
         usual = {k: v for k, v in asked.items() if k in told}
         asked = {**usual, **self.scale, **self.ask()}
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), self._smaller():
             warnings.simplefilter("ignore")
             if guidance is None:
                 return tensors(pipe(**asked))

@@ -798,7 +798,7 @@ def big_tower() -> Any:
 # --- LTX-2 ---
 
 
-def ltx2() -> dict[str, Any]:
+def ltx2(**more: Any) -> dict[str, Any]:
     net = tiny(
         "LTX2VideoTransformer3DModel",
         in_channels=4,
@@ -814,6 +814,7 @@ def ltx2() -> dict[str, Any]:
         num_layers=1,
         caption_channels=8,
         rope_double_precision=False,
+        **more,
     )
     from diffusers.pipelines.ltx2 import LTX2TextConnectors
 
@@ -898,25 +899,25 @@ add("LTX2ConditionPipeline", ltx2, LTX2)
 add("LTX2InContextPipeline", ltx2, LTX2)
 
 
-# --- Z-Image's ControlNets ---
+# --- EasyAnimate, ERNIE-Image ---
 
-add(
-    "EasyAnimatePipeline",
-    lambda: {
-        "transformer": tiny(
-            "EasyAnimateTransformer3DModel",
-            num_attention_heads=2,
-            attention_head_dim=16,
-            in_channels=4,
-            out_channels=4,
-            time_embed_dim=4,
-            text_embed_dim=8,
-            num_layers=1,
-            mmdit_layers=1,
-            sample_width=8,
-            sample_height=8,
-            patch_size=2,
-        ),
+
+def easy_animate(**more: Any) -> dict[str, Any]:
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "time_embed_dim": 4,
+        "text_embed_dim": 8,
+        "num_layers": 1,
+        "mmdit_layers": 1,
+        "sample_width": 8,
+        "sample_height": 8,
+        "patch_size": 2,
+    }
+    return {
+        "transformer": tiny("EasyAnimateTransformer3DModel", **sizes | more),
         "vae": tiny(
             "AutoencoderKLMagvit",
             in_channels=3,
@@ -939,7 +940,12 @@ add(
             norm_num_groups=2,
             spatial_group_norm=False,
         ),
-    },
+    }
+
+
+add(
+    "EasyAnimatePipeline",
+    easy_animate,
     lambda: embeds(masks="prompt_attention_mask") | SIZE | {"num_frames": 5},
     schedulers=NOISED,
 )

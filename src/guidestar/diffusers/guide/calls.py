@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as trees
 
+from ...core.perturbation import AGAINST
 from .traced import Tape, Traced
 
 Rows = Sequence[Tensor]
@@ -160,7 +161,7 @@ class NetCall:
                 made[name] = x
             else:
                 made[name] = value if whole or name in SHARED else self._take(name, value, index)
-        return made
+        return made | {k: t for k, t in prompts.items() if k.startswith(AGAINST) and k not in made}
 
     def _take(self, name: str, value: Any, index: list[int]) -> Any:
         n = self.rows

@@ -56,7 +56,7 @@ KNOWN = frozenset(
         *("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline", "KandinskyV22InpaintPipeline"),
         *("KolorsPipeline", "KolorsImg2ImgPipeline", "KolorsPAGPipeline"),
         *("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"),
-        *("StableUnCLIPPipeline", "StableUnCLIPImg2ImgPipeline"),
+        "StableUnCLIPImg2ImgPipeline",
         *(
             "StableDiffusionDepth2ImgPipeline",
             "StableDiffusionImageVariationPipeline",

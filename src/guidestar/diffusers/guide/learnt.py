@@ -370,7 +370,9 @@ class PartDenoiser:
         """Return what the network answers to some rows of a call."""
         if self.own and call.answers is not None and not self.perturbed and x_t is None:
             kept = call.prompts()
-            if all(torch.equal(kept[k][rows.to(t.device)], t) for k, t in prompts.items()):
+            if all(
+                k in kept and torch.equal(kept[k][rows.to(t.device)], t) for k, t in prompts.items()
+            ):
                 return [t[rows.to(t.device)] for t in call.answers]
         net = call.net if self.own else self.net
         order = rows.argsort()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, cast, runtime_checkable
 
@@ -11,6 +11,9 @@ from torch import Tensor
 from ...core.levels import Level, Step
 from ...core.passes import COND, NULL, Pass
 from ...core.prediction import Prediction
+from ...core.rounds import Group
+from ...core.slopes import Slope
+from ..context import one_each, own_rows
 from ..term import Direction, Live, Traits
 
 LogProb = Callable[[Tensor, Level, Tensor], Tensor]
@@ -24,6 +27,11 @@ class LogProbModel(Protocol):
     def log_prob(self, x: Tensor, level: Level, target: Tensor, /) -> Tensor:
         """Return ``log p(target | x)`` of each sample, ``[B]``."""
         ...
+
+
+def _owner(function: object) -> object:
+    """Return the object whose method a function is, if any."""
+    return getattr(function, "__self__", None)
 
 
 class Climbing(Direction, ABC):
@@ -52,6 +60,34 @@ class Climbing(Direction, ABC):
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (self._through,) if self._through else ()
 
+    @property
+    @abstractmethod
+    def climbed(self) -> tuple[LogProb | None, Tensor | None]:
+        """The function that it climbs, and its target of each sample of the run, ``[B, …]``."""
+
+    def slope(self, group: Group) -> Slope | None:
+        """Return the gradient at x_t of a model's log-probability; a user's function is called
+        for its own run alone.
+        """
+        log_prob, target = self.climbed
+        if self.through or log_prob is None or target is None:
+            return None
+        if not isinstance(_owner(log_prob), LogProbModel):
+            return None
+        own = own_rows(target, len(group.x_t), group.batch, group.rows)
+        what = f"{self.name}: the log-probability"
+
+        def climb(x: Tensor, level: Level, target: Tensor | None) -> Tensor:
+            return one_each(what, log_prob(x, level, cast("Tensor", target)), x)
+
+        return Slope(
+            function=climb,
+            key=log_prob,
+            x=group.x_t,
+            level=group.step.t,
+            target=own.to(group.x_t.device, non_blocking=True),
+        )
+
     def ascend(
         self,
         live: Live,
@@ -67,6 +103,8 @@ class Climbing(Direction, ABC):
             target: of these samples (None: a user's function that needs none).
             predictions: of ``passes(step)``.
         """
+        if live.asked is not None:
+            return live.asked.gradient
         assert log_prob is not None
         level = live.step.grid.schedule.clean if self.through else live.step.t
         return live.slope(

@@ -51,9 +51,7 @@ class CFGZero(Conditioned):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(self, self.name)
-        if self.zero is not None and (
-            isinstance(self.zero, bool) or not isinstance(self.zero, int) or self.zero < 0
-        ):
+        if self.zero is not None and self.zero < 0:
             raise ValueError(
                 f"cfg_zero: zero must be a number of steps, 0 or more, not {self.zero!r}"
             )

@@ -118,11 +118,15 @@ class Classifier(Climbing):
             )
         return super().passes(step)
 
+    @property
+    def climbed(self) -> tuple[LogProb | None, Tensor | None]:
+        target = None if self.target is None else torch.tensor(self.target)
+        return self.log_prob, target
+
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        target = None
-        if self.target is not None:
-            every = torch.tensor(self.target)
-            target = live.mine(every).to(live.x_t.device, non_blocking=True)
+        _, target = self.climbed
+        if target is not None:
+            target = live.mine(target).to(live.x_t.device, non_blocking=True)
         gradient = self.ascend(live, self.log_prob, target, predictions)
         return self._factor(live, gradient) * gradient, live.state
 

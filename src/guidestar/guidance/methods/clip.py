@@ -106,6 +106,11 @@ class Clip(Climbing):
         assert captions is not None and not isinstance(captions, Tensor)
         return [captions] if isinstance(captions, str) else captions
 
+    @property
+    def climbed(self) -> tuple[LogProb | None, Tensor | None]:
+        assert isinstance(self.text, Tensor)
+        return self.fit, self.text
+
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         assert isinstance(self.text, Tensor)
         target = live.mine(self.text).to(live.x_t.device, non_blocking=True)

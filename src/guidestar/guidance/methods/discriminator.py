@@ -11,7 +11,10 @@ from torch import Tensor
 from ...core.levels import Level, Step, expand
 from ...core.passes import Pass
 from ...core.prediction import Prediction
+from ...core.rounds import Group
+from ...core.slopes import Slope
 from ..bases.loss_term import scoring
+from ..context import one_each
 from ..expression import register
 from ..term import Context, Direction, Live, Pushed, Traits
 
@@ -73,8 +76,25 @@ class Discriminator(Direction):
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return ()
 
+    def slope(self, group: Group) -> Slope | None:
+        log_odds = self.log_odds
+        if log_odds is None or not isinstance(
+            getattr(log_odds, "__self__", None), DiscriminatorModel
+        ):
+            return None  # a user's function is called for its own run alone
+        what = "discriminator: log_odds"
+        return Slope(
+            function=lambda x, level, target: one_each(what, log_odds(x, level), x),
+            key=log_odds,
+            x=group.x_t,
+            level=group.step.t,
+        )
+
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         t, log_odds = live.step.t, self.log_odds
         assert log_odds is not None
-        up = live.slope("discriminator: log_odds", lambda x: log_odds(x, t), None)
+        if live.asked is not None:
+            up = live.asked.gradient
+        else:
+            up = live.slope("discriminator: log_odds", lambda x: log_odds(x, t), None)
         return expand(scoring(t), up) * up, live.state

@@ -100,6 +100,12 @@ class SAG(Direction):
         received = u.observed
         if received is None:  # no sample has noise, so no network ran
             return torch.zeros_like(like, dtype=torch.bool)
+        if like.ndim != received.ndim + 1:
+            raise ValueError(
+                f"sag blurs a picture's grid, but the samples here are {tuple(like.shape)}, and "
+                f"the attention of its layer has {tuple(received.shape[1:])} places; use pag, seg "
+                "or slg"
+            )
         for dim, (size, small) in enumerate(
             zip(like.shape[2:], received.shape[1:], strict=True), 1
         ):

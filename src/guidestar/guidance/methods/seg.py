@@ -12,6 +12,7 @@ from torch import Tensor
 from ...core.denoiser import Denoiser
 from ...core.passes import Inputs, Perturbation
 from ...core.perturbation import Attention, Rows, layers_of
+from ..arguments import check
 from ..bases.blur import blur
 from ..bases.perturbation_contrast import Perturbed
 from ..expression import register
@@ -47,6 +48,7 @@ class SEG(Perturbed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self, "sigma")
         if not self.sigma > 0:
             raise ValueError(f"seg: sigma must be positive, not {self.sigma!r}")
 

@@ -15,6 +15,7 @@ from copy import copy
 from functools import partial, wraps
 from typing import Any
 
+import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention as DiffusersAttention
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -32,6 +33,7 @@ from ...core.perturbation import AGAINST, Attention, Change, Kind, Rows, by_rows
 from ..sequence import SequenceAttention, SequenceBlock, SequenceTransformer
 from .hooks import LayerInputs, intercepted
 from .joint_attention import BLOCKS, beside, text_against
+from .records import RECORDS, Record, record_of
 
 _UNETS = (UNet2DModel, UNet2DConditionModel)
 _JOINT_NETS = (SD3Transformer2DModel, FluxTransformer2DModel)
@@ -52,17 +54,18 @@ def layers(net: nn.Module) -> DiffusersLayers:
     Raises:
         ValueError: the network is of no known family, or parts of it are compiled.
     """
-    if not isinstance(net, _KNOWN):
+    record = record_of(net)
+    if record is None and not isinstance(net, _KNOWN):
         raise ValueError(
             f"the layers of {type(net).__name__} are not known; those of "
-            f"{', '.join(k.__name__ for k in _KNOWN)} are"
+            f"{', '.join((*(k.__name__ for k in _KNOWN), *RECORDS))} are"
         )
     if any(map(is_compiled, net.modules())):
         raise ValueError(
             f"a {type(net).__name__} with compiled blocks cannot be perturbed; give the network "
             "before they are compiled"
         )
-    return DiffusersLayers(net)
+    return DiffusersLayers(net) if record is None else RecordedLayers(net, record)
 
 
 class DiffusersLayers:
@@ -146,8 +149,19 @@ class DiffusersLayers:
         with ExitStack() as stack:
             for name in self.find("block", names):
                 module = self.net.get_submodule(name)
-                stack.enter_context(replaced(module, partial(_skip, module, rows)))
+                stack.enter_context(
+                    replaced(module, partial(_skip, self._returns(name), rows, self._spread))
+                )
             yield
+
+    def _spread(self, rows: Rows, count: int) -> Rows:
+        """Return the rows of a layer that has ``count``."""
+        return rows
+
+    def _returns(self, name: str) -> tuple[str, ...]:
+        """Return the arguments that a block returns, changed."""
+        joint = isinstance(self.net.get_submodule(name), BLOCKS)
+        return ("encoder_hidden_states", "hidden_states") if joint else ("hidden_states",)
 
     @contextmanager
     def entering(
@@ -160,6 +174,71 @@ class DiffusersLayers:
                     replaced(self.net.get_submodule(name), partial(_change_input, change, rows))
                 )
             yield
+
+
+class RecordedLayers(DiffusersLayers):
+    """The layers of a network that a record describes (`records.RECORDS`)."""
+
+    def __init__(self, net: nn.Module, record: Record) -> None:
+        super().__init__(net)
+        self.record = record
+
+    def _all(self, kind: Kind) -> dict[str, nn.Module]:
+        return {
+            name: self.net.get_submodule(name) for name in self.record.list_layers(self.net, kind)
+        }
+
+    def _usual(self, kind: Kind, name: str) -> bool:
+        return kind == "cross" or self.record.usual(self.net, name)
+
+    def _spread(self, rows: Rows, count: int) -> Rows:
+        return self.record.spread(rows, count)
+
+    def _returns(self, name: str) -> tuple[str, ...]:
+        return self.record.blocks_of(self.net, name).returns
+
+    @contextmanager
+    def entering(
+        self, names: Sequence[str], change: Callable[[Tensor], Tensor], rows: Rows | None = None
+    ) -> Iterator[None]:
+        """Change the picture's tokens before blocks: ``change(tokens [b, tokens, d])``."""
+        with ExitStack() as stack:
+            inputs = stack.enter_context(_record_inputs(self.net))
+            for name in self.find("block", names):
+                changed = partial(self._change_picture, name, inputs, change, rows)
+                stack.enter_context(replaced(self.net.get_submodule(name), changed))
+            yield
+
+    def _change_picture(
+        self,
+        name: str,
+        inputs: LayerInputs,
+        change: Callable[[Tensor], Tensor],
+        rows: Rows | None,
+        original: Forward,
+    ) -> Forward:
+        """Return a block's forward whose picture is changed; where the text is in the same
+        sequence, that stays.
+        """
+        signature, returns = inspect.signature(original), self._returns(name)
+        argument = returns[0] if len(returns) == 1 else "hidden_states"
+
+        @wraps(original)
+        def forward(*args: object, **kwargs: object) -> object:
+            call = signature.bind(*args, **kwargs)
+            hidden = call.arguments[argument]
+            image = slice(0, hidden.shape[1])
+            if len(returns) == 1:
+                image = self.record.image(self.net, name, inputs, hidden.shape[1])
+            picture = hidden[:, image]
+            frames = len(hidden) // len(next(iter(inputs.values()))) if self.record.frames else 1
+            whole = picture.unflatten(0, (-1, frames)).flatten(1, 2)  # all frames of a sample
+            picture = changed_tokens(whole, change, rows).reshape(picture.shape)
+            parts = [hidden[:, : image.start], picture, hidden[:, image.stop :]]
+            call.arguments[argument] = torch.cat(parts, 1)
+            return original(*call.args, **call.kwargs)
+
+        return forward
 
 
 def _change_input(
@@ -281,8 +360,14 @@ def _change_attention(
         hidden = signature.bind(*args, **kwargs).arguments["hidden_states"]
 
         def change(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Tensor:
-            image = _image(net, inputs, hidden, query.shape[2])
-            grid = lambda: _grid(net, inputs, hidden, image.stop - image.start)
+            record, tokens, here = record_of(net), query.shape[2], changes
+            if record is None:
+                image = _image(net, inputs, hidden, tokens)
+                grid = lambda: _grid(net, inputs, hidden, image.stop - image.start)
+            else:
+                image = record.image(net, name, inputs, tokens)
+                grid = lambda: record.find_grid(net, name, inputs, image.stop - image.start)
+                here = record.spread_all(changes, len(query))
 
             def answer(part: slice, attend: Callable[[Attention], Tensor]) -> Tensor:
                 q, k, v = query[part], key[part], value[part]
@@ -305,7 +390,7 @@ def _change_attention(
                     )
                 )
 
-            return by_rows(changes, query, answer)
+            return by_rows(here, query, answer)
 
         return intercepted(name, module, change, lambda: original(*args, **kwargs))
 
@@ -385,6 +470,9 @@ def _against(net: nn.Module, inputs: LayerInputs, hidden: Tensor) -> dict[str, T
     """Return the text against as a layer's inputs, mapped by the network, its mask as a bias."""
     states, mask = text_against(net, inputs), inputs.get(f"{AGAINST}encoder_attention_mask")
     project = getattr(net, "caption_projection", None) or getattr(net, "encoder_hid_proj", None)
+    record = record_of(net)
+    if record is not None and record.text:
+        project = net.get_submodule(record.text)
     states = project(states) if project else states
     if isinstance(net, SequenceTransformer):  # it attends by the mask itself
         return {"encoder_hidden_states": states, "attention_mask": mask}
@@ -405,28 +493,33 @@ def _refuse_image_prompts(net: nn.Module) -> None:
         )
 
 
-def _skip(module: nn.Module, rows: Rows | None, original: Forward) -> Forward:
+def _skip(
+    returns: tuple[str, ...],
+    rows: Rows | None,
+    spread: Callable[[Rows, int], Rows],
+    original: Forward,
+) -> Forward:
     signature = inspect.signature(original)
 
     @wraps(original)
     def forward(*args: object, **kwargs: object) -> object:
         inputs = signature.bind(*args, **kwargs).arguments
-        given = (
-            (inputs["encoder_hidden_states"], inputs["hidden_states"])
-            if isinstance(module, BLOCKS)
-            else inputs["hidden_states"]
-        )
-        return given if rows is None else _restore_rows(original(*args, **kwargs), given, rows)
+        both = tuple(inputs.get(name) for name in returns)
+        given: Any = both[0] if len(returns) == 1 else both
+        if rows is None:
+            return given
+        return _restore_rows(original(*args, **kwargs), given, rows, spread)
 
     return forward
 
 
-def _restore_rows(done: Any, given: Any, rows: Rows) -> Any:
+def _restore_rows(done: Any, given: Any, rows: Rows, spread: Callable[[Rows, int], Rows]) -> Any:
     """Return a block's output, with its input in ``rows``; the last joint block outputs no text."""
     if isinstance(given, tuple):
         return tuple(
-            None if d is None else _restore_rows(d, g, rows)
+            None if d is None else _restore_rows(d, g, rows, spread)
             for d, g in zip(done, given, strict=True)
         )
-    rows.check(done)
-    return rows.put(done, given[rows.slice])
+    mine = spread(rows, len(done))
+    mine.check(done)
+    return mine.put(done, given[mine.slice])

@@ -73,6 +73,7 @@ def plan(model: Model, asked: PlanRequest, limits: Limits) -> dict[str, Any]:
         guidance,
         cond=asked.cond,
         negative=asked.negative,
+        scale=asked.scale,
         steps=asked.steps,
         solver=asked.solver,
         grid=asked.grid,

@@ -18,13 +18,20 @@ from .keys import Keys
 from .service import Service
 
 
-def make_app(service: Service, *, keys: Keys | None = None, hosts: set[str] | None = None) -> Any:
+def make_app(
+    service: Service,
+    *,
+    keys: Keys | None = None,
+    hosts: set[str] | None = None,
+    studio: bool = False,
+) -> Any:
     """Make the application of a service.
 
     Args:
         service: the models and their engines.
         keys: that are accepted; none for anyone.
         hosts: names by which the server may be called; None for any.
+        studio: whether to add the page in the browser, under /studio.
 
     Returns:
         An ASGI application.
@@ -35,6 +42,11 @@ def make_app(service: Service, *, keys: Keys | None = None, hosts: set[str] | No
         app.include_router(module.router)
     _add_probes(app, service)
     _add_handlers(app)
+    if studio:
+        from ..studio.mount import mount_studio
+
+        mount_studio(app, service)
+        service.studio = True
     return Guard(
         app,
         keys=keys or Keys(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import json
 import logging
 import re
@@ -21,6 +23,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 OPEN = re.compile(r"/healthz|/readyz|/v1/images/[0-9a-f]{24}/\d+\.png")
 """What is read without a key: probes, and pictures, whose address is a secret."""
+
+PAGE = re.compile(r"/|/studio(/.*)?")
+"""The page in the browser: it asks for a key as for a password."""
 
 access = logging.getLogger("guidestar.access")
 
@@ -63,7 +68,7 @@ class Guard:
             await self.app(scope, _replayed(body, receive), noting)
         except RefusedError as error:
             if not status:
-                await _answer(error, noting)
+                await _answer(error, noting, asking=bool(PAGE.fullmatch(scope["path"])))
         finally:
             self.metrics.count_answer(status)
             seconds = time.perf_counter() - started
@@ -85,9 +90,7 @@ class Guard:
         owner: str | None = f"client-{client[0]}"
         is_open = scope["method"] == "GET" and OPEN.fullmatch(scope["path"])
         if self.keys and not is_open:
-            kind, _, key = headers.get(b"authorization", "").partition(" ")
-            key = key.strip() if kind.lower() == "bearer" else headers.get(b"x-api-key", "")
-            owner = self.keys.owner(key)
+            owner = self.keys.owner(_key(headers, scope["path"]))
             if owner is None:
                 text = "a key is needed: Authorization: Bearer KEY"
                 raise RefusedError(401, "invalid_api_key", text)
@@ -116,6 +119,19 @@ class Guard:
         return b"".join(parts)
 
 
+def _key(headers: dict[bytes, str], path: str) -> str:
+    """Return the key of a request; a browser that asks for the page gives it as a password."""
+    kind, _, key = headers.get(b"authorization", "").partition(" ")
+    if kind.lower() == "bearer":
+        return key.strip()
+    if kind.lower() == "basic" and PAGE.fullmatch(path):
+        try:
+            return base64.b64decode(key, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError, ValueError):
+            return ""
+    return headers.get(b"x-api-key", "")
+
+
 def _replayed(body: bytes, receive: Receive) -> Receive:
     """Hand the body on in one piece, and then whatever comes (the client's leaving)."""
     given = False
@@ -134,7 +150,7 @@ def _too_large(limits: Limits) -> RefusedError:
     return RefusedError(413, "too_large", f"a body may have {limits.body:,} bytes at most")
 
 
-async def _answer(error: RefusedError, send: Send) -> None:
+async def _answer(error: RefusedError, send: Send, *, asking: bool = False) -> None:
     body = json.dumps(error.body).encode()
     headers = {
         "content-type": "application/json",
@@ -142,6 +158,8 @@ async def _answer(error: RefusedError, send: Send) -> None:
         "connection": "close",
         **error.headers,
     }
+    if asking and error.status == 401:
+        headers["www-authenticate"] = 'Basic realm="guidestar: any name, a key as the password"'
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})

@@ -96,6 +96,10 @@ class Job:
             "created": int(self.created),
             "warnings": list(ticket.warnings),
             "error": error,
+            "pushes": [
+                {"step": p.step, "rho": p.rho, "base": p.base, "terms": p.sizes}
+                for p in ticket.pushes
+            ],
             "images": [f"/v1/images/{self.id}/{k}.png" for k in range(count)],
         }
 

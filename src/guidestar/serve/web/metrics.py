@@ -78,6 +78,11 @@ class _Engines(Collector):
             "seconds": "Seconds of all ticks; by ticks, those of one.",
             "repeated": "Ticks that failed and were repeated in parts.",
         }
+        calls = {
+            "calls": ("calls", "Network calls."),
+            "call_rows": ("rows", "Rows of all network calls; by calls, the rows of one."),
+            "call_seconds": ("seconds", "Seconds of all network calls; by calls, those of one."),
+        }
         stats = {name: engine.stats for name, engine in self.engines.items()}
         for key, text in gauges.items():
             gauge = GaugeMetricFamily(f"guidestar_{key}", text, labels=["model"])
@@ -86,6 +91,11 @@ class _Engines(Collector):
             yield gauge
         for key, text in counters.items():
             counter = CounterMetricFamily(f"guidestar_engine_{key}", text, labels=["model"])
+            for name, found in stats.items():
+                counter.add_metric([name], getattr(found, key))
+            yield counter
+        for key, (word, text) in calls.items():
+            counter = CounterMetricFamily(f"guidestar_network_{word}", text, labels=["model"])
             for name, found in stats.items():
                 counter.add_metric([name], getattr(found, key))
             yield counter

@@ -36,7 +36,7 @@ async def generate(request: Request, asked: ImagesRequest) -> Any:
         text = f"the model {name!r} makes pictures of {width}x{height}, not {asked.size}"
         raise RefusedError(422, "invalid_request_error", text, "size")
     steps = asked.num_inference_steps or engine.model.grid().steps
-    every = max(1, -(-steps // (asked.partial_images + 1))) if asked.partial_images else 0
+    every = -(-steps // (asked.partial_images + 1)) if asked.partial_images else 0
     unconditional = engine.model.encoder is None and not asked.prompt
     job = await submit(
         request,

@@ -99,4 +99,5 @@ def _announce(server: uvicorn.Server, service: Service) -> None:
         for socket in listening.sockets:
             host, port = socket.getsockname()[:2]
             names = ", ".join(service.engines)
-            print(f"serving {names} at http://{host}:{port}", file=sys.stderr, flush=True)
+            page = "/studio" if service.studio else ""
+            print(f"serving {names} at http://{host}:{port}{page}", file=sys.stderr, flush=True)

@@ -65,6 +65,7 @@ class SampleRequest(_Strict):
     preview_every: int = Field(
         default=0, ge=0, description="A preview after so many steps; 0: none."
     )
+    explain: bool = Field(default=False, description="Also measure each term's push at every step.")
     timeout: float | None = Field(
         default=None, gt=0, description="Seconds in which it must be done."
     )
@@ -77,6 +78,7 @@ class PlanRequest(_Strict):
     cond: Name | list[Name] | None = 0
     guidance: str | None = None
     negative: Name | None = None
+    scale: float | list[float] | None = None
     steps: int | None = Field(default=None, ge=1)
     solver: str | None = None
     grid: str | None = None

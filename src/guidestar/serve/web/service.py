@@ -46,6 +46,7 @@ class Service:
         }
         self.metrics = Metrics(self.engines)
         self.draining = False
+        self.studio = False
         self._jobs: dict[str, Job] = {}
         self._arriving: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -82,7 +83,12 @@ class Service:
         seconds = min(asked.timeout or self.limits.seconds, self.limits.seconds)
         self._arrive(owner)
         try:
-            ticket = engine.submit(request, preview_every=asked.preview_every, timeout=seconds)
+            ticket = engine.submit(
+                request,
+                preview_every=asked.preview_every,
+                timeout=seconds,
+                explain=asked.explain,
+            )
             job = Job(ticket, owner, task)
             with self._lock:
                 self._jobs[job.id] = job

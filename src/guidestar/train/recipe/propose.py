@@ -5,6 +5,7 @@ changed.
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -86,16 +87,27 @@ def propose(
         test=str(others[0]) if others else None,
         size=side,
         max_bad=10,
+        holdout=0.0,
     )
     source, _ = sources(
         Recipe(name="proposal", data=data, model=NetworkPart(widths=(8,), head=8, train=bare))
     )
-    found = (
-        f"{path}: {kind}, "
-        f"{'a stream' if source.size is None else f'{source.size:,} samples to train on'} of "
-        f"{list(source.shape)}"
-    )
+    if not data.test and source.size is not None:
+        data = data.model_copy(update={"holdout": _share(source.size)})
+    count = "a stream"
+    if source.size is not None:
+        count = f"{source.size - round(data.holdout * source.size):,} samples to train on"
+    found = f"{path}: {kind}, {count} of {list(source.shape)}"
     return "\n".join(_lines(name, data, source, steps)) + "\n", f"{found}; {_columns(source)}"
+
+
+def _share(size: int) -> float:
+    """Return the share of so many samples that is held out: a tenth, or one sample if that is none
+    (none of one).
+    """
+    if round(0.1 * size) >= 1:
+        return 0.1
+    return math.ceil(100 / size) / 100 if size > 1 else 0.0
 
 
 def quoted(text: str) -> str:
@@ -141,7 +153,9 @@ def _lines(name: str, data: Data, source: Source, steps: int) -> list[str]:
         ]
     else:
         lines += ["standardise = true"]
-    lines += [""] if data.test else ["holdout = 0.1 # kept aside, to measure on", ""]
+    if not data.test and source.size is not None:
+        lines += [f"holdout = {data.holdout:g} # kept aside, to measure on"]
+    lines += [""]
     for column, about in source.columns.items():
         lines += _condition(column, about, image)
     lines += [

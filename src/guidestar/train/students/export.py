@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ...data.identity import identify
+from ...data.paths import Paths
 from ...diffusers.export import described
 from ...io.documents import JSONObject
 from ...model.card import write_card
+from ...model.fitted import FITTED
 from ...model.folder import save
 from ...model.model import Model
 from ..export import machine
 from ..loop.checkpoints import read_checkpoint
 from ..objectives.objective import profiles
 from ..run import checkpoint
-from .run import Lesson, data_of, finished_stage, stage_settings
+from .paths import make_paths
+from .run import Lesson, data_of, finished_stage, runs_of, stage_settings
 from .stages import training
 
-SOLVERS = {"guided": None, "progressive": "ddim", "consistency": "consistency"}
+SOLVERS = {
+    "guided": None,
+    "trajectory": "ddim",
+    "progressive": "ddim",
+    "consistency": "consistency",
+}
 """The solver that each kind of student is for; None: the teacher's."""
 
 
-def assemble_student(lesson: Lesson, out: Path, *, command: str = "guidestar distill") -> Model:
+def assemble_student(
+    lesson: Lesson, out: Path, *, command: str = "guidestar distill", index: int = -1
+) -> Model:
     """Make a model of a finished distillation and write it to ``out / recipe.name``.
+
+    An earlier stage (``index``) goes to ``recipe.name-STEPS``.
 
     It has the teacher's schedule, decoder, classifiers and judge. Its defaults are one pass a
     step (``cond``), and the steps, grid and solver that it was trained for.
@@ -34,12 +46,18 @@ def assemble_student(lesson: Lesson, out: Path, *, command: str = "guidestar dis
     """
     recipe, teacher = lesson.recipe, lesson.model
     spec, stages = recipe.student, recipe.student.stages()
-    module: Any = finished_stage(lesson, len(stages) - 1, out)
+    index %= len(stages)
+    steps, last = stages[index][1], index == len(stages) - 1
+    module: Any = finished_stage(lesson, index, out)
     solver = SOLVERS[spec.method]
     encoder = module.encoder.alone()
-    about = _about(lesson, out, command)
+    about = _about(lesson, out, command, index)
+    if spec.method == "trajectory":
+        paths = make_paths(lesson, out)
+        grid, visits = runs_of(lesson, index, cast(Paths, paths))
+        about = {**about, "grids": {str(steps): [float(grid[i].rho) for i in visits]}}
     model = Model(
-        name=recipe.name,
+        name=recipe.name if last else f"{recipe.name}-{steps}",
         denoiser=module.denoiser,
         schedule=teacher.schedule,
         shape=teacher.shape,
@@ -51,8 +69,10 @@ def assemble_student(lesson: Lesson, out: Path, *, command: str = "guidestar dis
         card=about,
     )
     if solver is not None:
-        model.defaults |= {"steps": spec.steps, "grid": spec.grid, "solver": solver}
-    folder = out / recipe.name
+        fitted = spec.method == "trajectory"
+        grid_name = FITTED if fitted else spec.spacing(teacher)
+        model.defaults |= {"steps": steps, "grid": grid_name, "solver": solver}
+    folder = out / model.name
     save(model, folder)
     write_card(
         model.name,
@@ -62,12 +82,12 @@ def assemble_student(lesson: Lesson, out: Path, *, command: str = "guidestar dis
     return model
 
 
-def _about(lesson: Lesson, out: Path, command: str) -> JSONObject:
+def _about(lesson: Lesson, out: Path, command: str, index: int) -> JSONObject:
     recipe, card = lesson.recipe, lesson.model.card
-    spec, stages = recipe.student, recipe.student.stages()
+    spec, stages = recipe.student, recipe.student.stages()[: index + 1]
     states = [read_checkpoint(checkpoint(out, stage)) for stage, _ in stages]
     scale = "" if spec.scale is None else f" for w in [{spec.scale[0]:g}, {spec.scale[1]:g}]"
-    few = "" if spec.method == "guided" else f", in {spec.steps} steps"
+    few = "" if spec.method == "guided" else f", in {stages[-1][1]} steps"
     kept = ("scheduler", "schedule", "scale", "shape", "data", "captions", "data_scale")
     return {
         **{key: card[key] for key in kept if key in card},
@@ -75,7 +95,7 @@ def _about(lesson: Lesson, out: Path, command: str) -> JSONObject:
         or f"a student of {lesson.model.name}: {lesson.teacher.guidance}{scale} in one pass{few}",
         "licence": recipe.licence or card.get("licence", "unknown"),
         "data_identity": identify(lesson.source),
-        "averages": [profiles(stage_settings(recipe, len(stages) - 1))[0].name],
+        "averages": [profiles(stage_settings(recipe, index))[0].name],
         "command": command,
         "machine": machine(),
         "parameters": {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -16,6 +17,11 @@ from ..recipe.parts import Training
 from ..recipe.schema import BESIDE, explain
 from ..recipe.strict import Rate, StepCount, Strict
 from ..recipe.tables import Data
+
+if TYPE_CHECKING:
+    from ...model.model import Model
+
+StepIndex = Annotated[int, Field(ge=0, le=10_000)]
 
 Scales = Annotated[
     tuple[Annotated[float, Field(ge=-100, le=100)], ...],
@@ -31,11 +37,22 @@ class Student(Strict):
         guidance: the expression; ``w`` in it is the scale, an input of the student. By default
             the teacher's own.
         scale: smallest and largest w.
-        method: "guided" (one pass for what guidance takes several), "progressive" (halve the
-            steps again and again) or "consistency" (few steps at once).
+        method: "guided" (one pass for what guidance takes several), "trajectory" (few steps, from
+            runs of the teacher's own sampler), "progressive" (halve the steps again and again) or
+            "consistency" (few steps at once).
         steps: of the student's sampling.
-        start: steps of the teacher, of "progressive": ``steps`` times a power of two.
-        grid: of the sampling; its levels must nest when the steps are halved.
+        start: steps of the teacher: of "progressive", ``steps`` times a power of two; of
+            "trajectory", any number of at least ``steps``.
+        grid: of the sampling; of "progressive" its levels must nest when the steps are halved. By
+            default "uniform"; of "trajectory", the teacher's own.
+        solver: of the teacher's runs, of "trajectory"; by default the teacher's own.
+        paths: how many runs, of "trajectory".
+        first_seed: of the runs, of "trajectory", which take one seed each; by default far from
+            those that one samples and measures with.
+        visits: which of the teacher's levels the student visits, of "trajectory", from 0 to
+            ``start``; by default those between which the runs bend least.
+        before: falling step counts, of "trajectory": of students that are trained before, each the
+            start of the next.
         dropout: share of samples that are unconditional, so that the student can be guided on.
         weighting: of "progressive": "truncated" (max(SNR, 1)) or "snr+1".
         finest: steps of the grid at the end of a "consistency" training.
@@ -46,10 +63,15 @@ class Student(Strict):
     teacher: str
     guidance: str | None = None
     scale: Scales | None = None
-    method: Literal["guided", "progressive", "consistency"] = "progressive"
+    method: Literal["guided", "trajectory", "progressive", "consistency"] = "progressive"
     steps: StepCount = 4
     start: StepCount = 16
-    grid: str = "uniform"
+    grid: str | None = None
+    solver: str | None = None
+    paths: Annotated[int, Field(ge=1, le=100_000_000)] = 4096
+    first_seed: Annotated[int, Field(ge=0, lt=2**62)] = 10**12
+    visits: Annotated[tuple[StepIndex, ...], Field(strict=False)] | None = None
+    before: Annotated[tuple[StepCount, ...], Field(strict=False)] = ()
     dropout: Rate = 0.1
     weighting: Literal["truncated", "snr+1"] = "truncated"
     finest: StepCount = 64
@@ -58,12 +80,16 @@ class Student(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Student:
-        if self.grid not in GRIDS:
+        if self.grid is not None and self.grid not in GRIDS:
             raise ValueError(f"unknown grid {self.grid!r}; the grids are {', '.join(GRIDS)}")
         if self.guidance is not None:
             _check_guidance(self.guidance, self.scale)
         if self.method == "progressive":
             _check_halvings(self.steps, self.start)
+        if self.method == "trajectory":
+            self._check_trajectory()
+        elif self.solver or self.visits or self.before:
+            raise ValueError("solver, visits and before are for method 'trajectory'")
         if self.first is not None and self.method != "progressive":
             raise ValueError("first is a stage before the halvings of method 'progressive'")
         if self.method == "consistency" and self.finest < self.steps:
@@ -72,8 +98,39 @@ class Student(Strict):
             )
         return self
 
+    def _check_trajectory(self) -> None:
+        counts = (self.start + 1, *self.before, self.steps)
+        if any(a <= b for a, b in pairwise(counts)):
+            raise ValueError(
+                f"the steps of students must fall, from at most the teacher's {self.start}, not "
+                f"{', '.join(map(str, counts[1:]))}"
+            )
+        if self.visits is not None and len(self.visits) != self.steps + 1:
+            raise ValueError(
+                f"a student of {self.steps} steps visits {self.steps + 1} levels, not "
+                f"{len(self.visits)}; correct visits"
+            )
+
+    @property
+    def range_of_scale(self) -> tuple[float, float] | None:
+        """Smallest and largest w."""
+        return None if self.scale is None else (self.scale[0], self.scale[1])
+
+    def spacing(self, model: Model) -> str:
+        """Name the grid, of a teacher where none is given."""
+        if self.grid is not None:
+            return self.grid
+        own = str(model.defaults.get("grid", "log_snr"))
+        return own if self.method == "trajectory" else "uniform"
+
+    def walker(self, model: Model) -> str:
+        """Name the solver of the teacher's runs."""
+        return self.solver or str(model.defaults.get("solver", "dpmpp-2m"))
+
     def stages(self) -> list[tuple[str, int]]:
         """Name the stages in their order, each with the steps of its student's sampling."""
+        if self.method == "trajectory":
+            return [(f"student-{steps}", steps) for steps in (*self.before, self.steps)]
         if self.method != "progressive":
             return [(self.method, self.steps)]
         halvings, steps = [], self.start // 2

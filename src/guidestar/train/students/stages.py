@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from ...core.denoiser import Network
-from ...core.levels import GRIDS, Level, Value
+from ...core.levels import GRIDS, Grid, Level, Value
 from ...core.prediction import Space
 from ...data.source import Source, Targets
 from ...guidance import Guidance
@@ -28,6 +28,7 @@ from ..objectives.level_distributions import LogitNormal
 from ..objectives.objective import Built, Objective
 from ..objectives.progressive_distillation import ProgressiveDistillation
 from ..objectives.teacher import Batch, Teacher
+from ..objectives.trajectory_distillation import TrajectoryDistillation
 from ..objectives.weighting import EDM, Uniform
 from ..recipe.parts import Training
 from .recipe import Distillation, Student
@@ -149,7 +150,12 @@ def fresh_student(
 
 
 def build_stage(
-    recipe: Distillation, stage: str, steps: int, teacher: Teacher, module: ConditionalModel
+    recipe: Distillation,
+    stage: str,
+    steps: int,
+    teacher: Teacher,
+    module: ConditionalModel,
+    runs: tuple[Grid, tuple[int, ...]] | None = None,
 ) -> Built:
     """Return what a stage trains.
 
@@ -159,11 +165,25 @@ def build_stage(
         steps: of the student's sampling.
         teacher: of this stage: the guided one, or the student before.
         module: the student as it starts.
+        runs: of "trajectory": the levels of the teacher's runs, and those that are visited.
     """
+    prepared = prepare(module.encoder, teacher)
+    if runs is not None:
+        return Built(
+            module=module,
+            objective=TrajectoryDistillation(
+                levels=runs[0],
+                visits=runs[1],
+                first_seed=recipe.student.first_seed,
+                dropout=recipe.student.dropout,
+                scale=recipe.student.range_of_scale,
+            ),
+            prepare=lambda targets: {**prepared(targets), "path": targets["path"]},
+        )
     return Built(
         module=module,
         objective=_objective(recipe.student, stage, steps, teacher),
-        prepare=prepare(module.encoder, teacher),
+        prepare=prepared,
     )
 
 
@@ -181,9 +201,12 @@ def prepare(encoder: Conditions, teacher: Teacher) -> Callable[[Targets], Batch]
 
 
 def _objective(spec: Student, stage: str, steps: int, teacher: Teacher) -> Objective:
-    scale = None if spec.scale is None else (spec.scale[0], spec.scale[1])
-    shared: dict[str, Any] = {"teacher": teacher, "dropout": spec.dropout, "scale": scale}
-    spacing = GRIDS[spec.grid]
+    shared: dict[str, Any] = {
+        "teacher": teacher,
+        "dropout": spec.dropout,
+        "scale": spec.range_of_scale,
+    }
+    spacing = GRIDS[spec.grid or "uniform"]
     if stage == "guided":
         return GuidedDistillation(
             levels=LogitNormal(std=1.5), weighting=weighting(teacher), **shared

@@ -1,0 +1,179 @@
+"""The parts of a trained model: networks, schedule, encoder, decoder, card."""
+
+from __future__ import annotations
+
+from abc import ABC
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
+from typing import NoReturn, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..core.denoiser import Denoiser
+from ..core.levels import Schedule
+from ..diffusers.guidance_file import Defaults
+from .manifest import Card
+from .protocols import (
+    ClassEncoder,
+    Classifier,
+    Decoder,
+    Encoder,
+    Judge,
+    LatentDecoder,
+    TextEncoder,
+    TextJudge,
+)
+
+
+@dataclass(kw_only=True, repr=False)
+class ModelParts(ABC):
+    """The parts of a trained model; `Model` samples with them.
+
+    Args:
+        name: its name, or its folder.
+        denoiser: the network that is guided.
+        schedule: its noise levels.
+        shape: of one sample.
+        encoder: turns names into conditions: ``encode(names)``, ``null(batch)``, ``index(name)``,
+            ``classes``; None for an unconditional model.
+        decode: turns samples into images; by default they are images already.
+        nets: further denoisers by name, each with its encoder (``weak``: for autoguidance).
+        classifiers: by the name that ``classifier(…, net=name)`` has.
+        judge: a classifier that guides nothing and only measures.
+        defaults: ``guidance``, ``steps``, ``solver`` and ``grid`` as its card recommends.
+        card: the values of its ``guidestar.json``.
+    """
+
+    name: str
+    denoiser: Denoiser
+    schedule: Schedule
+    shape: tuple[int, ...]
+    encoder: Encoder | None = None
+    decode: Decoder = lambda x: x.clamp(-1, 1)
+    nets: dict[str, tuple[Denoiser, Encoder | None]] = field(default_factory=dict)
+    classifiers: dict[str, Classifier] = field(default_factory=dict)
+    judge: Judge | TextJudge | None = None
+    defaults: Defaults = field(default_factory=Defaults)
+    card: Card = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, if it has any."""
+        encoder = self.encoder
+        return tuple(encoder.classes) if isinstance(encoder, ClassEncoder) else ()
+
+    @property
+    def told_by_text(self) -> bool:
+        """Whether its condition is a prompt."""
+        return isinstance(self.encoder, TextEncoder)
+
+    @property
+    def latent(self) -> bool:
+        """Whether it works on latents, which `decode` turns into images."""
+        return isinstance(self.decode, LatentDecoder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the main network is."""
+        parameters = (
+            self.denoiser.parameters() if isinstance(self.denoiser, nn.Module) else iter(())
+        )
+        return next((p.device for p in parameters), torch.device("cpu"))
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move every network to ``device``."""
+        parts = [
+            self.denoiser,
+            self.encoder,
+            self.judge,
+            *self.classifiers.values(),
+            *(m for pair in self.nets.values() for m in pair),
+        ]
+        for part in parts:
+            if isinstance(part, nn.Module):
+                part.to(device)
+        return self
+
+    def to_images(self, x: Tensor) -> Tensor:
+        """Decode samples ``[B, *S]`` into images.
+
+        Raises:
+            FloatingPointError: the decoder returned values that are not finite.
+        """
+        images = self.decode(x)
+        if not bool(images.isfinite().all()) and bool(x.isfinite().all()):
+            raise FloatingPointError(
+                f"the decoder of {self.name!r} returned values that are not finite from finite "
+                "samples; load it in float32"
+            )
+        return images
+
+    def need_judge(self) -> Judge:
+        """Return the judge.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        if self.judge is None or isinstance(self.judge, TextJudge):
+            raise ValueError(
+                f"the model {self.name!r} has no judge, so it cannot be measured; train one "
+                "([judge] in the recipe)"
+            )
+        return self.judge
+
+    def need_classes(self) -> ClassEncoder:
+        """Return the encoder of classes.
+
+        Raises:
+            ValueError: the model takes no classes.
+        """
+        if not isinstance(self.encoder, ClassEncoder):
+            raise ValueError(f"the model {self.name!r} takes no classes; choose a model of classes")
+        return self.encoder
+
+    def __repr__(self) -> str:
+        """Describe the model in at most ten lines."""
+        named = ", ".join(self.classes[:4]) + (", …" if len(self.classes) > 4 else "")
+        takes = (
+            "a prompt"
+            if self.told_by_text
+            else f"{len(self.classes)} classes ({named})"
+            if self.classes
+            else "a condition"
+            if self.encoder
+            else "nothing"
+        )
+        lines = [
+            f"Model {self.name!r}: {self.card.get('summary', '')}".rstrip(": "),
+            f"  network      {type(_unwrap(self.denoiser)).__name__}, "
+            f"{_count(self.denoiser):,} parameters, on {self.device}",
+            f"  schedule     {type(self.schedule).__name__}",
+            f"  samples      {list(self.shape)}{', latents of a VAE' if self.latent else ''}",
+            f"  condition    {takes}",
+            f"  nets         {', '.join(self.nets) or 'none'}",
+            "  classifiers  "
+            f"{', '.join(self.classifiers) or 'none'}{'; a judge' if self.judge else ''}",
+            f"  defaults     {', '.join(f'{k}={v}' for k, v in self.defaults.items()) or 'none'}",
+        ]
+        return "\n".join(lines)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return type(self)(**{f.name: deepcopy(getattr(self, f.name), memo) for f in fields(self)})
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Model holds functions that cannot be pickled; pass its name or folder on instead, "
+            "and call guidestar.load there"
+        )
+
+
+def _unwrap(denoiser: object) -> object:
+    """Return the network within its wrappers."""
+    while isinstance(net := getattr(denoiser, "net", None), nn.Module):
+        denoiser = net
+    return denoiser
+
+
+def _count(denoiser: object) -> int:
+    return sum(p.numel() for p in denoiser.parameters()) if isinstance(denoiser, nn.Module) else 0

@@ -1,0 +1,98 @@
+"""Variants of a model: further networks for it, in its folder, each with a card of its own.
+
+variants/NAME/guidestar.json     defaults (guidance, steps, solver, grid), recipe, figures
+variants/NAME/unet/, …           the network; its conditions where they are not the model's
+
+All else (schedule, classifiers, judge, decoder) is the model's. A variant is loaded by
+``load(model, variant=NAME)``, or by the name ``"model:NAME"``.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+from pathlib import Path
+
+from ..io.documents import read_json
+from ..io.files import check_name, whole_or_not
+from .manifest import NAME
+
+FOLDER = "variants"
+_SHARED = frozenset(
+    {"judge", "classifier", "scheduler", "vae", "model_index.json", ".gitattributes"}
+)
+_CONDITIONS = ("condition", "text_encoder", "tokenizer")
+
+
+class UnknownVariantError(ValueError):
+    """A model's folder has no such variant."""
+
+
+def variants_of(folder: Path) -> dict[str, str]:
+    """List the variants in a model's folder, with a line on each; read without torch."""
+    found = sorted((folder / FOLDER).glob(f"*/{NAME}"))
+    return {file.parent.name: str(read_json(file).get("summary", "")) for file in found}
+
+
+def variant_folder(folder: Path, variant: str) -> Path:
+    """Return the folder of a variant.
+
+    Raises:
+        UnknownVariantError: there is none of that name; those there are are named.
+    """
+    known = variants_of(folder)
+    if variant not in known:
+        there = f"its variants are {', '.join(known)}" if known else "it has no variants"
+        raise UnknownVariantError(f"{folder.name} has no variant {variant!r}; {there}")
+    return folder / FOLDER / variant
+
+
+def check_variant(folder: Path, name: str) -> None:
+    """Check that a model's folder can get a variant of this name.
+
+    Raises:
+        ValueError: the name cannot be a folder's, or ``folder`` holds no model of guidestar's own.
+    """
+    check_name(name, "the name of a variant")
+    if not (folder / NAME).is_file():
+        raise ValueError(
+            f"{folder} is no model of guidestar's own ({NAME} is missing), so it keeps no variants"
+        )
+
+
+def keep_variant(folder: Path, student: Path, name: str) -> Path:
+    """Copy the network and the card of a model into another model's folder, as a variant of it.
+
+    Conditions are left out where they are, byte by byte, those of the other model.
+
+    Args:
+        folder: of the model that gets the variant.
+        student: of the model that becomes one.
+        name: of the variant.
+
+    Raises:
+        ValueError: the name cannot be a folder's, or ``folder`` holds no model.
+        OSError: it cannot be written.
+    """
+    check_variant(folder, name)
+    about = read_json(student / NAME)
+    left = {*_SHARED, *about.get("classifiers", ()), *about.get("clips", ())}
+    if all(_same(folder / part, student / part) for part in _CONDITIONS):
+        left |= {*_CONDITIONS}
+    target = folder / FOLDER / name
+    with whole_or_not(target) as beside:
+        shutil.copytree(student, beside, ignore=lambda at, names: _left(at, names, student, left))
+        if target.is_dir():
+            shutil.rmtree(target)
+    return target
+
+
+def _left(at: str, names: list[str], student: Path, left: set[str]) -> list[str]:
+    return [n for n in names if n in left] if Path(at) == student else []
+
+
+def _same(one: Path, other: Path) -> bool:
+    files = [sorted(p.relative_to(f) for p in f.rglob("*") if p.is_file()) for f in (one, other)]
+    return files[0] == files[1] and all(
+        filecmp.cmp(one / f, other / f, shallow=False) for f in files[0]
+    )

@@ -1,0 +1,99 @@
+"""The pictures that a visitor made, with their settings, as long as the page is open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+
+from .form import Form
+
+MOST = 60
+"""Pictures that are kept; the oldest go first."""
+
+MOST_BYTES = 64 * 2**20
+"""Bytes of all of them together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A picture of the gallery.
+
+    Args:
+        id: of it, in this gallery.
+        form: settings that make it alone.
+        image: PNG in base64, which carries its settings.
+    """
+
+    id: int
+    form: Form
+    image: str
+
+    @property
+    def label(self) -> str:
+        """What it is, in a line."""
+        name = self.form.conds[0] if self.form.conds else "unconditional"
+        return f"{name} · seed {self.form.seeds[0]} · {self.form.guidance}"
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return file_name(self.form, 0)
+
+
+class Gallery:
+    """Pictures, the newest first."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self._next = 0
+
+    def add(self, form: Form, images: Sequence[str]) -> None:
+        """Add the pictures of a run, each with the settings that make it alone."""
+        made = []
+        for (cond, seed), image in zip(form.samples, images, strict=True):
+            alone = replace(form, conds=() if cond is None else (cond,), seeds=(seed,))
+            made.append(Entry(id=self._next, form=alone, image=image))
+            self._next += 1
+        self.entries = [*made, *self.entries][:MOST]
+        while len(self.entries) > 1 and sum(len(e.image) for e in self.entries) > MOST_BYTES:
+            self.entries.pop()
+
+    def remove(self, id: int) -> None:
+        """Take a picture out."""
+        self.entries = [e for e in self.entries if e.id != id]
+
+    def find(self, id: int) -> Entry | None:
+        """Return a picture by its id."""
+        return next((e for e in self.entries if e.id == id), None)
+
+    def draw(self) -> str:
+        """Show them, each with what can be done with it."""
+        if not self.entries:
+            return '<div class="gs-empty">Pictures that you make are kept here.</div>'
+        return f'<div class="gs-gallery">{"".join(map(_card, self.entries))}</div>'
+
+
+def file_name(form: Form, index: int) -> str:
+    """Name the file of a picture of a run."""
+    cond, seed = form.samples[index]
+    words = "".join(c if c.isalnum() else "-" for c in (cond or "uncond"))[:40]
+    return f"{words}-seed{seed}.png"
+
+
+def _card(entry: Entry) -> str:
+    label, data = escape(entry.label, quote=True), f"data:image/png;base64,{entry.image}"
+    buttons = "".join(
+        f'<button type="button" data-action="{action}" data-id="{entry.id}" '
+        f'title="{title}" aria-label="{title}">{sign}</button>'
+        for action, sign, title in (
+            ("restore", "↩", "bring its settings back"),
+            ("again", "⟳", "make it again"),
+            ("delete", "×", "delete it"),
+        )
+    )
+    return (
+        f'<figure title="{label}"><img src="{data}" alt="{label}"><figcaption>{label}'
+        f'</figcaption><nav>{buttons}<a download="{escape(entry.file, quote=True)}" href="{data}" '
+        'title="download" aria-label="download">↓</a></nav></figure>'
+    )

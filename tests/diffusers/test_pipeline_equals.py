@@ -1,0 +1,90 @@
+"""Further numbers of pipelines' own guidance, and what they are as expressions of ours."""
+
+from dataclasses import replace
+
+import pytest
+
+from helpers.zoo.base import distance
+from helpers.zoo.more import ltx2
+from helpers.zoo.table import entries
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+def run(name, guidance=None, steps=4, **more):
+    entry = entries()[name]
+    told = entry.ask
+    if name == "LTX2Pipeline":  # whose layers can be perturbed by its own code too
+        entry = replace(entry, parts=lambda: ltx2(perturbed_attn=True))
+    entry = replace(entry, ask=lambda: told() | more, steps=steps)
+    return entry.run(entry.make(), guidance)
+
+
+BLOCK = "transformer_blocks.0"
+STG = f"pag(1.5, layers=('{BLOCK}.attn1', '{BLOCK}.audio_attn1'))"
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours"),
+    [
+        (
+            "LTX2Pipeline",
+            {
+                "stg_scale": 1.5,
+                "audio_stg_scale": 1.5,
+                "spatio_temporal_guidance_blocks": [0],
+            },
+            f"cfg(3) + {STG}",
+        ),
+        (
+            "LTX2Pipeline",
+            {"guidance_rescale": 0.7, "audio_guidance_rescale": 0.7},
+            "cfg(3) | rescale(0.7, space='x0')",
+        ),
+        # From the share c of the clean picture on it is not guided: where σ/α < (1 − c)/c.
+        ("ZImagePipeline", {"cfg_truncation": 0.4}, "cfg(4, interval=(1.5, inf))"),
+    ],
+)
+def test_their_numbers_are_an_expression(name, theirs, ours):
+    own = run(name, **theirs)
+    assert distance(run(name, ours), own) < 1e-5
+    assert distance(run(name), own) > 1e-4  # they do something
+
+
+def test_lumina2s_truncation_is_an_interval():
+    """Of four steps the first two are guided; their noise ratios are at least 1."""
+    plain = {"cfg_normalization": False}
+    own = run("Lumina2Pipeline", **plain, cfg_trunc_ratio=0.5)
+    entry = entries()["Lumina2Pipeline"]
+    scheduler = entry.make().scheduler
+    scheduler.set_timesteps(4)
+    ratios = [float(s / (1 - s)) if s < 1 else float("inf") for s in scheduler.sigmas[:4]]
+    between = (ratios[1] + ratios[2]) / 2
+    ours = run("Lumina2Pipeline", f"cfg(3, interval=({between}, inf))", **plain)
+    assert distance(ours, own) < 1e-5
+    assert distance(run("Lumina2Pipeline", **plain), own) > 1e-4
+
+
+@pytest.mark.parametrize(("name", "block"), [("WanPipeline", "blocks.0"), ("LTXPipeline", BLOCK)])
+def test_a_skipped_block_is_pushed_away_from(name, block):
+    """c + p(c − c₋), with the block left out of c₋, written into the network."""
+    entry = entries()[name]
+    pipe = entry.make()
+    net, p = pipe.transformer, 2.0
+    module, plain = net.get_submodule(block), net.forward
+
+    def forward(*args, **kwargs):
+        c = plain(*args, **kwargs)[0]
+        module.forward = lambda hidden_states, *_, **__: hidden_states
+        without = plain(*args, **kwargs)[0]
+        del module.forward
+        return (c + p * (c - without),)
+
+    guided = entry.run(pipe, f"cond + slg({p}, layers='{block}')")
+    alone = replace(entry, scale={"guidance_scale": 1.0})
+    assert distance(alone.run(pipe), guided) > 1e-3
+    net.forward = forward
+    assert distance(guided, alone.run(pipe)) < 1e-5
