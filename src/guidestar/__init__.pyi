@@ -103,12 +103,19 @@ from .guidance import (
     ugd_backward as ugd_backward,
     uncond as uncond,
 )
+from .model.cascade import (
+    Cascade as Cascade,
+    CascadeSamples as CascadeSamples,
+    StageSettings as StageSettings,
+)
 from .model.checking import (
     check as check,
 )
 from .model.folder import (
-    load as load,
     save as save,
+)
+from .model.loading import (
+    load as load,
 )
 from .model.model import (
     Model as Model,
@@ -119,6 +126,9 @@ from .model.samples import (
 )
 from .model.shipped import (
     available as available,
+)
+from .model.upscaling import (
+    upscale as upscale,
 )
 from .sampling import (
     Consistency as Consistency,
@@ -160,6 +170,8 @@ __all__ = [
     "AND",
     "Blur",
     "COND",
+    "Cascade",
+    "CascadeSamples",
     "Colour",
     "Condition",
     "Consistency",
@@ -212,6 +224,7 @@ __all__ = [
     "Settings",
     "Slot",
     "Solver",
+    "StageSettings",
     "State",
     "Step",
     "Ticket",
@@ -280,4 +293,5 @@ __all__ = [
     "ugd_backward",
     "uncond",
     "uniform",
+    "upscale",
 ]

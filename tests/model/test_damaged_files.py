@@ -32,6 +32,7 @@ from guidestar.io.documents import MOST_DEPTH, read_json, read_text, read_toml
 from guidestar.model.folder import SHIPPED, _classifiers, _networks
 from guidestar.model.manifest import read_about
 from guidestar.networks.clip import Vision
+from guidestar.train.recipe.cascade import read_cascade
 from guidestar.train.recipe.schema import read_recipe as _read_recipe
 from helpers.pipeline_folders import flux, sd
 
@@ -41,7 +42,8 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def read_recipe(file):
-    _read_recipe(file, trust=True)
+    if read_cascade(file) is None:
+        _read_recipe(file, trust=True)
 
 
 def scheduler(file):

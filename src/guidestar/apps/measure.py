@@ -17,6 +17,7 @@ from ..io import distributed as processes
 from ..model.model import Model, Samples
 
 if TYPE_CHECKING:
+    from ..model.cascade import CascadeSamples
     from ..train.build.data import Source
 
 REAL = "real"
@@ -58,7 +59,7 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
         recipe = recipe.model_copy(
             update={"data": recipe.data.model_copy(update={"path": str(data)})}
         )
-    source, aside = sources(recipe, vae=getattr(model.decode, "vae", None))
+    source, aside = sources(recipe, vae=getattr(getattr(model, "decode", None), "vae", None))
     if aside is None or recipe.judge is None:
         raise ValueError(
             f"the recipe of {model.name!r} held nothing out; set data.holdout or data.test, and "
@@ -182,7 +183,7 @@ def _draw(
     rows, drawn, nfe, seconds = processes.mine(len(seeds)), [], 0.0, 0.0
     for part in torch.tensor(rows).split(batch):
         start = time.perf_counter()
-        samples: Samples = model.sample(
+        samples: Samples | CascadeSamples = model.sample(
             [model.classes[k] for k in wanted[part].tolist()],
             guidance=guidance,
             seeds=[seeds[i] for i in part],
@@ -193,7 +194,8 @@ def _draw(
         seconds += time.perf_counter() - start
         # The judge learned from the data: pictures, also of a model of latents, or standardised
         # values.
-        judged_values = samples.images if "scale" not in model.card else samples.x
+        scaled = "scale" in model.card and isinstance(samples, Samples)
+        judged_values = samples.x if scaled else samples.images
         drawn += zip(part.tolist(), judged_values, strict=True)
         nfe += samples.nfe * len(part) / len(rows)
         if watch:

@@ -19,6 +19,7 @@ from .measuring import evaluate
 from .sampling import demo, sample, strip
 from .serving import serve, studio
 from .training import recipe, train
+from .upscaling import upscale
 
 app = typer.Typer(
     name="guidestar", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -27,6 +28,7 @@ app = typer.Typer(
 for command in (
     demo,
     sample,
+    upscale,
     strip,
     models,
     methods,

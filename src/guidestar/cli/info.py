@@ -19,6 +19,7 @@ from ._options import (
     with_file,
 )
 from .topics import TOPICS, look_up, suggest
+from .upscaling import StageOption, parse_stages
 
 
 def models() -> None:
@@ -150,13 +151,23 @@ def plan(
     steps: Steps = None,
     solver: SolverName = None,
     levels: GridName = None,
+    stage: StageOption = None,
     variant: Variant = None,
 ) -> None:
     """Print the network passes of every step, before anything runs."""
-    from ..model.folder import load
+    from ..model.cascade import Cascade
+    from ..model.loading import load
 
     check_run(guidance, solver, levels)
     options = with_file(
         guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels
     )
-    typer.echo(str(load(model, variant=variant).plan(**options)))
+    found = load(model, variant=variant)
+    if isinstance(found, Cascade):
+        plans = found.plan(stages=parse_stages(stage), **options)
+        typer.echo("\n".join(f"{name}\n{p}" for name, p in plans.items()))
+        typer.echo(f"all stages: NFE {sum(p.nfe for p in plans.values()):g} a sample")
+        return
+    if stage:
+        raise ValueError(f"{model} is one model and has no stages; leave --stage out")
+    typer.echo(str(found.plan(**options)))

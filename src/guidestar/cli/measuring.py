@@ -20,6 +20,7 @@ from ._options import (
     ready_file,
 )
 from ._terminal import progress, table
+from .upscaling import StageOption, parse_stages
 
 
 def evaluate(
@@ -49,6 +50,7 @@ def evaluate(
     levels: GridName = None,
     data: Annotated[Optional[Path], typer.Option(help="Folder of the reference images.")] = None,  # noqa: UP045
     out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
+    stage: StageOption = None,
     average: Average = None,
     variant: Variant = None,
     trust: Trust = False,
@@ -63,15 +65,25 @@ def evaluate(
     from ..apps.measure_text import measure_text
     from ..io.distributed import is_main
     from ..io.images import write_text
-    from ..model.folder import load
+    from ..model.cascade import Cascade
+    from ..model.loading import load
 
     for expression in guidance:
         check_run(expression, solver, levels)
-    span = _span(seeds)
+    span, stages = _span(seeds), parse_stages(stage)
     if out:
         ready_file(out)
     with progress("measuring") as watch:
-        chosen = load(model, average=average, variant=variant, trust=trust)
+        chosen: Any = load(model, average=average, variant=variant, trust=trust)
+        if isinstance(chosen, Cascade):
+            if chosen.told_by_text:
+                raise ValueError(
+                    f"{model} is a cascade of prompts, which are measured by stage; give the "
+                    "folder of a stage"
+                )
+            chosen = chosen.with_stages(stages)
+        elif stages:
+            raise ValueError(f"{model} is one model and has no stages; leave --stage out")
         by_text = partial(measure_text, count=len(span), seed=span[0])
         run = by_text if chosen.told_by_text else partial(measure, seeds=span)
         rows = list(

@@ -28,8 +28,10 @@ from ._options import (
     with_file,
 )
 from ._terminal import progress, table, warn
+from .upscaling import StageOption, parse_stages
 
 if TYPE_CHECKING:
+    from ..model.cascade import Cascade
     from ..model.model import Model
     from ..model.samples import Carried, Samples, Settings
 
@@ -90,7 +92,7 @@ def demo(
     )
 
 
-def sample(
+def sample(  # noqa: PLR0915  (options, one after the other)
     model: Annotated[
         str | None,
         typer.Argument(help="A shipped model or a folder.", autocompletion=model_names),
@@ -132,6 +134,7 @@ def sample(
     ] = None,
     observe: Observe = None,
     operator: Operator = None,
+    stage: StageOption = None,
     average: Average = None,
     variant: Variant = None,
     trust: Trust = False,
@@ -148,7 +151,8 @@ def sample(
     from ..io import distributed as processes
     from ..io.files import make_folder
     from ..io.images import read_settings
-    from ..model.folder import load
+    from ..model.cascade import Cascade
+    from ..model.loading import load
     from ..model.streaming import BATCH, Batches, again_to_folder, sample_to_folder
 
     new = {
@@ -172,6 +176,7 @@ def sample(
         "--batch": batch,
         "--observe": observe,
         "--operator": operator,
+        "--stage": stage,
     }
     if like and (given := [name for name, value in new.items() if value is not None]):
         raise ValueError(f"--like repeats a run as it was; leave {', '.join(given)} out")
@@ -181,7 +186,36 @@ def sample(
     parsed = check_run(given_run["guidance"], given_run["solver"], given_run["grid"])
     make_folder(out)
     settings = read_settings(like) if like else None
+    stages = parse_stages(stage)
     chosen = load(_model_name(model, settings), average=average, variant=variant, trust=trust)
+    if isinstance(chosen, Cascade):
+        if observe:
+            raise ValueError(f"{chosen.name!r} is a cascade; --observe is for one of its stages")
+        names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num or 1)
+        count = len(names) if names else num or 1
+        seeds = [(seed or 0) + i for i in range(count)]
+        paths, nfe = [], 0.0
+        with progress("sampling") as watch:
+            if settings is not None:
+                made = chosen.again(settings, watch)
+                first = int(settings.get("number", 0)) - int(settings.get("index", 0))
+                paths, nfe = made.save(out, first), made.nfe
+            for start in range(0, 0 if settings else count, batch or BATCH):
+                part = slice(start, start + (batch or BATCH))
+                made = chosen.sample(
+                    names and names[part],
+                    seeds=seeds[part],
+                    stages=stages,
+                    **{**given_run, "guidance": parsed},
+                    max_rows=max_rows,
+                    watch=watch,
+                )
+                paths, nfe = paths + made.save(out, start), made.nfe
+        if grid:
+            _write_grid(out, paths)
+        typer.echo(f"{len(paths)} images in {out}, NFE {nfe:g} over all stages")
+        return
+    _refuse_stages(chosen, stages)
     if settings is not None:
         with progress("sampling") as watch:
             samples = (
@@ -233,6 +267,11 @@ def sample(
             _write_grid(out, [p for p in sorted(out.glob("*.png")) if p.name[:4].isdecimal()])
         before = f" ({done.kept} were there already)" if done.kept else ""
         typer.echo(f"{total} images in {out}{before}: {done.guidance}, NFE {done.evaluations:g}")
+
+
+def _refuse_stages(model: Model, stages: object) -> None:
+    if stages:
+        raise ValueError(f"{model.name!r} is one model and has no stages; leave --stage out")
 
 
 def _scales(text: str | None, rows: list[int]) -> tuple[float, ...] | None:
@@ -352,7 +391,7 @@ def _prompts_of(file: Path | None) -> list[str]:
     return read_prompts(file) if file else []
 
 
-def _conditions(model: Model, cond: list[str], num: int) -> list[str] | None:
+def _conditions(model: Model | Cascade, cond: list[str], num: int) -> list[str] | None:
     if not cond:
         return None
     if "all" in cond and model.told_by_text:

@@ -12,6 +12,7 @@ from ._terminal import fail, warn
 
 if TYPE_CHECKING:
     from ..model.model import Model
+    from ..train.recipe.cascade import CascadeRecipe
     from ..train.recipe.schema import Recipe
 
 
@@ -56,8 +57,8 @@ def train(
         list[str] | None,
         typer.Option(
             "--only",
-            help="Train this part alone (model, weak, classifier, judge); several times for "
-            "several.",
+            help="Train this part alone (model, weak, classifier, judge), or this stage of a "
+            "cascade; several times for several.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -72,7 +73,15 @@ def train(
     """Train a recipe, going on where it was stopped, and write the model's folder."""
     from ..io.files import make_folder
     from ..train.recipe import schema as recipes
+    from ..train.recipe.cascade import read_cascade
 
+    cascade = read_cascade(recipe)
+    if cascade is not None:
+        if data:
+            there = cascade.data.model_copy(update={"path": str(data)})
+            cascade = cascade.model_copy(update={"data": there})
+        _train_cascade(cascade, recipe, out, only, dry_run, accept_data)
+        return
     spec = recipes.read_recipe(recipe, trust=trust)
     if data:
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(data)})})
@@ -131,6 +140,47 @@ def _train(spec: Recipe, file: Path, out: Path, only: list[str] | None, accept_d
     more = (" --cond all" if model.classes else "") + (" --trust" if spec.code() else "")
     typer.echo(
         f"the model is in {out / spec.name}; try: guidestar sample {out / spec.name}{more} --grid"
+    )
+
+
+def _train_cascade(
+    spec: CascadeRecipe,
+    file: Path,
+    out: Path,
+    only: list[str] | None,
+    dry: bool,
+    accept_data: bool,
+) -> None:
+    from ..io.files import make_folder
+    from ..train.cascade import train_cascade
+    from ..train.loop.signals import Stop, stop_on_signals
+    from ..train.progress import progress_report
+    from ..train.run import dry_run
+
+    chosen = spec.chosen(only)
+    make_folder(out)
+    if dry:
+        for stage in chosen:
+            typer.echo("\n".join([f"{stage}:", *dry_run(spec.recipe(stage, out), None, warn)[0]]))
+        return
+    with stop_on_signals(Stop()) as stop, progress_report() as report:
+        made = train_cascade(
+            spec,
+            out,
+            report,
+            only=only,
+            stop=stop,
+            say=warn,
+            accept_data=accept_data,
+            command=f"guidestar train {file}",
+        )
+    if stop.agreed:
+        fail(f"stopped; what was trained is saved in {out}, and the same command goes on", 130)
+    if made is None:
+        typer.echo(f"trained {', '.join(chosen)} in {out}; the other stages are still to train")
+        return
+    typer.echo(
+        f"the cascade is in {out / spec.name}; try: guidestar sample {out / spec.name} --grid"
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from .latents import Latents, Unencoded
 from .paths import Paths
 from .pictures import Pictures
+from .reduced import Reduced
 from .shards import Shards
 from .source import Column, Held, InMemory, Source, Subset
 from .tensors import Standardised
@@ -110,6 +111,9 @@ def _pieces(source: Source) -> Iterator[bytes]:
         yield ",".join(map(str, source.kept)).encode()
         yield from _pieces(source.source)
     elif isinstance(source, Standardised):
+        yield from _pieces(source.source)
+    elif isinstance(source, Reduced):
+        yield f"reduced to {source.side}".encode()
         yield from _pieces(source.source)
     elif isinstance(source, Latents | Unencoded):  # whose autoencoder is an origin of its own
         yield from _pieces(source.pictures)

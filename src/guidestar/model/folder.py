@@ -92,6 +92,8 @@ if TYPE_CHECKING:
 
     from ..networks.conditional import ConditionalModel
 
+CASCADE = "cascade.json"
+"""The file that makes a folder a cascade's."""
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -155,6 +157,10 @@ def load(
     """
     name, variant = _split(name, variant)
     folder = _find(name)
+    if (folder / CASCADE).is_file():
+        raise ValueError(
+            f"{folder} is a cascade, and this needs one model; give the folder of a stage in it"
+        )
     ours = (folder / NAME).is_file()
     if ours and (size is not None or dtype not in (None, "float32", torch.float32)):
         raise ValueError(

@@ -24,6 +24,7 @@ def unet(
     head: int,
     embedded: bool = True,
     text_width: int | None = None,
+    beside: int = 0,
 ) -> ModelMixin:
     """Build a U-Net with attention at its lowest resolution only.
 
@@ -36,11 +37,12 @@ def unet(
         head: width of an attention head.
         embedded: it takes an embedding, ``class_labels [B, 4·widths[0]]``.
         text_width: it takes ``encoder_hidden_states [B, L, text_width]`` by cross-attention.
+        beside: channels of a picture that it takes beside the data's.
     """
     plain = len(widths) - 1
     shared: JSONObject = {
         "sample_size": size,
-        "in_channels": channels,
+        "in_channels": channels + beside,
         "out_channels": channels,
         "layers_per_block": layers,
         "block_out_channels": tuple(widths),

@@ -26,6 +26,7 @@ from ..model.card import write_card
 from ..model.folder import save, write_average
 from ..model.model import Model
 from ..networks.clip import CLIP
+from ..networks.low_resolution import low_of
 from .build.captions import captions_of
 from .build.data import sources, standardiser_of
 from .build.networks import build_part, classifier_column
@@ -45,8 +46,11 @@ MOST_EXAMINED = 4000
 """Most held-out samples that measure a classifier: half to calibrate, half to report."""
 
 
-def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> Model:
-    """Make a model of the trained parts under ``out`` and write it to ``out / recipe.name``.
+def assemble(
+    recipe: Recipe, out: Path, *, command: str = "guidestar train", folder: Path | None = None
+) -> Model:
+    """Make a model of the trained parts under ``out`` and write it to ``folder``, by default
+    ``out / recipe.name``.
 
     A noise-aware classifier is measured on held-out data: a temperature is fitted at each level,
     and its default interval ends at the noise ratio where its accuracy falls below 1.2 times
@@ -57,13 +61,14 @@ def assemble(recipe: Recipe, out: Path, *, command: str = "guidestar train") -> 
     about = _about(recipe, out, trained, source, aside, command)
     model = model_of(recipe, trained, source, about, out)
     model.nets |= _snapshots(recipe, out, source)
-    save(model, out / recipe.name)
+    folder = folder or out / recipe.name
+    save(model, folder)
     for name in [p.name for p in profiles(train_settings(recipe, "model"))][1:]:
-        write_average(averaged(recipe, "model", out, source, name), out / recipe.name, name)
+        write_average(averaged(recipe, "model", out, source, name), folder, name)
     write_card(
         model.name,
         {**model.card, "defaults": model.defaults, "diffusers": describe_pipeline(model)},
-        out / recipe.name,
+        folder,
     )
     return model
 
@@ -88,13 +93,26 @@ def model_of(
         classifiers={name: trained[part] for part, name in guides.items() if part in trained},
         judge=trained.get("measuring_clip", trained.get("judge")),
         defaults={
-            "guidance": e.guidance if encoder is not None else "uncond",
+            "guidance": _guidance(recipe, encoder),
             "steps": e.steps,
             "solver": e.solver,
             "grid": e.grid,
         },
         card=about,
     )
+
+
+def _guidance(recipe: Recipe, encoder: object) -> str:
+    """Return the guidance that the finished model recommends: no terms where there is no condition;
+    a super-resolution stage is thresholded unless the recipe says otherwise.
+    """
+    wanted = recipe.export.guidance
+    if low_of(encoder) is not None and "guidance" not in recipe.export.model_fields_set:
+        wanted = f"{wanted} | threshold(0.995)"
+    if encoder is not None:
+        return wanted
+    posts = wanted.partition("|")[2]
+    return f"uncond |{posts}" if posts else "uncond"
 
 
 def _snapshots(recipe: Recipe, out: Path, source: Source) -> JSONObject:

@@ -19,7 +19,9 @@ from ..diffusers.read.vae import Decoder, read_decoder, reconstructed
 from ..io.files import name_write_errors
 from ..io.images import SheetRow, save_png, sheet, to_drawings
 from ..model.model import Model
+from ..model.upscaling import with_pictures
 from ..networks.conditional import ConditionalModel
+from ..networks.low_resolution import LOW, enlarged, reduced
 from .build.autoencoders import fresh_autoencoder, vae_folder
 from .build.data import standardiser_of
 from .build.schedules import process
@@ -177,6 +179,13 @@ def _rows(
 ) -> Iterator[SheetRow]:
     model, count = live_model(recipe, module, source.shape, decode), recipe.preview.seeds
     names = names_for(recipe, model, module, source, count)
+    if recipe.upscale is not None:
+        rows = [k % (source.size or count) for k in range(count)]
+        x = source.batch(sorted(rows), Draw(sorted(rows)))[0]
+        names = write_conditions(module.encoder, source, count) or None
+        small = reduced(x, recipe.upscale.size)
+        yield SheetRow(label="smaller", images=to_drawings(enlarged(small, x.shape[-1])))
+        model = with_pictures(model, small, seeds=range(count))
     for guidance in recipe.preview.guidance if names else ("uncond",):
         x = model.sample(
             names,
@@ -201,13 +210,13 @@ def names_for(
 
 def write_conditions(encoder: Conditions, source: Source, count: int) -> list[str] | None:
     """Return the conditions of the first samples as text; None of an unconditional model."""
-    if not encoder.parts:
+    parts = [name for name in encoder.parts if name != LOW]
+    if not parts:
         return None
     rows = [k % (source.size or count) for k in range(count)]
     known = source.batch(sorted(rows), Draw(sorted(rows)))[1]
     columns = {
-        name: [_word(v, source.columns[name].classes) for v in known[name]]
-        for name in encoder.parts
+        name: [_word(v, source.columns[name].classes) for v in known[name]] for name in parts
     }
     if len(columns) == 1:
         return next(iter(columns.values()))

@@ -48,6 +48,11 @@ _IDLE = ("cache", "test", "max_bad", "about")
 """Keys of data that shape no weights; neither does their path, in whose place is their identity."""
 
 
+def _unset(recipe: Recipe) -> set[str]:
+    """Return newer keys that are not used, which older checkpoints lack."""
+    return {"reduced"} if recipe.data.reduced is None else set()
+
+
 def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
     """Return all that shapes a part's weights besides its settings, by dotted names."""
     spec = getattr(recipe, part)
@@ -55,7 +60,8 @@ def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
         exclude={"train", "snapshots", "calibrate"}
     )  # which snapshots are kept shapes nothing
     if isinstance(spec, AutoencoderPart):  # it is told nothing, and sees no noise
-        data = recipe.data.model_dump(exclude={"path", *_IDLE, "vae", "columns", "classes"})
+        idle = {"path", *_IDLE, "vae", "columns", "classes", *_unset(recipe)}
+        data = recipe.data.model_dump(exclude=idle)
         own.pop("spread")
         return _dotted({"data": data, part: own})
     noise = (
@@ -70,11 +76,13 @@ def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
     conditions = {name: spec.model_dump() for name, spec in (recipe.conditions or {}).items()}
     tables = {
         **noise,
-        "data": recipe.data.model_dump(exclude={"path", *_IDLE}),
+        "data": recipe.data.model_dump(exclude={"path", *_IDLE, *_unset(recipe)}),
         "conditions": conditions,
         part: own,
         "": {"joint_dropout": recipe.joint_dropout},
     }
+    if recipe.upscale is not None:
+        tables["upscale"] = recipe.upscale.model_dump()
     return _dotted(tables)
 
 

@@ -251,6 +251,7 @@ def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Encod
         ValueError: a file is missing or corrupt; it is named.
     """
     from ...networks.condition_encoders import ClassEncoder, Conditions, LabelEncoder, VectorEncoder
+    from ...networks.low_resolution import LowResolution
 
     file = folder / "config.json"
     about = read_json(file)
@@ -274,7 +275,7 @@ def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Encod
         )
     return read_module(
         folder,
-        known={c.__name__: c for c in (ClassEncoder, LabelEncoder, VectorEncoder)},
+        known={c.__name__: c for c in (ClassEncoder, LabelEncoder, VectorEncoder, LowResolution)},
         dtype=dtype,
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...core.denoiser import Network, OutputKind
 from ...core.levels import Schedule
+from ...networks.low_resolution import LOW, low_of
 from ..objects import Answer, Config
 from . import flux
 from .encoders import ClassLabels, Encoder, TextEncoder, read_encoder
@@ -79,12 +80,14 @@ def read_parts(
         )
     process = process or read_scheduler(folder)
     network = read_module(home, dtype=dtype, known=known, trust=trust)
+    encoder = read_encoder(folder, network, dtype=dtype)
+    low = low_of(encoder)
+    beside = low.channels if low else 0
     try:
-        made, shape = denoiser(network, process), _shape(network)
+        made, shape = denoiser(network, process, beside), _shape(network, beside)
     except ValueError as error:
         raise ValueError(f"{home / 'config.json'}: {error}") from None
     _take_scale(made, Path(folder), dtype)
-    encoder = read_encoder(folder, network, dtype=dtype)
     return Parts(
         denoiser=made,
         schedule=process.schedule,
@@ -113,12 +116,13 @@ def _take_scale(made: Network, folder: Path, dtype: torch.dtype) -> None:
         raise ValueError(f"{home / 'config.json'}: {error}") from None
 
 
-def denoiser(network: nn.Module, process: Process) -> Network:
+def denoiser(network: nn.Module, process: Process, beside: int = 0) -> Network:
     """Make a denoiser of a Diffusers network, called as ``network(x, timestep=t, **cond)``.
 
     Conditions are the network's keyword arguments (``class_labels``, ``encoder_hidden_states``, …;
     SDXL's ``text_embeds`` and ``time_ids`` too). A network of 2C output channels is taken to
-    predict its variance in the second half.
+    predict its variance in the second half. Of its input channels the last ``beside`` are a
+    condition, ``low_resolution``.
 
     Raises:
         ValueError: the network does not take the time, or returns neither C nor 2C channels.
@@ -139,7 +143,7 @@ def denoiser(network: nn.Module, process: Process) -> Network:
     return Network(
         Adapter(network),
         predicts=process.predicts,
-        learned_variance=_learned_variance(network),
+        learned_variance=_learned_variance(network, beside),
         sigma_data=process.sigma_data,
         time=lambda t: t * scale,
     )
@@ -153,6 +157,8 @@ class Adapter(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Answer:
+        if LOW in cond:
+            x = torch.cat([x, cond.pop(LOW)], 1)
         if _is_flux(self.net):
             return flux.call(self.net, x, t, **cond)
         added: dict[str, Tensor | None] = {k: cond.pop(k) for k in _ADDED if k in cond}
@@ -178,8 +184,9 @@ def _channels(network: nn.Module) -> tuple[int | None, int | None]:
     return inputs, config.get("out_channels") or inputs
 
 
-def _learned_variance(network: nn.Module) -> bool:
+def _learned_variance(network: nn.Module, beside: int = 0) -> bool:
     inputs, outputs = _channels(network)
+    inputs = None if inputs is None else inputs - beside
     if inputs is None or outputs is None or outputs == inputs:
         return False
     if outputs != 2 * inputs:
@@ -190,14 +197,14 @@ def _learned_variance(network: nn.Module) -> bool:
     return True
 
 
-def _shape(network: ModelMixin) -> tuple[int, int, int] | None:
+def _shape(network: ModelMixin, beside: int = 0) -> tuple[int, int, int] | None:
     if not hasattr(network, "config"):
         return None
     channels, size = _channels(network)[0], dict(network.config).get("sample_size")
     if channels is None or size is None or "2D" not in type(network).__name__:
         return None
     height, width = size if isinstance(size, Sequence) else (size, size)
-    return channels, int(height), int(width)
+    return channels - beside, int(height), int(width)
 
 
 __all__ = [

@@ -13,6 +13,7 @@ from ...data import fashion_mnist
 from ...data.folders import image_folder, parquet
 from ...data.latents import Latents, Unencoded, check_spread, latents
 from ...data.pictures import PictureFormat, Pictures
+from ...data.reduced import Reduced
 from ...data.shards import Shards
 from ...data.source import Column, InMemory, Source, Subset, split
 from ...data.tensors import Standardised, Standardiser, tensors
@@ -48,6 +49,16 @@ def sources(
         FileNotFoundError: the data are missing.
         ValueError: the data do not fit the recipe.
     """
+    found = _sources(recipe, bad, out, vae)
+    side = recipe.data.reduced
+    if side is None:
+        return found
+    return Reduced(source=found[0], side=side), found[1] and Reduced(source=found[1], side=side)
+
+
+def _sources(
+    recipe: Recipe, bad: Callable[[str], None] | None, out: Path | None, vae: Any
+) -> tuple[Source, Source | None]:
     spec = recipe.data
     if spec.kind == "fashion-mnist":
         return _fashion("train", spec.path), _fashion("test", spec.test or spec.path)
@@ -148,7 +159,7 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
         channels=channels,
         crop=spec.crop,
         flip=spec.flip,
-        enlarge=recipe.autoencoder is None,
+        enlarge=recipe.autoencoder is None and recipe.upscale is None,
     )
     cache = Path(spec.cache) if spec.cache else None
     if spec.kind == "tensors":

@@ -29,9 +29,11 @@ from ...networks.condition_encoders import (
 )
 from ...networks.conditional import ConditionalModel
 from ...networks.cpu_fastpath import plain_attention
+from ...networks.low_resolution import LOW, LowResolution
 from ..objectives import classification as supervised
 from ..objectives.denoising import Conditional
 from ..objectives.objective import Built, Objective
+from ..objectives.super_resolution import SuperResolution
 from ..recipe.parts import (
     OF_PICTURES,
     PARTS,
@@ -117,7 +119,8 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | 
         raise ValueError(
             f"the text encoders of one model must be of one width, not {sorted(widths)}"
         )
-    embedded = any(c.kind != "text" for c in columns.values())
+    embedded = recipe.upscale is not None or any(c.kind != "text" for c in columns.values())
+    beside = source.shape[0] if recipe.upscale else 0
     text_width = next(iter(widths), None)
 
     def make() -> nn.Module:
@@ -128,6 +131,7 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | 
             embedded=embedded,
             text_width=text_width,
             outputs=2 if recipe.objective.variance == "learned" else 1,
+            beside=beside,
         )
 
     net = make() if ":" in spec.network else within_memory(make, copies_of(spec.train))
@@ -137,23 +141,56 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | 
         plain_attention(net)
     for text in texts.values():
         text.mask = is_masked(net)
-    encoder = Conditions(
-        {
-            name: texts[name] if name in texts else _encode(columns[name], name, net, source)
-            for name in specs
-        }
-    )
-    denoiser = bridged(net, p)
+    parts: dict[str, nn.Module] = {
+        name: texts[name] if name in texts else _encode(columns[name], name, net, source)
+        for name in specs
+    }
+    encoder = Conditions({**parts, **_low_resolution(recipe, net, source)})
+    denoiser = bridged(net, p, beside)
     rates = {
         name: spec.condition_dropout if s.dropout is None else s.dropout
         for name, s in specs.items()
     }
-    objective = Conditional(
-        denoising=objective_of(recipe), dropout=rates, joint=recipe.joint_dropout
+    low = recipe.upscale
+    objective: Objective = Conditional(
+        denoising=objective_of(recipe),
+        dropout={**rates, **({LOW: low.dropout} if low else {})},
+        joint=recipe.joint_dropout if low is None or low.dropout else 0.0,
     )
+    if low is not None:
+        objective = SuperResolution(conditional=objective, size=low.size, largest=low.augmentation)
+    module = ConditionalModel(denoiser, encoder)
     return Built(
-        module=ConditionalModel(denoiser, encoder), objective=objective, prepare=encoder.rows
+        module=module,
+        objective=objective,
+        prepare=lambda targets: {n: p.rows(targets[n]) for n, p in parts.items()},  # type: ignore[operator]
     )
+
+
+def _low_resolution(recipe: Recipe, net: nn.Module, source: Source) -> dict[str, nn.Module]:
+    """Return the condition of a super-resolution stage, by its name; none of other models.
+
+    Raises:
+        ValueError: the size of the smaller pictures does not fit the data.
+    """
+    spec, shape = recipe.upscale, source.shape
+    if spec is None:
+        return {}
+    if len(shape) != 3 or shape[1] != shape[2] or shape[1] % spec.size or shape[1] == spec.size:
+        raise ValueError(
+            f"upscale.size: samples of {list(shape)} must be a multiple of the smaller pictures, "
+            f"and larger, not {spec.size} pixels a side"
+        )
+    return {
+        LOW: LowResolution(
+            channels=shape[0],
+            size=spec.size,
+            to=shape[1],
+            width=_condition_width(net),
+            largest=spec.augmentation,
+            droppable=spec.dropout > 0,
+        )
+    }
 
 
 def _text(
@@ -181,6 +218,7 @@ def _network(
     embedded: bool,
     text_width: int | None,
     outputs: int = 1,
+    beside: int = 0,
 ) -> nn.Module:
     image = len(shape) == 3
     if spec.network == "unet":
@@ -200,6 +238,7 @@ def _network(
             head=spec.head,
             embedded=embedded,
             text_width=text_width,
+            beside=beside,
         )
     if spec.network == "sequence":
         if image:
@@ -223,6 +262,8 @@ def _network(
     if ":" in spec.network:
         return networks.from_callable(spec.network, spec.config)
     filled = _filled(spec, shape, columns, embedded, text_width, outputs)
+    if beside:
+        filled = {**filled, "in_channels": shape[0] + beside}
     net = networks.own_dropout_off(networks.from_diffusers(spec.network, filled))
     return networks.adaln_zero(net) if spec.network == "DiTTransformer2DModel" else net
 

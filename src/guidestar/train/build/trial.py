@@ -11,6 +11,7 @@ from ...data.source import Source
 from ...guidance import losses_of
 from ...io.files import make_folder
 from ...model.model import Model
+from ...model.upscaling import planned
 from ...networks.conditional import ConditionalModel
 from ..objectives.objective import Built
 from ..preview import live_model, names_for
@@ -38,13 +39,15 @@ def foresee(recipe: Recipe, built: Mapping[str, Built], source: Source) -> None:
             module = _conditional(built[part])
             model = live_model(recipe, module, source.shape, lambda x: x)
             names = names_for(recipe, model, module, source, 1)
+            model = planned(model)
             for guidance in preview.guidance if names else ("uncond",):
                 with _named(f"preview.guidance {guidance!r}, of networks in training"):
                     _plan(model, guidance, names, preview.steps, solver=solver, grid=grid)
     if set(built) >= set(recipe.parts()):
         model = model_to_be(recipe, built, source)
         names = names_for(recipe, model, _conditional(built["model"]), source, 1)
-        guidance = end.guidance if model.encoder is not None else "uncond"
+        model = planned(model)
+        guidance = end.guidance if names is not None else "uncond"
         with _named(f"export.guidance {guidance!r} with {end.solver} on {end.grid}"):
             _plan(model, guidance, names, end.steps, solver=solver, grid=grid, losses=True)
 

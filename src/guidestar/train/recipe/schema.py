@@ -31,7 +31,7 @@ from .parts import (
     VisionPart,
 )
 from .strict import Rate, Strict
-from .tables import OWN_VAE, ConditionSpec, Data, Export, Levels, Noise, PreviewTable, TargetTable
+from .tables import OWN_VAE, ConditionSpec, Data, Export, Levels, Noise, PreviewTable, TargetTable, Upscale
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -91,6 +91,7 @@ class Recipe(Strict):
     noisy_clip: VisionPart | None = None
     measuring_clip: CLIPPart | None = None
     autoencoder: AutoencoderPart | None = None
+    upscale: Upscale | None = None
     preview: PreviewTable = PreviewTable()
     export: Export = Export()
 
@@ -123,9 +124,24 @@ class Recipe(Strict):
         ] + ["noisy_clip"] * (self.noisy_clip is not None)
         if needy and self.clip is None:
             raise ValueError(f"{needy[0]} needs the recipe to train a clip: add a table [clip]")
+        self._check_upscale()
         self._check_variance()
         self._check_autoencoder()
         return self
+
+    def _check_upscale(self) -> None:
+        if self.upscale is None:
+            return
+        if self.data.vae is not None or self.data.kind == "tensors":
+            raise ValueError("upscale: a super-resolution stage learns pixels; leave vae out")
+        for part in ("model", "weak"):
+            spec = getattr(self, part)
+            if spec and not (spec.network == "unet" or spec.network.startswith("UNet2D")):
+                raise ValueError(
+                    f"{part}.network: a super-resolution stage is a U-Net, which takes the smaller "
+                    f"picture beside its own and the level of its noise; write 'unet', not "
+                    f"{spec.network!r}"
+                )
 
     def _check_variance(self) -> None:
         if self.objective.variance == "fixed":

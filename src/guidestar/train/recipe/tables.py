@@ -35,6 +35,7 @@ class Data(Strict):
         test: folder or file of other data to measure on, in place of ``holdout``.
         shuffle: size of the buffer in which shards are mixed.
         about: what the data are and whose, for the card.
+        reduced: pixels of a side that pictures are reduced to after reading, by means over squares.
     """
 
     kind: DataKind = "images"
@@ -53,11 +54,14 @@ class Data(Strict):
     test: str | None = None
     shuffle: int = Field(default=10_000, ge=1, le=10_000_000)
     about: str = ""
+    reduced: Pixels | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Data:
         if self.path is None and self.kind != "fashion-mnist":
             raise ValueError('say where the data are: path = "…"')
+        if self.reduced and self.vae:
+            raise ValueError("latents are not reduced; leave reduced or vae out")
         moved = "flip" if self.flip else "crop" if self.crop == "random" else None
         if self.vae and moved:
             raise ValueError(
@@ -163,6 +167,21 @@ class TargetTable(Strict):
     bias: float = 0.0
     variance: Literal["fixed", "learned"] = "fixed"
     bound: float = Field(default=0.001, gt=0)
+
+
+class Upscale(Strict):
+    """The model is a super-resolution stage: it gets the data's own pictures, reduced, with noise.
+
+    Args:
+        size: pixels of a side of the smaller pictures.
+        augmentation: the largest level of the noise added to them, in [0, 1]; each is drawn
+            uniformly below it.
+        dropout: how often the smaller picture is left out in training.
+    """
+
+    size: Pixels
+    augmentation: float = Field(default=0.5, ge=0, le=1)
+    dropout: Rate = 0.0
 
 
 class PreviewTable(Strict):
