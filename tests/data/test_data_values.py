@@ -59,8 +59,14 @@ def test_the_common_gaussian_of_a_mixture():
     with pytest.raises(
         ValueError, match=r"in 2 dimensions takes x of shape \[B, 2\], not \(2, 3\)"
     ):
-        NoisedMixture(torch.zeros(2, 3), Level(1, 0, 0), log_weights=torch.zeros(1),
-                      means=torch.zeros(1, 2), variances=torch.zeros(1, 2), axes=torch.zeros(1, 2, 2))  # fmt: skip
+        NoisedMixture(
+            torch.zeros(2, 3),
+            Level(1, 0, 0),
+            log_weights=torch.zeros(1),
+            means=torch.zeros(1, 2),
+            variances=torch.zeros(1, 2),
+            axes=torch.zeros(1, 2, 2),
+        )
 
 
 def test_fashion_mnist_as_pictures(monkeypatch, tmp_path):
@@ -126,7 +132,8 @@ def test_a_cache_is_of_the_same_files_and_format(tmp_path):
         _key([picture], form, 1), _key([picture], form, 3), _key([picture, picture], form, 1),
         _key([picture], PictureFormat(size=5, channels=1), 1), _key([held], form, 1),
         _key([picture], PictureFormat(size=4, channels=1, enlarge=False), 1),
-        _key([other], form, 1), _key([None], form, 1), _key([None, None], form, 1), _key([], form, 1),
+        _key([other], form, 1), _key([None], form, 1), _key([None, None], form, 1),
+        _key([], form, 1),
     ]  # fmt: skip
     path.write_bytes(path.read_bytes() + b" ")
     keys.append(_key([picture], form, 1))
@@ -145,7 +152,11 @@ def test_unreadable_pictures_up_to_a_number(tmp_path):
     assert said[0].startswith("skipped an image that cannot be read: b.png (")
     assert "row 2 (" in said[1]
     for most, text in [
-        (0, r"p: cannot read the image b\.png \([^)]*\); replace or remove it, or raise data.max_bad \(now 0\)"),
+        (
+            0,
+            r"p: cannot read the image b\.png \([^)]*\); replace or remove it, or raise "
+            r"data.max_bad \(now 0\)",
+        ),
         (1, r"the image c\.png \(.*\), after b\.png; replace"),
         (4, r"the image f\.png \(.*\), after b\.png, c\.png, d\.png; replace"),
     ]:  # fmt: skip

@@ -168,7 +168,7 @@ def test_classes_by_name_synonym_and_number():
     ]
     assert found == [0, 0, 0, 1, 2, 2, 0, 2, 3]
     for name in ("dog", 3, -1, "²"):
-        with pytest.raises(ValueError, match="unknown class .*; the 3 classes are 0 Tench"):
+        with pytest.raises(ValueError, match=r"unknown class .*; the 3 classes are 0 Tench"):
             labels.index(name)
     assert labels.encode(["cat", ""])["class_labels"].tolist() == [1, 3]
     null = labels.null(2)
@@ -177,9 +177,9 @@ def test_classes_by_name_synonym_and_number():
     with pytest.raises(ValueError, match="unknown class ''"):
         ClassLabels(classes=("a",)).index("")
     many = ClassLabels(classes=tuple("abcdefghijk"))
-    with pytest.raises(ValueError, match="classes are 0 a, .*9 j, …$"):
+    with pytest.raises(ValueError, match=r"classes are 0 a, .*9 j, …$"):
         many.index("x")
-    with pytest.raises(ValueError, match="9 j$"):
+    with pytest.raises(ValueError, match=r"9 j$"):
         ClassLabels(classes=tuple("abcdefghij")).index("x")
 
 

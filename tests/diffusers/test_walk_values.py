@@ -18,8 +18,10 @@ from guidestar.diffusers.read import scheduler as read
 from guidestar.guidance import parse
 
 TIMES = torch.tensor([900.0, 700.0, 500.0, 300.0, 100.0])
-LEVELS = tuple(Level(math.sqrt(1 - r), math.sqrt(r), t) for r, t in
-               ((0.9, 900.0), (0.7, 700.0), (0.5, 500.0), (0.3, 300.0), (0.1, 100.0), (0.0, 0.0)))  # fmt: skip
+LEVELS = tuple(
+    Level(math.sqrt(1 - r), math.sqrt(r), t)
+    for r, t in ((0.9, 900.0), (0.7, 700.0), (0.5, 500.0), (0.3, 300.0), (0.1, 100.0), (0.0, 0.0))
+)
 
 
 def table(order=1, **more):
@@ -192,7 +194,7 @@ def test_any_tensor_that_is_returned_must_be_finite(place):
     made = [torch.ones(2), torch.ones(2).numpy(), torch.ones(2)]
     watched(1.0).end(tuple(made))
     watched(1.0).end(SimpleNamespace(images=made[0], other=made[1]))
-    watched(1.0).end(tuple([*made, "text", torch.ones(2, dtype=torch.int64)]))
+    watched(1.0).end((*made, "text", torch.ones(2, dtype=torch.int64)))
     watched(1.0).end(5)
     made[place][1] = torch.nan
     for result in (tuple(made), SimpleNamespace(**{f"a{k}": m for k, m in enumerate(made)})):
@@ -214,7 +216,7 @@ def test_what_is_not_finite_is_named_with_its_step():
             watched(*values, **given)  # type: ignore[arg-type]
     with pytest.raises(FloatingPointError, match="the guidance makes numbers"):
         watched(1.0, guided=math.inf, blame=())
-    with pytest.raises(FloatingPointError, match="a and b makes? numbers"):
+    with pytest.raises(FloatingPointError, match=r"a and b makes? numbers"):
         watched(1.0, guided=math.inf, blame=("a", "b"))
 
 

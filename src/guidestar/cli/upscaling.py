@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._completion import model_names
-from ._options import Guidance, Negative, Out, SolverName, Steps, Trust, check_run
+from ._options import GuidanceOption, Negative, Out, SolverName, Steps, Trust, check_run
 from ._terminal import progress
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def upscale(
         typer.Option(help="Noise in the picture, from 0 to the largest of training (0.1)."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the others follow.")] = 0,
-    guidance: Guidance = None,
+    guidance: GuidanceOption = None,
     negative: Negative = None,
     steps: Steps = None,
     solver: SolverName = None,

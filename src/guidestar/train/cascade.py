@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..io.images import write_text
-from ..model.card import table
+from ..model.card import markdown_table
 from ..model.cascade import Cascade, load_cascade, write_index
 from ..model.manifest import NAME, read_about
 from .export import assemble
@@ -92,7 +92,7 @@ def finish(spec: CascadeRecipe, out: Path, command: str) -> Cascade:
     head = ("stage", "pictures", "parameters", "guidance", "steps")
     text = (
         f"# {spec.name}\n\n{about['summary']}. Licence: {about['licence']}.\n\n"
-        f"{table(head, rows)}\n\nTrained by `{command}`.\n\n"
+        f"{markdown_table(head, rows)}\n\nTrained by `{command}`.\n\n"
         f"```sh\nguidestar sample {folder} --num 4 --grid\nguidestar upscale "
         f"{folder / list(spec.stages)[-1]} picture.png --out larger\n```\n"
     )

@@ -13,7 +13,7 @@ from ...io.files import check_name
 from .parts import ClassifierPart, CLIPPart, NetworkPart
 from .schema import Recipe, checked, explain, suggestion
 from .strict import Pixels, Rate, Strict
-from .tables import ConditionSpec, Data, Export, Levels, Noise, Preview, Target
+from .tables import ConditionSpec, Data, Export, Levels, Noise, PreviewTable, TargetTable
 
 WORK = "stages"
 """The folder under ``--out`` in which each stage is trained."""
@@ -39,9 +39,9 @@ class Stage(Strict):
     model: NetworkPart
     weak: NetworkPart | None = None
     schedule: Noise | None = None
-    objective: Target | None = None
+    objective: TargetTable | None = None
     levels: Levels | None = None
-    preview: Preview | None = None
+    preview: PreviewTable | None = None
     export: Export | None = None
 
 
@@ -62,9 +62,9 @@ class CascadeRecipe(Strict):
     data: Data
     conditions: dict[str, ConditionSpec] | None = None
     schedule: Noise = Noise()
-    objective: Target = Target()
+    objective: TargetTable = TargetTable()
     levels: Levels = Levels()
-    preview: Preview = Preview()
+    preview: PreviewTable = PreviewTable()
     export: Export = Export()
     clip: CLIPPart | None = None
     classifier: ClassifierPart | None = None

@@ -31,7 +31,17 @@ from .parts import (
     VisionPart,
 )
 from .strict import Rate, Strict
-from .tables import OWN_VAE, ConditionSpec, Data, Export, Levels, Noise, PreviewTable, TargetTable, Upscale
+from .tables import (
+    OWN_VAE,
+    ConditionSpec,
+    Data,
+    Export,
+    Levels,
+    Noise,
+    PreviewTable,
+    TargetTable,
+    Upscale,
+)
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
