@@ -109,7 +109,8 @@ def demo(
 
 
 def _of_student(student: Model) -> str:
-    return f"student of {student.card['student']['guidance']}, {student.defaults['steps']} steps"
+    about = student.card.get("student") or {}
+    return f"student of {about['guidance']}, {student.defaults.get('steps')} steps"
 
 
 def write_figures(results: Mapping[str, Sequence[Result]], folder: Path) -> None:

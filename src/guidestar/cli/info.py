@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -19,6 +19,9 @@ from ._options import (
     with_file,
 )
 from .topics import TOPICS, look_up, suggest
+
+if TYPE_CHECKING:
+    from ..model.model import Model
 from .upscaling import StageOption, parse_stages
 
 
@@ -162,7 +165,7 @@ def plan(
     options = with_file(
         guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels
     )
-    found = load(model, variant=variant)
+    found = cast("Model | Cascade", load(model, variant=variant))
     if isinstance(found, Cascade):
         plans = found.plan(stages=parse_stages(stage), **options)
         typer.echo("\n".join(f"{name}\n{p}" for name, p in plans.items()))

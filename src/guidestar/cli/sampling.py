@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
@@ -187,7 +187,8 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     make_folder(out)
     settings = read_settings(like) if like else None
     stages = parse_stages(stage)
-    chosen = load(_model_name(model, settings), average=average, variant=variant, trust=trust)
+    name = _model_name(model, settings)
+    chosen = cast("Model | Cascade", load(name, average=average, variant=variant, trust=trust))
     if isinstance(chosen, Cascade):
         if observe:
             raise ValueError(f"{chosen.name!r} is a cascade; --observe is for one of its stages")

@@ -81,14 +81,16 @@ def keep_variant(folder: Path, student: Path, name: str) -> Path:
         left |= {*_CONDITIONS}
     target = folder / FOLDER / name
     with whole_or_not(target) as beside:
-        shutil.copytree(student, beside, ignore=lambda at, names: _left(at, names, student, left))
+        shutil.copytree(
+            student, beside, ignore=lambda at, names: _left(Path(at), names, student, left)
+        )
         if target.is_dir():
             shutil.rmtree(target)
     return target
 
 
-def _left(at: str, names: list[str], student: Path, left: set[str]) -> list[str]:
-    return [n for n in names if n in left] if Path(at) == student else []
+def _left(at: Path, names: list[str], student: Path, left: set[str]) -> list[str]:
+    return [n for n in names if n in left] if at == student else []
 
 
 def _same(one: Path, other: Path) -> bool:
