@@ -34,6 +34,7 @@ from guidestar.model.manifest import read_about
 from guidestar.networks.clip import Vision
 from guidestar.train.recipe.cascade import read_cascade
 from guidestar.train.recipe.schema import read_recipe as _read_recipe
+from guidestar.train.students.recipe import read_distillation
 from helpers.pipeline_folders import flux, sd
 
 COUNT = int(os.environ.get("GUIDESTAR_MUTATIONS", "2000"))
@@ -44,6 +45,10 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def read_recipe(file):
     if read_cascade(file) is None:
         _read_recipe(file, trust=True)
+
+
+def reader_of(file):
+    return read_distillation if "[student]" in file.read_text() else read_recipe
 
 
 def scheduler(file):
@@ -147,7 +152,7 @@ READERS = {
     ("single", "guidance.toml"): recipe.read_guidance,
     ("single", "tensors.safetensors"): read_tensors,
     ("single", "model.safetensors.index.json"): read_tensors,
-    **{("single", file.name): read_recipe for file in sorted(RECIPES.glob("*.toml"))},
+    **{("single", file.name): reader_of(file) for file in sorted(RECIPES.glob("*.toml"))},
 }
 
 
