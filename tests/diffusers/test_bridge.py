@@ -24,6 +24,7 @@ from guidestar.core.levels import Level
 from guidestar.core.prediction import Prediction
 from guidestar.diffusers.guide.levels import read_timetable
 from guidestar.diffusers.read.network import Process, denoiser, read_parts, read_scheduler
+from guidestar.diffusers.read.safetensors_io import read_network
 from guidestar.diffusers.read.scheduler import KINDS
 from guidestar.networks.condition_encoders import ClassEncoder
 
@@ -261,8 +262,8 @@ def test_denoiser_is_the_formula_on_the_original_network(family, kind, tmp_path)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_network_is_the_original(family, tmp_path):
     net, cond, _ = FAMILIES[family](tmp_path)
-    again = read_parts(tmp_path)
-    inner = read_parts(tmp_path / ("transformer" if family == "dit" else "unet"))
+    again = read_network(tmp_path)
+    inner = read_network(tmp_path / ("transformer" if family == "dit" else "unet"))
     for t in (torch.tensor([0, 7, 999]), torch.tensor([1.5, 20.25, 998.75])):
         with torch.no_grad():
             expected = net(noise(), timestep=t, **(cond or {})).sample
@@ -794,9 +795,9 @@ def test_variants_and_shards(folder):
         {name: t.half() for name, t in expected.items()},
         home / "diffusion_pytorch_model.fp16.safetensors",
     )
-    assert torch.equal(read_parts(folder).state_dict()[FIRST], expected[FIRST])
+    assert torch.equal(read_network(folder).state_dict()[FIRST], expected[FIRST])
     file.unlink()
-    half = read_parts(folder).state_dict()
+    half = read_network(folder).state_dict()
     assert all(
         half[name].dtype == torch.float32 and torch.equal(half[name], t.half().float())
         for name, t in expected.items()
@@ -806,16 +807,16 @@ def test_variants_and_shards(folder):
     shards = sorted(home.glob("*.safetensors"))
     assert len(shards) > 1
     assert all(
-        torch.equal(t, expected[name]) for name, t in read_parts(folder).state_dict().items()
+        torch.equal(t, expected[name]) for name, t in read_network(folder).state_dict().items()
     )
     index = home / "diffusion_pytorch_model.safetensors.index.json"
     shards[0].unlink()
     with pytest.raises(ValueError, match="there is no such file") as caught:
-        read_parts(folder)
+        read_network(folder)
     refused(caught, shards[0])
     index.write_text(json.dumps({"weight_map": {FIRST: "../elsewhere.safetensors"}}))
     with pytest.raises(ValueError, match="weight_map should map"):
-        read_parts(folder)
+        read_network(folder)
 
 
 def test_older_attention_names(tmp_path):
@@ -837,7 +838,7 @@ def test_older_attention_names(tmp_path):
     assert any(".query." in name for name in load_file(file))
     assert all(
         torch.equal(t, net.state_dict()[name])
-        for name, t in read_parts(tmp_path).state_dict().items()
+        for name, t in read_network(tmp_path).state_dict().items()
     )
 
 

@@ -12,6 +12,7 @@ import types
 from typing import Any
 
 import pytest
+import sse_starlette.sse
 import torch
 from PIL import Image
 
@@ -582,6 +583,8 @@ def stopping(service: Any, grace: float = 3.0) -> Any:
 
 
 def test_a_server_that_is_stopped_finishes_first_unless_told_twice(monkeypatch):
+    # Signals end the event streams of a whole process; those of later tests go on.
+    monkeypatch.setattr(sse_starlette.sse.AppStatus, "should_exit", False)
     service = types.SimpleNamespace(draining=False, close=lambda grace: None)
     server = stopping(service)
     slept = []

@@ -242,7 +242,7 @@ def test_another_model_brings_its_own_settings(visit):
     visit.page.click("#gs-model input")
     visit.page.click("[role=option]:has-text('other')")
     visit.until_address("model=other")
-    assert "seeds=0-3" in visit.page.url
+    visit.until_address("seeds=0-3")
 
 
 def test_it_is_usable_on_a_phone_and_in_the_dark(chromium, served):

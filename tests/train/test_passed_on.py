@@ -99,7 +99,7 @@ def test_a_model_is_assembled_from_its_folder(monkeypatch, tmp_path):
     saved = noted(monkeypatch, export, "save")
     averages = noted(monkeypatch, export, "write_average")
     card = noted(monkeypatch, export, "write_card")
-    noted(monkeypatch, export, "described", "words")
+    noted(monkeypatch, export, "describe_pipeline", "words")
     known = recipe(model={"widths": [32], "train": {**STEP, "power": [0.1]}})
     assert export.assemble(known, tmp_path, command="c") is made
     assert read == [((known,), {"out": tmp_path})]

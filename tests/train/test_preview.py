@@ -36,7 +36,7 @@ def recipe(prompts=(), every=2):
         prompts=prompts, every=every, guidance=("cfg(1)", "cfg(2)"), seeds=2, steps=3
     )
     export = SimpleNamespace(solver="ddim", grid="uniform", guidance="cfg(9)")
-    return SimpleNamespace(name="r", preview=table, export=export)
+    return SimpleNamespace(name="r", preview=table, export=export, upscale=None)
 
 
 def model(classes=(), text=False):

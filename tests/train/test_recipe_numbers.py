@@ -99,6 +99,7 @@ OTHER = {
         "flip": False,
         "cache": None,
         "vae": None,
+        "reduced": None,
         "standardise": False,
         "test": None,
         "about": "",
@@ -144,7 +145,7 @@ def test_what_is_not_given():
         assert {k: getattr(found, k) for k in defaults} == defaults, table
         told = {"name", "path", "widths", "train", *(LEAST if not table else ())}
         tables = {"schedule", "objective", "levels", "preview", "export", "measuring_clip"}
-        tables |= {"autoencoder", "bound", "variance"}
+        tables |= {"autoencoder", "bound", "variance", "upscale"}
         assert set(type(found).model_fields) - set(defaults) <= told | tables, table
 
 

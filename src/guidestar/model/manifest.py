@@ -11,11 +11,11 @@ from typing import Any
 from ..diffusers.guidance_file import GuidanceRecipe
 from ..io.documents import maybe, number, read_json, shown, whole
 from ..io.files import check_name
+from .shipped import NAME
 
 Card = Mapping[str, Any]
 """What ``guidestar.json`` holds; the values that are used are checked by `read_about`."""
 
-NAME = "guidestar.json"
 FORMAT = 1
 
 

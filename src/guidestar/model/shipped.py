@@ -7,6 +7,7 @@ from pathlib import Path
 from ..io.documents import read_json
 
 SHIPPED = Path(__file__).parents[1] / "assets"
+NAME = "guidestar.json"
 
 
 def home_of(name: str | Path) -> Path:
@@ -17,6 +18,6 @@ def home_of(name: str | Path) -> Path:
 def available() -> dict[str, str]:
     """List the models that ship, with a line on each."""
     found = {}
-    for file in sorted(SHIPPED.glob("*/guidestar.json")):
+    for file in sorted(SHIPPED.glob(f"*/{NAME}")):
         found[file.parent.name] = str(read_json(file).get("summary", ""))
     return found

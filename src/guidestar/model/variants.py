@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..io.documents import read_json
 from ..io.files import check_name, whole_or_not
-from .manifest import NAME
+from .shipped import NAME
 
 FOLDER = "variants"
 _SHARED = frozenset(

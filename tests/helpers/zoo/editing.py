@@ -176,7 +176,7 @@ add(
             out_channels=4,
             num_layers=1,
             attention_head_dim=16,
-            num_attention_heads=2,
+            num_attention_heads=4,
             joint_attention_dim=8,
             axes_dims_rope=(4, 6, 6),
             moe_enabled=False,
