@@ -7,6 +7,7 @@ import io
 import json
 import random
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,15 @@ from guidestar.guidance import METHODS, losses_of, parse
 from guidestar.guidance.term import Direction
 from guidestar.io.images import read_settings
 from guidestar.serve import Engine
-from guidestar.serve.studio import builder, comparing, drawing, plotting, problems, restoring
+from guidestar.serve.studio import (
+    builder,
+    comparing,
+    drawing,
+    plotting,
+    problems,
+    restoring,
+    running,
+)
 from guidestar.serve.studio.explaining import maps_of
 from guidestar.serve.studio.form import Form, read_picture, read_query, read_seeds, write_seeds
 from guidestar.serve.studio.gallery import MOST, Gallery, file_name
@@ -531,3 +540,21 @@ def test_the_gallery_keeps_the_newest():
 def test_controls_of_all_kinds_of_expressions_are_drawn(text):
     drawn = drawing.controls(builder.parts_of(text), builder.base_of(text), builder.methods())
     assert drawn.count("<section") == len(builder.parts_of(text))
+
+
+def test_a_run_that_ends_during_a_look_has_its_own_pictures():
+    class Ending:  # it was sampling at the first look at it, and is done at the next
+        status, place, steps_done, steps = "done", 0, 4, 4
+        error, warnings, preview = None, (), None
+        looks = iter([False])
+
+        @property
+        def is_over(self):
+            return next(self.looks, True)
+
+    job = SimpleNamespace(
+        ticket=Ending(), all_encoded=lambda: ["final"], previews=lambda: ["early"]
+    )
+    found = [running.Progress(status="running", pictures=["early"], steps=4)]
+    assert running._look(job, 0, found, [3], 0.0)
+    assert (found[0].status, found[0].pictures) == ("done", ["final"])

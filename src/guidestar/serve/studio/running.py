@@ -131,6 +131,9 @@ def _look(job: Job, k: int, found: list[Progress], shown: list[int], started: fl
         shown[k] = preview.step
     pictures = job.previews() if fresh else before.pictures
     found[k] = _progress(ticket, started, pictures)
+    if _is_over(found[k]):  # it ended since the look above, so these are not its pictures
+        found[k] = _finished(job, started)
+        return True
     now = (found[k].status, found[k].place, found[k].done)
     return fresh or now != (before.status, before.place, before.done)
 
