@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
-
 from guidestar.core.denoiser import Condition
 from guidestar.core.levels import Level
 from guidestar.diffusers.guide import learnt, probe
