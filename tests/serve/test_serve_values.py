@@ -586,15 +586,16 @@ def stopping(service: Any, grace: float = 3.0) -> Any:
 def test_a_server_that_is_stopped_finishes_first_unless_told_twice(monkeypatch):
     # Signals end the event streams of a whole process; those of later tests go on.
     monkeypatch.setattr(sse_starlette.sse.AppStatus, "should_exit", False)
-    service = types.SimpleNamespace(draining=False, close=lambda grace: None)
+    slept, closed = [], []
+    service = types.SimpleNamespace(draining=False, close=closed.append)
     server = stopping(service)
-    slept = []
     now = iter([50.0, 50.5])
     clock = types.SimpleNamespace(monotonic=lambda: next(now), sleep=slept.append)
     monkeypatch.setattr(run, "time", clock)
     server.handle_exit(signal.SIGTERM, None)
     server._stopping.join()
     assert service.draining and server.should_exit and slept == [2.0]  # of 2.5 s that are left
+    assert closed == [3.0]
     server.should_exit = False
     server.handle_exit(signal.SIGTERM, None)
     assert not server.should_exit
