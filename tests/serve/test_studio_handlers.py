@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from guidestar.core.levels import GRIDS
+from guidestar.sampling.grids import GRIDS
 from guidestar.networks.guidance_scale import GuidanceScale
 from guidestar.sampling import SOLVERS
 from guidestar.serve.studio import builder, drawing, plotting
