@@ -189,7 +189,7 @@ def test_values_that_are_written():
     change = builder.change
     assert change("cfg(3, negative='a')", 0, "negative", " ") == "cfg(3)"
     assert change("cfg(3)", 0, "negative", " dog ") == "cfg(3, negative='dog')"
-    with pytest.raises(ValueError, match="scale"):
+    with pytest.raises(ValueError, match=r"cfg needs its scale: write cfg\("):
         change("cfg(3)", 0, "scale", "")
     with pytest.raises(ValueError, match="cfg has no argument 'none'"):
         change("cfg(3)", 0, "none", "1")

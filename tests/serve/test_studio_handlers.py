@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from guidestar.sampling.grids import GRIDS
 from guidestar.networks.guidance_scale import GuidanceScale
 from guidestar.sampling import SOLVERS
+from guidestar.sampling.grids import GRIDS
 from guidestar.serve.studio import builder, drawing, plotting
 from guidestar.serve.studio.form import Form
 from guidestar.serve.studio.running import Progress
