@@ -386,6 +386,44 @@ def test_a_second_stream_takes_what_the_first_was_answered():
     assert not bool(bad.finite)
 
 
+def guided_step(expression="cfg(2)", run=answer):
+    """A step of a stream whose network is ``run``, at the second of five times."""
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(5)
+    subject = part(run=run)
+    made = stream(scheduler)
+    made.wanted = made.owner.wanted = Wanted(guidance=parse(expression))
+    made.run = run
+    return made, scheduler, subject.c
+
+
+def test_a_step_is_guided_whatever_the_pipelines_own_scale_is():
+    made, scheduler, c = guided_step()
+    recorded: list[Any] = []
+    made.watch.record = lambda *given: recorded.append(given)  # type: ignore[method-assign]
+    out = made.guide(scheduler, scheduler.timesteps[1], c)
+    z = c.sample
+    u, p = 10 * z + PROMPTS[:2], 10 * z + PROMPTS[2:]
+    assert torch.allclose(out, (u + 2 * (p - u)).double(), atol=1e-3)
+    ((step, x, finite, written),) = recorded
+    assert (step.index, made.last, made.begin) == (0, 1, 1) and torch.equal(x, z)
+    assert bool(finite) and torch.allclose(written, out)
+    assert list(made.layouts.values())[0].parts["cond"] == at(0, 1)  # noqa: RUF015
+    # The clean estimate itself is guided where the scheduler is given that.
+    made, scheduler, c = guided_step()
+    assert torch.allclose(made.guide(scheduler, scheduler.timesteps[1], c, True), out, atol=1e-3)
+    made, scheduler, c = guided_step("cond")
+    assert torch.allclose(made.guide(scheduler, scheduler.timesteps[1], c), p.double(), atol=1e-3)
+
+
+def test_numbers_that_are_not_finite_are_recorded():
+    made, scheduler, c = guided_step(run=lambda net, given: given["sample"] / 0)
+    recorded: list[Any] = []
+    made.watch.record = lambda *given: recorded.append(given)  # type: ignore[method-assign]
+    made.guide(scheduler, scheduler.timesteps[1], c)
+    assert not bool(recorded[0][2])
+
+
 def test_the_networks_input_is_made_of_the_samples():
     z = torch.arange(24.0).reshape(2, *SHAPE)
     mask = torch.full((4, 2, 4), 7.0)

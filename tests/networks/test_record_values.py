@@ -53,11 +53,16 @@ def test_packed_tokens_know_their_rows(batched):
     ids = torch.cartesian_prod(torch.zeros(1), torch.arange(3.0), torch.arange(5.0))
     ids = ids.expand(2, -1, -1) if batched else ids
     assert records._by_ids(net(), hidden(2, 15, 4, img_ids=ids)) == (3, 5)
+    tall = torch.cartesian_prod(torch.zeros(1), torch.arange(5.0), torch.arange(2.0))
+    tall = tall.expand(2, -1, -1) if batched else tall
     flux: Any = object.__new__(layers.FluxTransformer2DModel)
     nn.Module.__init__(flux)
     inputs = hidden(2, 15, 4, img_ids=ids)
     assert layers._grid(flux, inputs, inputs["hidden_states"], 15) == (3, 5)
     assert layers._image(flux, inputs, inputs["hidden_states"], 22) == slice(7, 22)
+    inputs = hidden(2, 10, 4, img_ids=tall)
+    assert layers._grid(flux, inputs, inputs["hidden_states"], 10) == (5, 2)
+    assert records._by_ids(net(), inputs) == (5, 2)
 
 
 def test_packed_tokens_with_shapes():

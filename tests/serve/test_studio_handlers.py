@@ -754,6 +754,8 @@ def test_pictures_and_progress_are_drawn():
     assert "&quot;a&quot;" in one and "data:image/png;base64,AA==" in one
     named = drawing.pictures(["AA=="] * 3, ["a", "b", "c"], ["x.png", "y.png", "z.png"])
     assert named.startswith('<div class="gs-pictures">') and 'download="y.png"' in named
+    quoted = drawing.pictures(["AA=="], ["a"], ['"x.png'])
+    assert 'download="&quot;x.png"' in quoted
     assert drawing.pictures(["AA=="] * 2, ["a", "b"]).startswith('<div class="gs-pictures gs-few">')
     shown = lambda *found: drawing.progress([Progress(**f) for f in found])
     assert drawing.progress([]) == '<div class="gs-progress"></div>'
