@@ -21,11 +21,14 @@ from guidestar.data.source import Column, InMemory
 from guidestar.diffusers.guidance_file import GuidanceRecipe, read_guidance, write
 from guidestar.diffusers.guide import pipelines
 from guidestar.evaluate.calibration import best_temperature
-from guidestar.model import cascade, shipped
+from guidestar.guidance.methods.classifier import Classifier as Classified
+from guidestar.guidance.methods.discriminator import Discriminator
+from guidestar.model import cascade, folder, loading, shipped
+from guidestar.networks.classifier import Classifier
 from guidestar.networks.sequence import SequenceBlock
 from guidestar.sampling import DDIM, DDPM, Restart, UniPC
 from guidestar.train import preview
-from guidestar.train.students import lora, stages
+from guidestar.train.students import lora, paths, stages
 from guidestar.train.students import run as students
 
 
@@ -350,3 +353,83 @@ def test_classifiers_may_look_through_a_pipelines_vae_or_there_are_none(monkeypa
     assert made[-1][0][1].classifiers == {"c": "seen"} and seen[0][0] == (pipe, judge)
     gs.guide(pipe, "uncond", classifiers={"c": judge})
     assert made[-1][0][1].classifiers == {"c": judge}
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_each_width_after_the_first_halves_the_resolution_once(layers):
+    net = Classifier(("a", "b"), widths=(4, 6, 8), layers=layers, groups=2)
+    blocks: Any = net.blocks
+    shapes = [(b.conv1.in_channels, b.conv1.out_channels, b.conv1.stride[0]) for b in blocks]
+    wanted: list[tuple[int, int, int]] = []
+    for first, width, stride in ((4, 4, 1), (4, 6, 2), (6, 8, 2)):
+        wanted += [(first, width, stride), *[(width, width, 1)] * (layers - 1)]
+    assert shapes == wanted
+    assert [b.skip.stride[0] for b in blocks] == [s for _, _, s in wanted]
+
+
+def test_what_turns_samples_into_data(monkeypatch, tmp_path):
+    x = torch.tensor([[2.0, -3.0]])
+    of = lambda **about: folder._decoder(tmp_path, about)(x).tolist()
+    assert of(shape=[1, 4, 4]) == of() == [[1.0, -1.0]]
+    assert of(shape=[2]) == of(shape=[3, 2]) == [[2.0, -3.0]]
+    assert of(shape=[2], scale={"mean": [1.0, 2.0], "std": [2.0, 0.5]}) == [[5.0, 0.5]]
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("{}")
+    read = noted(monkeypatch, folder, "read_decoder", "decoder")
+    assert folder._decoder(tmp_path, {"scale": {}}) == "decoder"
+    assert read == [((tmp_path / "vae",), {})]
+
+
+def test_what_a_classifier_climbs():
+    own = lambda x, level, target: x.flatten(1).sum(1)
+    assert Classified(1.0, log_prob=own).climbed == (own, None)
+    log_prob, target = Classified(1.0, log_prob=own, target=(2, 0)).climbed
+    assert log_prob is own and target is not None and target.tolist() == [2, 0]
+
+
+def test_a_discriminators_gradient_is_taken_with_those_of_others():
+    class Model:
+        def log_odds(self, x, level):
+            return (x**2).flatten(1).sum(1) * level.alpha
+
+    model = Model()
+    level = gs.Level(0.5, 0.8, 1.0)
+    x = torch.tensor([[1.0, 2.0]])
+    group: Any = SimpleNamespace(x_t=x, step=SimpleNamespace(t=level))
+    found = Discriminator(1.0, log_odds=model.log_odds).slope(group)
+    assert found is not None and found.x is x and found.level is level and found.target is None
+    assert found.key == model.log_odds
+    assert found.gradient.tolist() == [[1.0, 2.0]]  # 2 x α
+    for own in (None, lambda x, level: x.sum(1)):
+        assert Discriminator(1.0, log_odds=own).slope(group) is None
+    bad = Discriminator(1.0, log_odds=SimpleNamespace(log_odds=None).log_odds)
+    assert bad.slope(group) is None
+
+
+def test_runs_are_visited_where_a_straight_step_misses_least(monkeypatch):
+    """The root mean square of what a step from i misses at j, averaged over the runs."""
+    asked: list[Any] = []
+    monkeypatch.setattr(paths, "shortest", lambda *given: asked.append(given) or [0, 2])
+    levels = [gs.Level(0.5, 0.5 * rho, rho) for rho in (4.0, 2.0, 1.0)]
+    states = torch.tensor(
+        [[[0.0, 0.0], [1.0, 0.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 2.0], [0.0, 3.0]]]
+    )
+    grid: Any = levels
+    assert paths.choose_visits(states, grid, 1) == (0, 2)
+    (cost, steps) = asked[0]
+    # y = x/α is twice the states; the step 4 → 2 leads, at its slope, to (3, 0) and (0, 6) at 1
+    first = ((3 - 6) ** 2 + (0 - 8) ** 2) / 2
+    second = (0 + (6 - 6) ** 2) / 2
+    inf = math.inf
+    assert steps == 1 and cost.flatten().tolist() == pytest.approx(
+        [inf, 0.0, (first**0.5 + second**0.5) / 2, inf, inf, 0.0, inf, inf, inf]
+    )
+
+
+@pytest.mark.parametrize("given", [{"average": "a"}, {"variant": "v"}, {"size": 8},
+                                   {"dtype": torch.float32}])  # fmt: skip
+def test_what_only_a_stage_of_a_cascade_takes(monkeypatch, tmp_path, given):
+    monkeypatch.setattr(loading, "is_cascade", lambda name: True, raising=False)
+    (tmp_path / "cascade.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is a cascade; average=, variant=, size= and dtype= are"):
+        loading.load(tmp_path, **given)

@@ -116,6 +116,8 @@ def test_a_tensor_is_known_by_some_of_its_numbers(monkeypatch):
     assert list(identity._tensor(x))[1] == x[:, ::6].contiguous().numpy().tobytes()
     monkeypatch.setattr(identity, "HASHED", 96)
     assert list(identity._tensor(x))[1] == x.numpy().tobytes()
+    wide = torch.zeros(2, 2**24 + 1, dtype=torch.int8)  # a row is more than is read at once
+    assert len(list(identity._tensor(wide))[1:]) == 2
     empty = torch.zeros(3, 0)
     assert next(identity._tensor(empty)) == b"torch.float32 (3, 0)"
     held: Any = {"b": torch.tensor([1]), "a": ["x"]}

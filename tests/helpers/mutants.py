@@ -44,6 +44,8 @@ OTHER = {
     "any": "all",
     "all": "any",
 }
+COMMUTE = ("min", "max", "minimum", "maximum", "isclose", "allclose", "equal", "logaddexp")
+"""What gives the same for its arguments in either order."""
 BARE = {
     "abs",
     "sqrt",
@@ -255,7 +257,7 @@ def _calls(node: ast.Call) -> Iterator[tuple[str, Change]]:
     name = _called(node)
     if (
         len(node.args) >= 2
-        and name not in ("isinstance", "getattr", "setattr")
+        and name not in ("isinstance", "getattr", "setattr", *COMMUTE)
         and _alike(node.args[0], node.args[1])
     ):
         yield "arguments swapped", lambda n: n.args.__setitem__(slice(0, 2), n.args[1::-1])
