@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..core.forms import PLAIN, SampleForm
 from ..core.levels import Step
 from ..core.passes import COND, Encode, Pass, seeded
 from ..core.prediction import Prediction
@@ -70,6 +71,7 @@ class Live:
         base: the prediction that the terms are added to.
         streams: the random streams of all the run's samples at this step, if the run has seeds.
         asked: the slope that the term has asked for with its passes.
+        form: how the samples lie.
     """
 
     x_t: Tensor
@@ -80,6 +82,7 @@ class Live:
     base: Prediction
     streams: Draw | None = None
     asked: Slope | None = None
+    form: SampleForm = PLAIN
 
     @classmethod
     def of(
@@ -95,6 +98,7 @@ class Live:
             base=base,
             streams=group.streams,
             asked=asked,
+            form=group.form,
         )
 
     @property
