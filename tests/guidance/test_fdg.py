@@ -53,7 +53,7 @@ def resize(row, size):
 
 
 def axes(x):
-    """Of a vector or sound its one axis; of pictures, and of each frame of a video, the last two."""
+    """Of a vector or sound its one axis; of a picture, or each frame of a video, the last two."""
     return {2: (1,), 3: (2,), 4: (2, 3), 5: (3, 4)}[x.ndim]
 
 

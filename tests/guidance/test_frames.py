@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from test_fdg import expected
 
 from guidestar import Condition, Guided, apg, cfg, fdg, parse
 from guidestar.core.forms import CHANNELS_LAST, PLAIN, SampleForm, form_of
 from helpers.scenes import scenes
-from test_fdg import expected
 
 VIDEO = (3, 2, 4, 3, 5)
 
