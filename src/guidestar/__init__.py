@@ -71,7 +71,7 @@ _HOMES = {
             "threshold",
             "uncond",
         ),
-        *("nag", "pag", "sag", "seg", "slg", "tpg"),
+        *("modality", "nag", "pag", "sag", "seg", "slg", "stg", "tpg"),
         *(
             "discriminator",
             "dps",

@@ -41,6 +41,33 @@ STG = f"pag(1.5, layers=('{BLOCK}.attn1', '{BLOCK}.audio_attn1'))"
         ),
         (
             "LTX2Pipeline",
+            {
+                "stg_scale": 1.5,
+                "audio_stg_scale": 1.5,
+                "spatio_temporal_guidance_blocks": [0],
+            },
+            "cfg(3) + stg(1.5, blocks=[0])",
+        ),
+        (
+            "LTX2Pipeline",
+            {"modality_scale": 2.5, "audio_modality_scale": 2.5},
+            "cfg(3) + modality(2.5)",
+        ),
+        (  # all that it has, as it is by default but for the block
+            "LTX2Pipeline",
+            {
+                "stg_scale": 1.0,
+                "audio_stg_scale": 1.0,
+                "spatio_temporal_guidance_blocks": [0],
+                "modality_scale": 3.0,
+                "audio_modality_scale": 3.0,
+                "guidance_rescale": 0.7,
+                "audio_guidance_rescale": 0.7,
+            },
+            "cfg(3) + stg(1, blocks=0) + modality(3) | rescale(0.7, space='x0')",
+        ),
+        (
+            "LTX2Pipeline",
             {"guidance_rescale": 0.7, "audio_guidance_rescale": 0.7},
             "cfg(3) | rescale(0.7, space='x0')",
         ),
