@@ -15,7 +15,7 @@ from guidestar.model import manifest
 from guidestar.sampling import SOLVERS, Heun, TimeTravel
 
 CONSTANTS = {
-    "core.levels.grids:MOST_STEPS": 10_000,
+    "sampling.grids:MOST_STEPS": 10_000,
     "sampling.particles:MOST_PARTICLES": 100_000,
     "guidance.arguments:MOST_COUNT": 1000,
     "guidance.expression:_LONGEST": 100_000,

@@ -13,11 +13,12 @@ from typing import TypedDict, TypeVar, Unpack
 
 from torch import Tensor
 
-from ...core.levels import VP, uniform
+from ...core.levels import VP
 from ...guidance import Direction, Guidance, parse
 from ...guidance.bases.loss_term import Steered
 from ...guidance.serialize import literal
 from ...guidance.term import as_guidance
+from ...sampling.grids import uniform
 from ..guidance_file import guidance_of
 from ..objects import Answer, Arguments, Network, Pipeline
 from ..read.vae import ThroughDecoder, check_known
