@@ -31,6 +31,7 @@ BELOW["apps"] = {*BELOW}
 BELOW["cli"] = {*BELOW}
 CORE_BELOW: dict[str, set[str]] = {
     "levels": set(),
+    "forms": set(),
     "rng": set(),
     "hooks": set(),
     "prediction": {"levels"},
@@ -39,7 +40,8 @@ CORE_BELOW: dict[str, set[str]] = {
     "perturbation": {"denoiser", "hooks", "levels", "prediction", "rng"},
     "passes": {"denoiser", "hooks", "levels", "perturbation", "prediction", "rng"},
     "rounds": {
-        *("denoiser", "hooks", "levels", "passes", "perturbation", "prediction", "rng", "slopes"),
+        *("denoiser", "forms", "hooks", "levels", "passes", "perturbation", "prediction", "rng"),
+        "slopes",
     },
 }
 CORE_BELOW["evaluation"] = {*CORE_BELOW}
