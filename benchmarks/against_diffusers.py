@@ -18,8 +18,8 @@ import torch
 
 from diffusers import DDIMScheduler, UNet2DModel
 from guidestar import Draw, load
-from guidestar.core.denoiser import Network
 from guidestar.model.folder import SHIPPED
+from guidestar.networks.network import Network
 
 BATCH, STEPS, SCALE = 16, 25, 3.0
 

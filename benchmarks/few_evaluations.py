@@ -26,9 +26,10 @@ import torch
 
 from guidestar import Model, load
 from guidestar.apps.measure import references, scores
-from guidestar.core.levels import Grid, karras, log_snr
+from guidestar.core.levels import Grid
 from guidestar.evaluate import JudgeOutput, run_judge
 from guidestar.io.images import write_text
+from guidestar.sampling.grids import karras, log_snr
 
 KEPT = Path(__file__).parent / "results" / "few-evaluations.json"
 CARD = {6: 5, 10: 8}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from guidestar.core.levels import VP, uniform
+from guidestar.core.levels import VP
 from guidestar.diffusers.guide import levels
 from guidestar.diffusers.guide.calls import NetCall
 from guidestar.diffusers.read import building
@@ -15,6 +15,7 @@ from guidestar.guidance import Guided
 from guidestar.guidance.engine import select
 from guidestar.networks.memory import count_tensors
 from guidestar.sampling import DDIM, Heun
+from guidestar.sampling.grids import uniform
 from guidestar.serve import Engine
 from guidestar.train import run as runs
 from guidestar.train.recipe.schema import checked

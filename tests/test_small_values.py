@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from guidestar.cli.distilling import _range
-from guidestar.core.denoiser import Network
-from guidestar.core.levels import VP, uniform
+from guidestar.core.levels import VP
 from guidestar.diffusers.read.network import SCALE_FOLDER
 from guidestar.diffusers.write import write_denoiser
 from guidestar.guidance import parse
@@ -17,7 +16,9 @@ from guidestar.io.documents import one_line
 from guidestar.model.request import Request
 from guidestar.networks.from_config import own_dropout_off, unet
 from guidestar.networks.guidance_scale import GuidanceScale, ScaledNetwork
+from guidestar.networks.network import Network
 from guidestar.sampling import DDIM
+from guidestar.sampling.grids import uniform
 from guidestar.sampling.run import check_finite
 from guidestar.train.recipe.tables import Data
 

@@ -7,16 +7,9 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
-    "core.levels": (
-        "VE",
-        "VP",
-        "Flow",
+    "core.levels": ("VE", "VP", "Flow", "Grid", "Level", "Schedule", "Step", "expand"),
+    "sampling.grids": (
         "GRIDS",
-        "Grid",
-        "Level",
-        "Schedule",
-        "Step",
-        "expand",
         "karras",
         "leading",
         "linspace",
@@ -24,9 +17,10 @@ _HOMES = {
         "trailing",
         "uniform",
     ),
+    "networks.network": ("Network",),
     "core.prediction": ("Prediction",),
     "core.rng": ("Draw",),
-    "core.denoiser": ("Condition", "Denoiser", "Network"),
+    "core.denoiser": ("Condition", "Denoiser"),
     "core.passes": ("COND", "NEGATIVE", "NULL", "Net", "Pass", "Slot"),
     "guidance": (
         *(

@@ -4,11 +4,9 @@ from typing import Final
 from .core.denoiser import (
     Condition as Condition,
     Denoiser as Denoiser,
-    Network as Network,
 )
 from .core.levels import (
     Flow as Flow,
-    GRIDS as GRIDS,
     Grid as Grid,
     Level as Level,
     Schedule as Schedule,
@@ -16,12 +14,6 @@ from .core.levels import (
     VE as VE,
     VP as VP,
     expand as expand,
-    karras as karras,
-    leading as leading,
-    linspace as linspace,
-    log_snr as log_snr,
-    trailing as trailing,
-    uniform as uniform,
 )
 from .core.passes import (
     COND as COND,
@@ -130,6 +122,9 @@ from .model.shipped import (
 from .model.upscaling import (
     upscale as upscale,
 )
+from .networks.network import (
+    Network as Network,
+)
 from .sampling import (
     Consistency as Consistency,
     DDIM as DDIM,
@@ -157,6 +152,15 @@ from .sampling import (
     sample as sample,
     steer as steer,
     trajectory as trajectory,
+)
+from .sampling.grids import (
+    GRIDS as GRIDS,
+    karras as karras,
+    leading as leading,
+    linspace as linspace,
+    log_snr as log_snr,
+    trailing as trailing,
+    uniform as uniform,
 )
 from .serve.engine import (
     Engine as Engine,

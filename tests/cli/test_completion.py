@@ -9,9 +9,9 @@ import pytest
 from guidestar.cli import _completion as completion
 from guidestar.cli import main
 from guidestar.cli._terminal import printable
-from guidestar.core.levels import GRIDS
 from guidestar.guidance import METHODS
 from guidestar.sampling import SOLVERS
+from guidestar.sampling.grids import GRIDS
 
 MODELS = ["emoji", "fashion-mnist"]
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from guidestar.core.denoiser import Condition, Network
+from guidestar.core.denoiser import Condition
 from guidestar.core.levels import VE, VP, Flow, Level
 from guidestar.core.prediction import Prediction
+from guidestar.networks.network import Network
 
 EMPTY = Condition()
 DATA = 0.6  # standard deviation that the edm networks are told

@@ -8,7 +8,6 @@ import torch
 
 from diffusers import DDIMScheduler, DDPMScheduler
 from guidestar.core.levels import (
-    GRIDS,
     VE,
     VP,
     Flow,
@@ -19,15 +18,10 @@ from guidestar.core.levels import (
     exp,
     expand,
     inverse_or_zero,
-    karras,
-    leading,
-    linspace,
     log,
-    log_snr,
     sqrt,
-    trailing,
-    uniform,
 )
+from guidestar.sampling.grids import GRIDS, karras, leading, linspace, log_snr, trailing, uniform
 
 SCHEDULES = {
     "vp": VP.linear(),

@@ -7,8 +7,9 @@ import torch
 
 import guidestar
 from diffusers import EulerDiscreteScheduler
-from guidestar.core.levels import VP, uniform
+from guidestar.core.levels import VP
 from guidestar.diffusers.guide.finite import Watch
+from guidestar.sampling.grids import uniform
 from helpers.pipeline_families import family
 from helpers.pipelines import SCHEDULE, drawn, stable_diffusion
 

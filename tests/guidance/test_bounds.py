@@ -20,6 +20,7 @@ from guidestar.diffusers.read.safetensors_io import read_module
 from guidestar.guidance import operators
 from guidestar.model.folder import SHIPPED, _classifiers, _networks
 from guidestar.networks.memory import available_memory
+from guidestar.sampling import grids
 
 HUGE = 10**9
 NEEDED = {"scale": 1.0, "loss": "loss", "strength": 1.0, "weight": 1.0}
@@ -84,27 +85,27 @@ def test_a_methods_counts_are_bounded(name, method, count, value):
     assert getattr(method(**more, **{count: 1000 if count != "zero" else 7}), count) in (1000, 7)
 
 
-@pytest.mark.parametrize("name", sorted(levels.GRIDS))
+@pytest.mark.parametrize("name", sorted(grids.GRIDS))
 @pytest.mark.parametrize("steps", [HUGE, 10_001, 0, -1, 2.5, True])
 def test_a_grids_steps_are_bounded(name, steps):
     with pytest.raises(
         ValueError, match=re.escape(f"steps must be a whole number from 1 to 10,000, not {steps!r}")
     ):
-        levels.GRIDS[name](SCHEDULE, steps)
+        grids.GRIDS[name](SCHEDULE, steps)
 
 
 def test_every_other_count_of_a_grid_is_held_to_the_table():
     others = {
         (name, n)
-        for name, grid in levels.GRIDS.items()
+        for name, grid in grids.GRIDS.items()
         for n in inspect.signature(grid).parameters
         if n in counts(grid)
-    } - {(name, "steps") for name in levels.GRIDS}
+    } - {(name, "steps") for name in grids.GRIDS}
     assert others == {("leading", "offset")}
     with pytest.raises(
         ValueError, match="steps from offset 1000000000 do not fit a table of 1000 entries"
     ):
-        levels.GRIDS["leading"](SCHEDULE, 10, offset=HUGE)
+        grids.GRIDS["leading"](SCHEDULE, 10, offset=HUGE)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_every_other_count_of_a_grid_is_held_to_the_table():
     ],
 )
 def test_particles_are_bounded(key, value, says):
-    grid = levels.uniform(SCHEDULE, 2)
+    grid = grids.uniform(SCHEDULE, 2)
     with pytest.raises(ValueError, match=f"{key} must be a whole number {says}"):
         gs.steer(
             None,

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from guidestar.core.denoiser import Network
 from guidestar.core.levels import VP
 from guidestar.core.rng import Draw
 from guidestar.data.source import Column, InMemory
 from guidestar.networks.condition_encoders import ClassEncoder, Conditions
 from guidestar.networks.conditional import ConditionalModel
+from guidestar.networks.network import Network
 from guidestar.train.loop.ema import EMA
 from guidestar.train.loop.fit import fit
 from guidestar.train.loop.trainer import Trainer

@@ -18,7 +18,6 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from guidestar.core.levels import log_snr
 from guidestar.diffusers import guidance_file as recipe
 from guidestar.diffusers.read.clip import read_clip, read_pixels, read_tower
 from guidestar.diffusers.read.encoders import read_condition
@@ -32,6 +31,7 @@ from guidestar.io.documents import MOST_DEPTH, read_json, read_text, read_toml
 from guidestar.model.folder import SHIPPED, _classifiers, _networks
 from guidestar.model.manifest import read_about
 from guidestar.networks.clip import Vision
+from guidestar.sampling.grids import log_snr
 from guidestar.train.recipe.cascade import read_cascade
 from guidestar.train.recipe.schema import read_recipe as _read_recipe
 from guidestar.train.students.recipe import read_distillation

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import guidestar as gs
-from guidestar.core.denoiser import Network
 from guidestar.data.source import Column, InMemory
 from guidestar.diffusers.read.encoders import TextEncoder, read_condition
 from guidestar.diffusers.write import write_condition
@@ -19,6 +18,7 @@ from guidestar.networks.condition_encoders import (
     VectorEncoder,
 )
 from guidestar.networks.conditional import ConditionalModel
+from guidestar.networks.network import Network
 from guidestar.train.loop.fit import fit
 from guidestar.train.loop.trainer import Trainer
 from guidestar.train.objectives.denoising import Conditional, Denoising, LogitNormal

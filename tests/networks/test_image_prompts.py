@@ -13,10 +13,11 @@ import torch
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 
-from guidestar.core.perturbation import Attention, Rows, by_rows
+from guidestar.core.perturbation import Attention, Rows
 from guidestar.guidance.methods.pag import IdentityAttention
 from guidestar.guidance.methods.sag import AttentionMap
 from guidestar.guidance.methods.seg import BlurredQueries
+from guidestar.networks.perturbable.rows import by_rows
 from helpers.families import BATCH, draw
 from networks.test_joint import (
     attended,

@@ -17,9 +17,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
-from guidestar.core.levels import VP, Flow, Grid, leading, trailing
+from guidestar.core.levels import VP, Flow, Grid
 from guidestar.core.prediction import Prediction
 from guidestar.sampling import DDIM, DDPM, DPMpp2M, Heun, SDEDPMpp2M, trajectory
+from guidestar.sampling.grids import leading, trailing
 
 # Diffusers turns tensors into arrays in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from guidestar import DDPM, VP, Draw, Population, crowd, sample, steer
-from guidestar.core.levels import log_snr
 from guidestar.core.prediction import Prediction
 from guidestar.sampling import effective_size, systematic
+from guidestar.sampling.grids import log_snr
 from helpers.toys import moved, noise
 
 WEIGHTS, MEANS, VAR = (0.7, 0.3), (-1.0, 1.5), 0.16

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from guidestar.core.levels import VP, Level, uniform
+from guidestar.core.levels import VP, Level
 from guidestar.guidance import Guided
 from guidestar.guidance.methods.seg import SEG
 from guidestar.guidance.operators import Blur, Colour
 from guidestar.sampling import DDIM, DDPM, RePaint, Restart, TimeTravel
 from guidestar.sampling.deis import DEIS
 from guidestar.sampling.er_sde import ERSDE
+from guidestar.sampling.grids import uniform
 from guidestar.sampling.heun import Heun
 from guidestar.sampling.multistep import RES, DPMpp3M, SDEDPMpp3M
 from guidestar.sampling.sa import SA

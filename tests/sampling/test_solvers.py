@@ -13,23 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from guidestar.core.denoiser import Condition, Network
-from guidestar.core.levels import (
-    VE,
-    VP,
-    Flow,
-    Grid,
-    Level,
-    Step,
-    karras,
-    leading,
-    log_snr,
-    trailing,
-    uniform,
-)
+from guidestar.core.denoiser import Condition
+from guidestar.core.levels import VE, VP, Flow, Grid, Level, Step
 from guidestar.core.prediction import Prediction
 from guidestar.core.rng import Draw
 from guidestar.core.rounds import GuidedStep
+from guidestar.networks.network import Network
 from guidestar.sampling import (
     DDIM,
     DDPM,
@@ -47,6 +36,7 @@ from guidestar.sampling import (
     sample,
     trajectory,
 )
+from guidestar.sampling.grids import karras, leading, log_snr, trailing, uniform
 from helpers.toys import moved
 
 DEFAULTS = {name: solver() for name, solver in SOLVERS.items()}

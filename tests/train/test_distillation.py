@@ -11,8 +11,8 @@ from torch import nn
 
 from guidestar.core.denoiser import Condition
 from guidestar.core.levels import VE, VP, Flow
-from guidestar.core.levels import uniform as uniform_grid
 from guidestar.core.rng import Draw
+from guidestar.sampling.grids import uniform as uniform_grid
 from guidestar.train.objectives.consistency_distillation import ConsistencyDistillation
 from guidestar.train.objectives.guided_distillation import GuidedDistillation
 from guidestar.train.objectives.progressive_distillation import ProgressiveDistillation

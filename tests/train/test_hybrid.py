@@ -12,8 +12,9 @@ from torch import nn
 
 import guidestar as gs
 from diffusers import DiTPipeline, DiTTransformer2DModel
-from guidestar.core.denoiser import Condition, Network
+from guidestar.core.denoiser import Condition
 from guidestar.core.levels import VP
+from guidestar.networks.network import Network
 from guidestar.train import run
 from guidestar.train.export import assemble
 from guidestar.train.objectives.denoising import Denoising

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from guidestar.core.denoiser import Condition, Network
+from guidestar.core.denoiser import Condition
 from guidestar.core.levels import VE, VP, Flow, Level
 from guidestar.core.rng import Draw
+from guidestar.networks.network import Network
 from guidestar.train.build.schedules import denoising
 from guidestar.train.objectives.classification import (
     Classification,

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from guidestar.core.denoiser import Network
-from guidestar.core.levels import VP, karras, uniform
+from guidestar.core.levels import VP
 from guidestar.data.pictures import PictureFormat
 from guidestar.data.source import Column, InMemory
+from guidestar.networks.network import Network
+from guidestar.sampling.grids import karras, uniform
 from guidestar.train import export
 from guidestar.train import run as runs
 from guidestar.train.build import data as build

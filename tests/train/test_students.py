@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import guidestar as gs
-from guidestar.core.denoiser import Condition, Network
+from guidestar.core.denoiser import Condition
 from guidestar.core.levels import VP
 from guidestar.networks.condition_encoders import ClassEncoder, Conditions
 from guidestar.networks.from_config import from_diffusers, unet
 from guidestar.networks.guidance_scale import GuidanceScale, ScaledNetwork, embedding_width
+from guidestar.networks.network import Network
 from guidestar.networks.sequence import SequenceTransformer
 from guidestar.train.loop.signals import Stop
 from guidestar.train.objectives.teacher import Teacher

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 import guidestar as gs
-from guidestar.core.levels import VP, log_snr
+from guidestar.core.levels import VP
 from guidestar.data.identity import identify
 from guidestar.model.variants import keep_variant, variants_of
+from guidestar.sampling.grids import log_snr
 from guidestar.train.loop.signals import Stop
 from guidestar.train.students import paths as paths_module
 from guidestar.train.students.export import assemble_student

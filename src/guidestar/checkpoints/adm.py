@@ -20,12 +20,12 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
-from ..core.denoiser import Network
 from ..core.levels import VP
 from ..diffusers.read.encoders import ClassLabels
 from ..diffusers.read.safetensors_io import fill
 from ..model.model import Model
 from ..model.protocols import Classifier
+from ..networks.network import Network
 from .adm_networks import ADM, ADMClassifier, ClassifierSettings, UNetSettings
 from .state_dicts import read_state_dict
 

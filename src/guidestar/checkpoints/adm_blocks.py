@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.perturbation import Attention, AttentionChange, by_rows
+from ..core.perturbation import Attention
+from ..networks.perturbable.rows import AttentionChange, by_rows
 
 
 def frequencies(t: Tensor, width: int) -> Tensor:

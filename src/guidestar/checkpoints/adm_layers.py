@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..core.hooks import Forward, replaced, replacement
-from ..core.perturbation import Attention, AttentionChange, LayerKind, Rows, changed_tokens
+from ..core.perturbation import Attention, LayerKind, Rows
+from ..networks.perturbable.rows import AttentionChange, changed_tokens
 from .adm_blocks import SelfAttention
 
 if TYPE_CHECKING:

@@ -170,9 +170,9 @@ def check_run(
     Raises:
         ValueError: an expression that does not parse, or an unknown solver or grid.
     """
-    from ..core.levels import GRIDS
     from ..guidance import parse
     from ..sampling import get_solver
+    from ..sampling.grids import GRIDS
 
     expression = None if guidance is None else parse(guidance)
     if solver is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .levels import Step
-from .passes import Net, Pass
+from .passes import Net, Pass, seeded
 from .prediction import Prediction
 from .rng import Draw
 from .slopes import Slope
@@ -72,6 +72,31 @@ class Group:
     batch: int
     rows: Tensor | None = None
     streams: Draw | None = None
+
+    @property
+    def draw(self) -> Draw:
+        """The random streams of these samples.
+
+        Raises:
+            ValueError: the run has no seeds.
+        """
+        streams = seeded(self.streams)
+        return streams if self.rows is None else streams.take(self.rows)
+
+    def mine(self, per_sample: Tensor) -> Tensor:
+        """Select these samples from a tensor of the whole run, ``[B, …]`` or ``[1, …]``.
+
+        Raises:
+            ValueError: the tensor is for another number of samples.
+        """
+        if len(per_sample) not in (1, self.batch):
+            raise ValueError(
+                f"{len(per_sample)} values were given for {self.batch} samples; give one, or one "
+                "for each"
+            )
+        if len(per_sample) == 1:
+            return per_sample.expand(len(self.x_t), *per_sample.shape[1:])
+        return per_sample if self.rows is None else per_sample[self.rows.to(per_sample.device)]
 
     def take(self, rows: Tensor) -> Group:
         """Select samples (``rows``: int64 indices within this group)."""

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import cast
 
-from ..core.denoiser import Denoiser, Network
+from ..core.denoiser import Denoiser
 from ..io.images import write_text
 from ..networks.guidance_scale import ScaledNetwork
+from ..networks.network import Network
 from .objects import Config, SavedModel
 from .objects import Network as NetworkObject
 from .read.encoders import TextEncoder

@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypedDict, TypeVar, cast
 
-from ..core.levels import GRIDS
 from ..guidance import parse
 from ..io.documents import one_line, read_toml, shown
 from ..io.images import write_text
 from ..sampling import get_solver
+from ..sampling.grids import GRIDS
 
 G = TypeVar("G")
 

@@ -10,7 +10,7 @@ import torch
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
-from ..core.denoiser import Condition, Network
+from ..core.denoiser import Condition
 from ..core.evaluation import drive
 from ..core.hooks import CALL, Forward, replaced
 from ..core.levels import Grid, Level, Step
@@ -21,6 +21,7 @@ from ..guidance import Direction, Guidance, Guided, parse
 from ..guidance.bases.loss_term import Steered
 from ..guidance.serialize import literal
 from ..guidance.term import as_guidance
+from ..networks.network import Network
 from .guidance_file import guidance_of
 from .objects import Answer
 from .read.scheduler import process_of

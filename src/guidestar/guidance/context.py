@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.levels import Step
-from ..core.passes import COND, Encode, Pass, seeded
+from ..core.passes import COND, Encode, Pass
 from ..core.prediction import Prediction
 from ..core.rng import Draw
 from ..core.rounds import Asking, Group, GuidedStep, States, TermState
@@ -62,40 +62,26 @@ class Live:
     """The inputs of a term: the samples for which its weight is not 0.
 
     Args:
-        x_t: noisy samples ``[b, *S]``.
-        step: the step of these samples.
-        batch: number of samples of the run.
-        rows: which samples of the run these are (None: all).
+        group: the samples.
         state: the term's state of these samples.
         base: the prediction that the terms are added to.
-        streams: the random streams of all the run's samples at this step, if the run has seeds.
         asked: the slope that the term has asked for with its passes.
     """
 
-    x_t: Tensor
-    step: Step
-    batch: int
-    rows: Tensor | None
+    group: Group
     state: TermState
     base: Prediction
-    streams: Draw | None = None
     asked: Slope | None = None
 
-    @classmethod
-    def of(
-        cls, group: Group, base: Prediction, state: TermState, asked: Slope | None = None
-    ) -> Live:
-        """Return the inputs of a term for the samples of ``group``."""
-        return cls(
-            x_t=group.x_t,
-            step=group.step,
-            batch=group.batch,
-            rows=group.rows,
-            state=state,
-            base=base,
-            streams=group.streams,
-            asked=asked,
-        )
+    @property
+    def x_t(self) -> Tensor:
+        """Noisy samples ``[b, *S]``."""
+        return self.group.x_t
+
+    @property
+    def step(self) -> Step:
+        """The step of these samples."""
+        return self.group.step
 
     @property
     def draw(self) -> Draw:
@@ -104,8 +90,7 @@ class Live:
         Raises:
             ValueError: the run has no seeds.
         """
-        streams = seeded(self.streams)
-        return streams if self.rows is None else streams.take(self.rows)
+        return self.group.draw
 
     def mine(self, per_sample: Tensor) -> Tensor:
         """Select these samples from a tensor of the whole run, ``[B, …]`` or ``[1, …]``.
@@ -113,7 +98,7 @@ class Live:
         Raises:
             ValueError: the tensor is for another number of samples.
         """
-        return own_rows(per_sample, len(self.x_t), self.batch, self.rows)
+        return self.group.mine(per_sample)
 
     def slope(
         self, what: str, function: Callable[[Tensor], Tensor], through: Prediction | None
@@ -179,27 +164,6 @@ class Engine(Protocol):
         ...
 
 
-def own_rows(per_sample: Tensor, size: int, batch: int, rows: Tensor | None) -> Tensor:
-    """Select the values of ``size`` samples, the ``rows`` of a run of ``batch`` (None: all).
-
-    Args:
-        per_sample: values of the whole run, ``[B, …]`` or ``[1, …]``.
-        size: how many samples these are.
-        batch: how many the run has.
-        rows: which these are.
-
-    Raises:
-        ValueError: the values are for another number of samples.
-    """
-    if len(per_sample) not in (1, batch):
-        raise ValueError(
-            f"{len(per_sample)} values were given for {batch} samples; give one, or one for each"
-        )
-    if len(per_sample) == 1:
-        return per_sample.expand(size, *per_sample.shape[1:])
-    return per_sample if rows is None else per_sample[rows.to(per_sample.device)]
-
-
 def one_each(what: str, values: object, x: Tensor) -> Tensor:
     """Return the result of a user's function for samples ``x [B, *S]``: one number each, ``[B]``.
 
@@ -211,12 +175,17 @@ def one_each(what: str, values: object, x: Tensor) -> Tensor:
         x: the samples.
 
     Raises:
-        ValueError: it is something else, or has no gradient in the samples.
+        ValueError: it is something else, on another device, or has no gradient in the samples.
     """
     if not isinstance(values, Tensor) or values.shape != (len(x),):
         tensor = isinstance(values, Tensor)
         found = f"a tensor {tuple(values.shape)}" if tensor else f"a {type(values).__name__}"
         raise ValueError(f"{what} must return one number for each of {len(x)} samples, not {found}")
+    if values.device != x.device:
+        raise ValueError(
+            f"{what} is on {values.device}, but the samples are on {x.device}; move its network "
+            f"there, .to('{x.device}')"
+        )
     if not values.requires_grad:
         raise ValueError(
             f"{what} cannot be differentiated in the samples; use differentiable operations on them"

@@ -48,7 +48,7 @@ class _Active:
         if self.rows is not None:
             group, base = group.take(self.rows), base.take(self.rows)
             state = take(state, self.rows)
-        live = Live.of(group, base, state, self.slope)
+        live = Live(group=group, state=state, base=base, asked=self.slope)
         found = self.term.push(live, *self.predictions(answers))
         if isinstance(found, Generator):
             self.rounds = found
@@ -259,7 +259,8 @@ class Sum:
                 prediction = prediction.shifted(totals[linked], linked=linked)
         for post, passes in zip(self.posts, start.posts, strict=True):
             predictions = [answers[p].prediction for p in passes]
-            prediction = post.apply(prediction, Live.of(group, base, {}), *predictions)
+            live = Live(group=group, state={}, base=base)
+            prediction = post.apply(prediction, live, *predictions)
         return prediction, pushes
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.denoiser import Condition, Denoiser, Network
+from ..core.denoiser import Condition, Denoiser
 from ..core.levels import Level, Schedule
 from ..core.prediction import Prediction
 from ..core.rng import Draw
+from ..networks.network import Network
 from .model import Model
 
 _LOWEST, _HIGHEST = 0.05, 20.0

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.levels import GRIDS, Grid, log_snr
+from ..core.levels import Grid
 from ..core.rng import Draw
 from ..io.documents import read_json
 from ..io.images import write_text
 from ..sampling import noise
 from ..sampling.geometric import bending, grid_of_ratios, interpolated, shortest
+from ..sampling.grids import GRIDS, log_snr
 from .manifest import NAME
 
 if TYPE_CHECKING:

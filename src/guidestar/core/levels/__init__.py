@@ -1,6 +1,5 @@
-"""Noise levels, the schedules they come from, and the grids a run visits."""
+"""Noise levels, the schedules they come from, and the grid of a run."""
 
-from .grids import GRIDS, karras, leading, linspace, log_snr, trailing, uniform
 from .level import (
     Grid,
     Level,
@@ -17,7 +16,6 @@ from .level import (
 from .schedules import VE, VP, Flow
 
 __all__ = [
-    "GRIDS",
     "VE",
     "VP",
     "Flow",
@@ -30,12 +28,6 @@ __all__ = [
     "exp",
     "expand",
     "inverse_or_zero",
-    "karras",
-    "leading",
-    "linspace",
     "log",
-    "log_snr",
     "sqrt",
-    "trailing",
-    "uniform",
 ]

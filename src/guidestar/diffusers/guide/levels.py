@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ...core.denoiser import TO_X0
 from ...core.levels import VE, VP, Flow, Level, Schedule, expand, inverse_or_zero
 from ...core.prediction import Prediction
+from ...networks.network import TO_X0
 from ..objects import Scheduler
 from ..read.scheduler import KINDS, PREDICTS, GridKind
 

@@ -13,11 +13,12 @@ from typing import TypedDict, TypeVar, Unpack
 
 from torch import Tensor
 
-from ...core.levels import VP, uniform
+from ...core.levels import VP
 from ...guidance import Direction, Guidance, parse
 from ...guidance.bases.loss_term import Steered
 from ...guidance.serialize import literal
 from ...guidance.term import as_guidance
+from ...sampling.grids import uniform
 from ..guidance_file import guidance_of
 from ..objects import Answer, Arguments, Network, Pipeline
 from ..read.vae import ThroughDecoder, check_known
@@ -150,6 +151,7 @@ def _guided_kind(plain: type, wanted: Wanted) -> type:
         bound.apply_defaults()
         _refuse_own(self, bound.arguments)
         _refuse_caches(self)
+        _check_layers(wanted.guidance, networks(self), wanted.nets)  # may be compiled since
         warn_of_numbers(self, given, bound.arguments, wanted.guidance)
         run = _kind_of_run(self)(self, wanted, dict(bound.arguments), as_it_is)
         with answered(networks(self), run.answer), run.stepping():

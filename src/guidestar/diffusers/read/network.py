@@ -11,9 +11,9 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ...core.denoiser import Network, OutputKind
 from ...core.levels import Schedule
 from ...networks.low_resolution import LOW, low_of
+from ...networks.network import Network, OutputKind
 from ..objects import Answer, Config
 from . import flux
 from .encoders import ClassLabels, Encoder, TextEncoder, read_encoder

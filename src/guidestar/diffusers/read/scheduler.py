@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...core.denoiser import OutputKind
 from ...core.levels import VE, VP, Flow, Schedule
 from ...io.documents import (
     ValueKind,
@@ -29,6 +28,7 @@ from ...io.documents import (
     text,
     whole,
 )
+from ...networks.network import OutputKind
 from ..objects import Config
 
 GridKind = Literal["by time", "inverted", "on ratios", "scaled", "halfway", "edm", "flow"]

@@ -13,7 +13,7 @@ from ...core.passes import COND, NULL, Pass
 from ...core.prediction import Prediction
 from ...core.rounds import Group
 from ...core.slopes import Slope
-from ..context import one_each, own_rows
+from ..context import one_each
 from ..term import Direction, Live, Traits
 
 LogProb = Callable[[Tensor, Level, Tensor], Tensor]
@@ -74,7 +74,7 @@ class Climbing(Direction, ABC):
             return None
         if not isinstance(_owner(log_prob), LogProbModel):
             return None
-        own = own_rows(target, len(group.x_t), group.batch, group.rows)
+        own = group.mine(target)
         what = f"{self.name}: the log-probability"
 
         def climb(x: Tensor, level: Level, target: Tensor | None) -> Tensor:

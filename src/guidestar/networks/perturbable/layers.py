@@ -30,19 +30,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.hooks import Forward, is_compiled, replaced, replacement
-from ...core.perturbation import (
-    AGAINST,
-    Attention,
-    AttentionChange,
-    LayerKind,
-    Rows,
-    by_rows,
-    changed_tokens,
-)
+from ...core.perturbation import AGAINST, Attention, LayerKind, Rows
 from ..sequence import SequenceAttention, SequenceBlock, SequenceTransformer
 from .hooks import LayerInputs, intercepted
 from .joint_attention import BLOCKS, beside, text_against
 from .records import RECORDS, Record, record_of
+from .rows import AttentionChange, by_rows, changed_tokens
 
 _UNETS = (UNet2DModel, UNet2DConditionModel)
 _JOINT_NETS = (SD3Transformer2DModel, FluxTransformer2DModel)

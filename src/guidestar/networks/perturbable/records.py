@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ...core.perturbation import AttentionChange, LayerKind, Rows
+from ...core.perturbation import LayerKind, Rows
 from .hooks import LayerInputs
+from .rows import AttentionChange
 
 _HIDDEN, _TEXT = "hidden_states", "encoder_hidden_states"
 Place = Literal["all", "first", "last"]

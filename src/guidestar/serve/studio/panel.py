@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from ...core.levels import GRIDS
 from ...model.binding import find_scale
 from ...model.fitted import FITTED
 from ...model.model import Model
 from ...sampling import SOLVERS
+from ...sampling.grids import GRIDS
 from ..web.service import Service
 from . import builder, drawing, problems
 from .form import Form, read_seeds, write_seeds

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from ...core.levels import GRIDS
 from ...core.passes import Pass
 from ...guidance import METHODS, Post, Steered
 from ...guidance.citations import described
 from ...model.model import Model
 from ...sampling import SOLVERS
+from ...sampling.grids import GRIDS
 from .building import at_most, read_expression
 from .limits import Limits
 from .schemas import PlanRequest

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ...core.denoiser import Network
 from ...core.rng import Draw
 from ...data.identity import identify
 from ...data.source import Source, Targets
+from ...networks.network import Network
 from ..objectives.objective import NotFinite, Objective, TrainSettings, profiles
 from .checkpoints import (
     CheckpointState,

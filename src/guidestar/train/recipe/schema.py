@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from ...core.denoiser import OutputKind
 from ...io.files import check_name
+from ...networks.network import OutputKind
 from .parts import (
     ORDER,
     PARTS,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...core.levels import GRIDS, Grid, expand, inverse_or_zero
+from ...core.levels import Grid, expand, inverse_or_zero
 from ...core.prediction import Prediction
 from ...data.identity import identify
 from ...data.paths import Paths
@@ -21,6 +21,7 @@ from ...data.tensors import read_tensor_file
 from ...io.files import whole_or_not
 from ...sampling import get_solver, noise, trajectory
 from ...sampling.geometric import shortest
+from ...sampling.grids import GRIDS
 from ..loop.signals import Stop
 from ..loop.trainer import order
 from ..objectives.objective import Progress

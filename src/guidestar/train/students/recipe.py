@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from ...core.levels import GRIDS
 from ...guidance import ExpressionError, parse
 from ...io.files import check_name
+from ...sampling.grids import GRIDS
 from ..objectives.teacher import takes_scale, with_scale
 from ..recipe.parts import Training
 from ..recipe.schema import BESIDE, explain

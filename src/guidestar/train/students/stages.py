@@ -8,8 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from ...core.denoiser import Network
-from ...core.levels import GRIDS, Grid, Level, Value
+from ...core.levels import Grid, Level, Value
 from ...core.prediction import Space
 from ...data.source import Source, Targets
 from ...guidance import Guidance
@@ -22,6 +21,8 @@ from ...networks.guidance_scale import (
     ScaledNetwork,
     embedding_width,
 )
+from ...networks.network import Network
+from ...sampling.grids import GRIDS
 from ..objectives.consistency_distillation import ConsistencyDistillation
 from ..objectives.guided_distillation import GuidedDistillation
 from ..objectives.level_distributions import LogitNormal

@@ -8,8 +8,7 @@ from numbers import Integral
 
 import torch
 
-from .level import Grid, Level, Schedule
-from .schedules import VP
+from ..core.levels import VP, Grid, Level, Schedule
 
 
 def _at_times(schedule: Schedule, times: Iterable[float]) -> Grid:

@@ -1,0 +1,56 @@
+"""Change what layers compute in some rows of a network call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ...core.perturbation import Attention, Rows, joined
+
+AttentionChange = tuple[Callable[[Attention], Tensor], Rows | None]
+"""A function that replaces self-attention, and its rows of the call (None: all)."""
+
+
+def by_rows(
+    changes: Sequence[AttentionChange],
+    query: Tensor,
+    answer: Callable[[slice, Callable[[Attention], Tensor]], Tensor],
+) -> Tensor:
+    """Compute attention row by row: changed in the rows of each change, plain in the others.
+
+    Args:
+        changes: changes of rows that do not overlap.
+        query: ``[B, …]``, all rows of the call.
+        answer: computes the attention of a slice of rows with a function of `Attention`.
+
+    Raises:
+        ValueError: the query has another number of rows than the call.
+    """
+    parts, done = [], 0
+    for attend, rows in sorted(changes, key=lambda c: c[1].start if c[1] else 0):
+        mine = rows or Rows(0, len(query), len(query))
+        mine.check(query)
+        parts += [answer(slice(done, mine.start), Attention.compute)] if mine.start > done else []
+        parts.append(answer(mine.slice, attend))
+        done = mine.stop
+    parts += [answer(slice(done, None), Attention.compute)] if done < len(query) else []
+    return joined(parts, 0)
+
+
+def changed_tokens(hidden: Tensor, change: Callable[[Tensor], Tensor], rows: Rows | None) -> Tensor:
+    """Return the hidden state of a block with its tokens changed in some rows.
+
+    Args:
+        hidden: ``[B, tokens, d]`` or ``[B, d, *grid]``.
+        change: maps tokens ``[b, tokens, d]`` to as many.
+        rows: which rows of the call (None: all).
+
+    Raises:
+        ValueError: ``hidden`` has another number of rows than the call.
+    """
+    if rows is not None:
+        rows.check(hidden)
+    mine = hidden if rows is None else hidden[rows.slice]
+    mine = change(mine.flatten(2).mT).mT.reshape(mine.shape) if mine.ndim > 3 else change(mine)
+    return mine if rows is None else rows.put(hidden, mine)
