@@ -169,13 +169,13 @@ def test_targets_and_seeds_of_a_run(monkeypatch):
 
 def test_networks_beside_the_pipelines_are_like_it():
     main, half, away = nn.Linear(1, 1), nn.Linear(1, 1).half(), nn.Linear(1, 1, device="meta")
-    walk(nets={"weak": nn.Linear(1, 1)})._check_nets(main, call())  # type: ignore[arg-type]
+    walk(nets={"weak": nn.Linear(1, 1)})._check_beside(main, call())  # type: ignore[arg-type]
     for net, text in [
         (half, r"'weak' is in float16, but the pipeline's is in float32; .* net.to\(torch.float32"),
         (away, "'weak' is on meta, but the pipeline runs on cpu; move it there"),
     ]:
         with pytest.raises(ValueError, match=text):
-            walk(nets={"weak": net})._check_nets(main, call())  # type: ignore[arg-type]
+            walk(nets={"weak": net})._check_beside(main, call())  # type: ignore[arg-type]
 
 
 def watched(*values, guided=1.0, answered=True, kind="Mine", blame=("cfg",)):

@@ -296,7 +296,7 @@ def test_networks_without_known_layers_are_refused():
 
 
 def test_compiled_networks_are_refused():
-    with pytest.raises(ValueError, match="a compiled OptimizedModule cannot be perturbed"):
+    with pytest.raises(ValueError, match="a compiled Network cannot be perturbed"):
         layers_of(torch.compile(family("unet").denoiser))
     for part, said in (
         ("", "a compiled UNet2DModel"),

@@ -19,6 +19,7 @@ from PIL import Image
 import guidestar as gs
 from guidestar.io.images import read_settings
 from guidestar.serve import Engine
+from guidestar.serve.admission import in_groups
 from guidestar.serve.errors import (
     CancelledError,
     DeadlineError,
@@ -557,7 +558,7 @@ def test_the_oldest_that_fit_are_chosen(model):
     assert engine._choose() == ([], 0)
     for rows, most in ((1, 1), (2, 1), (3, 1), (10, 5)):
         engine.max_rows = rows
-        assert engine._limited(model.request("cat", steps=1)).max_rows == most
+        assert in_groups(model.request("cat", steps=1), engine.max_rows).max_rows == most
 
 
 def test_evaluations_are_counted_before_a_request_is_taken(model):

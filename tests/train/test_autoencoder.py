@@ -22,6 +22,7 @@ from guidestar.train.build.autoencoders import (
     write_autoencoder,
 )
 from guidestar.train.build.data import sources
+from guidestar.train.examine import examine_autoencoder
 from guidestar.train.export import assemble
 from guidestar.train.objectives.reconstruction import Reconstruction
 from guidestar.train.recipe import schema as recipes
@@ -181,6 +182,39 @@ def test_a_recipe_trains_its_own_autoencoder_and_a_model_of_its_latents(tmp_path
     right = (again.judge(real).argmax(1) == held).double().mean()
     floor = json.loads((out / "tiny" / "guidestar.json").read_text())["judge_accuracy"]
     assert floor == pytest.approx(float(right), abs=1e-6) and len(rows) == 2
+
+
+def test_reconstructions_and_halved_pictures_are_compared_in_a_feature_space(tmp_path, photos):
+    run.train(recipe(tmp_path, photos), tmp_path / "out", only=["autoencoder"])
+    vae = diffusers.AutoencoderKL.from_pretrained(tmp_path / "out" / "vae")
+    held = sources(recipe(tmp_path, photos), out=tmp_path / "out")[1]
+
+    class Edges(torch.nn.Module):  # one feature: for it the distance is (m1 − m2)² + (s1 − s2)²
+        def embed_image(self, x):
+            return 100 * (x[..., 1:] - x[..., :-1]).square().mean((1, 2, 3))[:, None]
+
+    pictures = held.source.pictures
+    found = examine_autoencoder(vae, pictures, Edges())
+    real = torch.cat([pictures.batch([k], gs.Draw([0]))[0] for k in range(pictures.size)])
+    with torch.no_grad():
+        made = vae.decode(vae.encode(real).latent_dist.mean).sample.clamp(-1, 1)
+    small = torch.stack(
+        [
+            torch.nn.functional.interpolate(x[None], (8, 8), mode="bicubic", antialias=True)[0]
+            for x in real
+        ]
+    )
+    large = torch.nn.functional.interpolate(small, (16, 16), mode="bicubic").clamp(-1, 1)
+
+    def distance(a, b):
+        (m1, s1), (m2, s2) = ((v.mean(), v.std()) for v in (a.double(), b.double()))
+        return float((m1 - m2) ** 2 + (s1 - s2) ** 2)
+
+    edges = [Edges().embed_image(x)[:, 0] for x in (real, made, large)]
+    assert found["frechet"] == pytest.approx(distance(edges[1], edges[0]), rel=1e-4, abs=2e-5)
+    assert found["half"] == pytest.approx(distance(edges[2], edges[0]), rel=1e-4, abs=2e-5)
+    assert found["half"] > 0.01 and found["frechet"] != found["half"]
+    assert "frechet" not in examine_autoencoder(vae, pictures)
 
 
 def test_it_resumes_to_the_bit(tmp_path, photos):

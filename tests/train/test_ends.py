@@ -11,7 +11,7 @@ from torch import nn
 
 from guidestar.data.source import Column, InMemory, Subset
 from guidestar.networks.from_config import unet
-from guidestar.train import export, run
+from guidestar.train import examine, export, run
 from guidestar.train.build import data, limits, networks
 from guidestar.train.build.captions import captions, captions_of, text_column
 from guidestar.train.loop import origins
@@ -110,7 +110,7 @@ def about(monkeypatch, trained, source, aside=None, **more):
     monkeypatch.setattr(export, "read_checkpoint", lambda path: {"seconds": 7.6, "loss": 0.1234567})
     monkeypatch.setattr(export, "machine", lambda: "m")
     monkeypatch.setattr(export, "identify", lambda source: "i")
-    monkeypatch.setattr(export, "_examined", lambda *given: {"examined": given[1:]})
+    monkeypatch.setattr(export, "examine_parts", lambda *given: {"examined": given[1:]})
     return export._about(recipe(**more), Path("out"), trained, source, aside, "run me")
 
 
@@ -304,7 +304,9 @@ def test_a_classifier_is_calibrated_on_every_other_sample(calibrate):
     spec = {"widths": [8], "calibrate": calibrate, "train": {"steps": 1}}
     edm = {"kind": "edm", "sigma_min": 0.5, "sigma_max": 1.0}
     classifier = Sure()
-    found = export.examine(classifier, recipe(classifier=spec, schedule=edm), torch.zeros(23, 3), y)
+    found = examine.examine(
+        classifier, recipe(classifier=spec, schedule=edm), torch.zeros(23, 3), y
+    )
     sure, right = math.exp(1.7) / (1 + math.exp(1.7)), 9 / 11
     if calibrate:
         (temperatures,) = classifier.shown

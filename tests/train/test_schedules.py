@@ -8,7 +8,7 @@ from guidestar.core.levels import VE, VP, Flow, Level
 from guidestar.core.rng import Draw
 from guidestar.data.source import InMemory
 from guidestar.train.build.schedules import denoising, process, scheduler_config
-from guidestar.train.export import _levels
+from guidestar.train.examine import _levels
 from guidestar.train.loop.memory import activations
 from guidestar.train.objectives.denoising import Denoising
 from guidestar.train.objectives.level_distributions import LogitNormal, UniformTime

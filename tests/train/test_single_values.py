@@ -10,7 +10,7 @@ from torch import nn
 
 from guidestar.core.levels import VP
 from guidestar.data.source import Column, InMemory
-from guidestar.train import export
+from guidestar.train import examine
 from guidestar.train.build import networks as build
 from guidestar.train.loop.trainer import Trainer, _move, order
 from guidestar.train.objectives.contrastive import Contrastive
@@ -192,15 +192,15 @@ def labelled(size=7):
 
 def test_samples_to_measure_on_are_spread_evenly():
     spec = ClassifierPart(widths=(8,), train=ONE)
-    x, y = export.gather_samples(labelled(), spec)
+    x, y = examine.gather_samples(labelled(), spec)
     assert torch.equal(x, labelled().x) and y.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    x, y = export.gather_samples(labelled(), spec, 3)
+    x, y = examine.gather_samples(labelled(), spec, 3)
     assert torch.equal(x, labelled().x[[0, 3, 6]]) and y.tolist() == [0, 0, 0]
-    x, y = export.gather_samples(labelled(), spec, 99)
+    x, y = examine.gather_samples(labelled(), spec, 99)
     assert len(x) == len(y) == 7
-    x, y = export._reported(torch.arange(5), torch.arange(5) * 2)
+    x, y = examine._reported(torch.arange(5), torch.arange(5) * 2)
     assert (x.tolist(), y.tolist()) == ([1, 3], [2, 6])
-    x, y = export._reported(torch.arange(1), torch.arange(1))
+    x, y = examine._reported(torch.arange(1), torch.arange(1))
     assert (x.tolist(), y.tolist()) == ([0], [0])
 
 
@@ -211,9 +211,9 @@ def test_accuracy_is_the_share_of_hits():
 
     x = torch.arange(1201).remainder(3)[:, None]
     y = x[:, 0].clone()
-    assert export.accuracy(Judge(), x, y) == 1.0
+    assert examine.accuracy(Judge(), x, y) == 1.0
     y[:300] = (y[:300] + 1) % 3
-    assert export.accuracy(Judge(), x, y) == pytest.approx(901 / 1201)
+    assert examine.accuracy(Judge(), x, y) == pytest.approx(901 / 1201)
 
 
 @pytest.mark.parametrize(("surprise", "kept"), [(0.01, 0.05), (3.14159, 3.1416), (99.0, 20.0)])
@@ -225,21 +225,21 @@ def test_a_regressor_is_calibrated_within_bounds(monkeypatch, surprise, kept):
         row = SimpleNamespace(unexplained=0.123456, surprise=surprise)
         return {0.5: row}
 
-    monkeypatch.setattr(export.calibration, "regression_by_level", by_level)
+    monkeypatch.setattr(examine.calibration, "regression_by_level", by_level)
     content = {"name": "r", "data": {"path": "x"}, "model": {"widths": [32], "train": {"steps": 1}},
                "classifier": {"widths": [8], "train": {"steps": 1}}}  # fmt: skip
     given: list[Any] = []
     regressor = SimpleNamespace(calibrate=given.append)
     x = torch.zeros(5, 2)
-    found = export.examine_regressor(regressor, checked(content, "r"), x, x)
+    found = examine.examine_regressor(regressor, checked(content, "r"), x, x)
     assert given == [((0.5, kept),)]
     assert found == {"regressor": {"0.5": [0.1235, round(surprise, 4)]}}
     assert [(n, seed) for n, seed, _ in asked] == [(2, 0), (3, 1)]
     content["classifier"]["calibrate"] = False
     asked.clear()
-    export.examine_regressor(regressor, checked(content, "r"), x, x)
+    examine.examine_regressor(regressor, checked(content, "r"), x, x)
     assert len(given) == 1 and len(asked) == 1
-    schedule, rhos = export._levels(checked(content, "r"))
+    schedule, rhos = examine._levels(checked(content, "r"))
     low, high = schedule.rho_range
     assert rhos == [
         r for r in (0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 8, 12, 20, 40, 80) if low <= r <= high

@@ -45,7 +45,7 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
         return fashion_mnist.load_split("test", data), fashion_mnist.load_split("train", data)
     from ..data.latents import pictures_of
     from ..train.build.data import sources
-    from ..train.export import gather_samples
+    from ..train.examine import gather_samples
     from ..train.recipe.schema import checked
 
     if "recipe" not in model.card:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..evaluate import gaussian_distance
+from ..evaluate import fit_gaussian, gaussian_distance
 from ..evaluate.retrieval import merged, ranks
 from ..guidance import Guidance
 from ..io import distributed as processes
@@ -114,14 +114,10 @@ class Ruler:
         }
         if self.real is not None:
             found |= {
-                "frechet": gaussian_distance(*_gaussian(embedded), *_gaussian(self.real)),
+                "frechet": gaussian_distance(*fit_gaussian(embedded), *fit_gaussian(self.real)),
                 "nearest": float((embedded @ self.real.T).amax(1).mean()),
             }
         return {name: round(value, 4) for name, value in found.items()}
-
-
-def _gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x.double().mean(0), x.double().T.cov()
 
 
 @torch.inference_mode()

@@ -168,8 +168,8 @@ def layers_of(denoiser: object) -> Layers:
     for net in _within(denoiser):
         if hasattr(net, "_orig_mod") or is_compiled(net):  # compiled code would ignore the change
             raise ValueError(
-                f"a compiled {type(net).__name__} cannot be perturbed; give the network as it was "
-                "before torch.compile"
+                f"a compiled {type(getattr(net, '_orig_mod', net)).__name__} cannot be perturbed; "
+                "give the network as it was before torch.compile"
             )
         if hasattr(type(net), "layers"):  # of the class: a list of modules may have this name
             return cast("_Perturbable", net).layers()

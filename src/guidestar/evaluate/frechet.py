@@ -33,6 +33,12 @@ def gaussian_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) 
     return float((m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * shared)
 
 
+def fit_gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean ``[d]`` and unbiased covariance ``[d, d]`` of features ``[N, d]``, in float64."""
+    x = features.double()
+    return x.mean(0), torch.atleast_2d(x.T.cov())
+
+
 class _Moments:
     """Mean and unbiased covariance of features that arrive in batches, in float64.
 

@@ -175,12 +175,17 @@ def one_each(what: str, values: object, x: Tensor) -> Tensor:
         x: the samples.
 
     Raises:
-        ValueError: it is something else, or has no gradient in the samples.
+        ValueError: it is something else, on another device, or has no gradient in the samples.
     """
     if not isinstance(values, Tensor) or values.shape != (len(x),):
         tensor = isinstance(values, Tensor)
         found = f"a tensor {tuple(values.shape)}" if tensor else f"a {type(values).__name__}"
         raise ValueError(f"{what} must return one number for each of {len(x)} samples, not {found}")
+    if values.device != x.device:
+        raise ValueError(
+            f"{what} is on {values.device}, but the samples are on {x.device}; move its network "
+            f"there, .to('{x.device}')"
+        )
     if not values.requires_grad:
         raise ValueError(
             f"{what} cannot be differentiated in the samples; use differentiable operations on them"

@@ -120,10 +120,16 @@ def _autoencoder(about: Card) -> str:
     pictures, latents = (" × ".join(map(str, found[k])) for k in ("pictures", "latents"))
     figures = [f"PSNR {found['psnr']:.2f} dB"]
     figures += [f"SSIM {found['ssim']:.3f}"] if "ssim" in found else []
-    return (
+    text = (
         f"## The autoencoder\n\nPictures of {pictures} numbers become latents of {latents}. "
         f"{found['of']:,} held-out pictures, encoded and decoded: {', '.join(figures)} on average."
     )
+    if "frechet" in found:
+        text += (
+            " Fréchet distance of the measuring CLIP's embeddings to those of the pictures: "
+            f"{found['frechet']:.3g}; halved and enlarged again (bicubic): {found['half']:.3g}."
+        )
+    return text
 
 
 def _by_level(about: Card) -> str:

@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from typing import TYPE_CHECKING
 
 import torch
 
+from .admission import bind_checked, check_size, in_groups
 from .batching import evaluate_together, is_out_of_memory
-from .errors import (
-    CancelledError,
-    DeadlineError,
-    EngineClosedError,
-    EngineError,
-    QueueFullError,
-    TooLargeError,
-)
+from .errors import EngineClosedError, EngineError, QueueFullError
 from .running import Running
-from .stats import Stats
-from .ticket import Ticket
+from .stats import Stats, Tally
+from .ticket import Ticket, why_stopped
 
 if TYPE_CHECKING:
     from ..guidance import Guided
     from ..model.model import Model
     from ..model.request import Request
 
-LOOKED_AT = 16
-"""Steps of a request that are planned to find the dearest of them."""
-
 RECOVERY = 500
 """Ticks without a lack of memory after which the rows of a tick are doubled again."""
-
-
-NEW = 0.1
-"""The share of the last tick in what a row takes of late."""
 
 
 class Engine:
@@ -90,10 +76,7 @@ class Engine:
         self._queue: deque[tuple[Ticket, Request, Guided]] = deque()
         self._running: list[Running] = []
         self._cancelled: set[Ticket] = set()
-        self._ended: Counter[str] = Counter()
-        self._ticks, self._rows, self._repeated = 0, 0, 0
-        self._seconds = self._pace = 0.0
-        self._calls, self._call_rows, self._call_seconds = 0, 0, 0.0
+        self._tally = Tally()
         self._room, self._good = max_rows, 0
         self._closing: float | None = None
         self._thread = threading.Thread(
@@ -125,19 +108,10 @@ class Engine:
             QueueFullError: ``max_queue`` requests wait already.
             EngineClosedError: the engine was closed.
         """
-        if self.max_samples is not None and len(request.seeds) > self.max_samples:
-            raise TooLargeError(
-                f"a request may be for {self.max_samples} samples, not {len(request.seeds)}; "
-                "send several"
-            )
+        check_size(request, self.max_samples, preview_every)
         self._check_room()
-        if preview_every < 0:
-            raise ValueError(f"preview_every must be 0 or more, not {preview_every}")
-        limited = self._limited(request)
-        guided = self.model.bind(limited)
-        request.solver.check(guided, request.levels)
-        request.guidance.check_samples(len(request.seeds))
-        self._check_evaluations(request, guided)
+        limited = in_groups(request, self.max_rows)
+        guided = bind_checked(self.model, limited, self.max_evaluations)
         ticket = Ticket(
             self, request, preview_every=preview_every, timeout=timeout, explain=explain
         )
@@ -164,19 +138,10 @@ class Engine:
     def stats(self) -> Stats:
         """What it has done so far, and where it stands."""
         with self._lock:
-            return Stats(
+            return self._tally.stats(
                 queued=len(self._queue),
                 running=len(self._running),
                 samples=sum(len(r.ticket.request.seeds) for r in self._running),
-                ended=dict(self._ended),
-                ticks=self._ticks,
-                rows=self._rows,
-                seconds=self._seconds,
-                pace=self._pace,
-                calls=self._calls,
-                call_rows=self._call_rows,
-                call_seconds=self._call_seconds,
-                repeated=self._repeated,
             )
 
     @property
@@ -199,7 +164,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _check_room(self) -> None:
@@ -209,28 +174,6 @@ class Engine:
             raise QueueFullError(
                 f"{len(self._queue)} requests wait already, as many as may; try again later"
             )
-
-    def _check_evaluations(self, request: Request, guided: Guided) -> None:
-        """Refuse a request of too many evaluations, by the dearest of some of its steps."""
-        if self.max_evaluations is None:
-            return
-        steps, batch = request.levels.steps, len(request.seeds)
-        dearest = 0
-        for index in range(0, steps, -(-steps // LOOKED_AT)):
-            for step in request.solver.evaluations(request.levels.step(index)):
-                planned = guided.plan_step(step, batch)
-                dearest = max(dearest, sum(planned.passes.values()) + planned.gradients)
-        each = len(request.solver.evaluations(request.levels.step(0)))
-        if (count := dearest * each * steps) > self.max_evaluations:
-            raise TooLargeError(
-                f"the request takes about {count} evaluations of the network, and at most "
-                f"{self.max_evaluations} may be; take fewer samples, steps or terms"
-            )
-
-    def _limited(self, request: Request) -> Request:
-        """Return a request with its samples in groups that leave room for others."""
-        most = max(1, self.max_rows // 2)
-        return replace(request, max_rows=min(request.max_rows or most, most))
 
     def _serve(self) -> None:
         """Tick until the engine is closed: what its thread does."""
@@ -258,14 +201,14 @@ class Engine:
         with self._lock:
             cancelled, self._cancelled = self._cancelled, set()
             waiting = [ticket for ticket, *_ in self._queue]
-            gone = {t: e for t in waiting if (e := _why_stopped(t, cancelled))}
+            gone = {t: e for t in waiting if (e := why_stopped(t, t in cancelled))}
             if gone:
                 self._queue = deque(entry for entry in self._queue if entry[0] not in gone)
         for ticket, error in gone.items():
             ticket.end("cancelled" if ticket in cancelled else "failed", error=error)
             self._count(ticket)
         for running in self._running:
-            if error := _why_stopped(running.ticket, cancelled):
+            if error := why_stopped(running.ticket, running.ticket in cancelled):
                 running.stop(error, running.ticket in cancelled)
         self._remove_ended()
 
@@ -294,21 +237,14 @@ class Engine:
         for running, answer in zip(chosen, answers, strict=True):
             running.proceed(answer)
         with self._lock:
-            self._ticks += 1
-            self._rows += rows
-            self._seconds += seconds
-            pace = seconds / rows
-            self._pace += (pace - self._pace) * (NEW if self._pace else 1.0)
-            self._repeated += bool(shortages)
+            self._tally.note_tick(rows, seconds, bool(shortages))
         blameless = not any(isinstance(answer, BaseException) for answer in answers)
         self._make_room(any(map(is_out_of_memory, shortages)), blameless)
         self._remove_ended()
 
     def _note_call(self, rows: int, seconds: float) -> None:
         with self._lock:
-            self._calls += 1
-            self._call_rows += rows
-            self._call_seconds += seconds
+            self._tally.note_call(rows, seconds)
 
     def _choose(self) -> tuple[list[Running], int]:
         """Return the oldest requests whose rounds fit into a tick, at least one, and their rows."""
@@ -342,7 +278,7 @@ class Engine:
 
     def _count(self, ticket: Ticket) -> None:
         with self._lock:
-            self._ended[ticket.status] += 1
+            self._tally.note_end(ticket.status)
 
     def _stop_all(self, error: EngineError) -> None:
         with self._lock:
@@ -358,15 +294,3 @@ class Engine:
         """Say what it holds."""
         s = self.stats
         return f"Engine({self.model.name!r}, {s.running} running, {s.queued} queued)"
-
-
-def _why_stopped(ticket: Ticket, cancelled: set[Ticket]) -> EngineError | None:
-    """Return why a request must not go on, if it must not."""
-    if ticket in cancelled:
-        return CancelledError("the request was cancelled")
-    if ticket.is_late:
-        return DeadlineError(
-            f"the request was not done in {ticket.timeout:g} seconds: "
-            f"{ticket.steps_done} of {ticket.steps} steps were"
-        )
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -37,3 +38,58 @@ class Stats:
     call_rows: int = 0
     call_seconds: float = 0.0
     repeated: int = 0
+
+
+NEW = 0.1
+"""The share of the last tick in what a row takes of late."""
+
+
+class Tally:
+    """What an engine counts. Its lock is the engine's.
+
+    Example:
+        >>> tally = Tally()
+        >>> tally.note_tick(rows=4, seconds=0.2, repeated=False)
+        >>> tally.stats(queued=1).rows, tally.stats().pace
+        (4, 0.05)
+    """
+
+    def __init__(self) -> None:
+        self._ended: Counter[str] = Counter()
+        self._ticks = self._rows = self._repeated = self._calls = self._call_rows = 0
+        self._seconds = self._pace = self._call_seconds = 0.0
+
+    def note_tick(self, rows: int, seconds: float, repeated: bool) -> None:
+        """Count a tick, and whether it was repeated in parts."""
+        self._ticks += 1
+        self._rows += rows
+        self._seconds += seconds
+        self._pace += (seconds / rows - self._pace) * (NEW if self._pace else 1.0)
+        self._repeated += repeated
+
+    def note_call(self, rows: int, seconds: float) -> None:
+        """Count a network call."""
+        self._calls += 1
+        self._call_rows += rows
+        self._call_seconds += seconds
+
+    def note_end(self, status: str) -> None:
+        """Count a request that is over."""
+        self._ended[status] += 1
+
+    def stats(self, *, queued: int = 0, running: int = 0, samples: int = 0) -> Stats:
+        """Return the counts, beside where the engine stands."""
+        return Stats(
+            queued=queued,
+            running=running,
+            samples=samples,
+            ended=dict(self._ended),
+            ticks=self._ticks,
+            rows=self._rows,
+            seconds=self._seconds,
+            pace=self._pace,
+            calls=self._calls,
+            call_rows=self._call_rows,
+            call_seconds=self._call_seconds,
+            repeated=self._repeated,
+        )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor
 
+from .errors import CancelledError, DeadlineError, EngineError
+
 if TYPE_CHECKING:
     from ..model.model import Model
     from ..model.request import Request
@@ -192,3 +194,15 @@ class Ticket:
     def __repr__(self) -> str:
         """Say where it stands."""
         return f"Ticket({self.id}, {self.status}, {self.steps_done} of {self.steps} steps)"
+
+
+def why_stopped(ticket: Ticket, cancelled: bool) -> EngineError | None:
+    """Return why a request must not go on, if it must not: it was cancelled, or is late."""
+    if cancelled:
+        return CancelledError("the request was cancelled")
+    if ticket.is_late:
+        return DeadlineError(
+            f"the request was not done in {ticket.timeout:g} seconds: "
+            f"{ticket.steps_done} of {ticket.steps} steps were"
+        )
+    return None

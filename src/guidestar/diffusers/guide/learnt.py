@@ -247,7 +247,7 @@ class _Stream(Walk):
         }
         self.nets.now = {name: Net(denoiser=d, **own) for name, d in denoisers.items()}
         if self.guided is None:
-            self._check_nets(c.calls[layout.parts["cond"].call].net, call)
+            self._check_beside(c.calls[layout.parts["cond"].call].net, call)
             self.guided = self._make(call)
         for denoiser in denoisers.values():
             denoiser.perturbed = any(p.perturb for _, p in self._list_passes([step]))

@@ -151,6 +151,7 @@ def _guided_kind(plain: type, wanted: Wanted) -> type:
         bound.apply_defaults()
         _refuse_own(self, bound.arguments)
         _refuse_caches(self)
+        _check_layers(wanted.guidance, networks(self), wanted.nets)  # may be compiled since
         warn_of_numbers(self, given, bound.arguments, wanted.guidance)
         run = _kind_of_run(self)(self, wanted, dict(bound.arguments), as_it_is)
         with answered(networks(self), run.answer), run.stepping():

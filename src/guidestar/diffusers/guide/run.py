@@ -16,6 +16,7 @@ from ...core.levels import Grid, Level, Step
 from ...core.passes import Net, Pass, Slot
 from ...guidance import Guidance, Guided
 from ..objects import Answer, Arguments, Network, Pipeline, RunNetwork
+from .beside import check_classifiers, check_nets
 from .call import Call, CallDenoiser, bound, grouped
 from .families import (
     check_prompt,
@@ -240,19 +241,10 @@ class Walk(ABC):  # noqa: B024  (what runs and their streams share)
         )
         raise ValueError(f"{who} the negative pass, but {how}{why}")
 
-    def _check_nets(self, main: Network, call: Rows) -> None:
-        for name, net in self.wanted.nets.items():
-            parameter, own = next(net.parameters()), next(main.parameters())
-            if parameter.dtype != own.dtype:
-                raise ValueError(
-                    f"the network {name!r} is in {_word(parameter)}, but the pipeline's is in "
-                    f"{_word(own)}; give one in {_word(own)}: net.to({own.dtype})"
-                )
-            if parameter.device != call.whole.device:
-                raise ValueError(
-                    f"the network {name!r} is on {parameter.device}, but the pipeline runs on "
-                    f"{call.whole.device}; move it there: net.to('{call.whole.device}')"
-                )
+    def _check_beside(self, main: Network, call: Rows) -> None:
+        """Refuse further networks and classifiers that are not where the pipeline runs."""
+        check_nets(self.wanted.nets, main, call.whole.device)
+        check_classifiers(self.wanted.classifiers, call.whole.device)
 
 
 class Run(Walk):
@@ -400,13 +392,9 @@ class Run(Walk):
         }
         self.nets.now = {name: Net(denoiser=d, **own) for name, d in denoisers.items()}
         if self.guided is None:
-            self._check_nets(net, call)
+            self._check_beside(net, call)
             self.guided = self._make(call)
         return denoisers["main"]
-
-
-def _word(t: Tensor) -> str:
-    return str(t.dtype).removeprefix("torch.")
 
 
 def _channels(pipe: Pipeline, net: Network, plain: bool) -> tuple[int, bool]:
