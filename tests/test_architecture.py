@@ -30,6 +30,7 @@ BELOW["train"] = {*BELOW, "data", "evaluate"} - {"serve"}
 BELOW["apps"] = {*BELOW}
 BELOW["cli"] = {*BELOW}
 CORE_BELOW: dict[str, set[str]] = {
+    "arguments": set(),
     "levels": set(),
     "forms": set(),
     "rng": set(),

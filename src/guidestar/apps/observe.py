@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import needed, problem
 from ..data.layout import find_pictures
 from ..guidance import (
     METHODS,
@@ -26,7 +27,6 @@ from ..guidance import (
     get_operator,
     losses_of,
 )
-from ..guidance.arguments import needed, problem
 from ..guidance.operators import OPERATORS
 from ..guidance.weights import finite
 from ..io.decoding import open_picture, to_8_bits

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
+from ..core.arguments import needed, problem, unnamed
 from . import weights
-from .arguments import needed, problem, unnamed
 from .term import Direction, Guidance, Post, as_guidance, cond, neg, uncond
 
 BASES = {"cond": cond, "uncond": uncond, "neg": neg}

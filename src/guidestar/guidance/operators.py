@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .arguments import MOST_COUNT, check_counts, check_kinds, problem
+from ..core.arguments import MOST_COUNT, check_arguments, check_counts, problem
 
 
 @runtime_checkable
@@ -114,7 +114,7 @@ class Blur:
 
     def __post_init__(self) -> None:
         check_counts(self, "blur")
-        check_kinds(self, "blur", "deviation")
+        check_arguments(self, "blur", "deviation")
         if not 0 < self.deviation <= MOST_COUNT / 3 or (
             self.radius is not None and self.radius < 0
         ):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...core.arguments import check_counts
 from ...core.denoiser import Condition
 from ...core.levels import Step, expand, inverse_or_zero
 from ...core.prediction import Prediction
 from ...core.rounds import Asking, Group, GuidedStep
-from ..arguments import check_counts
 from ..bases.conditional_contrast import Conditioned
 from ..bases.statistics import dot, safe
 from ..context import Count, Engine, States

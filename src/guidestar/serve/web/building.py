@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ...core.arguments import problem
 from ...guidance import Guidance, Inpaint, Observation, get_operator, losses_of, parse
-from ...guidance.arguments import problem
 from ...guidance.operators import OPERATORS
 from ...model.model import Model
 from ...model.request import Request
