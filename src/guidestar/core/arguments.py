@@ -25,7 +25,7 @@ def _hints(method: type) -> dict[str, object]:
     return get_type_hints(method)
 
 
-def problem(method: type, name: str, value: object, python: bool = False) -> str | None:
+def find_mismatch(method: type, name: str, value: object, python: bool = False) -> str | None:
     """Return the error of ``value`` as the argument ``name`` of ``method``, if there is one.
 
     Args:
@@ -52,7 +52,7 @@ def check_arguments(thing: object, called: str, *names: str) -> None:
         ValueError: the argument and its allowed kinds are named.
     """
     for name in names:
-        if wrong := problem(type(thing), name, getattr(thing, name), python=True):
+        if wrong := find_mismatch(type(thing), name, getattr(thing, name), python=True):
             raise ValueError(f"{called}: {wrong}")
 
 
@@ -74,7 +74,7 @@ def check_counts(term: object, name: str) -> None:
         if hint is not int and set(get_args(hint)) != {int, NoneType}:
             continue
         value = getattr(term, key)
-        if wrong := problem(type(term), key, value):
+        if wrong := find_mismatch(type(term), key, value):
             raise ValueError(f"{name}: {wrong}")
         if value is not None and value > MOST_COUNT:
             raise ValueError(f"{name}: {key} must be at most {MOST_COUNT:,}, not {value:,}")
@@ -98,15 +98,13 @@ def _fits(value: object, hint: object) -> bool:
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in parts)
     if origin in (list, tuple, Sequence):
-        if not isinstance(value, list | tuple) or not all(_fits(item, parts[0]) for item in value):
-            return False
-        return origin is not tuple or ... in parts or len(value) == len(parts)
+        listed = isinstance(value, list | tuple)
+        whole = origin is not tuple or ... in parts or not listed or len(value) == len(parts)
+        return listed and whole and all(_fits(item, parts[0]) for item in value)
     if origin is Callable:
         return callable(value)
-    if hint is float or hint is int:
-        number = isinstance(value, Real if hint is float else Integral)
-        return number and not isinstance(value, bool)
-    return isinstance(value, cast("type", hint))
+    kind = {float: Real, int: Integral}.get(cast("type", hint), cast("type", hint))
+    return isinstance(value, kind) and not (kind in (Real, Integral) and isinstance(value, bool))
 
 
 def _words(hint: object, python: bool = False) -> list[str]:

@@ -84,7 +84,7 @@ SCHEDULES: dict[str, object] = {"linear": linear, "cosine": cosine}
 
 WeightSchedule = Callable[[Value, Step], Value]
 """Maps ``(weight, step)`` to a weight."""
-WORDS[WeightSchedule] = "a weight schedule (linear, cosine, clamp(…))"
+WORDS.update({WeightSchedule: "a weight schedule (linear, cosine, clamp(…))"})
 
 
 def finite(number: object) -> bool:

@@ -134,4 +134,4 @@ class Solver(ABC):
             )
 
 
-WORDS[Solver] = "a solver, e.g. DDPM()"
+WORDS.update({Solver: "a solver, e.g. DDPM()"})
