@@ -19,6 +19,7 @@ BELOW: dict[str, set[str]] = {
     "guidance": {"core"},
     "sampling": {"core"},
     "data": {"core", "io"},
+    "motion": {"io"},
     "evaluate": {"core", "data"},
     "networks": {"core", "io"},
     "diffusers": {"core", "guidance", "io", "networks", "sampling"},
@@ -30,7 +31,9 @@ BELOW["train"] = {*BELOW, "data", "evaluate"} - {"serve"}
 BELOW["apps"] = {*BELOW}
 BELOW["cli"] = {*BELOW}
 CORE_BELOW: dict[str, set[str]] = {
+    "arguments": set(),
     "levels": set(),
+    "forms": set(),
     "rng": set(),
     "hooks": set(),
     "prediction": {"levels"},
@@ -39,7 +42,8 @@ CORE_BELOW: dict[str, set[str]] = {
     "perturbation": {"denoiser", "hooks", "levels", "prediction", "rng"},
     "passes": {"denoiser", "hooks", "levels", "perturbation", "prediction", "rng"},
     "rounds": {
-        *("denoiser", "hooks", "levels", "passes", "perturbation", "prediction", "rng", "slopes"),
+        *("denoiser", "forms", "hooks", "levels", "passes", "perturbation", "prediction", "rng"),
+        "slopes",
     },
 }
 CORE_BELOW["evaluation"] = {*CORE_BELOW}

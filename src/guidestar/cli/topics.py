@@ -21,7 +21,10 @@ TOPICS: dict[str, str] = {
     "dynamic thresholding, static thresholding, clip sample": "threshold, clip_x0 (after |)",
     "perturbed attention guidance": "pag",
     "smoothed energy guidance": "seg",
-    "skip-layer guidance, STG, spatiotemporal skip guidance": "slg",
+    "skip-layer guidance, spatiotemporal skip guidance": "slg",
+    "STG, LTX's spatiotemporal guidance": "stg",
+    "modality guidance, sound and video": "modality",
+    "guidance scale by frame, min_guidance_scale": "frames= of every term: cfg(3, frames=[0, 1])",
     "self-attention guidance": "sag",
     "token perturbation guidance, token shuffling": "tpg",
     "normalized attention guidance": "nag",
@@ -54,7 +57,7 @@ def look_up(word: str) -> list[tuple[str, str]]:
     return [(names, home) for names, home in TOPICS.items() if wanted and wanted in _letters(names)]
 
 
-def suggest(word: str, known: list[str]) -> list[str]:
+def suggest_topics(word: str, known: list[str]) -> list[str]:
     """Return the known names that resemble a word."""
     return difflib.get_close_matches(word, known, n=5, cutoff=0.5)
 

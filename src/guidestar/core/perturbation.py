@@ -18,13 +18,13 @@ from torch import Tensor
 
 from .hooks import is_compiled
 
-FAMILIES = {"diffusers": "guidestar.networks.perturbable.layers"}
+LAYER_MODULES = {"diffusers": "guidestar.networks.perturbable.layers"}
 """The module that knows the layers of a network, by the package of its class; imported on use."""
 
 AGAINST = "against_"
 """Prefix of the network's arguments that hold the condition to contrast with (`Pass.against`)."""
 
-LayerKind = Literal["attention", "cross", "block"]
+LayerKind = Literal["attention", "cross", "block", "exchange"]
 
 
 class Rows(NamedTuple):
@@ -112,12 +112,17 @@ class Layers(Protocol):
         """Return the names of layers of one kind.
 
         Args:
-            kind: "attention" among the picture's tokens, "cross" to the text, or whole "block"s.
+            kind: "attention" among the picture's tokens, "cross" to the text, whole "block"s, or
+                the "exchange" of video and sound.
             names: the wanted layers.
 
         Raises:
             ValueError: the network has no such layer; the message lists those it has.
         """
+        ...
+
+    def list_names(self, kind: LayerKind) -> tuple[str, ...]:
+        """Return the names of all layers of one kind."""
         ...
 
     def attending(
@@ -140,6 +145,12 @@ class Layers(Protocol):
         self, names: Sequence[str], rows: Rows | None = None
     ) -> AbstractContextManager[None]:
         """Return a context in which blocks return their input."""
+        ...
+
+    def silencing(
+        self, names: Sequence[str], rows: Rows | None = None
+    ) -> AbstractContextManager[None]:
+        """Return a context in which layers of the exchange of video and sound return zeros."""
         ...
 
     def entering(
@@ -189,4 +200,4 @@ def _within(denoiser: object) -> Iterator[object]:
 
 def _home(net: object) -> str | None:
     packages = (base.__module__.partition(".")[0] for base in type(net).__mro__)
-    return next((FAMILIES[p] for p in packages if p in FAMILIES), None)
+    return next((LAYER_MODULES[p] for p in packages if p in LAYER_MODULES), None)

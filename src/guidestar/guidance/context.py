@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..core.forms import SampleForm
 from ..core.levels import Step
 from ..core.passes import COND, Encode, Pass
 from ..core.prediction import Prediction
@@ -84,6 +85,11 @@ class Live:
         return self.group.step
 
     @property
+    def form(self) -> SampleForm:
+        """How the samples lie."""
+        return self.group.form
+
+    @property
     def draw(self) -> Draw:
         """The random streams of these samples.
 
@@ -141,7 +147,7 @@ class Live:
         return gradient if root.rows is None else gradient[root.rows]
 
 
-class Engine(Protocol):
+class SumEngine(Protocol):
     """Evaluates a guided sum for samples of a run, and counts its passes."""
 
     @property

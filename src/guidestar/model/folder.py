@@ -41,7 +41,7 @@ from ..diffusers.read.building import one_budget
 from ..diffusers.read.encoders import TextEncoder, read_encoder
 from ..diffusers.read.hub import fetch, repository_of
 from ..diffusers.read.network import Parts, read_parts
-from ..diffusers.read.pipeline import family_of, read_pipeline
+from ..diffusers.read.pipeline import read_pipeline, readable_of
 from ..diffusers.read.safetensors_io import read_module
 from ..diffusers.read.scheduler import read_scheduler
 from ..diffusers.read.vae import Decoder, read_decoder
@@ -53,7 +53,7 @@ from ..networks.clip import CLIP
 from ..networks.cpu_fastpath import lean
 from .manifest import FORMAT, NAME, Card, read_about
 from .model import Model
-from .protocols import Classifier, Encoder, Judge, TextJudge
+from .protocols import Encoder, Judge, NoisyClassifier, TextJudge
 from .shipped import SHIPPED, available
 from .variants import UnknownVariantError, variant_folder
 
@@ -132,7 +132,7 @@ def load(
     and a scheduler.
 
     Of pipelines, Stable Diffusion, SDXL, SD3, Flux, PixArt, DiT, DDPM and DDIM are read
-    (`guidestar.diffusers.read.pipeline.FAMILIES`): network, noise levels, text encoders and VAE.
+    (`guidestar.diffusers.read.pipeline.READABLE`): network, noise levels, text encoders and VAE.
 
     Args:
         name: "fashion-mnist", a path, or the name of a repository on the Hugging Face hub
@@ -266,7 +266,7 @@ def _checkpoint(file: Path) -> str:
 def _read_foreign(
     folder: Path, name: str, size: tuple[int, int] | None, dtype: torch.dtype
 ) -> Model:
-    family, parts = family_of(folder), read_pipeline(folder, size=size, dtype=dtype)
+    family, parts = readable_of(folder), read_pipeline(folder, size=size, dtype=dtype)
     if parts.shape is None:
         raise ValueError(
             f"{folder}: its network leaves the size of a sample open (no sample_size in "
@@ -354,7 +354,7 @@ def _sequence(main: Parts) -> tuple[int, ...] | None:
     )
 
 
-def _read_classifiers(folder: Path, about: Card) -> dict[str, Classifier]:
+def _read_classifiers(folder: Path, about: Card) -> dict[str, NoisyClassifier]:
     return {n: read_module(folder / n, known=_classifiers()) for n in about.get("classifiers", [])}
 
 
