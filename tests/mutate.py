@@ -76,7 +76,7 @@ HEAVY = ("cli", "pipe", "diffusers", "transformers", "train")
 """What slow tests are about: they are run last, so that the map is of use soon."""
 LOADED = (
     "numpy torch PIL.Image diffusers transformers pydantic typer accelerate datasets "
-    "safetensors.torch jaxtyping beartype hypothesis rich sklearn"
+    "safetensors.torch jaxtyping beartype hypothesis rich sklearn gradio"
 )
 TABLES = (
     "tests/test_defaults.py",

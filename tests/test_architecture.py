@@ -32,6 +32,7 @@ BELOW["cli"] = {*BELOW}
 CORE_BELOW: dict[str, set[str]] = {
     "arguments": set(),
     "levels": set(),
+    "forms": set(),
     "rng": set(),
     "hooks": set(),
     "prediction": {"levels"},
@@ -40,7 +41,8 @@ CORE_BELOW: dict[str, set[str]] = {
     "perturbation": {"denoiser", "hooks", "levels", "prediction", "rng"},
     "passes": {"denoiser", "hooks", "levels", "perturbation", "prediction", "rng"},
     "rounds": {
-        *("denoiser", "hooks", "levels", "passes", "perturbation", "prediction", "rng", "slopes"),
+        *("denoiser", "forms", "hooks", "levels", "passes", "perturbation", "prediction", "rng"),
+        "slopes",
     },
 }
 CORE_BELOW["evaluation"] = {*CORE_BELOW}

@@ -65,7 +65,7 @@ _HOMES = {
             "threshold",
             "uncond",
         ),
-        *("nag", "pag", "sag", "seg", "slg", "tpg"),
+        *("modality", "nag", "pag", "sag", "seg", "slg", "stg", "tpg"),
         *(
             "discriminator",
             "dps",

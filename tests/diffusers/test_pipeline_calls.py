@@ -552,7 +552,12 @@ RATIO = "9"  # of the share 0.9 where the networks change: 0.9/(1 − 0.9)
         (
             "cfg(3)",
             {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0},
-            "min_guidance_scale=1 has no effect .* the expression's scale is that of every frame",
+            "min_guidance_scale=1 has no effect .* write cfg(3, frames=[0, 1])",
+        ),
+        (
+            "cfg(3, frames=[0, 1])",
+            {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0},
+            None,
         ),
         ("cfg(3)", {"min_guidance_scale": 3.0, "max_guidance_scale": 3.0}, None),
         (

@@ -41,6 +41,33 @@ STG = f"pag(1.5, layers=('{BLOCK}.attn1', '{BLOCK}.audio_attn1'))"
         ),
         (
             "LTX2Pipeline",
+            {
+                "stg_scale": 1.5,
+                "audio_stg_scale": 1.5,
+                "spatio_temporal_guidance_blocks": [0],
+            },
+            "cfg(3) + stg(1.5, blocks=[0])",
+        ),
+        (
+            "LTX2Pipeline",
+            {"modality_scale": 2.5, "audio_modality_scale": 2.5},
+            "cfg(3) + modality(2.5)",
+        ),
+        (  # all that it has, as it is by default but for the block
+            "LTX2Pipeline",
+            {
+                "stg_scale": 1.0,
+                "audio_stg_scale": 1.0,
+                "spatio_temporal_guidance_blocks": [0],
+                "modality_scale": 3.0,
+                "audio_modality_scale": 3.0,
+                "guidance_rescale": 0.7,
+                "audio_guidance_rescale": 0.7,
+            },
+            "cfg(3) + stg(1, blocks=0) + modality(3) | rescale(0.7, space='x0')",
+        ),
+        (
+            "LTX2Pipeline",
             {"guidance_rescale": 0.7, "audio_guidance_rescale": 0.7},
             "cfg(3) | rescale(0.7, space='x0')",
         ),
@@ -52,6 +79,37 @@ def test_their_numbers_are_an_expression(name, theirs, ours):
     own = run(name, **theirs)
     assert distance(run(name, ours), own) < 1e-5
     assert distance(run(name), own) > 1e-4  # they do something
+
+
+@pytest.mark.parametrize("most", [1.0, 0.9])
+def test_z_images_normalisation_is_a_largest_norm(most):
+    """Its own code looks at the norm, so it is left out where ours stands."""
+    name = "ZImagePipeline"
+    own = run(name, cfg_normalization=most)
+    ours = f"cfg(4) | rescale(1, space='velocity', along='norm', most={most})"
+    assert distance(run(name, ours), own) < 1e-5
+    assert distance(run(name), own) > 1e-4
+    with pytest.raises(ValueError, match="looks at the numbers of its network's answers"):
+        run(name, ours, cfg_normalization=most)
+
+
+LAST = "rescale(1, space='velocity', along='last')"
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "ours"),
+    [
+        ("QwenImagePipeline", "true_cfg_scale", f"cfg(4.5) | {LAST}"),
+        ("ChromaPipeline", "guidance_scale", "cfg(4.5)"),
+        ("HiDreamImagePipeline", "guidance_scale", "cfg(4.5)"),
+        ("Flux2KleinPipeline", "guidance_scale", "cfg(4.5)"),
+    ],
+)
+def test_their_scale_is_ours_whatever_theirs_is(name, scale, ours):
+    """Qwen-Image's with its rescaling of tokens, HiDream's with its sign turned."""
+    own = run(name, steps=2, **{scale: 4.5})
+    assert distance(run(name, ours, steps=2, **{scale: 2.0}), own) < 1e-5
+    assert distance(run(name, steps=2, **{scale: 2.0}), own) > 1e-4
 
 
 def test_lumina2s_truncation_is_an_interval():

@@ -125,8 +125,8 @@ def test_scales_from_frame_to_frame():
         guidestar.guided(f.pipe, "cfg(4)"),
         pytest.warns(
             UserWarning,
-            match=r"^min_guidance_scale=2 has no effect .*the expression's scale is that of "
-            r"every frame$",
+            match=r"^min_guidance_scale=2 has no effect .*write cfg\(4, "
+            r"frames=\[0.3333333333333333, 1\]\)$",
         ),
     ):
         f.draw(min_guidance_scale=2.0)

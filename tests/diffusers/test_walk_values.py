@@ -1,5 +1,6 @@
 """A walk through a pipeline's timesteps, part by part: levels, prompts, targets, and refusals."""
 
+import hashlib
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from guidestar.core.denoiser import Condition
 from guidestar.core.levels import VP, Level
+from guidestar.diffusers.guide import classes, pipeline_seeds
 from guidestar.diffusers.guide import run as runs
 from guidestar.diffusers.guide.finite import FiniteWatch
 from guidestar.diffusers.guide.levels import Output, Timetable, _unit
@@ -236,3 +238,75 @@ def test_tables_of_noise():
     assert read._betas(cosine).tolist() == pytest.approx([1 - bar(1) / bar(0), 0.999])
     with pytest.raises(ValueError, match="the beta_schedule 'x' is not supported; these are: lin"):
         read._betas({"beta_schedule": "x", "num_train_timesteps": 2})
+
+
+def test_a_second_call_of_a_step_is_awaited(monkeypatch):
+    """A network that is called twice a step: first, second, and what else there may be."""
+    made: Any = object.__new__(runs.Run)
+    made.pipe, made.arguments, made.pending = SimpleNamespace(), {}, None
+    asked: list[str] = []
+    call = SimpleNamespace(family=SimpleNamespace(calls=2))
+    note = lambda name: lambda *given: asked.append(name) or name
+    place = [0]
+    for name in ("_first", "_second", "_guide"):
+        monkeypatch.setattr(runs.Run, name, note(name), raising=False)
+    monkeypatch.setattr(runs.Run, "_read", lambda self, *given: call)
+    monkeypatch.setattr(runs.Run, "_place", lambda self, call: place[0])
+    monkeypatch.setattr(runs.Run, "_make_answer", lambda self, net, call, made: f"answer {made}")
+    negative = [True]
+    monkeypatch.setattr(runs, "negative_rows", lambda *given: negative[0])
+    assert made.answer("net", (), {}) == "_first"
+    made.pending = (0, call, None)
+    assert made.answer("net", (), {}) == "_second"
+    place[0] = 1
+    line = "was expected to call its network for the negative prompt at the same timestep, and did"
+    with pytest.raises(RuntimeError, match=line):
+        made.answer("net", (), {})
+    with pytest.raises(RuntimeError, match=line):
+        made.check_ended(None)
+    made.pending = None
+    negative[0] = False
+    assert made.answer("net", (), {}) == "answer _guide"
+    negative[0], call.family.calls = True, 1
+    assert made.answer("net", (), {}) == "answer _guide"
+    ended: list[Any] = []
+    made.watch = SimpleNamespace(end=ended.append)
+    made.check_ended("result")
+    assert ended == ["result"]
+
+
+def test_the_seeds_of_samples_are_those_of_their_generators():
+    one, two = torch.tensor([1, 2]).byte(), torch.tensor([3, 4]).byte()
+
+    def digest(data, more):
+        made = hashlib.blake2b(bytes(data) + more, digest_size=7).digest()
+        return int.from_bytes(made, "big")
+
+    assert pipeline_seeds.seed_of([one, two], 1) == digest([3, 4], b"0")
+    assert pipeline_seeds.seed_of([one], 1) == digest([1, 2], b"1")
+    assert pipeline_seeds.seed_of([one], 0) == digest([1, 2], b"0")
+    pipe: Any = SimpleNamespace(_execution_device=torch.device("cpu"))
+    a, b = torch.Generator(), torch.Generator()
+    for given, wanted in (([a, b], [a, b]), ((a,), [a]), (a, [a])):
+        assert pipeline_seeds.generators(pipe, {"generator": given}) == wanted
+    for nothing in ({}, {"generator": None}):
+        assert pipeline_seeds.generators(pipe, nothing) == [torch.default_generator]
+
+
+def test_a_derived_class_differs_in_its_calls_alone():
+    class Plain:
+        """Documented."""
+
+        def __call__(self):
+            return "plain"
+
+        def step(self):
+            return 1
+
+    found = classes.derived(Plain, None, step=lambda self: 2)
+    assert found()() == "plain" and found().step() == 2 and issubclass(found, Plain)
+    assert (found.__name__, found.__qualname__, found.__doc__, found.__module__) == (
+        Plain.__name__, Plain.__qualname__, "Documented.", Plain.__module__
+    )  # fmt: skip
+    called = classes.derived(Plain, lambda self: "other")
+    assert called()() == "other" and called().step() == 1

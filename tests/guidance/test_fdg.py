@@ -52,14 +52,19 @@ def resize(row, size):
     return out
 
 
+def axes(x):
+    """Of a vector or sound its one axis; of a picture, or each frame of a video, the last two."""
+    return {2: (1,), 3: (2,), 4: (2, 3), 5: (3, 4)}[x.ndim]
+
+
 def down(x):
-    for axis in range(2 if x.ndim > 2 else 1, x.ndim):
+    for axis in axes(x):
         x = along(x, axis, lambda row: resize(blur(row), (len(row) + 1) // 2))
     return x
 
 
 def up(x, shape):
-    for axis in range(2 if x.ndim > 2 else 1, x.ndim):
+    for axis in axes(x):
         x = along(x, axis, lambda row, axis=axis: blur(resize(row, shape[axis])))
     return x
 

@@ -306,6 +306,22 @@ def test_rescale_along_the_last_dimension(scene):
     )
 
 
+@pytest.mark.parametrize("most", [0.5, 1.0, 1e6])
+def test_rescale_of_what_is_too_large(scene, most):
+    """Each sample's norm is at most so many times that of the conditional prediction."""
+    d = scene.n + 4 * (scene.c - scene.n)
+    guided, wanted = scene.eps(d) - d, scene.eps(scene.c) - scene.c
+    norm = lambda x: (x**2).flatten(1).sum(1).reshape(-1, *[1] * (x.ndim - 1)) ** 0.5
+    flow = guided * (most * norm(wanted) / norm(guided)).clamp(max=1)
+    scene.check(
+        f"cfg(4) | rescale(1, space='velocity', along='norm', most={most})",
+        (scene.x - scene.s * flow) / (scene.a + scene.s),
+    )
+    for wrong in ("0", "-1", "'a'"):
+        with pytest.raises(ValueError, match="most must be"):
+            parse(f"cfg(4) | rescale(1, most={wrong})")
+
+
 def test_rescale_in_eps_is_that_of_diffusers():
     module = pytest.importorskip("diffusers.guiders.guider_utils")
     scene = scenes("vp")[0]

@@ -44,6 +44,8 @@ OTHER = {
     "any": "all",
     "all": "any",
 }
+COMMUTE = ("min", "max", "minimum", "maximum", "isclose", "allclose", "equal", "logaddexp")
+"""What gives the same for its arguments in either order."""
 BARE = {
     "abs",
     "sqrt",
@@ -63,6 +65,18 @@ WORDY = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert, ast.G
 TALK = {"warn", "print", "echo", "cast", "register", "overload", "field", "TypeVar", "getLogger"}
 UNCHANGED = {"strict", "device", "stacklevel", "non_blocking", "encoding", "slots", "repr"}
 """Keywords that change no number: what they are for fails otherwise, or is not on a CPU."""
+LOOKS = {
+    "gr": {
+        *("label", "info", "title", "elem_id", "id", "variant", "size", "scale", "min_width"),
+        *("height", "lines", "max_lines", "open", "container", "autofocus", "fill_width"),
+        *("colors", "default_size", "color_mode"),
+    },
+    "Field": {"description", "examples", "title"},
+    "dumps": {"indent"},
+}
+"""Keywords that say what something looks like or is called on a page, by the module or function:
+of Gradio's widgets, of a schema's documentation, of a file.
+"""
 CODELESS = {"TYPE_CHECKING", "__name__"}
 
 Change = Callable[[ast.AST], "ast.AST | None"]
@@ -113,6 +127,9 @@ def _children(node: ast.AST) -> Iterator[tuple[str, int | None, ast.AST]]:
             continue
         if field == "value" and isinstance(node, ast.keyword) and node.arg in UNCHANGED:
             continue
+        if field == "keywords" and isinstance(node, ast.Call):
+            yield from ((field, i, k) for i, k in enumerate(value) if k.arg not in _looks(node))
+            continue
         if isinstance(value, list):
             yield from (
                 (field, i, item) for i, item in enumerate(value) if isinstance(item, ast.AST)
@@ -140,6 +157,14 @@ def _is_words(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
         return _called(node) in TALK
     return False
+
+
+def _looks(call: ast.Call) -> set[str]:
+    """Return the keywords of a call that only say what something looks like."""
+    owner = getattr(call.func, "value", None)
+    return LOOKS.get(owner.id if isinstance(owner, ast.Name) else "") or LOOKS.get(
+        _called(call), set()
+    )
 
 
 def _called(call: ast.Call) -> str:
@@ -232,12 +257,12 @@ def _calls(node: ast.Call) -> Iterator[tuple[str, Change]]:
     name = _called(node)
     if (
         len(node.args) >= 2
-        and name not in ("isinstance", "getattr", "setattr")
+        and name not in ("isinstance", "getattr", "setattr", *COMMUTE)
         and _alike(node.args[0], node.args[1])
     ):
         yield "arguments swapped", lambda n: n.args.__setitem__(slice(0, 2), n.args[1::-1])
     for k, keyword in enumerate(node.keywords):
-        if keyword.arg and keyword.arg not in UNCHANGED:
+        if keyword.arg and keyword.arg not in UNCHANGED | _looks(node):
             yield f"{keyword.arg}= dropped", lambda n, k=k: n.keywords.pop(k) and None
     if isinstance(node.func, ast.Attribute):
         if name in BOUNDS and name not in OTHER:

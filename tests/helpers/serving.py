@@ -6,7 +6,7 @@ import base64
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ import uvicorn
 from PIL import Image
 
 import guidestar as gs
+from guidestar.serve.protocol import AnyEngine
 from guidestar.serve.web import Keys, Limits, Service, make_app
 from helpers.served import toy_model
 
@@ -43,9 +44,10 @@ def serving(
     keys: Keys | None = None,
     hosts: set[str] | None = None,
     studio: bool = False,
+    start: Callable[[gs.Model, Limits], AnyEngine] | None = None,
 ) -> Iterator[Served]:
     models = models or {"toy": toy_model(shape=PICTURE)}
-    service = Service(models, limits or Limits(seconds=60))
+    service = Service(models, limits or Limits(seconds=60), start)
     app = make_app(service, keys=keys, hosts=hosts, studio=studio)
     config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

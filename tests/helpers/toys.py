@@ -149,6 +149,12 @@ class ToyLayers:
 
         return self.moving(by)
 
+    def list_names(self, kind: str) -> tuple[str, ...]:
+        return ("flat", "map", "map2")
+
+    def silencing(self, names: Any, rows: Any = None):
+        return self.moving(lambda x, level, cond: torch.full((len(x),), -0.25), rows)
+
     def skipping(self, names: Any, rows: Any = None):
         return self.moving(lambda x, level, cond: torch.full((len(x),), 0.5), rows)
 

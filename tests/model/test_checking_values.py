@@ -271,7 +271,8 @@ def test_what_conditions_do():
     own = trial(net, cond=of(3.0, 3.0, 1.0, 1.0))
     assert own._conditioned(own.estimates(FOUR, own.cond), [FOUR + 9] * 2) == []
     shifts = torch.tensor([2.0, 2.0, -2.0, -2.0]).double()[:, None]
-    other = trial(lambda x, level, cond: FOUR + cond["c"][:, None] - shifts, cond=of(-2., -2., 2., 2.))  # fmt: skip
+    turned = lambda x, level, cond: FOUR + cond["c"][:, None] - shifts
+    other = trial(turned, cond=of(-2.0, -2.0, 2.0, 2.0))
     assert other._conditioned(other.estimates(FOUR, other.cond), [FOUR + 9] * 2) == [ORDER]
 
 

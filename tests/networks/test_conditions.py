@@ -11,6 +11,7 @@ import guidestar as gs
 from guidestar.data.source import Column, InMemory
 from guidestar.diffusers.read.encoders import TextEncoder, read_condition
 from guidestar.diffusers.write import write_condition
+from guidestar.networks import condition_encoders
 from guidestar.networks.condition_encoders import (
     ClassEncoder,
     Conditions,
@@ -236,3 +237,12 @@ def test_training_and_sampling_use_the_same_null(kind, values):
     assert (
         int(((net.seen[0][:, 0] - math.pi).abs() < 1e-5).sum()) == 1
     )  # … and one of the two passes of cfg is the same null
+
+
+def test_conditions_of_one_name_are_joined():
+    """Embeddings are added; texts follow each other."""
+    one, other = torch.ones(2, 3), torch.full((2, 3), 2.0)
+    assert condition_encoders._join("class_labels", one, other).tolist() == [[3.0] * 3] * 2
+    texts = torch.zeros(2, 4, 3), torch.ones(2, 5, 3)
+    found = condition_encoders._join("encoder_hidden_states", *texts)
+    assert found.shape == (2, 9, 3) and torch.equal(found[:, 4:], texts[1])

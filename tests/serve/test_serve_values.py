@@ -18,7 +18,7 @@ from PIL import Image
 
 import guidestar as gs
 from guidestar.io.images import read_settings
-from guidestar.serve import Engine
+from guidestar.serve import Engine, running
 from guidestar.serve.admission import in_groups
 from guidestar.serve.errors import (
     CancelledError,
@@ -586,15 +586,16 @@ def stopping(service: Any, grace: float = 3.0) -> Any:
 def test_a_server_that_is_stopped_finishes_first_unless_told_twice(monkeypatch):
     # Signals end the event streams of a whole process; those of later tests go on.
     monkeypatch.setattr(sse_starlette.sse.AppStatus, "should_exit", False)
-    service = types.SimpleNamespace(draining=False, close=lambda grace: None)
+    slept, closed = [], []
+    service = types.SimpleNamespace(draining=False, close=closed.append)
     server = stopping(service)
-    slept = []
     now = iter([50.0, 50.5])
     clock = types.SimpleNamespace(monotonic=lambda: next(now), sleep=slept.append)
     monkeypatch.setattr(run, "time", clock)
     server.handle_exit(signal.SIGTERM, None)
     server._stopping.join()
     assert service.draining and server.should_exit and slept == [2.0]  # of 2.5 s that are left
+    assert closed == [3.0]
     server.should_exit = False
     server.handle_exit(signal.SIGTERM, None)
     assert not server.should_exit
@@ -694,3 +695,102 @@ def test_how_often_openai_previews(model, monkeypatch, asked, every):
     assert (made.preview_every, made.n, made.seed, made.solver) == (every, 2, 4, "ddim")
     assert (made.cond, made.negative, made.model) == ("cat", None, "toy")
     assert made.steps == asked.get("num_inference_steps")
+
+
+def asking(jobs: Any) -> Any:
+    """A request to a server that has these jobs; what it is asked for is kept."""
+    found = types.SimpleNamespace(asked=[])
+    service = types.SimpleNamespace(own=lambda *given: found.asked.append(given) or jobs)
+    found.request = types.SimpleNamespace(
+        app=types.SimpleNamespace(state=types.SimpleNamespace(service=service)),
+        state=types.SimpleNamespace(owner="me"),
+    )
+    return found
+
+
+def test_what_a1111_tells_of_progress(monkeypatch):
+    monkeypatch.setattr(a1111_api, "_seconds_left", lambda ticket: 7.5)
+    run_of = lambda **more: types.SimpleNamespace(
+        **{"steps_done": 2, "steps": 8, "place": 0, "started": 1.0, **more}
+    )
+    job = types.SimpleNamespace(ticket=run_of(), task="t", id="i", previews=lambda: ["a", "b"])
+    other = types.SimpleNamespace(ticket=run_of(), task=None, id="j", previews=lambda: [])
+    tell = lambda jobs, **more: asyncio.run(a1111_api.progress(asking(jobs).request, **more))
+    state = {"job": "t", "job_count": 2, "sampling_step": 2, "sampling_steps": 8,
+             "interrupted": False, "skipped": False}  # fmt: skip
+    assert tell([job, other]) == {
+        "progress": 0.25, "eta_relative": 7.5, "state": state, "current_image": "a",
+        "textinfo": None,
+    }  # fmt: skip
+    assert tell([job], skip_current_image=True)["current_image"] is None
+    found = tell([other])
+    assert found["state"]["job"] == "j" and found["current_image"] is None
+    other.ticket = run_of(place=3, steps=0, steps_done=0)
+    found = tell([other])
+    assert found["textinfo"] == "place 3 in the queue" and found["progress"] == 0.0
+    nothing = tell([])
+    assert nothing == {
+        "progress": 0.0, "eta_relative": 0.0, "current_image": None, "textinfo": None,
+        "state": {**state, "job": "", "job_count": 0, "sampling_step": 0, "sampling_steps": 0},
+    }  # fmt: skip
+    own = asking([job])
+    asyncio.run(a1111_api.progress(own.request, id_task="t"))
+    assert own.asked == [("me", "t")]
+
+
+@pytest.mark.parametrize("task", [None, "t"])
+def test_a1111_interrupts_ones_own_requests(task):
+    ended: list[str] = []
+    jobs = [
+        types.SimpleNamespace(ticket=types.SimpleNamespace(cancel=lambda k=k: ended.append(k)))
+        for k in "ab"
+    ]
+    own = asking(jobs)
+    given: Any = None if task is None else types.SimpleNamespace(id_task=task)
+    assert asyncio.run(a1111_api.interrupt(own.request, given)) == {}
+    assert ended == ["a", "b"] and own.asked == [("me", task)]
+
+
+@pytest.mark.parametrize(
+    ("index", "steps", "kept"),
+    [(0, 40, True), (1, 40, False), (4, 40, True), (39, 40, True), (38, 40, False), (3, 9, True),
+     (9, 19, True), (10, 20, True), (11, 20, False)],
+)  # fmt: skip
+def test_a_steps_pushes_are_measured(index, steps, kept):
+    """Root mean squares of all samples, and the first sample's push at a tenth of the steps."""
+    push = torch.tensor([[3.0, 4.0], [0.0, 5.0]])
+    level = gs.Level(1.0, torch.tensor([0.25, 0.5]), 0.0)
+    state: Any = types.SimpleNamespace(
+        step=types.SimpleNamespace(index=index, grid=types.SimpleNamespace(steps=steps), t=level),
+        prediction=types.SimpleNamespace(x0=torch.tensor([[1.0, -1.0], [7.0, 7.0]])),
+    )
+    found = running._measured(state, {"cfg(2)": push})
+    assert (found.step, found.rho, found.base) == (index, 0.25, 5.0)
+    assert found.sizes == {"cfg(2)": pytest.approx((50 / 4) ** 0.5)}
+    assert [m.tolist() for m in found.maps.values()] == ([[3.0, 4.0]] if kept else [])
+    state.step.t = gs.Level(1.0, 0.25, 0.0)
+    assert running._measured(state, {}).rho == 0.25
+
+
+def test_errors_and_divergence_as_a_client_gets_them(model):
+    explained = running._explained
+    own = ValueError("x")
+    assert explained(own) is own
+    found = explained(KeyboardInterrupt("stop"))
+    assert isinstance(found, RuntimeError)
+    assert str(found) == "the request raised KeyboardInterrupt: stop"
+    found = explained(torch.cuda.OutOfMemoryError("CUDA out of memory\nmore"))
+    assert isinstance(found, MemoryError)
+    assert str(found) == (
+        "there is not enough memory for this request; take fewer (CUDA out of memory)"
+    )
+    clean = model.schedule.clean
+    x = torch.zeros(3, *WIDE)
+    state: Any = types.SimpleNamespace(x=x, step=types.SimpleNamespace(s=clean))
+    job: Any = types.SimpleNamespace(model=types.SimpleNamespace(card={}))
+    assert running._warnings(job, state) == ()
+    x[1] = 1e4
+    (line,) = running._warnings(job, state)
+    assert line.startswith("1 of 3 samples have diverged; lower the scale, take more steps")
+    job.model.card = {"data_scale": 1e4}
+    assert running._warnings(job, state) == ()

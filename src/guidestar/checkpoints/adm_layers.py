@@ -35,7 +35,7 @@ class ADMLayers:
         """
         there = (
             []
-            if kind == "cross"
+            if kind in ("cross", "exchange")
             else [n for n, m in self.net.named_modules() if isinstance(m, SelfAttention)]
         )
         unknown = next((n for n in names if n not in there), None)
@@ -47,6 +47,11 @@ class ADMLayers:
         return tuple(dict.fromkeys(names)) or tuple(
             n for n in there if n.startswith("middle_block.")
         )
+
+    def list_names(self, kind: LayerKind) -> tuple[str, ...]:
+        """Return the names of all layers of one kind."""
+        found = [n for n, m in self.net.named_modules() if isinstance(m, SelfAttention)]
+        return () if kind in ("cross", "exchange") else tuple(found)
 
     @contextmanager
     def attending(
@@ -69,6 +74,12 @@ class ADMLayers:
     ) -> Iterator[None]:
         """Refuse: there is no attention to a text."""
         self.find("cross", names)
+        yield
+
+    @contextmanager
+    def silencing(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[None]:
+        """Refuse: there is no sound."""
+        self.find("exchange", names)
         yield
 
     @contextmanager

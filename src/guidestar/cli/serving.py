@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from ._completion import model_names
 from ._options import Trust
+
+if TYPE_CHECKING:
+    from ..serve.replicas.cluster import Cluster
+    from ..serve.web import Limits
 
 LIMITS = {
     "body": "Bytes of a request's body.",
@@ -52,6 +57,22 @@ Grace = Annotated[
     float, typer.Option(min=0, help="Seconds that requests have, once it is to stop.")
 ]
 LimitOption = Annotated[list[str] | None, typer.Option("--limit", help=_LIMIT_HELP)]
+OnRay = Annotated[
+    bool,
+    typer.Option("--ray", help="Sample in replicas on Ray Serve (guidestar[ray])."),
+]
+Replicas = Annotated[
+    str | None,
+    typer.Option(help="With --ray: how many, or a range that follows the queue, e.g. 2 or 1-4."),
+]
+PerReplica = Annotated[
+    int | None,
+    typer.Option(help="Of a range: requests a replica above which one is added (16)."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="A running Ray cluster to join, e.g. auto; by default one is started here."),
+]
 AccessLog = Annotated[
     bool, typer.Option("--access-log", help="Log requests, without what they ask for.")
 ]
@@ -71,11 +92,19 @@ def serve(
     limit: LimitOption = None,
     access_log: AccessLog = False,
     trust: Trust = False,
+    on_ray: OnRay = False,
+    replicas: Replicas = None,
+    per_replica: PerReplica = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Serve models over HTTP: OpenAI's API for images, A1111's, and one of its own."""
+    from ..serve.loading import load_models
+    from ..serve.replicas import read_scale
     from ..serve.web import Keys, Service, make_app, read_keys, run_server
     from ..serve.web.run import is_loopback
 
+    if not on_ray and (replicas, per_replica, ray_address) != (None, None, None):
+        raise ValueError("--replicas, --per-replica and --ray-address go with --ray; add it")
     limits = read_limits(limit or [])
     accepted = read_keys(keys) if keys else Keys()
     local = is_loopback(host)
@@ -84,11 +113,21 @@ def serve(
             f"{host} can be reached from other machines: name a file of API keys with --keys, or "
             "let everyone in with --insecure"
         )
-    service = Service(_loaded(models, device, trust), limits)
+    folders = _folders(models)
     _log(access_log)
-    hosts = {"localhost", "127.0.0.1", "[::1]", host} if local else None
-    app = make_app(service, keys=accepted, hosts=hosts, studio=studio)
-    raise typer.Exit(run_server(app, service, host=host, port=port, grace=grace))
+    scale = read_scale(replicas or "1", 16 if per_replica is None else per_replica)
+    options = {"device": device or "cpu", "trust": trust}
+    with ExitStack() as ending:
+        start = None
+        if on_ray:
+            cluster = _cluster()(folders, limits, scale=scale, address=ray_address, **options)
+            start = ending.enter_context(cluster).engine
+            options["device"] = "cpu"  # here requests are only checked
+        service = Service(load_models(folders, **options), limits, start)
+        hosts = {"localhost", "127.0.0.1", "[::1]", host} if local else None
+        app = make_app(service, keys=accepted, hosts=hosts, studio=studio)
+        code = run_server(app, service, host=host, port=port, grace=grace)
+    raise typer.Exit(code)
 
 
 def studio(
@@ -119,7 +158,7 @@ def studio(
     )
 
 
-def read_limits(given: list[str]) -> Any:
+def read_limits(given: list[str]) -> Limits:
     """Return the limits, with those that are given in place of the usual ones.
 
     Raises:
@@ -143,11 +182,8 @@ def read_limits(given: list[str]) -> Any:
     return Limits(**found)
 
 
-def _loaded(names: list[str], device: str | None, trust: bool) -> dict[str, Any]:
-    """Load models by the names under which they are served."""
-    from dataclasses import replace
-
-    from ..model.folder import load
+def _folders(names: list[str]) -> dict[str, str]:
+    """Return the folders of models, by the names under which they are served."""
     from ..model.shipped import available
 
     folders: dict[str, str] = {}
@@ -156,10 +192,28 @@ def _loaded(names: list[str], device: str | None, trust: bool) -> dict[str, Any]
         name = name if folder else Path(text).name
         if name in folders:
             raise ValueError(f"two models are called {name!r}; write NAME=FOLDER")
-        folders[name] = folder or text
-    models = {n: load(f, device=device or "cpu", trust=trust) for n, f in folders.items()}
-    # Pictures and answers name no folder.
-    return {name: replace(model, name=name) for name, model in models.items()}
+        found = folder or text
+        shipped = found in available() or not Path(found).is_dir()
+        # An absolute path, as replicas have another working directory.
+        folders[name] = found if shipped else str(Path(found).resolve())
+    return folders
+
+
+def _cluster() -> type[Cluster]:
+    """Return what runs replicas on Ray Serve.
+
+    Raises:
+        RuntimeError: Ray is not installed.
+    """
+    try:
+        from ..serve.replicas.cluster import Cluster
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        raise RuntimeError(
+            "--ray needs Ray Serve; install it with: pip install 'guidestar[ray]'"
+        ) from None
+    return Cluster
 
 
 def _log(access: bool) -> None:

@@ -24,7 +24,7 @@ LAYER_MODULES = {"diffusers": "guidestar.networks.perturbable.layers"}
 AGAINST = "against_"
 """Prefix of the network's arguments that hold the condition to contrast with (`Pass.against`)."""
 
-LayerKind = Literal["attention", "cross", "block"]
+LayerKind = Literal["attention", "cross", "block", "exchange"]
 
 
 class Rows(NamedTuple):
@@ -112,12 +112,17 @@ class Layers(Protocol):
         """Return the names of layers of one kind.
 
         Args:
-            kind: "attention" among the picture's tokens, "cross" to the text, or whole "block"s.
+            kind: "attention" among the picture's tokens, "cross" to the text, whole "block"s, or
+                the "exchange" of video and sound.
             names: the wanted layers.
 
         Raises:
             ValueError: the network has no such layer; the message lists those it has.
         """
+        ...
+
+    def list_names(self, kind: LayerKind) -> tuple[str, ...]:
+        """Return the names of all layers of one kind."""
         ...
 
     def attending(
@@ -140,6 +145,12 @@ class Layers(Protocol):
         self, names: Sequence[str], rows: Rows | None = None
     ) -> AbstractContextManager[None]:
         """Return a context in which blocks return their input."""
+        ...
+
+    def silencing(
+        self, names: Sequence[str], rows: Rows | None = None
+    ) -> AbstractContextManager[None]:
+        """Return a context in which layers of the exchange of video and sound return zeros."""
         ...
 
     def entering(

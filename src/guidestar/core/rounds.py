@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload
 import torch
 from torch import Tensor
 
+from .forms import PLAIN, SampleForm
 from .levels import Step
 from .passes import Net, Pass, seeded
 from .prediction import Prediction
@@ -65,6 +66,7 @@ class Group:
         batch: how many samples the run has.
         rows: which samples of the run these are (None: all).
         streams: the random streams of all the run's samples at this step, if the run has seeds.
+        form: how the samples lie.
     """
 
     x_t: Tensor
@@ -72,6 +74,7 @@ class Group:
     batch: int
     rows: Tensor | None = None
     streams: Draw | None = None
+    form: SampleForm = PLAIN
 
     @property
     def draw(self) -> Draw:

@@ -21,6 +21,7 @@ from .methods.freedom import FreeDoM as freedom
 from .methods.icg import ICG as icg
 from .methods.lgd import LGD as lgd
 from .methods.mambo import Mambo as mambo
+from .methods.modality import Modality as modality
 from .methods.mpgd import MPGD as mpgd
 from .methods.nag import NAG as nag
 from .methods.pag import PAG as pag
@@ -34,6 +35,7 @@ from .methods.posts import Threshold as threshold
 from .methods.sag import SAG as sag
 from .methods.seg import SEG as seg
 from .methods.slg import SLG as slg
+from .methods.stg import STG as stg
 from .methods.tcfg import TCFG as tcfg
 from .methods.tfg import TFG as tfg
 from .methods.tpg import TPG as tpg
@@ -91,6 +93,7 @@ __all__ = [
     "losses_of",
     "mambo",
     "mmps",
+    "modality",
     "mpgd",
     "nag",
     "neg",
@@ -103,6 +106,7 @@ __all__ = [
     "sag",
     "seg",
     "slg",
+    "stg",
     "tcfg",
     "tfg",
     "threshold",

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..core.forms import SampleForm
 from ..core.levels import Step
 from ..core.passes import COND, Encode, Pass
 from ..core.prediction import Prediction
@@ -82,6 +83,11 @@ class Live:
     def step(self) -> Step:
         """The step of these samples."""
         return self.group.step
+
+    @property
+    def form(self) -> SampleForm:
+        """How the samples lie."""
+        return self.group.form
 
     @property
     def draw(self) -> Draw:

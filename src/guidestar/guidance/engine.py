@@ -10,6 +10,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from ..core.forms import weigh_frames
 from ..core.levels import Step, Value, expand
 from ..core.passes import Net, Pass
 from ..core.prediction import Prediction
@@ -249,6 +250,9 @@ class Sum:
         for a in start.active:
             assert a.pushed is not None
             push = _spread(a.pushed[0], a.weight, a.rows, base.x0)
+            if (frames := self.terms[a.key].frames) is not None:
+                weights = torch.tensor(frames, dtype=torch.float64)
+                push = weigh_frames(push, weights, group.form)
             linked = a.traits.linked
             totals[linked] = totals[linked] + push if linked in totals else push
             if pushes is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
 from ..core.evaluation import drive
+from ..core.forms import form_of
 from ..core.levels import Grid, Step
 from ..core.passes import Encode, Net, Pass, by_name
 from ..core.rng import Draw, checked_seeds
@@ -187,7 +188,8 @@ class Guided:
             with self.sum.mode():
                 x_t = x_t.clone() if self.needs_grad and x_t.is_inference() else x_t
                 states = states or tuple(initial_state(term, x_t) for term in self.terms)
-        group = Group(x_t=x_t, step=step, batch=batch, streams=streams)
+        form = form_of(self.nets["main"].denoiser)
+        group = Group(x_t=x_t, step=step, batch=batch, streams=streams, form=form)
         size = self._together(step, batch)
         if size >= batch:
             return (yield from self._engine.ask(group, states, explain))

@@ -21,7 +21,15 @@ from ..core.slopes import Slope
 from .context import Context, Live, SumEngine, TermState
 from .reuse import check_reuse
 from .serialize import written
-from .weights import Scale, WeightSchedule, checked_interval, checked_scale, checked_schedule, weigh
+from .weights import (
+    Scale,
+    WeightSchedule,
+    checked_frames,
+    checked_interval,
+    checked_scale,
+    checked_schedule,
+    weigh,
+)
 
 Carry = Literal["x0", "eps", "velocity"]
 Pushed = tuple[Tensor, TermState]
@@ -80,6 +88,9 @@ class Direction(_Sum, ABC):
         interval: noise ratios ``(lo, hi]`` where it acts; everywhere by default.
         schedule: changes the weight along the run: linear, cosine, clamp, or any function
             ``(weight, step) -> weight``.
+        frames: changes the weight along the frames of a video: its factors at equal distances from
+            the first frame to the last, with those between two on the line through them. For
+            scales from a to s frame by frame: ``frames=[(a − neutral)/(s − neutral), 1]``.
         every: the push is evaluated at every k-th step at which the term acts, from the first on,
             and carried over in between; cfg then costs 1 + 1/k passes a step.
         reuse: the same by a rule, for each sample: it is evaluated again once the change since the
@@ -97,6 +108,7 @@ class Direction(_Sum, ABC):
     _: KW_ONLY
     interval: tuple[float, float] | None = None
     schedule: WeightSchedule | None = None
+    frames: Sequence[float] | None = None
     every: int = 1
     reuse: float | None = None
     carry: Carry = "velocity"
@@ -111,6 +123,7 @@ class Direction(_Sum, ABC):
         object.__setattr__(self, "scale", checked_scale(self.name, self.scale))
         object.__setattr__(self, "interval", checked_interval(self.name, self.interval))
         checked_schedule(self.name, self.schedule)
+        object.__setattr__(self, "frames", checked_frames(self.name, self.frames))
         check_reuse(self)
 
     @property

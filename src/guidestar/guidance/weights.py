@@ -153,6 +153,28 @@ def checked_interval(name: str, interval: tuple[float, float] | None) -> tuple[f
     return numbers[0], numbers[1]
 
 
+def checked_frames(name: str, frames: object) -> tuple[float, ...] | None:
+    """Return the factors of the frames of a video as numbers.
+
+    Args:
+        name: of the term, for the message.
+        frames: a list, tensor or array of numbers, or None.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if frames is None:
+        return None
+    found = _plain(frames)
+    numbers = cast("list[float]", found) if isinstance(found, list) else []
+    if not numbers or not all(map(finite, numbers)):
+        raise ValueError(
+            f"{name}: frames must be a list of finite numbers, the factors from the first frame to "
+            f"the last, not {frames!r}"
+        )
+    return tuple(numbers)
+
+
 def checked_schedule(name: str, schedule: WeightSchedule | None) -> WeightSchedule | None:
     """Return a weight schedule as it is.
 

@@ -9,6 +9,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.forms import CHANNELS_LAST
+
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
@@ -96,6 +98,8 @@ class SequenceTransformer(ModelMixin, ConfigMixin):
     References:
         Scalable Diffusion Models with Transformers, https://arxiv.org/abs/2212.09748
     """
+
+    form = CHANNELS_LAST
 
     @register_to_config
     def __init__(

@@ -149,6 +149,11 @@ class Engine:
         """Whether it takes requests."""
         return self._closing is None and self._thread.is_alive()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can sample now."""
+        return self.is_open
+
     def close(self, grace: float = 0.0) -> None:
         """Take no more requests, finish those that were taken, and end the thread.
 
@@ -269,8 +274,7 @@ class Engine:
                 self._room, self._good = min(self.max_rows, 2 * self._room), 0
 
     def _remove_ended(self) -> None:
-        over = [r for r in self._running if r.ticket.is_over]
-        if over:
+        if over := [r for r in self._running if r.ticket.is_over]:
             with self._lock:
                 self._running = [r for r in self._running if not r.ticket.is_over]
             for running in over:

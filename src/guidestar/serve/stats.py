@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Stats:
         call_seconds: that they took.
         pace: seconds of a row, of late (0 before the first).
         repeated: ticks that failed and were repeated in parts, to find whose fault it was.
+        replicas: processes that sample.
     """
 
     queued: int = 0
@@ -38,6 +39,18 @@ class Stats:
     call_rows: int = 0
     call_seconds: float = 0.0
     repeated: int = 0
+    replicas: int = 1
+
+
+COUNTS = ("ticks", "rows", "seconds", "calls", "call_rows", "call_seconds", "repeated")
+"""What an engine counts of its work."""
+
+
+def increased(stats: Stats, now: Stats, before: Stats | None = None) -> Stats:
+    """Return counts to which what another engine has done since ``before`` is added."""
+    before = before or Stats()
+    work = {k: getattr(stats, k) + getattr(now, k) - getattr(before, k) for k in COUNTS}
+    return replace(stats, pace=now.pace, **work)
 
 
 NEW = 0.1

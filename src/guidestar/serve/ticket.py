@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from ..model.model import Model
     from ..model.request import Request
     from ..model.samples import Samples
-    from .engine import Engine
+    from .protocol import AnyEngine
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("done", "failed", "cancelled")
@@ -70,7 +72,7 @@ class Ticket:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: AnyEngine,
         request: Request,
         *,
         preview_every: int = 0,
@@ -157,11 +159,13 @@ class Ticket:
         self.status = "running"
         self._tell()
 
-    def advance(self, steps_done: int, x0: Tensor) -> None:
-        """Note that steps are done, with the clean estimate ``x0 [B, *S]`` after them."""
+    def advance(self, steps_done: int, x0: Tensor | None = None) -> None:
+        """Note that steps are done, with the clean estimate ``x0 [B, *S]`` after them, if it is
+        here.
+        """
         self.steps_done = steps_done
         every = self.preview_every
-        if every and (steps_done % every == 0 or steps_done == self.steps):
+        if x0 is not None and every and (steps_done % every == 0 or steps_done == self.steps):
             self.preview = Preview(steps_done, x0)
         self._tell()
 
@@ -200,9 +204,39 @@ def why_stopped(ticket: Ticket, cancelled: bool) -> EngineError | None:
     """Return why a request must not go on, if it must not: it was cancelled, or is late."""
     if cancelled:
         return CancelledError("the request was cancelled")
-    if ticket.is_late:
-        return DeadlineError(
-            f"the request was not done in {ticket.timeout:g} seconds: "
-            f"{ticket.steps_done} of {ticket.steps} steps were"
-        )
-    return None
+    return lateness(ticket) if ticket.is_late else None
+
+
+def lateness(ticket: Ticket) -> DeadlineError:
+    """Return the error of a request that was not done in time."""
+    return DeadlineError(
+        f"the request was not done in {ticket.timeout:g} seconds: "
+        f"{ticket.steps_done} of {ticket.steps} steps were"
+    )
+
+
+async def changes(ticket: Ticket, every: float | None = None) -> AsyncIterator[None]:
+    """Yield now, after changes, and once more when it is over; a slow reader misses some.
+
+    Args:
+        ticket: to follow.
+        every: also yield when so many seconds brought no change.
+    """
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake(_: Ticket) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            loop.call_soon_threadsafe(event.set)
+
+    stop = ticket.watch(wake)
+    try:
+        while True:
+            over = ticket.is_over
+            yield
+            if over:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), every)
+            event.clear()
+    finally:
+        stop()

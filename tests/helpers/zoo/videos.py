@@ -389,7 +389,7 @@ add(
 )
 
 
-def ltx() -> Any:
+def ltx(num_layers: int = 1) -> Any:
     return tiny(
         "LTXVideoTransformer3DModel",
         in_channels=4,
@@ -397,7 +397,7 @@ def ltx() -> Any:
         num_attention_heads=2,
         attention_head_dim=8,
         cross_attention_dim=16,
-        num_layers=1,
+        num_layers=num_layers,
         caption_channels=8,
     )
 

@@ -122,6 +122,7 @@ def warn_of_numbers(
     """
     named = {term.name for term in (*guidance.terms, *guidance.posts)}
     intervals = any(getattr(term, "interval", None) is not None for term in guidance.terms)
+    framed = any(term.frames is not None for term in guidance.terms)
     for name, advice, wrong in (
         (
             "guidance_scale_2",
@@ -142,7 +143,8 @@ def warn_of_numbers(
         (
             "min_guidance_scale",
             _frames,
-            given.get("min_guidance_scale") not in (None, arguments.get("max_guidance_scale")),
+            not framed
+            and given.get("min_guidance_scale") not in (None, arguments.get("max_guidance_scale")),
         ),
         ("pag_adaptive_scale", _adaptive, bool(given.get("pag_adaptive_scale"))),
     ):
@@ -185,7 +187,11 @@ def _pix2pix(pipe: Pipeline, arguments: Arguments) -> str:
 
 
 def _frames(pipe: Pipeline, arguments: Arguments) -> str:
-    return "the expression's scale is that of every frame"
+    low, high = arguments["min_guidance_scale"], arguments["max_guidance_scale"]
+    if high == 1:
+        return "the expression's scale is that of every frame"
+    first = (low - 1) / (high - 1)
+    return f"write cfg({literal(high)}, frames=[{literal(first)}, 1])"
 
 
 def _adaptive(pipe: Pipeline, arguments: Arguments) -> str:

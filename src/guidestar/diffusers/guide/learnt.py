@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as trees
 
 from ...core.denoiser import Condition
+from ...core.forms import PLAIN, SampleForm
 from ...core.levels import Level, Step, expand
 from ...core.passes import Net
 from ...core.prediction import Prediction
@@ -29,6 +30,7 @@ from .calls import AnswerRows, NetCall, Template, signature
 from .classes import become, derived
 from .families import Family, order_of
 from .levels import Output, read_timetable
+from .packing import FRAMES_FIRST, Packings
 from .probe import Combination, Layout, learn
 from .run import Walk, Wanted
 from .traced import Tape, Traced
@@ -57,6 +59,7 @@ class LearntRun:
         self.streams: list[_Stream] = []
         self.present = 0
         self.asked: dict[str, dict[object, AnswerRows]] = {}
+        self.packings = Packings(pipe)
         self.start = _Stream(self)
 
     def answer(self, net: Network, args: tuple[object, ...], kwargs: Arguments) -> Answer:
@@ -97,6 +100,7 @@ class LearntRun:
                 become(scheduler, derived(plain, None, step=self._make_step(plain)))
                 stack.callback(become, scheduler, plain)
             stack.enter_context(_plain_guider(self.pipe))
+            stack.enter_context(self.packings.noted())
             yield
 
     def _make_step(self, plain: type) -> Callable[..., Any]:
@@ -225,6 +229,7 @@ class _Stream(Walk):
         self, c: Combination, layout: Layout, x: Tensor, step: Step, output: Output, call: _Rows
     ) -> list[PartDenoiser]:
         nets = {"main": None, **self.wanted.nets}
+        form = FRAMES_FIRST if layout.flat > 1 else self.owner.packings.form(x)
         denoisers = {
             name: PartDenoiser(
                 net=net,
@@ -235,6 +240,7 @@ class _Stream(Walk):
                 z=x,
                 kept=self.owner.asked.setdefault(name, {}),
                 again=self.owner.present > 1,
+                form=form,
             )
             for name, net in nets.items()
         }
@@ -251,6 +257,7 @@ class _Stream(Walk):
             self.guided = self._make(call)
         for denoiser in denoisers.values():
             denoiser.perturbed = any(p.perturb for _, p in self._list_passes([step]))
+            denoiser.moves = any(t.traits.later for t in self.guided.terms)
         return list(denoisers.values())
 
 
@@ -315,7 +322,9 @@ class PartDenoiser:
         z: the noisy samples.
         kept: what it answered in this step, for a second stream of the same run.
         again: whether this is such a stream.
+        form: how the samples lie.
         perturbed: whether a pass of this step changes the network.
+        moves: whether a pass may be at other samples than the step's.
     """
 
     net: Any
@@ -326,7 +335,9 @@ class PartDenoiser:
     z: Tensor
     kept: dict[object, AnswerRows]
     again: bool
+    form: SampleForm = PLAIN
     perturbed: bool = False
+    moves: bool = False
     reads_t: bool = False
     cpu_rows: int = 32
     apart: bool = True
@@ -348,12 +359,12 @@ class PartDenoiser:
             prompts = {
                 k: t.clone() if t.is_inference() else t for k, t in cond.items() if k != _ROWS
             }
-            leaf = x_t if x_t.requires_grad else None
+            other = x_t if x_t.requires_grad or self._is_elsewhere(x_t, rows) else None
             key = len(self.done), where.shape[1], tuple(rows.tolist())
             self.done.append(key)
-            answer = self.kept.get(key) if self.again and leaf is None else None
+            answer = self.kept.get(key) if self.again and other is None else None
             if answer is None:
-                answer = self._ask(call, rows, prompts, leaf)
+                answer = self._ask(call, rows, prompts, other)
                 self.kept[key] = answer
             self.finite = self.finite & torch.stack([t.isfinite().all() for t in answer]).all()
             made = self._read(answer, rows % self.layout.batch).to(x_t.dtype)
@@ -363,6 +374,13 @@ class PartDenoiser:
             return x0
         share = made[:, mean.shape[1] :]
         return replace(Prediction.from_x0(x_t, level, x0), log_var=share)
+
+    def _is_elsewhere(self, x_t: Tensor, rows: Tensor) -> bool:
+        """Return whether these are other samples than the step's. Waits for the device."""
+        if not self.moves:
+            return False
+        own = self.z[(rows % self.layout.batch).to(self.z.device)]
+        return not torch.equal(x_t.to(own.dtype), own)
 
     def _ask(
         self, call: NetCall, rows: Tensor, prompts: Mapping[str, Tensor], x_t: Tensor | None
@@ -403,7 +421,8 @@ class PartDenoiser:
                     return torch.cat([new, rest], dim)
         raise ValueError(
             f"{self.c.name} makes its network's input of its samples in a way that is not known "
-            "here, so a term that needs the gradient through the network cannot be used"
+            "here, so a term that needs the network at other samples (sag), or the gradient "
+            "through it, cannot be used"
         )
 
     def _read(self, answer: AnswerRows, samples: Tensor) -> Tensor:

@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 
 
+def picture_axes(x: Tensor) -> range:
+    """Return the dimensions of ``x [b, C, *S]`` that are a picture's: the last two; one of a sound.
+
+    Each frame of a video is a picture of its own. A vector ``[b, D]`` has its one dimension.
+    """
+    return range(max(x.ndim - 2, min(2, x.ndim - 1)), x.ndim)
+
+
 def blur(x: Tensor, sigma: float, radius: int, dims: range) -> Tensor:
     """Blur ``x`` along some dimensions, in units of the grid.
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ...core.denoiser import Condition
 from ...core.prediction import Prediction
+from ..bases.blur import picture_axes
 from ..bases.conditional_contrast import Conditioned
 from ..expression import register
 from ..term import Live, Pushed
@@ -33,9 +34,9 @@ class FDG(Conditioned):
         gains: g_b, from the finest band to the coarsest, one for each band.
         negative: as in cfg.
 
-    2 evaluations a step. Linear, so it is the same in every space. Bands are taken along all
-    dimensions after the channels, one, two or three; a vector ``[B, D]`` is one signal of D
-    positions.
+    2 evaluations a step. Linear, so it is the same in every space. Bands are taken along the last
+    two dimensions, of a sound along its one; each frame of a video has a pyramid of its own. A
+    vector ``[B, D]`` is one signal of D positions.
 
     References:
         Guidance in the Frequency Domain Enables High-Fidelity Sampling at Low CFG Scales,
@@ -57,16 +58,16 @@ class FDG(Conditioned):
         object.__setattr__(self, "gains", tuple(self.gains))
 
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
-        difference = good.x0 - bad.x0
+        difference = live.form.open(good.x0 - bad.x0)
         push = self.gains[0] * difference
         for b in range(1, len(self.gains)):
             push = push + (self.gains[b] - self.gains[b - 1]) * smooth(difference, b)
-        return push, live.state
+        return live.form.close(push), live.state
 
 
 def smooth(x: Tensor, times: int) -> Tensor:
-    """Smooth ``x [B, …]`` by ``times`` levels of a Gaussian pyramid, along its grid."""
-    for axis in range(min(2, x.ndim - 1), x.ndim):
+    """Smooth ``x [B, …]`` by ``times`` levels of a Gaussian pyramid, along its picture."""
+    for axis in picture_axes(x):
         matrix = _down_and_up(x.shape[axis], times, x.dtype, x.device)
         x = (x.movedim(axis, -1) @ matrix).movedim(-1, axis)
     return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ...core.levels import Step
 from ...core.passes import COND, Pass
 from ...core.prediction import Prediction, Space
-from ..bases.statistics import quantile, safe, std
+from ..bases.statistics import norm, quantile, safe, std
 from ..expression import register
 from ..term import Live, Post
 from ..weights import finite
@@ -29,7 +30,9 @@ class Rescale(Post):
         space: the space of the deviations: v, as for the paper's network, or the output of a
             pipeline's network (eps), to match it.
         along: "sample", or "last" for the L2 norm along the last dimension in place of a sample's
-            deviation, as Qwen-Image (the channels of a packed token) and Lumina 2 do.
+            deviation, as Qwen-Image (the channels of a packed token) and Lumina 2 do, or "norm" for
+            that of the whole sample.
+        most: rescale only what is larger, to this many times the conditional one, as Z-Image does.
 
     0 evaluations more where the sum has the conditional pass, else 1 a step. A constant prediction
     does not change.
@@ -42,7 +45,8 @@ class Rescale(Post):
 
     scale: float = 0.7
     space: Space = "v"
-    along: Literal["sample", "last"] = "sample"
+    along: Literal["sample", "last", "norm"] = "sample"
+    most: float | None = None
     name = "rescale"
 
     def __post_init__(self) -> None:
@@ -52,8 +56,11 @@ class Rescale(Post):
             raise ValueError(
                 f"rescale: the space must be v, eps, x0 or velocity, not {self.space!r}"
             )
-        if self.along not in ("sample", "last"):
-            raise ValueError(f"rescale: along must be 'sample' or 'last', not {self.along!r}")
+        if self.along not in _SIZES:
+            known = ", ".join(map(repr, _SIZES))
+            raise ValueError(f"rescale: along must be one of {known}, not {self.along!r}")
+        if self.most is not None and not (finite(self.most) and self.most > 0):
+            raise ValueError(f"rescale: most must be a positive number, not {self.most!r}")
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         return (COND,) if self.scale else ()
@@ -62,8 +69,10 @@ class Rescale(Post):
         if not self.scale:
             return prediction
         guided = prediction.view(self.space)
-        size = std if self.along == "sample" else _last
+        size = _SIZES[self.along]
         own, conditional = size(guided), size(predictions[0].view(self.space))
+        if self.most is not None:
+            conditional = torch.minimum(own, self.most * conditional)
         ratio = torch.where(own == 0, 1.0, conditional / safe(own))
         delta = self.scale * (guided * ratio - guided)
         return prediction.shifted(prediction.to_x0(delta, self.space))
@@ -71,6 +80,9 @@ class Rescale(Post):
 
 def _last(a: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a, dim=-1, keepdim=True)
+
+
+_SIZES: dict[str, Callable[[Tensor], Tensor]] = {"sample": std, "last": _last, "norm": norm}
 
 
 @register

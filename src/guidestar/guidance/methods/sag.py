@@ -16,7 +16,7 @@ from ...core.levels import Step, expand
 from ...core.passes import NULL, Inputs, NoisyPoint, Pass, Slot
 from ...core.perturbation import Attention, Rows, layers_of
 from ...core.prediction import Prediction
-from ..bases.blur import blur
+from ..bases.blur import blur, picture_axes
 from ..expression import register
 from ..term import Direction, Live, Rounds, Traits
 from ..weights import finite
@@ -47,7 +47,8 @@ class SAG(Direction):
         layer: the layer of self-attention of the map; by default the first of the middle block.
 
     2 evaluations a step, the second in a further round; 1 more where another term has u. No
-    gradient. All dimensions after the channels are blurred; vectors have none, and are not guided.
+    gradient. The last two dimensions are blurred, of a sound its one; each frame of a video by
+    itself. Vectors have none, and are not guided.
 
     References:
         Improving Sample Quality of Diffusion Models Using Self-Attention Guidance,
@@ -87,9 +88,12 @@ class SAG(Direction):
 
     def push(self, live: Live, *predictions: Prediction) -> Rounds:
         (u,), level = predictions, live.step.t
-        blurred = blur(u.x0, self.sigma, self.radius, range(2, live.x_t.ndim))
+        clean = live.form.open(u.x0)
+        axes = picture_axes(clean) if clean.ndim > 2 else range(0)
+        blurred = blur(clean, self.sigma, self.radius, axes)
         if self.masked:
-            blurred = torch.where(self._mask(u, live.x_t), blurred, u.x0)
+            blurred = torch.where(self._mask(u, clean), blurred, clean)
+        blurred = live.form.close(blurred)
         x = expand(level.alpha, blurred) * blurred + expand(level.sigma, blurred) * u.eps
         there = Pass(cond=Slot.NULL, point=NoisyPoint(x, level))
         (other,) = yield (there,)

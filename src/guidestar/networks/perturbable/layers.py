@@ -171,6 +171,15 @@ class NamedLayers(ABC):
                 )
             yield
 
+    @contextmanager
+    def silencing(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[None]:
+        """Let layers of the exchange of video and sound return zeros, in ``rows`` (None: all)."""
+        with ExitStack() as stack:
+            for name in self.find("exchange", names):
+                module = self.net.get_submodule(name)
+                stack.enter_context(replaced(module, partial(_silence, rows)))
+            yield
+
 
 class DiffusersLayers(NamedLayers):
     """The layers of the networks of Diffusers' older families, and of ours of sequences."""
@@ -221,7 +230,14 @@ class RecordedLayers(NamedLayers):
         }
 
     def _usual(self, kind: LayerKind, name: str) -> bool:
-        return kind == "cross" or self.record.usual(self.net, name)
+        return kind in ("cross", "exchange") or self.record.usual(self.net, name)
+
+    @property
+    def guided_block(self) -> int | None:
+        """The number of the block that the network's users leave unattended, if it has that."""
+        block = self.record.guided_block
+        there = sum(len(blocks.find(self.net)) for blocks in self.record.blocks)
+        return block if block is not None and block < there else None
 
     def _spread(self, rows: Rows, count: int) -> Rows:
         return self.record.spread(rows, count)
@@ -319,11 +335,13 @@ _IS: Mapping[LayerKind, Callable[[nn.Module], bool]] = {
     "attention": _is_self_attention,
     "cross": _is_cross_attention,
     "block": _is_block,
+    "exchange": lambda m: False,
 }
 _WORDS: Mapping[LayerKind, str] = {
     "attention": "layer of self-attention",
     "cross": "layer of attention to text that can be contrasted",
     "block": "block that can be skipped",
+    "exchange": "layer of attention between video and sound",
 }
 
 
@@ -545,6 +563,18 @@ def _skip(
         if rows is None:
             return given
         return _restore_rows(original(*args, **kwargs), given, rows, spread)
+
+    return forward
+
+
+def _silence(rows: Rows | None, original: Forward) -> Forward:
+    @wraps(original)
+    def forward(*args: object, **kwargs: object) -> Tensor:
+        out: Tensor = original(*args, **kwargs)
+        if rows is None:
+            return torch.zeros_like(out)
+        rows.check(out)
+        return rows.put(out, torch.zeros_like(out[rows.slice]))
 
     return forward
 

@@ -34,6 +34,7 @@ class Blocks:
         returns: the arguments that a block returns, changed, in the order of its answer.
         place: where the picture's tokens are in its self-attention: they are all tokens, or the
             first or last ones.
+        exchange: their layers of attention between video and sound.
         line: whether these tokens are a line (frames, or sound), and not the picture's grid.
         skips: whether such a block can be skipped.
     """
@@ -43,6 +44,7 @@ class Blocks:
     cross: tuple[str, ...] = ()
     returns: tuple[str, ...] = (_HIDDEN,)
     place: TokenPlace = "all"
+    exchange: tuple[str, ...] = ()
     line: tuple[str, ...] = ()
     skips: bool = True
 
@@ -55,7 +57,7 @@ class Blocks:
         """Return the names of their layers of one kind."""
         if kind == "block":
             return self.find(net) if self.skips else []
-        layers = self.attention if kind == "attention" else self.cross
+        layers = {"attention": self.attention, "cross": self.cross, "exchange": self.exchange}[kind]
         names = [f"{block}.{layer}" for block in self.find(net) for layer in layers]
         return [name for name in names if _has(net, name) and not _takes_pictures(net, name)]
 
@@ -74,6 +76,7 @@ class Record:
         frames: whether a layer's rows are the frames (or places) of the network's rows.
         text: the module that maps the text to what the blocks attend to, where it is not a
             caption projection.
+        guided_block: the number of the block that its users leave unattended (stg).
     """
 
     blocks: tuple[Blocks, ...]
@@ -81,6 +84,7 @@ class Record:
     middle: str = ""
     frames: bool = False
     text: str = ""
+    guided_block: int | None = None
 
     def list_layers(self, net: nn.Module, kind: LayerKind) -> list[str]:
         """Return the names of the network's layers of one kind."""
@@ -258,17 +262,21 @@ RECORDS: dict[str, Record] = {
         _WAN,
     ),
     "LTXVideoTransformer3DModel": Record(
-        blocks=(Blocks(attention=("attn1",), cross=("attn2",)),), grid=_named_sizes
+        blocks=(Blocks(attention=("attn1",), cross=("attn2",)),),
+        grid=_named_sizes,
+        guided_block=19,
     ),
     "LTX2VideoTransformer3DModel": Record(
         blocks=(
             Blocks(
                 attention=("attn1", "audio_attn1"),
                 returns=(_HIDDEN, "audio_hidden_states"),
+                exchange=("audio_to_video_attn", "video_to_audio_attn"),
                 line=("audio_attn1",),
             ),
         ),
         grid=_named_sizes,
+        guided_block=29,
     ),
     "HunyuanVideoTransformer3DModel": Record(
         blocks=(

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse, Response
 
-from ..engine import Engine
+from ..protocol import AnyEngine
 from ..web.service import Service
 
 PATH = "/studio"
@@ -94,7 +94,7 @@ class Confined:
         await self.app(scope, receive, confining)
 
 
-def _measure(engine: Engine) -> None:
+def _measure(engine: AnyEngine) -> None:
     """Sample pictures in few steps, so that plans can say how long a run takes."""
     try:
         request = engine.model.request(guidance="uncond", seeds=range(4), steps=4)

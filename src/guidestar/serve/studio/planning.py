@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine import Engine
+from ..protocol import AnyEngine
 from ..web import about
 from ..web.schemas import PlanRequest
 from ..web.service import Service
@@ -75,6 +75,6 @@ def plan(service: Service, form: Form) -> Planned:
     )
 
 
-def seconds_a_row(engine: Engine) -> float | None:
+def seconds_a_row(engine: AnyEngine) -> float | None:
     """Return how long a row of the network takes, as of late."""
     return engine.stats.pace or None

@@ -62,17 +62,28 @@ def read_axis(form: Form, key: str, text: str) -> Axis:
     Raises:
         ValueError: an unknown setting, or no values.
     """
-    labels = {k: label for label, k in axes_of(form)}
-    if key not in labels:
-        raise ValueError("this axis is of an expression that has changed; choose it again")
+    labels = _labels(form, key)
     values = tuple(v.strip() for v in text.split(";" if ";" in text else ",") if v.strip())
     if not values:
         raise ValueError(f"the axis '{labels[key]}' has no values; write some, like 1, 2, 4")
     return Axis(key=key, values=values, label=labels[key])
 
 
+def _labels(form: Form, key: str) -> dict[str, str]:
+    """Return the labels of the settings by their keys, of which ``key`` must be one."""
+    labels = {k: label for label, k in axes_of(form)}
+    if key not in labels:
+        raise ValueError("this axis is of an expression that has changed; choose it again")
+    return labels
+
+
 def suggest(form: Form, key: str) -> str:
-    """Return values for an axis to begin with."""
+    """Return values for an axis to begin with.
+
+    Raises:
+        ValueError: an unknown setting.
+    """
+    _labels(form, key)
     if ":" in key:
         index, _, name = key.partition(":")
         part = builder.parts_of(form.guidance)[int(index)]

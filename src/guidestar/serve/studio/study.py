@@ -133,7 +133,7 @@ def add_plot(page: Page) -> None:
 def _suggested(page: Page, data: Data, key: str | None) -> Any:
     try:
         return plotting.suggest(page.form(data), key or "")
-    except (*WRONG, LookupError):
+    except WRONG:
         return gr.skip()
 
 

@@ -67,9 +67,10 @@ def _add_probes(app: FastAPI, service: Service) -> None:
         """Say whether the server takes requests."""
         if service.draining:
             raise RefusedError(503, "closed", "the server is going down")
-        dead = [name for name, engine in service.engines.items() if not engine.is_open]
-        if dead:
-            raise RefusedError(503, "closed", f"the engine of {', '.join(dead)} has stopped")
+        idle = [name for name, engine in service.engines.items() if not engine.is_ready]
+        if idle:
+            text = f"the engine of {', '.join(idle)} has stopped, or has no replica now"
+            raise RefusedError(503, "closed", text)
         return PlainTextResponse("ok")
 
     @app.get("/metrics", response_class=PlainTextResponse)

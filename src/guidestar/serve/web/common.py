@@ -9,8 +9,9 @@ from anyio import to_thread
 from fastapi import Request
 from sse_starlette import EventSourceResponse
 
+from ..ticket import changes
 from .errors import RefusedError
-from .job import Job, changes
+from .job import Job
 from .schemas import SampleRequest
 from .service import Service
 

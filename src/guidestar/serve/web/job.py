@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
@@ -107,30 +104,3 @@ class Job:
 def to_base64(data: bytes) -> str:
     """Encode bytes as base64."""
     return base64.b64encode(data).decode()
-
-
-async def changes(ticket: Ticket, every: float | None = None) -> AsyncIterator[None]:
-    """Yield now, after changes, and once more when it is over; a slow reader misses some.
-
-    Args:
-        ticket: to follow.
-        every: also yield when so many seconds brought no change.
-    """
-    loop, event = asyncio.get_running_loop(), asyncio.Event()
-
-    def wake(_: Ticket) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
-            loop.call_soon_threadsafe(event.set)
-
-    stop = ticket.watch(wake)
-    try:
-        while True:
-            over = ticket.is_over
-            yield
-            if over:
-                return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), every)
-            event.clear()
-    finally:
-        stop()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..engine import Engine
+from ..protocol import AnyEngine
 from ..ticket import Ticket
 
 LATENCIES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -22,7 +21,7 @@ class Metrics:
         engines: by the name of their model.
     """
 
-    def __init__(self, engines: Mapping[str, Engine]) -> None:
+    def __init__(self, engines: Mapping[str, AnyEngine]) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
         self.registry.register(_Engines(engines))
         kinds = ("model", "status")
@@ -63,14 +62,15 @@ class Metrics:
 class _Engines(Collector):
     """The engines' own counts, read when they are asked for."""
 
-    def __init__(self, engines: Mapping[str, Engine]) -> None:
+    def __init__(self, engines: Mapping[str, AnyEngine]) -> None:
         self.engines = engines
 
-    def collect(self) -> Iterator[Any]:
+    def collect(self) -> Iterator[Metric]:
         gauges = {
             "queued": "Requests that wait.",
             "running": "Requests that are being sampled.",
             "samples": "Samples of the running requests.",
+            "replicas": "Processes that sample.",
         }
         counters = {
             "ticks": "Times that rows of requests were evaluated together.",

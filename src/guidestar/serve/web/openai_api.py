@@ -10,9 +10,10 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter, Request
 
+from ..ticket import changes
 from .common import encode_base64, events, service_of, submit, wait
 from .errors import RefusedError
-from .job import Job, changes
+from .job import Job
 from .schemas import ImagesRequest, SampleRequest
 
 router = APIRouter(prefix="/v1", tags=["openai"])

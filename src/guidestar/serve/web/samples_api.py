@@ -9,9 +9,10 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
+from ..ticket import changes
 from . import about
 from .common import events, owner_of, service_of, submit
-from .job import Job, changes
+from .job import Job
 from .schemas import PlanRequest, SampleRequest
 
 router = APIRouter(prefix="/v1", tags=["samples"])

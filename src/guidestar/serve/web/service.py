@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from ...model.model import Model
 from ..engine import Engine
+from ..protocol import AnyEngine
 from .building import build
 from .errors import RefusedError
 from .job import Job
@@ -29,21 +30,19 @@ class Service:
     Args:
         models: by the name under which they are served.
         limits: of requests.
+        start: makes the engine of a model, within the limits.
     """
 
-    def __init__(self, models: Mapping[str, Model], limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        limits: Limits | None = None,
+        start: Callable[[Model, Limits], AnyEngine] | None = None,
+    ) -> None:
         self.limits = limits = limits or Limits()
         self.sizes = {name: picture_size(model) for name, model in models.items()}
-        self.engines = {
-            name: Engine(
-                model,
-                max_rows=limits.rows,
-                max_queue=limits.queue,
-                max_samples=limits.samples,
-                max_evaluations=limits.evaluations,
-            )
-            for name, model in models.items()
-        }
+        start = start or start_engine
+        self.engines = {name: start(model, limits) for name, model in models.items()}
         self.metrics = Metrics(self.engines)
         self.draining = False
         self.studio = False
@@ -52,7 +51,7 @@ class Service:
         self._lock = threading.Lock()
         self._encoder = ThreadPoolExecutor(1, "guidestar-encoder")
 
-    def engine(self, name: str | None) -> tuple[str, Engine]:
+    def engine(self, name: str | None) -> tuple[str, AnyEngine]:
         """Return an engine by the name of its model, the first by default.
 
         Raises:
@@ -171,6 +170,17 @@ class Service:
         for k, job in enumerate(over):
             if k < spare or now - (job.ticket.ended or now) > self.limits.keep:
                 del self._jobs[job.id]
+
+
+def start_engine(model: Model, limits: Limits) -> Engine:
+    """Return an engine in this process."""
+    return Engine(
+        model,
+        max_rows=limits.rows,
+        max_queue=limits.queue,
+        max_samples=limits.samples,
+        max_evaluations=limits.evaluations,
+    )
 
 
 def picture_size(model: Model) -> tuple[int, int]:
