@@ -19,6 +19,7 @@ BELOW: dict[str, set[str]] = {
     "guidance": {"core"},
     "sampling": {"core"},
     "data": {"core", "io"},
+    "motion": {"io"},
     "evaluate": {"core", "data"},
     "networks": {"core", "io"},
     "diffusers": {"core", "guidance", "io", "networks", "sampling"},

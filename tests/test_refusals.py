@@ -169,8 +169,11 @@ def test_pictures_of_other_sizes_have_no_difference():
 
 
 def test_words_of_terms():
-    with pytest.raises(ValueError, match="rescale: along must be 'sample' or 'last', not 'x'"):
+    line = "rescale: along must be .*, not 'x'"
+    with pytest.raises(ValueError, match=line):
         gs.parse("cfg(2) | rescale(0.5, along='x')")
+    with pytest.raises(ValueError, match=line):
+        gs.rescale(0.5, along="x")  # type: ignore[arg-type]
     for name in ("mean_course", "variance_course"):
         with pytest.raises(ValueError, match="tfg: a course must be increase, decrease or constan"):
             TFG(1.0, **{name: "x"})  # type: ignore[arg-type]

@@ -428,8 +428,7 @@ def test_runs_are_visited_where_a_straight_step_misses_least(monkeypatch):
 
 @pytest.mark.parametrize("given", [{"average": "a"}, {"variant": "v"}, {"size": 8},
                                    {"dtype": torch.float32}])  # fmt: skip
-def test_what_only_a_stage_of_a_cascade_takes(monkeypatch, tmp_path, given):
-    monkeypatch.setattr(loading, "is_cascade", lambda name: True, raising=False)
+def test_what_only_a_stage_of_a_cascade_takes(tmp_path, given):
     (tmp_path / "cascade.json").write_text("{}")
     with pytest.raises(ValueError, match=r"is a cascade; average=, variant=, size= and dtype= are"):
         loading.load(tmp_path, **given)

@@ -794,3 +794,65 @@ def test_errors_and_divergence_as_a_client_gets_them(model):
     assert line.startswith("1 of 3 samples have diverged; lower the scale, take more steps")
     job.model.card = {"data_scale": 1e4}
     assert running._warnings(job, state) == ()
+
+
+def openai_stream(monkeypatch, previews: Any, partial: int, encoded: Any = ("x", "y")) -> Any:
+    """What openai's stream of a job of 8 steps yields, where its previews are of these steps."""
+    cancelled: list[int] = []
+    job: Any = types.SimpleNamespace(
+        previews=lambda kind: [f"{kind} {job.ticket.preview.step}", "second"],
+        ticket=types.SimpleNamespace(steps=8, preview=None, cancel=lambda: cancelled.append(1)),
+    )
+
+    async def changes(ticket):
+        for step in previews:
+            ticket.preview = None if step is None else types.SimpleNamespace(step=step)
+            yield None
+
+    async def encode(job, kind):
+        if isinstance(encoded, Exception):
+            raise encoded
+        return encoded
+
+    monkeypatch.setattr(openai_api, "changes", changes)
+    monkeypatch.setattr(openai_api, "encode", encode)
+    monkeypatch.setattr(openai_api, "time", types.SimpleNamespace(time=lambda: 12.7))
+    asked = ImagesRequest(prompt="a", partial_images=partial, output_format="png", stream=True)
+
+    async def run():
+        return [e async for e in openai_api._events(job, asked, "7x5", ["w"])]
+
+    events = asyncio.run(run())
+    assert cancelled == [1]
+    return [(e["event"], json.loads(e["data"])) for e in events]
+
+
+@pytest.mark.parametrize(
+    ("previews", "partial", "shown"),
+    [
+        ([None, 2, 2, 5, 8], 3, [2, 5]),  # each once, and not the last step
+        ([2, 4, 6], 2, [2, 4]),
+        ([2, 4, 6], 0, []),
+        ([None], 1, []),
+    ],
+)
+def test_what_openai_streams(monkeypatch, previews, partial, shown):
+    common = {"created_at": 12, "size": "7x5", "quality": "auto", "background": "auto",
+              "output_format": "png"}  # fmt: skip
+    kind = "image_generation.partial_image"
+    wanted: list[Any] = [
+        (kind, {"type": kind, **common, "b64_json": f"png {s}", "partial_image_index": k})
+        for k, s in enumerate(shown)
+    ]
+    kind = "image_generation.completed"
+    wanted += [
+        (kind, {"type": kind, **common, "b64_json": p, "usage": openai_api.NO_TOKENS,
+                "warnings": ["w"]})
+        for p in "xy"
+    ]  # fmt: skip
+    assert openai_stream(monkeypatch, previews, partial) == wanted
+
+
+def test_what_openai_streams_of_a_refusal(monkeypatch):
+    error = RefusedError(503, "closed", "the server is going down")
+    assert openai_stream(monkeypatch, [], 0, error) == [("error", error.body)]
