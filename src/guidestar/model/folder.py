@@ -128,32 +128,10 @@ def load(
     size: tuple[int, int] | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Model:
-    """Load a model that ships with guidestar, a pipeline of Diffusers, or any folder with a network
-    and a scheduler.
-
-    Of pipelines, Stable Diffusion, SDXL, SD3, Flux, PixArt, DiT, DDPM and DDIM are read
-    (`guidestar.diffusers.read.pipeline.READABLE`): network, noise levels, text encoders and VAE.
-
-    Args:
-        name: "fashion-mnist", a path, or the name of a repository on the Hugging Face hub
-            ("owner/model"), of which only settings and safetensors are fetched.
-        device: where its networks go.
-        average: which average of its weights, where its training kept several; by default the
-            first.
-        variant: another network of the model with defaults of its own, e.g. "4-step", a student
-            for four steps (`guidestar.model.variants`); "model:4-step" as ``name`` is the same.
-        trust: import and call the code that a folder names for its network; without it, such a
-            folder is refused.
-        size: height and width in pixels, of a pipeline that takes a prompt.
-        dtype: of a pipeline's network and text encoders, as torch's or by name ("bfloat16");
-            float32 by default. The VAE stays in float32.
+    """Load one model. Arguments and errors as in `guidestar.model.loading.load`.
 
     Raises:
-        ValueError: there is no such model, here or on the hub; no such average, variant or
-            dtype.
-        WeightsError: a file is damaged, or does not fit its network; it is named. Or the networks
-            would take more than this machine's memory; the environment variable GUIDESTAR_MEMORY
-            (in GB) takes its place.
+        ValueError: the folder is a cascade's.
     """
     name, variant = _split(name, variant)
     folder = _find(name)
