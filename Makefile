@@ -38,6 +38,7 @@ bench: $(VENV)/.dev
 	MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 $(BIN)/python benchmarks/composed.py  # an allocator that keeps its pages
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/pipelines.py
+	$(BIN)/python benchmarks/newer_pipelines.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/serve_load.py --seconds 60
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import guidestar
-from guidestar.apps.measure_text import Ruler, draw, embed_images, read_captioned
+from guidestar.apps.measure_text import Ruler, draw_samples, embed_images, read_captioned
 from guidestar.io.images import write_text
 from guidestar.train.build.data import sources
 from guidestar.train.preview import live_model
@@ -118,7 +118,7 @@ def timed(steps: Iterator[Any]) -> Iterator[float]:
 def judged(run: dict[str, Any], ruler: Ruler, asked: Any) -> dict[str, Any]:
     model, figures = run.pop("model"), {}
     for guidance in ("cfg(1)", "cfg(3)"):
-        x, _, seconds = draw(model, guidance, asked.prompts, 0, 64, None, steps=20)
+        x, _, seconds = draw_samples(model, guidance, asked.prompts, 0, 64, None, steps=20)
         figures[guidance] = {
             "sampling": round(seconds, 1),
             **ruler.scores(embed_images(ruler.clip, x), asked.labels),

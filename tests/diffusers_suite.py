@@ -47,6 +47,7 @@ FAMILIES = (
         "stable_diffusion_xl",
         "controlnet",
     ),
+    "chroma",
 )
 """The folders of tests of every family that docs/diffusers.md names."""
 

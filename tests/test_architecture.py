@@ -19,6 +19,7 @@ BELOW: dict[str, set[str]] = {
     "guidance": {"core"},
     "sampling": {"core"},
     "data": {"core", "io"},
+    "motion": {"io"},
     "evaluate": {"core", "data"},
     "networks": {"core", "io"},
     "diffusers": {"core", "guidance", "io", "networks", "sampling"},
@@ -30,6 +31,7 @@ BELOW["train"] = {*BELOW, "data", "evaluate"} - {"serve"}
 BELOW["apps"] = {*BELOW}
 BELOW["cli"] = {*BELOW}
 CORE_BELOW: dict[str, set[str]] = {
+    "arguments": set(),
     "levels": set(),
     "forms": set(),
     "rng": set(),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cli.test_cli import refused, run
 from guidestar import Blur, Colour, Downsample, Inpaint, Observation, load, parse
-from guidestar.apps.observe import read_observation, read_operator, read_picture
+from guidestar.apps.observe import read_observation, read_observed, read_operator
 from guidestar.io.images import to_pil
 
 
@@ -46,7 +46,7 @@ def folder(model, tmp_path_factory):
 def seen(folder, name, size=28):
     return torch.stack(
         [
-            read_picture(p, (1, size, size), "pictures")
+            read_observed(p, (1, size, size), "pictures")
             for p in sorted((folder / name).glob("*.png"))
         ]
     )

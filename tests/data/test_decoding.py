@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from guidestar.apps.observe import read_picture
+from guidestar.apps.observe import read_observed
 from guidestar.data.pictures import PictureFormat, decode
 from guidestar.io import decoding
 from guidestar.io.decoding import is_grey, open_picture, to_8_bits
@@ -225,10 +225,10 @@ def test_pictures_are_turned_upright():
 
 def test_observations_are_turned_upright_and_scaled(tmp_path):
     (tmp_path / "x.png").write_bytes(turned())
-    x = read_picture(tmp_path / "x.png", (1, 2, 1), "the model's pictures")
+    x = read_observed(tmp_path / "x.png", (1, 2, 1), "the model's pictures")
     assert torch.equal(x, torch.tensor([[[-1.0], [1.0]]]))
     (tmp_path / "deep.png").write_bytes(saved(Image.fromarray(RAMP.astype(np.uint16)), "PNG"))
-    x = read_picture(tmp_path / "deep.png", (1, 1, 4), "the model's pictures")
+    x = read_observed(tmp_path / "deep.png", (1, 1, 4), "the model's pictures")
     assert torch.allclose(x, torch.tensor([[WANTED[0]]]) / 127.5 - 1)
 
 

@@ -8,7 +8,7 @@ import torch
 import guidestar
 from diffusers import EulerDiscreteScheduler
 from guidestar.core.levels import VP
-from guidestar.diffusers.guide.finite import Watch
+from guidestar.diffusers.guide.finite import FiniteWatch
 from guidestar.sampling.grids import uniform
 from helpers.pipeline_families import family
 from helpers.pipelines import SCHEDULE, drawn, stable_diffusion
@@ -102,7 +102,7 @@ def test_of_two_calls_the_second_is_looked_at():
 def test_elsewhere_than_on_a_cpu_a_run_is_looked_at_once_at_its_end(monkeypatch):
     """The device waits for nothing before."""
     grid = uniform(VP.linear(), 3)
-    watch = Watch("Pipe", lambda step: [f"term {step.index}"])
+    watch = FiniteWatch("Pipe", lambda step: [f"term {step.index}"])
     x = torch.ones(2, 3)
     kept = torch.device("meta")
     monkeypatch.setattr(torch.Tensor, "device", property(lambda self: kept), raising=False)

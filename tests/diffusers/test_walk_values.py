@@ -13,7 +13,7 @@ from guidestar.core.denoiser import Condition
 from guidestar.core.levels import VP, Level
 from guidestar.diffusers.guide import classes, pipeline_seeds
 from guidestar.diffusers.guide import run as runs
-from guidestar.diffusers.guide.finite import Watch
+from guidestar.diffusers.guide.finite import FiniteWatch
 from guidestar.diffusers.guide.levels import Output, Timetable, _unit
 from guidestar.diffusers.guide.run import Walk, Wanted
 from guidestar.diffusers.read import scheduler as read
@@ -181,7 +181,7 @@ def test_networks_beside_the_pipelines_are_like_it():
 
 
 def watched(*values, guided=1.0, answered=True, kind="Mine", blame=("cfg",)):
-    watch = Watch(kind, lambda step: list(blame))
+    watch = FiniteWatch(kind, lambda step: list(blame))
     made = walk()
     for k, value in enumerate(values):
         watch.record(

@@ -21,7 +21,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from guidestar.diffusers import guidance_file as recipe
 from guidestar.diffusers.read.clip import read_clip, read_pixels, read_tower
 from guidestar.diffusers.read.encoders import read_condition
-from guidestar.diffusers.read.pipeline import family_of
+from guidestar.diffusers.read.pipeline import readable_of
 from guidestar.diffusers.read.safetensors_io import read_module, read_tensors
 from guidestar.diffusers.read.scheduler import read_scheduler
 from guidestar.diffusers.read.text import read_text_model
@@ -105,7 +105,7 @@ def about(file):
 
 
 def index(file):
-    family_of(file.parent)
+    readable_of(file.parent)
 
 
 TOWER = CLIPVisionModelWithProjection(

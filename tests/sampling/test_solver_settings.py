@@ -25,15 +25,21 @@ from helpers.toys import Spy, condition
 INF, NAN = math.inf, math.nan
 NOT_NUMBERS = ["a", None, [1.0], {}, True, 1j]
 SMALL = 5e-324
-ORDERS = ([1, 4], [0, 5, 1.5, True, "2", None], "order must be from 1 to 4")
+ORDERS = ([1, 4], [0, 5, 1.5, True, "2", None], "order must be (from 1 to 4|a whole)")
 FIRST = ([1, 10_000], [0, 10_001, 2.5, True, None], "first_order_steps must be a whole number")
 ETA = ([0, 0.5, 1], [-SMALL, 1 + 1e-9, NAN, *NOT_NUMBERS], "eta must be")
 FLAG = ([True, False], [0, 1, "a", None], "must be True or False")
 SETTINGS = [
     (DDIM, "eta", *ETA),
     (DPMpp2S, "eta", *ETA),
-    (DDPM, "variance", ["small", "large", "learned"], ["x", None, []], "small, large or learned"),
-    (Heun, "form", ["auto", "edm", "flow"], ["x", None], "form must be auto, edm or flow"),
+    (
+        DDPM,
+        "variance",
+        ["small", "large", "learned"],
+        ["x", None, []],
+        "'small' or 'large' or 'learned'",
+    ),
+    (Heun, "form", ["auto", "edm", "flow"], ["x", None], "form must be 'auto' or 'edm' or 'flow'"),
     (Heun, "churn", [0, 1e9], [-SMALL, INF, NAN, *NOT_NUMBERS], "churn must be"),
     (Heun, "churn_noise", [0.5, 1], NOT_NUMBERS, "churn_noise must be a number"),
     (Heun, "churn_interval", [(0, 1), [0.5, INF]], [(1,), 1, "ab", (1, "a")], "two numbers"),
@@ -45,8 +51,8 @@ SETTINGS = [
     (SDEDPMpp3M, "order", [3], [2, 4, True, None], "order"),
     (DEIS, "order", *ORDERS),
     (DEIS, "first_order_steps", *FIRST),
-    (DEIS, "form", ["log-snr", "rho", "uniform"], ["x", None], "log-snr, rho or uniform"),
-    (ERSDE, "order", [1, 3], [0, 4, 5, True, "2"], "order must be from 1 to"),
+    (DEIS, "form", ["log-snr", "rho", "uniform"], ["x", None], "'log-snr' or 'rho' or 'uniform'"),
+    (ERSDE, "order", [1, 3], [0, 4, 5, True, "2"], "order must be (from 1 to|a whole)"),
     (ERSDE, "first_order_steps", *FIRST),
     (SA, "order", *ORDERS),
     (SA, "corrector_order", [0, 1, 4], [5, -1, True, False, 1.5], "corrector_order must be"),
@@ -60,7 +66,7 @@ SETTINGS = [
     ),
     (UniPC, "order", *ORDERS),
     (UniPC, "first_order_steps", *FIRST),
-    (UniPC, "variant", ["bh1", "bh2"], ["bh3", None], "variant must be bh1 or bh2"),
+    (UniPC, "variant", ["bh1", "bh2"], ["bh3", None], "variant must be 'bh1' or 'bh2'"),
     (UniPC, "corrector", *FLAG),
     (UniPC, "lower_order_final", *FLAG),
     (Restart, "low", [SMALL, 1.99], [0, 2.0, 2.5, -1, NAN, *NOT_NUMBERS], "low"),

@@ -815,7 +815,7 @@ def openai_stream(monkeypatch, previews: Any, partial: int, encoded: Any = ("x",
         return encoded
 
     monkeypatch.setattr(openai_api, "changes", changes)
-    monkeypatch.setattr(openai_api, "encode", encode)
+    monkeypatch.setattr(openai_api, "encode_base64", encode)
     monkeypatch.setattr(openai_api, "time", types.SimpleNamespace(time=lambda: 12.7))
     asked = ImagesRequest(prompt="a", partial_images=partial, output_format="png", stream=True)
 

@@ -29,7 +29,7 @@ from guidestar.serve.studio import (
 )
 from guidestar.serve.studio.explaining import maps_of
 from guidestar.serve.studio.form import Form, read_picture, read_query, read_seeds, write_seeds
-from guidestar.serve.studio.gallery import MOST, Gallery, file_name
+from guidestar.serve.studio.gallery import MOST, Gallery, picture_name
 from guidestar.serve.studio.planning import plan
 from guidestar.serve.studio.running import Runs, preview_every
 from guidestar.serve.studio.session import Sessions
@@ -527,7 +527,7 @@ def test_the_gallery_keeps_the_newest():
     gallery.add(FORM, ["aa"] * 4)
     entry = gallery.find(2)
     assert entry.form.samples == [("dog", 3)] and entry.file == "dog-seed3.png"
-    assert file_name(FORM, 1) == "cat-seed4.png"
+    assert picture_name(FORM, 1) == "cat-seed4.png"
     gallery.remove(2)
     assert gallery.find(2) is None and len(gallery.entries) == 3
     for _ in range(30):

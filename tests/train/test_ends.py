@@ -170,21 +170,21 @@ def plain(monkeypatch):
 
 def test_what_a_training_reads_from_elsewhere_is_named(plain):
     clip = {"clip": {"train": {"steps": 1}}}
-    assert origins.read_parts(recipe(**clip), "clip", Tower()) == {
+    assert origins.read_origins(recipe(**clip), "clip", Tower()) == {
         "clip (its tokenizer)": "digest of t"
     }
     model = SimpleNamespace(
         encoder=SimpleNamespace(parts={"a": Tower(True), "b": Tower(), "c": nn.Linear(1, 1)})
     )
-    assert origins.read_parts(recipe(), "model", model) == {
+    assert origins.read_origins(recipe(), "model", model) == {
         "conditions.a.encoder (its tokenizer)": "digest of t",
         "conditions.a.encoder (its text encoder)": "digest of ['bias', 'weight']",
         "conditions.b.encoder (its tokenizer)": "digest of t",
     }
     classifier = {"classifier": {"widths": [8], "train": {"steps": 1}}}
-    assert origins.read_parts(recipe(**classifier), "classifier", nn.Linear(1, 1)) == {}
+    assert origins.read_origins(recipe(**classifier), "classifier", nn.Linear(1, 1)) == {}
     latent = {"data": {"path": "here", "vae": "there"}, **classifier}
-    assert origins.read_parts(recipe(**latent), "classifier", nn.Linear(1, 1), Path("there")) == {
+    assert origins.read_origins(recipe(**latent), "classifier", nn.Linear(1, 1), Path("there")) == {
         "data.vae (its files)": "digest of there"
     }
 

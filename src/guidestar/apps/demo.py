@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..io.files import make_folder
 from ..io.images import SheetRow, save_png, sheet, to_pil, write_text
-from ..model.model import Model
+from ..model.model import Model, Watch
 
 ROWS = (
     ("unguided", "uncond"),
@@ -39,9 +39,6 @@ class Result:
     accuracy: float
     nfe: float
     seconds: float
-
-
-Watch = Callable[[int, int], None]
 
 
 def demo(

@@ -5,13 +5,12 @@ both.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from PIL.Image import Image
 
 from ..io.images import SheetRow, save_png, sheet
-from ..model.model import Model
+from ..model.model import Model, Watch
 from ..model.protocols import TextJudge
 from .demo import Result
 from .measure_text import Ruler, embed_images
@@ -35,8 +34,6 @@ COLUMNS = (
     ("by both", "cfg(3) + clip(0.5)"),
 )
 _STEPS = 20
-
-Watch = Callable[[int, int], None]
 
 
 def demo_text(

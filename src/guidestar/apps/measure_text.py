@@ -192,7 +192,7 @@ def measure_text(
             if watch
             else None
         )
-        images, nfe, seconds = draw(
+        images, nfe, seconds = draw_samples(
             model,
             guidance,
             wanted.prompts,
@@ -232,7 +232,7 @@ def picture_side(model: Model) -> int:
     return model.to_images(torch.zeros(1, *model.shape, device=model.device)).shape[-1]
 
 
-def draw(
+def draw_samples(
     model: Model,
     guidance: Guidance,
     prompts: Sequence[str],
@@ -304,7 +304,7 @@ def _lines(file: Path) -> list[str]:
 __all__ = [
     "Captioned",
     "Ruler",
-    "draw",
+    "draw_samples",
     "embed_images",
     "measure_text",
     "read_captioned",

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import find_mismatch, needed
 from ..data.layout import find_pictures
 from ..guidance import (
     METHODS,
@@ -26,7 +27,6 @@ from ..guidance import (
     get_operator,
     losses_of,
 )
-from ..guidance.arguments import needed, problem
 from ..guidance.operators import OPERATORS
 from ..guidance.weights import finite
 from ..io.decoding import open_picture, to_8_bits
@@ -77,7 +77,7 @@ def read_observation(
     files = [file for picture in pictures for file in _files(picture)]
     pictured = torch.stack(
         [
-            read_picture(file, tuple(shown.shape[1:]), f"{operator} of the model's pictures")
+            read_observed(file, tuple(shown.shape[1:]), f"{operator} of the model's pictures")
             for file in files
         ]
     )
@@ -108,7 +108,7 @@ def read_operator(text: str, shape: Sequence[int]) -> tuple[Linear, float]:
     _check(name, options)
     if "mask" in options:
         options["mask"] = (
-            read_picture(Path(options["mask"]), (1, *shape[1:]), "the model's pictures") > 0
+            read_observed(Path(options["mask"]), (1, *shape[1:]), "the model's pictures") > 0
         ).float()
     return get_operator(name, **options), float(noise)
 
@@ -145,11 +145,11 @@ def _check(name: str, options: Mapping[str, object]) -> None:
             raise ValueError(f"{name} has no option {key!r}; it has {', '.join([*known, 'noise'])}")
         if key == "mask" and not isinstance(value, str):
             raise ValueError(f"{name}: mask must be the name of a picture, not {value!r}")
-        if key != "mask" and (wrong := problem(OPERATORS[name], key, value)):
+        if key != "mask" and (wrong := find_mismatch(OPERATORS[name], key, value)):
             raise ValueError(f"{name}: {wrong}")
 
 
-def read_picture(path: Path, shape: Sequence[int], what: str) -> Tensor:
+def read_observed(path: Path, shape: Sequence[int], what: str) -> Tensor:
     """Read a picture ``[C, H, W]`` in [−1, 1], grey or in colour, by the channels of ``shape``.
 
     Raises:

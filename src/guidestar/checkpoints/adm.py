@@ -24,7 +24,7 @@ from ..core.levels import VP
 from ..diffusers.read.encoders import ClassLabels
 from ..diffusers.read.safetensors_io import fill
 from ..model.model import Model
-from ..model.protocols import Classifier
+from ..model.protocols import NoisyClassifier
 from ..networks.network import Network
 from .adm_networks import ADM, ADMClassifier, ClassifierSettings, UNetSettings
 from .state_dicts import read_state_dict
@@ -113,7 +113,7 @@ def adm_model(
     net = read_adm(diffusion, about.network, dtype=dtype)
     count = about.network.classes
     labels = None if count is None else ClassLabels(classes=_names(classes, count))
-    classifiers: dict[str, Classifier] = {}
+    classifiers: dict[str, NoisyClassifier] = {}
     if classifier is not None:
         if about.classifier is None:
             raise ValueError(f"the model {which!r} has no classifier; leave classifier= out")

@@ -10,12 +10,12 @@ from typing import NoReturn
 
 import typer
 
-Watch = Callable[[int, int | None], None]
+WatchBar = Callable[[int, int | None], None]
 """Shows how many of how many steps are done."""
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Watch]:
+def show_progress(label: str) -> Iterator[WatchBar]:
     """Show a progress bar on stderr within the block; yields ``watch(done, total)``."""
     from rich.console import Console
     from rich.progress import (

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ._terminal import progress
+from ._terminal import show_progress
 
 datasets = typer.Typer(help="Make data sets to try things on.", no_args_is_help=True)
 
@@ -36,7 +36,7 @@ def emoji_folders(
     """
     from ..data.emoji import build_emoji
 
-    with progress("drawing") as watch:
+    with show_progress("drawing") as watch:
         counts = build_emoji(out, packages=packages, size=size, watch=watch)
     typer.echo(
         f"{', '.join(f'{n:,} pictures in {out / part}' for part, n in counts.items())}; try: "

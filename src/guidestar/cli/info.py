@@ -18,7 +18,7 @@ from ._options import (
     check_run,
     with_file,
 )
-from .topics import TOPICS, look_up, suggest
+from .topics import TOPICS, look_up, suggest_topics
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -101,7 +101,7 @@ def _find_methods(word: str) -> None:
     topics = look_up(word)
     hits = [m for m in sorted(METHODS) if word.lower() in _summary(m).lower()]
     if not topics and not hits:
-        near = suggest(word, [*METHODS, *TOPICS])
+        near = suggest_topics(word, [*METHODS, *TOPICS])
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"unknown method {word!r}{meant} (guidestar methods lists all)")
     for names, home in topics:

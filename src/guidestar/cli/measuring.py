@@ -19,7 +19,7 @@ from ._options import (
     check_run,
     ready_file,
 )
-from ._terminal import progress, table
+from ._terminal import show_progress, table
 from .upscaling import StageOption, parse_stages
 
 
@@ -73,7 +73,7 @@ def evaluate(
     span, stages = _span(seeds), parse_stages(stage)
     if out:
         ready_file(out)
-    with progress("measuring") as watch:
+    with show_progress("measuring") as watch:
         chosen: Any = load(model, average=average, variant=variant, trust=trust)
         if isinstance(chosen, Cascade):
             if chosen.told_by_text:

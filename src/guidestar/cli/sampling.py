@@ -27,7 +27,7 @@ from ._options import (
     ready_file,
     with_file,
 )
-from ._terminal import progress, table, warn
+from ._terminal import show_progress, table, warn
 from .upscaling import StageOption, parse_stages
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def demo(
     for name in model or available():
         chosen = load(name)
         show, count = (demo_text, seeds or 2) if chosen.told_by_text else (run, seeds or 4)
-        with progress(f"sampling {chosen.name}") as watch:
+        with show_progress(f"sampling {chosen.name}") as watch:
             few = {} if chosen.told_by_text else {"students": _students(name)}
             rows = results[chosen.name] = show(
                 chosen, out, seeds=count, show=min(2, count), watch=watch, **few
@@ -196,7 +196,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
         count = len(names) if names else num or 1
         seeds = [(seed or 0) + i for i in range(count)]
         paths, nfe = [], 0.0
-        with progress("sampling") as watch:
+        with show_progress("sampling") as watch:
             if settings is not None:
                 made = chosen.again(settings, watch)
                 first = int(settings.get("number", 0)) - int(settings.get("index", 0))
@@ -218,7 +218,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
         return
     _refuse_stages(chosen, stages)
     if settings is not None:
-        with progress("sampling") as watch:
+        with show_progress("sampling") as watch:
             samples = (
                 again_to_folder(chosen, settings, out, watch)
                 if _makes_pictures(chosen)
@@ -256,11 +256,11 @@ def sample(  # noqa: PLR0915  (options, one after the other)
         batch=batch or BATCH,
     )
     if not _makes_pictures(chosen):
-        with progress("sampling") as watch:
+        with show_progress("sampling") as watch:
             samples = chosen.run(job.part(slice(None)), watch=watch)
         _finish(samples, out, grid, rows)
         return
-    with progress("sampling") as watch:
+    with show_progress("sampling") as watch:
         done = sample_to_folder(job, out, watch)
     total = processes.count(len(done.paths))
     if processes.is_main():
@@ -449,7 +449,7 @@ def strip(
     check_run(guidance)
     ready_file(out)
     chosen = load(model)
-    with progress("sampling") as watch:
+    with show_progress("sampling") as watch:
         if len(prompts) == 2:
             images = morph(
                 chosen,

@@ -57,7 +57,7 @@ def look_up(word: str) -> list[tuple[str, str]]:
     return [(names, home) for names, home in TOPICS.items() if wanted and wanted in _letters(names)]
 
 
-def suggest(word: str, known: list[str]) -> list[str]:
+def suggest_topics(word: str, known: list[str]) -> list[str]:
     """Return the known names that resemble a word."""
     return difflib.get_close_matches(word, known, n=5, cutoff=0.5)
 

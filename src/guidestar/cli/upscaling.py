@@ -9,7 +9,7 @@ import typer
 
 from ._completion import model_names
 from ._options import GuidanceOption, Negative, Out, SolverName, Steps, Trust, check_run
-from ._terminal import progress
+from ._terminal import show_progress
 
 if TYPE_CHECKING:
     from ..model.cascade import StageSettings
@@ -86,7 +86,7 @@ def upscale(
     low = need_low(chosen)
     x = torch.stack([_read(path, low.channels, low.size) for path in pictures])
     make_folder(out)
-    with progress("enlarging") as watch:
+    with show_progress("enlarging") as watch:
         samples = run(
             chosen,
             x,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .hooks import is_compiled
 
-FAMILIES = {"diffusers": "guidestar.networks.perturbable.layers"}
+LAYER_MODULES = {"diffusers": "guidestar.networks.perturbable.layers"}
 """The module that knows the layers of a network, by the package of its class; imported on use."""
 
 AGAINST = "against_"
@@ -200,4 +200,4 @@ def _within(denoiser: object) -> Iterator[object]:
 
 def _home(net: object) -> str | None:
     packages = (base.__module__.partition(".")[0] for base in type(net).__mro__)
-    return next((FAMILIES[p] for p in packages if p in FAMILIES), None)
+    return next((LAYER_MODULES[p] for p in packages if p in LAYER_MODULES), None)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core.perturbation import LayerKind, layers_of
 
-KINDS: tuple[LayerKind, ...] = ("attention", "cross", "block")
+LAYER_KINDS: tuple[LayerKind, ...] = ("attention", "cross", "block")
 PLACES = ("unet", "transformer", "transformer_2")
 
 
@@ -33,7 +33,7 @@ def list_layers(pipe: object) -> dict[str, dict[LayerKind, tuple[str, ...]]]:
     found = {}
     for place, net in _networks(pipe):
         layers = layers_of(net)
-        found[place] = {kind: _names(layers, kind) for kind in KINDS}
+        found[place] = {kind: _names(layers, kind) for kind in LAYER_KINDS}
     if not found:
         raise ValueError(f"{pipe} has no network at {', '.join(PLACES)}")
     return found

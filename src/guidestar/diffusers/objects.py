@@ -39,7 +39,7 @@ RunNetwork = Callable[[Network, Arguments], Answer]
 """Calls a network as it is when it is not guided."""
 
 
-class Settings(Protocol):
+class SchedulerConfig(Protocol):
     """The ``config`` of an object: its settings are keys and attributes."""
 
     def __getattr__(self, name: str, /) -> Any: ...
@@ -50,7 +50,7 @@ class Settings(Protocol):
 class Scheduler(Protocol):
     """A scheduler whose timesteps have been set; which table it has depends on its kind."""
 
-    config: Settings
+    config: SchedulerConfig
     timesteps: Tensor
     sigmas: Tensor
     alphas_cumprod: Tensor
@@ -88,7 +88,7 @@ class SavedModel(Protocol):
         ...
 
 
-class Classifier(Protocol):
+class LatentClassifierModule(Protocol):
     """A classifier that may guide a pipeline."""
 
     def log_prob(self, x: Tensor, level: Level, target: Tensor, /) -> Tensor:

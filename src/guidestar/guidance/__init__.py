@@ -29,7 +29,7 @@ from .methods.perp_neg import PerpNeg as perp_neg
 from .methods.pix2pix import Pix2Pix as pix2pix
 from .methods.posterior import MMPS as mmps
 from .methods.posterior import PiGDM as pigdm
-from .methods.posts import Clip as clip_x0
+from .methods.posts import ClipX0 as clip_x0
 from .methods.posts import Rescale as rescale
 from .methods.posts import Threshold as threshold
 from .methods.sag import SAG as sag

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
-from .arguments import needed
+from ..core.arguments import needed
 from .serialize import literal
 from .term import Direction, Guidance
 from .weights import Clamp, weigh

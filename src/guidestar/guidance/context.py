@@ -147,7 +147,7 @@ class Live:
         return gradient if root.rows is None else gradient[root.rows]
 
 
-class Engine(Protocol):
+class SumEngine(Protocol):
     """Evaluates a guided sum for samples of a run, and counts its passes."""
 
     @property

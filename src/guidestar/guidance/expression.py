@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
+from ..core.arguments import find_mismatch, needed, unnamed
 from . import weights
-from .arguments import needed, problem, unnamed
 from .term import Direction, Guidance, Post, as_guidance, cond, neg, uncond
 
 BASES = {"cond": cond, "uncond": uncond, "neg": neg}
@@ -144,7 +144,7 @@ class _Reader:
             if key in arguments:
                 raise self.error(value, f"{name}: {key} is given twice")
             arguments[key] = self._value(value)
-            if wrong := problem(method, key, arguments[key]):
+            if wrong := find_mismatch(method, key, arguments[key]):
                 raise self.error(value, f"{name}: {wrong}")
         for key in needed(method):
             if key not in arguments:

@@ -17,7 +17,7 @@ from ..core.passes import Encode, Net, Pass, by_name
 from ..core.rng import Draw, checked_seeds
 from ..core.rounds import Asking, Group, GuidedStep, Round, States
 from .citations import used
-from .context import Engine, Loss
+from .context import Loss, SumEngine
 from .engine import Sum
 from .expression import parse
 from .groups import join_steps, take
@@ -115,7 +115,7 @@ class Guided:
             check=check,
         )
         self.sum = Sum(self.base, self.terms, self.posts, self.nets, options, names, self.traits)
-        self._engine: Engine = self.sum
+        self._engine: SumEngine = self.sum
         for key, term in enumerate(self.terms):
             self._engine = term.around(self._engine, key)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .arguments import MOST_COUNT, check_counts, check_kinds, problem
+from ..core.arguments import MOST_COUNT, check_arguments, check_counts, find_mismatch
 
 
 @runtime_checkable
@@ -114,7 +114,7 @@ class Blur:
 
     def __post_init__(self) -> None:
         check_counts(self, "blur")
-        check_kinds(self, "blur", "deviation")
+        check_arguments(self, "blur", "deviation")
         if not 0 < self.deviation <= MOST_COUNT / 3 or (
             self.radius is not None and self.radius < 0
         ):
@@ -153,7 +153,7 @@ class Colour:
     matrix: tuple[tuple[float, ...], ...] = ((0.299, 0.587, 0.114),)
 
     def __post_init__(self) -> None:
-        unfit = problem(type(self), "matrix", self.matrix)
+        unfit = find_mismatch(type(self), "matrix", self.matrix)
         if unfit or len({len(row) for row in self.matrix}) != 1 or not self.matrix[0]:
             raise ValueError(
                 "gray: the matrix must have rows of one length, a number for each channel, not "

@@ -18,7 +18,7 @@ from ..core.passes import Pass, Slot
 from ..core.prediction import Prediction
 from ..core.rounds import Group
 from ..core.slopes import Slope
-from .context import Context, Engine, Live, TermState
+from .context import Context, Live, SumEngine, TermState
 from .reuse import check_reuse
 from .serialize import written
 from .weights import (
@@ -195,7 +195,7 @@ class Direction(_Sum, ABC):
         """
         return self
 
-    def around(self, engine: Engine, key: int) -> Engine:
+    def around(self, engine: SumEngine, key: int) -> SumEngine:
         """Return the engine of a sum with this term at index ``key``: ``engine``, or a wrapper."""
         return engine
 

@@ -10,6 +10,7 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..core.arguments import WORDS
 from ..core.levels import Step, Value
 from .serialize import literal
 
@@ -83,6 +84,7 @@ SCHEDULES: dict[str, object] = {"linear": linear, "cosine": cosine}
 
 WeightSchedule = Callable[[Value, Step], Value]
 """Maps ``(weight, step)`` to a weight."""
+WORDS.update({WeightSchedule: "a weight schedule (linear, cosine, clamp(…))"})
 
 
 def finite(number: object) -> bool:

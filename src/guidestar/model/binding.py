@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.denoiser import Condition, Denoiser
 from ..core.passes import Net
 from ..guidance import Guidance
-from .protocols import ClassEncoder, Encoder, IndexEncoder, LatentDecoder, PartEncoder, ScaleInput
+from .protocols import Encoder, IndexEncoder, LatentDecoder, NamesClasses, PartEncoder, ScaleInput
 from .request import Names
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _check_prompts(model: Model, names: Sequence[str | int]) -> None:
 
 def _canonical(encoder: Encoder, name: str | int) -> str | int:
     """Name a class by its name, or by its index where two share a name."""
-    if not isinstance(encoder, ClassEncoder) or not encoder.classes or name == "":
+    if not isinstance(encoder, NamesClasses) or not encoder.classes or name == "":
         return name
     index = encoder.index(name)
     return encoder.classes[index] if encoder.index(encoder.classes[index]) == index else index
@@ -84,7 +84,7 @@ def nets_of(
 
 def index_of(model: Model) -> Callable[[str | int], int] | None:
     """Return what turns the name of a class into its index, if there is such a thing."""
-    indexed = IndexEncoder if model.classifiers else ClassEncoder
+    indexed = IndexEncoder if model.classifiers else NamesClasses
     return model.encoder.index if isinstance(model.encoder, indexed) else None
 
 

@@ -28,7 +28,7 @@ from .request import Names
 from .samples import Carried, Samples, file_name
 from .upscaling import need_low, own_guidance, planned, upscale
 
-FORMAT = 1
+CASCADE_FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,9 +388,10 @@ def load_cascade(folder: Path | str, *, trust: bool = False, device: Any = "cpu"
     root = Path(folder)
     about = read_json(root / NAME)
     names = about.get("stages")
-    if about.get("format") != FORMAT or not isinstance(names, list) or not names:
+    if about.get("format") != CASCADE_FORMAT or not isinstance(names, list) or not names:
         raise WeightsError(
-            f'{root / NAME}: must hold "format": {FORMAT} and "stages", a list of folders beside it'
+            f'{root / NAME}: must hold "format": {CASCADE_FORMAT} and "stages", a list of folders '
+            "beside it"
         )
     try:
         folders = [check_name(n, f"{root / NAME}: a stage") for n in names]
@@ -400,7 +401,7 @@ def load_cascade(folder: Path | str, *, trust: bool = False, device: Any = "cpu"
         raise WeightsError(str(error)) from error
 
 
-def write_index(folder: Path, stages: Sequence[str], about: Mapping[str, Any]) -> None:
+def write_cascade_index(folder: Path, stages: Sequence[str], about: Mapping[str, Any]) -> None:
     """Write the file that makes ``folder`` a cascade's, whose stages are folders in it."""
-    content = {**about, "format": FORMAT, "stages": list(stages)}
+    content = {**about, "format": CASCADE_FORMAT, "stages": list(stages)}
     write_text(json.dumps(content, indent=2) + "\n", make_folder(folder) / NAME)

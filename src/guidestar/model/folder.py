@@ -41,7 +41,7 @@ from ..diffusers.read.building import one_budget
 from ..diffusers.read.encoders import TextEncoder, read_encoder
 from ..diffusers.read.hub import fetch, repository_of
 from ..diffusers.read.network import Parts, read_parts
-from ..diffusers.read.pipeline import family_of, read_pipeline
+from ..diffusers.read.pipeline import read_pipeline, readable_of
 from ..diffusers.read.safetensors_io import read_module
 from ..diffusers.read.scheduler import read_scheduler
 from ..diffusers.read.vae import Decoder, read_decoder
@@ -53,7 +53,7 @@ from ..networks.clip import CLIP
 from ..networks.cpu_fastpath import lean
 from .manifest import FORMAT, NAME, Card, read_about
 from .model import Model
-from .protocols import Classifier, Encoder, Judge, TextJudge
+from .protocols import Encoder, Judge, NoisyClassifier, TextJudge
 from .shipped import SHIPPED, available
 from .variants import UnknownVariantError, variant_folder
 
@@ -128,32 +128,10 @@ def load(
     size: tuple[int, int] | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Model:
-    """Load a model that ships with guidestar, a pipeline of Diffusers, or any folder with a network
-    and a scheduler.
-
-    Of pipelines, Stable Diffusion, SDXL, SD3, Flux, PixArt, DiT, DDPM and DDIM are read
-    (`guidestar.diffusers.read.pipeline.FAMILIES`): network, noise levels, text encoders and VAE.
-
-    Args:
-        name: "fashion-mnist", a path, or the name of a repository on the Hugging Face hub
-            ("owner/model"), of which only settings and safetensors are fetched.
-        device: where its networks go.
-        average: which average of its weights, where its training kept several; by default the
-            first.
-        variant: another network of the model with defaults of its own, e.g. "4-step", a student
-            for four steps (`guidestar.model.variants`); "model:4-step" as ``name`` is the same.
-        trust: import and call the code that a folder names for its network; without it, such a
-            folder is refused.
-        size: height and width in pixels, of a pipeline that takes a prompt.
-        dtype: of a pipeline's network and text encoders, as torch's or by name ("bfloat16");
-            float32 by default. The VAE stays in float32.
+    """Load one model. Arguments and errors as in `guidestar.model.loading.load`.
 
     Raises:
-        ValueError: there is no such model, here or on the hub; no such average, variant or
-            dtype.
-        WeightsError: a file is damaged, or does not fit its network; it is named. Or the networks
-            would take more than this machine's memory; the environment variable GUIDESTAR_MEMORY
-            (in GB) takes its place.
+        ValueError: the folder is a cascade's.
     """
     name, variant = _split(name, variant)
     folder = _find(name)
@@ -266,7 +244,7 @@ def _checkpoint(file: Path) -> str:
 def _read_foreign(
     folder: Path, name: str, size: tuple[int, int] | None, dtype: torch.dtype
 ) -> Model:
-    family, parts = family_of(folder), read_pipeline(folder, size=size, dtype=dtype)
+    family, parts = readable_of(folder), read_pipeline(folder, size=size, dtype=dtype)
     if parts.shape is None:
         raise ValueError(
             f"{folder}: its network leaves the size of a sample open (no sample_size in "
@@ -354,7 +332,7 @@ def _sequence(main: Parts) -> tuple[int, ...] | None:
     )
 
 
-def _read_classifiers(folder: Path, about: Card) -> dict[str, Classifier]:
+def _read_classifiers(folder: Path, about: Card) -> dict[str, NoisyClassifier]:
     return {n: read_module(folder / n, known=_classifiers()) for n in about.get("classifiers", [])}
 
 

@@ -25,7 +25,7 @@ def load(
     and a scheduler, or a cascade.
 
     Of pipelines, Stable Diffusion, SDXL, SD3, Flux, PixArt, DiT, DDPM and DDIM are read
-    (`guidestar.diffusers.read.pipeline.FAMILIES`): network, noise levels, text encoders and VAE.
+    (`guidestar.diffusers.read.pipeline.READABLE`): network, noise levels, text encoders and VAE.
     The folder of a cascade gives a `Cascade`, which samples, plans and repeats as a model does.
 
     Args:

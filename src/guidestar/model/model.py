@@ -30,7 +30,7 @@ from .request import (
     checked_start,
 )
 from .samples import CARRIED, Carried, Samples, Settings, check_settings, settings_of
-from .steering import ImageReward, steer
+from .steering import ImageReward, steer_model
 from .walking import finish, walk_states
 
 Watch = Callable[[int, int], None]
@@ -346,7 +346,7 @@ class Model(ModelParts):
             every=every,
             threshold=threshold,
         )
-        return steer(self, reward, request, how, watch)
+        return steer_model(self, reward, request, how, watch)
 
     def again(self, settings: Carried, watch: Watch | None = None) -> Samples:
         """Repeat the run that a picture carries.

@@ -15,13 +15,13 @@ from ..core.levels import Schedule
 from ..diffusers.guidance_file import Defaults
 from .manifest import Card
 from .protocols import (
-    ClassEncoder,
-    Classifier,
-    Decoder,
     Encoder,
+    ImageDecoder,
     Judge,
     LatentDecoder,
-    TextEncoder,
+    NamesClasses,
+    NoisyClassifier,
+    TakesPrompts,
     TextJudge,
 )
 
@@ -50,9 +50,9 @@ class ModelParts(ABC):
     schedule: Schedule
     shape: tuple[int, ...]
     encoder: Encoder | None = None
-    decode: Decoder = lambda x: x.clamp(-1, 1)
+    decode: ImageDecoder = lambda x: x.clamp(-1, 1)
     nets: dict[str, tuple[Denoiser, Encoder | None]] = field(default_factory=dict)
-    classifiers: dict[str, Classifier] = field(default_factory=dict)
+    classifiers: dict[str, NoisyClassifier] = field(default_factory=dict)
     judge: Judge | TextJudge | None = None
     defaults: Defaults = field(default_factory=Defaults)
     card: Card = field(default_factory=dict)
@@ -61,12 +61,12 @@ class ModelParts(ABC):
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, if it has any."""
         encoder = self.encoder
-        return tuple(encoder.classes) if isinstance(encoder, ClassEncoder) else ()
+        return tuple(encoder.classes) if isinstance(encoder, NamesClasses) else ()
 
     @property
     def told_by_text(self) -> bool:
         """Whether its condition is a prompt."""
-        return isinstance(self.encoder, TextEncoder)
+        return isinstance(self.encoder, TakesPrompts)
 
     @property
     def latent(self) -> bool:
@@ -122,13 +122,13 @@ class ModelParts(ABC):
             )
         return self.judge
 
-    def need_classes(self) -> ClassEncoder:
+    def need_classes(self) -> NamesClasses:
         """Return the encoder of classes.
 
         Raises:
             ValueError: the model takes no classes.
         """
-        if not isinstance(self.encoder, ClassEncoder):
+        if not isinstance(self.encoder, NamesClasses):
             raise ValueError(f"the model {self.name!r} takes no classes; choose a model of classes")
         return self.encoder
 

@@ -38,7 +38,7 @@ class IndexEncoder(Protocol):
 
 
 @runtime_checkable
-class ClassEncoder(IndexEncoder, Protocol):
+class NamesClasses(IndexEncoder, Protocol):
     """An encoder of named classes."""
 
     @property
@@ -48,7 +48,7 @@ class ClassEncoder(IndexEncoder, Protocol):
 
 
 @runtime_checkable
-class TextEncoder(Protocol):
+class TakesPrompts(Protocol):
     """An encoder of prompts."""
 
     @property
@@ -75,7 +75,7 @@ class ScaleInput(Protocol):
     default: float
 
 
-class Classifier(Protocol):
+class NoisyClassifier(Protocol):
     """A classifier of noisy samples."""
 
     def log_prob(self, x: Tensor, level: Level, target: Tensor, /) -> Tensor:
@@ -108,7 +108,7 @@ class TextJudge(Protocol):
         ...
 
 
-class Decoder(Protocol):
+class ImageDecoder(Protocol):
     """Turn samples into images."""
 
     def __call__(self, x: Tensor, /) -> Tensor:

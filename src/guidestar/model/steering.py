@@ -22,7 +22,7 @@ ImageReward = Callable[[Tensor], Tensor]
 """``reward(images [N, C, H, W]) -> [N]``, of decoded samples."""
 
 
-def steer(
+def steer_model(
     model: Model,
     reward: ImageReward,
     request: Request,

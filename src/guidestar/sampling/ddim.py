@@ -72,13 +72,6 @@ class DDPM(Solver):
     name = "ddpm"
     order = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.variance not in ("small", "large", "learned"):
-            raise ValueError(
-                f"ddpm: the variance must be small, large or learned, not {self.variance!r}"
-            )
-
     @property
     def stochastic(self) -> bool:
         return True

@@ -74,8 +74,6 @@ class DEIS(Solver):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_orders(self.name, self.first_order_steps, order=self.order)
-        if self.form not in ("log-snr", "rho", "uniform"):
-            raise ValueError(f"deis: the form must be log-snr, rho or uniform, not {self.form!r}")
         if self.gamma is None:
             return
         if self.form != "uniform" or self.order != 2:

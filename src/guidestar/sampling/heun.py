@@ -73,8 +73,6 @@ class Heun(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.form not in ("auto", "edm", "flow"):
-            raise ValueError(f"heun: the form must be auto, edm or flow, not {self.form!r}")
         if not 0 <= self.churn < math.inf:
             raise ValueError(f"heun: churn must be finite and not negative, not {self.churn}")
 

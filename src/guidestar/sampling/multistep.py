@@ -139,13 +139,6 @@ class Published3M(Multistep, ABC):
 
     order: Literal[3] = 3  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order != 3:
-            raise ValueError(
-                f"{self.name}: the order is 3, not {self.order}; res-multistep has others"
-            )
-
     @property
     def convergence(self) -> int:
         """Order of convergence: the published weights are of second order."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from ..core.arguments import WORDS, check_arguments
 from ..core.levels import Grid, Step
 from ..core.prediction import Prediction
 from ..core.rng import Draw
@@ -66,11 +66,7 @@ class Solver(ABC):
 
     def __post_init__(self) -> None:
         """Refuse settings of another kind than their annotation, in one line."""
-        for setting in fields(self):
-            fits, words = _KINDS.get(str(setting.type), (None, ""))
-            value = getattr(self, setting.name)
-            if fits is not None and not fits(value):
-                raise ValueError(f"{self.name}: {setting.name} must be {words}, not {value!r}")
+        check_arguments(self, self.name, *(setting.name for setting in fields(self)))
 
     @abstractmethod
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
@@ -138,21 +134,4 @@ class Solver(ABC):
             )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _are_two(value: object) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value))
-
-
-_KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "float": (_is_number, "a number"),
-    "float | None": (lambda value: value is None or _is_number(value), "a number or None"),
-    "tuple[float, float]": (_are_two, "two numbers"),
-    "bool": (lambda value: isinstance(value, bool), "True or False"),
-    "Solver": (lambda value: isinstance(value, Solver), "a solver, e.g. DDPM()"),
-}
-"""What fits the annotation of a setting, and the words for it; names and whole numbers are checked
-where they are known.
-"""
+WORDS.update({Solver: "a solver, e.g. DDPM()"})

@@ -152,8 +152,6 @@ class UniPC(PredictorCorrector):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_orders(self.name, self.first_order_steps, order=self.order)
-        if self.variant not in ("bh1", "bh2"):
-            raise ValueError(f"unipc: the variant must be bh1 or bh2, not {self.variant!r}")
 
     @property
     def convergence(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..io.images import write_text
 from ..model.card import markdown_table
-from ..model.cascade import Cascade, load_cascade, write_index
+from ..model.cascade import Cascade, load_cascade, write_cascade_index
 from ..model.manifest import NAME, read_about
 from .export import assemble
 from .loop.signals import Stop
@@ -63,21 +63,21 @@ def train_cascade(
         assemble(recipe, work, command=command, folder=out / spec.name / stage)
     if not all(_is_there(spec, out, stage) for stage in spec.stages):
         return None
-    return finish(spec, out, command)
+    return finish_cascade(spec, out, command)
 
 
 def _is_there(spec: CascadeRecipe, out: Path, stage: str) -> bool:
     return (out / spec.name / stage / NAME).is_file()
 
 
-def finish(spec: CascadeRecipe, out: Path, command: str) -> Cascade:
+def finish_cascade(spec: CascadeRecipe, out: Path, command: str) -> Cascade:
     """Write the cascade's index and card, and return the cascade."""
     folder = out / spec.name
     about = {"summary": spec.summary or f"a cascade of {len(spec.stages)} stages"}
     about |= {"licence": spec.licence or "unknown", "command": command}
     last = read_about(folder / list(spec.stages)[-1])
     about |= {key: last[key] for key in ("recipe", "data_identity") if key in last}
-    write_index(folder, list(spec.stages), about)
+    write_cascade_index(folder, list(spec.stages), about)
     cascade = load_cascade(folder)
     rows = [
         (

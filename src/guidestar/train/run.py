@@ -24,7 +24,7 @@ from .loop.ema import EMA
 from .loop.fit import fit
 from .loop.lock import locked
 from .loop.memory import activations, training_memory
-from .loop.origins import read_parts
+from .loop.origins import read_origins
 from .loop.signals import Stop
 from .loop.trainer import Trainer
 from .objectives.objective import Built, Progress, TrainSettings, profiles
@@ -200,7 +200,7 @@ def train_part(
     if uses_clip(recipe, part):
         take_from_clip(built.module, averaged(recipe, "clip", out, source))
     vae = None if part in OF_PICTURES else vae_folder(recipe, out)
-    made = describe_origin(recipe, part) | read_parts(recipe, part, built.module, vae)
+    made = describe_origin(recipe, part) | read_origins(recipe, part, built.module, vae)
     trainer = Trainer(
         built.module,
         built.objective,

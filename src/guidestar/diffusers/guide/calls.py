@@ -13,7 +13,7 @@ from torch.utils import _pytree as trees
 from ...core.perturbation import AGAINST
 from .traced import Tape, Traced
 
-Rows = Sequence[Tensor]
+AnswerRows = Sequence[Tensor]
 """An answer: each of its tensors, with the samples as rows."""
 
 INPUTS = ("hidden_states", "sample", "x", "x_t", "latents")
@@ -60,7 +60,7 @@ class Template:
     devices: Sequence[torch.device]
 
     @classmethod
-    def of(cls, answer: Any, rows: int, listed: bool) -> tuple[Template, Rows]:
+    def of(cls, answer: Any, rows: int, listed: bool) -> tuple[Template, AnswerRows]:
         """Return the form of an answer, and its rows."""
         leaves, spec = trees.tree_flatten(answer)
         own = lambda x: isinstance(x, Tensor) and x.is_floating_point()
@@ -97,7 +97,7 @@ class NetCall:
     arguments: Mapping[str, Any]
     template: Template = field(repr=False, default=None)  # type: ignore[assignment]
     leaves: Sequence[Traced] = ()
-    answers: Rows | None = None
+    answers: AnswerRows | None = None
 
     @property
     def x(self) -> Any:
@@ -125,7 +125,7 @@ class NetCall:
         """Where each of them is."""
         return self.template.devices[: len(self.row_forms)]
 
-    def leaves_of(self, answer: Rows) -> dict[Traced, Tensor]:
+    def leaves_of(self, answer: AnswerRows) -> dict[Traced, Tensor]:
         """Return an answer by the stand-ins."""
         values = list(answer[0].unbind(0)) if self.template.listed else answer
         return dict(zip(self.leaves, values, strict=True))

@@ -17,14 +17,14 @@ from typing import SupportsInt, TypeVar
 from ...core.hooks import CALL, Forward, replaced, unchanged
 from ..objects import Answer, Arguments, Network, Pipeline
 
-P = TypeVar("P")
+_P = TypeVar("_P")
 MARK = "_guidestar"
 
 RunCall = Callable[[Network, tuple[object, ...], Arguments], Answer]
 """Answers a call of a network, given its arguments."""
 
 
-def become(thing: P, kind: type) -> P:
+def become(thing: _P, kind: type) -> _P:
     """Exchange the class of an object."""
     object.__setattr__(
         thing, "__class__", kind

@@ -21,7 +21,7 @@ class CallNumbers(NamedTuple):
     numbers: Tensor
 
 
-class Watch:
+class FiniteWatch:
     """Record each call's numbers, and end a run in which one is not finite.
 
     On a CPU that happens at once, elsewhere after the last step.

@@ -26,7 +26,7 @@ from ...core.prediction import Prediction
 from ..objects import Answer, Arguments, Network, Pipeline, RunNetwork, Scheduler
 from ..read.scheduler import KINDS
 from .call import bound
-from .calls import NetCall, Rows, Template, signature
+from .calls import AnswerRows, NetCall, Template, signature
 from .classes import become, derived
 from .families import Family, order_of
 from .levels import Output, read_timetable
@@ -58,7 +58,7 @@ class LearntRun:
         self.templates: dict[object, Template] = {}
         self.streams: list[_Stream] = []
         self.present = 0
-        self.asked: dict[str, dict[object, Rows]] = {}
+        self.asked: dict[str, dict[object, AnswerRows]] = {}
         self.packings = Packings(pipe)
         self.start = _Stream(self)
 
@@ -87,7 +87,7 @@ class LearntRun:
     def _begin_step(self) -> None:
         self.tape, self.calls = Tape(self.name), []
         self.stepped, self.present = False, 0
-        self.asked: dict[str, dict[object, Rows]] = {}
+        self.asked: dict[str, dict[object, AnswerRows]] = {}
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -333,7 +333,7 @@ class PartDenoiser:
     layout: Layout
     output: Output
     z: Tensor
-    kept: dict[object, Rows]
+    kept: dict[object, AnswerRows]
     again: bool
     form: SampleForm = PLAIN
     perturbed: bool = False
@@ -384,7 +384,7 @@ class PartDenoiser:
 
     def _ask(
         self, call: NetCall, rows: Tensor, prompts: Mapping[str, Tensor], x_t: Tensor | None
-    ) -> Rows:
+    ) -> AnswerRows:
         """Return what the network answers to some rows of a call."""
         if self.own and call.answers is not None and not self.perturbed and x_t is None:
             kept = call.prompts()
@@ -425,7 +425,7 @@ class PartDenoiser:
             "through it, cannot be used"
         )
 
-    def _read(self, answer: Rows, samples: Tensor) -> Tensor:
+    def _read(self, answer: AnswerRows, samples: Tensor) -> Tensor:
         """Return what the scheduler would be given for these answers, one row a sample."""
         batch = self.layout.batch
         parts = []
@@ -438,12 +438,12 @@ class PartDenoiser:
             parts.append(self._to_scheduler(rows))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _to_scheduler(self, rows: Rows) -> Tensor:
+    def _to_scheduler(self, rows: AnswerRows) -> Tensor:
         made = self.c.everywhere(self.layout, rows)
         flat = len(made) // self.layout.batch
         return made if flat == 1 else made.unflatten(0, (self.layout.batch, flat))
 
-    def _read_some(self, answer: Rows, start: int, index: Tensor) -> Tensor:
+    def _read_some(self, answer: AnswerRows, start: int, index: Tensor) -> Tensor:
         """Read answers for some of the samples, perhaps with one of them more than once."""
         made = []
         for k, sample in enumerate(index.tolist()):

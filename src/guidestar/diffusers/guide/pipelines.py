@@ -28,7 +28,7 @@ from .kinds import check_kind, learns, warn_of_numbers
 from .learnt import LearntRun
 from .run import Run, Wanted
 
-P = TypeVar("P")
+_P = TypeVar("_P")
 
 
 class Options(TypedDict, total=False):
@@ -44,7 +44,7 @@ class Options(TypedDict, total=False):
 
 
 def guide(
-    pipe: P,
+    pipe: _P,
     guidance: str | Path | Guidance | Direction | None,
     *,
     nets: Mapping[str, Network] | None = None,
@@ -54,7 +54,7 @@ def guide(
     through_vae: bool = False,
     max_rows: int | None = None,
     check: bool = False,
-) -> P:
+) -> _P:
     """Replace the guidance of a Diffusers pipeline by ours, and return the pipeline.
 
     While the pipeline runs, each call of its denoising network is answered by
@@ -122,8 +122,8 @@ def guide(
 
 @contextmanager
 def guided(
-    pipe: P, guidance: str | Path | Guidance | Direction, **options: Unpack[Options]
-) -> Iterator[P]:
+    pipe: _P, guidance: str | Path | Guidance | Direction, **options: Unpack[Options]
+) -> Iterator[_P]:
     """Guide a pipeline within a ``with`` block; after it, it has the guidance that it had before.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calls import NetCall, Rows
+from .calls import AnswerRows, NetCall
 from .traced import Tape, Traced
 
 TOLERANCE = 0.05
@@ -76,7 +76,7 @@ class Combination:
     sample: Tensor
     channels: int | None = None
 
-    def of(self, blocks: Mapping[Place, Rows]) -> Tensor:
+    def of(self, blocks: Mapping[Place, AnswerRows]) -> Tensor:
         """Return what reaches the scheduler where the blocks of rows are these answers."""
         leaves: dict[Traced, Tensor] = {}
         for k, call in enumerate(self.calls):
@@ -84,7 +84,7 @@ class Combination:
             leaves |= call.leaves_of([torch.cat(r) for r in zip(*own, strict=True)])
         return self.tape.run(leaves, self.wanted)
 
-    def everywhere(self, layout: Layout, rows: Rows) -> Tensor:
+    def everywhere(self, layout: Layout, rows: AnswerRows) -> Tensor:
         """Return what reaches the scheduler where all blocks are the same answer."""
         return self.of(dict.fromkeys(layout.places(), rows))
 
@@ -163,7 +163,7 @@ def _coefficients(c: Combination, batch: int) -> tuple[dict[Place, float], float
     turned = [_turned(t) * step for t in held]
 
     def pushed(chosen: Sequence[Place]) -> Tensor:
-        both: list[dict[Place, Rows]] = [
+        both: list[dict[Place, AnswerRows]] = [
             {
                 p: [t + sign * d for t, d in zip(held, turned, strict=True)]
                 if p in chosen

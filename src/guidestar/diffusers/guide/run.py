@@ -27,7 +27,7 @@ from .families import (
     moved_from,
     negative_rows,
 )
-from .finite import Watch
+from .finite import FiniteWatch
 from .levels import Timetable, read_timetable
 from .pipeline_seeds import generators, seed_of
 
@@ -45,7 +45,7 @@ class Wanted:
     check: bool = False
 
 
-Rows = Any
+_Call = Any
 """The rows of a step, of which these read the names of a `Call`: its own, or those learnt."""
 
 
@@ -86,7 +86,7 @@ class Walk(ABC):  # noqa: B024  (what runs and their streams share)
         self.encoded: dict[object, Condition] = {}
         self.foreseen: tuple[int, tuple[str, ...]] | None = None
         self.pending: tuple[int, Call, Tensor] | None = None
-        self.watch = Watch(type(pipe).__name__, self._name_culprits)
+        self.watch = FiniteWatch(type(pipe).__name__, self._name_culprits)
         self._restart(0)
 
     def _restart(self, place: int) -> None:
@@ -120,7 +120,7 @@ class Walk(ABC):  # noqa: B024  (what runs and their streams share)
             index = (place - self.begin) // table.order
             yield Step(level, grid[min(index + 1, grid.steps)], index, grid)
 
-    def _ahead(self, call: Rows, place: int) -> Iterator[Step]:
+    def _ahead(self, call: _Call, place: int) -> Iterator[Step]:
         """Return the coming steps, at the first call of this part of the run with such rows."""
         table = self._read_table()
         if self.foreseen != (self.begin, call.parts):
@@ -131,7 +131,7 @@ class Walk(ABC):  # noqa: B024  (what runs and their streams share)
             stop = len(table.times) if count is None else min(len(table.times), self.begin + count)
             yield from self._steps(((k, table.levels[k]) for k in range(place + 1, stop)), table)
 
-    def _encode(self, call: Rows, names: tuple[str | int, ...]) -> Condition:
+    def _encode(self, call: _Call, names: tuple[str | int, ...]) -> Condition:
         key = names, call.parts
         if key not in self.encoded:
             self._check_prompts(call, names)
@@ -144,11 +144,11 @@ class Walk(ABC):  # noqa: B024  (what runs and their streams share)
             )
         return self.encoded[key]
 
-    def _check_prompts(self, call: Rows, names: Iterable[str | int]) -> None:
+    def _check_prompts(self, call: _Call, names: Iterable[str | int]) -> None:
         for name in names:
             check_prompt(self.pipe, call.family, name, () if call.has_settings else call.prompts)
 
-    def _make(self, call: Rows) -> Guided:
+    def _make(self, call: _Call) -> Guided:
         w, batch = self.wanted, call.batch
         labels = (
             call.condition("cond").get("class_labels") if "class_labels" in call.prompts else None
@@ -204,7 +204,7 @@ class Walk(ABC):  # noqa: B024  (what runs and their streams share)
         name = base.cond.value if isinstance(base.cond, Slot) else base.cond
         return passes | {(f"the base {name!r}", base): None}
 
-    def _check(self, call: Rows, steps: Sequence[Step]) -> None:
+    def _check(self, call: _Call, steps: Sequence[Step]) -> None:
         """Refuse, by name, terms whose rows or prompts the pipeline does not give.
 
         It may hand over no such rows, or be unable to encode the prompt.
@@ -241,7 +241,7 @@ class Walk(ABC):  # noqa: B024  (what runs and their streams share)
         )
         raise ValueError(f"{who} the negative pass, but {how}{why}")
 
-    def _check_beside(self, main: Network, call: Rows) -> None:
+    def _check_beside(self, main: Network, call: _Call) -> None:
         """Refuse further networks and classifiers that are not where the pipeline runs."""
         check_nets(self.wanted.nets, main, call.whole.device)
         check_classifiers(self.wanted.classifiers, call.whole.device)

@@ -26,7 +26,7 @@ from .settings import LABELS, check_own
 from .towers import architectures, build_encoder, fitting, read_tokenizer, renamed
 
 
-class Encoder(Protocol):
+class ConditionReader(Protocol):
     """Turns names or prompts into conditions. Encoders of classes also have ``classes`` and
     ``index(name)``.
     """
@@ -207,7 +207,7 @@ def checked_prompt(name: str | int) -> str:
 
 def read_encoder(
     folder: str | Path, network: ModelMixin, *, dtype: torch.dtype = torch.float32
-) -> Encoder | None:
+) -> ConditionReader | None:
     """Read how the conditions of ``network`` are made; None where it takes none, or only the caller
     knows.
 
@@ -244,7 +244,7 @@ def is_masked(network: object) -> bool:
     return type(network).__name__.startswith("PixArt")
 
 
-def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Encoder:
+def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> ConditionReader:
     """Read a condition encoder that `guidestar.diffusers.write.write_condition` wrote.
 
     Raises:

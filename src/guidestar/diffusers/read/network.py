@@ -16,7 +16,7 @@ from ...networks.low_resolution import LOW, low_of
 from ...networks.network import Network, OutputKind
 from ..objects import Answer, Config
 from . import flux
-from .encoders import ClassLabels, Encoder, TextEncoder, read_encoder
+from .encoders import ClassLabels, ConditionReader, TextEncoder, read_encoder
 from .safetensors_io import network_folder, read_module, read_network
 from .scheduler import Process, read_scheduler, scheduler_file
 
@@ -44,7 +44,7 @@ class Parts:
     denoiser: Network
     schedule: Schedule
     shape: tuple[int, int, int] | None
-    encoder: Encoder | None
+    encoder: ConditionReader | None
     predicts: OutputKind
     folder: Path
 
@@ -209,7 +209,7 @@ def _shape(network: ModelMixin, beside: int = 0) -> tuple[int, int, int] | None:
 
 __all__ = [
     "ClassLabels",
-    "Encoder",
+    "ConditionReader",
     "Parts",
     "Process",
     "TextEncoder",

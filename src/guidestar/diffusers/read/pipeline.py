@@ -43,7 +43,7 @@ FLUX_SIZE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class Readable:
     """A kind of pipeline.
 
     Args:
@@ -57,21 +57,21 @@ class Family:
     patch: int = 1
 
 
-FAMILIES = {
-    "StableDiffusionPipeline": Family(guidance="cfg(7.5)"),
-    "StableDiffusionXLPipeline": Family(guidance="cfg(5)"),
-    "StableDiffusion3Pipeline": Family(guidance="cfg(7)", patch=2),
-    "FluxPipeline": Family(guidance="cond", patch=2),
-    "PixArtAlphaPipeline": Family(guidance="cfg(4.5)", patch=2),
-    "PixArtSigmaPipeline": Family(guidance="cfg(4.5)", patch=2),
-    "DiTPipeline": Family(guidance="cfg(4)", prompts=False),
-    "DDPMPipeline": Family(guidance="uncond", prompts=False),
-    "DDIMPipeline": Family(guidance="uncond", prompts=False),
+READABLE = {
+    "StableDiffusionPipeline": Readable(guidance="cfg(7.5)"),
+    "StableDiffusionXLPipeline": Readable(guidance="cfg(5)"),
+    "StableDiffusion3Pipeline": Readable(guidance="cfg(7)", patch=2),
+    "FluxPipeline": Readable(guidance="cond", patch=2),
+    "PixArtAlphaPipeline": Readable(guidance="cfg(4.5)", patch=2),
+    "PixArtSigmaPipeline": Readable(guidance="cfg(4.5)", patch=2),
+    "DiTPipeline": Readable(guidance="cfg(4)", prompts=False),
+    "DDPMPipeline": Readable(guidance="uncond", prompts=False),
+    "DDIMPipeline": Readable(guidance="uncond", prompts=False),
 }
 """Every pipeline class that is read."""
 
 
-def family_of(folder: Path) -> Family | None:
+def readable_of(folder: Path) -> Readable | None:
     """Return the family that ``model_index.json`` names; None where it names no pipeline.
 
     Raises:
@@ -83,12 +83,12 @@ def family_of(folder: Path) -> Family | None:
     name = about.get("_class_name")
     if name is None:
         return None
-    if name not in FAMILIES:
+    if name not in READABLE:
         raise ValueError(
             f"{file}: a {one_word(name)} is not read as a model; these are: "
-            f"{', '.join(FAMILIES)}; its network is, from a folder of that and scheduler/ alone"
+            f"{', '.join(READABLE)}; its network is, from a folder of that and scheduler/ alone"
         )
-    return FAMILIES[name]
+    return READABLE[name]
 
 
 def read_pipeline(
@@ -109,7 +109,7 @@ def read_pipeline(
             read.
     """
     folder = Path(folder)
-    family = family_of(folder)
+    family = readable_of(folder)
     parts = read_parts(folder, dtype=dtype)
     if family is None or not family.prompts:
         if size is not None:
@@ -149,7 +149,7 @@ def _factor(folder: Path) -> int:
 
 
 def _shape(
-    folder: Path, parts: Parts, family: Family, size: tuple[int, int] | None
+    folder: Path, parts: Parts, family: Readable, size: tuple[int, int] | None
 ) -> tuple[int, int, int] | None:
     net = _network(parts)
     channels, height, width = parts.shape or (net.config.in_channels // 4, FLUX_SIZE, FLUX_SIZE)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.levels import Level
-from ..objects import Answer, Classifier, Network
+from ..objects import Answer, LatentClassifierModule, Network
 from .safetensors_io import read_module
 
 _KNOWN = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL")
@@ -120,7 +120,7 @@ class ThroughDecoder:
     """
 
     def __init__(self, vae: Network, inner: object) -> None:
-        self.vae, self.inner, self.rho_max = vae, cast(Classifier, inner), None
+        self.vae, self.inner, self.rho_max = vae, cast(LatentClassifierModule, inner), None
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.inner, name)

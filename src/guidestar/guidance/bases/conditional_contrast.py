@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC
 
+from ...core.arguments import check_arguments
 from ...core.denoiser import Condition
 from ...core.levels import Step
 from ...core.passes import COND, NEGATIVE, Pass
-from ..arguments import check_arguments
 from ..term import Context, Contrast, Direction
 
 
@@ -22,7 +22,7 @@ class Conditioned(Contrast, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_arguments(self, "negative")
+        check_arguments(self, self.name, "negative")
 
     def bind(self, context: Context) -> Direction:
         return needs_condition(self, context)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ...core.arguments import check_arguments
 from ...core.levels import Step
 from ...core.passes import Pass, Perturbation, Slot
-from ..arguments import check_arguments
 from ..term import Context, Contrast, Direction
 
 
@@ -37,7 +37,7 @@ class Perturbed(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_arguments(self, "layers")
+        check_arguments(self, self.name, "layers")
         object.__setattr__(self, "layers", checked_layers(self.layers))
         if self.of not in (None, "cond", "uncond", "neg"):
             raise ValueError(f"{self.name}: of must be cond, uncond or neg, not {self.of!r}")

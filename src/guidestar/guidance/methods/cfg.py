@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ...core.arguments import check_counts
 from ...core.denoiser import Condition
 from ...core.prediction import Prediction
-from ..arguments import check_counts
 from ..bases.conditional_contrast import Conditioned
 from ..expression import register
 from ..term import Live, Pushed

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...core.arguments import check_counts
 from ...core.denoiser import Condition
 from ...core.levels import Step, expand, inverse_or_zero
 from ...core.prediction import Prediction
 from ...core.rounds import Asking, Group, GuidedStep
-from ..arguments import check_counts
 from ..bases.conditional_contrast import Conditioned
 from ..bases.statistics import dot, safe
-from ..context import Count, Engine, States
+from ..context import Count, States, SumEngine
 from ..engine import select
 from ..expression import register
 from ..groups import join_steps, take
@@ -61,7 +61,7 @@ class CFGZero(Conditioned):
         count = max(1, round(0.04 * step.grid.steps)) if self.zero is None else self.zero
         return step.index < count
 
-    def around(self, engine: Engine, key: int) -> Engine:
+    def around(self, engine: SumEngine, key: int) -> SumEngine:
         return HeldStart(engine, self, key)
 
     def shape(self, good: Prediction, bad: Prediction, live: Live) -> Pushed:
@@ -80,7 +80,7 @@ class HeldStart:
         key: its index in the sum.
     """
 
-    inner: Engine
+    inner: SumEngine
     term: CFGZero
     key: int
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...core.arguments import check_arguments
 from ...core.denoiser import Condition
 from ...core.levels import Step
 from ...core.passes import COND, NULL, Pass, Slot
-from ..arguments import check_arguments
 from ..expression import register
 from ..term import Contrast, Traits
 
@@ -38,7 +38,7 @@ class AND(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_arguments(self, "concept")
+        check_arguments(self, self.name, "concept")
 
     def good(self, step: Step) -> Pass:
         return COND if self.concept is None else Pass(cond=self.concept)
@@ -73,7 +73,7 @@ class NOT(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_arguments(self, "concept")
+        check_arguments(self, self.name, "concept")
 
     def good(self, step: Step) -> Pass:
         return NULL

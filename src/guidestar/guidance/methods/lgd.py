@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ...core.arguments import check_counts
 from ...core.levels import expand
 from ...core.prediction import Prediction
-from ..arguments import check_counts
 from ..bases.loss_term import Steered, displacing, smoothed, spread
 from ..expression import register
 from ..term import Live, Pushed, Traits

@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...core.arguments import check_arguments
 from ...core.denoiser import Condition, Denoiser
 from ...core.levels import Step, Value, expand
 from ...core.passes import COND, Inputs, Pass, Slot
 from ...core.perturbation import Rows, layers_of
 from ...core.prediction import Prediction
-from ..arguments import check_arguments
 from ..bases.conditional_contrast import needs_condition
 from ..bases.perturbation_contrast import checked_layers
 from ..bases.statistics import safe
@@ -68,7 +68,7 @@ class NAG(Direction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_arguments(self, "negative", "layers")
+        check_arguments(self, self.name, "negative", "layers")
         object.__setattr__(self, "layers", checked_layers(self.layers))
         if not finite(self.tau) or self.tau <= 0 or not finite(self.alpha):
             raise ValueError(

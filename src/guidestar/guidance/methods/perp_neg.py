@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...core.arguments import check_arguments
 from ...core.denoiser import Condition
 from ...core.levels import Step
 from ...core.passes import COND, NEGATIVE, NULL, Pass, Slot
 from ...core.prediction import Prediction
-from ..arguments import check_arguments
 from ..bases.conditional_contrast import needs_condition
 from ..bases.statistics import dot, safe
 from ..expression import register
@@ -46,7 +46,7 @@ class PerpNeg(Direction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_arguments(self, "negative", "weights")
+        check_arguments(self, self.name, "negative", "weights")
         for field in ("negative", "weights"):
             if isinstance(value := getattr(self, field), list):
                 object.__setattr__(self, field, tuple(value))

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...core.arguments import check_counts
 from ...core.levels import expand, inverse_or_zero
 from ...core.prediction import Prediction
-from ..arguments import check_counts
 from ..bases.loss_term import Steered, scoring, spread
 from ..bases.statistics import dot
 from ..expression import register

@@ -122,7 +122,7 @@ class Threshold(Post):
 
 @register
 @dataclass(frozen=True)
-class Clip(Post):
+class ClipX0(Post):
     """Static thresholding: ``D̂ ← clip(D̂, −limit, limit)`` (2205.11487).
 
     Args:

@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...core.arguments import check_counts
 from ...core.denoiser import Denoiser
 from ...core.levels import Step, expand
 from ...core.passes import NULL, Inputs, NoisyPoint, Pass, Slot
 from ...core.perturbation import Attention, Rows, layers_of
 from ...core.prediction import Prediction
-from ..arguments import check_counts
 from ..bases.blur import blur, picture_axes
 from ..expression import register
 from ..term import Direction, Live, Rounds, Traits

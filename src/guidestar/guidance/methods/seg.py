@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ...core.arguments import check_arguments
 from ...core.denoiser import Denoiser
 from ...core.passes import Inputs, Perturbation
 from ...core.perturbation import Attention, Rows, layers_of
-from ..arguments import check_arguments
 from ..bases.blur import blur
 from ..bases.perturbation_contrast import Perturbed
 from ..expression import register
@@ -48,7 +48,7 @@ class SEG(Perturbed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_arguments(self, "sigma")
+        check_arguments(self, self.name, "sigma")
         if not self.sigma > 0:
             raise ValueError(f"seg: sigma must be positive, not {self.sigma!r}")
 

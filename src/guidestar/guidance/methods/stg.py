@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...core.arguments import check_arguments
 from ...core.denoiser import Denoiser
 from ...core.passes import Inputs, Perturbation
 from ...core.perturbation import Layers, Rows, layers_of
-from ..arguments import check_arguments
 from ..bases.perturbation_contrast import Perturbed
 from ..expression import register
 from .pag import IdentityAttention
@@ -47,7 +47,7 @@ class STG(Perturbed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_arguments(self, "blocks")
+        check_arguments(self, self.name, "blocks")
         blocks = (self.blocks,) if isinstance(self.blocks, int) else tuple(self.blocks)
         object.__setattr__(self, "blocks", blocks)
         if blocks and self.layers:

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...core.arguments import check_counts
 from ...core.levels import Level, Step, Value, expand, inverse_or_zero
 from ...core.prediction import Prediction
-from ..arguments import check_counts
 from ..bases.loss_term import Steered, smoothed, spread
 from ..expression import register
 from ..losses import Loss, gradient

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ...core.arguments import check_counts
 from ...core.levels import expand
 from ...core.prediction import Prediction
-from ..arguments import check_counts
 from ..bases.loss_term import Steered, scoring
 from ..expression import register
 from ..losses import gradient

@@ -20,7 +20,7 @@ from .hooks import LayerInputs
 from .rows import AttentionChange
 
 _HIDDEN, _TEXT = "hidden_states", "encoder_hidden_states"
-Place = Literal["all", "first", "last"]
+TokenPlace = Literal["all", "first", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Blocks:
     attention: tuple[str, ...] = ()
     cross: tuple[str, ...] = ()
     returns: tuple[str, ...] = (_HIDDEN,)
-    place: Place = "all"
+    place: TokenPlace = "all"
     exchange: tuple[str, ...] = ()
     line: tuple[str, ...] = ()
     skips: bool = True
@@ -62,7 +62,7 @@ class Blocks:
         return [name for name in names if _has(net, name) and not _takes_pictures(net, name)]
 
 
-Grid = Callable[[nn.Module, LayerInputs], tuple[int, ...]]
+GridRule = Callable[[nn.Module, LayerInputs], tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Record:
     """
 
     blocks: tuple[Blocks, ...]
-    grid: Grid
+    grid: GridRule
     middle: str = ""
     frames: bool = False
     text: str = ""

@@ -69,7 +69,7 @@ class Cluster:
         trust: bool = False,
         address: str | None = None,
     ) -> None:
-        self._limits, self._own = limits, address is None
+        self._limits = limits
         self._name = f"guidestar-{secrets.token_hex(4)}"
         _connect(address, scale.most)
         load = partial(load_models, dict(folders), device=device, trust=trust)
@@ -98,8 +98,6 @@ class Cluster:
         self._loop.call_soon_threadsafe(self._loop.stop)
         try:
             serve.delete(self._name)
-            if self._own:
-                serve.shutdown()
         finally:
             ray.shutdown()
 
@@ -160,6 +158,8 @@ def _connect(address: str | None, most: int) -> None:
     if address is None:
         cpus = max(most, os.cpu_count() or 1)  # every replica starts, be there fewer cores
         options |= {"num_cpus": cpus, "include_dashboard": False}
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     attempts = 1 if address else STARTS
     for attempt in range(attempts):
         try:

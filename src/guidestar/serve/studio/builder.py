@@ -22,7 +22,7 @@ from ...guidance.serialize import literal
 from ...guidance.term import cond, neg, uncond
 
 Kind = Literal["number", "whole", "choice", "flag", "text"]
-BASES = {"": Guidance(), "cond": cond, "uncond": uncond, "neg": neg}
+_BASES = {"": Guidance(), "cond": cond, "uncond": uncond, "neg": neg}
 EXTRAS = ("interval", "schedule", "every", "reuse", "carry", "extrapolate")
 """Arguments that every term has; the page shows them under "more"."""
 
@@ -149,9 +149,9 @@ def remove(text: str, index: int) -> str:
 
 def set_base(text: str, base: str) -> str:
     """Return the expression with another base, or none (empty)."""
-    if base not in BASES:
+    if base not in _BASES:
         raise ValueError(f"the bases are cond, uncond and neg, not {base!r}")
-    return str(replace(parse(text) if text.strip() else Guidance(), base=BASES[base].base))
+    return str(replace(parse(text) if text.strip() else Guidance(), base=_BASES[base].base))
 
 
 def starting_text(method: str) -> str:

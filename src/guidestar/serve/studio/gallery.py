@@ -11,7 +11,7 @@ from .form import Form
 MOST = 60
 """Pictures that are kept; the oldest go first."""
 
-MOST_BYTES = 64 * 2**20
+_MOST_BYTES = 64 * 2**20
 """Bytes of all of them together."""
 
 
@@ -38,7 +38,7 @@ class Entry:
     @property
     def file(self) -> str:
         """The name of its file."""
-        return file_name(self.form, 0)
+        return picture_name(self.form, 0)
 
 
 class Gallery:
@@ -56,7 +56,7 @@ class Gallery:
             made.append(Entry(id=self._next, form=alone, image=image))
             self._next += 1
         self.entries = [*made, *self.entries][:MOST]
-        while len(self.entries) > 1 and sum(len(e.image) for e in self.entries) > MOST_BYTES:
+        while len(self.entries) > 1 and sum(len(e.image) for e in self.entries) > _MOST_BYTES:
             self.entries.pop()
 
     def remove(self, id: int) -> None:
@@ -74,7 +74,7 @@ class Gallery:
         return f'<div class="gs-gallery">{"".join(map(_card, self.entries))}</div>'
 
 
-def file_name(form: Form, index: int) -> str:
+def picture_name(form: Form, index: int) -> str:
     """Name the file of a picture of a run."""
     cond, seed = form.samples[index]
     words = "".join(c if c.isalnum() else "-" for c in (cond or "uncond"))[:40]

@@ -12,7 +12,7 @@ import gradio as gr
 from ...io.images import read_settings
 from . import drawing
 from .form import read_picture, write_seeds
-from .gallery import file_name
+from .gallery import picture_name
 from .page import LATEST, QUIET, RUN, WRONG, Data, Page, failed, labels_of, message_of
 from .running import preview_every
 from .session import random_seeds
@@ -100,7 +100,7 @@ def _make(page: Page, data: Data, request: gr.Request, *, fresh: bool) -> Iterat
             p = found[0]
             if p.status == "done":
                 session.gallery.add(form, p.pictures)
-                files = [file_name(form, k) for k in range(len(labels))]
+                files = [picture_name(form, k) for k in range(len(labels))]
                 drawn = drawing.pictures(p.pictures, labels, files)
                 yield drawn, drawing.progress(found), session.gallery.draw(), skip
             else:

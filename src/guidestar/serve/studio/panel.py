@@ -16,7 +16,7 @@ from ..web.service import Service
 from . import builder, drawing, problems
 from .form import Form, read_seeds, write_seeds
 
-MOST_STEPS = 100
+_MOST_STEPS = 100
 """Steps of the slider; a request may have more."""
 
 MOST_PROMPTS = 100
@@ -82,7 +82,7 @@ class Panel:
         self.plan = gr.HTML(elem_id="gs-plan")
         with gr.Row():
             self.seeds = gr.Textbox(label="Seeds (0-3: several)", min_width=110, elem_id="gs-seeds")
-            top = min(MOST_STEPS, service.limits.steps)
+            top = min(_MOST_STEPS, service.limits.steps)
             self.steps = gr.Slider(
                 1, top, step=1, label="Steps", min_width=150, elem_id="gs-steps", buttons=[]
             )

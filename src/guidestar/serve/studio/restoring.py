@@ -77,7 +77,7 @@ def observe(
             f"the model {model.name!r} works on latents, so no picture can be an observation of it"
         )
     channels, height, width = model.shape
-    fitted = fit(picture, (width, height), channels)
+    fitted = _fit(picture, (width, height), channels)
     x = _tensor(fitted, channels)
     known = None
     if operator == "inpaint":
@@ -108,7 +108,7 @@ def observe(
     )
 
 
-def fit(picture: Image.Image, size: tuple[int, int], channels: int) -> Image.Image:
+def _fit(picture: Image.Image, size: tuple[int, int], channels: int) -> Image.Image:
     """Crop and scale a picture to a size, over white where it is transparent."""
     if picture.mode in ("RGBA", "LA", "PA", "P"):
         rgba = picture.convert("RGBA")

@@ -10,7 +10,7 @@ from ..web.service import Service
 from .gallery import Gallery
 from .running import Runs
 
-MOST = 500
+_MOST = 500
 """Visitors that are kept; those who were away longest go first."""
 
 
@@ -46,7 +46,7 @@ class Sessions:
             if found is None:
                 found = self._found[name] = Session(self.service, owner)
             self._found.move_to_end(name)
-            gone = [self._found.popitem(last=False)[1] for _ in range(len(self._found) - MOST)]
+            gone = [self._found.popitem(last=False)[1] for _ in range(len(self._found) - _MOST)]
         for session in gone:
             session.runs.cancel()
         return found

@@ -13,7 +13,7 @@ from ...io.images import read_settings
 from ...model.model import Model
 from ...sampling.names import GRID_WORDS, get_solver, grid_of, write_solver
 from ..ticket import Ticket
-from .common import encode, owner_of, service_of, submit, wait
+from .common import encode_base64, owner_of, service_of, submit, wait
 from .errors import RefusedError
 from .job import Job
 from .pictures import from_base64
@@ -92,7 +92,7 @@ async def _make(request: Request, asked: Txt2Img, start: dict[str, Any]) -> dict
     )
     job = await submit(request, sampled, task=asked.force_task_id, resize=bool(start))
     await wait(request, job)
-    pictures = await encode(job)
+    pictures = await encode_base64(job)
     return {
         "images": pictures if asked.send_images else [],
         "parameters": asked.model_dump(exclude={"init_images"}),

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ...core.arguments import find_mismatch
 from ...guidance import Guidance, Inpaint, Observation, get_operator, losses_of, parse
-from ...guidance.arguments import problem
 from ...guidance.operators import OPERATORS
 from ...model.model import Model
 from ...model.request import Request
@@ -47,7 +47,9 @@ def build(model: Model, asked: SampleRequest, limits: Limits, *, resize: bool = 
     losses = None
     if asked.observation is not None:
         expression = model.expression(guidance, conditional=asked.cond is not None)
-        losses = {"loss": observe(model, asked.observation, expression, len(seeds), limits)}
+        losses = {
+            "loss": build_observation(model, asked.observation, expression, len(seeds), limits)
+        }
     return model.request(
         asked.cond,
         guidance=guidance,
@@ -129,7 +131,7 @@ def of_pixels(model: Model, field: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def observe(
+def build_observation(
     model: Model, seen: Seen, guidance: Guidance, count: int, limits: Limits
 ) -> Observation:
     """Return what was observed, for each of ``count`` samples.
@@ -164,7 +166,7 @@ def _options(seen: Seen, shape: tuple[int, int, int], limits: Limits) -> dict[st
         if key not in known or key == "mask":
             raise _wrong(f"{seen.operator} has no option {key!r}; it has {', '.join(known)}")
         whole = int(value) if float(value).is_integer() else value
-        if wrong := problem(kind, key, whole):
+        if wrong := find_mismatch(kind, key, whole):
             raise _wrong(f"{seen.operator}: {wrong}")
         options[key] = whole
     if ("mask" in known) != (seen.mask is not None):

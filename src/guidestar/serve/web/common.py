@@ -47,7 +47,7 @@ async def wait(request: Request, job: Job) -> None:
             raise RefusedError(499, "disconnected", "the client has gone")
 
 
-async def encode(job: Job, kind: str = "png") -> list[str]:
+async def encode_base64(job: Job, kind: str = "png") -> list[str]:
     """Return the pictures of a request that is over, in base64.
 
     Raises:

@@ -14,7 +14,7 @@ from ..errors import (
     TooLargeError,
 )
 
-log = logging.getLogger("guidestar.serve")
+_log = logging.getLogger("guidestar.serve")
 
 RETRY_AFTER = 5
 """Seconds after which a client may try again."""
@@ -59,7 +59,7 @@ def refused(error: BaseException) -> RefusedError:
     for kind, (status, name) in _KINDS.items():
         if isinstance(error, kind):
             return RefusedError(status, name, str(error))
-    log.error("a request failed: %s: %s", type(error).__name__, error)
+    _log.error("a request failed: %s: %s", type(error).__name__, error)
     return RefusedError(
         500,
         "server_error",

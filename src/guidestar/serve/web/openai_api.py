@@ -11,7 +11,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 
 from ..ticket import changes
-from .common import encode, events, service_of, submit, wait
+from .common import encode_base64, events, service_of, submit, wait
 from .errors import RefusedError
 from .job import Job
 from .schemas import ImagesRequest, SampleRequest
@@ -58,7 +58,7 @@ async def generate(request: Request, asked: ImagesRequest) -> Any:
     if asked.stream:
         return events(request, _events(job, asked, f"{width}x{height}", warnings))
     await wait(request, job)
-    pictures = await encode(job, asked.output_format)
+    pictures = await encode_base64(job, asked.output_format)
     return {
         "created": int(time.time()),
         "data": [_entry(request, job, asked, k, p) for k, p in enumerate(pictures)],
@@ -108,7 +108,7 @@ async def _events(
                     {**common, "b64_json": pictures[0], "partial_image_index": count}, kind
                 )
                 count += 1
-        for picture in await encode(job, asked.output_format):
+        for picture in await encode_base64(job, asked.output_format):
             done = {**common, "b64_json": picture, "usage": NO_TOKENS, "warnings": warnings}
             yield _event(done, "image_generation.completed")
     except RefusedError as error:

@@ -14,7 +14,7 @@ import uvicorn
 
 from .service import Service
 
-log = logging.getLogger("guidestar.serve")
+_log = logging.getLogger("guidestar.serve")
 
 FETCH = 2.0
 """Seconds after the last request is over in which clients can fetch pictures."""
@@ -49,7 +49,7 @@ class _Server(uvicorn.Server):
 
     def _drain(self) -> None:
         started = time.monotonic()
-        log.warning("stopping: no more requests are taken, %.0f s for the others", self.grace)
+        _log.warning("stopping: no more requests are taken, %.0f s for the others", self.grace)
         self.service.close(self.grace)
         time.sleep(max(0.0, min(FETCH, self.grace - (time.monotonic() - started))))
         self.should_exit = True

@@ -21,7 +21,7 @@ from .limits import Limits
 from .metrics import Metrics
 from .schemas import SampleRequest
 
-log = logging.getLogger("guidestar.serve")
+_log = logging.getLogger("guidestar.serve")
 
 
 class Service:
@@ -160,7 +160,7 @@ class Service:
         try:
             self._encoder.submit(job.keep_pictures)
         except RuntimeError:  # the server is going down; pictures are then made where fetched
-            log.debug("the encoder is closed")
+            _log.debug("the encoder is closed")
 
     def _sweep(self) -> None:
         """Drop what is older than it is kept, and the oldest beyond the number that is."""

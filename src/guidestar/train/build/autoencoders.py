@@ -23,7 +23,7 @@ from ..recipe.schema import Recipe
 from ..recipe.tables import OWN_VAE
 from .limits import copies_of, within_memory
 
-MOST = 8192
+_MOST = 8192
 """Pictures whose latents are measured."""
 
 
@@ -123,13 +123,13 @@ def latent_shape(spec: AutoencoderPart, shape: tuple[int, ...]) -> tuple[int, in
 @torch.no_grad()
 def measured_spread(vae: Any, source: Source) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each channel of the latents ``[C]``, float64, over up
-    to `MOST` pictures.
+    to `_MOST` pictures.
 
     Raises:
         ValueError: a channel has no spread.
     """
     pictures = pictures_of(source)
-    rows = torch.linspace(0, (pictures.size or 1) - 1, min(MOST, pictures.size or 1))
+    rows = torch.linspace(0, (pictures.size or 1) - 1, min(_MOST, pictures.size or 1))
     found = [
         raw_latents(vae.encode(pictures.batch(part, Draw(part))[0]))
         for part in map(Tensor.tolist, rows.round().long().split(32))

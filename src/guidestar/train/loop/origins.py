@@ -16,7 +16,7 @@ from ...networks.conditional import ConditionalModel
 from ..recipe.schema import Recipe
 
 
-def read_parts(
+def read_origins(
     recipe: Recipe, part: str, module: nn.Module, vae: Path | None = None
 ) -> dict[str, str]:
     """Return digests of what a part reads from elsewhere, by name, for its checkpoint.

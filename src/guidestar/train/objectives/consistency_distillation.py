@@ -11,8 +11,8 @@ from torch import Tensor
 from ...core.levels import Grid, Schedule, divide, expand
 from ...core.rng import Draw
 from .objective import Objective
-from .students import chosen, ddim, noised, nulls_of, student
-from .teacher import Batch, Student, Teacher, ask, step_between
+from .students import chosen, ddim, noise_rows, nulls_of, student
+from .teacher import Batch, StudentModel, Teacher, ask, step_between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +56,13 @@ class ConsistencyDistillation(Objective):
         doublings = max(0, (self.last // self.first).bit_length() - 1)
         return self.first * 2 ** min(doublings, done * (doublings + 1) // max(1, self.steps))
 
-    def __call__(self, net: Student, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
+    def __call__(self, net: StudentModel, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the student ``net`` (``encoder`` and ``denoiser``)."""
         asked = ask(x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale)
         grid = self.spacing(self.teacher.schedule, self.fineness(draw.step))
         at = (draw.uniform("step").double() * grid.steps).long().clamp_max(grid.steps - 1).cpu()
         t, s = chosen(grid, at), chosen(grid, at + 1)
-        x_t = noised(x0, t, draw)
+        x_t = noise_rows(x0, t, draw)
         step = step_between(t, s, self.teacher.schedule)
         x_s = ddim(self.teacher.predict(x_t, step, asked), s)
         with torch.no_grad():

@@ -13,8 +13,8 @@ from torch import Tensor
 from ...core.levels import Grid, Level, Step, Value, divide
 from ...core.rng import Draw
 from .objective import Objective
-from .students import chosen, ddim, landing, noised, nulls_of, squared, student
-from .teacher import Batch, Student, Teacher, ask, step_between
+from .students import chosen, ddim, landing, noise_rows, nulls_of, squared, student
+from .teacher import Batch, StudentModel, Teacher, ask, step_between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +69,13 @@ class ProgressiveDistillation(Objective):
         """How many steps of the teacher one of the student's is."""
         return self.walked.steps // self.grid.steps
 
-    def __call__(self, net: Student, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
+    def __call__(self, net: StudentModel, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the student ``net`` (``encoder`` and ``denoiser``)."""
         asked = ask(x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale)
         at = (draw.uniform("step").double() * self.grid.steps).long()
         at = at.clamp_max(self.grid.steps - 1).cpu()
         level = chosen(self.grid, at)
-        x_t = noised(x0, level, draw)
+        x_t = noise_rows(x0, level, draw)
         places = [at * self.substeps + j for j in range(self.substeps)]
         path = [*(chosen(self.walked, place) for place in places), chosen(self.grid, at + 1)]
         x_s = x_t

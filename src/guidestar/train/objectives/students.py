@@ -10,10 +10,10 @@ from torch import Tensor
 from ...core.levels import Grid, Level, Value, divide, expand, sqrt
 from ...core.prediction import Prediction
 from ...core.rng import Draw
-from .teacher import Asked, Student, with_input
+from .teacher import Asked, StudentModel, with_input
 
 
-def student(net: Student, x_t: Tensor, level: Level, asked: Asked) -> Tensor:
+def student(net: StudentModel, x_t: Tensor, level: Level, asked: Asked) -> Tensor:
     """Return the student's clean estimate ``[B, *S]``, in one pass."""
     cond = net.encoder(asked.rows)
     if asked.scale is not None:
@@ -22,12 +22,12 @@ def student(net: Student, x_t: Tensor, level: Level, asked: Asked) -> Tensor:
     return out.x0 if isinstance(out, Prediction) else out
 
 
-def nulls_of(net: Student) -> Callable[[str], Tensor]:
+def nulls_of(net: StudentModel) -> Callable[[str], Tensor]:
     """Return what gives the null row of a condition, by name."""
     return net.encoder.null_rows
 
 
-def noised(x0: Tensor, level: Level, draw: Draw) -> Tensor:
+def noise_rows(x0: Tensor, level: Level, draw: Draw) -> Tensor:
     """Return ``αx0 + σz`` with z of the stream "noise"."""
     return expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * draw.normal_like("noise", x0)
 

@@ -53,7 +53,7 @@ class Batch(TypedDict):
     """The number of each run of the teacher ``[B]`` (int64), where runs are learned."""
 
 
-class Student(Protocol):
+class StudentModel(Protocol):
     """A denoiser and the encoder of its conditions."""
 
     @property

@@ -17,7 +17,7 @@ from .tables import ConditionSpec, Data, Export, Levels, Noise, PreviewTable, Ta
 
 WORK = "stages"
 """The folder under ``--out`` in which each stage is trained."""
-PIXELS = "cfg(2) | threshold(0.995)"
+_PIXELS = "cfg(2) | threshold(0.995)"
 """The guidance of a stage where the recipe names none: of pixels, so thresholded as Imagen's."""
 _SHARED = ("schedule", "objective", "levels", "preview", "export")
 
@@ -130,7 +130,7 @@ class CascadeRecipe(Strict):
         for key in _SHARED:
             if getattr(table, key) is not None:
                 content[key] = getattr(table, key).model_dump(exclude_unset=True)
-        content["export"] = {"guidance": PIXELS, **content.get("export", {})}
+        content["export"] = {"guidance": _PIXELS, **content.get("export", {})}
         content |= {
             "name": stage,
             "summary": f"{self.summary or self.name}: the stage {stage}, {table.size} pixels",

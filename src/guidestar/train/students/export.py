@@ -21,7 +21,7 @@ from .paths import make_paths
 from .run import Lesson, data_of, finished_stage, runs_of, stage_settings
 from .stages import training
 
-SOLVERS = {
+_SOLVERS = {
     "guided": None,
     "trajectory": "ddim",
     "progressive": "ddim",
@@ -49,7 +49,7 @@ def assemble_student(
     index %= len(stages)
     steps, last = stages[index][1], index == len(stages) - 1
     module: Any = finished_stage(lesson, index, out)
-    solver = SOLVERS[spec.method]
+    solver = _SOLVERS[spec.method]
     encoder = module.encoder.alone()
     about = _about(lesson, out, command, index)
     if spec.method == "trajectory":

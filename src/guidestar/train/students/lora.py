@@ -35,7 +35,7 @@ LAYERS = (
 )
 """Ends of the names of the linear layers that are adapted, where a network has them."""
 
-STAGE = "lora"
+_STAGE = "lora"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +217,10 @@ def distil_lora(
             _made_from(spec, digest),
             prepare=lambda targets: {"rows": {"prompt": targets["prompt"]}},
         )
-        with closing(fit(trainer, out / "parts" / f"{STAGE}.pt", stop=stop)) as steps:
+        with closing(fit(trainer, out / "parts" / f"{_STAGE}.pt", stop=stop)) as steps:
             for progress in steps:
                 if report:
-                    report(STAGE, progress, spec.train.steps)
+                    report(_STAGE, progress, spec.train.steps)
         if stop is not None and stop.agreed:
             return None
         with trainer.ema.applied(student):

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 SHARD = 256
 """Runs in one file."""
-BATCH = 64
+_BATCH = 64
 """Runs at a time."""
-STAGE = "paths"
+_STAGE = "paths"
 
 
 def path_grid(lesson: Lesson) -> Grid:
@@ -81,13 +81,13 @@ def make_paths(
         if stop is not None and stop.asked:
             return None
         runs = list(range(first, min(first + SHARD, spec.paths)))
-        parts.append(_shard(lesson, paths, runs, out / STAGE, mark, device))
+        parts.append(_shard(lesson, paths, runs, out / _STAGE, mark, device))
         if report:
             done, seconds = runs[-1] + 1, time.monotonic() - start
             progress = Progress(
                 step=index + 1, loss=0.0, norm=0.0, rate=0.0, seconds=seconds, samples=done
             )
-            report(STAGE, progress, -(-spec.paths // SHARD))
+            report(_STAGE, progress, -(-spec.paths // SHARD))
     return Paths(states=torch.cat(parts), **more)
 
 
@@ -112,7 +112,8 @@ def _shard(
         if len(tensors["states"]) >= len(runs):
             return tensors["states"][: len(runs)]
     found = [
-        sample_runs(lesson, paths, runs[i : i + BATCH], device) for i in range(0, len(runs), BATCH)
+        sample_runs(lesson, paths, runs[i : i + _BATCH], device)
+        for i in range(0, len(runs), _BATCH)
     ]
     states = torch.cat(found).half().cpu()
     with whole_or_not(file) as beside:

@@ -1,4 +1,4 @@
-"""Check arguments of the expression language against their annotations."""
+"""Check the arguments of terms, posts and solvers against their annotations."""
 
 from __future__ import annotations
 
@@ -7,21 +7,17 @@ from dataclasses import MISSING, fields
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from .weights import WeightSchedule
-
-if TYPE_CHECKING:
-    from .term import Direction, Post
-
-_WORDS: dict[object, str] = {
+WORDS: dict[object, str] = {
     float: "a number",
     int: "a whole number",
     str: "a string",
     bool: "True or False",
+    tuple[float, float]: "two numbers",
     NoneType: "None",
-    WeightSchedule: "a weight schedule (linear, cosine, clamp(…))",
 }
+"""What an annotation is called in messages; rooms add their own."""
 
 
 @cache
@@ -29,7 +25,7 @@ def _hints(method: type) -> dict[str, object]:
     return get_type_hints(method)
 
 
-def problem(method: type, name: str, value: object, python: bool = False) -> str | None:
+def find_mismatch(method: type, name: str, value: object, python: bool = False) -> str | None:
     """Return the error of ``value`` as the argument ``name`` of ``method``, if there is one.
 
     Args:
@@ -44,24 +40,11 @@ def problem(method: type, name: str, value: object, python: bool = False) -> str
     return f"{name} must be {' or '.join(dict.fromkeys(_words(hint, python)))}, not {value!r}"
 
 
-def check_arguments(term: Direction | Post, *names: str) -> None:
+def check_arguments(thing: object, called: str, *names: str) -> None:
     """Refuse arguments of another kind than their annotation.
 
     Args:
-        term: a term or a post.
-        names: of the arguments.
-
-    Raises:
-        ValueError: the term, the argument and its allowed kinds are named.
-    """
-    check_kinds(term, term.name, *names)
-
-
-def check_kinds(thing: object, called: str, *names: str) -> None:
-    """Refuse arguments of another kind than their annotation, of what is no term.
-
-    Args:
-        thing: an operator.
+        thing: a term, a post, an operator or a solver.
         called: its name, for the message.
         names: of the arguments.
 
@@ -69,7 +52,7 @@ def check_kinds(thing: object, called: str, *names: str) -> None:
         ValueError: the argument and its allowed kinds are named.
     """
     for name in names:
-        if wrong := problem(type(thing), name, getattr(thing, name), python=True):
+        if wrong := find_mismatch(type(thing), name, getattr(thing, name), python=True):
             raise ValueError(f"{called}: {wrong}")
 
 
@@ -91,7 +74,7 @@ def check_counts(term: object, name: str) -> None:
         if hint is not int and set(get_args(hint)) != {int, NoneType}:
             continue
         value = getattr(term, key)
-        if wrong := problem(type(term), key, value):
+        if wrong := find_mismatch(type(term), key, value):
             raise ValueError(f"{name}: {wrong}")
         if value is not None and value > MOST_COUNT:
             raise ValueError(f"{name}: {key} must be at most {MOST_COUNT:,}, not {value:,}")
@@ -115,28 +98,26 @@ def _fits(value: object, hint: object) -> bool:
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in parts)
     if origin in (list, tuple, Sequence):
-        return isinstance(value, list | tuple) and all(_fits(item, parts[0]) for item in value)
+        listed = isinstance(value, list | tuple)
+        whole = origin is not tuple or ... in parts or not listed or len(value) == len(parts)
+        return listed and whole and all(_fits(item, parts[0]) for item in value)
     if origin is Callable:
         return callable(value)
-    if hint is float or hint is int:
-        number = isinstance(value, Real if hint is float else Integral)
-        return number and not isinstance(value, bool)
-    return isinstance(value, cast("type", hint))
+    kind = {float: Real, int: Integral}.get(cast("type", hint), cast("type", hint))
+    return isinstance(value, kind) and not (kind in (Real, Integral) and isinstance(value, bool))
 
 
 def _words(hint: object, python: bool = False) -> list[str]:
     """Describe the values of an annotation; tensors and functions only for Python, not for text."""
     origin, parts = get_origin(hint), get_args(hint)
+    if hint in WORDS:
+        return [WORDS[hint]]
     if origin in (Union, UnionType):
         return [word for part in parts for word in _words(part, python)]
     if origin is Literal:
         return [repr(choice) for choice in parts]
-    if origin is tuple:
-        return [f"({', '.join('number' for _ in parts)})"]
     if origin in (list, Sequence):
         return [f"a list of {' or '.join(map(_plural, _words(parts[0], python)))}"]
-    if hint in _WORDS:
-        return [_WORDS[hint]]
     kind = "a function" if origin is Callable else f"a {cast('type', hint).__name__}"
     return [kind] if python else []
 

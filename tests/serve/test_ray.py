@@ -1,0 +1,150 @@
+"""`guidestar serve --ray`: two replicas, of which one is killed under load."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import guidestar as gs
+from guidestar.io.images import to_pil
+from helpers.serving import opened
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'guidestar[ray]'")
+
+REQUESTS = 24
+STEPS = 30
+MARK = "GUIDESTAR_TEST_MARK"
+
+
+def marked(mark: str) -> Iterator[int]:
+    """Yield the processes that inherited a mark, but for this one."""
+    for folder in Path("/proc").iterdir():
+        try:
+            found = folder.name.isdecimal() and mark.encode() in (folder / "environ").read_bytes()
+        except OSError:  # it has ended, or is another user's
+            continue
+        if found and int(folder.name) != os.getpid():
+            yield int(folder.name)
+
+
+def replicas(mark: str) -> list[int]:
+    """Return the processes of the replicas."""
+    names = {pid: Path(f"/proc/{pid}/cmdline") for pid in marked(mark)}
+    found = []
+    for pid, file in names.items():
+        try:
+            found += [pid] if b"ServeReplica" in file.read_bytes() else []
+        except OSError:
+            continue
+    return found
+
+
+def nearly_equal(found: bytes, wanted) -> bool:
+    """Tell whether pictures agree up to one grey level: rounding at the edge of two."""
+    pairs = zip(opened(found).tobytes(), wanted.tobytes(), strict=True)
+    return all(abs(a - b) <= 1 for a, b in pairs)
+
+
+def test_a_killed_replica_loses_no_request(tmp_path):
+    """Those that it sampled are sampled by the other, from the same seeds."""
+    mark = f"{MARK}={uuid.uuid4().hex}"
+    command = [sys.executable, "-m", "guidestar", "serve", "fashion-mnist", "--port", "0"]
+    command += ["--ray", "--replicas", "2"]
+    environment = {**os.environ, **dict([mark.split("=")]), "OMP_NUM_THREADS": "1"}
+    log = tmp_path / "log"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, stderr=errors, cwd=tmp_path, env=environment) as process,
+    ):
+        try:
+            with httpx.Client(base_url=address(log, process), timeout=300) as client:
+                while metric(client, "guidestar_replicas") != 2:
+                    time.sleep(0.1)
+                check_pictures(client, mark)
+                assert metric(client, "guidestar_engine_rows_total") > 0
+                while metric(client, "guidestar_replicas") != 2 or len(replicas(mark)) < 2:
+                    time.sleep(0.2)  # another takes the place of the one that was killed
+                check_end(client, process)
+        finally:
+            process.kill()
+            for pid in marked(mark):
+                os.kill(pid, signal.SIGKILL)
+    assert "replica was lost" in log.read_text()
+
+
+def address(log: Path, process: subprocess.Popen) -> str:
+    while not (found := re.search(r"serving fashion-mnist at (\S+)", log.read_text())):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    return found.group(1)
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    text = client.get("/metrics").text
+    found = re.search(rf"^{name}{{.*}} (\S+)", text, re.MULTILINE)
+    assert found, text
+    return float(found.group(1))
+
+
+def check_pictures(client: httpx.Client, mark: str) -> None:
+    """Send requests, kill a replica while it samples, and compare all pictures."""
+    asked = [
+        {"cond": k % 10, "guidance": "cfg(3) + apg(1)", "seed": k, "steps": STEPS}
+        for k in range(REQUESTS)
+    ]
+    names = []
+    for body in asked:
+        answer = client.post("/v1/samples", json={**body, "preview_every": 10})
+        assert answer.status_code == 202, answer.text
+        names.append(answer.json()["id"])
+    waiting: dict[int, str] = {}
+
+    def wait_by_openai() -> None:  # a client that waits for its answer notices nothing either
+        body = {"prompt": "bag", "seed": 5, "num_inference_steps": STEPS}
+        answer = client.post("/v1/images/generations", json=body)
+        waiting[answer.status_code] = answer.json()["data"][0]["b64_json"]
+
+    thread = threading.Thread(target=wait_by_openai)
+    thread.start()
+    while metric(client, "guidestar_running") == 0:
+        time.sleep(0.02)
+    assert metric(client, "guidestar_queued") + metric(client, "guidestar_running") > 2
+    os.kill(replicas(mark)[0], signal.SIGKILL)
+    model = gs.load("fashion-mnist")
+    for name, body in zip(names, asked, strict=True):
+        with client.stream("GET", f"/v1/samples/{name}/events") as events:
+            assert "event: done" in events.read().decode()
+        found = client.get(f"/v1/samples/{name}").json()
+        assert (found["status"], found["seeds"]) == ("done", [body["seed"]])
+        wanted = model.sample(
+            body["cond"], guidance=body["guidance"], seeds=[body["seed"]], steps=STEPS
+        )
+        picture = client.get(found["images"][0]).content
+        assert nearly_equal(picture, to_pil(wanted.images)[0]), body
+    thread.join()
+    wanted = model.sample("bag", seeds=[5], steps=STEPS)
+    assert nearly_equal(waiting[200], to_pil(wanted.images)[0])
+
+
+def check_end(client: httpx.Client, process: subprocess.Popen) -> None:
+    """SIGTERM: what is under way is finished, what is new refused, and nothing stays."""
+    name = client.post("/v1/samples", json={"cond": "bag", "steps": 60}).json()["id"]
+    process.send_signal(signal.SIGTERM)
+    while client.get("/readyz").status_code != 503:
+        time.sleep(0.01)
+    assert client.post("/v1/samples", json={"cond": "bag"}).status_code == 503
+    while client.get(f"/v1/samples/{name}").json()["status"] != "done":
+        time.sleep(0.05)
+    assert process.wait(120) == 0
