@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -20,8 +21,12 @@ import guidestar as gs
 from guidestar.io.images import to_pil
 from helpers.serving import opened
 
-pytestmark = pytest.mark.slow
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'guidestar[ray]'")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("ray") is None, reason="Ray is not installed: pip install 'guidestar[ray]'"
+    ),
+]
 
 REQUESTS = 24
 STEPS = 30

@@ -11,11 +11,11 @@ from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import ray
-from ray import serve
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+import ray  # pyright: ignore[reportMissingImports]
+from ray import serve  # pyright: ignore[reportMissingImports]
+from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
+from ray.serve.exceptions import RayServeException  # pyright: ignore[reportMissingImports]
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator  # pyright: ignore[reportMissingImports]
 
 from ..loading import load_models
 from .engine import ReplicaLostError, ReplicatedEngine
