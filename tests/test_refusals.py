@@ -137,13 +137,13 @@ def test_pictures_that_are_no_observation(tmp_path):
     file = tmp_path / "p.png"
     Image.new("L", (4, 5)).save(file)
     with pytest.raises(ValueError, match=r"p\.png is 4 × 5 pixels, but they are 4 × 4"):
-        observe.read_picture(file, (1, 4, 4), "they")
+        observe.read_observed(file, (1, 4, 4), "they")
     with pytest.raises(ValueError, match="they have 2 channels, which no picture has"):
-        observe.read_picture(file, (2, 4, 5), "they")
-    assert observe.read_picture(file, (3, 5, 4), "they").shape == (3, 5, 4)
+        observe.read_observed(file, (2, 4, 5), "they")
+    assert observe.read_observed(file, (3, 5, 4), "they").shape == (3, 5, 4)
     file.write_text("x")
     with pytest.raises(ValueError, match=r"p\.png cannot be read as a picture: "):
-        observe.read_picture(file, (1, 4, 4), "they")
+        observe.read_observed(file, (1, 4, 4), "they")
 
 
 def test_strips_that_cannot_be():
@@ -233,7 +233,7 @@ def test_folders_of_another_format(tmp_path):
 
 
 def test_a_network_whose_samples_have_no_size(monkeypatch, tmp_path):
-    monkeypatch.setattr(folder, "family_of", lambda path: "family")
+    monkeypatch.setattr(folder, "readable_of", lambda path: "family")
     parts = SimpleNamespace(shape=None)
     monkeypatch.setattr(folder, "read_pipeline", lambda path, **more: parts)
     with pytest.raises(ValueError, match="its network leaves the size of a sample open"):

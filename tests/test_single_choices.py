@@ -227,8 +227,8 @@ def test_a_lora_is_trained_as_its_spec_says(monkeypatch, tmp_path):
     assert args[:4] == (student, "objective", "data", spec.train)
     assert args[4]["rank"] == 3 and args[4]["seed of the samples"] == 5
     assert more["prepare"]({"prompt": 1, "other": 2}) == {"rows": {"prompt": 1}}
-    assert fitted == [(tmp_path / "parts" / f"{lora.STAGE}.pt", {"stop": stop})]
-    assert heard == [(lora.STAGE, p, 7) for p in ("first", "second")]
+    assert fitted == [(tmp_path / "parts" / f"{lora._STAGE}.pt", {"stop": stop})]
+    assert heard == [(lora._STAGE, p, 7) for p in ("first", "second")]
     assert wrote == [((student, "t", tmp_path), {})]
     stop.agreed = True
     assert lora.distil_lora(spec, tmp_path, stop=stop) is None and len(wrote) == 1

@@ -110,7 +110,7 @@ def test_a_mask_for_each_sample_is_refused():
             lambda: TimeTravel(solver=TimeTravel()),
             "time travel around time travel repeats the same steps",
         ),
-        (lambda: TimeTravel(times=1.5), "times must be a whole number from 1"),  # type: ignore[arg-type]
+        (lambda: TimeTravel(times=1.5), "times must be a whole number, not 1.5"),  # type: ignore[arg-type]
         (lambda: read_operator("paint(mask=3)", (1, 4, 4)), "unknown operator 'paint'"),
         (
             lambda: read_operator("gray(matrix=())", (3, 4, 4)),

@@ -102,7 +102,7 @@ def test_a_population_is_run_as_the_request_and_the_steering_say(monkeypatch):
     )
     how: Any = SimpleNamespace(particles=2, strength=0.5, potential="max", every=3, threshold=0.4)
     seen: list[Any] = []
-    samples = steering.steer(model, lambda images: images.sum(1), request, how,
+    samples = steering.steer_model(model, lambda images: images.sum(1), request, how,
                              lambda *w: seen.append(w))  # fmt: skip
     assert checked == [2] and bound == [(request, 2)] and ran[0][0] == ("guided",)
     given = dict(ran[0][1])

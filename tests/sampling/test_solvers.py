@@ -690,7 +690,7 @@ def test_churn_outside_its_interval_changes_nothing():
         (lambda: DDIM(eta=1.5), "eta"),
         (lambda: DDIM(eta=-0.1), "eta"),
         (lambda: DDPM(variance="tiny"), "'tiny'"),
-        (lambda: Heun(form="rk4"), "must be auto, edm or flow, not 'rk4'"),
+        (lambda: Heun(form="rk4"), "form must be 'auto' or 'edm' or 'flow', not 'rk4'"),
         (lambda: Heun(churn=-1.0), "churn"),
         (lambda: Heun(churn=math.inf), "churn"),
         (lambda: get_solver("rk"), "unknown solver 'rk'; the solvers are ddim"),

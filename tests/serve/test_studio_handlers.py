@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import inspect
 import io
@@ -72,7 +73,16 @@ def service():
 def blocks(service):
     from guidestar.serve.studio.page import make_page
 
-    return make_page(service)
+    return within_a_loop(lambda: make_page(service))
+
+
+def within_a_loop(make):
+    """Call a function while a loop runs: else Gradio makes some, and never closes them."""
+
+    async def made():
+        return make()
+
+    return asyncio.run(made())
 
 
 class Shown:
@@ -700,7 +710,8 @@ def test_the_page_of_a_server(service):
 
     small = Service({"toy": toy_model(shape=PICTURE)}, Limits(seconds=60, body=1234))
     try:
-        with TestClient(make_app(small, studio=True), base_url="http://localhost") as client:
+        app = within_a_loop(lambda: make_app(small, studio=True))
+        with TestClient(app, base_url="http://localhost") as client:
             answer = client.get("/", follow_redirects=False)
             assert (answer.status_code, answer.headers["location"]) == (307, "/studio/")
             assert client.get("/favicon.ico").status_code == 204

@@ -232,7 +232,7 @@ def test_pixels_that_come_in_are_of_the_ground_or_of_the_edge():
 
 
 def test_latents_are_measured_on_pictures_that_are_spread_evenly(monkeypatch):
-    monkeypatch.setattr(autoencoders, "MOST", 3)
+    monkeypatch.setattr(autoencoders, "_MOST", 3)
     x = torch.arange(10.0).view(10, 1, 1, 1).expand(10, 2, 2, 2).clone()
     x[:, 1] *= 2
     held = InMemory(x=x, targets={}, columns={})
@@ -250,7 +250,7 @@ def test_latents_are_measured_on_pictures_that_are_spread_evenly(monkeypatch):
     assert mean.tolist() == pytest.approx([float(rows.mean()), float(2 * rows.mean())])
     spread = float(rows.std(correction=0))
     assert std.tolist() == pytest.approx([spread, 2 * spread]) and std.dtype == torch.float64
-    monkeypatch.setattr(autoencoders, "MOST", 100)
+    monkeypatch.setattr(autoencoders, "_MOST", 100)
     seen.clear()
     big = InMemory(x=torch.rand(40, 1, 2, 2), targets={}, columns={})
     autoencoders.measured_spread(vae, big)

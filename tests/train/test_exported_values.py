@@ -322,7 +322,7 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(cascade, "train", train)
     monkeypatch.setattr(cascade, "assemble", assemble)
-    monkeypatch.setattr(cascade, "finish", lambda *given: given)
+    monkeypatch.setattr(cascade, "finish_cascade", lambda *given: given)
     return found
 
 
@@ -369,11 +369,11 @@ def test_what_a_cascades_folder_says(monkeypatch, tmp_path):
     model = SimpleNamespace(shape=(1, 8, 8), card={"parameters": {"model": 12345}},
                             defaults={"guidance": "cfg(2)", "steps": 9})  # fmt: skip
     read = noted(monkeypatch, cascade, "read_about", {"recipe": {"a": 1}, "other": 2})
-    index = noted(monkeypatch, cascade, "write_index")
+    index = noted(monkeypatch, cascade, "write_cascade_index")
     made = SimpleNamespace(stages={"base": model, "large": model})
     noted(monkeypatch, cascade, "load_cascade", made)
     (tmp_path / "cas").mkdir()
-    assert cascade.finish(Stages(), tmp_path, "c") is made  # type: ignore[arg-type]
+    assert cascade.finish_cascade(Stages(), tmp_path, "c") is made  # type: ignore[arg-type]
     about = {"summary": "a cascade of 2 stages", "licence": "unknown", "command": "c",
              "recipe": {"a": 1}}  # fmt: skip
     assert index == [((tmp_path / "cas", ["base", "large"], about), {})]
@@ -385,5 +385,5 @@ def test_what_a_cascades_folder_says(monkeypatch, tmp_path):
     assert wanted in rows
     assert f"guidestar upscale {tmp_path / 'cas' / 'large'} picture.png" in text
     own: Any = Stages(summary="s", licence="MIT")
-    cascade.finish(own, tmp_path, "c")
+    cascade.finish_cascade(own, tmp_path, "c")
     assert (index[1][0][2]["summary"], index[1][0][2]["licence"]) == ("s", "MIT")

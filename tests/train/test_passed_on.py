@@ -128,7 +128,7 @@ def test_a_part_is_trained_with_what_was_given(monkeypatch, tmp_path):
     noted(monkeypatch, runs, "build_part", built)
     noted(monkeypatch, runs, "Board", SimpleNamespace(close=lambda: None, add=print))
     noted(monkeypatch, runs, "describe_origin", {"a": 1})
-    noted(monkeypatch, runs, "read_parts", {"b": 2})
+    noted(monkeypatch, runs, "read_origins", {"b": 2})
     previews = noted(monkeypatch, runs, "_previews", ["hook"])
     monkeypatch.setattr(runs, "fit", fit)
     source = InMemory(x=torch.zeros(4, 2), targets={}, columns={})

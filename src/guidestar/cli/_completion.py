@@ -54,7 +54,7 @@ def registered_solvers() -> list[str]:
 
 def registered_grids() -> list[str]:
     """List the grids, as `GRIDS` does."""
-    return _listed(_PACKAGE / "core" / "levels" / "grids.py")
+    return _listed(_PACKAGE / "sampling" / "grids.py")
 
 
 def _listed(file: Path) -> list[str]:

@@ -205,8 +205,10 @@ def _cluster() -> type[Cluster]:
     Raises:
         RuntimeError: Ray is not installed.
     """
+    from ..serve.replicas.cluster import Cluster
+
     try:
-        from ..serve.replicas.cluster import Cluster
+        import ray  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "ray":
             raise

@@ -11,12 +11,6 @@ from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import ray  # pyright: ignore[reportMissingImports]
-from ray import serve  # pyright: ignore[reportMissingImports]
-from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
-from ray.serve.exceptions import RayServeException  # pyright: ignore[reportMissingImports]
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator  # pyright: ignore[reportMissingImports]
-
 from ..loading import load_models
 from .engine import ReplicaLostError, ReplicatedEngine
 from .replica import Replica
@@ -24,6 +18,11 @@ from .reports import Report
 from .scale import Scale
 
 if TYPE_CHECKING:
+    from ray.serve.handle import (  # pyright: ignore[reportMissingImports]
+        DeploymentHandle,
+        DeploymentResponseGenerator,
+    )
+
     from ...model.model import Model
     from ...model.request import Request
     from ..web.limits import Limits
@@ -94,6 +93,9 @@ class Cluster:
 
     def close(self) -> None:
         """End the replicas, and Ray if it was started for them."""
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray import serve  # pyright: ignore[reportMissingImports]
+
         self._closed.set()
         self._loop.call_soon_threadsafe(self._loop.stop)
         try:
@@ -110,6 +112,8 @@ class Cluster:
     def _deploy(
         self, load: partial[dict[str, Model]], scale: Scale, device: str
     ) -> DeploymentHandle:
+        from ray import serve  # pyright: ignore[reportMissingImports]
+
         deployment = serve.deployment(
             Replica,
             name=DEPLOYMENT,
@@ -125,6 +129,8 @@ class Cluster:
 
     def _watch(self) -> None:
         """Keep count of the replicas that run."""
+        from ray import serve  # pyright: ignore[reportMissingImports]
+
         while not self._closed.is_set():
             try:
                 found = serve.status().applications[self._name].deployments[DEPLOYMENT]
@@ -153,6 +159,9 @@ def _connect(address: str | None, most: int) -> None:
     Raises:
         RuntimeError: neither can be done.
     """
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray import serve  # pyright: ignore[reportMissingImports]
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
@@ -175,6 +184,8 @@ def _connect(address: str | None, most: int) -> None:
 
 def _resources(most: int, device: str) -> dict[str, float]:
     """Return what each replica has to itself: its share of the cores, and a GPU on cuda."""
+    import ray  # pyright: ignore[reportMissingImports]
+
     cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     whole = sum(cores) // most
     least = min((c for c in cores if c), default=1)
@@ -186,6 +197,9 @@ async def _sample(
     handle: DeploymentHandle, name: str, request: Request, *, preview_every: int, explain: bool
 ) -> AsyncGenerator[Report, None]:
     """Send a request to some replica, and yield its reports; `Sampling` explains it."""
+    from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
+    from ray.serve.exceptions import RayServeException  # pyright: ignore[reportMissingImports]
+
     sent: Any = handle.options(stream=True).sample.remote(
         name, request, preview_every=preview_every, explain=explain
     )
