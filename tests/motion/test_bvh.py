@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from guidestar.io.files import Damaged
-from guidestar.motion import Pose, Skeleton, read_bvh, write_bvh
+from guidestar.motion import Pose, Skeleton, bvh, read_bvh, write_bvh
 from guidestar.motion.rig import Rig
 
 ARM = """HIERARCHY
@@ -166,6 +166,14 @@ def test_joints_above_the_hips_are_taken_together_with_them(tmp_path):
         (("JOINT tail", "JOINT upper"), "two joints are called 'upper'"),
         (("}\nMOTION", "}\nROOT two\nMOTION"), '"ROOT" follows the root; a file has one root'),
         (("}\n}\nMOTION", "}\nMOTION"), 'the hierarchy ends after "}"'),
+        (("OFFSET 1 0 0\n", "OFFSET 1 0 0\nCHANNELS 0\n"), '"CHANNELS" cannot stand within'),
+        (("OFFSET 1 0 0\n", "OFFSET 1 0 0\nJOINT x\n"), '"JOINT" cannot stand within'),
+        (("OFFSET 1 0 0\n", "OFFSET 1 0 0\nEnd Site\n"), '"End" cannot stand within'),
+        (("CHANNELS 0", "CHANNELS -1"), "a joint has 0 to 6 channels, not -1"),
+        (("CHANNELS 0", "CHANNELS 2 Xrotation xRotation"), "each at most once"),
+        (("CHANNELS 0", "SCALE 0"), '"SCALE" cannot stand within a joint'),
+        (("Frames: 2", "Frames: 1.5"), "Frames must be a whole number from 1 on, not 1.5"),
+        (("Frames: 2", "Frames: two"), 'expected a number, not "two"'),
         (("OFFSET 1 0 0\n", "JOINT x\n"), 'expected "OFFSET", not "JOINT"'),
         (("MOTION", "MOTIO"), '"MOTIO" follows the root'),
         (("Frames: 2", "Frame: 2"), 'expected "Frames:" with a number, not "Frame: 2"'),
@@ -190,6 +198,39 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path, share):
     (tmp_path / "cut.bvh").write_text(ARM[: len(ARM) * share // 20])
     with pytest.raises(Damaged, match=r"cut\.bvh"):
         read_bvh(tmp_path / "cut.bvh")
+
+
+def test_a_file_ends_before_its_frames(tmp_path):
+    (tmp_path / "head.bvh").write_text(ARM[: ARM.index("MOTION")])
+    with pytest.raises(Damaged, match='ends before "MOTION"'):
+        read_bvh(tmp_path / "head.bvh")
+
+
+def test_files_beyond_any_use_are_refused(arm, monkeypatch):
+    monkeypatch.setattr(bvh, "MOST_JOINTS", 3)
+    with pytest.raises(Damaged, match="more than 3 joints"):
+        read_bvh(arm)
+    monkeypatch.setattr(bvh, "MOST_JOINTS", 4)
+    monkeypatch.setattr(bvh, "LARGEST", arm.stat().st_size)
+    assert len(read_bvh(str(arm)).joints) == 4
+    monkeypatch.setattr(bvh, "LARGEST", arm.stat().st_size - 1)
+    with pytest.raises(Damaged, match="has more than 0 MiB; split the file"):
+        read_bvh(arm)
+
+
+def test_what_is_written_is_laid_out_as_usual(arm, tmp_path):
+    write_bvh(read_bvh(arm), tmp_path / "again.bvh")
+    lines = (tmp_path / "again.bvh").read_text().split("\n")
+    assert lines[:5] == [
+        "HIERARCHY",
+        "ROOT base",
+        "{",
+        "\tOFFSET 0.000000 0.000000 0.000000",
+        "\tCHANNELS 6 Xposition Yposition Zposition Zrotation Xrotation Yrotation",
+    ]
+    assert lines[5:7] == ["\tJOINT upper", "\t{"] and lines[9] == "\t\tJOINT lower"
+    assert "\t\t\tEnd Site" in lines and "\t\tCHANNELS 0" in lines
+    assert lines[-6:-3] == ["MOTION", "Frames: 2", "Frame Time: 0.05"] and lines[-1] == ""
 
 
 def test_files_that_are_not_there_or_no_text(tmp_path):
@@ -219,6 +260,79 @@ def test_another_skeleton_is_named(arm, tmp_path):
         Rig.of(motion, up="X")
 
 
+def test_a_chain_has_its_first_joint_for_a_root(tmp_path):
+    text = ARM[: ARM.index("  JOINT tail")] + "}\n" + ARM[ARM.index("MOTION") :]
+    (tmp_path / "chain.bvh").write_text(text)
+    rig = Rig.of(read_bvh(tmp_path / "chain.bvh"))
+    assert rig.root == 0 and rig.skeleton.names == ("base", "upper", "lower")
+    assert rig.skeleton.parents == (-1, 0, 1)
+
+
+def test_joints_at_rest_keep_their_offsets(tmp_path):
+    """A joint above the hips has rotations alone, and one below has positions of its own."""
+    text = ARM.replace(
+        "ROOT base",
+        "ROOT floor\n{\nOFFSET 0 7 0\nCHANNELS 3 Zrotation Xrotation Yrotation\nJOINT base",
+    ).replace("}\nMOTION", "}\n}\nMOTION")
+    text = text.replace(
+        "OFFSET 0 0 -1\n    CHANNELS 0",
+        "OFFSET 0 0 -1\n    CHANNELS 3 Xposition Yposition Zposition",
+    )
+    lines = text.splitlines()
+    lines[-2:] = [f"0 0 0 {row} 0 0.5 -2" for row in lines[-2:]]
+    (tmp_path / "rest.bvh").write_text("\n".join(lines))
+    motion = read_bvh(tmp_path / "rest.bvh")
+    rig = Rig.of(motion)
+    pose = rig.pose(motion)
+    assert pose.root[0].tolist() == [1, 9, 3]  # 7 above what its channels say
+    assert rig.skeleton.offsets[3] == (0, 0.5, -2)  # where it stands, not what OFFSET says
+    written = rig.write(pose, 0.125)
+    assert written.seconds == 0.125
+    torch.testing.assert_close(written.values[0, 3:6], torch.tensor([1.0, 2, 3]).double())
+    torch.testing.assert_close(written.values[:, -3:], motion.values[:, -3:])
+    torch.testing.assert_close(rig.pose(written).root, pose.root)
+
+
+def test_what_stood_above_the_hips_is_at_rest_in_what_is_written(tmp_path):
+    text = ARM.replace(
+        "ROOT base",
+        "ROOT world\n{\nOFFSET 5 5 5\nCHANNELS 3 Xposition Yposition Zposition\nJOINT base",
+    ).replace("}\nMOTION", "}\n}\nMOTION")
+    lines = text.splitlines()
+    lines[-2:] = [f"10 0 0 {row}" for row in lines[-2:]]
+    (tmp_path / "world.bvh").write_text("\n".join(lines))
+    motion = read_bvh(tmp_path / "world.bvh")
+    rig = Rig.of(motion)
+    written = rig.write(rig.pose(motion), 0.05)
+    assert written.values[:, :6].tolist() == [[0, 0, 0, 11, 2, 3]] * 2
+
+
+def test_a_further_joint_and_other_ties_are_named(arm, tmp_path):
+    rig = Rig.of(read_bvh(arm))
+    more = ARM.replace(
+        "    CHANNELS 0\n", "    CHANNELS 0\n JOINT tip\n{\nOFFSET 0 0 0\nCHANNELS 0\n}\n"
+    )
+    (tmp_path / "more.bvh").write_text(more)
+    with pytest.raises(ValueError, match="it has the further joint 'tip'"):
+        rig.pose(read_bvh(tmp_path / "more.bvh"))
+    lines = ARM.splitlines()
+    at = lines.index("  JOINT tail")
+    tail = lines[at : at + 5]
+    moved = [*lines[: at - 1], *tail, lines[at - 1], *lines[at + 5 :]]
+    (tmp_path / "tied.bvh").write_text("\n".join(moved))
+    with pytest.raises(ValueError, match="its joints hang together otherwise"):
+        rig.pose(read_bvh(tmp_path / "tied.bvh"))
+
+
+def test_bones_may_differ_by_a_hundredth(arm, tmp_path):
+    rig = Rig.of(read_bvh(arm))
+    (tmp_path / "o.bvh").write_text(ARM.replace("OFFSET 3 0 0", "OFFSET 3.03 0 0"))
+    other = read_bvh(tmp_path / "o.bvh")
+    assert len(rig.pose(other, size=3.1).root) == 2
+    with pytest.raises(ValueError, match=r"by 1\.0 %"):
+        rig.pose(other, size=2.9)
+
+
 def test_joints_with_two_rotations_cannot_hold_a_motion(tmp_path):
     text = ARM.replace("CHANNELS 0", "CHANNELS 2 Zrotation Xrotation")
     text = "\n".join(line + (" 0 0" if line[:1] == "1" else "") for line in text.splitlines())
@@ -231,6 +345,10 @@ def test_joints_with_two_rotations_cannot_hold_a_motion(tmp_path):
 def test_a_skeleton_is_a_tree():
     with pytest.raises(ValueError, match="the parent of joint 'b' is 1"):
         Skeleton(names=("a", "b"), parents=(-1, 1), offsets=((0, 0, 0),) * 2)
+    one = Skeleton(names=("a", "b"), parents=(-1, 0), offsets=((0, 0, 0),) * 2)
+    assert one.index("b") == 1
+    with pytest.raises(ValueError, match="no joint 'c'; its joints are a, b"):
+        one.index("c")
     with pytest.raises(ValueError, match="must be as many"):
         Skeleton(names=("a",), parents=(-1, 0), offsets=((0, 0, 0),))
     assert math.isclose(Skeleton(names=("a",), parents=(-1,), offsets=((0, 0, 0),)).count, 1)

@@ -104,6 +104,9 @@ def test_feet_are_on_the_ground_where_they_are_slow_and_low():
     contacts = format_of(pose).encode(pose, rate=10)[:, -2:]
     # Frame 4 moves by 1.98 in a tenth of a second; frame 5 is still, but high.
     assert contacts.tolist() == [[1, 1], [1, 1], [1, 1], [0, 0], [0, 0]]
+    high = turning([0] * 5, [(0, 100 + h, 0) for h in heights])  # the ground is where the feet were
+    assert format_of(high).size == 9
+    assert torch.equal(format_of(high).encode(high, rate=10)[:, -2:], contacts)
     fast = format_of(pose).encode(pose, rate=1000)[:, -1]
     assert fast.tolist() == [1, 1, 0, 0, 0]  # 0.02 in a thousandth of a second is fast
 
@@ -134,6 +137,7 @@ def test_without_pairs_the_roots_rotation_gives_the_heading():
     pole = Skeleton(names=("a", "b"), parents=(-1, 0), offsets=((0, 0, 0), (0, 1, 0)))
     rotations = torch.eye(3, dtype=torch.float64).repeat(3, 2, 1, 1)
     rotations[:, 0] = torch.stack([y(30), y(70), y(-160)])
+    rotations[:, 1] = torch.stack([y(0), y(15), y(99)])  # of the other joint
     pose = Pose(rotations=rotations, root=torch.zeros(3, 3, dtype=torch.float64))
     form = MotionFormat.of(pole, pose.joints(pole))
     assert form.across == () and form.feet == ()
@@ -165,8 +169,13 @@ def test_another_frame_rate_is_the_same_motion():
     torch.testing.assert_close(coarser.rotations[1, 0], y(30))
     same = resample(pose, 30, 30)
     torch.testing.assert_close(same.rotations, pose.rotations)
-    with pytest.raises(ValueError, match="frame rates must be above 0, not 30 and 0"):
-        resample(pose, 30, 0)
+    still = resample(Pose(rotations=pose.rotations[1:2], root=pose.root[1:2]), 30, 60)
+    assert still.root.tolist() == [[1, 2, 0]]
+    torch.testing.assert_close(still.rotations, pose.rotations[1:2])
+    for rates in ((30, 0), (0, 30), (-1, 30), (30, -1)):
+        with pytest.raises(ValueError, match="frame rates must be above 0, not "):
+            resample(pose, *rates)
+    assert len(resample(pose, 0.5, 0.25).root) == 2
 
 
 def test_motions_are_cut_and_padded():

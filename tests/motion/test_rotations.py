@@ -74,6 +74,31 @@ def test_the_way_between_two_rotations_turns_evenly(share):
     torch.testing.assert_close(moved @ turn, turn @ moved)
 
 
+@pytest.mark.parametrize("axis", [(1, 0, 0), (0, 1, 0), (0.6, 0, 0.8), (0.48, 0.6, 0.64)])
+def test_half_a_turn_has_a_way_too(axis):
+    u = torch.tensor(axis, dtype=torch.float64)
+    turn = 2 * torch.outer(u, u) - torch.eye(3, dtype=torch.float64)
+    a = about("X", 20)
+    between = a.T @ slerp(a, a @ turn, torch.tensor(0.5, dtype=torch.float64))
+    torch.testing.assert_close(between @ u, u)
+    torch.testing.assert_close(between @ between, turn)
+
+
+def test_many_rotations_have_each_its_own_way():
+    a = torch.stack([about("X", 0), about("X", 0)])
+    b = torch.stack([about("X", 180), about("Y", 40)])
+    found = slerp(a, b, torch.tensor([0.5, 0.25], dtype=torch.float64))
+    torch.testing.assert_close(found[0] @ found[0], b[0])
+    torch.testing.assert_close(found[1], about("Y", 10))
+
+
+def test_rounding_does_not_leave_the_range_of_angles():
+    matrix = about("Y", 90) * (1 + 1e-12)  # order XYZ: its sine is above 1
+    assert to_euler(matrix, "XYZ").tolist() == pytest.approx([0, 90, 0], abs=1e-4)
+    assert to_euler(-1 * about("Y", -90).T * (1 + 1e-12), "XYZ").isfinite().all()
+    assert to_euler(about("Y", -90) * (1 + 1e-12), "XYZ")[1] == -90
+
+
 def test_equal_rotations_stay():
     a = about("Z", 33)
     torch.testing.assert_close(slerp(a, a, torch.tensor(0.4, dtype=torch.float64)), a)

@@ -100,7 +100,7 @@ class Bvh:
         """
         parts = []
         for k, joint in enumerate(self.joints):
-            if len(joint.order) not in (0, 3) or len(set(joint.order)) != len(joint.order):
+            if len(joint.order) not in (0, 3):
                 raise ValueError(
                     f"joint {joint.name!r} has the rotation channels {joint.order!r}; a motion can "
                     "be written to joints with three different ones or none"

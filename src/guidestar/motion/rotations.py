@@ -80,15 +80,26 @@ def from_6d(numbers: Tensor) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """Return rotations ``[*, 3, 3]`` on the shortest way from ``a`` to ``b``, by ``share [*]``."""
+    """Return rotations ``[*, 3, 3]`` on the shortest way from ``a`` to ``b``, by ``share [*]``.
+
+    Of half a turn both ways are as short; one of them is taken.
+    """
     turn = a.transpose(-1, -2) @ b
-    cosine = ((turn.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).clamp(-1, 1)
+    cosine = (turn.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
     off = turn - turn.transpose(-1, -2)
     axis = torch.stack([off[..., 2, 1], off[..., 0, 2], off[..., 1, 0]], -1) / 2
     sine = axis.norm(dim=-1)
     angle = torch.atan2(sine, cosine)
-    factor = torch.where(sine > 1e-9, angle / sine.clamp_min(1e-9), torch.ones_like(sine))
-    return a @ torch.linalg.matrix_exp(_cross(axis * (factor * share)[..., None]))
+    half = (sine < 1e-6) & (cosine < 0)
+    axis = torch.where(half[..., None], _axis_of_half_turn(turn), F.normalize(axis, dim=-1))
+    return a @ torch.linalg.matrix_exp(_cross(axis * (angle * share)[..., None]))
+
+
+def _axis_of_half_turn(turn: Tensor) -> Tensor:
+    """Return u of ``R = 2uuᵀ − 1``: the longest column of ``R + 1``, at unit length."""
+    columns = turn + torch.eye(3, dtype=turn.dtype, device=turn.device)
+    longest = columns.norm(dim=-2).argmax(-1)[..., None, None].expand(*turn.shape[:-1], 1)
+    return F.normalize(columns.gather(-1, longest)[..., 0], dim=-1)
 
 
 def _cross(v: Tensor) -> Tensor:
