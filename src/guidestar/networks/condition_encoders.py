@@ -27,6 +27,10 @@ from ..core.denoiser import Condition
 from ..io.files import check_name
 
 
+FRAMES = "frame_mask"
+"""The name of the mask of frames among a network's conditions."""
+
+
 def find_class(name: str | int, classes: Sequence[str]) -> int:
     """Find a class by name or index.
 
@@ -195,6 +199,50 @@ class VectorEncoder(_Alone, ModelMixin, ConfigMixin):
     index = parse
 
 
+class LengthEncoder(_Alone, ModelMixin, ConfigMixin):
+    """Turn a length in frames into ``frame_mask [B, T]``: 1 for the frames of the motion.
+
+    The null is the full length; a run's unconditional passes have the lengths of its samples.
+
+    Args:
+        frames: T, the longest that was trained.
+        least: the shortest.
+    """
+
+    @register_to_config
+    def __init__(self, frames: int, least: int = 1) -> None:
+        super().__init__()
+        self.frames, self.least = frames, least
+
+    def rows(self, values: Tensor | Sequence[int]) -> Tensor:
+        """Return lengths as ``[B]``, int64."""
+        return torch.as_tensor(values).long()
+
+    def null_row(self) -> Tensor:
+        """Return the full length."""
+        return torch.tensor(self.frames)
+
+    def forward(self, rows: Tensor) -> Condition:
+        """Return the mask of lengths ``[B]``."""
+        at = torch.arange(self.frames, device=rows.device)
+        return Condition({FRAMES: (at < rows[:, None]).float()})
+
+    def parse(self, name: str | int) -> int:
+        """Read a number of frames ("" is the full length).
+
+        Raises:
+            ValueError: it is no whole number, or longer or shorter than what was trained.
+        """
+        if name == "":
+            return self.frames
+        if not str(name).isdecimal() or not self.least <= int(name) <= self.frames:
+            raise ValueError(
+                f"the length {str(name)!r} should be a whole number of frames from {self.least} to "
+                f"{self.frames}, the longest that was trained"
+            )
+        return int(name)
+
+
 def check_condition_name(name: str) -> str:
     """Check the name of a condition, and return it.
 
@@ -216,7 +264,8 @@ class Conditions(nn.Module):
     """Several conditions of one network, by name.
 
     As text they are ``"label=coat; text=a red coat"``; those left out are null. Embeddings of the
-    same argument are added (``class_labels``) or joined (``encoder_hidden_states``).
+    same argument are added (``class_labels``) or joined (``encoder_hidden_states``). A length
+    beside one other condition is written after it: ``"walk; length=60"``.
 
     Args:
         parts: the encoder of each condition, by name.
@@ -228,15 +277,24 @@ class Conditions(nn.Module):
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.parts = nn.ModuleDict({check_condition_name(name): p for name, p in parts.items()})
+        lengths = [n for n, p in self.parts.items() if isinstance(p, LengthEncoder)]
+        self.length = lengths[0] if lengths else None
+        self._alone = next(iter(rest)) if len(rest := {*self.parts} - {*lengths}) == 1 else None
+        only = self.parts[self._alone] if lengths and self._alone else None
+        if hasattr(only, "tokenizer"):  # which makes it an encoder of prompts
+            self.tokenizer = only.tokenizer
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, where a class is the only condition."""
-        return (
-            tuple(getattr(next(iter(self.parts.values())), "classes", ()))
-            if len(self.parts) == 1
-            else ()
-        )
+        """Names of the classes, where a class is the only condition beside a length."""
+        return tuple(getattr(self.parts[self._alone], "classes", ())) if self._alone else ()
+
+    def split_length(self, name: str | int) -> tuple[str, str | None]:
+        """Return a text without its length, and the length; None where it has none."""
+        if self.length is None:
+            return str(name), None
+        found = re.fullmatch(rf"(.*?);?\s*{re.escape(self.length)}=([^;=]*)", str(name), re.DOTALL)
+        return (found[1].strip(), found[2].strip()) if found else (str(name), None)
 
     def alone(self) -> Any:
         """Return a model's encoder: the only condition, all of several, or None without any."""
@@ -291,9 +349,33 @@ class Conditions(nn.Module):
         kept = self._split_text(str(name)).get(part, "")
         return f"{part}={kept}" if len(self.parts) > 1 else kept
 
+    def canonical(self, name: str | int) -> str | int:
+        """Return a name as the model's own: a class by its name, with its length.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        text, length = self.split_length(name)
+        if not self.classes or text == "":
+            return name
+        text = text.removeprefix(f"{self._alone}=").strip()
+        index = self.index(text)
+        known = self.classes[index] if self.index(self.classes[index]) == index else index
+        return known if length is None else f"{known}; {self.length}={length}"
+
     def _split_text(self, text: str) -> dict[str, str]:
+        if self.length is not None and len(self.parts) > 1:
+            text, length = self.split_length(text)
+            rest = self._split_others(text) if text else {}
+            return rest if length is None else {**rest, self.length: length}
+        return self._split_others(text)
+
+    def _split_others(self, text: str) -> dict[str, str]:
+        named = self._alone is not None and text.strip().startswith(f"{self._alone}=")
         if len(self.parts) == 1:
             return {next(iter(self.parts)): text}
+        if self._alone is not None and not named:
+            return {self._alone: text}
         pairs = [part.partition("=") for part in text.split(";") if part.strip()]
         if any(not equals for _, equals, _ in pairs):
             raise ValueError(
