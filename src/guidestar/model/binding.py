@@ -13,7 +13,8 @@ from torch import Tensor
 from ..core.denoiser import Condition, Denoiser
 from ..core.passes import Net
 from ..guidance import Guidance
-from ..networks.condition_encoders import FRAMES, Conditions
+from ..networks.condition_encoders import Conditions
+from ..networks.lengths import FRAMES
 from .protocols import Encoder, IndexEncoder, LatentDecoder, NamesClasses, PartEncoder, ScaleInput
 from .request import Names
 
@@ -165,7 +166,9 @@ def _with_lengths(net: Net) -> Net:
     frames = net.cond[FRAMES]
 
     def put(cond: Condition | None) -> Condition | None:
-        return None if cond is None else Condition({**cond.repeat(len(frames)), FRAMES: frames})
+        if cond is None or cond.batch not in (1, len(frames)):
+            return cond
+        return Condition({**cond.repeat(len(frames)), FRAMES: frames})
 
     encode, part = net.encode, net.part
     return replace(

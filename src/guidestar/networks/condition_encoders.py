@@ -25,10 +25,7 @@ from torch.nn import functional as F
 
 from ..core.denoiser import Condition
 from ..io.files import check_name
-
-
-FRAMES = "frame_mask"
-"""The name of the mask of frames among a network's conditions."""
+from .lengths import LengthEncoder
 
 
 def find_class(name: str | int, classes: Sequence[str]) -> int:
@@ -197,50 +194,6 @@ class VectorEncoder(_Alone, ModelMixin, ConfigMixin):
         return values
 
     index = parse
-
-
-class LengthEncoder(_Alone, ModelMixin, ConfigMixin):
-    """Turn a length in frames into ``frame_mask [B, T]``: 1 for the frames of the motion.
-
-    The null is the full length; a run's unconditional passes have the lengths of its samples.
-
-    Args:
-        frames: T, the longest that was trained.
-        least: the shortest.
-    """
-
-    @register_to_config
-    def __init__(self, frames: int, least: int = 1) -> None:
-        super().__init__()
-        self.frames, self.least = frames, least
-
-    def rows(self, values: Tensor | Sequence[int]) -> Tensor:
-        """Return lengths as ``[B]``, int64."""
-        return torch.as_tensor(values).long()
-
-    def null_row(self) -> Tensor:
-        """Return the full length."""
-        return torch.tensor(self.frames)
-
-    def forward(self, rows: Tensor) -> Condition:
-        """Return the mask of lengths ``[B]``."""
-        at = torch.arange(self.frames, device=rows.device)
-        return Condition({FRAMES: (at < rows[:, None]).float()})
-
-    def parse(self, name: str | int) -> int:
-        """Read a number of frames ("" is the full length).
-
-        Raises:
-            ValueError: it is no whole number, or longer or shorter than what was trained.
-        """
-        if name == "":
-            return self.frames
-        if not str(name).isdecimal() or not self.least <= int(name) <= self.frames:
-            raise ValueError(
-                f"the length {str(name)!r} should be a whole number of frames from {self.least} to "
-                f"{self.frames}, the longest that was trained"
-            )
-        return int(name)
 
 
 def check_condition_name(name: str) -> str:

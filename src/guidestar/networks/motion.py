@@ -96,7 +96,7 @@ class MotionTransformer(ModelMixin, ConfigMixin):
         self.inward, self.outward = nn.Linear(channels, width), nn.Linear(width, channels)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.text = nn.Linear(text_width, width) if text_width else None
-        self.dropout = nn.Dropout(dropout)
+        self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             MotionBlock(width, heads, inner or 2 * width, dropout) for _ in range(depth)
         )
@@ -126,7 +126,7 @@ class MotionTransformer(ModelMixin, ConfigMixin):
             first = first + self.text(encoder_hidden_states[:, 0])
         h = torch.cat([first[:, None], self.inward(x)], 1)
         places = sines(torch.arange(h.shape[1], device=x.device), width)
-        h = self.dropout(h + places.to(h.dtype))
+        h = self.drop(h + places.to(h.dtype))
         mask = None if frame_mask is None else F.pad(frame_mask, (1, 0), value=1.0)
         for block in self.blocks:
             h = block(h, mask)

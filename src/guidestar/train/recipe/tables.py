@@ -115,13 +115,14 @@ class ConditionSpec(Strict):
             ("openai/clip-vit-large-patch14") or path (also of a folder with text_encoder/ and
             tokenizer/).
         layer: which of its layers is read: "last", or "penultimate".
-        output: "states" of all tokens, or "pooled" into one.
+        output: "states" of all tokens, "pooled" into one, or "projected": CLIP's embedding of the
+            caption, whose null is the zero vector.
     """
 
     dropout: Rate | None = None
     encoder: str | None = None
     layer: Literal["last", "penultimate"] = "last"
-    output: Literal["states", "pooled"] = "states"
+    output: Literal["states", "pooled", "projected"] = "states"
 
 
 class Noise(Strict):
