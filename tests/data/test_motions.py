@@ -193,7 +193,9 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path, folder):
     refused(r"needs words in braces, each once, as \{action\}; 'a' is not one", names="{a}_{a}")
     refused(r"; '1' is not one", names="{1}_{a}")
     refused(r"; there is none", names="{}_{}")
-    refused(r"caption = 'a \{b\}' should hold .* in braces; there is a", names="{a}", caption="a {b}")
+    refused(
+        r"caption = 'a \{b\}' should hold .* in braces; there is a", names="{a}", caption="a {b}"
+    )
     refused(r"there is none, as data.motion.names is missing", caption="a {b}")
     refused(r"two columns would be called 'length'; rename one", names="{length}")
     refused(r"there is no joint 'Tail'; the joints are Hips, Spine", root="Tail")

@@ -15,7 +15,7 @@ from .sequence import SequenceAttention
 
 
 def sines(places: Tensor, width: int) -> Tensor:
-    """Return ``[N, width]``: ``sin(p ω_k)`` and ``cos(p ω_k)`` in turn, ``ω_k = 10000^(−2k/width)``.
+    """Return ``[N, width]``: ``sin(pω_k)`` and ``cos(pω_k)`` in turn, ``ω_k = 10000^(−2k/width)``.
 
     Args:
         places: p ``[N]``, whole or not.
@@ -44,7 +44,7 @@ class MotionBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return tokens ``[B, L, width]``; the mask ``[B, L]`` is 1 where a token is attended to."""
+        """Return tokens ``[B, L, width]``; the mask ``[B, L]`` is 1 where one is attended to."""
         x = hidden_states
         x = self.norm1(x + self.dropout(self.attention(x, attention_mask=attention_mask)))
         inner = self.linear2(self.dropout(F.gelu(self.linear1(x))))

@@ -189,7 +189,9 @@ def train_part(
         ValueError: it learns from latents of an autoencoder that is not trained.
     """
     if accept_data and (recipe.data.standardise or recipe.data.kind == "motion"):
-        what = "the standardisation of motions" if recipe.data.kind == "motion" else "data.standardise"
+        what = (
+            "the standardisation of motions" if recipe.data.kind == "motion" else "data.standardise"
+        )
         raise ValueError(
             f"{what} takes its units from the data, so a training cannot go on with "
             "other data; leave --accept-data out, or give another --out"

@@ -138,13 +138,18 @@ class TextEncoder(nn.Module):
         return {"layer": self.layer, "output": self.output, "mask": self.mask}
 
     def rows(self, values: Sequence[str]) -> Tensor:
-        """Return the tokens of captions and their mask, ``[B, 2, 77]``, int64."""
-        return tokens(self.tokenizer, values)
+        """Return the tokens of captions and their mask, ``[B, 2, 77]``, int64.
+
+        Of "projected" the mask of an empty caption is 0 everywhere, which makes it the null.
+        """
+        rows = tokens(self.tokenizer, values)
+        if self.output == "projected":
+            rows[[not v for v in values], 1] = 0
+        return rows
 
     def null_row(self) -> Tensor:
-        """Return the tokens of ""; of "projected" tokens that are all padding."""
-        row = self.rows([""])[0]
-        return row if self.output != "projected" else torch.stack([row[0], torch.zeros_like(row[1])])
+        """Return the tokens of ""."""
+        return self.rows([""])[0]
 
     def parse(self, name: str | int) -> str:
         """Take a caption as it is.

@@ -343,8 +343,9 @@ def _check_masked(net: nn.Module, name: str) -> None:
     """Refuse a network that does not take the mask of frames."""
     if FRAMES not in inspect.signature(net.forward).parameters:
         raise ValueError(
-            f"a {type(net).__name__} takes no {FRAMES!r}, so it cannot tell the {name!r} of motions "
-            'from their padding; write network = "motion", or add that argument'
+            f"a {type(net).__name__} takes no {FRAMES!r}, so it cannot tell motions from "
+            f"their padding (the column {name!r}); "
+            'write network = "motion", or add that argument'
         )
 
 

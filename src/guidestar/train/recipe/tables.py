@@ -43,8 +43,8 @@ class Data(Strict):
     """Where the training data are (see the data room, and docs/train.md).
 
     Args:
-        kind: "images" (a folder), "parquet", "shards" (webdataset), "tensors", "motion" (a folder of
-            BVH files), "fashion-mnist".
+        kind: "images" (a folder), "parquet", "shards" (webdataset), "tensors", "motion" (a
+            folder of BVH files), "fashion-mnist".
         path: the folder or file.
         columns: what each column is: "class", "vector" or "text".
         classes: names of the classes, where the data do not name them.
