@@ -244,3 +244,33 @@ def test_losses_of_motions_need_motions(tmp_path):
     text += '[model]\nnetwork = "sequence"\ntrain = { steps = 1 }\n'
     with pytest.raises(ValueError, match=r"objective\.motion: it goes with data\.kind = .motion"):
         recipe_in(tmp_path, text=text)
+
+
+def test_the_command_line_writes_an_animation_and_files(home, tmp_path, capsys):
+    from PIL import Image
+
+    from guidestar import cli
+
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(
+            [
+                *("sample", str(home / "out" / "walkers"), "fast", "--cond", "slow", "--num", "2"),
+                *("--length", "9", "--steps", "2", "--animation", "gif", "--out", str(out)),
+            ]
+        )
+    written = capsys.readouterr()
+    assert not stop.value.code, written.err
+    assert "4 motions in " in written.out and "motion.gif" in written.out
+    names = sorted(p.name for p in out.iterdir())
+    assert names[:2] == ["0000-slow-length-9-seed0.bvh", "0000-slow-length-9-seed0.npz"]
+    assert len(names) == 10 and names[-2:] == ["motion.gif", "samples.safetensors"]
+    assert len(read_bvh(out / names[0]).values) == 9
+    with Image.open(out / "motion.gif") as drawn:
+        assert drawn.n_frames == 9
+    with pytest.raises(SystemExit):
+        cli.main(["sample", str(home / "out" / "walkers"), "fast", "--length", "25"])
+    assert "'25' should be a whole number of frames from 4 to 24" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["sample", "fashion-mnist", "--length", "25", "--out", str(out)])
+    assert "takes no length; leave it out" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.levels import VP
 from ..diffusers.read.clip import find_text
@@ -97,10 +97,10 @@ def _of_actions(names: tuple[str, ...], actions: Tensor) -> ClassEncoder:
         raise ValueError(
             f"{len(names)} names were given for {len(actions)} actions; give one for each"
         )
-    encoder = ClassEncoder(names, actions.shape[1]).to(actions.dtype)
+    encoder = ClassEncoder(names, actions.shape[1])
     table = torch.cat([actions, torch.zeros_like(actions[:1])])
-    encoder.load_state_dict({"table.weight": table})
-    return encoder.eval().requires_grad_(False)
+    encoder.table = nn.Embedding.from_pretrained(table, freeze=True)
+    return encoder.eval()
 
 
 def _of_text(file: Path, net: MotionTransformer, name: str | Path) -> TextEncoder:

@@ -234,8 +234,9 @@ class Conditions(nn.Module):
         self.length = lengths[0] if lengths else None
         self._alone = next(iter(rest)) if len(rest := {*self.parts} - {*lengths}) == 1 else None
         only = self.parts[self._alone] if lengths and self._alone else None
-        if hasattr(only, "tokenizer"):  # which makes it an encoder of prompts
-            self.tokenizer = only.tokenizer
+        tokenizer = getattr(only, "tokenizer", None)
+        if tokenizer is not None:  # which makes it an encoder of prompts
+            self.tokenizer = tokenizer
 
     @property
     def classes(self) -> tuple[str, ...]:
