@@ -69,7 +69,8 @@ def train_judge(out: Path) -> MotionJudge:
     steps = Training(steps=500, batch=32, rate=1e-3, warmup=50, decay=0.99, weight_decay=0.01)
     judge = ClassifierPart(column="action", widths=(64, 128), dropout=0.1, train=steps)
     recipe = read(out / "clips" / "judge", judge=judge)
-    train(recipe, out / "judge", progress_report(print), only=["judge"])
+    with progress_report() as report:
+        train(recipe, out / "judge", report, only=["judge"])
     source, _ = sources(recipe)
     assert isinstance(source, Motions)
     net = averaged(recipe, "judge", out / "judge", source)
@@ -135,7 +136,8 @@ def main() -> None:
     if not (out / "clips").is_dir():
         unpack(given.clips, out / "clips")
     recipe = read(out / "clips" / "model")
-    train(recipe, out / "train", progress_report(print))
+    with progress_report() as report:
+        train(recipe, out / "train", report)
     assemble(recipe, out / "train", folder=out / "model")
     model, judge = guidestar.load(out / "model"), train_judge(out)
     draw(model, judge, out)
