@@ -13,6 +13,7 @@ from torch import nn
 from ...data import fashion_mnist
 from ...data.folders import image_folder, parquet
 from ...data.latents import Latents, Unencoded, check_spread, latents
+from ...data.motions import Motions, MotionSettings, motion_folder
 from ...data.pictures import PictureFormat, Pictures
 from ...data.reduced import Reduced
 from ...data.shards import Shards
@@ -22,8 +23,9 @@ from ...diffusers.objects import Network
 from ...diffusers.read.safetensors_io import read_module
 from ...diffusers.read.vae import encoded as into_latents
 from ...io.documents import read_json
+from ...motion.body import Body
 from ..recipe.schema import Recipe
-from ..recipe.tables import OWN_VAE, Data
+from ..recipe.tables import OWN_VAE, Data, MotionTable
 from .autoencoders import fresh_autoencoder, latent_shape, vae_folder
 
 
@@ -123,7 +125,9 @@ def _to_test(recipe: Recipe, whole: Source, bad: Callable[[str], None] | None) -
             "classes": spec.classes or _classes(whole),
         }
     )
-    test, scale = _read(recipe, still, str(spec.test), bad), standardiser_of(whole)
+    motions = whole if isinstance(whole, Motions) else None
+    test = _read(recipe, still, str(spec.test), bad, motions)
+    scale = None if motions else standardiser_of(whole)
     one, other = (
         f"samples of {list(source.shape)} with {', '.join(source.columns) or 'no columns'}"
         for source in (whole, test)
@@ -147,12 +151,29 @@ def _classes(source: Source) -> tuple[str, ...]:
 
 def standardiser_of(source: Source | None) -> Standardiser | None:
     """Return the mean and standard deviation by which a source is standardised, if it is."""
-    while source is not None and not isinstance(source, Standardised):
+    while source is not None and not isinstance(source, Standardised | Motions):
         source = getattr(source, "source", None)
     return source.scale if source is not None else None
 
 
-def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | None) -> Source:
+def body_of(source: Source | None) -> Body | None:
+    """Return the skeleton of motions; None of other data."""
+    while source is not None and not isinstance(source, Motions):
+        source = getattr(source, "source", None)
+    return source.body if source is not None else None
+
+
+def _motion_settings(spec: Data) -> MotionSettings:
+    return MotionSettings(crop=spec.crop, **(spec.motion or MotionTable()).model_dump())
+
+
+def _read(
+    recipe: Recipe,
+    spec: Data,
+    path: str,
+    bad: Callable[[str], None] | None,
+    like: Motions | None = None,
+) -> Source:
     channels = (
         read_json(Path(spec.vae) / "config.json").get("in_channels", 3)
         if spec.vae and spec.vae != OWN_VAE
@@ -170,6 +191,16 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
         held = tensors(path, columns=spec.columns, classes=spec.classes)
         return (
             Standardised(source=held, scale=Standardiser.of(held.x)) if spec.standardise else held
+        )
+    if spec.kind == "motion":
+        return motion_folder(
+            path,
+            _motion_settings(spec),
+            columns=spec.columns,
+            classes=spec.classes,
+            max_bad=spec.max_bad,
+            say=bad,
+            like=like,
         )
     if spec.kind == "shards":
         return Shards(
