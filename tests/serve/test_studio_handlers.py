@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -133,6 +134,7 @@ def shown(blocks, request):
         "gs-guidance": "cfg(2)", "gs-scale": None, "gs-random": False, "gs-live": False,
         "gs-second": "cond", "gs-axis-x": None, "gs-axis-y": None, "gs-values-x": "",
         "gs-values-y": "", "gs-operator": "identity", "gs-picture": None,
+        "gs-start": "", "gs-strength": 0.6,
     }  # fmt: skip
     return made
 
@@ -144,8 +146,9 @@ def form(**more):
 
 
 FIELDS = ("model", "classes", "prompts", "negative", "seeds", "steps", "solver", "grid",
-          "guidance", "scale")  # fmt: skip
+          "guidance", "scale", "start", "strength")  # fmt: skip
 SETTINGS = [f"gs-{name}" for name in FIELDS]
+WRITTEN = [*SETTINGS, "gs-controls", "gs-starting"]
 
 
 def test_what_each_event_reads_and_writes(shown):
@@ -161,9 +164,9 @@ def test_what_each_event_reads_and_writes(shown):
         ("gs-guidance submit",): (sure, made),
         (" then",): (sure, made),
         ("gs-cancel click",): ([], []),
-        ("gs-drop upload",): (["gs-drop"], [*SETTINGS, "gs-controls", "gs-drop"]),
-        ("gs-gallery click",): ([], ["gs-gallery", *SETTINGS, "gs-controls"]),
-        ("gs-gallery submit",): ([], ["gs-gallery", *SETTINGS, "gs-controls"]),
+        ("gs-drop upload",): (["gs-drop"], [*WRITTEN, "gs-drop"]),
+        ("gs-gallery click",): ([], ["gs-gallery", *WRITTEN]),
+        ("gs-gallery submit",): ([], ["gs-gallery", *WRITTEN]),
         ("gs-second change",): (["gs-second"], ["gs-second-problem"]),
         ("gs-compare click", "gs-second submit"): (
             sorted([*SETTINGS, "gs-second"]),
@@ -189,10 +192,13 @@ def test_what_each_event_reads_and_writes(shown):
             ["gs-restored", "gs-restore-state"],
         ),
         ("Light / dark click",): ([], []),
+        ("gs-start-drop upload",): (["gs-start-drop"], ["gs-start", "gs-start-drop"]),
+        ("gs-start-shown click",): ([], ["gs-start"]),
+        ("gs-start change",): (["gs-start"], ["gs-start-shown"]),
         ("gs-controls input",): (["gs-guidance"], ["gs-guidance", "gs-problem"]),
         ("gs-controls click",): (["gs-guidance"], ["gs-guidance", "gs-problem"]),
         ("gs-guidance change",): (["gs-guidance"], ["gs-controls"]),
-        ("gs-model input",): (["gs-model"], [*SETTINGS, "gs-controls"]),
+        ("gs-model input",): (["gs-model"], WRITTEN),
         tuple(f"{name} change" for name in SETTINGS): (
             sorted(SETTINGS),
             ["gs-problem", "gs-plan", "gs-address"],
@@ -206,7 +212,7 @@ def test_what_each_event_reads_and_writes(shown):
     ]
     assert found.pop(("Cancel click",)) == [([], [])] * 4
     (load, leave) = found.values()
-    assert load == [(["gs-address"], [*SETTINGS, "gs-controls", "gs-gallery"])]
+    assert load == [(["gs-address"], [*WRITTEN, "gs-gallery"])]
     assert leave == [([], [])]
 
 
@@ -235,9 +241,15 @@ def test_what_fields_offer(shown):
     editor = w["gs-picture"]
     assert editor.type == "pil" and editor.sources == ["upload", "clipboard"]
     assert editor.layers.disabled and list(editor.transforms) == ["crop"]
+    strength = w["gs-strength"]
+    assert (strength.minimum, strength.maximum, strength.step, strength.value) == (
+        *(0.05, 1, 0.05, 0.6),
+    )
+    assert w["gs-start-drop"].file_types == ["image"] and w["gs-start"].visible == "hidden"
+    assert not w["gs-starting"].open
     assert w["gs-drop"].file_types == [".png"] and w["gs-address"].visible == "hidden"
     assert w["gs-plan"].value in (None, "") and "make pictures" in w["gs-pictures"].value
-    for name in ("gs-controls", "gs-gallery"):
+    for name in ("gs-controls", "gs-gallery", "gs-start-shown"):
         assert "trigger(" in w[name].js_on_load
     assert shown.blocks.title == "guidestar studio" and not shown.blocks.analytics_enabled
     assert shown.blocks.delete_cache == (600, 3600)
@@ -294,8 +306,9 @@ def test_fields_are_written_as_each_model_takes_them(panel):
         "cfg(2)",
         update(value=None, visible=False),
     ]
+    assert found[10:12] == ["", 0.6] and found[13] == update(visible=True)
     parts = builder.parts_of("cfg(2)")
-    assert found[10] == drawing.controls(parts, "", builder.methods())
+    assert found[12] == drawing.controls(parts, "", builder.methods())
     captions = panel.write(form(model="captions", conds=("a", "b")))
     assert captions[1] == update(choices=[], value=[], visible=False)
     assert captions[2] == update(value="a\nb", visible=True)
@@ -304,12 +317,87 @@ def test_fields_are_written_as_each_model_takes_them(panel):
     for given, value in ((None, 2.5), (4.0, 4.0)):
         scaled = panel.write(form(model="student", scale=given))
         assert scaled[9] == update(minimum=1.5, maximum=6.0, value=value, visible=True)
-    assert panel.write(form(guidance=""))[10] == drawing.controls((), "", builder.methods())
-    based = panel.write(form(guidance="uncond + cfg(2)"))[10]
+    assert panel.write(form(guidance=""))[12] == drawing.controls((), "", builder.methods())
+    based = panel.write(form(guidance="uncond + cfg(2)"))[12]
     assert based == drawing.controls(
         builder.parts_of("uncond + cfg(2)"), "uncond", builder.methods()
     )
-    assert panel.write(form(guidance="cfg("))[10] == SKIP
+    assert panel.write(form(guidance="cfg("))[12] == SKIP
+
+
+def dropped(folder, size=(12, 8), name="start.png"):
+    Image.linear_gradient("L").resize(size).save(folder / name)
+    return str(folder / name)
+
+
+def test_a_picture_to_start_from_is_read_and_written(panel, tmp_path, monkeypatch):
+    from guidestar.serve.studio.starts import read_start
+
+    start = read_start(dropped(tmp_path), 400, 512)
+    read = lambda model, name, strength=0.35: panel.read(
+        [model, *[None] * 3, "0", *[None] * 5, name, strength]
+    )
+    with pytest.raises(ValueError, match="not kept any more; drop it again"):
+        read("toy", start.name)
+    written = panel.write(form(start=start, strength=0.35))
+    assert written[10:12] == [start.name, 0.35]
+    assert written[13] == update(visible=True, open=True)
+    assert read("toy", start.name) == Form(model="toy", start=start, strength=0.35)
+    assert read("toy", "") == read("toy", None) == Form(model="toy", strength=0.35)
+    assert read("toy", None, None) == Form(model="toy")
+    monkeypatch.setattr(type(toy_model()), "latent", True)  # which no picture can be
+    assert read("toy", start.name).start is None
+    assert panel.write(form())[13] == update(visible=False)
+
+
+def test_a_picture_to_start_from_is_dropped_shown_and_left_out(shown, tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr("gradio.Warning", warned.append)
+    assert shown.on("gs-start-drop", "upload") == [(SKIP, SKIP)]
+    for path, text in [
+        (dropped(tmp_path, (21, 20)), "more than 400 pixels"),
+        (__file__, "cannot be read as a picture"),
+    ]:
+        shown.values["gs-start-drop"] = path
+        assert shown.on("gs-start-drop", "upload") == [(SKIP, None)]
+        assert text in warned[-1]
+    shown.values["gs-start-drop"] = dropped(tmp_path)
+    ((name, empty),) = shown.on("gs-start-drop", "upload")
+    assert len(name) == 20 and empty is None
+    shown.values["gs-start"] = name
+    (html,) = shown.on("gs-start", "change", nth=1)
+    assert opened(images(html)[0]).size == (12, 8) and "data-remove" in html
+    assert shown.on("gs-start-shown", "click") == [""]
+    shown.values["gs-start"] = ""
+    assert shown.on("gs-start", "change", nth=1) == [""]
+
+
+def test_pictures_are_made_from_a_start(shown, service, tmp_path):
+    """The last half of four steps, from the picture cropped to the model's size."""
+    shown.values["gs-start-drop"] = dropped(tmp_path, (12, 8))
+    shown.values["gs-start"] = shown.on("gs-start-drop", "upload")[0][0]
+    shown.values["gs-strength"] = 0.5
+    *_, (drawn, _, gallery, _) = shown.on("gs-run", "click")
+    model = service.engines["toy"].model
+    middle = Image.linear_gradient("L").resize((12, 8)).crop((2, 0, 10, 8))
+    start = torch.from_numpy(np.array(middle)).float()[None, None] / 127.5 - 1
+    run = {"guidance": "cfg(2)", "seeds": [1, 2], "steps": 4, "solver": "ddim"}
+    rho = float(model.grid(4)[2].rho)
+    found = model.sample("cat", start=start.repeat(2, 1, 1, 1), start_rho=rho, **run)
+    wanted = [pixels(p) for p in found.pil()]
+    assert [pixels(p) for p in images(drawn)[::2]] == wanted
+    assert "from a picture at 0.5" in gallery
+    # The gallery keeps the picture: its settings make the same again.
+    shown.values["gs-start"] = ""
+    back = shown.on("gs-gallery", "click", {"action": "restore", "id": 1})[0]
+    assert back[1 + 10 : 1 + 12] != ["", 0.6]
+    shown.values |= {"gs-start": back[11], "gs-strength": back[12], "gs-seeds": back[5]}
+    *_, (drawn, *_) = shown.on("gs-run", "click")
+    assert [pixels(p) for p in images(drawn)[::2]] == wanted[1:]
+    # The plan is of the steps that are left.
+    wrong, drawn, address = shown.on("gs-guidance", "change", nth=2)[0]
+    assert wrong == "" and "4</b> evaluations a picture" in drawn and "2 steps" in drawn
+    assert f"start={back[11]}&strength=0.5" in address
 
 
 def test_a_models_own_settings(service):
@@ -415,7 +503,7 @@ def test_a_dropped_picture_brings_its_settings(shown, tmp_path, monkeypatch):
     found = messages(monkeypatch)
     shown.values["gs-drop"] = None
     (nothing,) = shown.on("gs-drop", "upload")
-    assert nothing == [SKIP] * 12 and not found
+    assert nothing == [SKIP] * (len(WRITTEN) + 1) and not found
     shown.values["gs-classes"] = ["cat", "dog"]
     drawn = shown.on("gs-run", "click")[-1][0]
     file = tmp_path / "p.png"
@@ -426,7 +514,7 @@ def test_a_dropped_picture_brings_its_settings(shown, tmp_path, monkeypatch):
     assert back[-1] is None and found == [("info", "the settings of the picture are back")]
     Image.new("L", (8, 8)).save(file)
     (refused,) = shown.on("gs-drop", "upload")
-    assert refused == [*[SKIP] * 11, None] and found[-1][0] == "warning"
+    assert refused == [*[SKIP] * len(WRITTEN), None] and found[-1][0] == "warning"
     shown.values["gs-drop"] = str(tmp_path / "none.png")
     shown.on("gs-drop", "upload")
     assert "No such file" in found[-1][1]
@@ -440,9 +528,10 @@ def test_pictures_of_the_gallery_are_restored_and_deleted(shown):
     assert found[5] == "1"
     for data in ({"action": "delete", "id": 9}, {}, None):
         (found,) = shown.on("gs-gallery", "click", data)
-        assert found[0].count("<figure") == 2 and found[1:] == [SKIP] * 11
+        assert found[0].count("<figure") == 2 and found[1:] == [SKIP] * len(WRITTEN)
     (found,) = shown.on("gs-gallery", "click", {"action": "delete", "id": 1})
-    assert found[0].count("<figure") == 1 and "seed 1" in found[0] and found[1:] == [SKIP] * 11
+    assert found[0].count("<figure") == 1 and "seed 1" in found[0]
+    assert found[1:] == [SKIP] * len(WRITTEN)
 
 
 def test_the_page_opens_as_its_address_says(shown, monkeypatch):
@@ -451,7 +540,7 @@ def test_the_page_opens_as_its_address_says(shown, monkeypatch):
     visit = SimpleNamespace(request=None, client=None, session_hash=shown.visit)
     made = event.fn("?seeds=7&guidance=cfg(5)", visit)
     assert (made[0], made[4], made[8]) == ("toy", "7", "cfg(5)") and made[1]["value"] == ["blurry"]
-    assert "Pictures that you make are kept here" in made[11] and not found
+    assert "Pictures that you make are kept here" in made[-1] and not found
     other = event.fn("?model=bare&steps=9", visit)
     assert (other[0], other[5], other[6], other[8]) == ("bare", 9, "dpmpp-2m", "uncond")
     wrong = event.fn("?model=none&seeds=7", visit)
