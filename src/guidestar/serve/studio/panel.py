@@ -153,8 +153,8 @@ class Panel:
 
     @property
     def shown(self) -> list[Any]:
-        """What `write` gives values for: the fields, the controls of the expression, and what
-        models of latents have not.
+        """What `write` gives values for: the fields, the controls of the expression, and whether
+        the picture to start from is open.
         """
         return [*self.fields, self.controls, self.starting]
 
@@ -180,7 +180,7 @@ class Panel:
             grid=grid or "",
             guidance=guidance or "",
             scale=None if scale is None or find_scale(model.denoiser) is None else float(scale),
-            start=None if model.latent else self._start(start or ""),
+            start=self._start(start or ""),
             strength=STRENGTH if strength is None else float(strength),
         )
 
@@ -222,7 +222,7 @@ class Panel:
             "" if form.start is None else self.starts.keep(form.start),
             form.strength,
             draw_controls(form.guidance),
-            gr.update(visible=not model.latent, **({"open": True} if form.start else {})),
+            gr.skip() if form.start is None else gr.update(open=True),
         ]
 
 

@@ -46,7 +46,7 @@ def lowering() -> list[str]:
 
 def operators_for(model: Model) -> list[str]:
     """Name the operators that a model's pictures can be observed by."""
-    return [name for name in OPERATORS if name != "gray" or model.shape[0] == 3]
+    return [name for name in OPERATORS if name != "gray" or model.need_image_shape()[0] == 3]
 
 
 def observe(
@@ -61,7 +61,7 @@ def observe(
     """Bring a picture to the model's size, and degrade it as an operator does.
 
     Args:
-        model: of pixels.
+        model: of pictures.
         picture: any.
         operator: its name.
         mask: of inpaint: what was painted (not black) is what is to be found.
@@ -69,13 +69,9 @@ def observe(
         noise: deviation of noise that is added, in [−1, 1] units.
 
     Raises:
-        ValueError: the model works on latents, there is no mask, or an option is out of range.
+        ValueError: the model makes no pictures, there is no mask, or an option is out of range.
     """
-    if model.latent:
-        raise ValueError(
-            f"the model {model.name!r} works on latents, so no picture can be an observation of it"
-        )
-    channels, height, width = model.shape
+    channels, height, width = model.need_image_shape()
     fitted = fit(picture, (width, height), channels, "crop")
     x = pixels_of(fitted)[None]
     known = None
