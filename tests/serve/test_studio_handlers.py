@@ -197,7 +197,6 @@ def test_what_each_event_reads_and_writes(shown):
         ("gs-start change",): (["gs-start"], ["gs-start-shown"]),
         ("gs-controls input",): (["gs-guidance"], ["gs-guidance", "gs-problem"]),
         ("gs-controls click",): (["gs-guidance"], ["gs-guidance", "gs-problem"]),
-        ("gs-guidance change",): (["gs-guidance"], ["gs-controls"]),
         ("gs-model input",): (["gs-model"], WRITTEN),
         tuple(f"{name} change" for name in SETTINGS): (
             sorted(SETTINGS),
@@ -206,6 +205,10 @@ def test_what_each_event_reads_and_writes(shown):
     }  # fmt: skip
     for key, wanted in one.items():
         assert found.pop(key) == [wanted], key
+    assert found.pop(("gs-guidance change",)) == [
+        (sorted([*SETTINGS, "gs-random", "gs-live"]), made),
+        (["gs-guidance"], ["gs-controls"]),
+    ]
     assert found.pop(("gs-address change",)) == [
         (sorted([*SETTINGS, "gs-random", "gs-live"]), made),
         (["gs-address"], []),
@@ -392,7 +395,7 @@ def test_pictures_are_made_from_a_start(shown, service, tmp_path):
     *_, (drawn, *_) = shown.on("gs-run", "click")
     assert [pixels(p) for p in images(drawn)[::2]] == wanted[1:]
     # The plan is of the steps that are left.
-    wrong, drawn, address = shown.on("gs-guidance", "change", nth=2)[0]
+    wrong, drawn, address = shown.on("gs-guidance", "change", nth=3)[0]
     assert wrong == "" and "4</b> evaluations a picture" in drawn and "2 steps" in drawn
     assert f"start={back[11]}&strength=0.5" in address
 
@@ -448,8 +451,69 @@ def test_new_seeds_are_drawn_where_that_is_chosen(shown, monkeypatch):
     again = shown.on("gs-address", "change")  # nothing is drawn again
     assert again == [(SKIP,) * 4]
     shown.values["gs-live"] = True
-    redrawn = shown.on("gs-address", "change")
-    assert "cat-seed1.png" in redrawn[-1][0] and len(drawn) == 1
+    *_, redrawn, kept = shown.on("gs-address", "change")
+    assert "cat-seed1.png" in redrawn[0] and len(drawn) == 1
+    assert redrawn[2] == SKIP and kept[2].count("<figure") == 4  # the gallery, after the picture
+    assert kept[:2] == (SKIP, SKIP)
+
+
+def test_a_change_redraws_once_by_whichever_way_it_comes(shown, service):
+    shown.values["gs-live"] = True
+    by_text = lambda: shown.on("gs-guidance", "change")
+    assert "gs-done" in by_text()[-2][1]
+    nothing = [(SKIP,) * 4]
+    assert by_text() == shown.on("gs-address", "change") == nothing
+    shown.values["gs-guidance"] = "cfg(5)"
+    *_, (drawn, state, _, _), _ = by_text()
+    assert "gs-done" in state
+    made = [pixels(p) for p in images(drawn)[::2]]
+    assert made == sampled(service, ["cat"] * 2, [1, 2], "cfg(5)")
+    assert shown.on("gs-address", "change") == nothing
+    shown.values["gs-steps"] = 5
+    assert "gs-done" in shown.on("gs-address", "change")[-2][1]
+    for text in ("cfg(", "cfg(5) + clasifier(1)", ""):  # which are marked at their place
+        shown.values["gs-guidance"] = text
+        found = by_text()
+        assert found == nothing or text == ""
+    shown.values |= {"gs-guidance": "cond + nag(", "gs-seeds": "x"}
+    assert "seeds are whole numbers" in by_text()[0][1]
+    shown.values |= {"gs-guidance": "cond + dps(1)", "gs-seeds": "1"}  # which no text shows
+    assert "gs-failed" in by_text()[-1][1]
+
+
+def test_few_steps_are_redrawn_without_previews_and_many_with(shown, monkeypatch):
+    from guidestar.serve.studio.running import Runs
+
+    asked = []
+    follow = Runs.follow
+    monkeypatch.setattr(
+        Runs, "follow", lambda self, kind, made: asked.extend(made) or follow(self, kind, made)
+    )
+    shown.values["gs-live"] = True
+    for steps in (8, 9, 60):
+        shown.values["gs-steps"] = steps
+        shown.on("gs-guidance", "change")
+    assert [a.preview_every for a in asked] == [0, 1, 3]
+
+
+def test_what_took_the_place_of_a_run_shows_where_it_stands(monkeypatch):
+    from guidestar.serve.studio import making
+
+    ended = [Progress(status="running", seconds=0.1), Progress(status="running", seconds=0.5)]
+    runs = SimpleNamespace(follow=lambda kind, asked: ([p] for p in ended))
+    session: Any = SimpleNamespace(runs=runs, made=None)
+    quiet = lambda: [s for _, s, _, _ in making._follow(session, form(), 0, wait=0.3)]
+    assert len(quiet()) == 1
+    ended.append(Progress(status="cancelled", seconds=0.1))
+    assert "gs-cancelled" in quiet()[-1]
+
+    def follow(kind, asked):
+        yield [ended[1]]
+        session.made = form(steps=9)
+        yield [ended[2]]
+
+    session.runs.follow = follow
+    assert len(quiet()) == 1
 
 
 @pytest.mark.parametrize(
@@ -575,15 +639,15 @@ def test_controls_and_text_follow_each_other(shown):
     data = {"index": "0", "name": "scale", "value": "3"}
     assert shown.on("gs-controls", "input", data) == [("cfg(3)", "")]
     shown.values["gs-guidance"] = "cfg(3)"
-    assert shown.on("gs-guidance", "change", nth=1) == [SKIP]  # the slider stays in the hand
+    assert shown.on("gs-guidance", "change", nth=2) == [SKIP]  # the slider stays in the hand
     shown.values["gs-guidance"] = "cfg(4)"
     wanted = drawing.controls(builder.parts_of("cfg(4)"), "", builder.methods())
-    assert shown.on("gs-guidance", "change", nth=1) == [wanted]
+    assert shown.on("gs-guidance", "change", nth=2) == [wanted]
     shown.values["gs-guidance"] = "cfg(3)"
-    assert shown.on("gs-guidance", "change", nth=1)[0] != SKIP  # that was forgotten meanwhile
+    assert shown.on("gs-guidance", "change", nth=2)[0] != SKIP  # that was forgotten meanwhile
     for count, drawn in ((200, True), (201, False)):
         shown.values["gs-guidance"] = "cfg(3)".ljust(count)
-        assert (shown.on("gs-guidance", "change", nth=1) != [SKIP]) == drawn
+        assert (shown.on("gs-guidance", "change", nth=2) != [SKIP]) == drawn
     shown.values["gs-guidance"] = "cfg(3)"
     ((text, wrong),) = shown.on("gs-controls", "input", {**data, "value": "nan"})
     assert text == SKIP and "gs-problem" in wrong
@@ -674,18 +738,18 @@ def test_a_comparison_on_its_way():
 
 
 def test_axes_are_offered(shown):
-    ((x, y),) = shown.on("gs-guidance", "change", nth=0)
+    ((x, y),) = shown.on("gs-guidance", "change", nth=1)
     choices = plotting.axes_of(form())
     assert x == update(choices=choices, value="0:scale")
     assert y == update(choices=choices, value="steps")
     shown.values.update({"gs-axis-x": "solver", "gs-axis-y": "9:none"})
-    ((x, y),) = shown.on("gs-guidance", "change", nth=0)
+    ((x, y),) = shown.on("gs-guidance", "change", nth=1)
     assert (x["value"], y["value"]) == ("solver", "steps")
     shown.values.update({"gs-guidance": "", "gs-axis-x": None})
-    ((x, y),) = shown.on("gs-guidance", "change", nth=0)
+    ((x, y),) = shown.on("gs-guidance", "change", nth=1)
     assert (x["value"], y["value"]) == ("steps", "solver")
     shown.values["gs-seeds"] = "x"
-    assert shown.on("gs-guidance", "change", nth=0) == [(SKIP, SKIP)]
+    assert shown.on("gs-guidance", "change", nth=1) == [(SKIP, SKIP)]
 
 
 def test_values_are_suggested(shown):
