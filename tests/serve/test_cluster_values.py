@@ -90,18 +90,17 @@ class Applications(dict[str, Any]):
 @pytest.fixture
 def ray(monkeypatch):
     made: Any = Ray()
-    made.serve = ModuleType("ray.serve")
     bound = SimpleNamespace(bind=made.note("bind", "application"))
-    made.serve.deployment = made.note("deployment", bound)
-    made.serve.run = made.note("run", "handle")
-    made.serve.start, made.serve.delete = made.note("start"), made.note("delete")
-    made.serve.status = made.status
-    made.exceptions = ModuleType("ray.exceptions")
-    made.exceptions.RayError, made.exceptions.RayTaskError = RayError, RayTaskError
-    made.serve.exceptions = ModuleType("ray.serve.exceptions")
-    made.serve.exceptions.RayServeException = RayServeException
-    modules = [made, made.serve, made.exceptions, made.serve.exceptions]
-    for module in modules:
+    serve: Any = ModuleType("ray.serve")
+    serve.deployment, serve.run = made.note("deployment", bound), made.note("run", "handle")
+    serve.start, serve.delete = made.note("start"), made.note("delete")
+    serve.status = made.status
+    errors: Any = ModuleType("ray.exceptions")
+    errors.RayError, errors.RayTaskError = RayError, RayTaskError
+    of_serve: Any = ModuleType("ray.serve.exceptions")
+    of_serve.RayServeException = RayServeException
+    made.serve = serve
+    for module in (made, serve, errors, of_serve):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     levels = {name: logging.getLogger(name).level for name in ("ray", "ray.serve")}
