@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from guidestar.core.rng import Draw
 from guidestar.data.source import Column, InMemory
+from guidestar.networks.network import Network
 from guidestar.train import run
 from guidestar.train.build.data import sources
 from guidestar.train.build.schedules import denoising, process, scheduler_config
@@ -157,6 +158,28 @@ def test_each_setting_changes_the_training(changes):
     one, two = trained(9)[0], trained(9, **changes)[0]
     pairs = zip(one.ema.weights().values(), two.ema.weights().values(), strict=True)
     assert max(float((a - b).abs().max()) for a, b in pairs) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("float64", F64), ("float32", torch.float32), ("bfloat16", torch.float32)],
+)
+def test_weights_and_data_have_the_precision_that_is_stated(precision, dtype):
+    """A network computes in that of its weights; bfloat16 is autocast, over float32 weights."""
+    seen = []
+
+    class Spy(Objective):
+        def __call__(self, net, x0, target, draw):
+            seen.append((x0.dtype, torch.is_autocast_enabled("cpu")))
+            return net.net(x0).float().square().mean(1)
+
+    part = Network(nn.Linear(3, 3).to(torch.float16))
+    data = InMemory(x=X, targets={}, columns={})
+    settings = TrainSettings(steps=2, batch=4, precision=precision)
+    trainer = Trainer(part, Spy(), data, settings)
+    trainer.step()
+    assert {p.dtype for p in part.parameters()} == {dtype} and part.dtype == dtype
+    assert seen == [(dtype, precision == "bfloat16")]
 
 
 def test_dropout_layers_draw_anew_each_step():
