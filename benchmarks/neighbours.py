@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--nearest", type=int, default=6)
     arguments = parser.parse_args()
     model = load("emoji")
-    real = read_captioned(arguments.data, model.shape[-1])
+    real = read_captioned(arguments.data, model.need_image_shape()[-1])
     samples = model.sample(
         list(DEMO_PROMPTS), guidance=arguments.guidance, seeds=range(len(DEMO_PROMPTS))
     )
@@ -50,7 +50,7 @@ def main() -> None:
             rows,
             columns=["sample", *(f"nearest {k + 1}" for k in range(arguments.nearest))],
             title=title,
-            scale=3,
+            scale=max(1, 96 // real.x.shape[-1]),
         ),
         arguments.out,
     )

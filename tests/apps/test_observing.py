@@ -164,9 +164,10 @@ def test_only_the_pictures_of_a_folder_are_observed(model, folder, tmp_path):
 
 def test_a_colour_model_observes_a_grey_picture(folder):
     text, guidance = load("emoji"), parse("uncond + dps(1)")
-    Image.new("RGB", (32, 32), (255, 0, 0)).save(folder / "red.png")
+    side = text.need_image_shape()[-1]
+    Image.new("RGB", (side, side), (255, 0, 0)).save(folder / "red.png")
     found = read_observation(text, guidance, [folder / "red.png"], "gray")
-    assert found.y.shape == (1, 1, 32, 32)
+    assert found.y.shape == (1, 1, side, side)
     assert read_observation(text, guidance, [folder / "red.png"], "identity").y[
         0, :, 0, 0
     ].tolist() == [1, -1, -1]
@@ -247,7 +248,7 @@ def test_a_model_of_no_pictures_observes_none(folder):
     model = Model(
         name="vectors", denoiser=lambda x, level, cond: x, schedule=VP.linear(), shape=(4,)
     )
-    with pytest.raises(ValueError, match="'vectors' does not sample pictures of pixels"):
+    with pytest.raises(ValueError, match=r"'vectors' does not make pictures, but samples of \[4\]"):
         read_observation(model, parse("uncond + dps(1)"), [folder / "whole"], "blur")
 
 

@@ -116,7 +116,7 @@ def _picture(
         f"{model.name}: the same seeds for each prompt (top 5: share of samples whose "
         f"caption an independent CLIP ranks among the first 5 of {captions:,})"
     )
-    return sheet(rows, columns=heads, span=show, title=title, scale=3)
+    return sheet(rows, columns=heads, span=show, title=title, scale=max(1, 96 // cells[0][0].width))
 
 
 __all__ = ["COLUMNS", "DEMO_PROMPTS", "demo_text"]

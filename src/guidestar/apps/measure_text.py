@@ -167,7 +167,7 @@ def measure_text(
         )
     guided = [model.expression(g) for g in guidances]
     train = _training(model, data)
-    wanted = (read_captioned(data, picture_side(model)) if data else train).take(count)
+    wanted = (read_captioned(data, model.need_image_shape()[-1]) if data else train).take(count)
     ruler = Ruler.of(model.judge, [*train.labels, *wanted.labels], train.x)
     real = embed_images(model.judge, wanted.x)
     turned = [*wanted.labels[len(wanted.labels) // 2 :], *wanted.labels[: len(wanted.labels) // 2]]
@@ -221,15 +221,7 @@ def _training(model: Model, data: Path | None) -> Captioned:
             f"the pictures that {model.name!r} was trained on are not at {folder}; name a folder "
             "of captioned pictures with --data"
         )
-    return read_captioned(folder, picture_side(model))
-
-
-@torch.inference_mode()
-def picture_side(model: Model) -> int:
-    """Return the pixels of a side of a model's pictures, also where it works on latents."""
-    if not model.latent:
-        return model.shape[-1]
-    return model.to_images(torch.zeros(1, *model.shape, device=model.device)).shape[-1]
+    return read_captioned(folder, model.need_image_shape()[-1])
 
 
 def draw_samples(

@@ -67,13 +67,9 @@ def read_observation(
             f"'{guidance}' lowers no loss, so the observed picture has no effect; add one of "
             f"{lowering}, e.g. 'uncond + dps(1)'"
         )
-    if len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.latent:
-        raise ValueError(
-            f"the model {model.name!r} does not sample pictures of pixels, so no picture can be "
-            "an observation of it"
-        )
-    made, noise = read_operator(operator, model.shape)
-    shown = made(torch.zeros(1, *model.shape))
+    shape = model.need_image_shape()
+    made, noise = read_operator(operator, shape)
+    shown = made(torch.zeros(1, *shape))
     files = [file for picture in pictures for file in _files(picture)]
     pictured = torch.stack(
         [
@@ -81,7 +77,8 @@ def read_observation(
             for file in files
         ]
     )
-    return Observation(made, made(pictured) if isinstance(made, Inpaint) else pictured, noise=noise)
+    y = made(pictured) if isinstance(made, Inpaint) else pictured
+    return Observation(model.on_images(made), y, noise=noise)
 
 
 def _files(picture: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .context import Loss, one_each
-from .operators import Inpaint, Linear, get_operator
+from .operators import Inpaint, Linear, OfDecoded, get_operator
 from .term import Context, Live
 from .weights import finite
 
@@ -75,7 +75,8 @@ class Observation:
                 f"observation: y is {tuple(y.shape)}, but the operator makes "
                 f"{tuple(shown.shape)} of the samples"
             )
-        return self.operator(y) if isinstance(self.operator, Inpaint) else y, shown
+        own = self.operator.operator if isinstance(self.operator, OfDecoded) else self.operator
+        return own(y) if isinstance(own, Inpaint) else y, shown
 
     def residual(self, x0: Tensor) -> Tensor:
         """Return ``y − A(x0)``, ``[B, *O]``."""

@@ -6,6 +6,7 @@ maps back: ``⟨A x, y⟩ = ⟨x, Aᵀ y⟩``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -172,6 +173,23 @@ class Colour:
 
     def transpose(self, y: Tensor) -> Tensor:
         return torch.einsum("oc,bo...->bc...", self._matrix(y), y)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OfDecoded:
+    """``A(decode(z))``: an operator on the images of latents. It has no transpose, as decoding is
+    not linear.
+
+    Args:
+        decode: a differentiable function from latents ``[B, *S]`` to images ``[B, C, H, W]``.
+        operator: A, of images.
+    """
+
+    decode: Callable[[Tensor], Tensor]
+    operator: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.operator(self.decode(x))
 
 
 OPERATORS: dict[str, type[Linear]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from typing import NoReturn, Self
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..core.denoiser import Denoiser
 from ..core.levels import Schedule
 from ..diffusers.guidance_file import Defaults
+from ..guidance.operators import OfDecoded, get_operator
 from .manifest import Card
 from .protocols import (
     Encoder,
@@ -108,6 +110,63 @@ class ModelParts(ABC):
                 "samples; load it in float32"
             )
         return images
+
+    @property
+    @torch.inference_mode()
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of its images; None where its samples are no pictures."""
+        shape = self.shape
+        if self.latent:
+            shape = tuple(self.decode(torch.zeros(1, *shape, device=self.device)).shape[1:])
+        return (shape[0], shape[1], shape[2]) if len(shape) == 3 and shape[0] in (1, 3) else None
+
+    def need_image_shape(self) -> tuple[int, int, int]:
+        """Return the shape of its images.
+
+        Raises:
+            ValueError: its samples are no pictures.
+        """
+        shape = self.image_shape
+        if shape is None:
+            raise ValueError(
+                f"the model {self.name!r} does not make pictures, but samples of "
+                f"{list(self.shape)}; choose a model of pictures"
+            )
+        return shape
+
+    def from_images(self, images: Tensor) -> Tensor:
+        """Return the samples ``[B, *S]`` of images ``[B, C, H, W]`` in [−1, 1]: latents of a model
+        of latents, else the images themselves.
+
+        Raises:
+            ValueError: they are of another shape than the model's images.
+        """
+        wanted = self.need_image_shape()
+        if tuple(images.shape[1:]) != wanted:
+            raise ValueError(
+                f"the images are {list(images.shape)}, but those of {self.name!r} are [B, "
+                f"{', '.join(map(str, wanted))}]"
+            )
+        return self.decode.encode(images) if isinstance(self.decode, LatentDecoder) else images
+
+    def on_images(self, operator: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return an operator of images as one of samples, for an `Observation`: ``A(decode(x))``
+        of a model of latents, else the operator itself.
+
+        Args:
+            operator: a function of images ``[B, C, H, W]``, or the name of an operator.
+
+        Raises:
+            ValueError: an unknown name, or the model makes no pictures.
+
+        Example:
+            >>> Observation(model.on_images("downsample"), small_pictures)
+        """
+        self.need_image_shape()
+        made = get_operator(operator) if isinstance(operator, str) else operator
+        if isinstance(self.decode, LatentDecoder):
+            return OfDecoded(decode=self.decode.differentiably, operator=made)
+        return made
 
     def need_judge(self) -> Judge:
         """Return the judge.

@@ -124,3 +124,15 @@ class LatentDecoder(Protocol):
     def vae(self) -> Network:
         """The autoencoder of the latents."""
         ...
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Return images in [-1, 1] of latents ``[B, *S]``."""
+        ...
+
+    def differentiably(self, x: Tensor, /) -> Tensor:
+        """Return images of latents, not clipped, so that a gradient reaches them."""
+        ...
+
+    def encode(self, images: Tensor, /) -> Tensor:
+        """Return the latents of images ``[B, C, H, W]`` in [-1, 1]."""
+        ...

@@ -150,6 +150,21 @@ class Decoder:
         nn.Module.to(self.vae, x.device)
         return decoded(self.vae, x).clamp(-1, 1).to(x.dtype)
 
+    def differentiably(self, x: Tensor) -> Tensor:
+        """Decode latents ``[B, C, h, w]``, not clipped, so that a gradient reaches them; what the
+        decoder computes on the way is computed again for it, not kept.
+        """
+        from torch.utils.checkpoint import checkpoint
+
+        nn.Module.to(self.vae, x.device)
+        return checkpoint(decoded, self.vae, x, use_reentrant=False).to(x.dtype)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images ``[B, C, H, W]`` in [−1, 1] into latents, as `encoded`."""
+        nn.Module.to(self.vae, images.device)
+        return encoded(self.vae, images)
+
 
 def read_decoder(folder: str | Path) -> Decoder:
     """Read a VAE's folder as a decoder.

@@ -35,7 +35,8 @@ class _Posterior(Steered):
         if not isinstance(bound.loss, Observation) or not bound.loss.linear:
             raise ValueError(
                 f"{self.name}: the loss must be an Observation whose operator is linear and has "
-                "a transpose (inpaint, downsample, blur, gray)"
+                "a transpose (inpaint, downsample, blur, gray); through a decoder of latents none "
+                "is, so use dps, lgd or tfg there"
             )
         return bound
 

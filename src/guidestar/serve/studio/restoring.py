@@ -47,7 +47,7 @@ def lowering() -> list[str]:
 
 def operators_for(model: Model) -> list[str]:
     """Name the operators that a model's pictures can be observed by."""
-    return [name for name in OPERATORS if name != "gray" or model.shape[0] == 3]
+    return [name for name in OPERATORS if name != "gray" or model.need_image_shape()[0] == 3]
 
 
 def observe(
@@ -62,7 +62,7 @@ def observe(
     """Bring a picture to the model's size, and degrade it as an operator does.
 
     Args:
-        model: of pixels.
+        model: of pictures.
         picture: any.
         operator: its name.
         mask: of inpaint: what was painted (not black) is what is to be found.
@@ -70,13 +70,9 @@ def observe(
         noise: deviation of noise that is added, in [−1, 1] units.
 
     Raises:
-        ValueError: the model works on latents, there is no mask, or an option is out of range.
+        ValueError: the model makes no pictures, there is no mask, or an option is out of range.
     """
-    if model.latent:
-        raise ValueError(
-            f"the model {model.name!r} works on latents, so no picture can be an observation of it"
-        )
-    channels, height, width = model.shape
+    channels, height, width = model.need_image_shape()
     fitted = _fit(picture, (width, height), channels)
     x = _tensor(fitted, channels)
     known = None

@@ -41,9 +41,9 @@ def build(model: Model, asked: SampleRequest, limits: Limits, *, resize: bool = 
     guidance = None if asked.guidance is None else read_expression(asked.guidance, limits)
     start = None
     if asked.start is not None:
-        shape = of_pixels(model, "start")
-        start = to_tensor(asked.start, shape, limits, "start", resize=resize)
-        start = start.expand(len(seeds), *shape)
+        shape = model.need_image_shape()
+        image = to_tensor(asked.start, shape, limits, "start", resize=resize)[None]
+        start = model.from_images(image.to(model.device)).expand(len(seeds), *model.shape)
     losses = None
     if asked.observation is not None:
         expression = model.expression(guidance, conditional=asked.cond is not None)
@@ -113,24 +113,6 @@ def read_expression(text: str, limits: Limits) -> Guidance:
     return guidance
 
 
-def of_pixels(model: Model, field: str) -> tuple[int, int, int]:
-    """Return the shape of a model's pictures of pixels.
-
-    Raises:
-        RefusedError: it works on latents, which no picture that is sent can be.
-    """
-    if model.latent:
-        raise RefusedError(
-            422,
-            "invalid_request_error",
-            f"the model {model.name!r} works on latents, so it cannot take a picture; leave "
-            f"{field} out",
-            field,
-        )
-    channels, height, width = model.shape
-    return channels, height, width
-
-
 def build_observation(
     model: Model, seen: Seen, guidance: Guidance, count: int, limits: Limits
 ) -> Observation:
@@ -145,7 +127,7 @@ def build_observation(
             f"'{guidance}' lowers no loss, so it would not look at what was observed; add "
             "one that does, e.g. 'uncond + dps(1)'"
         )
-    shape = of_pixels(model, "observation")
+    shape = model.need_image_shape()
     if seen.operator not in OPERATORS:
         raise _wrong(
             f"unknown operator {seen.operator!r}; the operators are {', '.join(OPERATORS)}"
@@ -155,7 +137,8 @@ def build_observation(
     shown = operator(torch.zeros(1, *shape)).shape[1:]
     y = to_tensor(seen.image, (shown[0], shown[1], shown[2]), limits, "observation.image")[None]
     y = operator(y) if isinstance(operator, Inpaint) else y
-    return Observation(operator, y.expand(count, *y.shape[1:]), noise=seen.noise)
+    y = y.expand(count, *y.shape[1:])
+    return Observation(model.on_images(operator), y, noise=seen.noise)
 
 
 def _options(seen: Seen, shape: tuple[int, int, int], limits: Limits) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-import torch
-
 from ...model.model import Model
 from ..engine import Engine
 from ..protocol import AnyEngine
@@ -189,8 +187,7 @@ def picture_size(model: Model) -> tuple[int, int]:
     Raises:
         ValueError: it makes none.
     """
-    with torch.inference_mode():
-        images = model.to_images(torch.zeros(1, *model.shape, device=model.device))
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
+    shape = model.image_shape
+    if shape is None:
         raise ValueError(f"the model {model.name!r} makes no pictures, so it cannot be served")
-    return images.shape[3], images.shape[2]
+    return shape[2], shape[1]
