@@ -3,8 +3,11 @@
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from guidestar.checkpoints.adm import PUBLISHED
+from guidestar.checkpoints.state_dicts import read_state_dict
+from helpers.noting import noted
 
 COMMON = {
     "channel_mult": None,
@@ -64,3 +67,19 @@ def test_flags_of_the_published_models(name):
             "channels": 3,
             "groups": 32,
         }
+
+
+def test_files_of_others_are_read_on_the_cpu_and_without_running_code(monkeypatch, tmp_path):
+    tensors = {"a": torch.ones(1)}
+    file = tmp_path / "m.pt"
+    file.touch()
+    for found in (tensors, {"ema": tensors, "model": {"b": torch.ones(1)}}):
+        loaded = noted(monkeypatch, torch, "load", found)
+        assert read_state_dict(file) == tensors
+        assert loaded == [((file,), {"map_location": "cpu", "weights_only": True})]
+    for odd in ([1], {"a": 1}, {1: torch.ones(1)}, {"ema": {"a": 1}}):
+        noted(monkeypatch, torch, "load", odd)
+        with pytest.raises(ValueError, match=r"m\.pt: holds no state dict \(tensors by name\)"):
+            read_state_dict(file)
+    with pytest.raises(ValueError, match=r"no\.pt: there is no such file"):
+        read_state_dict(tmp_path / "no.pt")
