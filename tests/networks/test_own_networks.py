@@ -1,6 +1,7 @@
 """Our own networks against their formulas in plain torch, from their weights by name."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def near(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def filled(net: nn.Module):
+def filled(net: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """Give every weight a value of its own, and return the network with its weights by name."""
     generator = torch.Generator().manual_seed(1)
     for p in net.parameters():
@@ -197,7 +198,7 @@ def test_a_transformer_of_sequences_is_its_formula(shape, patch, words):
 
 def test_a_fresh_transformer_passes_its_tokens_on():
     """What is zero, so that each block is the identity and the output 0; and the places."""
-    net = SequenceTransformer(3, 64, width=32, depth=2, heads=2, cross_attention_dim=5)
+    net: Any = SequenceTransformer(3, 64, width=32, depth=2, heads=2, cross_attention_dim=5)
     zero = {name for name, p in net.named_parameters() if not p.any()}
     outer = {f"{part}.{kind}" for part in ("modulation", "outward") for kind in ("weight", "bias")}
     inner = {
@@ -207,7 +208,8 @@ def test_a_fresh_transformer_passes_its_tokens_on():
     assert zero == outer | inner
     assert float(net.position.detach().std()) == pytest.approx(0.02, rel=0.1)
     assert net.blocks[0].cross.is_cross_attention and not net.blocks[0].attention.is_cross_attention
-    assert SequenceTransformer(3, width=8, heads=2).blocks[0].cross is None
+    short: Any = SequenceTransformer(3, width=8, heads=2)
+    assert short.blocks[0].cross is None
     for length, patch, width, heads in ((7, 2, 8, 2), (8, 2, 9, 2)):
         with pytest.raises(ValueError, match="must be a multiple of patch"):
             SequenceTransformer(3, length, width=width, heads=heads, patch=patch)
@@ -237,7 +239,7 @@ def block(**more):
     ids=str,
 )
 def test_which_residual_blocks_work_in_place(more, changed):
-    whole = lean(nn.Sequential(block(**more).double().eval()))
+    whole: Any = lean(nn.Sequential(block(**more).double().eval()))
     assert ("forward" in vars(whole[0])) is changed
     if not changed:
         return
@@ -281,7 +283,7 @@ def test_which_upsampling_adds_its_weights_first(made, changed):
 
 @pytest.mark.parametrize("memory", [torch.channels_last, torch.contiguous_format])
 def test_upsampled_pictures_lie_in_memory_as_they_came(memory):
-    made = lean(nn.Sequential(doubled().eval()))[0]
+    made: Any = lean(nn.Sequential(doubled().eval()))[0]
     x = torch.randn(2, 3, 4, 6).contiguous(memory_format=memory)
     with torch.no_grad():
         assert made(x).is_contiguous(memory_format=memory)

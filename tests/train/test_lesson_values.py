@@ -389,10 +389,11 @@ def test_runs_are_known_by_all_that_they_depend_on():
         lesson(solver="ddim"), lesson(grid="uniform"), lesson(start=4), lesson(dropout=0.2),
         lesson(first_seed=101), lesson(guidance="cfg(w)", scale=[1, 2]),
     ]  # fmt: skip
-    for part, key, value in (
+    changes: tuple[tuple[str | None, str, Any], ...] = (
         ("recipe", "seed", 4), ("teacher", "guidance", "cfg(3)"), (None, "digest", "e"),
         ("source", "x", torch.ones(5, 2)),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for part, key, value in changes:
         other = copy.copy(lesson())
         if part == "source":
             other.source = InMemory(x=value, targets={}, columns={})
