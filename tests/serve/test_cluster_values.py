@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -216,6 +217,8 @@ def test_a_cluster_deploys_counts_and_ends(ray, monkeypatch):
         assert load.args == ({"m": "f"},) and load.keywords == {"device": "cuda", "trust": True}
         ((given, options),) = ray.of("run")
         assert given == ("application",) and options == {"name": made._name, "route_prefix": None}
+        mine = [t for t in threading.enumerate() if t.name == "guidestar-cluster"]
+        assert len(mine) == 2 and all(t.daemon for t in mine)  # a process ends in spite of them
         engine = made.engine(toy_model(), limits)
         replicas: Any = engine._replicas
         wait_until(lambda: replicas() == 2)
