@@ -20,7 +20,7 @@ def temperature_at(rho: Value, table: Sequence[tuple[float, float]]) -> Value:
     ys = torch.tensor([t for _, t in table], dtype=torch.float64)
     at = torch.as_tensor(rho, dtype=torch.float64).clamp_min(1e-300).log().clamp(xs[0], xs[-1])
     if len(table) == 1:
-        found = ys.expand(at.shape)
+        found = ys[0].expand(at.shape)
     else:
         right = torch.searchsorted(xs, at.contiguous()).clamp(1, len(xs) - 1)
         found = torch.lerp(
