@@ -120,7 +120,7 @@ CASES = [
             {"encoder": TEXT, "decode": vae(), "config": {key: "x"}},
             "DDPMScheduler",
             None,
-            f"its network is told {key}",
+            f"its network is conditioned on {key}",
         )
         for key in (
             "class_embed_type",

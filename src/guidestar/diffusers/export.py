@@ -105,17 +105,17 @@ def _unlike_stable_diffusion(
         and encoder.settings == {"layer": "last", "output": "states", "mask": False}
     ):
         return "its condition is not the states of CLIP's last layer"
-    told = dict(net.config)
+    config = dict(net.config)
     return next(
         (
-            f"its network is told {k}"
+            f"its network is conditioned on {k}"
             for k in (
                 "class_embed_type",
                 "addition_embed_type",
                 "encoder_hid_dim_type",
                 "time_cond_proj_dim",
             )
-            if told.get(k)
+            if config.get(k)
         ),
         None,
     )
@@ -170,7 +170,7 @@ def _why(
             else f"it is a {scheduler}"
         )
     if kind == "PixArtTransformer2DModel":
-        return "PixArt's pipelines want T5 and a VAE, and this network is told by CLIP"
+        return "PixArt's pipelines want T5 and a VAE, and this network is conditioned by CLIP"
     return "its network takes embeddings, class_labels [B, D], which condition/ makes"
 
 

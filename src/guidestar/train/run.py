@@ -59,7 +59,7 @@ def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
     own = spec.model_dump(
         exclude={"train", "snapshots", "calibrate"}
     )  # which snapshots are kept shapes nothing
-    if isinstance(spec, AutoencoderPart):  # it is told nothing, and sees no noise
+    if isinstance(spec, AutoencoderPart):  # it takes no condition, and no noise
         idle = {"path", *_IDLE, "vae", "columns", "classes", *_unset(recipe)}
         data = recipe.data.model_dump(exclude=idle)
         own.pop("spread")

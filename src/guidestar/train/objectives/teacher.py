@@ -106,7 +106,7 @@ class Teacher:
         schedule: its noise levels.
         nets: further networks by name, each with its encoder.
         classifiers: by name.
-        target: which condition is what classifiers are told to find, if any.
+        target: which condition is the target of classifiers, if any.
         is_student: the scale is an input of its network, not part of the expression.
         context: entered while it predicts (a LoRA that is off).
     """

@@ -97,13 +97,13 @@ def data_of(recipe: Distillation, model: Model) -> Data:
     """
     if recipe.data is not None:
         return recipe.data
-    told = model.card.get("recipe", {}).get("data")
-    if not isinstance(told, dict):
+    data = model.card.get("recipe", {}).get("data")
+    if not isinstance(data, dict):
         raise ValueError(
             f"the card of {model.name!r} does not name its training data; give them (--data, or a "
             "table [data])"
         )
-    return Data.model_validate({k: v for k, v in told.items() if k in Data.model_fields})
+    return Data.model_validate({k: v for k, v in data.items() if k in Data.model_fields})
 
 
 def _data_recipe(data: Data) -> Recipe:
