@@ -24,6 +24,7 @@ from guidestar.train.build.networks import build_part
 from guidestar.train.export import assemble
 from guidestar.train.recipe.schema import read_recipe
 from guidestar.train.run import train
+from helpers.clips import save_clip
 from helpers.motions import NAMES, walker, write_walkers
 
 RECIPE = """
@@ -165,6 +166,31 @@ def test_a_motion_without_classes_takes_a_length_alone(home):
     built = build_part(recipe, "model", source)
     encoder = built.module.encoder.alone()
     assert isinstance(encoder, LengthEncoder) and (encoder.frames, encoder.least) == (24, 4)
+
+
+def test_captions_guide_motions_and_none_is_the_zero_vector(home, tmp_path):
+    save_clip(tmp_path / "clip", 6)
+    text = f'encoder = "{tmp_path / "clip"}"\noutput = "projected"\n'
+    recipe = recipe_in(
+        home,
+        ("[conditions.action]\ndropout = 0.5\n", f"[conditions.text]\ndropout = 0.5\n{text}"),
+        (
+            'names = "{action}_{mood}_{}"',
+            'names = "{action}_{mood}_{}"\ncaption = "a {action} walk"',
+        ),
+    )
+    recipe = recipe.model_copy(update={"judge": None, "name": "told"})
+    assert train(recipe, tmp_path / "out")
+    assemble(recipe, tmp_path / "out")
+    model = guidestar.load(tmp_path / "out" / "told")
+    assert model.told_by_text and model.denoiser.net.net.config["text_width"] == 6
+    assert not model.encoder.null(1)["encoder_hidden_states"].any()
+    found = model.sample("a fast walk; length=9", seeds=[0, 1], guidance="cfg(2.5)")
+    assert found.settings.cond == ("a fast walk; length=9",) * 2
+    assert lengths_of(model, found.settings.cond, 2) == [9, 9]
+    whole = model.sample("a fast walk", seeds=[0], guidance="cfg(2.5)")
+    other = model.sample("a slow walk", seeds=[0], guidance="cfg(2.5)")
+    assert not torch.equal(whole.x, other.x)
 
 
 def test_two_conditions_are_named_and_lengths_are_told_always(home):
