@@ -14,8 +14,8 @@ does the same: the null is part of the model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -48,14 +48,23 @@ def find_class(name: str | int, classes: Sequence[str]) -> int:
 class _Alone:
     """Mixin of a single kind of condition that is a model's encoder by itself."""
 
-    def _device(self: Any) -> torch.device:
+    if TYPE_CHECKING:
+        parameters: Callable[[], Iterable[Tensor]]
+        buffers: Callable[[], Iterable[Tensor]]
+
+        def __call__(self, rows: Tensor) -> Condition: ...
+        def rows(self, values: Sequence[Any]) -> Tensor: ...
+        def null_row(self) -> Tensor: ...
+        def parse(self, name: str | int) -> object: ...
+
+    def _device(self) -> torch.device:
         return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
-    def encode(self: Any, names: Sequence[str | int]) -> Condition:
+    def encode(self, names: Sequence[str | int]) -> Condition:
         """Encode names, one for each sample."""
         return self(self.rows([self.parse(n) for n in names]).to(self._device()))
 
-    def null(self: Any, batch: int) -> Condition:
+    def null(self, batch: int) -> Condition:
         """Return the null condition for ``batch`` samples."""
         return self(self.null_row().to(self._device()).expand(batch, *self.null_row().shape))
 
@@ -63,12 +72,15 @@ class _Alone:
 class _Classes:
     """Mixin of conditions of classes, which have ``classes``."""
 
+    if TYPE_CHECKING:
+        classes: tuple[str, ...]
+
     @property
-    def null_index(self: Any) -> int:
+    def null_index(self) -> int:
         """Index of "no condition"."""
         return len(self.classes)
 
-    def index(self: Any, name: str | int) -> int:
+    def index(self, name: str | int) -> int:
         """Find a class by name or index ("" is the null).
 
         Raises:
@@ -82,7 +94,7 @@ class _Classes:
         """Return class indices as ``[B]``, int64."""
         return torch.as_tensor(values).long()
 
-    def null_row(self: Any) -> Tensor:
+    def null_row(self) -> Tensor:
         """Return the index after the last class."""
         return torch.tensor(self.null_index)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...data import fashion_mnist
 from ...data.folders import image_folder, parquet
@@ -18,6 +19,7 @@ from ...data.reduced import Reduced
 from ...data.shards import Shards
 from ...data.source import Column, InMemory, Source, Subset, split
 from ...data.tensors import Standardised, Standardiser, tensors
+from ...diffusers.objects import Network
 from ...diffusers.read.safetensors_io import read_module
 from ...diffusers.read.vae import encoded as into_latents
 from ...io.documents import read_json
@@ -32,7 +34,7 @@ def sources(
     bad: Callable[[str], None] | None = None,
     out: Path | None = None,
     *,
-    vae: Any = None,
+    vae: Network | None = None,
 ) -> tuple[Source, Source | None]:
     """Return the data to train on, and those held out to measure on (None of a stream).
 
@@ -59,7 +61,7 @@ def sources(
 
 
 def _sources(
-    recipe: Recipe, bad: Callable[[str], None] | None, out: Path | None, vae: Any
+    recipe: Recipe, bad: Callable[[str], None] | None, out: Path | None, vae: Network | None
 ) -> tuple[Source, Source | None]:
     spec = recipe.data
     if spec.kind == "fashion-mnist":
@@ -74,7 +76,9 @@ def _sources(
     return split(whole, 0.0 if whole.size is None else spec.holdout, recipe.seed)
 
 
-def in_latents(recipe: Recipe, source: Source, out: Path | None, *, vae: Any = None) -> Source:
+def in_latents(
+    recipe: Recipe, source: Source, out: Path | None, *, vae: Network | None = None
+) -> Source:
     """Return the latents of pictures, or of what stands for them, by the recipe's autoencoder.
 
     Args:
@@ -222,14 +226,14 @@ def _read(
 
 
 @torch.no_grad()
-def encode_pictures(source: Pictures, vae: Any, cache: Path) -> Source:
+def encode_pictures(source: Pictures, vae: Network, cache: Path) -> Source:
     """Return the latents of pictures (`guidestar.diffusers.read.vae.encoded`), kept in ``cache``.
 
     Raises:
         ValueError: they have no spread.
     """
     where = "cuda" if torch.cuda.is_available() else "cpu"
-    vae.to(where)
+    nn.Module.to(vae, where)
     digest = hashlib.blake2b(repr(sorted(vae.config.items())).encode(), digest_size=12)
     for tensor in vae.state_dict().values():
         digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
