@@ -182,7 +182,7 @@ def write_animation(frames: Sequence[Image.Image], path: Path, rate: float) -> N
             return
         first, *rest = frames
         pace = {"duration": round(1000 / rate), "loop": 0}
-        more = {"quality": 80} if kind == "webp" else {"disposal": 2}
+        more = {"quality": 60} if kind == "webp" else {"disposal": 2}
         first.save(beside, kind.upper(), save_all=True, append_images=rest, **pace, **more)
 
 
