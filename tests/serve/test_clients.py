@@ -211,7 +211,10 @@ def test_a1111_img2img(web, reference):
     ("path", "asked", "text"),
     [
         ("img2img", {}, "needs a picture"),
+        ("img2img", {"init_images": [picture()] * 2}, "one picture to start from is enough"),
         ("img2img", {"init_images": [picture()], "mask": picture()}, "observation"),
+        ("txt2img", {"denoising_strength": 0.5}, "img2img"),
+        ("txt2img", {"height": 512}, "8 × 8"),
         ("img2img", {"init_images": ["/etc/passwd"]}, "base64"),
         ("txt2img", {"init_images": [picture()]}, "img2img"),
         ("txt2img", {"width": 512}, "8 × 8"),

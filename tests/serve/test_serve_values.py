@@ -775,6 +775,65 @@ def test_what_a1111_tells_of_progress(monkeypatch):
     assert own.asked == [("me", "t")]
 
 
+def a1111_asks(monkeypatch, asked, start=None, *, conditional=True, send=True):
+    """What a request of A1111's becomes, and its answer."""
+    made: list[Any] = []
+    job: Any = types.SimpleNamespace()
+
+    async def submit(request, sampled, **more):
+        made.append((sampled, more))
+        return job
+
+    async def wait(request, given):
+        made.append(given)
+
+    async def encode(given):
+        return ["a", "b"]
+
+    monkeypatch.setattr(a1111_api, "submit", submit)
+    monkeypatch.setattr(a1111_api, "wait", wait)
+    monkeypatch.setattr(a1111_api, "encode_base64", encode)
+    monkeypatch.setattr(a1111_api, "_info", lambda *given: given[2:])
+    engine = types.SimpleNamespace(model=types.SimpleNamespace(encoder=1 if conditional else None))
+    service = types.SimpleNamespace(
+        engine=lambda name: (name or "toy", engine), sizes={"toy": (7, 5), "own": (7, 5)}
+    )
+    app = types.SimpleNamespace(state=types.SimpleNamespace(service=service))
+    request: Any = types.SimpleNamespace(app=app)
+    answer = asyncio.run(a1111_api._make(request, Txt2Img(**asked), start or {}))
+    assert made[1] is job
+    return *made[0], answer
+
+
+def test_what_a_request_of_a1111_becomes(monkeypatch):
+    sampled, more, answer = a1111_asks(
+        monkeypatch,
+        {"prompt": "cat", "negative_prompt": "dog", "cfg_scale": 2.5, "batch_size": 2, "n_iter": 3,
+         "seed": 9, "steps": 6, "sampler_name": "DPM++ 2M Karras", "force_task_id": "t",
+         "override_settings": {"sd_model_checkpoint": "own"}, "width": 7, "height": 5,
+         "tiling": True},
+    )  # fmt: skip
+    assert sampled.model_dump(exclude_defaults=True) == {
+        "model": "own", "cond": "cat", "guidance": "cfg(2.5)", "negative": "dog", "n": 6, "seed": 9,
+        "steps": 6, "solver": "DPM++ 2M Karras", "grid": "karras", "preview_every": 5,
+    }  # fmt: skip
+    assert more == {"task": "t", "resize": False}
+    assert answer["images"] == ["a", "b"] and answer["parameters"]["prompt"] == "cat"
+    assert "init_images" not in answer["parameters"]
+    assert json.loads(answer["info"]) == [[7, 5], ["tiling means nothing here"]]
+    start = {"start": "p", "start_rho": 2.0}
+    sampled, more, answer = a1111_asks(
+        monkeypatch, {"prompt": "cat", "guidance": "cond", "send_images": False}, start
+    )
+    assert sampled.model_dump(exclude_defaults=True) == {
+        "model": "toy", "cond": "cat", "guidance": "cond", "preview_every": 5, **start,
+    }  # fmt: skip
+    assert more == {"task": None, "resize": True} and answer["images"] == []
+    for conditional, prompt, cond in ((False, "", None), (False, "x", "x"), (True, "", "")):
+        sampled, *_ = a1111_asks(monkeypatch, {"prompt": prompt}, conditional=conditional)
+        assert sampled.cond == cond
+
+
 @pytest.mark.parametrize("task", [None, "t"])
 def test_a1111_interrupts_ones_own_requests(task):
     ended: list[str] = []
