@@ -70,7 +70,7 @@ SPARED = (
     "weights",
 )
 """Commands and demonstrations, which print; and files that only export."""
-UNTRIED = ("distributed", "killed", "documents", "architecture")
+UNTRIED = ("distributed", "killed", "documents", "architecture", "test_ray")
 """Tests that start processes of their own, or read the sources."""
 HEAVY = ("cli", "pipe", "diffusers", "transformers", "train")
 """What slow tests are about: they are run last, so that the map is of use soon."""

@@ -31,13 +31,12 @@ from guidestar.serve.studio.comparing import difference
 from guidestar.train.build import clips
 from guidestar.train.build import data as build
 from guidestar.train.recipe.cascade import read_cascade
-from guidestar.train.recipe.schema import checked
 from guidestar.train.students import lora, paths, stages
 from guidestar.train.students import run as students
+from helpers.noting import NET, recipe
 from helpers.served import toy_model
 from helpers.toys import Spy
 
-NET = {"widths": [8, 8], "groups": 4, "head": 8, "train": {"steps": 2, "batch": 4}}
 RECIPE = """name = "r"
 [data]
 path = "p"
@@ -246,10 +245,6 @@ def test_a_cascade_needs_stages():
 
 
 # Recipes
-
-
-def recipe(**tables: Any):
-    return checked({"name": "r", "data": {"path": "p"}, "model": NET, **tables}, "r.toml")
 
 
 VAE = {"widths": [8, 8], "groups": 4, "train": {"steps": 2}}

@@ -30,17 +30,7 @@ from guidestar.sampling import DDIM, DDPM, Restart, UniPC
 from guidestar.train import preview
 from guidestar.train.students import lora, paths, stages
 from guidestar.train.students import run as students
-
-
-def noted(monkeypatch, module, name, answer=None):
-    calls: list[Any] = []
-
-    def called(*args, **kwargs):
-        calls.append((args, kwargs))
-        return answer
-
-    monkeypatch.setattr(module, name, called)
-    return calls
+from helpers.noting import noted
 
 
 @pytest.mark.parametrize(

@@ -291,3 +291,24 @@ def test_join():
 def test_conditions_that_differ_do_not_join(other):
     with pytest.raises(ValueError, match="same names and shapes"):
         Condition.join([Condition(a=torch.zeros(1, 2)), other])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_network_that_is_cast_later_computes_in_its_new_dtype(dtype):
+    """Whether the wrapper is cast or the network within; a dtype that was given stays."""
+
+    class Linear(torch.nn.Linear):
+        def forward(self, x, t):
+            seen.append((x.dtype, t.dtype))
+            return super().forward(x)
+
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+    times = torch.promote_types(dtype, torch.float32)
+    for cast in (lambda net: net.to(dtype), lambda net: net.net.to(dtype)):
+        net = Network(Linear(3, 3), predicts="x0")
+        cast(net)
+        found = net(torch.ones(2, 3), Level(alpha=0.6, sigma=0.8, t=5.0), {})
+        assert found.dtype == torch.float32 and net.dtype == dtype and seen[-1] == (dtype, times)
+    kept = Network(Linear(3, 3).double(), predicts="x0", dtype=torch.float64)
+    assert kept.dtype == torch.float64
+    assert Network(lambda x, t: x, predicts="x0").dtype is None

@@ -65,11 +65,14 @@ def test_references_are_read_with_their_authors_and_without_their_places():
                 Ada Lovelace,
                 Emmy Noether
             Another, algorithms 1 and 2, https://arxiv.org/abs/2001.00002
+            The Third, https://arxiv.org/abs/2001.00003
+                Grace Hopper
         """
 
     assert [(p.title, p.authors) for p in papers(documented)] == [
         ("One: a Thing", ("Ada Lovelace", "Emmy Noether")),
         ("Another", ()),
+        ("The Third", ("Grace Hopper",)),
     ]
     assert papers(lambda: None) == []
 

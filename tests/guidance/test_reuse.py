@@ -1,6 +1,7 @@
 """Reuse: pushes that are carried over, with every carried push written out."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import guidestar as gs
 from guidestar import Guided, Level, parse
 from guidestar.core.levels import Grid
 from guidestar.core.rng import Draw
+from guidestar.guidance import reuse
 from guidestar.sampling import trajectory
 from helpers.toys import COND, NEGATIVE, SCHEDULES, Spy, condition, net, noise, toy
 
@@ -237,3 +239,136 @@ def test_text_and_settings():
 def test_what_has_no_meaning_is_refused(text: str, message: str) -> Any:
     with pytest.raises(ValueError, match=message):
         parse(text)
+
+
+# One step of the rule, by hand
+
+
+KEPT = {"reuse.push", "reuse.at"}
+LEVEL = gs.VP.linear().at_rho(2.0)  # λ = −ln 2
+LATER = gs.VP.linear().at_rho(0.5)  # λ = ln 2
+
+
+def live(state, count=2, level=LEVEL) -> Any:
+    return SimpleNamespace(x_t=torch.zeros(count, 3), step=SimpleNamespace(t=level), state=state)
+
+
+@pytest.mark.parametrize(
+    ("more", "keys"),
+    [
+        ({"every": 2}, KEPT),
+        ({"every": 2, "extrapolate": True}, KEPT | {"reuse.before", "reuse.before_at"}),
+        ({"reuse": 0.1}, KEPT | {"reuse.rate"}),
+        ({"reuse": 0.1, "extrapolate": True},
+         KEPT | {"reuse.before", "reuse.before_at", "reuse.rate"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_term_keeps_the_same_things_from_the_first_step_on(more, keys):
+    term = gs.cfg(SCALE, carry="x0", **more)
+    before = reuse.initial_state(term, torch.zeros(2, 3))
+    assert before.keys() == keys
+    push = torch.ones(2, 3)
+    found, after = reuse._Fresh(term)._keep(live(before), push, {"own": push})
+    assert found is push and after.keys() == keys | {"own"}
+    assert torch.equal(after["reuse.push"], push)
+    assert after["reuse.at"].tolist() == pytest.approx([-math.log(2)] * 2)
+    _, last = reuse._Fresh(term)._keep(live(after, level=LATER), 3 * push, {})
+    if "reuse.before" in keys:
+        assert torch.equal(last["reuse.before"], push)
+        assert last["reuse.before_at"].tolist() == pytest.approx([-math.log(2)] * 2)
+    if "reuse.rate" in keys:  # |3 − 1| / 3 over 2 ln 2
+        assert after["reuse.rate"].isinf().all()
+        assert last["reuse.rate"].tolist() == pytest.approx([2 / 3 / (2 * math.log(2))] * 2)
+
+
+def test_a_push_of_several_rounds_is_kept_at_its_end():
+    class Later:
+        every, reuse, extrapolate, carry = 2, None, False, "x0"
+
+        def slope(self, group):
+            return "slope"
+
+        def push(self, live, *predictions):
+            answers = yield "passes"
+            return answers * predictions[0], {"own": predictions[0]}
+
+    term: Any = Later()
+    fresh = reuse._Fresh(term)
+    assert fresh.slope("group") == "slope"  # type: ignore[arg-type]
+    state = {"reuse.push": torch.zeros(2, 3), "reuse.at": torch.zeros(2)}
+    one: Any = torch.ones(2, 3)
+    rounds: Any = fresh.push(live(state), one)
+    assert next(rounds) == "passes"
+    with pytest.raises(StopIteration) as ended:
+        rounds.send(5.0)
+    push, kept = ended.value.value
+    assert torch.equal(push, 5 * one) and torch.equal(kept["reuse.push"], 5 * one)
+    assert kept.keys() == KEPT | {"own"}
+
+
+@pytest.mark.parametrize("carry", ["x0", "eps", "velocity"])
+def test_a_carried_push_is_that_of_its_space(carry):
+    term = gs.cfg(SCALE, every=2, carry=carry)
+    kept = {"reuse.push": torch.ones(2, 3), "reuse.at": torch.zeros(2)}
+    carried = reuse._Carried(term)
+    push, state = carried.push(live(kept))  # type: ignore[misc]
+    assert torch.allclose(push, torch.ones(2, 3) / factor(LEVEL, carry)) and state == {}
+    assert carried.slope("group") is None  # type: ignore[arg-type]
+
+
+def test_which_samples_are_due():
+    """At each third step at which the term acts, by sample; at once where nothing is kept."""
+    grid = grid_of(gs.VP.linear())
+    term: Any = SimpleNamespace(
+        every=3, reuse=None, weight=lambda step, rows: torch.tensor([1.0, float(step.index > 1)])
+    )
+    due = lambda index, state: reuse._due(term, grid.step(index), None, 2, state, False).tolist()
+    kept = {"reuse.at": torch.tensor([1.0, 1.0])}
+    assert [due(k, kept) for k in range(6)] == [
+        [True, True], [False, True], [False, True], [True, False], [False, False], [False, True]
+    ]  # fmt: skip
+    never = {"reuse.at": torch.tensor([1.0, math.nan])}
+    assert due(4, never) == [False, True] and due(4, None) == [False, False]
+
+
+def test_how_far_a_push_is_carried_by_its_rate():
+    """Due where rate · |Δλ| is above the threshold, with Δλ = λ + 1 here."""
+    term: Any = SimpleNamespace(every=1, reuse=0.5, weight=lambda step, rows: 1.0)
+    step: Any = SimpleNamespace(t=LATER, index=3, grid=grid_of(gs.VP.linear()))
+    gap = math.log(2) + 1
+    step.grid = SimpleNamespace(step=lambda index: None)
+    rates = torch.tensor([0.499 / gap, 0.501 / gap, math.nan, math.inf, 0.0])
+    state = {"reuse.at": torch.full((5,), -1.0), "reuse.rate": rates}
+    assert reuse._due(term, step, None, 5, state, False).tolist() == [
+        False, True, True, True, False
+    ]  # fmt: skip
+    # A plan: in the fewest evaluations the first two, which tell the rate; else all.
+    assert reuse._due(term, step, None, 2, None, True).tolist() == [False, False]
+    assert reuse._due(term, step, None, 2, None, False).tolist() == [True, True]
+    step.index = 1
+    assert reuse._due(term, step, None, 2, None, True).tolist() == [True, True]
+
+
+def test_samples_are_split_into_those_due_and_the_others(monkeypatch):
+    term, traits = gs.cfg(SCALE, every=2), gs.cfg(SCALE).traits
+    step: Any = "step"
+    due = torch.tensor([True, False, True, False])
+    monkeypatch.setattr(reuse, "_due", lambda *given, **more: due)
+    monkeypatch.setattr(type(term), "passes", lambda self, step: ("c", "u"))
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    fresh, carried = reuse.split_term(term, traits, step, None, (weight, None), 4, {})
+    assert isinstance(fresh.pusher, reuse._Fresh) and isinstance(carried.pusher, reuse._Carried)
+    assert (fresh.rows.tolist(), carried.rows.tolist()) == ([0, 2], [1, 3])  # type: ignore[union-attr]
+    assert (fresh.weight.tolist(), carried.weight.tolist()) == ([1.0, 3.0], [2.0, 4.0])  # type: ignore[union-attr]
+    assert fresh.passes == ("c", "u") and carried.passes == () and fresh.traits is traits
+    # Some rows of the group alone, whose weights are given.
+    local = torch.tensor([1, 2, 3])
+    fresh, carried = reuse.split_term(term, traits, step, None, (weight[1:], local), 4, {})
+    assert (fresh.rows.tolist(), carried.rows.tolist()) == ([2], [1, 3])  # type: ignore[union-attr]
+    assert (fresh.weight.tolist(), carried.weight.tolist()) == ([3.0], [2.0, 4.0])  # type: ignore[union-attr]
+    due = torch.ones(4, dtype=torch.bool)
+    (all_of_them,) = reuse.split_term(term, traits, step, None, (2.0, local), 4, {})
+    assert all_of_them.rows is local and all_of_them.weight == 2.0
+    (none,) = reuse.split_term(gs.cfg(SCALE), traits, step, None, (2.0, None), 4, {})
+    assert none.rows is None and none.passes == ("c", "u") and none.traits is traits

@@ -45,6 +45,7 @@ OTHER = {
     "all": "any",
 }
 COMMUTE = ("min", "max", "minimum", "maximum", "isclose", "allclose", "equal", "logaddexp")
+COMMUTE += ("transpose", "swapaxes")
 """What gives the same for its arguments in either order."""
 BARE = {
     "abs",

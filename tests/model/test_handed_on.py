@@ -11,19 +11,9 @@ from guidestar.core.denoiser import Condition
 from guidestar.model import binding, cascade, steering
 from guidestar.model.cascade import Cascade, StageSettings
 from guidestar.sampling.resampling import choose_ancestors, count_starts, take_particles
+from helpers.noting import noted
 from helpers.served import toy_model
 from helpers.toys import WORDS
-
-
-def noted(monkeypatch, module, name, answer=None):
-    calls: list[Any] = []
-
-    def called(*args, **kwargs):
-        calls.append((args, kwargs))
-        return answer
-
-    monkeypatch.setattr(module, name, called)
-    return calls
 
 
 def values(cond: Any) -> list[float]:

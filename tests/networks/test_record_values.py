@@ -9,7 +9,7 @@ from torch import nn
 
 from guidestar.core.perturbation import Rows
 from guidestar.networks.perturbable import layers, records
-from guidestar.networks.perturbable.records import Blocks, Record
+from guidestar.networks.perturbable.records import RECORDS, Blocks, Record
 
 
 def net(**config: Any) -> Any:
@@ -237,3 +237,74 @@ def test_a_picture_is_changed_beside_its_text():
     own._change_picture("joint.0", given, note, None, Joint().forward)(tokens)
     assert seen[0].shape == (1, 40, 1) and torch.equal(seen[0].flatten(), tokens.flatten())
     assert subject.net is made
+
+
+# Which blocks a family has: their list; layers of attention, to itself and to text; what a block
+# returns, as Diffusers' own forward does; and where the picture's tokens are among those that
+# attend to each other.
+VIDEO, TEXT = "hidden_states", "encoder_hidden_states"
+WAN = [("blocks", "attn1", "attn2", VIDEO, "all")]
+BOTH, TURNED = f"{VIDEO} {TEXT}", f"{TEXT} {VIDEO}"
+DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
+PACKED = [(DOUBLE, "attn", "", TURNED, "last"), (SINGLE, "attn", "", VIDEO, "last")]
+FAMILIES = {
+    "WanTransformer3DModel": WAN,
+    "WanVACETransformer3DModel": WAN,
+    "WanAnimateTransformer3DModel": WAN,
+    "SkyReelsV2Transformer3DModel": WAN,
+    "ChronoEditTransformer3DModel": WAN,
+    "LTXVideoTransformer3DModel": [(DOUBLE, "attn1", "attn2", VIDEO, "all")],
+    "LTX2VideoTransformer3DModel": [
+        (DOUBLE, "attn1 audio_attn1", "", f"{VIDEO} audio_hidden_states", "all")
+    ],
+    "HunyuanVideoTransformer3DModel": [
+        (DOUBLE, "attn", "", BOTH, "first"), (SINGLE, "attn", "", BOTH, "first")
+    ],
+    "CogVideoXTransformer3DModel": [(DOUBLE, "attn1", "", BOTH, "last")],
+    "MochiTransformer3DModel": [(DOUBLE, "", "", BOTH, "all")],
+    "QwenImageTransformer2DModel": [(DOUBLE, "attn", "", TURNED, "last")],
+    "ZImageTransformer2DModel": [("layers", "attention", "", "x", "first")],
+    "Flux2Transformer2DModel": PACKED,
+    "ChromaTransformer2DModel": PACKED,
+    "SanaTransformer2DModel": [(DOUBLE, "", "", VIDEO, "all")],
+    "SanaVideoTransformer3DModel": [(DOUBLE, "", "", VIDEO, "all")],
+    "Lumina2Transformer2DModel": [("layers", "attn", "", VIDEO, "last")],
+    "AuraFlowTransformer2DModel": [
+        ("joint_transformer_blocks", "attn", "", TURNED, "last"), PACKED[1]
+    ],
+    "StableAudioDiTModel": [(DOUBLE, "attn1", "", VIDEO, "last")],
+    "UNetSpatioTemporalConditionModel": [
+        (r".+\.transformer_blocks", "attn1", "", VIDEO, "all"),
+        (r".+\.temporal_transformer_blocks", "attn1", "", VIDEO, "all"),
+    ],
+}  # fmt: skip
+
+
+def test_blocks_of_each_family():
+    assert {*RECORDS} == {*FAMILIES}
+    for name, record in RECORDS.items():
+        found = [
+            (b.at, " ".join(b.attention), " ".join(b.cross), " ".join(b.returns), b.place)
+            for b in record.blocks
+        ]
+        assert found == FAMILIES[name], name
+        assert all(b.skips for b in record.blocks)
+
+
+def test_what_single_families_have_beside():
+    of = lambda what: {n: what(r) for n, r in RECORDS.items() if what(r)}
+    assert of(lambda r: r.guided_block) == {
+        "LTXVideoTransformer3DModel": 19, "LTX2VideoTransformer3DModel": 29,
+    }  # fmt: skip
+    assert of(lambda r: r.middle) == {"UNetSpatioTemporalConditionModel": "mid_block."}
+    assert of(lambda r: r.frames) == {"UNetSpatioTemporalConditionModel": True}
+    wan = {n for n, blocks in FAMILIES.items() if blocks is WAN}
+    assert of(lambda r: r.text) == dict.fromkeys(wan, "condition_embedder.text_embedder")
+    assert of(lambda r: [line for b in r.blocks for line in b.line]) == {
+        "LTX2VideoTransformer3DModel": ["audio_attn1"],
+        "UNetSpatioTemporalConditionModel": ["attn1"],
+    }
+    assert of(lambda r: [e for b in r.blocks for e in b.exchange]) == {
+        "LTX2VideoTransformer3DModel": ["audio_to_video_attn", "video_to_audio_attn"],
+    }
+    assert RECORDS["UNetSpatioTemporalConditionModel"].blocks[0].line == ()

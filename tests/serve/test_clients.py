@@ -195,13 +195,26 @@ def test_a1111_img2img(web, reference):
     )
     larger = web.post("/sdapi/v1/img2img", json={**asked, "init_images": [picture((32, 20))]})
     assert opened(larger.json()["images"][0]).size == (8, 8)
+    wide = {**asked, "init_images": [picture((16, 8))], "denoising_strength": 0.5}
+    for mode, how in ((0, "stretch"), (1, "crop")):
+        found = web.post("/sdapi/v1/img2img", json={**wide, "resize_mode": mode}).json()
+        start = to_tensor(picture((16, 8)), PICTURE, Limits(), "start", resize=how)[None]
+        assert [pixels(found["images"][0])] == wanted(
+            reference, seeds=[3], steps=8, start=start, start_rho=rho
+        )
+        assert json.loads(found["info"])["warnings"] == []
+    found = web.post("/sdapi/v1/img2img", json={**wide, "resize_mode": 2}).json()
+    assert "resize_mode 2 means nothing here" in json.loads(found["info"])["warnings"][0]
 
 
 @pytest.mark.parametrize(
     ("path", "asked", "text"),
     [
         ("img2img", {}, "needs a picture"),
+        ("img2img", {"init_images": [picture()] * 2}, "one picture to start from is enough"),
         ("img2img", {"init_images": [picture()], "mask": picture()}, "observation"),
+        ("txt2img", {"denoising_strength": 0.5}, "img2img"),
+        ("txt2img", {"height": 512}, "8 × 8"),
         ("img2img", {"init_images": ["/etc/passwd"]}, "base64"),
         ("txt2img", {"init_images": [picture()]}, "img2img"),
         ("txt2img", {"width": 512}, "8 × 8"),

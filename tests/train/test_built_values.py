@@ -17,14 +17,9 @@ from guidestar.train.build import data as data_build
 from guidestar.train.build import networks as build
 from guidestar.train.objectives.classification import shifted
 from guidestar.train.objectives.super_resolution import SuperResolution
-from guidestar.train.recipe.schema import checked
+from helpers.noting import NET, noted, recipe
 
-NET = {"widths": [8, 8], "groups": 4, "head": 8, "train": {"steps": 2, "batch": 4}}
 LABEL, POSE = Column(kind="class", classes=("a", "b")), Column(kind="vector", width=2)
-
-
-def recipe(**tables: Any):
-    return checked({"name": "r", "data": {"path": "p"}, "model": NET, **tables}, "r.toml")
 
 
 def source(*shape: int, columns: Any = None, count=4):
@@ -36,17 +31,6 @@ def source(*shape: int, columns: Any = None, count=4):
         for n, c in columns.items()
     }
     return InMemory(x=torch.zeros(count, *shape), targets=targets, columns=columns)
-
-
-def noted(monkeypatch, module, name, answer=None):
-    calls: list[Any] = []
-
-    def called(*args, **kwargs):
-        calls.append((args, kwargs))
-        return answer
-
-    monkeypatch.setattr(module, name, called)
-    return calls
 
 
 def test_a_model_has_the_conditions_that_are_chosen():

@@ -10,26 +10,10 @@ import torch
 from guidestar.core.rng import Draw
 from guidestar.data.source import Column, InMemory
 from guidestar.train import examine, preview
-from guidestar.train.recipe.schema import checked
+from helpers.noting import noted, recipe
 
-NET = {"widths": [8, 8], "groups": 4, "head": 8, "train": {"steps": 8, "batch": 4}}
 PART = {"widths": [8], "train": {"steps": 3}}
 LABEL = Column(kind="class", classes=tuple("abcdefghij"))
-
-
-def recipe(**tables: Any):
-    return checked({"name": "r", "data": {"path": "p"}, "model": NET, **tables}, "r.toml")
-
-
-def noted(monkeypatch, module, name, answer=None):
-    calls: list[Any] = []
-
-    def called(*args, **kwargs):
-        calls.append((args, kwargs))
-        return answer
-
-    monkeypatch.setattr(module, name, called)
-    return calls
 
 
 def pictures(count, side=4):

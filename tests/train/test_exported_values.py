@@ -9,25 +9,8 @@ from torch import nn
 
 from guidestar.data.source import Column, InMemory
 from guidestar.train import cascade, export
-from guidestar.train.recipe.schema import checked
 from guidestar.train.students import export as students
-
-NET = {"widths": [8, 8], "groups": 4, "head": 8, "train": {"steps": 8, "batch": 4}}
-
-
-def recipe(**tables: Any):
-    return checked({"name": "r", "data": {"path": "p"}, "model": NET, **tables}, "r.toml")
-
-
-def noted(monkeypatch, module, name, answer=None):
-    calls: list[Any] = []
-
-    def called(*args, **kwargs):
-        calls.append((args, kwargs))
-        return answer
-
-    monkeypatch.setattr(module, name, called)
-    return calls
+from helpers.noting import NET, noted, recipe
 
 
 def source(columns=None, count=4):

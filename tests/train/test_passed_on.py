@@ -25,6 +25,7 @@ from guidestar.train.recipe.tables import Data
 from guidestar.train.students import stages
 from guidestar.train.students.lora import LoRA
 from guidestar.train.students.recipe import Student
+from helpers.noting import noted
 
 STEP = {"steps": 8}
 PARTS = {"model": {"widths": [32], "train": STEP}}
@@ -32,18 +33,6 @@ PARTS = {"model": {"widths": [32], "train": STEP}}
 
 def recipe(**tables: Any):
     return checked({"name": "r", "data": {"path": "p"}, **PARTS, **tables}, "r.toml")
-
-
-def noted(monkeypatch, module, name, answer=None):
-    """Note the calls of a function."""
-    calls: list[Any] = []
-
-    def called(*args, **kwargs):
-        calls.append((args, kwargs))
-        return answer
-
-    monkeypatch.setattr(module, name, called)
-    return calls
 
 
 @pytest.mark.parametrize(("kind", "reader"), [("images", "image_folder"), ("parquet", "parquet")])

@@ -153,6 +153,9 @@ def test_a_proposal_says_what_was_found(monkeypatch, tmp_path):
     spec = asked[1].data
     assert (spec.path, spec.test, spec.size) == (str(tmp_path / "x"), str(tmp_path / "y"), 48)
     assert "40 samples to train on" in line and text.endswith("0.0\n")
+    splits.update(val=tmp_path / "z")  # of several to measure on, the first
+    propose.propose(tmp_path, name="n")
+    assert asked.pop().data.test == str(tmp_path / "y")
     kinds[0] = "tensors"
     propose.propose(tmp_path, name="n")
     assert (asked[2].data.size, asked[2].data.test) == (32, None)

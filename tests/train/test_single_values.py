@@ -10,13 +10,16 @@ from torch import nn
 
 from guidestar.core.levels import VP
 from guidestar.data.source import Column, InMemory
+from guidestar.io.files import Damaged
 from guidestar.train import examine
 from guidestar.train.build import networks as build
+from guidestar.train.loop.checkpoints import read_checkpoint
 from guidestar.train.loop.trainer import Trainer, _move, order
 from guidestar.train.objectives.contrastive import Contrastive
 from guidestar.train.objectives.objective import TrainSettings
 from guidestar.train.recipe.parts import ClassifierPart, NetworkPart, Training
 from guidestar.train.recipe.schema import checked
+from helpers.noting import noted
 
 ONE = Training(steps=1)
 
@@ -244,3 +247,21 @@ def test_a_regressor_is_calibrated_within_bounds(monkeypatch, surprise, kept):
     assert rhos == [
         r for r in (0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 8, 12, 20, 40, 80) if low <= r <= high
     ]
+
+
+def test_a_checkpoint_is_read_on_the_cpu_and_without_running_code(monkeypatch, tmp_path):
+    names = ("settings", "made_from", "where", "module", "averages", "optimiser", "done",
+             "seconds", "loss")  # fmt: skip
+    whole = dict.fromkeys(names)
+    loaded = noted(monkeypatch, torch, "load", whole)
+    assert read_checkpoint(tmp_path / "c.pt") == whole  # old ones have no "data"
+    assert loaded == [((tmp_path / "c.pt",), {"map_location": "cpu", "weights_only": True})]
+    for missing in names:
+        noted(monkeypatch, torch, "load", {n: None for n in names if n != missing})
+        with pytest.raises(Damaged, match=r"is not a checkpoint of a training .*; remove it"):
+            read_checkpoint(tmp_path / "c.pt")
+    for name in ("c.2.pt", "c.1.pt"):
+        (tmp_path / name).touch()
+    noted(monkeypatch, torch, "load", [1])
+    with pytest.raises(Damaged, match=r"copy c\.1\.pt over it to go on from there, or remove it"):
+        read_checkpoint(tmp_path / "c.pt")

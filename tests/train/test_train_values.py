@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from guidestar.core.rng import Draw
 from guidestar.data.source import Column, InMemory
+from guidestar.networks.network import Network
 from guidestar.train import run
 from guidestar.train.build.data import sources
 from guidestar.train.build.schedules import denoising, process, scheduler_config
 from guidestar.train.loop.memory import training_memory
+from guidestar.train.loop.signals import Stop
 from guidestar.train.loop.trainer import Trainer
 from guidestar.train.objectives.denoising import dropped
 from guidestar.train.objectives.objective import Objective, TrainSettings
@@ -157,6 +159,55 @@ def test_each_setting_changes_the_training(changes):
     one, two = trained(9)[0], trained(9, **changes)[0]
     pairs = zip(one.ema.weights().values(), two.ema.weights().values(), strict=True)
     assert max(float((a - b).abs().max()) for a, b in pairs) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("float64", F64), ("float32", torch.float32), ("bfloat16", torch.float32)],
+)
+def test_weights_and_data_have_the_precision_that_is_stated(precision, dtype):
+    """A network computes in that of its weights; bfloat16 is autocast, over float32 weights."""
+    seen = []
+
+    class Spy(Objective):
+        def __call__(self, net, x0, target, draw):
+            seen.append((x0.dtype, torch.is_autocast_enabled("cpu")))
+            return net.net(x0).float().square().mean(1)
+
+    part = Network(nn.Linear(3, 3).to(torch.float16))
+    data = InMemory(x=X, targets={}, columns={})
+    settings = TrainSettings(steps=2, batch=4, precision=precision)
+    trainer = Trainer(part, Spy(), data, settings)
+    trainer.step()
+    assert {p.dtype for p in part.parameters()} == {dtype} and part.dtype == dtype
+    assert seen == [(dtype, precision == "bfloat16")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "due", "main"), [(a, d, m) for a in (0, 1) for d in (0, 1) for m in (0, 1)]
+)
+def test_processes_agree_on_the_loss_on_saving_and_on_a_stop(monkeypatch, asked, due, main):
+    """Two of them: the other's loss is 5, and it asks for what this one does not."""
+    second = trained(2)[1][1]
+    again = trained(1)[0]
+    seen: list[list[float]] = []
+
+    def reduce(shared):
+        seen.append(shared.tolist())
+        return shared + torch.tensor([5.0, 1.0 - asked, 1.0 - due]).to(shared)
+
+    kind = type(again.accelerator)
+    monkeypatch.setattr(again.accelerator, "reduce", reduce)
+    monkeypatch.setattr(kind, "is_main_process", bool(main))
+    stop = Stop()
+    stop.asked, again.due = bool(asked), bool(due)
+    assert again.step(stop) == pytest.approx(second + 5)
+    assert seen == [[pytest.approx(second), asked, due * main]]
+    assert stop.agreed and again.due is bool(due * main + 1 - due)
+    monkeypatch.setattr(again.accelerator, "reduce", lambda shared: shared * 1)
+    stop.asked, again.due = False, False
+    again.step(stop)
+    assert not stop.agreed and not again.due
 
 
 def test_dropout_layers_draw_anew_each_step():

@@ -95,8 +95,16 @@ class Network(nn.Module):
             )
         self.net, self.predicts, self.learned_variance = net, predicts, learned_variance
         self.sigma_data, self.time = sigma_data, time
-        parameters = net.parameters() if isinstance(net, nn.Module) else iter(())
-        self.dtype = dtype or next((p.dtype for p in parameters if p.is_floating_point()), None)
+        self._dtype = dtype
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that the network computes in: the one that was given, or that of its weights
+        now; None of a function without weights.
+        """
+        if self._dtype is not None or not isinstance(self.net, nn.Module):
+            return self._dtype
+        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), None)
 
     @property
     def reads_t(self) -> bool:

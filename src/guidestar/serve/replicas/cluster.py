@@ -75,7 +75,7 @@ class Cluster:
         self._handle = self._deploy(load, scale, device)
         self._running, self._closed = 0, threading.Event()
         self._loop = asyncio.new_event_loop()
-        for work in (self._loop.run_forever, self._watch):
+        for work in (self._run, self._watch):
             threading.Thread(target=work, name="guidestar-cluster", daemon=True).start()
 
     def engine(self, model: Model, limits: Limits) -> ReplicatedEngine:
@@ -126,6 +126,13 @@ class Cluster:
         )
         application = deployment.bind(load, self._limits.rows)
         return serve.run(application, name=self._name, route_prefix=None)
+
+    def _run(self) -> None:
+        """Run the engines' tasks until the cluster is closed."""
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
 
     def _watch(self) -> None:
         """Keep count of the replicas that run."""
