@@ -41,6 +41,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/newer_pipelines.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/serve_load.py --seconds 60
+	$(BIN)/python benchmarks/studio.py  # needs Chromium
 
 figures: $(VENV)/.docs
 	$(BIN)/python docs/make_figures.py

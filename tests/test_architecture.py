@@ -18,12 +18,12 @@ BELOW: dict[str, set[str]] = {
     "core": set(),
     "guidance": {"core"},
     "sampling": {"core"},
-    "data": {"core", "io"},
+    "data": {"core", "io", "motion"},
     "motion": {"io"},
     "evaluate": {"core", "data"},
     "networks": {"core", "io"},
     "diffusers": {"core", "guidance", "io", "networks", "sampling"},
-    "model": {"core", "diffusers", "guidance", "io", "networks", "sampling"},
+    "model": {"core", "diffusers", "guidance", "io", "motion", "networks", "sampling"},
     "checkpoints": {"core", "diffusers", "io", "model", "networks"},
 }
 BELOW["serve"] = {*BELOW}

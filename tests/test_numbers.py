@@ -168,11 +168,28 @@ FILES = {
             "cross_attention_dim": ([None, 1, 65_536], [0, 65_537]),
         },
     ),
+    "LengthEncoder": (
+        {"frames": 8},
+        {"frames": ([1, 1_000_000], [0, 1_000_001, 2.0]), "least": ([1, 4], [0, None])},
+    ),
+    "MotionTransformer": (
+        {"channels": 3, "length": 8},
+        {
+            "channels": SIZE,
+            "length": ([1, 1_000_000], [0, 1_000_001, None]),
+            "width": SIZE,
+            "heads": SIZE,
+            "depth": LAYERS,
+            "inner": ([None, 1, 65_536], [0, 65_537]),
+            "text_width": ([None, 1, 65_536], [0, 65_537]),
+            "dropout": ([0, 0.999], [-0.001, 1.0, None]),
+        },
+    ),
     "TextEncoder": (
         {},
         {
             "layer": (["last", "penultimate"], ["first", None, -2]),
-            "output": (["states", "pooled"], ["all", None]),
+            "output": (["states", "pooled", "projected"], ["all", None]),
             "mask": ([True, False], [1, None]),
         },
     ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from helpers.toys import WORDS, Critic, Judge, Spy, condition
 
 SHAPE = (2, 4, 3)
 CLASSES = ("cat", "dog", "blurry")
+_PATIENCE = 60
 
 
 class Words:
@@ -112,3 +115,24 @@ def equal(found: gs.Samples, wanted: gs.Samples, bound: float = 1e-5) -> None:
     torch.testing.assert_close(found.images, wanted.images, rtol=bound, atol=bound)
     assert found.evaluations == wanted.evaluations
     assert found.settings == wanted.settings
+
+
+@contextmanager
+def held(engine: Any):
+    """Hold an engine's thread at its next step, so that what is submitted meanwhile is together."""
+    gate = threading.Event()
+    inside = threading.Event()
+
+    def wait(x0):
+        inside.set()
+        assert gate.wait(_PATIENCE)
+        return near(x0)
+
+    ticket = engine.submit(
+        engine.model.request("cat", guidance="cond + dps(0.1)", steps=1, losses={"loss": wait})
+    )
+    assert inside.wait(_PATIENCE)
+    try:
+        yield ticket
+    finally:
+        gate.set()

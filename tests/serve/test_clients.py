@@ -195,6 +195,16 @@ def test_a1111_img2img(web, reference):
     )
     larger = web.post("/sdapi/v1/img2img", json={**asked, "init_images": [picture((32, 20))]})
     assert opened(larger.json()["images"][0]).size == (8, 8)
+    wide = {**asked, "init_images": [picture((16, 8))], "denoising_strength": 0.5}
+    for mode, how in ((0, "stretch"), (1, "crop")):
+        found = web.post("/sdapi/v1/img2img", json={**wide, "resize_mode": mode}).json()
+        start = to_tensor(picture((16, 8)), PICTURE, Limits(), "start", resize=how)[None]
+        assert [pixels(found["images"][0])] == wanted(
+            reference, seeds=[3], steps=8, start=start, start_rho=rho
+        )
+        assert json.loads(found["info"])["warnings"] == []
+    found = web.post("/sdapi/v1/img2img", json={**wide, "resize_mode": 2}).json()
+    assert "resize_mode 2 means nothing here" in json.loads(found["info"])["warnings"][0]
 
 
 @pytest.mark.parametrize(

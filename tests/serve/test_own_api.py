@@ -94,6 +94,15 @@ def test_a_start_and_an_observation(client, reference):
     wanted = reference.sample("cat", seeds=[1], steps=6, start=start, start_rho=1.0)
     assert pixels(client.get(done["images"][0]).content) == pixels(to_pil(wanted.images)[0])
 
+    share = {"cond": "cat", "seed": 1, "steps": 6, "start": picture((16, 8)), "strength": 0.5}
+    asked = {**share, "resize": "crop"}
+    done = finished(client, client.post("/v1/samples", json=asked).json()["id"])
+    start = to_tensor(picture((16, 8)), PICTURE, Limits(), "start", resize="crop")[None]
+    rho = float(reference.grid(6)[3].rho)  # three of six steps are left
+    wanted = reference.sample("cat", seeds=[1], steps=6, start=start, start_rho=rho)
+    assert done["steps"] == 3
+    assert pixels(client.get(done["images"][0]).content) == pixels(to_pil(wanted.images)[0])
+
     seen = {"image": picture((4, 4)), "operator": "downsample", "options": {"factor": 2}}
     asked = {"cond": "cat", "seed": 1, "steps": 4, "guidance": "cond + dps(0.5)"}
     done = finished(
@@ -218,6 +227,10 @@ def test_models_methods_and_plans(client, served):
     assert plan["steps"][0]["passes"] == {"cond": 1.0, "uncond": 1.0}
     assert client.post("/v1/plan", json={"guidance": "cfg("}).status_code == 422
     assert client.post("/v1/plan", json={"steps": 9999}).status_code == 422
+    asked = {"guidance": "cfg(3)", "steps": 8, "cond": "cat", "strength": 0.5}
+    plan = client.post("/v1/plan", json=asked).json()
+    assert plan["nfe"] == 8 and len(plan["steps"]) == 4
+    assert plan["steps"][0]["rho"] == float(served.model.grid(8)[4].rho)
 
 
 def test_probes_and_figures(client):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -22,33 +20,21 @@ from guidestar.serve import (
     QueueFullError,
     TooLargeError,
 )
-from helpers.served import CLASSES, EXPRESSIONS, SHAPE, SOLVERS, equal, near, toy_model
+from helpers.served import (
+    CLASSES,
+    EXPRESSIONS,
+    SHAPE,
+    SOLVERS,
+    equal,
+    held,
+    near,
+    toy_model,
+)
 from helpers.toys import Critic, Judge, Spy, log_prob, toy
 
 LOSSES = {"loss": near}
 HEUN_CANNOT = ("cfgpp", "dps", "mpgd", "lgd", "tfg")
 PATIENCE = 60
-
-
-@contextmanager
-def held(engine: Engine):
-    """Hold an engine's thread at its next step, so that what is submitted meanwhile is together."""
-    gate = threading.Event()
-    inside = threading.Event()
-
-    def wait(x0):
-        inside.set()
-        assert gate.wait(PATIENCE)
-        return near(x0)
-
-    ticket = engine.submit(
-        engine.model.request("cat", guidance="cond + dps(0.1)", steps=1, losses={"loss": wait})
-    )
-    assert inside.wait(PATIENCE)
-    try:
-        yield ticket
-    finally:
-        gate.set()
 
 
 @st.composite

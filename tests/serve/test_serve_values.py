@@ -129,7 +129,7 @@ def test_pictures_that_are_sent_are_of_one_size_and_within_a_limit():
     image = sent(Image.new("L", (7, 5)))
     exact, one_less = Limits(pixels=35), Limits(pixels=34)
     assert to_tensor(image, (1, 5, 7), exact, "start").shape == (1, 5, 7)
-    assert to_tensor(image, (1, 3, 4), exact, "start", resize=True).shape == (1, 3, 4)
+    assert to_tensor(image, (1, 3, 4), exact, "start", resize="stretch").shape == (1, 3, 4)
     for shape, limits, text in [
         ((1, 5, 7), one_less, "start cannot be read as a picture: it has more than 34 pixels"),
         ((1, 5, 8), exact, "start is 7 × 5 pixels, not 8 × 5"),
@@ -223,10 +223,47 @@ def test_an_estimate_of_the_seconds_left(model, monkeypatch):
     [(8, 0.5, 4), (8, 1.0, 8), (8, 0.0, 1), (5, 0.5, 2), (4, 0.01, 1)],
 )
 def test_img2img_takes_a_share_of_the_steps(model, steps, strength, left):
-    asked = Txt2Img(steps=steps, scheduler="uniform")
+    asked = SampleRequest(
+        steps=steps, grid="uniform", start=sent(Image.new("RGB", (7, 5))), strength=strength
+    )
     levels = gs.uniform(gs.VP.linear(), steps)
-    expected = float(levels[steps - left].rho)
-    assert a1111_api._rho(model, asked, strength) == pytest.approx(expected)
+    found = build(model, asked, Limits())
+    assert found.levels.steps == left
+    assert float(found.levels[0].rho) == pytest.approx(float(levels[steps - left].rho))
+
+
+def test_the_solvers_name_gives_the_levels_that_are_left(model):
+    start = {"start": sent(Image.new("RGB", (7, 5))), "strength": 0.5}
+    asked = SampleRequest(steps=8, solver="DPM++ 2M Karras", **start)
+    levels = model.grid(8, "karras")
+    assert float(build(model, asked, Limits()).levels[0].rho) == float(levels[4].rho)
+
+
+def test_a_picture_of_another_size_is_stretched_or_cropped():
+    halves = Image.new("L", (16, 4), 0)
+    halves.paste(255, (8, 0, 16, 4))  # black on the left, white on the right
+    halves.paste(102, (0, 0, 4, 4))  # and a stripe that cropping cuts away
+    get = lambda how: to_tensor(sent(halves), (1, 4, 8), Limits(), "start", resize=how)[0, 1]
+    stretched, cropped = get("stretch"), get("crop")
+    assert stretched[0] == pytest.approx(-0.2, abs=0.05)  # the stripe
+    assert cropped[0] == pytest.approx(-1) and cropped[-1] == pytest.approx(1)
+    assert cropped.tolist() == pytest.approx([-1.0] * 4 + [1.0] * 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "param"),
+    [
+        ({"strength": 0.5}, "strength is of a picture to start from", "strength"),
+        ({"resize": "crop"}, "resize is of a picture to start from", "resize"),
+        ({"start": "", "strength": 0.5, "start_rho": 1.0}, "strength or start_rho", "strength"),
+    ],
+)
+def test_what_does_not_go_with_a_start_is_refused(model, given, text, param):
+    if "start" in given:
+        given = {**given, "start": sent(Image.new("RGB", (7, 5)))}
+    with pytest.raises(RefusedError, match=text) as found:
+        build(model, SampleRequest(**given), Limits())
+    assert found.value.param == param
 
 
 def test_samplers_and_schedulers_by_a1111s_names():

@@ -33,6 +33,7 @@ from guidestar.serve.studio.gallery import MOST, Gallery, picture_name
 from guidestar.serve.studio.planning import plan
 from guidestar.serve.studio.running import Runs, preview_every
 from guidestar.serve.studio.session import Sessions
+from guidestar.serve.studio.starts import Start, Starts, read_start
 from guidestar.serve.web import Limits, Service
 from guidestar.serve.web.errors import RefusedError
 from helpers.served import EXPRESSIONS, Slow, toy_model
@@ -100,6 +101,43 @@ def test_seeds_are_written_as_ranges():
 def test_the_address_carries_the_settings(form):
     other = Form(model="toy", conds=("dog",))
     assert read_query("?" + form.write_query(), other, MODELS) == form
+
+
+def test_the_address_names_the_picture_to_start_from():
+    start = Start(name="abc", image="QUI=")
+    form = Form(model="toy", start=start, strength=0.25)
+    kept = Starts()
+    assert read_query(form.write_query(), FORM, MODELS, kept.find).start is None
+    assert kept.keep(start) == "abc" and kept.find("abd") is None
+    assert read_query(form.write_query(), Form(model="toy"), MODELS, kept.find) == form
+    assert "strength" not in Form(model="toy", strength=0.25).write_query()
+
+
+def test_the_pictures_to_start_from_that_were_used_last_are_kept(monkeypatch):
+    monkeypatch.setattr("guidestar.serve.studio.starts._MOST_BYTES", 8)
+    kept = Starts()
+    for name in "abc":
+        kept.keep(Start(name=name, image="1234"))
+        kept.find("a")
+    assert [kept.find(name) is not None for name in "abc"] == [True, False, True]
+    kept.keep(Start(name="d", image="1" * 100))  # which is in use, so it stays
+    assert [kept.find(name) is not None for name in "abcd"] == [False, False, False, True]
+
+
+def test_a_picture_to_start_from_is_made_smaller(tmp_path):
+    Image.linear_gradient("L").resize((40, 20)).save(tmp_path / "a.png")
+    small = read_start(str(tmp_path / "a.png"), 800, 10)
+    assert opened(small.image).size == (20, 10) and opened(small.image).mode == "RGB"
+    assert opened(read_start(str(tmp_path / "a.png"), 800, 20).image).size == (40, 20)
+    assert read_start(str(tmp_path / "a.png"), 800, 10) == small
+    with pytest.raises(ValueError, match="cannot be read as a picture: it has more than 799"):
+        read_start(str(tmp_path / "a.png"), 799, 10)
+
+
+def test_a_form_with_a_start_asks_for_it():
+    made = Form(model="toy", start=Start(name="a", image="QUI="), strength=0.25).request()
+    assert (made.start, made.strength, made.resize) == ("QUI=", 0.25, "crop")
+    assert FORM.request().start is FORM.request().strength is FORM.request().resize is None
 
 
 def test_an_address_of_another_model_or_of_no_number():
@@ -407,6 +445,14 @@ def test_an_axis_of_expressions_comes_before_one_of_their_arguments():
     y = plotting.read_axis(form, "guidance", "apg(9, momentum=0.5); cfg(9)")
     found = [[f.guidance for f in row] for row in plotting.cells(form, x, y)]
     assert found == [["apg(1, momentum=0.5)", "apg(4, momentum=0.5)"], ["cfg(1)", "cfg(4)"]]
+
+
+def test_the_strength_of_a_start_can_be_plotted():
+    form = Form(model="toy", guidance="cfg(2)")
+    assert "strength" not in [key for _, key in plotting.axes_of(form)]
+    form = Form(model="toy", guidance="cfg(2)", start=Start(name="a", image="QUI="))
+    assert "strength" in [key for _, key in plotting.axes_of(form)]
+    assert plotting.with_value(form, "strength", "0.3").strength == 0.3
 
 
 def test_suggested_values_can_be_plotted():

@@ -8,7 +8,8 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 
 from guidestar.io.images import read_settings
 from guidestar.serve.web import Keys, Limits
@@ -236,6 +237,47 @@ def test_the_gallery_restores_makes_again_and_deletes(visit):
     assert [pixels(p) for p in visit.pictures()] == [pixels(first[1])]
     visit.page.click("#gs-gallery figure:nth-child(1) [data-action=delete]")
     visit.until("() => document.querySelectorAll('#gs-gallery figure').length === 2")
+
+
+def test_a_run_starts_from_a_dropped_picture(visit, served):
+    page = visit.page
+    page.click("#gs-starting button:has-text('Start from a picture')")
+    page.set_input_files(
+        "#gs-start-drop input[type=file]",
+        {"name": "ramp.png", "mimeType": "image/png", "buffer": ramp()},
+    )
+    page.wait_for_selector("#gs-start-shown img")
+    page.locator("#gs-strength input[type=number]").fill("0.5")
+    visit.until_address("strength=0.5")
+    visit.until("() => document.querySelector('.gs-plan').innerText.includes('2 steps')")
+    made = [pixels(p) for p in visit.make()]
+    small = ImageOps.fit(opened(ramp()), (8, 8), Image.Resampling.LANCZOS)
+    start = torch.from_numpy(np.array(small)).float()[None, None] / 127.5 - 1
+    rho = float(served.model.grid(4)[2].rho)
+    wanted = served.model.sample(
+        "cat", guidance="cfg(2)", seeds=[1, 2], steps=4, solver="ddim",
+        start=start.repeat(2, 1, 1, 1), start_rho=rho,
+    )  # fmt: skip
+    assert made == [pixels(image) for image in wanted.pil()]
+    # A link opens with the picture as long as the server keeps it; so does the gallery.
+    query = page.evaluate("location.search")
+    visit.open(query.removeprefix("?"))
+    page.wait_for_selector("#gs-start-shown img")
+    assert [pixels(p) for p in visit.make()] == made
+    page.click("#gs-start-shown [data-remove]")
+    page.wait_for_selector("#gs-start-shown img", state="detached")
+    visit.until("() => !location.search.includes('start=')")
+    assert [pixels(p) for p in visit.make()] == sampled(served)
+    page.click("#gs-gallery figure:nth-child(4) [data-action=again]")
+    visit.until_address("start=")
+    page.wait_for_selector("#gs-gallery figure >> nth=4")
+    assert [pixels(p) for p in visit.pictures()] == made[1:]
+
+
+def test_a_link_whose_start_picture_is_gone_says_so(chromium, served):
+    with Visit(chromium, served.url, f"{QUERY}&start=0123456789&strength=0.5") as visit:
+        visit.page.wait_for_selector(".toast-wrap :text('drop it again')")
+        assert [pixels(p) for p in visit.make()] == sampled(served)
 
 
 def test_another_model_brings_its_own_settings(visit):

@@ -461,6 +461,34 @@ def test_stages_that_do_not_fit_are_refused(trained):
         gs.Cascade(name="c", stages={"base": base, "again": base})
 
 
+class Doubled:
+    """A decoder of latents, whose pictures have twice their sides."""
+
+    vae = None
+
+    def __call__(self, x):
+        return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    differentiably = encode = __call__
+
+
+@pytest.mark.parametrize(("side", "fits"), [(1, False), (2, True)])
+def test_the_pictures_of_a_base_of_latents_must_fit_not_its_latents(trained, side, fits):
+    large = gs.load(trained[1]).stages["large"]  # enlarges 4 x 4
+    base = gs.Model(
+        name="b",
+        denoiser=exact,
+        schedule=gs.VP.linear(),
+        shape=(1, side, side),
+        decode=Doubled(),
+    )
+    if fits:
+        gs.Cascade(name="c", stages={"base": base, "large": large})
+        return
+    with pytest.raises(ValueError, match=r"of .1, 4, 4., but 'base' before it makes .1, 2, 2."):
+        gs.Cascade(name="c", stages={"base": base, "large": large})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
@@ -16,6 +15,7 @@ from ..diffusers.read.network import denoiser
 from ..diffusers.read.safetensors_io import fill
 from ..diffusers.read.scheduler import Process
 from ..diffusers.read.vae import read_decoder
+from ..io.documents import JSONObject
 from ..model.model import Model
 from .state_dicts import read_state_dict
 
@@ -106,7 +106,7 @@ def _shape(file: Path, given: Mapping[str, Tensor], name: str, *meaning: str) ->
     return shape
 
 
-def _sizes(file: Path, given: Mapping[str, Tensor], heads: int | None) -> dict[str, Any]:
+def _sizes(file: Path, given: Mapping[str, Tensor], heads: int | None) -> JSONObject:
     width, channels, patch, _ = _shape(
         file, given, "x_embedder.proj.weight", "width", "channels", "patch", "patch"
     )
@@ -142,7 +142,7 @@ _BLOCK = {
 """The weights of a block, in widths."""
 
 
-def _official(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _official(sizes: JSONObject) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor of the official state dict."""
     width, patch = sizes["num_attention_heads"] * sizes["attention_head_dim"], sizes["patch_size"]
     weights = {

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ..io.documents import JSONObject
 from ._completion import model_names
 from ._options import GuidanceOption, Out, parse_scales
 from ._terminal import fail, warn
@@ -146,7 +147,7 @@ def _range(text: str) -> list[float]:
     return found
 
 
-def _recipe(teacher: str, given: dict[str, Any]) -> Any:
+def _recipe(teacher: str, given: JSONObject) -> Any:
     """Return the distillation that the options describe."""
     from ..train.students.recipe import checked_distillation
 
@@ -159,7 +160,7 @@ def _recipe(teacher: str, given: dict[str, Any]) -> Any:
         "warmup": 50,
         "decay": 0.995,
     }
-    student: dict[str, Any] = {
+    student: JSONObject = {
         "teacher": teacher,
         "guidance": given["guidance"],
         "scale": given["scale"],
@@ -186,7 +187,7 @@ _NOT_FOR_LORA = ("scale", "method", "steps", "start", "paths", "data", "name")
 
 
 def _distil_lora(
-    teacher: str, given: dict[str, Any], rank: int, prompts: Path | None, samples: int, out: Path
+    teacher: str, given: JSONObject, rank: int, prompts: Path | None, samples: int, out: Path
 ) -> None:
     from ..apps.measure_text import read_prompts
     from ..train.loop.signals import Stop, stop_on_signals
@@ -226,7 +227,7 @@ def _distil_lora(
         typer.echo(f"{file}; in Diffusers: pipe.load_lora_weights({str(out)!r}), guidance_scale=1")
 
 
-def _data(path: Path) -> dict[str, Any]:
+def _data(path: Path) -> JSONObject:
     from ..train.recipe.propose import kind_of
 
     return {"kind": kind_of(path), "path": str(path)}

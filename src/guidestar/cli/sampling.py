@@ -28,6 +28,7 @@ from ._options import (
     with_file,
 )
 from ._terminal import show_progress, table, warn
+from .motions import AnimationOption, LengthOption, write_all
 from .upscaling import StageOption, parse_stages
 
 if TYPE_CHECKING:
@@ -135,13 +136,15 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     observe: Observe = None,
     operator: Operator = None,
     stage: StageOption = None,
+    length: LengthOption = None,
+    animation: AnimationOption = "webp",
     average: Average = None,
     variant: Variant = None,
     trust: Trust = False,
     out: Out = Path("out/samples"),
 ) -> None:
     """Sample images, as PNG files that carry their run; sequences and vectors as
-    samples.safetensors and curves.png.
+    samples.safetensors and curves.png; motions as an animation, BVH and NPZ files too.
 
     Images are written as they are made. The same command goes on where a run was stopped.
     """
@@ -153,6 +156,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     from ..io.images import read_settings
     from ..model.cascade import Cascade
     from ..model.loading import load
+    from ..model.motions import with_length
     from ..model.streaming import BATCH, Batches, again_to_folder, sample_to_folder
 
     new = {
@@ -177,6 +181,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
         "--observe": observe,
         "--operator": operator,
         "--stage": stage,
+        "--length": length,
     }
     if like and (given := [name for name, value in new.items() if value is not None]):
         raise ValueError(f"--like repeats a run as it was; leave {', '.join(given)} out")
@@ -190,8 +195,9 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     name = _model_name(model, settings)
     chosen = cast("Model | Cascade", load(name, average=average, variant=variant, trust=trust))
     if isinstance(chosen, Cascade):
-        if observe:
-            raise ValueError(f"{chosen.name!r} is a cascade; --observe is for one of its stages")
+        if observe or length:
+            what = "--observe" if observe else "--length"
+            raise ValueError(f"{chosen.name!r} is a cascade; {what} is for one model alone")
         names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num or 1)
         count = len(names) if names else num or 1
         seeds = [(seed or 0) + i for i in range(count)]
@@ -225,10 +231,12 @@ def sample(  # noqa: PLR0915  (options, one after the other)
                 else chosen.again(settings, watch)
             )
         _warn_of_differences(settings, samples.settings)
-        _finish(samples, out, grid)
+        _finish(chosen, samples, out, grid, animation=animation)
         return
     num, seed = 1 if num is None else num, 0 if seed is None else seed
     names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num)
+    if length is not None:
+        names = with_length(chosen, names or [""] * num, length)
     expression = chosen.expression(parsed, conditional=bool(names))
     observed = read_observation(chosen, expression, observe, operator)
     each = len(names) if names else num
@@ -258,7 +266,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     if not _makes_pictures(chosen):
         with show_progress("sampling") as watch:
             samples = chosen.run(job.part(slice(None)), watch=watch)
-        _finish(samples, out, grid, rows)
+        _finish(chosen, samples, out, grid, rows, animation)
         return
     with show_progress("sampling") as watch:
         done = sample_to_folder(job, out, watch)
@@ -316,13 +324,22 @@ def _write_grid(out: Path, files: list[Path]) -> None:
     )
 
 
-def _finish(samples: Samples, out: Path, grid: bool, rows: list[int] | None = None) -> None:
+def _finish(
+    model: Model,
+    samples: Samples,
+    out: Path,
+    grid: bool,
+    rows: list[int] | None = None,
+    animation: str = "webp",
+) -> None:
     """Write what shows all samples: of pictures that were repeated, or of other data."""
     from ..io import distributed as processes
     from ..io.images import SheetRow, save_png, sheet, to_drawings, write_tensors
+    from ..model.motions import body_of_model
 
     pictures = samples.images.ndim == 4 and samples.images.shape[1] in (1, 3)
     rows = list(range(len(samples.x))) if rows is None else rows
+    drawn = write_all(model, samples, out, rows, animation) if body_of_model(model) else ""
     everyone = processes.gather(list(zip(rows, samples.images, strict=True)))
     if not processes.is_main():
         return
@@ -331,14 +348,14 @@ def _finish(samples: Samples, out: Path, grid: bool, rows: list[int] | None = No
     x = torch.stack([x for _, x in everyone])
     if not pictures:
         write_tensors({"x": x}, samples.settings, out / "samples.safetensors")
-    if grid or not pictures:
+    if grid or not (pictures or drawn):
         drawings = to_drawings(x[:ON_A_GRID])
         laid = [SheetRow(label="", images=drawings[i : i + 8]) for i in range(0, len(drawings), 8)]
         save_png(
             sheet(laid, scale=3 if pictures else 1),
             out / ("grid.png" if pictures else "curves.png"),
         )
-    what = (
+    what = drawn or (
         f"{len(x)} images in {out}"
         if pictures
         else f"{len(x)} samples of {list(x.shape[1:])} in {out / 'samples.safetensors'}"

@@ -76,26 +76,46 @@ def _as_table(
     text = [name for name, kind in columns.items() if kind == "text"]
     found = read_layout(folder, text=text, classes=classes)
     pictures = [{"bytes": None, "path": str(file)} for file in found.files]
+    images = datasets.Dataset.from_dict(
+        {"image": pictures}, features=datasets.Features({"image": datasets.Image(decode=False)})
+    )
+    labels = {} if found.labels is None else {"label": found.labels}
+    table = as_table(folder, found.columns, labels)
+    return images if table is None else datasets.concatenate_datasets([images, table], axis=1)
+
+
+def as_table(
+    folder: Path, columns: Mapping[str, Sequence[object]], labels: Mapping[str, Sequence[str]]
+) -> datasets.Dataset | None:
+    """Return columns as a table; None without any.
+
+    Args:
+        folder: where they are from, for the message.
+        columns: values by column.
+        labels: names of classes by column.
+
+    Raises:
+        ValueError: a column holds values of several kinds.
+    """
+    import datasets
+
     try:
-        table = datasets.Dataset.from_dict(found.columns) if found.columns else None
+        tables = [datasets.Dataset.from_dict(dict(columns))] if columns else []
     except Exception as error:
         # Arrow raises many kinds of exceptions, all of them for values of several kinds.
         raise ValueError(
             f"{folder}: a column holds values of several kinds "
             f"({' '.join(str(error).split())[:200]}); make them alike"
         ) from error
-    images = datasets.Dataset.from_dict(
-        {"image": pictures}, features=datasets.Features({"image": datasets.Image(decode=False)})
-    )
-    table = datasets.concatenate_datasets([images, table], axis=1) if table is not None else images
-    if found.labels is None:
-        return table
-    names = sorted(set(found.labels))
-    labels = datasets.Dataset.from_dict(
-        {"label": [names.index(label) for label in found.labels]},
-        features=datasets.Features({"label": datasets.ClassLabel(names=names)}),
-    )
-    return datasets.concatenate_datasets([table, labels], axis=1)
+    for name, values in labels.items():
+        known = sorted(set(values))
+        tables.append(
+            datasets.Dataset.from_dict(
+                {name: [known.index(value) for value in values]},
+                features=datasets.Features({name: datasets.ClassLabel(names=known)}),
+            )
+        )
+    return datasets.concatenate_datasets(tables, axis=1) if tables else None
 
 
 def parquet(

@@ -11,6 +11,7 @@ from typing import TypedDict
 from torch import Tensor
 
 from .latents import Latents, Unencoded
+from .motions import Motions
 from .paths import Paths
 from .pictures import Pictures
 from .reduced import Reduced
@@ -51,7 +52,8 @@ def identify(source: Source) -> DataIdentity:
 
 
 def _column(column: Column) -> list[object]:
-    known = {"class": list(column.classes), "vector": column.width, "text": None}
+    width = column.width
+    known = {"class": list(column.classes), "vector": width, "length": width, "text": None}
     return [column.kind, known[column.kind]]
 
 
@@ -122,6 +124,9 @@ def _pieces(source: Source) -> Iterator[bytes]:
         yield from _pieces(source.source)
     elif isinstance(source, Pictures):
         yield from (*_tensor(source.pixels), *_held(source.targets))
+    elif isinstance(source, Motions):
+        yield repr(source.counts).encode()
+        yield from (*_tensor(source.numbers), *_held(source.targets))
     elif isinstance(source, InMemory):
         yield from (*_tensor(source.x), *_held(source.targets))
     elif isinstance(source, Shards):

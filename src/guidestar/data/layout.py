@@ -1,4 +1,4 @@
-"""Find the pictures of a folder, and their classes, captions and further columns.
+"""Find the pictures (or other files) of a folder, and their classes, captions and further columns.
 
 A folder has one of three layouts: a sub-folder for each class, a table with a row for each picture
 (``metadata.jsonl``, ``.csv`` or ``.parquet``), or a caption beside each (``1.txt`` beside
@@ -41,34 +41,40 @@ class FolderLayout:
 
 
 def read_layout(
-    folder: Path, *, text: Sequence[str] = (), classes: Sequence[str] = ()
+    folder: Path,
+    *,
+    text: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    suffix: str | None = None,
 ) -> FolderLayout:
-    """Read the layout of a folder of pictures.
+    """Read the layout of a folder of pictures, or of other files.
 
     Args:
         folder: the folder.
         text: columns of a table that hold captions: their numbers stay text.
         classes: names of folders that are classes, also where they are called like splits.
+        suffix: of the files, as ".bvh"; None for pictures.
 
     Raises:
         FileNotFoundError: there are no pictures.
         ValueError: the layout is ambiguous, or its table does not fit its pictures.
     """
-    files, tables = find_pictures(folder), _find_tables(folder)
+    files = find_pictures(folder) if suffix is None else _find_suffix(folder, suffix)
+    tables, what = _find_tables(folder), "images" if suffix is None else f"{suffix} files"
     if not files:
-        raise FileNotFoundError(f"{folder}: holds no images; check data.path")
+        raise FileNotFoundError(f"{folder}: holds no {what}; check data.path")
     _check_names(folder, files)
     table = next((folder / name for name in TABLE_FILES if (folder / name).is_file()), None)
     if table is not None:
-        return _by_table(folder, table, files, text)
+        return _by_table(folder, table, files, text, what)
     check_splits(folder, files, classes)
     if tables:
         raise ValueError(
             f"{folder}: the table {tables[0].relative_to(folder).as_posix()!r} lies in a folder "
             f'below; give that folder (path = "{tables[0].parent}"), or move the table up'
         )
-    _check_depths(folder, files)
-    captions = _captions(folder, files)
+    _check_depths(folder, files, what)
+    captions = _captions(folder, files, what)
     labels = [file.parent.name for file in files]
     return FolderLayout(
         files=files,
@@ -116,6 +122,10 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
             yield path
 
 
+def _find_suffix(folder: Path, suffix: str) -> list[Path]:
+    return sorted(file for file in find_files(folder) if file.suffix.lower() == suffix)
+
+
 def _find_tables(folder: Path) -> list[Path]:
     return [file for file in find_files(folder) if file.name in TABLE_FILES]
 
@@ -131,7 +141,7 @@ def _check_names(folder: Path, files: Sequence[Path]) -> None:
             ) from None
 
 
-def _check_depths(folder: Path, files: Sequence[Path]) -> None:
+def _check_depths(folder: Path, files: Sequence[Path], what: str) -> None:
     """Refuse class folders without pictures, and pictures at several depths."""
     filled = {parent for file in files for parent in file.parents}
     for path in sorted(folder.iterdir()):
@@ -140,7 +150,7 @@ def _check_depths(folder: Path, files: Sequence[Path]) -> None:
             raise ValueError(f"{folder}: the link {path.name!r} leads nowhere; repair or remove it")
         if ours and path.is_dir() and path not in filled:
             raise ValueError(
-                f"{folder}: the class folder {path.name!r} holds no images; fill or remove it"
+                f"{folder}: the class folder {path.name!r} holds no {what}; fill or remove it"
             )
     depths = {len(p.relative_to(folder).parts): p.relative_to(folder).as_posix() for p in files}
     if len(depths) > 1:
@@ -151,7 +161,7 @@ def _check_depths(folder: Path, files: Sequence[Path]) -> None:
         )
 
 
-def _captions(folder: Path, files: Sequence[Path]) -> list[str | None] | None:
+def _captions(folder: Path, files: Sequence[Path], what: str) -> list[str | None] | None:
     """Read the captions beside the pictures (an empty one is None); None where there are none."""
     beside = [file.with_suffix(".txt") for file in files]
     there = [file.is_file() for file in beside]
@@ -160,14 +170,14 @@ def _captions(folder: Path, files: Sequence[Path]) -> list[str | None] | None:
     if not all(there):
         without = files[there.index(False)].relative_to(folder).as_posix()
         raise ValueError(
-            f"{folder}: {sum(there)} of {len(files)} images have a caption beside them (.txt), "
+            f"{folder}: {sum(there)} of {len(files)} {what} have a caption beside them (.txt), "
             f"but {without!r} has none; add the others, or move the captions away"
         )
     return [read_text(file).strip() or None for file in beside]
 
 
 def _by_table(
-    folder: Path, table: Path, files: Sequence[Path], text: Sequence[str]
+    folder: Path, table: Path, files: Sequence[Path], text: Sequence[str], what: str
 ) -> FolderLayout:
     rows = list(_rows(table))
     names = [_file_name(table, number, row) for number, row in enumerate(rows, 1)]
@@ -176,7 +186,7 @@ def _by_table(
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(
-            f"{table}: names images that are missing: {missing[0]!r}{more}; add them, or remove "
+            f"{table}: names {what} that are missing: {missing[0]!r}{more}; add them, or remove "
             "their "
             "rows"
         )
@@ -187,9 +197,9 @@ def _by_table(
     known = {_plain(p.relative_to(folder).as_posix()) for p in files}
     unnamed = sorted(known - set(names))
     if unnamed:
-        more = f" and {len(unnamed) - 1} more images" if len(unnamed) > 1 else ""
+        more = f" and {len(unnamed) - 1} more {what}" if len(unnamed) > 1 else ""
         raise ValueError(
-            f"{table}: has no row for {unnamed[0]!r}{more}; add rows, or remove the images"
+            f"{table}: has no row for {unnamed[0]!r}{more}; add rows, or remove the {what}"
         )
     if any("image" in row for row in rows):
         raise ValueError(f'{table}: a column cannot be called "image", the picture; rename it')

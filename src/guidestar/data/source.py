@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ..core.rng import Draw
 
-ColumnKind = Literal["class", "vector", "text"]
-"""What a column holds: the index of a class, real numbers, or a caption."""
+ColumnKind = Literal["class", "vector", "text", "length"]
+"""What a column holds: the index of a class, real numbers, a caption, or how many frames of a
+sequence are its own (the others are padding).
+"""
 
 Targets = Mapping[str, "Tensor | list[str]"]
-"""Values of the samples of a batch by column: classes ``[B]`` (int64), vectors ``[B, D]`` (float32)
-or captions.
+"""Values of the samples of a batch by column: classes and lengths ``[B]`` (int64), vectors
+``[B, D]`` (float32) or captions.
 """
 
 Held = Mapping[str, "Tensor | Sequence[str | tuple[str, ...]]"]
@@ -48,9 +50,10 @@ class Column:
     """What one column holds.
 
     Args:
-        kind: "class" (an index), "vector" (real numbers) or "text" (a caption).
+        kind: "class" (an index), "vector" (real numbers), "text" (a caption) or "length" (frames).
         classes: names of the classes, in the order of their indices.
-        width: how many numbers a vector has.
+        width: how many numbers a vector has; of a length, how many frames a sample has with its
+            padding.
     """
 
     kind: ColumnKind

@@ -10,7 +10,7 @@ from .metric import JudgeOutput, Metric
 _ROWS = 512  # distances are taken for so many samples at a time, to bound memory
 
 
-def _mean_distance(x: Tensor) -> Tensor:
+def mean_distance(x: Tensor) -> Tensor:
     """Return the mean of ``‖x_i − x_j‖`` over pairs ``i ≠ j`` of ``x [N, d]``."""
     # Matrix multiplication would lose the distances of near neighbours to rounding.
     sums = [
@@ -28,7 +28,7 @@ def within_class_distances(features: Tensor, labels: Tensor) -> dict[int, float]
     """
     counts = torch.bincount(labels)
     return {
-        int(c): float(_mean_distance(features[labels == c].double()))
+        int(c): float(mean_distance(features[labels == c].double()))
         for c in (counts > 1).nonzero()[:, 0]
     }
 

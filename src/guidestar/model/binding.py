@@ -13,6 +13,8 @@ from torch import Tensor
 from ..core.denoiser import Condition, Denoiser
 from ..core.passes import Net
 from ..guidance import Guidance
+from ..networks.condition_encoders import Conditions
+from ..networks.lengths import FRAMES
 from .protocols import Encoder, IndexEncoder, LatentDecoder, NamesClasses, PartEncoder, ScaleInput
 from .request import Names
 
@@ -57,6 +59,8 @@ def _check_prompts(model: Model, names: Sequence[str | int]) -> None:
 
 def _canonical(encoder: Encoder, name: str | int) -> str | int:
     """Name a class by its name, or by its index where two share a name."""
+    if isinstance(encoder, Conditions) and encoder.length is not None:
+        return encoder.canonical(name)
     if not isinstance(encoder, NamesClasses) or not encoder.classes or name == "":
         return name
     index = encoder.index(name)
@@ -142,13 +146,37 @@ def _net_of(
         return encode([only(n, name) for n in cond or ()])
 
     null = encoder.null(1)
-    return Net(
+    net = Net(
         denoiser=denoiser,
         cond=cond if cond is None or isinstance(cond, Condition) else encode(list(cond)),
         null=None if null is None else null.to(model.device),
         negative=None if negative in (None, "") else encode([negative]),
         encode=encode,
         part=part if only and not isinstance(cond, Condition) else None,
+    )
+    return _with_lengths(net)
+
+
+def _with_lengths(net: Net) -> Net:
+    """Give every pass the lengths of the run's samples: a motion without its condition, or with
+    another, is as long.
+    """
+    if net.cond is None or FRAMES not in net.cond:
+        return net
+    frames = net.cond[FRAMES]
+
+    def put(cond: Condition | None) -> Condition | None:
+        if cond is None or cond.batch not in (1, len(frames)):
+            return cond
+        return Condition({**cond.repeat(len(frames)), FRAMES: frames})
+
+    encode, part = net.encode, net.part
+    return replace(
+        net,
+        null=put(net.null),
+        negative=put(net.negative),
+        encode=None if encode is None else lambda names: put(encode(names)),
+        part=None if part is None else lambda name: put(part(name)),
     )
 
 

@@ -7,23 +7,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from ..core.rng import checked_seeds
 from ..guidance import Guidance, Plan
 from ..guidance.term import Direction
-from ..io.documents import read_json
+from ..io.documents import JSONObject, read_json
 from ..io.files import check_name, make_folder
 from ..io.images import save_png, to_pil, write_text
 from ..sampling import Solver
 from .folder import CASCADE as NAME
 from .folder import WeightsError
 from .folder import load as load_model
+from .manifest import Card
 from .model import Model, Watch
-from .protocols import Judge
+from .protocols import Judge, TextJudge
 from .request import Names
 from .samples import Carried, Samples, file_name
 from .upscaling import need_low, own_guidance, planned, upscale
@@ -70,7 +71,7 @@ class CascadeSamples:
     """
 
     stages: Mapping[str, Samples]
-    settings: dict[str, Any]
+    settings: JSONObject
 
     @property
     def last(self) -> Samples:
@@ -130,23 +131,24 @@ class Cascade:
 
     name: str
     stages: Mapping[str, Model]
-    card: Mapping[str, Any] = field(default_factory=dict)
+    card: Card = field(default_factory=dict)
     defaults: Mapping[str, StageSettings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError("a cascade needs a base; give it stages by name")
-        before: tuple[str, tuple[int, ...]] | None = None
+        before: tuple[str, tuple[int, ...] | None] | None = None
         for name, model in self.stages.items():
             if before is not None:
                 low = need_low(model)
                 wanted = (low.channels, low.size, low.size)
-                if not self.stages[before[0]].latent and before[1] != wanted:
+                if before[1] != wanted:
+                    made = list(before[1] or self.stages[before[0]].shape)
                     raise ValueError(
                         f"the stage {name!r} enlarges pictures of {list(wanted)}, but "
-                        f"{before[0]!r} before it makes {list(before[1])}; take stages that fit"
+                        f"{before[0]!r} before it makes {made}; take stages that fit"
                     )
-            before = (name, model.shape)
+            before = (name, model.image_shape)
 
     @property
     def base(self) -> Model:
@@ -174,7 +176,7 @@ class Cascade:
         return self.last.shape
 
     @property
-    def judge(self) -> Any:
+    def judge(self) -> Judge | TextJudge | None:
         """What measures its pictures, and guides nothing."""
         return self.last.judge
 
@@ -287,7 +289,7 @@ class Cascade:
         cond: Names | None,
         seeds: Sequence[int],
         chosen: Mapping[str, StageSettings],
-    ) -> dict[str, Any]:
+    ) -> JSONObject:
         stages = {
             name: {**asdict(s.settings), "augmentation": chosen[name].augmentation}
             for name, s in done.items()
@@ -369,7 +371,7 @@ class Cascade:
         return "\n".join([f"Cascade {self.name!r}", *lines])
 
 
-def asdict_shallow(settings: StageSettings) -> dict[str, Any]:
+def asdict_shallow(settings: StageSettings) -> JSONObject:
     """Return the fields by name, as they are."""
     return dict(vars(settings))
 
@@ -379,7 +381,9 @@ def is_cascade(folder: Path | str) -> bool:
     return (Path(folder) / NAME).is_file()
 
 
-def load_cascade(folder: Path | str, *, trust: bool = False, device: Any = "cpu") -> Cascade:
+def load_cascade(
+    folder: Path | str, *, trust: bool = False, device: torch.device | str = "cpu"
+) -> Cascade:
     """Load a cascade's folder.
 
     Raises:
@@ -401,7 +405,7 @@ def load_cascade(folder: Path | str, *, trust: bool = False, device: Any = "cpu"
         raise WeightsError(str(error)) from error
 
 
-def write_cascade_index(folder: Path, stages: Sequence[str], about: Mapping[str, Any]) -> None:
+def write_cascade_index(folder: Path, stages: Sequence[str], about: Card) -> None:
     """Write the file that makes ``folder`` a cascade's, whose stages are folders in it."""
     content = {**about, "format": CASCADE_FORMAT, "stages": list(stages)}
     write_text(json.dumps(content, indent=2) + "\n", make_folder(folder) / NAME)

@@ -322,7 +322,7 @@ def _shape(file: Path, given: Sequence[int] | None, main: Parts) -> tuple[int, .
 def _sequence(main: Parts) -> tuple[int, ...] | None:
     """Return (T, C) or (C,) of a network of sequences or vectors; None of others."""
     net = getattr(main.denoiser.net, "net", None)
-    if type(net).__name__ != "SequenceTransformer":
+    if type(net).__name__ not in ("SequenceTransformer", "MotionTransformer"):
         return None
     config: Config = getattr(net, "config", {})
     return (
@@ -376,9 +376,10 @@ def _of_average(folder: Path, about: Card, average: str | None) -> Path:
 
 
 def _networks() -> dict[str, type[ModelMixin]]:
+    from ..networks.motion import MotionTransformer
     from ..networks.sequence import SequenceTransformer
 
-    return {"SequenceTransformer": SequenceTransformer}
+    return {c.__name__: c for c in (SequenceTransformer, MotionTransformer)}
 
 
 def _classifiers() -> dict[str, type[ModelMixin]]:

@@ -11,6 +11,7 @@ from typing import Any
 from ..diffusers.guidance_file import GuidanceRecipe
 from ..io.documents import maybe, number, read_json, shown, whole
 from ..io.files import check_name
+from ..motion.body import is_body
 from .shipped import NAME
 
 Card = Mapping[str, Any]
@@ -135,6 +136,7 @@ _KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
         _scale,
         'an object of "mean" and "std", lists of as many numbers, those of std positive',
     ),
+    "motion": (is_body, "a skeleton: rate, up, root, size, and bvh, the text of a file at rest"),
     "averages": (_folders, "names of folders in averages/"),
     "nets": (_folders, _BESIDE),
     "classifiers": (_folders, _BESIDE),

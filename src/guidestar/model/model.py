@@ -120,7 +120,7 @@ class Model(ModelParts):
         scale: float | Sequence[float] | None = None,
         steps: int | None = None,
         solver: str | Solver | None = None,
-        grid: str | None = None,
+        grid: str | Grid | None = None,
     ) -> Plan:
         """Return the passes that a run would evaluate, without running anything (so no losses are
         needed); arguments as in `sample`.

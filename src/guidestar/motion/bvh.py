@@ -131,14 +131,23 @@ def read_bvh(path: Path | str) -> Bvh:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     except OSError as error:
         raise Damaged(f"{path}: cannot be read ({error.strerror or error})") from error
-    head, found, frames = text.partition("MOTION")
     try:
-        joints = _hierarchy(head)
-        if not found:
-            raise ValueError('ends before "MOTION"')
-        seconds, values = _motion(frames, sum(len(j.channels) for j in joints))
+        return parse_bvh(text)
     except ValueError as error:
         raise Damaged(f"{path}: not a whole BVH file: {error}") from error
+
+
+def parse_bvh(text: str) -> Bvh:
+    """Read the text of a BVH file.
+
+    Raises:
+        ValueError: it is none, or is cut off; the message says where.
+    """
+    head, found, frames = text.partition("MOTION")
+    joints = _hierarchy(head)
+    if not found:
+        raise ValueError('ends before "MOTION"')
+    seconds, values = _motion(frames, sum(len(j.channels) for j in joints))
     return Bvh(joints=joints, seconds=seconds, values=values)
 
 
@@ -279,11 +288,16 @@ def write_bvh(motion: Bvh, path: Path | str) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    with whole_or_not(Path(path)) as beside:
+        beside.write_text(format_bvh(motion), encoding="utf-8")
+
+
+def format_bvh(motion: Bvh) -> str:
+    """Return the text of a BVH file; the inverse of `parse_bvh`, to six digits."""
     lines = ["HIERARCHY", *_written(motion.joints, 0, 0), "MOTION", f"Frames: {len(motion.values)}"]
     lines += [f"Frame Time: {motion.seconds:.8g}"]
     lines += [" ".join(f"{v:.6f}" for v in row) for row in motion.values.tolist()]
-    with whole_or_not(Path(path)) as beside:
-        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _written(joints: Sequence[Joint], at: int, depth: int) -> Iterator[str]:

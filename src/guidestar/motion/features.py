@@ -7,7 +7,7 @@ that the poses come back exactly.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -182,6 +182,50 @@ class MotionFormat:
         ground = root * root.new_tensor([1.0, 0.0, 1.0])
         others = _turned(rotate_about("Y", heading), near) + ground[..., None, :]
         return torch.cat([root[..., None, :], others], -2)
+
+    def local(self, numbers: Tensor) -> Tensor:
+        """Return the joints ``[*, T, J, 3]`` by the rotations of numbers ``[*, T, C]``, seen from
+        the ground below the root and from its heading: what ``positions`` should be.
+        """
+        rotations = from_6d(self._part(numbers, "rotations").unflatten(-1, (-1, 6)))
+        height = self._part(numbers, "height")
+        zero = torch.zeros_like(height)
+        return self.skeleton.place(rotations, torch.cat([zero, height, zero], -1))[0]
+
+    def steps(self, numbers: Tensor, local: Tensor) -> Tensor:
+        """Return how far each joint moves from frame to frame ``[*, T − 1, J, 3]``, in the frame of
+        the earlier one: ``R_y(turn_t) y_t + walk_t − y_{t−1}``, what ``velocities`` should be.
+
+        Args:
+            numbers: ``[*, T, C]``, of which turn and walk are read.
+            local: y, positions as `local` returns them.
+        """
+        turn = self._part(numbers, "turn")[..., 1:, 0]
+        x, z = self._part(numbers, "walk")[..., 1:, :].unbind(-1)
+        walk = torch.stack([x, torch.zeros_like(x), z], -1)
+        now = _turned(rotate_about("Y", turn), local[..., 1:, :, :])
+        return now + walk[..., None, :] - local[..., :-1, :, :]
+
+    def mask(self, joints: Sequence[str]) -> Tensor:
+        """Return ``[C]``: 1 where a number is of one of these joints, else 0.
+
+        Turn, walk and height go with the root.
+
+        Raises:
+            ValueError: there is no such joint; the message lists them.
+        """
+        chosen = {self.skeleton.index(name) for name in joints}
+        found = torch.zeros(self.channels)
+        for part, where in self.parts.items():
+            if part in ("turn", "walk", "height"):
+                found[where] = float(0 in chosen)
+                continue
+            each = self.feet if part == "contacts" else range(self.skeleton.count)
+            owners = [k for k in each if part != "positions" or k]
+            width = (where.stop - where.start) // max(len(owners), 1)
+            kept = torch.tensor([float(k in chosen) for k in owners])
+            found[where] = kept.repeat_interleave(width)
+        return found
 
     def _part(self, numbers: Tensor, name: str) -> Tensor:
         if numbers.shape[-1] != self.channels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class Rig:
                 f"joint {beside[0]!r} does not hang on the root {names[at]!r}; name a root above it"
             )
         offsets = template.local()[1].mean(0)[at:]
+        offsets[0] = 0  # the root's place is the motion's
         return Rig(
             template=template,
             root=at,
@@ -98,6 +99,12 @@ class Rig:
         rotations = rotations[:, self.root :].clone()
         rotations[:, 0] = turn
         return Pose(rotations=rotations, root=place)
+
+    def at_rest(self) -> Rig:
+        """Return the same rig with a template of one frame, all rotations 0."""
+        one = torch.eye(3, dtype=torch.float64).repeat(1, self.skeleton.count, 1, 1)
+        pose = Pose(rotations=one, root=torch.zeros(1, 3, dtype=torch.float64))
+        return replace(self, template=self.write(pose, self.template.seconds))
 
     def write(self, pose: Pose, seconds: float) -> Bvh:
         """Return a file's frames of poses ``[T, …]`` (float64); the inverse of `pose`.

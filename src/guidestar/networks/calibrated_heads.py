@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.levels import Level, Value, expand, inverse_or_zero, log
@@ -36,7 +36,20 @@ class _CalibratedHead:
     ``temperature`` and ``temperatures``.
     """
 
-    def calibrate(self: Any, table: Sequence[tuple[float, float]]) -> None:
+    if TYPE_CHECKING:
+        noise_aware: bool
+        outputs: int | None
+        temperature: float
+        temperatures: tuple[tuple[float, float], ...]
+        head: nn.Linear
+        drop: nn.Module
+        config: Mapping[str, Sequence[float] | None]
+
+        def features(self, x: Tensor, time: Tensor | float | None = None) -> Tensor: ...
+        def register_to_config(self, **settings: object) -> None: ...
+        def __call__(self, x: Tensor, level: Level | None = None) -> Tensor: ...
+
+    def calibrate(self, table: Sequence[tuple[float, float]]) -> None:
         """Set temperatures by noise ratio: they divide logits, or multiply a regressor's variances.
 
         Raises:
@@ -50,7 +63,7 @@ class _CalibratedHead:
         self.temperatures = rows
         self.register_to_config(temperatures=rows)
 
-    def forward(self: Any, x: Tensor, level: Level | None = None) -> Tensor:
+    def forward(self, x: Tensor, level: Level | None = None) -> Tensor:
         """Return logits ``[B, K]`` (a regressor: means and log-variances ``[B, 2D]``).
 
         A noise-aware network needs the level of ``x``.
@@ -62,7 +75,7 @@ class _CalibratedHead:
         x = x * expand(inverse_or_zero(level.norm), x)
         return self._apply_temperature(self.head(self.drop(self.features(x, level.t))), level)
 
-    def _apply_temperature(self: Any, out: Tensor, level: Level | None) -> Tensor:
+    def _apply_temperature(self, out: Tensor, level: Level | None) -> Tensor:
         if self.outputs:
             return self._in_units(out, level)
         out = out / self.temperature
@@ -70,7 +83,7 @@ class _CalibratedHead:
             return out
         return out * expand(1 / temperature_at(level.rho, self.temperatures), out)
 
-    def _in_units(self: Any, out: Tensor, level: Level | None) -> Tensor:
+    def _in_units(self, out: Tensor, level: Level | None) -> Tensor:
         """Return a regressor's means and log-variances in the units of its numbers.
 
         A temperature multiplies the variance.
@@ -85,7 +98,7 @@ class _CalibratedHead:
             log_var = log_var + expand(log(temperature_at(level.rho, self.temperatures)), log_var)
         return torch.cat([mean * spread + centre, log_var], -1)
 
-    def log_prob(self: Any, x: Tensor, level: Level | None, target: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, level: Level | None, target: Tensor) -> Tensor:
         """Return ``log p(target | x, level)``, ``[B]``.
 
         The target is a class ``[B]``, or numbers ``[B, D]`` (independent normals).

@@ -14,8 +14,8 @@ does the same: the null is part of the model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from ..core.denoiser import Condition
 from ..io.files import check_name
+from .lengths import LengthEncoder
 
 
 def find_class(name: str | int, classes: Sequence[str]) -> int:
@@ -47,14 +48,23 @@ def find_class(name: str | int, classes: Sequence[str]) -> int:
 class _Alone:
     """Mixin of a single kind of condition that is a model's encoder by itself."""
 
-    def _device(self: Any) -> torch.device:
+    if TYPE_CHECKING:
+        parameters: Callable[[], Iterable[Tensor]]
+        buffers: Callable[[], Iterable[Tensor]]
+
+        def __call__(self, rows: Tensor) -> Condition: ...
+        def rows(self, values: Sequence[Any]) -> Tensor: ...
+        def null_row(self) -> Tensor: ...
+        def parse(self, name: str | int) -> object: ...
+
+    def _device(self) -> torch.device:
         return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
-    def encode(self: Any, names: Sequence[str | int]) -> Condition:
+    def encode(self, names: Sequence[str | int]) -> Condition:
         """Encode names, one for each sample."""
         return self(self.rows([self.parse(n) for n in names]).to(self._device()))
 
-    def null(self: Any, batch: int) -> Condition:
+    def null(self, batch: int) -> Condition:
         """Return the null condition for ``batch`` samples."""
         return self(self.null_row().to(self._device()).expand(batch, *self.null_row().shape))
 
@@ -62,12 +72,15 @@ class _Alone:
 class _Classes:
     """Mixin of conditions of classes, which have ``classes``."""
 
+    if TYPE_CHECKING:
+        classes: tuple[str, ...]
+
     @property
-    def null_index(self: Any) -> int:
+    def null_index(self) -> int:
         """Index of "no condition"."""
         return len(self.classes)
 
-    def index(self: Any, name: str | int) -> int:
+    def index(self, name: str | int) -> int:
         """Find a class by name or index ("" is the null).
 
         Raises:
@@ -81,7 +94,7 @@ class _Classes:
         """Return class indices as ``[B]``, int64."""
         return torch.as_tensor(values).long()
 
-    def null_row(self: Any) -> Tensor:
+    def null_row(self) -> Tensor:
         """Return the index after the last class."""
         return torch.tensor(self.null_index)
 
@@ -216,7 +229,8 @@ class Conditions(nn.Module):
     """Several conditions of one network, by name.
 
     As text they are ``"label=coat; text=a red coat"``; those left out are null. Embeddings of the
-    same argument are added (``class_labels``) or joined (``encoder_hidden_states``).
+    same argument are added (``class_labels``) or joined (``encoder_hidden_states``). A length
+    beside one other condition is written after it: ``"walk; length=60"``.
 
     Args:
         parts: the encoder of each condition, by name.
@@ -228,15 +242,25 @@ class Conditions(nn.Module):
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.parts = nn.ModuleDict({check_condition_name(name): p for name, p in parts.items()})
+        lengths = [n for n, p in self.parts.items() if isinstance(p, LengthEncoder)]
+        self.length = lengths[0] if lengths else None
+        self._alone = next(iter(rest)) if len(rest := {*self.parts} - {*lengths}) == 1 else None
+        only = self.parts[self._alone] if lengths and self._alone else None
+        tokenizer = getattr(only, "tokenizer", None)
+        if tokenizer is not None:  # which makes it an encoder of prompts
+            self.tokenizer = tokenizer
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, where a class is the only condition."""
-        return (
-            tuple(getattr(next(iter(self.parts.values())), "classes", ()))
-            if len(self.parts) == 1
-            else ()
-        )
+        """Names of the classes, where a class is the only condition beside a length."""
+        return tuple(getattr(self.parts[self._alone], "classes", ())) if self._alone else ()
+
+    def split_length(self, name: str | int) -> tuple[str, str | None]:
+        """Return a text without its length, and the length; None where it has none."""
+        if self.length is None:
+            return str(name), None
+        found = re.fullmatch(rf"(.*?);?\s*{re.escape(self.length)}=([^;=]*)", str(name), re.DOTALL)
+        return (found[1].strip(), found[2].strip()) if found else (str(name), None)
 
     def alone(self) -> Any:
         """Return a model's encoder: the only condition, all of several, or None without any."""
@@ -291,9 +315,33 @@ class Conditions(nn.Module):
         kept = self._split_text(str(name)).get(part, "")
         return f"{part}={kept}" if len(self.parts) > 1 else kept
 
+    def canonical(self, name: str | int) -> str | int:
+        """Return a name as the model's own: a class by its name, with its length.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        text, length = self.split_length(name)
+        if not self.classes or text == "":
+            return name
+        text = text.removeprefix(f"{self._alone}=").strip()
+        index = self.index(text)
+        known = self.classes[index] if self.index(self.classes[index]) == index else index
+        return known if length is None else f"{known}; {self.length}={length}"
+
     def _split_text(self, text: str) -> dict[str, str]:
+        if self.length is not None and len(self.parts) > 1:
+            text, length = self.split_length(text)
+            rest = self._split_others(text) if text else {}
+            return rest if length is None else {**rest, self.length: length}
+        return self._split_others(text)
+
+    def _split_others(self, text: str) -> dict[str, str]:
+        named = self._alone is not None and text.strip().startswith(f"{self._alone}=")
         if len(self.parts) == 1:
             return {next(iter(self.parts)): text}
+        if self._alone is not None and not named:
+            return {self._alone: text}
         pairs = [part.partition("=") for part in text.split(";") if part.strip()]
         if any(not equals for _, equals, _ in pairs):
             raise ValueError(

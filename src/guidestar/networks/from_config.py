@@ -83,7 +83,7 @@ def from_diffusers(name: str, config: Mapping[str, object]) -> ModelMixin:
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         raise ValueError(
             f"{name!r} is not a network of Diffusers {diffusers.__version__}; write 'unet', "
-            "'sequence', e.g. 'UNet2DModel', or 'module:callable'"
+            "'sequence', 'motion', e.g. 'UNet2DModel', or 'module:callable'"
         )
     unknown = sorted(config.keys() - inspect.signature(found.__init__).parameters.keys())
     if unknown:

@@ -17,9 +17,10 @@ from ..io.files import Damaged
 from ..model.card import write_card
 from ..model.folder import save, write_average
 from ..model.model import Model
+from ..networks.lengths import LengthEncoder
 from ..networks.low_resolution import low_of
 from .build.captions import captions_of
-from .build.data import sources, standardiser_of
+from .build.data import body_of, sources, standardiser_of
 from .build.networks import build_part
 from .build.schedules import process, scheduler_config
 from .examine import Trained, examine_parts
@@ -93,7 +94,7 @@ def _guidance(recipe: Recipe, encoder: object) -> str:
     wanted = recipe.export.guidance
     if low_of(encoder) is not None and "guidance" not in recipe.export.model_fields_set:
         wanted = f"{wanted} | threshold(0.995)"
-    if encoder is not None:
+    if encoder is not None and not isinstance(encoder, LengthEncoder):
         return wanted
     posts = wanted.partition("|")[2]
     return f"uncond |{posts}" if posts else "uncond"
@@ -149,7 +150,9 @@ def _about(
         "loss": {part: round(c["loss"], 5) for part, c in checkpoints.items()},
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
     }
-    scale = standardiser_of(source)
+    scale, body = standardiser_of(source), body_of(source)
+    if body is not None:
+        about["motion"] = body.to_json()
     if scale is not None:
         about["scale"] = {"mean": scale.mean.tolist(), "std": scale.std.tolist()}
     if "measuring_clip" in trained and source.size is not None:  # a stream has no end

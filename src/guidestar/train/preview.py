@@ -238,7 +238,7 @@ def write_conditions(encoder: Conditions, source: Source, count: int) -> list[st
 def _word(value: str | Tensor, classes: tuple[str, ...]) -> str:
     if isinstance(value, str):
         return value
-    return str(int(value)) if classes else ",".join(f"{v:g}" for v in value.tolist())
+    return str(int(value)) if classes else ",".join(f"{v:g}" for v in value.reshape(-1).tolist())
 
 
 def decoder_of(recipe: Recipe, source: Source, out: Path | None) -> Callable[[Tensor], Tensor]:

@@ -50,7 +50,7 @@ _IDLE = ("cache", "test", "max_bad", "about")
 
 def _unset(recipe: Recipe) -> set[str]:
     """Return newer keys that are not used, which older checkpoints lack."""
-    return {"reduced"} if recipe.data.reduced is None else set()
+    return {key for key in ("reduced", "motion") if getattr(recipe.data, key) is None}
 
 
 def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
@@ -70,7 +70,9 @@ def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
         else {
             "schedule": recipe.schedule.model_dump(),
             "levels": recipe.levels.model_dump(),
-            "objective": recipe.objective.model_dump(),
+            "objective": recipe.objective.model_dump(
+                exclude={"motion"} if recipe.objective.motion is None else None
+            ),
         }
     )
     conditions = {name: spec.model_dump() for name, spec in (recipe.conditions or {}).items()}
@@ -186,9 +188,12 @@ def train_part(
     Raises:
         ValueError: it learns from latents of an autoencoder that is not trained.
     """
-    if accept_data and recipe.data.standardise:
+    if accept_data and (recipe.data.standardise or recipe.data.kind == "motion"):
+        what = (
+            "the standardisation of motions" if recipe.data.kind == "motion" else "data.standardise"
+        )
         raise ValueError(
-            "data.standardise takes its units from the data, so a training cannot go on with "
+            f"{what} takes its units from the data, so a training cannot go on with "
             "other data; leave --accept-data out, or give another --out"
         )
     built, seen = build_part(recipe, part, source, out), seen_by(part, source)

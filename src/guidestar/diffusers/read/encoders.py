@@ -105,7 +105,9 @@ class TextEncoder(nn.Module):
         tokenizer: its tokenizer.
         layer: which of its layers is read: "last", or "penultimate" (with the last norm, as
             Diffusers' ``clip_skip=1``).
-        output: "states" of all tokens, or "pooled": the one at the end, ``[B, 1, D]``.
+        output: "states" of all tokens; "pooled": the one at the end, ``[B, 1, D]``; or
+            "projected": CLIP's embedding of the caption, ``[B, 1, D]``, whose null is the zero
+            vector (as of the motion diffusion model).
         mask: also pass the mask of padding to the network (``encoder_attention_mask [B, 77]``).
     """
 
@@ -122,6 +124,13 @@ class TextEncoder(nn.Module):
         self.text, self.tokenizer = text, tokenizer
         self.layer, self.output, self.mask = layer, output, mask
         self.width = int(text.config.hidden_size)
+        if output == "projected":
+            if not hasattr(text, "text_projection"):
+                raise ValueError(
+                    'output = "projected" needs CLIP with its projection '
+                    f"(CLIPTextModelWithProjection), not a {type(text).__name__}"
+                )
+            self.width = int(text.config.projection_dim)
 
     @property
     def settings(self) -> dict[str, str | bool]:
@@ -129,8 +138,14 @@ class TextEncoder(nn.Module):
         return {"layer": self.layer, "output": self.output, "mask": self.mask}
 
     def rows(self, values: Sequence[str]) -> Tensor:
-        """Return the tokens of captions and their mask, ``[B, 2, 77]``, int64."""
-        return tokens(self.tokenizer, values)
+        """Return the tokens of captions and their mask, ``[B, 2, 77]``, int64.
+
+        Of "projected" the mask of an empty caption is 0 everywhere, which makes it the null.
+        """
+        rows = tokens(self.tokenizer, values)
+        if self.output == "projected":
+            rows[[not v for v in values], 1] = 0
+        return rows
 
     def null_row(self) -> Tensor:
         """Return the tokens of ""."""
@@ -157,6 +172,9 @@ class TextEncoder(nn.Module):
         states = (
             out.last_hidden_state if self.layer == "last" else self._norm(out.hidden_states[-2])
         )
+        if self.output == "projected":
+            there = rows[:, 1].any(1, keepdim=True).to(out.text_embeds.dtype)
+            return Condition(encoder_hidden_states=(out.text_embeds * there)[:, None])
         if self.output == "pooled":
             return Condition(
                 encoder_hidden_states=states[torch.arange(len(rows)), self._end(rows)][:, None]
@@ -182,8 +200,9 @@ class TextEncoder(nn.Module):
         return self(self.rows(prompts).to(next(self.text.parameters()).device))
 
     def null(self, batch: int) -> Condition:
-        """Return the encoding of "" for ``batch`` samples."""
-        return self.encode([""]).repeat(batch)
+        """Return the encoding of "" for ``batch`` samples, or zeros."""
+        row = self.null_row()[None].to(next(self.text.parameters()).device)
+        return self(row).repeat(batch)
 
 
 def checked_prompt(name: str | int) -> str:
@@ -250,7 +269,13 @@ def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Condi
     Raises:
         ValueError: a file is missing or corrupt; it is named.
     """
-    from ...networks.condition_encoders import ClassEncoder, Conditions, LabelEncoder, VectorEncoder
+    from ...networks.condition_encoders import (
+        ClassEncoder,
+        Conditions,
+        LabelEncoder,
+        VectorEncoder,
+    )
+    from ...networks.lengths import LengthEncoder
     from ...networks.low_resolution import LowResolution
 
     file = folder / "config.json"
@@ -275,7 +300,10 @@ def read_condition(folder: Path, *, dtype: torch.dtype = torch.float32) -> Condi
         )
     return read_module(
         folder,
-        known={c.__name__: c for c in (ClassEncoder, LabelEncoder, VectorEncoder, LowResolution)},
+        known={
+            c.__name__: c
+            for c in (ClassEncoder, LabelEncoder, VectorEncoder, LengthEncoder, LowResolution)
+        },
         dtype=dtype,
     )
 

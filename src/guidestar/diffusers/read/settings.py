@@ -82,10 +82,24 @@ _KNOWN: dict[str, tuple[dict[str, ValueKind], tuple[str, ...]]] = {
         },
         ("channels",),
     ),
+    "LengthEncoder": (
+        {"frames": whole(1, 1_000_000), "least": whole(1, 1_000_000)},
+        ("frames",),
+    ),
+    "MotionTransformer": (
+        {
+            **dict.fromkeys(("channels", "width", "heads"), _SIZE),
+            "length": whole(1, 1_000_000),
+            "depth": _LAYERS,
+            **dict.fromkeys(("inner", "text_width"), maybe(_SIZE)),
+            "dropout": number(0, 0.999),
+        },
+        ("channels", "length"),
+    ),
     "TextEncoder": (
         {
             "layer": choice("last", "penultimate"),
-            "output": choice("states", "pooled"),
+            "output": choice("states", "pooled", "projected"),
             "mask": flag,
         },
         (),

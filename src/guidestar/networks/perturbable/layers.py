@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from ...core.hooks import Forward, is_compiled, replaced, replacement
 from ...core.perturbation import AGAINST, Attention, LayerKind, Rows
+from ..motion import MotionBlock, MotionTransformer
 from ..sequence import SequenceAttention, SequenceBlock, SequenceTransformer
 from .hooks import LayerInputs, intercepted
 from .joint_attention import BLOCKS, beside, text_against
@@ -45,7 +46,9 @@ _KNOWN = (
     PixArtTransformer2DModel,
     *_JOINT_NETS,
     SequenceTransformer,
+    MotionTransformer,
 )
+_OF_SEQUENCES = (SequenceTransformer, MotionTransformer)
 _EXACT = ("AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor")
 """Processors that compute the same in slices or otherwise, to save memory."""
 
@@ -80,7 +83,7 @@ class NamedLayers(ABC):
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self.net, self.channels_last = net, isinstance(net, SequenceTransformer)
+        self.net, self.channels_last = net, isinstance(net, _OF_SEQUENCES)
 
     def find(self, kind: LayerKind, names: Sequence[str] = ()) -> tuple[str, ...]:
         """Return the names of layers: those given, or the usual ones.
@@ -326,7 +329,7 @@ def _is_block(m: nn.Module) -> bool:
 
     Residual blocks of U-Nets cannot: they change the width.
     """
-    return isinstance(m, (BasicTransformerBlock, SequenceBlock, *BLOCKS)) or (
+    return isinstance(m, (BasicTransformerBlock, SequenceBlock, MotionBlock, *BLOCKS)) or (
         isinstance(m, DiffusersAttention) and m.residual_connection
     )
 
@@ -453,14 +456,18 @@ def _change_attention(
 
 
 def _image(net: nn.Module, inputs: LayerInputs, hidden: Tensor, tokens: int) -> slice:
-    """Find the picture's tokens: after the text in Flux, before it in SD3, else all tokens."""
+    """Find the picture's tokens: after the text in Flux, before it in SD3, after the first token of
+    motions, else all tokens.
+    """
+    if isinstance(net, MotionTransformer):
+        return slice(1, tokens + 1)
     if isinstance(net, FluxTransformer2DModel):
         return slice(tokens - inputs["img_ids"].shape[-2], tokens)
     return slice(0, hidden.shape[1] if hidden.ndim == 3 else hidden[0, 0].numel())
 
 
 def _grid(net: nn.Module, inputs: LayerInputs, hidden: Tensor, tokens: int) -> tuple[int, ...]:
-    if isinstance(net, SequenceTransformer):
+    if isinstance(net, _OF_SEQUENCES):
         return (tokens,)
     if hidden.ndim == 4:
         return hidden.shape[2], hidden.shape[3]

@@ -11,6 +11,7 @@ from .builder import Control, Part
 from .planning import Planned
 from .problems import Problem
 from .running import Progress
+from .starts import Start
 
 INKS = ("#4f6bed", "#e0752d", "#2f9e6e", "#b14ac0", "#c9a227", "#d1495b", "#3aa0b8", "#7a7f8c")
 """Colours of passes and terms, for light and dark."""
@@ -36,6 +37,17 @@ def pictures(
         return f'<div class="gs-empty">{escape(note)}</div>'
     few = " gs-few" if len(cards) < 3 else ""
     return f'<div class="gs-pictures{few}">{"".join(cards)}</div>'
+
+
+def start(found: Start | None) -> str:
+    """Show the picture to start from, with a button that leaves it out; nothing where none is."""
+    if found is None:
+        return ""
+    return (
+        f'<div class="gs-start"><img src="data:image/png;base64,{found.image}" alt="start picture">'
+        '<button type="button" data-remove title="start from noise again" '
+        'aria-label="leave the start picture out">×</button></div>'
+    )
 
 
 def progress(found: Sequence[Progress]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import PurePath
@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlencode
 from ...guidance import parse
 from ...model.samples import check_settings
 from ..web.schemas import SampleRequest
+from .starts import STRENGTH, Start
 
 MOST_SEEDS = 1000
 """Seeds that may be written; the server's own limit is far below."""
@@ -32,6 +33,8 @@ class Form:
         grid: its name, empty for the card's.
         guidance: an expression, empty for the card's.
         scale: of a student that takes it as an input.
+        start: a picture to start from, in place of noise.
+        strength: the share of the steps that it goes through.
     """
 
     model: str
@@ -43,6 +46,8 @@ class Form:
     grid: str = ""
     guidance: str = ""
     scale: float | None = None
+    start: Start | None = None
+    strength: float = STRENGTH
 
     @property
     def samples(self) -> list[tuple[str | None, int]]:
@@ -67,8 +72,14 @@ class Form:
             steps=self.steps,
             solver=self.solver.strip() or None,
             grid=self.grid or None,
+            **self._start(),
             **more,
         )
+
+    def _start(self) -> dict[str, Any]:
+        if self.start is None:
+            return {}
+        return {"start": self.start.image, "strength": self.strength, "resize": "crop"}
 
     def write_query(self) -> str:
         """Write the settings as the query of an address; what is left out is as by default."""
@@ -83,12 +94,22 @@ class Form:
             "grid": [self.grid],
             "guidance": [self.guidance],
             "scale": ["" if self.scale is None else repr(self.scale)],
+            "start": ["" if self.start is None else self.start.name],
+            "strength": ["" if self.start is None else repr(self.strength)],
         }
         return urlencode([(name, v) for name, values in fields.items() for v in values if v])
 
 
-def read_query(query: str, default: Form, models: Sequence[str]) -> Form:
+def read_query(
+    query: str,
+    default: Form,
+    models: Sequence[str],
+    find_start: Callable[[str], Start | None] = lambda name: None,
+) -> Form:
     """Read the settings of an address; what it does not have is as in ``default``.
+
+    An address has the name of a picture to start from; ``find_start`` returns the picture, or None
+    where it is not kept, which leaves it out.
 
     Raises:
         ValueError: a model that is not served, or a value that is no number.
@@ -110,6 +131,10 @@ def read_query(query: str, default: Form, models: Sequence[str]) -> Form:
         grid=one.get("grid", form.grid),
         guidance=one.get("guidance", form.guidance),
         scale=_number(float, "scale", one["scale"]) if "scale" in one else form.scale,
+        start=find_start(one["start"]) if "start" in one else form.start,
+        strength=_number(float, "strength", one["strength"])
+        if "strength" in one
+        else form.strength,
     )
 
 

@@ -33,7 +33,8 @@ class Entry:
     def label(self) -> str:
         """What it is, in a line."""
         name = self.form.conds[0] if self.form.conds else "unconditional"
-        return f"{name} · seed {self.form.seeds[0]} · {self.form.guidance}"
+        start = f" · from a picture at {self.form.strength:g}" if self.form.start else ""
+        return f"{name} · seed {self.form.seeds[0]} · {self.form.guidance}{start}"
 
     @property
     def file(self) -> str:

@@ -10,12 +10,18 @@ from typing import Any
 import gradio as gr
 
 from ...io.images import read_settings
-from . import drawing
-from .form import read_picture, write_seeds
+from . import drawing, problems
+from .form import Form, read_picture, write_seeds
 from .gallery import picture_name
 from .page import LATEST, QUIET, RUN, WRONG, Data, Page, failed, labels_of, message_of
 from .running import preview_every
-from .session import random_seeds
+from .session import Session, random_seeds
+
+FEW = 8
+"""Steps up to which pictures that are redrawn have no previews: they would be in the way."""
+
+PATIENCE = 0.3
+"""Seconds after which a redrawing shows how far it is."""
 
 GALLERY = """
 element.addEventListener('click', e => {
@@ -65,12 +71,15 @@ def add_make(page: Page, address: Any) -> Any:
 
     def redraw(data: Data, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         if data[live]:
-            yield from _make(page, data, request, fresh=False)
+            yield from _redraw(page, data, request)
         else:
             yield (gr.skip(),) * 4
 
     run.click(make, fields, outputs, **RUN)
     panel.guidance.submit(make, fields, outputs, **RUN)
+    # The expression redraws by itself, which spares it the way through the address; what the
+    # address says then has been drawn already.
+    panel.guidance.change(redraw, {*fields, live}, outputs, **LATEST)
     address.change(redraw, {*fields, live}, outputs, **LATEST)
 
     def cancel(request: gr.Request) -> None:
@@ -94,20 +103,51 @@ def _make(page: Page, data: Data, request: gr.Request, *, fresh: bool) -> Iterat
         if fresh:
             form = replace(form, seeds=random_seeds(len(form.seeds)))
             yield skip, skip, skip, write_seeds(form.seeds)
-        labels = labels_of(form)
-        asked = form.request(preview_every=preview_every(form.steps or 20))
-        for found in session.runs.follow("make", [asked]):
-            p = found[0]
-            if p.status == "done":
-                session.gallery.add(form, p.pictures)
-                files = [picture_name(form, k) for k in range(len(labels))]
-                drawn = drawing.pictures(p.pictures, labels, files)
-                yield drawn, drawing.progress(found), session.gallery.draw(), skip
-            else:
-                drawn = drawing.pictures(p.pictures, labels) if p.pictures else skip
-                yield drawn, drawing.progress(found), skip, skip
+        yield from _follow(session, form, preview_every(form.steps or 20))
     except WRONG as error:
         yield skip, failed(error), skip, skip
+
+
+def _redraw(page: Page, data: Data, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    """Make the pictures again, if the settings have changed.
+
+    What is wrong with an expression is marked at its place, so not here too.
+    """
+    session, skip = page.session(request), gr.skip()
+    try:
+        form = page.form(data)
+        if form == session.made or problems.find_problem(form.guidance) is not None:
+            yield skip, skip, skip, skip
+            return
+        steps = form.steps or 20
+        every = 0 if steps <= FEW else preview_every(steps)
+        for drawn, state, kept, seeds in _follow(session, form, every, wait=PATIENCE):
+            yield drawn, state, skip, seeds
+            if isinstance(kept, str):  # after the picture, as it may be large
+                yield skip, skip, kept, skip
+    except WRONG as error:
+        yield skip, failed(error), skip, skip
+
+
+def _follow(
+    session: Session, form: Form, every: int, *, wait: float = 0.0
+) -> Iterator[tuple[Any, ...]]:
+    """Make pictures, and yield what is to be shown; for ``wait`` seconds nothing but the result."""
+    skip = gr.skip()
+    labels = labels_of(form)
+    session.made = form
+    for found in session.runs.follow("make", [form.request(preview_every=every)]):
+        p = found[0]
+        if p.status == "done":
+            session.gallery.add(form, p.pictures)
+            files = [picture_name(form, k) for k in range(len(labels))]
+            drawn = drawing.pictures(p.pictures, labels, files)
+            yield drawn, drawing.progress(found), session.gallery.draw(), skip
+        elif p.status == "cancelled" and session.made != form:
+            return  # others took their place, and show where they stand
+        elif p.status not in ("queued", "running") or p.seconds >= wait:
+            drawn = drawing.pictures(p.pictures, labels) if p.pictures else skip
+            yield drawn, drawing.progress(found), skip, skip
 
 
 def _cancel(page: Page, request: gr.Request) -> None:

@@ -21,6 +21,7 @@ from .panel import Panel, change, default_form, draw_controls, restructure
 from .planning import plan
 from .running import Progress
 from .session import Session, Sessions
+from .starts import read_start
 
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
@@ -132,7 +133,9 @@ def _open(page: Page, query: str, request: gr.Request) -> list[Any]:
     try:
         name = parse_qs(query.lstrip("?")).get("model", [""])[-1]
         default = default_form(page.service, name) if name in page.service.engines else first
-        form = read_query(query, default, list(page.service.engines))
+        form = read_query(query, default, list(page.service.engines), page.panel.starts.find)
+        if form.start is None and "start" in parse_qs(query.lstrip("?")):
+            gr.Warning("the picture to start from is not kept here any more; drop it again")
     except ValueError as error:
         gr.Warning(str(error))
         form = first
@@ -177,6 +180,32 @@ def _follow_settings(page: Page, address: Any) -> None:
         **LATEST,
     )
     address.change(None, [address], None, js=ADDRESS, api_visibility="private")
+    panel.start_drop.upload(
+        lambda path: _drop_start(page, path),
+        [panel.start_drop],
+        [panel.start, panel.start_drop],
+        **QUIET,
+    )
+    panel.start_shown.click(lambda: "", None, [panel.start], **QUIET)
+    panel.start.change(
+        lambda name: drawing.start(panel.starts.find(name or "")),
+        [panel.start],
+        [panel.start_shown],
+        **LATEST,
+    )
+
+
+def _drop_start(page: Page, path: str | None) -> tuple[Any, Any]:
+    """Keep a picture to start from; return its name, and an empty field for the next."""
+    if not path:
+        return gr.skip(), gr.skip()
+    service = page.service
+    side = max(512, *(max(size) for size in service.sizes.values()))  # what any model here takes
+    try:
+        return page.panel.starts.keep(read_start(path, service.limits.pixels, side)), None
+    except ValueError as error:
+        gr.Warning(message_of(error))
+        return gr.skip(), None
 
 
 def _refresh(page: Page, data: Data) -> tuple[Any, Any, Any]:

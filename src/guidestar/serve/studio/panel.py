@@ -15,6 +15,7 @@ from ...sampling.grids import GRIDS
 from ..web.service import Service
 from . import builder, drawing, problems
 from .form import Form, read_seeds, write_seeds
+from .starts import STRENGTH, Start, Starts
 
 _MOST_STEPS = 100
 """Steps of the slider; a request may have more."""
@@ -49,6 +50,13 @@ element.addEventListener('click', e => {
 });
 """
 """Sends what a control changes; moving a slider does not draw the controls anew."""
+
+REMOVE = """
+element.addEventListener('click', e => {
+  if (e.target.closest('[data-remove]')) trigger('click', {});
+});
+"""
+"""Sends that a picture to start from is to be left out."""
 
 
 class Panel:
@@ -105,6 +113,25 @@ class Panel:
         self.scale = gr.Slider(
             0, 10, step=0.1, label="Scale of the student", visible=False, elem_id="gs-scale"
         )
+        self.starts = Starts()
+        self.start = gr.Textbox(visible="hidden", elem_id="gs-start")
+        with gr.Accordion("Start from a picture", open=False, elem_id="gs-starting") as starting:
+            self.starting = starting
+            self.start_drop = gr.File(
+                label="Drop a picture; the stronger, the less of it is left",
+                file_types=["image"],
+                height=84,
+                elem_id="gs-start-drop",
+            )
+            self.start_shown = gr.HTML(elem_id="gs-start-shown", js_on_load=REMOVE)
+            self.strength = gr.Slider(
+                0.05,
+                1,
+                value=STRENGTH,
+                step=0.05,
+                label="Strength (the share of the steps)",
+                elem_id="gs-strength",
+            )
 
     @property
     def fields(self) -> list[Any]:
@@ -120,12 +147,16 @@ class Panel:
             self.grid,
             self.guidance,
             self.scale,
+            self.start,
+            self.strength,
         ]
 
     @property
     def shown(self) -> list[Any]:
-        """What `write` gives values for: the fields, and the controls of the expression."""
-        return [*self.fields, self.controls]
+        """What `write` gives values for: the fields, the controls of the expression, and whether
+        the picture to start from is open.
+        """
+        return [*self.fields, self.controls, self.starting]
 
     def read(self, values: Sequence[Any]) -> Form:
         """Return the settings of the fields' values.
@@ -133,7 +164,8 @@ class Panel:
         Raises:
             ValueError: the seeds cannot be read, or there is no such model.
         """
-        name, classes, prompts, negative, seeds, steps, solver, grid, guidance, scale = values
+        name, classes, prompts, negative, seeds, steps, solver, grid, guidance, scale = values[:10]
+        start, strength = values[10:]
         if name not in self.service.engines:
             raise ValueError("choose a model")
         model = self.service.engines[name].model
@@ -148,7 +180,20 @@ class Panel:
             grid=grid or "",
             guidance=guidance or "",
             scale=None if scale is None or find_scale(model.denoiser) is None else float(scale),
+            start=self._start(start or ""),
+            strength=STRENGTH if strength is None else float(strength),
         )
+
+    def _start(self, name: str) -> Start | None:
+        """Return a picture to start from by its name.
+
+        Raises:
+            ValueError: it is not kept.
+        """
+        found = self.starts.find(name) if name else None
+        if name and found is None:
+            raise ValueError("the picture to start from is not kept any more; drop it again")
+        return found
 
     def write(self, form: Form) -> list[Any]:
         """Return the values of `shown` for some settings."""
@@ -174,7 +219,10 @@ class Panel:
             form.grid,
             form.guidance,
             scale,
+            "" if form.start is None else self.starts.keep(form.start),
+            form.strength,
             draw_controls(form.guidance),
+            gr.skip() if form.start is None else gr.update(open=True),
         ]
 
 

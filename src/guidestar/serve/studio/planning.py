@@ -58,6 +58,7 @@ def plan(service: Service, form: Form) -> Planned:
         steps=request.steps,
         solver=request.solver,
         grid=request.grid,
+        strength=request.strength,
     )
     found = about.plan(engine.model, asked, service.limits)
     steps = tuple((step["rho"], step["passes"]) for step in found["steps"])

@@ -24,6 +24,7 @@ SETTINGS = {
     "negative": "negative",
     "seeds": "seed",
     "scale": "scale of the student",
+    "strength": "strength of the start picture",
     "guidance": "whole expression",
 }
 """Settings that an axis may change, beside the arguments of the expression."""
@@ -53,7 +54,8 @@ def axes_of(form: Form) -> list[tuple[str, str]]:
     parts = builder.parts_of(form.guidance) if form.guidance.strip() else ()
     for index, part in enumerate(parts):
         found += [(f"{part.name}: {c.name}", f"{index}:{c.name}") for c in part.controls]
-    return [*found, *((label, key) for key, label in SETTINGS.items())]
+    missing = ("strength",) if form.start is None else ()
+    return [*found, *((label, key) for key, label in SETTINGS.items() if key not in missing)]
 
 
 def read_axis(form: Form, key: str, text: str) -> Axis:
@@ -106,6 +108,7 @@ def suggest(form: Form, key: str) -> str:
         "negative": form.negative,
         "seeds": "0, 1, 2, 3",
         "scale": "1, 2, 4",
+        "strength": "0.2, 0.4, 0.6, 0.8",
         "guidance": f"cond; {form.guidance}",
     }[key]
 
@@ -123,7 +126,7 @@ def with_value(form: Form, key: str, value: str) -> Form:
         return replace(form, seeds=read_seeds(value)[:1])
     if key == "cond":
         return replace(form, conds=(value,))
-    if key in ("steps", "scale"):
+    if key in ("steps", "scale", "strength"):
         try:
             return replace(form, **{key: int(value) if key == "steps" else float(value)})
         except ValueError:

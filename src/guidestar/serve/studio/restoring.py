@@ -6,8 +6,6 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from ...guidance import METHODS, Inpaint, Linear, Steered, get_operator
 from ...guidance.operators import OPERATORS
 from ...io.images import to_bytes, to_pil
 from ...model.model import Model
+from ..web.pictures import fit, pixels_of
 from ..web.schemas import Seen
 
 OPTIONS = {"downsample": ("factor",), "blur": ("deviation",)}
@@ -73,15 +72,15 @@ def observe(
         ValueError: the model makes no pictures, there is no mask, or an option is out of range.
     """
     channels, height, width = model.need_image_shape()
-    fitted = _fit(picture, (width, height), channels)
-    x = _tensor(fitted, channels)
+    fitted = fit(picture, (width, height), channels, "crop")
+    x = pixels_of(fitted)[None]
     known = None
     if operator == "inpaint":
         if mask is None or mask.convert("L").getextrema()[1] == 0:
             raise ValueError("paint over what is to be filled in; there is no mask yet")
         hidden = ImageOps.fit(mask.convert("L"), (width, height), Image.Resampling.BOX)
         known = hidden.point([255 if v <= 64 else 0 for v in range(256)])
-        made: Linear = Inpaint(mask=(_tensor(known, 1)[0] > 0).float())
+        made: Linear = Inpaint(mask=(pixels_of(known) > 0).float())
     else:
         wanted = {k: v for k, v in (options or {}).items() if k in OPTIONS.get(operator, ())}
         whole = {k: int(v) if float(v).is_integer() else v for k, v in wanted.items()}
@@ -104,16 +103,6 @@ def observe(
     )
 
 
-def _fit(picture: Image.Image, size: tuple[int, int], channels: int) -> Image.Image:
-    """Crop and scale a picture to a size, over white where it is transparent."""
-    if picture.mode in ("RGBA", "LA", "PA", "P"):
-        rgba = picture.convert("RGBA")
-        picture = Image.new("RGBA", rgba.size, "white")
-        picture.alpha_composite(rgba)
-    mode = "L" if channels == 1 else "RGB"
-    return ImageOps.fit(picture.convert(mode), size, Image.Resampling.LANCZOS)
-
-
 def _over(shown: Image.Image, known: Image.Image | None) -> Image.Image:
     """Show what is not known as a mid grey-blue."""
     if known is None:
@@ -123,12 +112,6 @@ def _over(shown: Image.Image, known: Image.Image | None) -> Image.Image:
 
 def _noise(y: Tensor) -> Tensor:
     return Draw((0,)).normal_like("observation", y)
-
-
-def _tensor(image: Image.Image, channels: int) -> Tensor:
-    pixels = torch.from_numpy(np.array(image))
-    pixels = pixels[None] if channels == 1 else pixels.movedim(-1, 0)
-    return (pixels.float() / 127.5 - 1)[None]
 
 
 def _encode(image: Image.Image) -> str:

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 
 from ..web.service import Service
+from .form import Form
 from .gallery import Gallery
 from .running import Runs
 
@@ -22,13 +23,15 @@ class Session:
         owner: as the service's limits count.
 
     ``written`` are the expressions that controls have written: these need not be drawn anew, which
-    would take a slider away from the hand that moves it.
+    would take a slider away from the hand that moves it. ``made`` are the settings of the pictures
+    that were made last, or are being made.
     """
 
     def __init__(self, service: Service, owner: str) -> None:
         self.runs = Runs(service, owner)
         self.gallery = Gallery()
         self.written: set[str] = set()
+        self.made: Form | None = None
 
 
 class Sessions:

@@ -10,7 +10,6 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 
 from ...io.images import read_settings
-from ...model.model import Model
 from ...sampling.names import GRID_WORDS, get_solver, grid_of, write_solver
 from ..ticket import Ticket
 from .common import encode_base64, owner_of, service_of, submit, wait
@@ -32,6 +31,9 @@ SCHEDULERS = {**GRID_WORDS, "automatic": None}
 
 PREVIEW_EVERY = 5
 
+STRETCH, CROP = 0, 1
+"""The values of ``resize_mode`` that mean something here."""
+
 
 @router.post("/txt2img")
 async def txt2img(request: Request, asked: Txt2Img) -> dict[str, Any]:
@@ -52,17 +54,10 @@ async def img2img(request: Request, asked: Txt2Img) -> dict[str, Any]:
     if asked.mask is not None:
         text = "a mask is for inverse problems here: POST /v1/samples with an observation"
         raise _wrong(text, "mask")
-    _, engine = service_of(request).engine(_model(asked))
     strength = 0.75 if asked.denoising_strength is None else asked.denoising_strength
-    start = {"start": asked.init_images[0], "start_rho": _rho(engine.model, asked, strength)}
+    resize = "crop" if asked.resize_mode == CROP else "stretch"
+    start = {"start": asked.init_images[0], "strength": strength, "resize": resize}
     return await _make(request, asked, start)
-
-
-def _rho(model: Model, asked: Txt2Img, strength: float) -> float:
-    """Return the noise ratio from which a share ``strength`` of the steps is left."""
-    levels = model.grid(asked.steps, _sampler(asked)[1])
-    steps = max(1, min(levels.steps, round(levels.steps * strength)))
-    return float(levels[levels.steps - steps].rho)
 
 
 async def _make(request: Request, asked: Txt2Img, start: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +85,7 @@ async def _make(request: Request, asked: Txt2Img, start: dict[str, Any]) -> dict
         preview_every=PREVIEW_EVERY,
         **start,
     )
-    job = await submit(request, sampled, task=asked.force_task_id, resize=bool(start))
+    job = await submit(request, sampled, task=asked.force_task_id)
     await wait(request, job)
     pictures = await encode_base64(job)
     return {
@@ -133,11 +128,14 @@ def _info(job: Job, asked: Txt2Img, size: tuple[int, int], warnings: list[str]) 
 def _ignored(asked: Txt2Img) -> list[str]:
     """Name the fields that mean nothing here, and are neither at their default nor off."""
     off = (None, False, [], {}, "")
-    return [
+    found = [
         f"{field} means nothing here"
         for field in sorted(asked.model_fields_set - MEANT)
         if getattr(asked, field) not in (type(asked).model_fields[field].default, *off)
     ]
+    if asked.resize_mode not in (STRETCH, CROP):
+        found.append(f"resize_mode {asked.resize_mode} means nothing here; it was taken as 0")
+    return found
 
 
 def _model(asked: Txt2Img) -> str | None:

@@ -11,7 +11,7 @@ from ...guidance.citations import described
 from ...model.model import Model
 from ...sampling import SOLVERS
 from ...sampling.grids import GRIDS
-from .building import at_most, read_expression
+from .building import at_most, levels_left, read_expression
 from .limits import Limits
 from .schemas import PlanRequest
 
@@ -69,6 +69,9 @@ def plan(model: Model, asked: PlanRequest, limits: Limits) -> dict[str, Any]:
     if isinstance(asked.cond, list):
         at_most("the number of conditions", len(asked.cond), limits.samples)
     guidance = None if asked.guidance is None else read_expression(asked.guidance, limits)
+    levels: Any = asked.grid
+    if asked.strength is not None:
+        levels = levels_left(model, asked, asked.strength)
     found = model.plan(
         guidance,
         cond=asked.cond,
@@ -76,7 +79,7 @@ def plan(model: Model, asked: PlanRequest, limits: Limits) -> dict[str, Any]:
         scale=asked.scale,
         steps=asked.steps,
         solver=asked.solver,
-        grid=asked.grid,
+        grid=levels,
     )
     return {
         "nfe": found.nfe,

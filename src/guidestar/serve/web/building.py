@@ -9,24 +9,25 @@ from typing import Any
 import torch
 
 from ...core.arguments import find_mismatch
+from ...core.levels import Grid
 from ...guidance import Guidance, Inpaint, Observation, get_operator, losses_of, parse
 from ...guidance.operators import OPERATORS
 from ...model.model import Model
 from ...model.request import Request
+from ...sampling.names import grid_of
 from .errors import RefusedError
 from .limits import Limits
 from .pictures import to_tensor
-from .schemas import SampleRequest, Seen
+from .schemas import PlanRequest, SampleRequest, Seen
 
 
-def build(model: Model, asked: SampleRequest, limits: Limits, *, resize: bool = False) -> Request:
+def build(model: Model, asked: SampleRequest, limits: Limits) -> Request:
     """Return the request that a client asks for.
 
     Args:
         model: to sample from.
         asked: by the client.
         limits: of the server.
-        resize: bring a picture to start from to the model's size.
 
     Raises:
         RefusedError: it is over a limit, or a picture cannot be read.
@@ -42,8 +43,18 @@ def build(model: Model, asked: SampleRequest, limits: Limits, *, resize: bool = 
     start = None
     if asked.start is not None:
         shape = model.need_image_shape()
-        image = to_tensor(asked.start, shape, limits, "start", resize=resize)[None]
+        image = to_tensor(asked.start, shape, limits, "start", resize=asked.resize)[None]
         start = model.from_images(image.to(model.device)).expand(len(seeds), *model.shape)
+    elif asked.strength is not None or asked.resize is not None:
+        field = "resize" if asked.strength is None else "strength"
+        text = f"{field} is of a picture to start from; send one as start, or leave it out"
+        raise RefusedError(422, "invalid_request_error", text, field)
+    rho = asked.start_rho
+    if asked.strength is not None:
+        if rho is not None:
+            text = "give strength or start_rho, not both"
+            raise RefusedError(422, "invalid_request_error", text, "strength")
+        rho = float(levels_left(model, asked, asked.strength)[0].rho)
     losses = None
     if asked.observation is not None:
         expression = model.expression(guidance, conditional=asked.cond is not None)
@@ -60,9 +71,18 @@ def build(model: Model, asked: SampleRequest, limits: Limits, *, resize: bool = 
         solver=asked.solver,
         grid=asked.grid,
         start=start,
-        start_rho=asked.start_rho,
+        start_rho=rho,
         losses=losses,
     )
+
+
+def levels_left(model: Model, asked: SampleRequest | PlanRequest, strength: float) -> Grid:
+    """Return the levels that a picture to start from goes through: those of the last steps, of
+    which ``strength`` is the share, one step at least.
+    """
+    levels = model.grid(asked.steps, asked.grid or grid_of(asked.solver))
+    steps = max(1, round(levels.steps * strength))
+    return levels.from_rho(float(levels[levels.steps - steps].rho))
 
 
 def at_most(field: str, value: float, limit: float) -> None:

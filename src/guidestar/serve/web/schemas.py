@@ -61,6 +61,16 @@ class SampleRequest(_Strict):
     start_rho: float | None = Field(
         default=None, gt=0, description="The noise ratio to start at: levels above it are left out."
     )
+    strength: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="In place of start_rho: the share of the steps that are left, one at least.",
+    )
+    resize: Literal["stretch", "crop"] | None = Field(
+        default=None,
+        description="How a start of another size becomes the model's; it is refused by default.",
+    )
     observation: Seen | None = Field(default=None, description="For dps, tfg and their kin.")
     preview_every: int = Field(
         default=0, ge=0, description="A preview after so many steps; 0: none."
@@ -82,6 +92,9 @@ class PlanRequest(_Strict):
     steps: int | None = Field(default=None, ge=1)
     solver: str | None = None
     grid: str | None = None
+    strength: float | None = Field(
+        default=None, ge=0, le=1, description="Of a picture to start from: the share of the steps."
+    )
 
 
 class ImagesRequest(_Strict):
@@ -196,6 +209,7 @@ MEANT = frozenset(
         *("prompt", "negative_prompt", "seed", "steps", "cfg_scale", "width", "height"),
         *("batch_size", "n_iter", "sampler_name", "sampler_index", "scheduler", "send_images"),
         *("force_task_id", "override_settings", "guidance", "init_images", "denoising_strength"),
+        "resize_mode",
     )
 )
 """Fields of A1111 that mean something here."""

@@ -63,9 +63,7 @@ class Service:
             raise RefusedError(404, "model_not_found", text, "model")
         return name, self.engines[name]
 
-    def submit(
-        self, asked: SampleRequest, owner: str, *, task: str | None = None, resize: bool = False
-    ) -> Job:
+    def submit(self, asked: SampleRequest, owner: str, *, task: str | None = None) -> Job:
         """Take a request. It encodes conditions, so it is to be called from a worker thread.
 
         Raises:
@@ -76,7 +74,7 @@ class Service:
         if self.draining:
             raise RefusedError(503, "closed", "the server is going down; it takes no more requests")
         name, engine = self.engine(asked.model)
-        request = build(engine.model, asked, self.limits, resize=resize)
+        request = build(engine.model, asked, self.limits)
         seconds = min(asked.timeout or self.limits.seconds, self.limits.seconds)
         self._arrive(owner)
         try:

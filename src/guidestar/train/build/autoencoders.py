@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ...core.rng import Draw
 from ...data.latents import check_spread, pictures_of
 from ...data.source import Source
+from ...diffusers.objects import Network
 from ...diffusers.read.safetensors_io import read_tensors
 from ...diffusers.read.vae import raw_latents
 from ...diffusers.write import WEIGHTS, write_module
+from ...io.documents import JSONObject
 from ...networks import from_config as networks
 from ..objectives.objective import Built
 from ..objectives.reconstruction import Reconstruction
@@ -53,7 +55,7 @@ def build_autoencoder(spec: AutoencoderPart, source: Source) -> Built:
     )
 
 
-def fresh_autoencoder(spec: AutoencoderPart, shape: tuple[int, ...]) -> Any:
+def fresh_autoencoder(spec: AutoencoderPart, shape: tuple[int, ...]) -> Network:
     """Make an autoencoder for pictures of ``shape``; errors as of `build_autoencoder`."""
     if len(shape) != 3:
         raise ValueError(f"an autoencoder learns from pictures, not from samples of {list(shape)}")
@@ -62,10 +64,10 @@ def fresh_autoencoder(spec: AutoencoderPart, shape: tuple[int, ...]) -> Any:
     def make() -> nn.Module:
         return networks.from_diffusers(spec.network, settings)
 
-    return within_memory(make, copies_of(spec.train))
+    return cast("Network", within_memory(make, copies_of(spec.train)))
 
 
-def _kl(spec: AutoencoderPart, shape: tuple[int, ...]) -> dict[str, Any]:
+def _kl(spec: AutoencoderPart, shape: tuple[int, ...]) -> JSONObject:
     count = len(spec.widths)
     return {
         "in_channels": shape[0],
@@ -82,7 +84,7 @@ def _kl(spec: AutoencoderPart, shape: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _tiny(spec: AutoencoderPart, shape: tuple[int, ...]) -> dict[str, Any]:
+def _tiny(spec: AutoencoderPart, shape: tuple[int, ...]) -> JSONObject:
     blocks = (spec.layers,) * len(spec.widths)
     return {
         "in_channels": shape[0],
@@ -95,9 +97,9 @@ def _tiny(spec: AutoencoderPart, shape: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _dc(spec: AutoencoderPart, shape: tuple[int, ...]) -> dict[str, Any]:
+def _dc(spec: AutoencoderPart, shape: tuple[int, ...]) -> JSONObject:
     count = len(spec.widths)
-    both: dict[str, Any] = {
+    both: JSONObject = {
         "block_types": "ResBlock",
         "block_out_channels": spec.widths,
         "layers_per_block": (spec.layers,) * count,
@@ -121,7 +123,7 @@ def latent_shape(spec: AutoencoderPart, shape: tuple[int, ...]) -> tuple[int, in
 
 
 @torch.no_grad()
-def measured_spread(vae: Any, source: Source) -> tuple[Tensor, Tensor]:
+def measured_spread(vae: Network, source: Source) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each channel of the latents ``[C]``, float64, over up
     to `_MOST` pictures.
 
@@ -140,7 +142,7 @@ def measured_spread(vae: Any, source: Source) -> tuple[Tensor, Tensor]:
     return flat.mean(1), flat.std(1, correction=0)
 
 
-def state_spread(vae: Any, spec: AutoencoderPart, mean: Tensor, std: Tensor) -> None:
+def state_spread(vae: Network, spec: AutoencoderPart, mean: Tensor, std: Tensor) -> None:
     """Write the latents' mean and spread into the autoencoder's config, as Diffusers has them.
 
     By channel: ``latents_mean``, ``latents_std``, and a ``scaling_factor`` of 1. As a scalar:
@@ -148,7 +150,7 @@ def state_spread(vae: Any, spec: AutoencoderPart, mean: Tensor, std: Tensor) -> 
     have a mean square of 1.
     """
     if spec.by_channel:
-        settings: dict[str, Any] = {
+        settings: JSONObject = {
             "scaling_factor": 1.0,
             "latents_mean": [round(v, 6) for v in mean.tolist()],
             "latents_std": [round(v, 6) for v in std.tolist()],
@@ -158,7 +160,7 @@ def state_spread(vae: Any, spec: AutoencoderPart, mean: Tensor, std: Tensor) -> 
     vae.register_to_config(**settings)
 
 
-def write_autoencoder(recipe: Recipe, trained: Any, source: Source, out: Path) -> Path:
+def write_autoencoder(recipe: Recipe, trained: Network, source: Source, out: Path) -> Path:
     """Write the trained autoencoder with its latents' spread as ``out/vae``, unless it is there.
 
     Raises:

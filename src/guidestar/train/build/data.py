@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...data import fashion_mnist
 from ...data.folders import image_folder, parquet
 from ...data.latents import Latents, Unencoded, check_spread, latents
+from ...data.motions import Motions, MotionSettings, motion_folder
 from ...data.pictures import PictureFormat, Pictures
 from ...data.reduced import Reduced
 from ...data.shards import Shards
 from ...data.source import Column, InMemory, Source, Subset, split
 from ...data.tensors import Standardised, Standardiser, tensors
+from ...diffusers.objects import Network
 from ...diffusers.read.safetensors_io import read_module
 from ...diffusers.read.vae import encoded as into_latents
 from ...io.documents import read_json
+from ...motion.body import Body
 from ..recipe.schema import Recipe
-from ..recipe.tables import OWN_VAE, Data
+from ..recipe.tables import OWN_VAE, Data, MotionTable
 from .autoencoders import fresh_autoencoder, latent_shape, vae_folder
 
 
@@ -30,7 +34,7 @@ def sources(
     bad: Callable[[str], None] | None = None,
     out: Path | None = None,
     *,
-    vae: Any = None,
+    vae: Network | None = None,
 ) -> tuple[Source, Source | None]:
     """Return the data to train on, and those held out to measure on (None of a stream).
 
@@ -57,7 +61,7 @@ def sources(
 
 
 def _sources(
-    recipe: Recipe, bad: Callable[[str], None] | None, out: Path | None, vae: Any
+    recipe: Recipe, bad: Callable[[str], None] | None, out: Path | None, vae: Network | None
 ) -> tuple[Source, Source | None]:
     spec = recipe.data
     if spec.kind == "fashion-mnist":
@@ -72,7 +76,9 @@ def _sources(
     return split(whole, 0.0 if whole.size is None else spec.holdout, recipe.seed)
 
 
-def in_latents(recipe: Recipe, source: Source, out: Path | None, *, vae: Any = None) -> Source:
+def in_latents(
+    recipe: Recipe, source: Source, out: Path | None, *, vae: Network | None = None
+) -> Source:
     """Return the latents of pictures, or of what stands for them, by the recipe's autoencoder.
 
     Args:
@@ -119,7 +125,9 @@ def _to_test(recipe: Recipe, whole: Source, bad: Callable[[str], None] | None) -
             "classes": spec.classes or _classes(whole),
         }
     )
-    test, scale = _read(recipe, still, str(spec.test), bad), standardiser_of(whole)
+    motions = whole if isinstance(whole, Motions) else None
+    test = _read(recipe, still, str(spec.test), bad, motions)
+    scale = None if motions else standardiser_of(whole)
     one, other = (
         f"samples of {list(source.shape)} with {', '.join(source.columns) or 'no columns'}"
         for source in (whole, test)
@@ -143,12 +151,29 @@ def _classes(source: Source) -> tuple[str, ...]:
 
 def standardiser_of(source: Source | None) -> Standardiser | None:
     """Return the mean and standard deviation by which a source is standardised, if it is."""
-    while source is not None and not isinstance(source, Standardised):
+    while source is not None and not isinstance(source, Standardised | Motions):
         source = getattr(source, "source", None)
     return source.scale if source is not None else None
 
 
-def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | None) -> Source:
+def body_of(source: Source | None) -> Body | None:
+    """Return the skeleton of motions; None of other data."""
+    while source is not None and not isinstance(source, Motions):
+        source = getattr(source, "source", None)
+    return source.body if source is not None else None
+
+
+def _motion_settings(spec: Data) -> MotionSettings:
+    return MotionSettings(crop=spec.crop, **(spec.motion or MotionTable()).model_dump())
+
+
+def _read(
+    recipe: Recipe,
+    spec: Data,
+    path: str,
+    bad: Callable[[str], None] | None,
+    like: Motions | None = None,
+) -> Source:
     channels = (
         read_json(Path(spec.vae) / "config.json").get("in_channels", 3)
         if spec.vae and spec.vae != OWN_VAE
@@ -166,6 +191,16 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
         held = tensors(path, columns=spec.columns, classes=spec.classes)
         return (
             Standardised(source=held, scale=Standardiser.of(held.x)) if spec.standardise else held
+        )
+    if spec.kind == "motion":
+        return motion_folder(
+            path,
+            _motion_settings(spec),
+            columns=spec.columns,
+            classes=spec.classes,
+            max_bad=spec.max_bad,
+            say=bad,
+            like=like,
         )
     if spec.kind == "shards":
         return Shards(
@@ -191,14 +226,14 @@ def _read(recipe: Recipe, spec: Data, path: str, bad: Callable[[str], None] | No
 
 
 @torch.no_grad()
-def encode_pictures(source: Pictures, vae: Any, cache: Path) -> Source:
+def encode_pictures(source: Pictures, vae: Network, cache: Path) -> Source:
     """Return the latents of pictures (`guidestar.diffusers.read.vae.encoded`), kept in ``cache``.
 
     Raises:
         ValueError: they have no spread.
     """
     where = "cuda" if torch.cuda.is_available() else "cpu"
-    vae.to(where)
+    nn.Module.to(vae, where)
     digest = hashlib.blake2b(repr(sorted(vae.config.items())).encode(), digest_size=12)
     for tensor in vae.state_dict().values():
         digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from ...diffusers.read.clip import find_text
 from ...diffusers.read.encoders import TextEncoder, is_masked
 from ...diffusers.read.network import denoiser as bridged
 from ...io.documents import JSONObject
+from ...motion.body import SHORTEST
 from ...networks import from_config as networks
 from ...networks.classifier import Classifier
 from ...networks.condition_encoders import (
@@ -29,6 +31,7 @@ from ...networks.condition_encoders import (
 )
 from ...networks.conditional import ConditionalModel
 from ...networks.cpu_fastpath import plain_attention
+from ...networks.lengths import FRAMES, LengthEncoder
 from ...networks.low_resolution import LOW, LowResolution
 from ..objectives import classification as supervised
 from ..objectives.denoising import Conditional
@@ -52,15 +55,16 @@ from .schedules import denoising, objective_of, process
 
 
 def chosen_conditions(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, ConditionSpec]:
-    """Return the conditions of the model: those of the recipe, or every column.
+    """Return the conditions of the model: those of the recipe, or every column; lengths always.
 
     Raises:
         ValueError: the recipe names a column that the data lack.
     """
+    lengths = {name: ConditionSpec() for name, c in columns.items() if c.kind == "length"}
     chosen = (
         {name: ConditionSpec() for name in columns}
         if recipe.conditions is None
-        else recipe.conditions
+        else {**recipe.conditions, **lengths}
     )
     strange = [name for name in chosen if name not in columns]
     if strange:
@@ -153,9 +157,10 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | 
     }
     low = recipe.upscale
     objective: Objective = Conditional(
-        denoising=objective_of(recipe),
+        denoising=objective_of(recipe, source),
         dropout={**rates, **({LOW: low.dropout} if low else {})},
         joint=recipe.joint_dropout if low is None or low.dropout else 0.0,
+        always=[name for name, column in columns.items() if column.kind == "length"],
     )
     if low is not None:
         objective = SuperResolution(conditional=objective, size=low.size, largest=low.augmentation)
@@ -259,6 +264,21 @@ def _network(
             patch=spec.patch,
             **more,
         )
+    if spec.network == "motion":
+        if len(shape) != 2:
+            raise ValueError(
+                f'network = "motion" is for sequences [T, C], not for samples of {list(shape)}'
+            )
+        from ...networks.motion import MotionTransformer
+
+        return MotionTransformer(
+            channels=shape[1],
+            length=shape[0],
+            width=spec.width,
+            depth=spec.layers,
+            heads=spec.heads,
+            text_width=text_width,
+        )
     if ":" in spec.network:
         return networks.from_callable(spec.network, spec.config)
     filled = _filled(spec, shape, columns, embedded, text_width, outputs)
@@ -309,11 +329,24 @@ def _encode(column: Column, name: str, net: nn.Module, source: Source) -> nn.Mod
                 "conditions, or use another network"
             )
         return LabelEncoder(column.classes, _null_of(net, column))
+    if column.kind == "length":
+        _check_masked(net, name)
+        return LengthEncoder(column.width, SHORTEST)
     width = _condition_width(net)
     if column.kind == "class":
         return ClassEncoder(column.classes, width)
     mean, std = _statistics(source, name, column.width)
     return VectorEncoder(column.width, width, mean, std)
+
+
+def _check_masked(net: nn.Module, name: str) -> None:
+    """Refuse a network that does not take the mask of frames."""
+    if FRAMES not in inspect.signature(net.forward).parameters:
+        raise ValueError(
+            f"a {type(net).__name__} takes no {FRAMES!r}, so it cannot tell motions from "
+            f"their padding (the column {name!r}); "
+            'write network = "motion", or add that argument'
+        )
 
 
 def _null_of(net: Any, column: Column) -> int | None:
@@ -399,7 +432,7 @@ def classifier_column(spec: ClassifierPart, columns: Mapping[str, Column]) -> tu
     fit = [
         n
         for n, c in columns.items()
-        if c.kind != "text" and (spec.column is None or n == spec.column)
+        if c.kind not in ("text", "length") and spec.column in (None, n)
     ]
     if not fit:
         wanted = (

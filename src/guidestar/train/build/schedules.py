@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from ...core.levels import VE, VP, Flow
+from ...data.source import Source
 from ...diffusers.read.scheduler import Process
 from ...io.documents import JSONObject
 from ..objectives.denoising import Denoising
 from ..objectives.hybrid import Hybrid
 from ..objectives.level_distributions import LogitNormal, UniformTime
+from ..objectives.motion import MotionDenoising
 from ..objectives.objective import Objective
 from ..objectives.weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform
 from ..recipe.schema import Recipe
+from ..recipe.tables import MotionLosses
+from .data import body_of, standardiser_of
 
 
 def process(recipe: Recipe) -> Process:
@@ -100,9 +104,19 @@ def denoising(recipe: Recipe) -> Denoising:
     )
 
 
-def objective_of(recipe: Recipe) -> Objective:
+def objective_of(recipe: Recipe, source: Source | None = None) -> Objective:
     """Return what trains a denoiser: the error of its mean, and where it learns its variance the
-    variational bound.
+    variational bound; of motions, the errors that the recipe weighs.
+
+    Args:
+        recipe: the recipe.
+        source: its data; None for data that are no motions.
     """
     simple, o = denoising(recipe), recipe.objective
+    body, scale = body_of(source), standardiser_of(source)
+    if body is not None and scale is not None:
+        weights = o.motion or MotionLosses()
+        return MotionDenoising(
+            denoising=simple, format=body.format, scale=scale, **weights.model_dump()
+        )
     return Hybrid(simple=simple, weight=o.bound) if o.variance == "learned" else simple

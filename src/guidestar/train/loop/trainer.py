@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ...core.rng import Draw
 from ...data.identity import identify
 from ...data.source import Source, Targets
-from ...networks.network import Network
 from ..objectives.objective import NotFinite, Objective, TrainSettings, profiles
 from .checkpoints import (
     CheckpointState,
@@ -107,9 +106,6 @@ class Trainer:
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         # Not Diffusers' own method, which warns of layers that it keeps in float32: there are none.
         nn.Module.to(module, self.dtype)
-        for part in module.modules():
-            if isinstance(part, Network):
-                part.dtype = self.dtype  # it computes in the dtype of its parameters
         if (
             torch.cuda.is_available()
         ):  # on the CPU training is no faster for it, and in bfloat16 slower

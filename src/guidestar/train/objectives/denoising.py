@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -94,18 +94,21 @@ class Conditional(Objective):
         denoising: the loss.
         dropout: how often each condition is left out, by name.
         joint: how often all of them are.
+        always: conditions that never are, as a length.
     """
 
     denoising: Objective
     dropout: Mapping[str, float]
     joint: float = 0.0
+    always: Collection[str] = ()
 
     def __call__(self, net, x0: Tensor, target: Mapping[str, Tensor], draw: Draw) -> Tensor:
         """Return the loss ``[B]``; ``net`` has an ``encoder`` and a ``denoiser``, ``target`` are
         its encoder's rows.
         """
-        rows = dropped(target, net.encoder.null_rows, self.dropout, self.joint, draw)
-        return self.denoising(net.denoiser, x0, net.encoder(rows), draw)
+        some = {name: rows for name, rows in target.items() if name not in self.always}
+        rows = dropped(some, net.encoder.null_rows, self.dropout, self.joint, draw)
+        return self.denoising(net.denoiser, x0, net.encoder({**target, **rows}), draw)
 
 
 __all__ = ["Conditional", "Denoising", "LogitNormal", "dropped"]

@@ -22,6 +22,8 @@ ORDER = (
 """The order they are trained in: what makes latents before what learns them, the text encoder
 before what it is the encoder of.
 """
+OWN_NETWORKS = ("unet", "sequence", "motion")
+"""Networks that a recipe sets by keys of its own."""
 OF_PICTURES = ("autoencoder", "clip", "measuring_clip", "judge")
 """The parts that learn from pictures, also where the others learn from their latents."""
 
@@ -65,7 +67,8 @@ class NetworkPart(Strict):
 
     Args:
         network: "unet" (by ``widths``, ``layers``, ``groups``, ``head``), "sequence" (``width``,
-            ``layers``, ``heads``, ``patch``), a class of Diffusers ("UNet2DModel",
+            ``layers``, ``heads``, ``patch``), "motion" (``width``, ``layers``, ``heads``), a class
+            of Diffusers ("UNet2DModel",
             "DiTTransformer2DModel", …) or your own "module:callable", each with ``config``.
         condition_dropout: how often each condition is left out, unless its table sets dropout.
         snapshots: shares of the steps after which the averaged weights are kept.
@@ -93,7 +96,7 @@ class NetworkPart(Strict):
             raise ValueError(
                 f"head must be at most the last width ({self.widths[-1]}), not {self.head}"
             )
-        if self.config and self.network in ("unet", "sequence"):
+        if self.config and self.network in OWN_NETWORKS:
             raise ValueError(
                 f"config goes with a class of Diffusers or your own; {self.network!r} is set by "
                 "keys of its own"

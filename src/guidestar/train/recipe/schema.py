@@ -22,6 +22,7 @@ from ...io.files import check_name
 from ...networks.network import OutputKind
 from .parts import (
     ORDER,
+    OWN_NETWORKS,
     PARTS,
     AutoencoderPart,
     ClassifierPart,
@@ -134,15 +135,28 @@ class Recipe(Strict):
         ] + ["noisy_clip"] * (self.noisy_clip is not None)
         if needy and self.clip is None:
             raise ValueError(f"{needy[0]} needs the recipe to train a clip: add a table [clip]")
+        self._check_motion()
         self._check_upscale()
         self._check_variance()
         self._check_autoencoder()
         return self
 
+    def _check_motion(self) -> None:
+        if self.data.kind != "motion":
+            if self.objective.motion is not None:
+                raise ValueError('objective.motion: it goes with data.kind = "motion"')
+            return
+        odd = next((p for p in ("clip", "noisy_clip", "measuring_clip") if getattr(self, p)), None)
+        if odd is not None:
+            raise ValueError(
+                f"{odd}: it learns from pictures, and the data are motions; leave it out, and name "
+                'the CLIP that encodes captions, conditions.text.encoder = "…"'
+            )
+
     def _check_upscale(self) -> None:
         if self.upscale is None:
             return
-        if self.data.vae is not None or self.data.kind == "tensors":
+        if self.data.vae is not None or self.data.kind in ("tensors", "motion"):
             raise ValueError("upscale: a super-resolution stage learns pixels; leave vae out")
         for part in ("model", "weak"):
             spec = getattr(self, part)
@@ -163,7 +177,7 @@ class Recipe(Strict):
             )
         for part in ("model", "weak"):
             spec = getattr(self, part)
-            if spec is not None and (spec.network in ("unet", "sequence") or ":" in spec.network):
+            if spec is not None and (spec.network in OWN_NETWORKS or ":" in spec.network):
                 raise ValueError(
                     f"{part}.network: a variance is learned by a network of Diffusers that returns "
                     f'twice its channels, e.g. "DiTTransformer2DModel", not by {spec.network!r}'

@@ -13,19 +13,42 @@ from .strict import Pixels, Rate, StepCount, Strict, Words
 
 OWN_VAE = "autoencoder"
 """The value of ``data.vae`` for the autoencoder that the recipe trains."""
-DataKind = Literal["images", "parquet", "shards", "tensors", "fashion-mnist"]
+DataKind = Literal["images", "parquet", "shards", "tensors", "motion", "fashion-mnist"]
 """The kinds of training data."""
+
+
+class MotionTable(Strict):
+    """How the BVH files of a folder become samples (see `MotionSettings`).
+
+    Args:
+        rate: frames a second that all motions are brought to.
+        frames: of a sample; shorter motions are padded, longer ones cut (``data.crop``).
+        names: how the files are called, as ``"{action}_{style}_{}"``: a word in braces is a column
+            of classes, ``{}`` stands for anything.
+        caption: a caption made of these columns, as ``"a person: {action}, {style}"``; it is the
+            column "text".
+        up: the axis that points upwards in the files.
+        root: the joint that moves through space; by default the first one with several children.
+    """
+
+    rate: float = Field(default=20.0, gt=0, le=1000)
+    frames: int = Field(default=80, ge=4, le=100_000)
+    names: str | None = None
+    caption: str | None = None
+    up: Literal["Y", "Z"] = "Y"
+    root: str | None = None
 
 
 class Data(Strict):
     """Where the training data are (see the data room, and docs/train.md).
 
     Args:
-        kind: "images" (a folder), "parquet", "shards" (webdataset), "tensors", "fashion-mnist".
+        kind: "images" (a folder), "parquet", "shards" (webdataset), "tensors", "motion" (a
+            folder of BVH files), "fashion-mnist".
         path: the folder or file.
         columns: what each column is: "class", "vector" or "text".
         classes: names of the classes, where the data do not name them.
-        size, channels, crop, flip: of images.
+        size, channels, crop, flip: of images; ``crop`` also of motions, whose frames it cuts.
         max_bad: how many unreadable images to skip before giving up.
         cache: folder of decoded images or latents, for data larger than memory.
         vae: an autoencoder of Diffusers, by path, or "autoencoder" for the recipe's own; the model
@@ -36,6 +59,7 @@ class Data(Strict):
         shuffle: size of the buffer in which shards are mixed.
         about: what the data are and whose, for the card.
         reduced: pixels of a side that pictures are reduced to after reading, by means over squares.
+        motion: of motions; they are always standardised.
     """
 
     kind: DataKind = "images"
@@ -55,9 +79,15 @@ class Data(Strict):
     shuffle: int = Field(default=10_000, ge=1, le=10_000_000)
     about: str = ""
     reduced: Pixels | None = None
+    motion: MotionTable | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Data:
+        if self.motion is not None and self.kind != "motion":
+            raise ValueError(f'motion goes with kind = "motion", not {self.kind!r}')
+        if self.kind == "motion" and (self.flip or self.reduced):
+            what = "flip" if self.flip else "reduced"
+            raise ValueError(f"{what} is of images; leave it out of motions")
         if self.path is None and self.kind != "fashion-mnist":
             raise ValueError('say where the data are: path = "…"')
         if self.reduced and self.vae:
@@ -85,13 +115,14 @@ class ConditionSpec(Strict):
             ("openai/clip-vit-large-patch14") or path (also of a folder with text_encoder/ and
             tokenizer/).
         layer: which of its layers is read: "last", or "penultimate".
-        output: "states" of all tokens, or "pooled" into one.
+        output: "states" of all tokens, "pooled" into one, or "projected": CLIP's embedding of the
+            caption, whose null is the zero vector.
     """
 
     dropout: Rate | None = None
     encoder: str | None = None
     layer: Literal["last", "penultimate"] = "last"
-    output: Literal["states", "pooled"] = "states"
+    output: Literal["states", "pooled", "projected"] = "states"
 
 
 class Noise(Strict):
@@ -146,6 +177,20 @@ class Levels(Strict):
     data_std: float = Field(default=1.0, gt=0)
 
 
+class MotionLosses(Strict):
+    """Weights of the errors of a motion beside that of its numbers (see `MotionDenoising`).
+
+    Args:
+        positions: of the joints' positions, by forward kinematics.
+        velocities: of how the joints move from frame to frame.
+        contacts: of how feet move that stand on the ground.
+    """
+
+    positions: float = Field(default=0.0, ge=0)
+    velocities: float = Field(default=0.0, ge=0)
+    contacts: float = Field(default=0.0, ge=0)
+
+
 class TargetTable(Strict):
     """What the network predicts, and how errors are weighted.
 
@@ -159,6 +204,7 @@ class TargetTable(Strict):
         variance: "learned": the network predicts its reverse variance too (2C channels), trained by
             the variational bound at whole times; of a network of Diffusers, on vp.
         bound: weight of the variational bound.
+        motion: weights of further errors, of motions.
     """
 
     predicts: Literal["v", "eps", "x0", "velocity", "edm"] | None = None
@@ -167,6 +213,7 @@ class TargetTable(Strict):
     bias: float = 0.0
     variance: Literal["fixed", "learned"] = "fixed"
     bound: float = Field(default=0.001, gt=0)
+    motion: MotionLosses | None = None
 
 
 class Upscale(Strict):

@@ -1,0 +1,170 @@
+"""Measure motions: by a judge of actions, and by how bodies move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.motions import Motions
+from ..evaluate import fit_gaussian, gaussian_distance
+from ..evaluate.metric import JudgeOutput, run_judge
+from ..evaluate.motions import diversity, floor_distance, foot_skating, jerk, multimodality
+from ..model.model import Model
+from ..model.motion_editing import keep
+from ..model.motions import motions
+from ..motion.body import Body
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionScores:
+    """Measures of a set of motions; names as in MDM's evaluation where the definition is the same.
+
+    Args:
+        accuracy: share of the motions in which the judge finds the wanted action.
+        fid: Fréchet distance of the judge's features to those of the reference.
+        diversity: mean distance of the features of two motions.
+        multimodality: the same for two of one action.
+        foot_skating: speed of feet on the floor, heights a second.
+        jerk: heights a second³.
+        floor: distance of the lowest joint to the floor, heights.
+    """
+
+    accuracy: float
+    fid: float
+    diversity: float
+    multimodality: float
+    foot_skating: float
+    jerk: float
+    floor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionJudge:
+    """A classifier of actions and what it needs to look at motions.
+
+    Args:
+        net: gives logits and features of standardised motions, padded with zeros.
+        data: the motions that it was trained on, whose units and length it takes.
+        column: the classes that it predicts.
+    """
+
+    net: Any
+    data: Motions
+    column: str
+
+    def look(self, numbers: Sequence[Tensor], labels: Tensor) -> JudgeOutput:
+        """Return what the judge predicts of motions ``[T_k, C]`` in their units."""
+        frames = self.data.frames
+        rows = [self.data.scale.apply(n[:frames]) for n in numbers]
+        x = torch.stack([F.pad(r, (0, 0, 0, frames - len(r))) for r in rows])
+        return run_judge(self.net, x.float(), labels)
+
+
+def real_motions(source: Motions) -> list[Tensor]:
+    """Return the numbers ``[T_k, C]`` of motions, of longer ones the middle frames."""
+    found = []
+    for numbers in source.numbers.split(list(source.counts)):
+        start = max(0, len(numbers) - source.frames) // 2
+        found.append(numbers[start : start + source.frames])
+    return found
+
+
+def score_motions(
+    numbers: Sequence[Tensor],
+    labels: Tensor,
+    *,
+    judge: MotionJudge,
+    body: Body,
+    reference: JudgeOutput,
+) -> MotionScores:
+    """Measure motions.
+
+    Args:
+        numbers: of each ``[T_k, C]``, in their units.
+        labels: the action each should show ``[N]`` (int64).
+        judge: of actions.
+        body: the skeleton.
+        reference: what the judge predicts of other real motions.
+    """
+    seen = judge.look(numbers, labels)
+    joints = [body.joints(n.double()) for n in numbers]
+    size, feet = body.format.size, body.format.feet
+    mean = lambda values: float(torch.tensor(values, dtype=torch.float64).mean())
+    return MotionScores(
+        accuracy=float((seen.predicted == labels).double().mean()),
+        fid=gaussian_distance(*fit_gaussian(seen.features), *fit_gaussian(reference.features)),
+        diversity=diversity(seen.features),
+        multimodality=multimodality(seen.features, labels),
+        foot_skating=mean([foot_skating(j, feet, body.rate, size) for j in joints]),
+        jerk=mean([jerk(j, body.rate, size) for j in joints]),
+        floor=mean([floor_distance(j, size) for j in joints]),
+    )
+
+
+def names_like(source: Motions, columns: Sequence[str]) -> list[str]:
+    """Return the conditions that real motions have, with their lengths, as a model takes them."""
+    found = []
+    for k, count in enumerate(source.counts):
+        words = [f"{c}={source.columns[c].classes[int(source.targets[c][k])]}" for c in columns]  # type: ignore[arg-type]
+        found.append("; ".join([*words, f"length={min(count, source.frames)}"]))
+    return found
+
+
+def sample_like(
+    model: Model, names: Sequence[str], guidance: str, *, steps: int | None = None, batch: int = 64
+) -> list[Tensor]:
+    """Return guided motions ``[T_k, C]`` of conditions, of the seeds 0, 1, …"""
+    found: list[Tensor] = []
+    for start in range(0, len(names), batch):
+        part = list(names[start : start + batch])
+        seeds = range(start, start + len(part))
+        made = model.sample(part, guidance=guidance, seeds=seeds, steps=steps)
+        found += motions(model, made)
+    return found
+
+
+@torch.no_grad()
+def inbetween_error(
+    model: Model,
+    body: Body,
+    numbers: Sequence[Tensor],
+    names: Sequence[str],
+    known: int,
+    *,
+    guidance: str = "cfg(1)",
+    steps: int = 50,
+) -> tuple[float, float]:
+    """Return the mean joint error of in-betweening and of linear interpolation, in heights.
+
+    The first and last ``known`` frames are kept; errors are those of the joints at the other
+    frames, seen from the ground below the root and its heading (`MotionFormat.local`).
+
+    Args:
+        model: of motions.
+        body: the skeleton.
+        numbers: motions as long as the model's ``[T, C]``, in their units.
+        names: the condition of each.
+        known: frames at each end.
+        guidance, steps: of the sampling, by "ddpm".
+    """
+    count, form = model.shape[0], body.format
+    frames = [*range(known), *range(count - known, count)]
+    missing = torch.arange(known, count - known)
+    share = ((missing - known + 1) / (count - 2 * known + 1))[:, None, None]
+    made_errors, line_errors = [], []
+    for k, (x, name) in enumerate(zip(numbers, names, strict=True)):
+        solver = keep(model, body.to_bvh(x), frames=frames)
+        run = {"guidance": guidance, "steps": steps, "grid": "uniform"}
+        made = model.sample(name, seeds=[k], solver=solver, **run).images[0]
+        true = form.local(x)
+        line = torch.lerp(true[known - 1 : known], true[count - known : count - known + 1], share)
+        off = lambda y, true=true: float((y - true[missing]).norm(dim=-1).mean()) / form.size
+        made_errors.append(off(form.local(made)[missing]))
+        line_errors.append(off(line))
+    mean = lambda values: sum(values) / len(values)
+    return mean(made_errors), mean(line_errors)

@@ -1,0 +1,126 @@
+"""The motions of a model: its skeleton, the lengths of samples, and files of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..io.files import make_folder, whole_or_not
+from ..motion import write_bvh
+from ..motion.body import Body
+from ..networks.condition_encoders import Conditions
+from ..networks.lengths import LengthEncoder
+from .samples import Samples, file_name
+
+if TYPE_CHECKING:
+    from .parts import ModelParts
+
+
+def body_of_model(model: ModelParts) -> Body | None:
+    """Return the skeleton of a model of motions; None of another."""
+    values = model.card.get("motion")
+    return None if values is None else Body.from_json(values, f"the card of {model.name!r}")
+
+
+def need_body(model: ModelParts) -> Body:
+    """Return the skeleton of a model of motions.
+
+    Raises:
+        ValueError: the model makes no motions.
+    """
+    body = body_of_model(model)
+    if body is None:
+        raise ValueError(
+            f'the model {model.name!r} makes no motions; give one of data of the kind "motion"'
+        )
+    return body
+
+
+def lengths_of(model: ModelParts, names: Sequence[str | int] | None, count: int) -> list[int]:
+    """Return how many frames of each sample are its motion.
+
+    Args:
+        model: of motions.
+        names: the condition of each sample.
+        count: number of samples.
+    """
+    encoder, whole = model.encoder, model.shape[0]
+    if names is None or not isinstance(encoder, Conditions | LengthEncoder):
+        return [whole] * count
+    if isinstance(encoder, LengthEncoder):
+        return [encoder.parse(n) for n in names]
+    length = encoder.length
+    return [int(encoder.parse(n)[length]) if length else whole for n in names]
+
+
+def with_length(model: ModelParts, names: Sequence[str | int] | None, length: int) -> list[str]:
+    """Return the conditions of samples that are ``length`` frames long.
+
+    Args:
+        model: of motions.
+        names: other conditions; None for one sample without any.
+        length: in frames.
+
+    Raises:
+        ValueError: the model takes no length, or none as long.
+    """
+    encoder = model.encoder
+    if isinstance(encoder, LengthEncoder):
+        encoder.parse(length)
+        return [str(length)] * len(names or [""])
+    if not isinstance(encoder, Conditions) or encoder.length is None:
+        raise ValueError(f"the model {model.name!r} takes no length; leave it out")
+    dict(encoder.parts.items())[encoder.length].parse(length)  # type: ignore[operator]
+    return [f"{encoder.split_length(n)[0]}; {encoder.length}={length}" for n in names or [""]]
+
+
+def motions(model: ModelParts, samples: Samples) -> list[Tensor]:
+    """Return the numbers ``[T_k, C]`` of each sample in their units, without padding."""
+    lengths = lengths_of(model, samples.settings.cond, len(samples.x))
+    return [x[:length] for x, length in zip(samples.images, lengths, strict=True)]
+
+
+def write_motions(
+    model: ModelParts, samples: Samples, folder: Path | str, numbers: Sequence[int] | None = None
+) -> list[Path]:
+    """Write each sample as a BVH file of the model's skeleton, and as the positions of its joints.
+
+    The latter are in a NPZ file beside it: ``joints [T, J, 3]`` (float32, y upwards, in the unit
+    of the BVH file), ``names``, ``parents`` and ``rate``.
+
+    Args:
+        model: of motions.
+        samples: its samples.
+        folder: made if it is missing.
+        numbers: what the files are numbered by; 0, 1, … by default.
+
+    Returns:
+        The BVH files.
+
+    Raises:
+        ValueError: the model makes no motions.
+        OSError: the folder cannot be written to.
+    """
+    import numpy as np
+
+    body, where = need_body(model), make_folder(Path(folder))
+    skeleton, paths = body.format.skeleton, []
+    for k, x in enumerate(motions(model, samples)):
+        number = k if numbers is None else numbers[k]
+        path = where / file_name(samples.settings, k, number)
+        motion = body.to_bvh(x)
+        write_bvh(motion, path := path.with_suffix(".bvh"))
+        joints = body.joints(x.double().cpu())
+        with whole_or_not(path.with_suffix(".npz")) as beside, beside.open("wb") as file:
+            np.savez_compressed(
+                file,
+                joints=joints.float().numpy(),
+                names=np.array(skeleton.names),
+                parents=np.array(skeleton.parents),
+                rate=np.float64(body.rate),
+            )
+        paths.append(path)
+    return paths

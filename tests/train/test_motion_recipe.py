@@ -1,0 +1,276 @@
+"""Motions from a folder to a model and its samples, by a recipe."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import guidestar
+from guidestar.data.motions import Motions
+from guidestar.model.motions import (
+    body_of_model,
+    lengths_of,
+    motions,
+    need_body,
+    with_length,
+    write_motions,
+)
+from guidestar.motion import read_bvh
+from guidestar.networks.lengths import LengthEncoder
+from guidestar.train.build.data import sources
+from guidestar.train.build.networks import build_part
+from guidestar.train.export import assemble
+from guidestar.train.recipe.schema import read_recipe
+from guidestar.train.run import train
+from helpers.motions import NAMES, walker, write_walkers
+
+RECIPE = """
+name = "walkers"
+[data]
+kind = "motion"
+path = "PATH"
+crop = "random"
+holdout = 0.25
+[data.motion]
+frames = 24
+names = "{action}_{mood}_{}"
+[conditions.action]
+dropout = 0.5
+[schedule]
+beta_schedule = "squaredcos_cap_v2"
+num_train_timesteps = 50
+[levels]
+kind = "uniform"
+[objective]
+predicts = "x0"
+[objective.motion]
+positions = 1.0
+velocities = 1.0
+contacts = 1.0
+[model]
+network = "motion"
+width = 16
+layers = 2
+heads = 2
+train = { steps = 3, batch = 4, warmup = 1 }
+[judge]
+column = "action"
+widths = [8, 8]
+train = { steps = 2, batch = 4, warmup = 1 }
+[preview]
+every = 3
+seeds = 2
+steps = 2
+[export]
+steps = 3
+"""
+
+
+def recipe_in(tmp_path, *changes, text=RECIPE):
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "recipe.toml").write_text(text.replace("PATH", str(tmp_path / "clips")))
+    return read_recipe(tmp_path / "recipe.toml")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("motion")
+    write_walkers(folder / "clips", each=2)
+    recipe = recipe_in(folder)
+    assert train(recipe, folder / "out")
+    assemble(recipe, folder / "out")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(home):
+    return guidestar.load(home / "out" / "walkers")
+
+
+def test_the_model_keeps_its_skeleton_and_units(home, model):
+    source, aside = sources(recipe_in(home))
+    assert model.shape == (24, 87) and aside.size == 2
+    assert model.classes == ("fast", "slow") and "judge_accuracy" in model.card
+    body = body_of_model(model)
+    assert body.format == source.source.body.format and body.rate == 20
+    x = torch.randn(2, 24, 87)
+    torch.testing.assert_close(
+        model.decode(x), x * source.source.scale.std + source.source.scale.mean
+    )
+    assert need_body(model).to_json() == body.to_json()
+    with pytest.raises(ValueError, match="makes no motions; give one of data of the kind"):
+        need_body(guidestar.load("fashion-mnist"))
+
+
+def test_samples_have_the_lengths_that_they_are_given(model):
+    names = ["fast", "1; length=9", "; length=12", "action=fast; length=24"]
+    found = model.sample(names, seeds=[0, 1, 2, 3])
+    assert found.settings.cond == ("fast", "slow; length=9", "; length=12", "fast; length=24")
+    assert lengths_of(model, found.settings.cond, 4) == [24, 9, 12, 24]
+    assert [len(x) for x in motions(model, found)] == [24, 9, 12, 24]
+    assert lengths_of(model, None, 2) == [24, 24]
+    again = model.again(json.loads(json.dumps(vars(found.settings))))
+    torch.testing.assert_close(again.x, found.x)
+    assert with_length(model, ["fast", "slow; length=9"], 7) == ["fast; length=7", "slow; length=7"]
+    assert with_length(model, None, 7) == ["; length=7"]
+    with pytest.raises(
+        ValueError, match="'30' should be a whole number of frames from 4 to 24, the"
+    ):
+        model.sample("fast; length=30")
+    with pytest.raises(
+        ValueError, match="'30' should be a whole number of frames from 4 to 24, the"
+    ):
+        with_length(model, None, 30)
+    with pytest.raises(ValueError, match="takes no length; leave it out"):
+        with_length(guidestar.load("fashion-mnist"), None, 30)
+
+
+def test_every_pass_of_a_run_is_as_long(model):
+    seen = []
+    network = model.denoiser.net.net
+    hook = network.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["frame_mask"].sum(1).tolist()),
+        with_kwargs=True,
+    )
+    run = {"guidance": "cfg(2) + AND(2, 'slow')", "negative": "slow", "steps": 1}
+    model.sample(["fast; length=9", "slow; length=5"], seeds=[0, 1], **run)
+    hook.remove()
+    passes = sorted(length for call in seen for length in call)
+    assert passes == [5.0] * 4 + [9.0] * 4  # cond, negative, uncond and "slow"
+
+
+def test_motions_become_files(model, tmp_path):
+    found = model.sample(["fast", "slow; length=9"], seeds=[0, 1])
+    paths = write_motions(model, found, tmp_path / "files", numbers=[4, 5])
+    assert [p.name for p in paths] == ["0004-fast-seed0.bvh", "0005-slow-length-9-seed1.bvh"]
+    body = need_body(model)
+    for path, x in zip(paths, motions(model, found), strict=True):
+        motion = read_bvh(path)
+        assert [j.name for j in motion.joints] == list(NAMES)
+        assert len(motion.values) == len(x) and math.isclose(motion.rate, 20)
+        joints = body.rig.pose(motion).joints(body.format.skeleton)
+        held = np.load(path.with_suffix(".npz"))
+        np.testing.assert_allclose(held["joints"], joints, atol=1e-2)
+        assert held["names"].tolist() == list(NAMES) and float(held["rate"]) == 20
+        assert held["parents"].tolist() == list(body.format.skeleton.parents)
+
+
+def test_a_motion_without_classes_takes_a_length_alone(home):
+    recipe = recipe_in(home, ("[conditions.action]\ndropout = 0.5\n", "[conditions]\n"))
+    source, _ = sources(recipe)
+    built = build_part(recipe, "model", source)
+    encoder = built.module.encoder.alone()
+    assert isinstance(encoder, LengthEncoder) and (encoder.frames, encoder.least) == (24, 4)
+
+
+def test_two_conditions_are_named_and_lengths_are_told_always(home):
+    recipe = recipe_in(home, ("[conditions.action]", "[conditions.mood]\n[conditions.action]"))
+    source, _ = sources(recipe)
+    built = build_part(recipe, "model", source)
+    assert set(built.module.encoder.parts) == {"mood", "action", "length"}
+    found = built.module.encoder.parse("action=slow; mood=calm; length=8")
+    assert found == {"mood": 0, "action": 1, "length": 8}
+
+
+def test_data_to_measure_on_get_the_units_of_those_to_train_on(home):
+    write_walkers(home / "test", each=1)
+    recipe = recipe_in(home, ("holdout = 0.25", f'test = "{home / "test"}"'))
+    whole, test = sources(recipe)
+    assert isinstance(test, Motions) and test.size == 4 and test.crop == "center"
+    assert test.scale is whole.scale and test.body is whole.body
+    (home / "test" / "fast_calm_0.bvh").write_text(walker(names=("Hips", *NAMES[1:6], "Toe")))
+    with pytest.raises(ValueError, match="another skeleton than that of the first file"):
+        sources(recipe)
+
+
+def test_a_resumed_training_keeps_its_units(home, tmp_path):
+    from guidestar.train.run import train_part
+
+    recipe = recipe_in(home)
+    with pytest.raises(
+        ValueError, match="standardisation of motions takes its units from the data"
+    ):
+        next(train_part(recipe, "model", tmp_path, sources(recipe)[0], accept_data=True))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('kind = "motion"', 'kind = "images"', 'data: motion goes with kind = "motion", not'),
+        ("crop =", "flip = true\ncrop =", "flip is of images; leave it out of motions"),
+        ("crop =", "reduced = 4\ncrop =", "reduced is of images; leave it out of motions"),
+        ("crop =", 'vae = "vae"\ncrop =', "latents are encoded once|a vae encodes images"),
+        ("frames = 24", "frames = 3", "data.motion.frames: .*greater than or equal to 4"),
+        ("frames = 24", "rate = 0.0", "data.motion.rate: .*greater than 0"),
+        ("frames = 24", 'up = "X"', "data.motion.up: .*'Y' or 'Z'"),
+        ("positions = 1.0", "positions = -1.0", "objective.motion.positions: .*greater than"),
+        ("positions = 1.0", "joints = 1.0", "unknown key 'objective.motion.joints'"),
+        ("[judge]\n", "[clip]\ntrain = { steps = 1 }\n[judge]\n", "clip: it learns from pictures"),
+        ("width = 16", "config = { a = 1 }", "'motion' is set by keys of its own"),
+        ("[preview]", "[upscale]\nsize = 4\n[preview]", "a super-resolution stage learns pixels"),
+    ],
+)
+def test_recipes_that_are_refused(tmp_path, old, new, words):
+    with pytest.raises(ValueError, match=words):
+        recipe_in(tmp_path, (old, new))
+
+
+def test_motions_need_a_network_that_takes_their_lengths(home):
+    recipe = recipe_in(home, ('network = "motion"', 'network = "sequence"'))
+    with pytest.raises(
+        ValueError, match="a SequenceTransformer takes no 'frame_mask', so it canno"
+    ):
+        build_part(recipe, "model", sources(recipe)[0])
+
+
+def test_a_motion_network_is_of_sequences(tmp_path):
+    from guidestar.data.source import InMemory
+
+    write_walkers(tmp_path / "clips", each=1)
+    images = InMemory(x=torch.zeros(4, 3, 8, 8), targets={}, columns={})
+    recipe = recipe_in(tmp_path, ("[conditions.action]\ndropout = 0.5\n", "[conditions]\n"))
+    with pytest.raises(
+        ValueError, match=r"is for sequences \[T, C\], not for samples of \[3, 8, 8\]"
+    ):
+        build_part(recipe, "model", images)
+
+
+def test_losses_of_motions_need_motions(tmp_path):
+    text = 'name = "a"\n[data]\nkind = "tensors"\npath = "x"\n[objective.motion]\npositions = 1.0\n'
+    text += '[model]\nnetwork = "sequence"\ntrain = { steps = 1 }\n'
+    with pytest.raises(ValueError, match=r"objective\.motion: it goes with data\.kind = .motion"):
+        recipe_in(tmp_path, text=text)
+
+
+def test_the_command_line_writes_an_animation_and_files(home, tmp_path, capsys):
+    from PIL import Image
+
+    from guidestar import cli
+
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(
+            [
+                *("sample", str(home / "out" / "walkers"), "fast", "--cond", "slow", "--num", "2"),
+                *("--length", "9", "--steps", "2", "--animation", "gif", "--out", str(out)),
+            ]
+        )
+    written = capsys.readouterr()
+    assert not stop.value.code, written.err
+    assert "4 motions in " in written.out and "motion.gif" in written.out
+    names = sorted(p.name for p in out.iterdir())
+    assert names[:2] == ["0000-slow-length-9-seed0.bvh", "0000-slow-length-9-seed0.npz"]
+    assert len(names) == 10 and names[-2:] == ["motion.gif", "samples.safetensors"]
+    assert len(read_bvh(out / names[0]).values) == 9
+    with Image.open(out / "motion.gif") as drawn:
+        assert drawn.n_frames == 9
+    with pytest.raises(SystemExit):
+        cli.main(["sample", str(home / "out" / "walkers"), "fast", "--length", "25"])
+    assert "'25' should be a whole number of frames from 4 to 24" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["sample", "fashion-mnist", "--length", "25", "--out", str(out)])
+    assert "takes no length; leave it out" in capsys.readouterr().err
