@@ -123,6 +123,11 @@ def test_models_of_a_server_have_names(tmp_path, monkeypatch):
     assert serving._folders(["x=a/own", "y=fashion-mnist", "o/m"]) == {
         "x": here, "y": "fashion-mnist", "m": "o/m",
     }  # fmt: skip
+    assert serving._folders(["a/own:4-step", "fashion-mnist:4-step", "o/m:1"]) == {
+        "own:4-step": f"{here}:4-step",
+        "fashion-mnist:4-step": "fashion-mnist:4-step",
+        "m:1": "o/m:1",
+    }
     for twice in (["a/own", "own=fashion-mnist"], ["fashion-mnist"] * 2):
         with pytest.raises(ValueError, match=r"two models are called '.*'; write NAME=FOLDER"):
             serving._folders(twice)
