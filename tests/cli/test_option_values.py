@@ -21,6 +21,7 @@ from guidestar.diffusers import guidance_file
 from guidestar.model import folder, loading
 from guidestar.model.cascade import StageSettings
 from helpers.noting import noted
+from helpers.served import toy_model
 
 
 @contextmanager
@@ -122,6 +123,11 @@ def test_models_of_a_server_have_names(tmp_path, monkeypatch):
     assert serving._folders(["x=a/own", "y=fashion-mnist", "o/m"]) == {
         "x": here, "y": "fashion-mnist", "m": "o/m",
     }  # fmt: skip
+    assert serving._folders(["a/own:4-step", "fashion-mnist:4-step", "o/m:1"]) == {
+        "own:4-step": f"{here}:4-step",
+        "fashion-mnist:4-step": "fashion-mnist:4-step",
+        "m:1": "o/m:1",
+    }
     for twice in (["a/own", "own=fashion-mnist"], ["fashion-mnist"] * 2):
         with pytest.raises(ValueError, match=r"two models are called '.*'; write NAME=FOLDER"):
             serving._folders(twice)
@@ -238,7 +244,7 @@ def test_what_shows_all_samples(tmp_path, capsys, monkeypatch, shape, grid, file
     written = noted(monkeypatch, images, "write_tensors")
     laid = noted(monkeypatch, images, "sheet", "sheet")
     saved = noted(monkeypatch, images, "save_png")
-    sampling._finish(samples_of(torch.zeros(shape)), tmp_path, grid)
+    sampling._finish(toy_model(), samples_of(torch.zeros(shape)), tmp_path, grid)
     names = [Path(call[0][1]).name for call in saved]
     assert names == [f for f in files if f.endswith(".png")]
     assert len(written) == ("samples.safetensors" in files)

@@ -16,8 +16,9 @@ from PIL import Image
 
 from guidestar.guidance import parse
 from guidestar.io.images import read_settings
-from guidestar.serve.studio import builder, drawing, plotting, restoring, running
-from guidestar.serve.studio.builder import Control, Part
+from guidestar.serve.studio import builder, controls, drawing, plotting, restoring, running
+from guidestar.serve.studio.builder import Part
+from guidestar.serve.studio.controls import Control
 from guidestar.serve.studio.explaining import HALF, _picture, maps_of
 from guidestar.serve.studio.form import Form, read_picture, read_query, read_seeds
 from guidestar.serve.studio.planning import Planned
@@ -44,7 +45,7 @@ from helpers.serving import PICTURE, opened
     ],
 )
 def test_the_number_that_a_help_calls_usual(help, usual):
-    assert builder._usual(help) == usual
+    assert controls.usual_of(help) == usual
 
 
 @pytest.mark.parametrize(
@@ -53,19 +54,19 @@ def test_the_number_that_a_help_calls_usual(help, usual):
      (5.1, 10), (10, 10), (150, 200)],
 )  # fmt: skip
 def test_sizes_are_rounded_up(size, round):
-    assert builder._round_up(size) == round
+    assert controls._round_up(size) == round
 
 
 @pytest.mark.parametrize(("span", "step"), [(10, 0.1), (5, 0.1), (4, 0.01), (50, 1), (1, 0.01)])
 def test_steps_are_about_a_hundredth(span, step):
-    assert builder._fine(span) == pytest.approx(step)
+    assert controls._fine(span) == pytest.approx(step)
 
 
 def slider(value, default=MISSING, help="", name="tau", whole=False):
     own = field() if default is MISSING else field(default=default)
     kind = make_dataclass("Kind", [(name, float, own)])
     made = Control(name=name, kind="text", text=str(value), help=help)
-    found = builder._slider(made, kind, whole=whole, value=value)
+    found = controls.add_slider(made, kind, whole=whole, value=value)
     assert found.kind == ("whole" if whole else "number")
     return found.low, found.high, found.step
 
@@ -134,7 +135,7 @@ class Thing:
 
 def test_each_annotation_has_its_control():
     thing = Thing(1.0)
-    found = {f.name: builder._control(thing, f) for f in fields(thing)}
+    found = {f.name: controls.control_of(thing, f) for f in fields(thing)}
     shown = {n: (c.kind, c.text, c.low, c.high, c.choices) for n, c in found.items() if c}
     assert shown == {
         "scale": ("number", "1", 0.0, 10.0, ()),
@@ -151,17 +152,17 @@ def test_each_annotation_has_its_control():
     }
     assert found["scale"].help == "how much, usually 3."  # type: ignore[union-attr]
     assert not any(c.more for c in found.values() if c)
-    assert builder._helps(Thing) == {
+    assert controls.helps_of(Thing) == {
         "scale": "how much, usually 3.",
         "one": "of both.",
         "two": "of both.",
     }
     own = builder.parts_of("cfg(3, interval=(0.2, 3), every=2)")[0].controls
-    assert {c.name for c in own if c.more} == {*builder.EXTRAS}
+    assert {c.name for c in own if c.more} == {*controls.EXTRAS}
     interval = next(c for c in own if c.name == "interval")
     assert interval.text == "(0.2, 3)" and interval.kind == "text" and interval.help
-    assert builder._choices(int | (str | None)) == [int, str, type(None)]
-    assert builder._choices(tuple[int, str]) == [tuple[int, str]]
+    assert controls._choices(int | (str | None)) == [int, str, type(None)]
+    assert controls._choices(tuple[int, str]) == [tuple[int, str]]
 
 
 def test_a_part_says_what_it_is_and_costs():
@@ -220,7 +221,8 @@ def test_values_of_an_axis():
         read("1", "7:scale")
     labels = plotting.axes_of(FORM)
     assert ("cfg: scale", "0:scale") in labels and ("pag: scale", "1:scale") in labels
-    assert labels[-8:] == [(text, key) for key, text in plotting.SETTINGS.items()]
+    own = [(text, key) for key, text in plotting.SETTINGS.items() if key != "strength"]
+    assert labels[-len(own) :] == own
     assert plotting.axes_of(Form(model="toy", guidance=" ")) == labels[-8:]
 
 

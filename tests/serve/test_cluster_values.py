@@ -177,7 +177,13 @@ def test_each_replica_has_its_share_of_the_cores(ray, nodes, most, share):
 def test_how_many_replicas_ray_keeps():
     assert cluster._options(Scale(least=3, most=3)) == {"num_replicas": 3}
     assert cluster._options(Scale(least=1, most=3, target=7)) == {
-        "autoscaling_config": {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 7}
+        "autoscaling_config": {
+            "min_replicas": 1,
+            "max_replicas": 3,
+            "target_ongoing_requests": 7,
+            "upscale_delay_s": 5.0,
+            "downscale_delay_s": 60.0,
+        }
     }
 
 
@@ -210,6 +216,7 @@ def test_a_cluster_deploys_counts_and_ends(ray, monkeypatch):
             "health_check_period_s": 5,
             "autoscaling_config": {
                 "min_replicas": 2, "max_replicas": 3, "target_ongoing_requests": 4,
+                "upscale_delay_s": 5.0, "downscale_delay_s": 60.0,
             },
         }  # fmt: skip
         (((load, rows), _),) = ray.of("bind")

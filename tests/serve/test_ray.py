@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -87,6 +87,53 @@ def test_a_killed_replica_loses_no_request(tmp_path):
             for pid in marked(mark):
                 os.kill(pid, signal.SIGKILL)
     assert "replica was lost" in log.read_text()
+
+
+def test_replicas_follow_the_queue(tmp_path):
+    """A second one is added while there are more requests than one is for, and removed after."""
+    mark = f"{MARK}={uuid.uuid4().hex}"
+    command = [sys.executable, "-m", "guidestar", "serve", "fashion-mnist", "--port", "0"]
+    command += ["--ray", "--replicas", "1-2", "--per-replica", "2"]
+    environment = {**os.environ, **dict([mark.split("=")]), "OMP_NUM_THREADS": "1"}
+    log = tmp_path / "log"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, stderr=errors, cwd=tmp_path, env=environment) as process,
+    ):
+        try:
+            with httpx.Client(base_url=address(log, process), timeout=300) as client:
+                count = lambda: metric(client, "guidestar_replicas")
+                wait_for(lambda: count() == 1)
+                assert len(replicas(mark)) == 1
+                body = {"cond": "bag", "steps": 250, "n": 4}
+                names: list[str] = []
+
+                def busy() -> bool:
+                    """Keep twelve requests under way, until there are two replicas."""
+                    live = metric(client, "guidestar_queued") + metric(client, "guidestar_running")
+                    for _ in range(int(12 - live)):
+                        names.append(client.post("/v1/samples", json=body).json()["id"])
+                    return count() == 2
+
+                wait_for(busy)
+                assert len(replicas(mark)) == 2
+                for name in names:
+                    client.delete(f"/v1/samples/{name}")
+                wait_for(lambda: count() == 1)
+                made = client.post("/v1/samples", json={"cond": "bag", "steps": 2}).json()
+                with client.stream("GET", f"/v1/samples/{made['id']}/events") as events:
+                    assert "event: done" in events.read().decode()
+        finally:
+            process.kill()
+            for pid in marked(mark):
+                os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(reached: Callable[[], bool], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, "not within the time"
+        time.sleep(0.2)
 
 
 def address(log: Path, process: subprocess.Popen) -> str:

@@ -743,6 +743,7 @@ def test_axes_are_offered(shown):
     assert x == update(choices=choices, value="0:scale")
     assert y == update(choices=choices, value="steps")
     shown.values.update({"gs-axis-x": "solver", "gs-axis-y": "9:none"})
+    shown.values["gs-guidance"] = "cond + pag(2)"
     ((x, y),) = shown.on("gs-guidance", "change", nth=1)
     assert (x["value"], y["value"]) == ("solver", "steps")
     shown.values.update({"gs-guidance": "", "gs-axis-x": None})
@@ -750,6 +751,15 @@ def test_axes_are_offered(shown):
     assert (x["value"], y["value"]) == ("steps", "solver")
     shown.values["gs-seeds"] = "x"
     assert shown.on("gs-guidance", "change", nth=1) == [(SKIP, SKIP)]
+
+
+def test_axes_are_not_offered_anew_where_a_slider_moves(shown):
+    offered = lambda: shown.on("gs-guidance", "change", nth=1)[0]
+    assert offered()[0]["value"] == "0:scale"
+    shown.values["gs-guidance"] = "cfg(4.5)"
+    assert offered() == (SKIP, SKIP)
+    shown.values["gs-guidance"] = "cfg(4.5) + pag(1)"
+    assert ("pag: scale", "1:scale") in offered()[0]["choices"]
 
 
 def test_values_are_suggested(shown):

@@ -41,7 +41,8 @@ _LIMIT_HELP = "NAME=NUMBER, several times for several: " + "; ".join(
 Models = Annotated[
     list[str],
     typer.Argument(
-        help="Shipped models or folders; NAME=FOLDER serves a folder under a name.",
+        help="Shipped models or folders, MODEL:VARIANT for a variant; NAME=FOLDER serves a folder "
+        "under a name.",
         autocompletion=model_names,
     ),
 ]
@@ -193,10 +194,18 @@ def _folders(names: list[str]) -> dict[str, str]:
         if name in folders:
             raise ValueError(f"two models are called {name!r}; write NAME=FOLDER")
         found = folder or text
-        shipped = found in available() or not Path(found).is_dir()
-        # An absolute path, as replicas have another working directory.
-        folders[name] = found if shipped else str(Path(found).resolve())
+        folders[name] = found if found in available() else _absolute(found)
     return folders
+
+
+def _absolute(text: str) -> str:
+    """Return the absolute path of a folder, or of a folder and a variant of its model: replicas
+    have another working directory. What is neither stays as it is.
+    """
+    if Path(text).is_dir():
+        return str(Path(text).resolve())
+    folder, sign, variant = text.rpartition(":")
+    return f"{Path(folder).resolve()}:{variant}" if sign and Path(folder).is_dir() else text
 
 
 def _cluster() -> type[Cluster]:

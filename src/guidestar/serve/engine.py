@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .admission import bind_checked, check_size, in_groups
 from .batching import evaluate_together, is_out_of_memory
-from .errors import EngineClosedError, EngineError, QueueFullError
+from .errors import EngineClosedError, EngineError
+from .protocol import AnyEngine
 from .running import Running
 from .stats import Stats, Tally
 from .ticket import Ticket, why_stopped
@@ -25,7 +25,7 @@ RECOVERY = 500
 """Ticks without a lack of memory after which the rows of a tick are doubled again."""
 
 
-class Engine:
+class Engine(AnyEngine):
     """Samples requests of one model, as many at once as there is room for.
 
     One thread advances them all. At each tick it takes rounds of passes of the running requests,
@@ -64,15 +64,13 @@ class Engine:
         max_samples: int | None = None,
         max_evaluations: int | None = None,
     ) -> None:
-        for name, value in (("max_rows", max_rows), ("max_queue", max_queue)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        self.model = model
-        self.max_rows = max_rows
-        self.max_queue = max_queue
-        self.max_samples = max_samples
-        self.max_evaluations = max_evaluations
-        self._lock = threading.Condition()
+        super().__init__(
+            model,
+            max_rows=max_rows,
+            max_queue=max_queue,
+            max_samples=max_samples,
+            max_evaluations=max_evaluations,
+        )
         self._queue: deque[tuple[Ticket, Request, Guided]] = deque()
         self._running: list[Running] = []
         self._cancelled: set[Ticket] = set()
@@ -84,42 +82,12 @@ class Engine:
         )
         self._thread.start()
 
-    def submit(
-        self,
-        request: Request,
-        *,
-        preview_every: int = 0,
-        timeout: float | None = None,
-        explain: bool = False,
-    ) -> Ticket:
-        """Take a request, and return its ticket at once.
+    def _take(self, ticket: Ticket, limited: Request, guided: Guided) -> None:
+        self._queue.append((ticket, limited, guided))
+        self._lock.notify_all()
 
-        Args:
-            request: of this engine's model (`Model.request`). A population (`Model.steer`) is
-                none: resampling mixes its samples.
-            preview_every: keep a preview of the clean estimate after so many steps (0: none).
-            timeout: seconds in which it must be done, the time in the queue included.
-            explain: keep what each term does at every step (`Ticket.pushes`).
-
-        Raises:
-            ValueError: what the guidance, a network or the solver refuses.
-            TooLargeError: more samples than ``max_samples``, or evaluations than
-                ``max_evaluations``.
-            QueueFullError: ``max_queue`` requests wait already.
-            EngineClosedError: the engine was closed.
-        """
-        check_size(request, self.max_samples, preview_every)
-        self._check_room()
-        limited = in_groups(request, self.max_rows)
-        guided = bind_checked(self.model, limited, self.max_evaluations)
-        ticket = Ticket(
-            self, request, preview_every=preview_every, timeout=timeout, explain=explain
-        )
-        with self._lock:
-            self._check_room()
-            self._queue.append((ticket, limited, guided))
-            self._lock.notify_all()
-        return ticket
+    def _count_waiting(self) -> int:
+        return len(self._queue)
 
     def cancel(self, ticket: Ticket) -> None:
         """Stop a request, if it is not over; its samples leave at the next tick."""
@@ -171,14 +139,6 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _check_room(self) -> None:
-        if not self.is_open:
-            raise EngineClosedError("the engine is closed; it takes no more requests")
-        if len(self._queue) >= self.max_queue:
-            raise QueueFullError(
-                f"{len(self._queue)} requests wait already, as many as may; try again later"
-            )
 
     def _serve(self) -> None:
         """Tick until the engine is closed: what its thread does."""

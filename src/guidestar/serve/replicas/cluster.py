@@ -36,6 +36,11 @@ STARTS = 3
 """Times that Ray is started: on a busy machine its processes can be too slow for its patience."""
 
 DEPLOYMENT = "replica"
+ADD_AFTER, REMOVE_AFTER = 5.0, 60.0
+"""Seconds for which there must be too many requests before a replica is added, or too few before
+one is removed.
+"""
+
 RUNNING = "RUNNING"
 """The state of a replica that takes requests, as Ray Serve calls it."""
 
@@ -156,6 +161,8 @@ def _options(scale: Scale) -> dict[str, Any]:
         "min_replicas": scale.least,
         "max_replicas": scale.most,
         "target_ongoing_requests": scale.target,
+        "upscale_delay_s": ADD_AFTER,
+        "downscale_delay_s": REMOVE_AFTER,
     }
     return {"autoscaling_config": scaling}
 

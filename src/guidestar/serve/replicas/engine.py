@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol
 
-from ..admission import bind_checked, check_size, in_groups
-from ..errors import EngineClosedError, QueueFullError
+from ..errors import EngineClosedError
+from ..protocol import AnyEngine
 from ..stats import Stats, increased
 from ..ticket import Ticket, lateness, why_stopped
 from .reports import Report, restore
 
 if TYPE_CHECKING:
+    from ...guidance import Guided
     from ...model.model import Model
     from ...model.request import Request
 
@@ -51,7 +51,7 @@ class Sampling(Protocol):
         ...
 
 
-class ReplicatedEngine:
+class ReplicatedEngine(AnyEngine):
     """Takes requests of one model as `Engine` does, and has replicas sample them.
 
     What was taken is kept here until it is done. Where a replica is lost, its requests are sent to
@@ -78,11 +78,14 @@ class ReplicatedEngine:
         max_evaluations: int | None = None,
         replicas: Callable[[], int] = lambda: 1,
     ) -> None:
-        self.model = model
-        self.max_rows, self.max_queue = max_rows, max_queue
-        self.max_samples, self.max_evaluations = max_samples, max_evaluations
+        super().__init__(
+            model,
+            max_rows=max_rows,
+            max_queue=max_queue,
+            max_samples=max_samples,
+            max_evaluations=max_evaluations,
+        )
         self._sample, self._loop, self._replicas = sample, loop, replicas
-        self._lock = threading.Condition()
         self._live: dict[Ticket, asyncio.Task[None] | None] = {}
         self._cancelled: set[Ticket] = set()
         self._ended: dict[str, int] = {}
@@ -90,26 +93,12 @@ class ReplicatedEngine:
         self._counted_of: dict[str, Stats] = {}
         self._closing = False
 
-    def submit(
-        self,
-        request: Request,
-        *,
-        preview_every: int = 0,
-        timeout: float | None = None,
-        explain: bool = False,
-    ) -> Ticket:
-        """Take a request, and return its ticket at once; it raises what `Engine.submit` does."""
-        check_size(request, self.max_samples, preview_every)
-        self._check_room()
-        bind_checked(self.model, in_groups(request, self.max_rows), self.max_evaluations)
-        ticket = Ticket(
-            self, request, preview_every=preview_every, timeout=timeout, explain=explain
-        )
-        with self._lock:
-            self._check_room()
-            self._live[ticket] = None
-            self._loop.call_soon_threadsafe(self._start, ticket)
-        return ticket
+    def _take(self, ticket: Ticket, limited: Request, guided: Guided) -> None:
+        self._live[ticket] = None
+        self._loop.call_soon_threadsafe(self._start, ticket)
+
+    def _count_waiting(self) -> int:
+        return sum(t.started is None for t in tuple(self._live))
 
     def cancel(self, ticket: Ticket) -> None:
         """Stop a request, if it is not over."""
@@ -158,15 +147,6 @@ class ReplicatedEngine:
             for ticket in late:
                 self._loop.call_soon_threadsafe(self._stop, ticket)
             self._lock.wait_for(lambda: not self._live, ENDING)
-
-    def _check_room(self) -> None:
-        if self._closing:
-            raise EngineClosedError("the engine is closed; it takes no more requests")
-        waiting = sum(t.started is None for t in tuple(self._live))
-        if waiting >= self.max_queue:
-            raise QueueFullError(
-                f"{waiting} requests wait already, as many as may; try again later"
-            )
 
     def _start(self, ticket: Ticket) -> None:
         task = self._loop.create_task(self._follow(ticket))

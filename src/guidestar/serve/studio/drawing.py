@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from ..ticket import Pushes
-from .builder import Control, Part
+from .builder import Part
+from .controls import Control
 from .planning import Planned
 from .problems import Problem
 from .running import Progress

@@ -24,7 +24,7 @@ class Session:
 
     ``written`` are the expressions that controls have written: these need not be drawn anew, which
     would take a slider away from the hand that moves it. ``made`` are the settings of the pictures
-    that were made last, or are being made.
+    that were made last, or are being made. ``axes`` are what a plot was offered last.
     """
 
     def __init__(self, service: Service, owner: str) -> None:
@@ -32,6 +32,7 @@ class Session:
         self.gallery = Gallery()
         self.written: set[str] = set()
         self.made: Form | None = None
+        self.axes: list[tuple[str, str]] = []
 
 
 class Sessions:

@@ -87,11 +87,15 @@ def add_plot(page: Page) -> None:
         drawing.pictures([], [], note="One picture for each pair of values."), elem_id="gs-plot"
     )
 
-    def offer(data: Data) -> tuple[Any, Any]:
+    def offer(data: Data, request: gr.Request) -> tuple[Any, Any]:
+        session = page.session(request)
         try:
             choices = plotting.axes_of(page.form(data))
         except WRONG:
             return gr.skip(), gr.skip()
+        if choices == session.axes:  # what a slider changes is no reason to draw them anew
+            return gr.skip(), gr.skip()
+        session.axes = choices
         keys = [key for _, key in choices]
         first = [keys[0], "steps"] if keys[0] != "steps" else ["steps", "solver"]
         kept = [data[a] if data[a] in keys else first[k] for k, a in enumerate(axes)]
