@@ -15,6 +15,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import string
 import subprocess
 import sys
@@ -150,7 +151,8 @@ def expression(pipe: Any, arguments: Mapping[str, Any]) -> str:
     if scale is None:
         flux = type(getattr(pipe, "transformer", None)).__name__ == "FluxTransformer2DModel"
         return "cond" if flux or arguments.get("class_labels") is not None else "uncond"
-    if scale <= 1 or arguments.get("image_guidance_scale", 1) < 1:
+    written, counts_from = _written(type(pipe).__name__)
+    if written is None or scale <= counts_from or arguments.get("image_guidance_scale", 1) < 1:
         return "cond"
     if "image_guidance_scale" in arguments:
         guidance = f"pix2pix({arguments['image_guidance_scale']}, {scale})"
@@ -161,11 +163,32 @@ def expression(pipe: Any, arguments: Mapping[str, Any]) -> str:
             f"cfg({scale}, interval=({rho}, inf)) + cfg({second}, interval=(0, {rho * 0.999999}))"
         )
     else:
-        guidance = f"cfg({scale})"
+        guidance = written.format(scale + 1 - counts_from)
     if not arguments.get("guidance_rescale"):
         return guidance
     space = _SPACES[pipe.scheduler.config.get("prediction_type", "flow_prediction")]
     return f"{guidance} | rescale({arguments['guidance_rescale']}, space='{space}')"
+
+
+@functools.cache
+def _written(name: str) -> tuple[str | None, float]:
+    """Return a class's guidance as an expression with a place for its scale, None where it makes
+    no negative pass; and the scale at which that is nothing: 1, or 0 where it writes c + s(c − u).
+    """
+    from helpers.zoo.base import SCALE
+    from helpers.zoo.table import entries
+
+    entry = entries().get(name)
+    if entry is None:
+        return "cfg({})", 1.0
+    if entry.guidance is None:
+        return None, 1.0
+    found = re.match(r"cfg\((\d+\.\d*)", str(entry.guidance))
+    if found is None:
+        return "cfg({})", 1.0
+    own = next(iter(entry.scale.values()), SCALE)
+    rest = str(entry.guidance)[found.end() :]
+    return f"cfg({{}}{rest}", 1 + own - float(found[1])
 
 
 def _scale(arguments: Mapping[str, Any]) -> float | None:

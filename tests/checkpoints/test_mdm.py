@@ -9,6 +9,7 @@ from torch import nn
 from guidestar import Guided, Net, uniform
 from guidestar.checkpoints.mdm import mdm_model, read_mdm
 from guidestar.core.denoiser import Condition
+from helpers.clips import save_clip
 
 C, WIDTH, INNER, DEPTH, HEADS, CLIP, T, K = 9, 16, 40, 2, 4, 6, 11, 5
 
@@ -134,23 +135,6 @@ def test_captions_are_clips_embeddings_and_none_is_the_zero_vector(tmp_path):
         save_clip(tmp_path / "other", 7)
         mdm_model(file, text_encoder=tmp_path / "other")
     assert model.sample("a walk", steps=2, seeds=[0]).x.shape == (1, T, C)
-
-
-def save_clip(folder, width):
-    """A CLIP's text tower with its projection, whose tokens are letters."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
-
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {t: i for i, t in enumerate(words)}
-    torch.manual_seed(4)
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 2, "vocab_size": len(vocab), "projection_dim": width}
-    ends = {"bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
-    text = CLIPTextModelWithProjection(CLIPTextConfig(**sizes, **ends)).eval()
-    text.save_pretrained(folder / "text_encoder")
-    CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77).save_pretrained(folder / "tokenizer")
-    return text
 
 
 def test_samples_are_in_the_units_of_the_data(tmp_path):

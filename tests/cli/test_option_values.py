@@ -21,6 +21,7 @@ from guidestar.diffusers import guidance_file
 from guidestar.model import folder, loading
 from guidestar.model.cascade import StageSettings
 from helpers.noting import noted
+from helpers.served import toy_model
 
 
 @contextmanager
@@ -243,7 +244,7 @@ def test_what_shows_all_samples(tmp_path, capsys, monkeypatch, shape, grid, file
     written = noted(monkeypatch, images, "write_tensors")
     laid = noted(monkeypatch, images, "sheet", "sheet")
     saved = noted(monkeypatch, images, "save_png")
-    sampling._finish(samples_of(torch.zeros(shape)), tmp_path, grid)
+    sampling._finish(toy_model(), samples_of(torch.zeros(shape)), tmp_path, grid)
     names = [Path(call[0][1]).name for call in saved]
     assert names == [f for f in files if f.endswith(".png")]
     assert len(written) == ("samples.safetensors" in files)

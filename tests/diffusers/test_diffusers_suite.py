@@ -46,6 +46,13 @@ def test_what_a_pipelines_arguments_ask_for():
         ask(true_cfg_scale=2.0, negative_prompt="mud", guidance_scale=3.5) == "cfg(2.0)"
         and ask(true_cfg_scale=2.0) == "cond"
     )
+    named = lambda name, **arguments: expression(type(name, (SimpleNamespace,), {})(), arguments)
+    assert named("ZImagePipeline", guidance_scale=5.0) == "cfg(6.0)"
+    assert named("ZImagePipeline", guidance_scale=0.0) == "cond"
+    assert named("FluxFillPipeline", guidance_scale=5.0) == "cond"
+    renormed = "cfg(2.0) | rescale(1, space='velocity', along='last')"
+    told = {"true_cfg_scale": 2.0, "negative_prompt": "mud"}
+    assert named("QwenImagePipeline", **told) == renormed
     net.config.time_cond_proj_dim = 8
     assert ask(guidance_scale=6.0) == "cond"
 

@@ -13,12 +13,14 @@ def draw(*shape, seed=0):
 
 
 class Told:
-    """A step of a pipeline: calls of rows, and what it makes of them."""
+    """A step of a pipeline: calls of rows, and what it makes of them; ``shapes`` are those of each
+    call's answers where they differ.
+    """
 
-    def __init__(self, make, *rows, shape=(4, 6, 6), listed=False):
+    def __init__(self, make, *rows, shape=(4, 6, 6), listed=False, shapes=()):
         self.tape, self.calls, promised = Tape("MyPipeline"), [], []
         for k, n in enumerate(rows):
-            answers = draw(n, *shape, seed=k)
+            answers = draw(n, *(shapes[k] if shapes else shape), seed=k)
             x = list(answers) if listed else answers
             template, _ = Template.of((x,), n, listed)
             answer, leaves = template.promised(self.tape)
@@ -156,3 +158,40 @@ def test_a_pipeline_that_looks_at_its_answers_is_refused():
     told, before = Told(lambda out: out, 2), Told(lambda out: out, 2)
     with pytest.raises(LookedAtError, match="from one step to the next"), torch.no_grad():
         told.wanted + before.wanted
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+def test_calls_may_answer_in_other_lengths(at_end):
+    """Ideogram's network answers for the text too where there is one; its 4 tokens are cut off."""
+
+    def cut(cond, uncond):
+        picture = cond[:, 4:] if at_end else cond[:, :-4]
+        return -(uncond + 3 * (picture - uncond))
+
+    told = Told(cut, 2, 2, shapes=[(10, 8), (6, 8)])
+    layout = told.learn()
+    assert layout.at_end is at_end and layout.scale == pytest.approx(3, rel=1e-2)
+    assert layout.parts == {"cond": Place(call=0, block=0), "uncond": Place(call=1, block=0)}
+    c = told.combination(draw(2, 6, 8))
+    long, short = draw(2, 10, 8, seed=5), draw(2, 6, 8, seed=6)
+    wanted = long[:, 4:] if at_end else long[:, :-4]
+    torch.testing.assert_close(c.everywhere(layout, [long]), -wanted)
+    torch.testing.assert_close(c.everywhere(layout, [short]), -short)
+
+
+def test_answers_of_unlike_shapes_are_refused():
+    shapes = [(10, 8), (6, 4)]
+    told = Told(lambda cond, _: cond, 2, 2, shapes=shapes)
+    with pytest.raises(ValueError, match="answers in other shapes in the calls of one step"):
+        told.learn()
+
+
+def test_a_rescaling_along_the_third_dimension_is_learnt():
+    """Joy-Image's, whose samples are ``[B, pictures, C, F, H, W]``."""
+
+    def joined(cond, uncond):
+        guided = uncond + 4 * (cond - uncond)
+        return guided * (cond.norm(dim=2, keepdim=True) / guided.norm(dim=2, keepdim=True))
+
+    told = Told(joined, 2, 2, shape=(2, 4, 1, 5, 3))
+    assert told.learn().scale == pytest.approx(4, rel=2e-2)

@@ -233,7 +233,7 @@ REFUSED = [
     ("classifier(3, form='x')", 19, "form must be 'score' or 'mean'"),
     ("classifier(3, log_prob='x')", 23, "log_prob must be None"),
     ("cond | rescale(2)", 7, "the scale must be in [0, 1]"),
-    ("cond | rescale(along='rows')", 21, "along must be 'sample' or 'last' or 'norm'"),
+    ("cond | rescale(along='rows')", 21, "along must be 'sample' or 'last' or 'third' or 'norm'"),
     ("cond | rescale('a')", 15, "rescale: scale must be a number"),
 ]
 

@@ -295,13 +295,15 @@ def test_rescale_in_other_spaces(scene):
     scene.check("cfg(4) | rescale(0.4, space='eps')", (scene.x - scene.s * eps) / scene.a, eps)
 
 
-def test_rescale_along_the_last_dimension(scene):
+@pytest.mark.parametrize("along", ["last", "third"])
+@pytest.mark.parametrize("scene", scenes("flow", shape=(3, 2, 4, 5)))
+def test_rescale_along_a_dimension(scene, along):
     d = scene.n + 4 * (scene.c - scene.n)
     guided, wanted = scene.eps(d) - d, scene.eps(scene.c) - scene.c
-    norm = lambda x: (x**2).sum(-1, keepdim=True) ** 0.5
+    norm = lambda x: (x**2).sum({"last": 3, "third": 2}[along], keepdim=True) ** 0.5
     flow = 0.6 * guided * norm(wanted) / norm(guided) + 0.4 * guided
     scene.check(
-        "cfg(4) | rescale(0.6, space='velocity', along='last')",
+        f"cfg(4) | rescale(0.6, space='velocity', along='{along}')",
         (scene.x - scene.s * flow) / (scene.a + scene.s),
     )
 

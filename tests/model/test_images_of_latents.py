@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 import guidestar as gs
+from diffusers import AutoencoderKL
 from guidestar.diffusers.read.vae import Decoder
 
 MEAN, STD, FACTOR = (0.3, -0.2), (0.7, 1.3), 0.5

@@ -35,11 +35,15 @@ def test_a_figure_walks_to_the_right_and_stands_on_the_ground():
     frames = draw_motions([walk(6)], SKELETON, size=100)
     assert len(frames) == 6 and frames[0].size == (100, 145)
     side, above = (0, 0, 100, 100), (0, 101, 100, 145)
-    body = [inked(f, "#34495e", side) for f in frames]
-    middles = [sum(x for x, _ in spots) / len(spots) for spots in body]
+    spine = [inked(f, "#34495e", side) for f in frames]
+    assert all(48 <= x <= 52 for spots in spine for x, _ in spots)  # the view goes with the root
+    seen = [inked(f, "#1b6ca8", above) + inked(f, "#c0392b", above) for f in frames]
+    middles = [sum(x for x, _ in spots) / len(spots) for spots in seen]
     assert all(b - a > 3 for a, b in pairwise(middles))
+    marks = [{x for x, y in inked(f, "#c8c8c8", side) if y > 92} for f in frames]
+    assert marks[0] and marks[0] != marks[1]
     legs = inked(frames[0], "#1b6ca8", side) + inked(frames[0], "#c0392b", side)
-    assert min(y for _, y in body[0]) < min(y for _, y in legs)  # the head is above the feet
+    assert min(y for _, y in spine[0]) < min(y for _, y in legs)  # the head is above the feet
     ground = inked(frames[0], "#c8c8c8", side)
     assert abs(max(y for _, y in legs) - ground[0][1]) <= 2
     left, right = (inked(frames[0], c, above) for c in ("#1b6ca8", "#c0392b"))

@@ -17,13 +17,14 @@ from guidestar.model.motions import (
     with_length,
     write_motions,
 )
-from guidestar.motion import read_bvh
+from guidestar.motion import parse_bvh, read_bvh
 from guidestar.networks.lengths import LengthEncoder
 from guidestar.train.build.data import sources
 from guidestar.train.build.networks import build_part
 from guidestar.train.export import assemble
 from guidestar.train.recipe.schema import read_recipe
 from guidestar.train.run import train
+from helpers.clips import save_clip
 from helpers.motions import NAMES, walker, write_walkers
 
 RECIPE = """
@@ -167,6 +168,31 @@ def test_a_motion_without_classes_takes_a_length_alone(home):
     assert isinstance(encoder, LengthEncoder) and (encoder.frames, encoder.least) == (24, 4)
 
 
+def test_captions_guide_motions_and_none_is_the_zero_vector(home, tmp_path):
+    save_clip(tmp_path / "clip", 6)
+    text = f'encoder = "{tmp_path / "clip"}"\noutput = "projected"\n'
+    recipe = recipe_in(
+        home,
+        ("[conditions.action]\ndropout = 0.5\n", f"[conditions.text]\ndropout = 0.5\n{text}"),
+        (
+            'names = "{action}_{mood}_{}"',
+            'names = "{action}_{mood}_{}"\ncaption = "a {action} walk"',
+        ),
+    )
+    recipe = recipe.model_copy(update={"judge": None, "name": "told"})
+    assert train(recipe, tmp_path / "out")
+    assemble(recipe, tmp_path / "out")
+    model = guidestar.load(tmp_path / "out" / "told")
+    assert model.told_by_text and model.denoiser.net.net.config["text_width"] == 6
+    assert not model.encoder.null(1)["encoder_hidden_states"].any()
+    found = model.sample("a fast walk; length=9", seeds=[0, 1], guidance="cfg(2.5)")
+    assert found.settings.cond == ("a fast walk; length=9",) * 2
+    assert lengths_of(model, found.settings.cond, 2) == [9, 9]
+    whole = model.sample("a fast walk", seeds=[0], guidance="cfg(2.5)")
+    other = model.sample("a slow walk", seeds=[0], guidance="cfg(2.5)")
+    assert not torch.equal(whole.x, other.x)
+
+
 def test_two_conditions_are_named_and_lengths_are_told_always(home):
     recipe = recipe_in(home, ("[conditions.action]", "[conditions.mood]\n[conditions.action]"))
     source, _ = sources(recipe)
@@ -274,3 +300,38 @@ def test_the_command_line_writes_an_animation_and_files(home, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["sample", "fashion-mnist", "--length", "25", "--out", str(out)])
     assert "takes no length; leave it out" in capsys.readouterr().err
+
+
+def test_the_command_line_keeps_a_part_of_a_clip(home, tmp_path, capsys):
+    from guidestar import cli
+    from guidestar.cli.motions import read_frames
+
+    def run(*more):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["sample", str(home / "out" / "walkers"), "slow", "--steps", "2", *more])
+        return stop.value.code, capsys.readouterr()
+
+    clip, out = tmp_path / "clip.bvh", tmp_path / "out"
+    clip.write_text(walker(40, speed=1.5))
+    kept = ("--keep", str(clip), "--keep-frames", "0-4,20-23", "--out", str(out))
+    code, written = run(*kept)
+    assert not code, written.err
+    model = guidestar.load(home / "out" / "walkers")
+    form = need_body(model).format
+    made = need_body(model).encode(read_bvh(out / "0000-slow-seed0.bvh"))
+    wanted = need_body(model).encode(parse_bvh(walker(40, speed=1.5)))
+    where = form.parts["positions"]
+    near = (made - wanted[:24])[:, where].abs().amax(1)
+    assert float(near[[*range(5), *range(20, 24)]].max()) < 0.01 * form.size
+    assert float(near[5:20].max()) > 0.02 * form.size
+    for more, words in (
+        (kept[:2], "--keep with all frames and joints leaves nothing to sample"),
+        (kept[2:4], "are of a clip; give it with --keep"),
+        (("--keep", str(clip), "--keep-frames", "0-4,a"), "'0-4,a' cannot be read at 'a'"),
+        (("--keep", str(clip), "--keep-frames", "0-24"), "has the frames 0 to 23, not 24"),
+        (("--keep", str(clip), "--keep-joints", "Tail"), "no joint 'Tail'; its joints are Hips"),
+        (("--keep", str(tmp_path / "no.bvh"), "--keep-frames", "0"), "there is no such file"),
+    ):
+        code, written = run(*more, "--out", str(out))
+        assert code and words in written.err, written.err
+    assert read_frames("3, 5 - 7") == [3, 5, 6, 7]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from ..model.model import Model
     from ..model.samples import Samples
+    from ..sampling import Solver
 
 LengthOption = Annotated[
     int | None,
@@ -20,6 +21,16 @@ LengthOption = Annotated[
 AnimationOption = Annotated[
     Literal["webp", "gif", "mp4"],
     typer.Option(help="How motions are drawn; mp4 needs imageio-ffmpeg."),
+]
+KeepOption = Annotated[
+    Path | None,
+    typer.Option(help="A BVH file, of which frames or joints are kept and the others sampled."),
+]
+KeepFrames = Annotated[
+    str | None, typer.Option(help="Frames of --keep, as 0-9,50-59 (in-betweening); else all.")
+]
+KeepJoints = Annotated[
+    str | None, typer.Option(help="Joints of --keep, as Hips,Leg_L,Leg_R; else all.")
 ]
 DRAWN = 16
 """Motions in an animation, at most."""
@@ -59,3 +70,58 @@ def write_all(
     write_animation(frames, out / f"motion.{kind}", body.rate)
     more = f" (the first {DRAWN})" if len(everyone) > DRAWN else ""
     return f"{len(everyone)} motions in {out}, drawn in {out / f'motion.{kind}'}{more}"
+
+
+def keeping(
+    model: Model, clip: Path | None, frames: str | None, joints: str | None, solver: str | None
+) -> Solver | str | None:
+    """Return the solver of a run that keeps a part of a clip; as given without one.
+
+    Args:
+        model: of motions.
+        clip: the file.
+        frames: numbers and ranges, as "0-9,50-59".
+        joints: names, parted by commas.
+        solver: the name of the solver that takes the steps.
+
+    Raises:
+        ValueError: frames or joints without a clip, or none of the two; or as
+            `guidestar.model.motion_editing.keep`.
+    """
+    if clip is None and (frames or joints):
+        raise ValueError("--keep-frames and --keep-joints are of a clip; give it with --keep")
+    if clip is None:
+        return solver
+    if not (frames or joints):
+        raise ValueError(
+            "--keep with all frames and joints leaves nothing to sample; give --keep-frames, as "
+            "0-9,50-59, or --keep-joints"
+        )
+    from ..model.motion_editing import keep
+    from ..sampling import get_solver
+
+    return keep(
+        model,
+        clip,
+        frames=None if frames is None else read_frames(frames),
+        joints=None if joints is None else [name.strip() for name in joints.split(",")],
+        solver=None if solver is None else get_solver(solver),
+    )
+
+
+def read_frames(text: str) -> list[int]:
+    """Read numbers and ranges of frames, as "0-9,50-59".
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(
+                f"--keep-frames {text!r} cannot be read at {part.strip()!r}; write numbers and "
+                "ranges, as 0-9,50-59"
+            )
+        found += range(int(first), int(last or first) + 1)
+    return found

@@ -28,7 +28,15 @@ from ._options import (
     with_file,
 )
 from ._terminal import show_progress, table, warn
-from .motions import AnimationOption, LengthOption, write_all
+from .motions import (
+    AnimationOption,
+    KeepFrames,
+    KeepJoints,
+    KeepOption,
+    LengthOption,
+    keeping,
+    write_all,
+)
 from .upscaling import StageOption, parse_stages
 
 if TYPE_CHECKING:
@@ -137,6 +145,9 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     operator: Operator = None,
     stage: StageOption = None,
     length: LengthOption = None,
+    keep: KeepOption = None,
+    keep_frames: KeepFrames = None,
+    keep_joints: KeepJoints = None,
     animation: AnimationOption = "webp",
     average: Average = None,
     variant: Variant = None,
@@ -182,6 +193,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
         "--operator": operator,
         "--stage": stage,
         "--length": length,
+        "--keep": keep,
     }
     if like and (given := [name for name, value in new.items() if value is not None]):
         raise ValueError(f"--like repeats a run as it was; leave {', '.join(given)} out")
@@ -195,8 +207,8 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     name = _model_name(model, settings)
     chosen = cast("Model | Cascade", load(name, average=average, variant=variant, trust=trust))
     if isinstance(chosen, Cascade):
-        if observe or length:
-            what = "--observe" if observe else "--length"
+        if observe or length or keep:
+            what = "--observe" if observe else "--length" if length else "--keep"
             raise ValueError(f"{chosen.name!r} is a cascade; {what} is for one model alone")
         names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num or 1)
         count = len(names) if names else num or 1
@@ -250,8 +262,8 @@ def sample(  # noqa: PLR0915  (options, one after the other)
         negative=given_run["negative"],
         scale=_scales(scale, rows),
         steps=given_run["steps"],
-        solver=given_run["solver"],
-        grid=given_run["grid"],
+        solver=keeping(chosen, keep, keep_frames, keep_joints, given_run["solver"]),
+        grid=given_run["grid"] or ("uniform" if keep else None),
         max_rows=max_rows,
     )
     job = Batches(

@@ -13,7 +13,7 @@ from torch import nn
 from ..core.perturbation import LayerKind, layers_of
 
 LAYER_KINDS: tuple[LayerKind, ...] = ("attention", "cross", "block")
-PLACES = ("unet", "transformer", "transformer_2")
+PLACES = ("unet", "transformer", "transformer_2", "unconditional_transformer")
 
 
 def list_layers(pipe: object) -> dict[str, dict[LayerKind, tuple[str, ...]]]:

@@ -88,6 +88,8 @@ def nets_of(
 
 def index_of(model: Model) -> Callable[[str | int], int] | None:
     """Return what turns the name of a class into its index, if there is such a thing."""
+    if isinstance(model.encoder, Conditions) and not model.encoder.indexed:
+        return None
     indexed = IndexEncoder if model.classifiers else NamesClasses
     return model.encoder.index if isinstance(model.encoder, indexed) else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,9 @@ def draw_motions(
 ) -> list[Image.Image]:
     """Draw each frame of motions side by side: from the side, and below that from above.
 
-    All are drawn at one scale. Left limbs are blue, right ones red; from above the root's path is
-    drawn too. A motion that has ended stands still.
+    All are drawn at one scale. From the side the view moves with the root, and marks on the ground
+    show how far; from above the root's path is drawn. Left limbs are blue, right ones red. A motion
+    that has ended stands still.
 
     Args:
         joints: positions of each motion ``[T_k, J, 3]``, y upwards.
@@ -104,22 +106,18 @@ def _centred(joints: Tensor) -> Tensor:
 
 
 def _views(centred: Sequence[Tensor], size: int) -> tuple[_View, _View]:
+    """Return the view from the side, which moves with the root, and the one from above."""
     points = torch.cat([j.flatten(0, 1) for j in centred])
-    wide = float(points[:, 2].abs().max()) * 2
-    tall, deep = float(points[:, 1].max()), float(points[:, 0].abs().max()) * 2
-    most = max(wide, tall, deep / _ABOVE, 1e-6)
-    pixels = size * (1 - 2 * _MARGIN) / most
+    tall = max(float(points[:, 1].max()), 1e-6)
+    reach = max(float((j[..., 2] - j[:, :1, 2]).abs().max()) * 2 for j in centred)
+    pixels = size * (1 - 2 * _MARGIN) / max(tall, reach)
     across, edge = size / pixels, size * _MARGIN / pixels
     side = _View(axes=(2, 1), low=(-across / 2, -edge), pixels=pixels, top=0, height=size)
+    wide, deep = (float(points[:, axis].abs().max()) * 2 for axis in (2, 0))
     below = round(size * _ABOVE)
-    above = _View(
-        axes=(2, 0),
-        low=(-across / 2, -below / pixels / 2),
-        pixels=pixels,
-        top=size,
-        height=below,
-    )
-    return side, above
+    pixels = size * (1 - 2 * _MARGIN) / max(wide, deep / _ABOVE, tall)
+    low = (-size / pixels / 2, -below / pixels / 2)
+    return side, _View(axes=(2, 0), low=low, pixels=pixels, top=size, height=below)
 
 
 def _inks(skeleton: Skeleton) -> list[str]:
@@ -139,17 +137,28 @@ def _draw_frame(
     inks: Sequence[str],
 ) -> None:
     side, above = views
+    beside = torch.zeros(3, dtype=places.dtype)
+    beside[2] = places[t, 0, 2]  # the view from the side moves with the root
     level = side.spots(torch.zeros(1, 3, dtype=places.dtype))[0][1]
     draw.line([(0, level), (10_000, level)], fill=_GROUND)
+    for mark in _marks(side, float(beside[2])):
+        draw.line([(mark, level), (mark - 4, level + 6)], fill=_GROUND)
     draw.line([(0, above.top), (10_000, above.top)], fill=_GROUND)
     way = above.spots(places[: t + 1, 0])
     if len(way) > 1:
         draw.line(way, fill=_PATH, width=2)
-    for view in views:
-        spots = view.spots(places[t])
+    for view, points in ((side, places[t] - beside), (above, places[t])):
+        spots = view.spots(points)
         for joint, parent in enumerate(parents):
             if parent >= 0:
                 draw.line([spots[parent], spots[joint]], fill=inks[joint], width=2)
+
+
+def _marks(side: _View, at: float) -> list[float]:
+    """Return where the marks on the ground are drawn, a quarter of the view apart."""
+    apart = -2 * side.low[0] / 4
+    first = math.floor((at + side.low[0]) / apart)
+    return [((first + k) * apart - at - side.low[0]) * side.pixels for k in range(6)]
 
 
 def write_animation(frames: Sequence[Image.Image], path: Path, rate: float) -> None:
@@ -173,7 +182,7 @@ def write_animation(frames: Sequence[Image.Image], path: Path, rate: float) -> N
             return
         first, *rest = frames
         pace = {"duration": round(1000 / rate), "loop": 0}
-        more = {"quality": 80} if kind == "webp" else {"disposal": 2}
+        more = {"quality": 60} if kind == "webp" else {"disposal": 2}
         first.save(beside, kind.upper(), save_all=True, append_images=rest, **pace, **more)
 
 

@@ -255,6 +255,11 @@ class Conditions(nn.Module):
         """Names of the classes, where a class is the only condition beside a length."""
         return tuple(getattr(self.parts[self._alone], "classes", ())) if self._alone else ()
 
+    @property
+    def indexed(self) -> bool:
+        """Whether a condition is of classes or numbers, which a classifier could take."""
+        return any(hasattr(part, "index") for part in self.parts.values())
+
     def split_length(self, name: str | int) -> tuple[str, str | None]:
         """Return a text without its length, and the length; None where it has none."""
         if self.length is None:

@@ -25,6 +25,7 @@ from ..networks.low_resolution import LOW, enlarged, reduced
 from .build.autoencoders import fresh_autoencoder, vae_folder
 from .build.data import standardiser_of
 from .build.schedules import process
+from .loop.sharded import is_sharded
 from .recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -156,12 +157,20 @@ def reconstruction_rows(vae: Any, x: Tensor) -> list[SheetRow]:
 def _drawing(
     recipe: Recipe, part: str, out: Path, board: Board, rows: Callable[[Any], list[SheetRow]]
 ) -> Callable[[Trainer], None]:
-    """Return a hook that draws the rows of the averaged weights every so many steps."""
+    """Return a hook that draws the rows of the averaged weights every so many steps.
+
+    Sharded weights (FSDP) are not drawn, as all processes would have to sample with them.
+    """
 
     def preview(trainer: Trainer) -> None:
         if trainer.done % recipe.preview.every or not trainer.accelerator.is_main_process:
             return
         module = trainer.module
+        if is_sharded(module):
+            warnings.warn(
+                f"no previews are drawn of {part!r}: its weights are sharded", stacklevel=2
+            )
+            return
         was = module.training
         with trainer.ema.applied(module):
             module.eval()

@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve()
 DOCUMENT = HERE.parents[3] / "docs" / "diffusers.md"
 MARK = "<!-- every class -->"
 _SCALE = re.compile(r"(guidance|cfg)_scale$")
-ROOMS = ("images", "stable", "videos", "more", "editing", "texts", "rare")
+ROOMS = ("images", "stable", "videos", "more", "editing", "texts", "rare", "recent")
 
 
 @cache

@@ -139,7 +139,10 @@ FAMILIES: dict[str, Family] = {
 }
 _PIX2PIX = ("cond", "image", "uncond")
 _THREE: dict[str, tuple[str, ...]] = {}
-_PLACES = ("unet", "transformer", "transformer_2", "prior", "decoder")
+_PLACES = (
+    *("unet", "transformer", "transformer_2", "unconditional_transformer"),
+    *("prior", "decoder"),
+)
 
 
 def order_of(pipe: object) -> tuple[str, ...]:

@@ -416,9 +416,12 @@ class PartDenoiser:
                 size = new.shape[dim]
                 if new.shape != (*whole.shape[:dim], size, *whole.shape[dim + 1 :]):
                     continue
-                if torch.allclose(whole.narrow(dim, 0, size), old, rtol=1e-2, atol=1e-3):
-                    rest = whole.narrow(dim, size, whole.shape[dim] - size)
-                    return torch.cat([new, rest], dim)
+                for start in dict.fromkeys((0, whole.shape[dim] - size)):
+                    held = whole.narrow(dim, start, size)
+                    if torch.allclose(held, old, rtol=1e-2, atol=1e-3):
+                        behind = start + size
+                        rest = whole.narrow(dim, behind, whole.shape[dim] - behind)
+                        return torch.cat([whole.narrow(dim, 0, start), new, rest], dim)
         raise ValueError(
             f"{self.c.name} makes its network's input of its samples in a way that is not known "
             "here, so a term that needs the network at other samples (sag), or the gradient "

@@ -39,12 +39,15 @@ class Layout:
         parts: the places by name: cond, and uncond and image where the pipeline has them.
         coefficients: what the pipeline's own guidance multiplies each place with, in their order.
         flat: how many rows of the scheduler's one sample has (frames of a video).
+        at_end: where the calls of a step have answers of different lengths, the tokens that they
+            share are the last (else the first).
     """
 
     batch: int
     parts: dict[str, Place]
     coefficients: dict[Place, float]
     flat: int = 1
+    at_end: bool = True
 
     def places(self) -> Iterator[Place]:
         """Return all blocks of rows, those without a part too."""
@@ -67,6 +70,9 @@ class Combination:
         wanted: what reaches the scheduler.
         sample: the scheduler's noisy sample.
         channels: how many channels are looked at.
+        at_end: as in `Layout`.
+        along: the dimension within which answers are pushed at right angles, so that a rescaling
+            to norms along it leaves the push.
     """
 
     name: str
@@ -75,18 +81,24 @@ class Combination:
     wanted: Traced
     sample: Tensor
     channels: int | None = None
+    at_end: bool = True
+    along: int = -1
 
     def of(self, blocks: Mapping[Place, AnswerRows]) -> Tensor:
         """Return what reaches the scheduler where the blocks of rows are these answers."""
         leaves: dict[Traced, Tensor] = {}
         for k, call in enumerate(self.calls):
             own = [rows for place, rows in blocks.items() if place.call == k]
-            leaves |= call.leaves_of([torch.cat(r) for r in zip(*own, strict=True)])
+            whole = [torch.cat(r) for r in zip(*own, strict=True)]
+            forms = [t.shape[1:] for t in call.row_forms]
+            leaves |= call.leaves_of(
+                [_fit(t, form, self.at_end) for t, form in zip(whole, forms, strict=True)]
+            )
         return self.tape.run(leaves, self.wanted)
 
     def everywhere(self, layout: Layout, rows: AnswerRows) -> Tensor:
         """Return what reaches the scheduler where all blocks are the same answer."""
-        return self.of(dict.fromkeys(layout.places(), rows))
+        return replace(self, at_end=layout.at_end).of(dict.fromkeys(layout.places(), rows))
 
     def mean(self, made: Tensor) -> Tensor:
         """Return it without the variance that a network may predict beside the mean."""
@@ -95,6 +107,18 @@ class Combination:
         if made.ndim == self.sample.ndim and made.shape[1] == 2 * self.sample.shape[1]:
             return made[:, : self.sample.shape[1]]
         return made
+
+
+def _fit(t: Tensor, form: Sequence[int], at_end: bool) -> Tensor:
+    """Give rows another call's length: cut tokens off, or put zeros in their place."""
+    for dim, size in enumerate(form, 1):
+        more = size - t.shape[dim]
+        if more < 0:
+            t = t.narrow(dim, -more if at_end else 0, size)
+        elif more:
+            zeros = t.new_zeros(*t.shape[:dim], more, *t.shape[dim + 1 :])
+            t = torch.cat([zeros, t] if at_end else [t, zeros], dim)
+    return t
 
 
 def learn(c: Combination, order: Sequence[str] = ()) -> Layout:
@@ -108,20 +132,28 @@ def learn(c: Combination, order: Sequence[str] = ()) -> Layout:
         ValueError: what reaches the scheduler is not the pipeline's guidance of its network's
             answers.
     """
+    refused = None
+    for attempt in _list_readings(c):
+        found = _learn(attempt, order)
+        if isinstance(found, Layout):
+            return found
+        refused = refused or found
+    assert refused is not None  # there is one reading at least
+    raise refused
+
+
+def _list_readings(c: Combination) -> Iterator[Combination]:
+    """Return the ways to read what a pipeline makes of its answers, the usual one first."""
+    yield c
+    forms = [shape for form in _list_forms(c) for shape, _ in form]
+    if len(set(forms)) > 1:
+        yield replace(c, at_end=False)
+    if max(map(len, forms)) > 3:
+        yield replace(c, along=2)
     several = len(c.calls) > 1 or c.calls[0].rows > 1
-    three = c.wanted.ndim > 3 and several and c.wanted.shape[1] > 3
-    first = _learn(c, order)
-    if isinstance(first, Layout) or not three:
-        return _checked(first)
-    # Some pipelines guide the first three channels alone, as DiT's original code does.
-    second = _learn(replace(c, channels=3), order)
-    return second if isinstance(second, Layout) else _checked(first)
-
-
-def _checked(found: Layout | ValueError) -> Layout:
-    if isinstance(found, Layout):
-        return found
-    raise found
+    if c.wanted.ndim > 3 and several and c.wanted.shape[1] > 3:
+        # Some pipelines guide the first three channels alone, as DiT's original code does.
+        yield replace(c, channels=3)
 
 
 def _learn(c: Combination, order: Sequence[str]) -> Layout | ValueError:
@@ -136,7 +168,11 @@ def _learn(c: Combination, order: Sequence[str]) -> Layout | ValueError:
         if off < _steps_of(c)[1]:
             parts = _named(c.name, found, order)
             return Layout(
-                batch=batch, parts=parts, coefficients=found, flat=max(1, len(c.sample) // batch)
+                batch=batch,
+                parts=parts,
+                coefficients=found,
+                flat=max(1, len(c.sample) // batch),
+                at_end=c.at_end,
             )
     return ValueError(
         f"{c.name} does not hand its scheduler a guidance of what its network answers "
@@ -152,15 +188,9 @@ def _coefficients(c: Combination, batch: int) -> tuple[dict[Place, float], float
     places = [
         Place(call=k, block=b) for k, call in enumerate(c.calls) for b in range(call.rows // batch)
     ]
-    forms = [[(t.shape[1:], t.dtype) for t in call.row_forms] for call in c.calls]
-    if any(form != forms[0] for form in forms[1:]):
-        raise ValueError(
-            f"{c.name}'s network answers in other shapes in the calls of one step, so it cannot be "
-            "guided"
-        )
-    held = _draw(batch, forms[0], c.calls[0].devices)
+    held = _draw(batch, _longest_form(c), c.calls[0].devices)
     step = _steps_of(c)[0]
-    turned = [_turned(t) * step for t in held]
+    turned = [_turned(t, c.along) * step for t in held]
 
     def pushed(chosen: Sequence[Place]) -> Tensor:
         both: list[dict[Place, AnswerRows]] = [
@@ -189,6 +219,29 @@ def _coefficients(c: Combination, batch: int) -> tuple[dict[Place, float], float
     return found or {places[0]: 1.0}, max(off, abs(sum(found.values()) - 1) if found else 0.0)
 
 
+def _list_forms(c: Combination) -> list[list[tuple[torch.Size, torch.dtype]]]:
+    return [[(t.shape[1:], t.dtype) for t in call.row_forms] for call in c.calls]
+
+
+def _longest_form(c: Combination) -> list[tuple[torch.Size, torch.dtype]]:
+    """Return the form of the longest answer, of which those of the other calls are parts."""
+    forms = _list_forms(c)
+    longest = max(forms, key=lambda form: sum(shape.numel() for shape, _ in form))
+    for form in forms:
+        alike = len(form) == len(longest) and all(
+            kind == other
+            and len(shape) == len(whole)
+            and sum(a != b for a, b in zip(shape, whole, strict=True)) <= 1
+            for (shape, kind), (whole, other) in zip(form, longest, strict=False)
+        )
+        if not alike:
+            raise ValueError(
+                f"{c.name}'s network answers in other shapes in the calls of one step, so it "
+                "cannot be guided"
+            )
+    return longest
+
+
 def _draw(batch: int, forms: Any, devices: Sequence[torch.device]) -> list[Tensor]:
     """Draw an answer."""
     generator = torch.Generator().manual_seed(0)
@@ -198,16 +251,19 @@ def _draw(batch: int, forms: Any, devices: Sequence[torch.device]) -> list[Tenso
     ]
 
 
-def _turned(t: Tensor) -> Tensor:
-    """Return a direction at right angles to ``t`` within its last dimension, so that a pipeline's
-    rescaling to a norm leaves it, to first order.
+def _turned(t: Tensor, along: int = -1) -> Tensor:
+    """Return a direction at right angles to ``t`` within a dimension, so that a pipeline's
+    rescaling to norms along it leaves it, to first order.
     """
-    if t.shape[-1] == 1:
+    if along >= t.ndim:
+        along = -1
+    if t.shape[along] == 1:
         return _turned(t.flatten(1)).reshape(t.shape)
+    t = t.movedim(along, -1)
     pairs = t.shape[-1] // 2
     odd, even = t[..., 1 : 2 * pairs : 2], t[..., 0 : 2 * pairs : 2]
     turned = torch.stack([-odd, even], -1).flatten(-2)
-    return torch.cat([turned, torch.zeros_like(t[..., 2 * pairs :])], -1)
+    return torch.cat([turned, torch.zeros_like(t[..., 2 * pairs :])], -1).movedim(-1, along)
 
 
 def _steps_of(c: Combination) -> tuple[float, float]:

@@ -30,8 +30,9 @@ class Rescale(Post):
         space: the space of the deviations: v, as for the paper's network, or the output of a
             pipeline's network (eps), to match it.
         along: "sample", or "last" for the L2 norm along the last dimension in place of a sample's
-            deviation, as Qwen-Image (the channels of a packed token) and Lumina 2 do, or "norm" for
-            that of the whole sample.
+            deviation, as Qwen-Image (the channels of a packed token) and Lumina 2 do, "third" for
+            that along the third dimension, as Joy-Image does (``[B, pictures, C, …]``), or "norm"
+            for that of the whole sample.
         most: rescale only what is larger, to this many times the conditional one, as Z-Image does.
 
     0 evaluations more where the sum has the conditional pass, else 1 a step. A constant prediction
@@ -45,7 +46,7 @@ class Rescale(Post):
 
     scale: float = 0.7
     space: Space = "v"
-    along: Literal["sample", "last", "norm"] = "sample"
+    along: Literal["sample", "last", "third", "norm"] = "sample"
     most: float | None = None
     name = "rescale"
 
@@ -82,7 +83,16 @@ def _last(a: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a, dim=-1, keepdim=True)
 
 
-_SIZES: dict[str, Callable[[Tensor], Tensor]] = {"sample": std, "last": _last, "norm": norm}
+def _third(a: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(a, dim=min(2, a.ndim - 1), keepdim=True)
+
+
+_SIZES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sample": std,
+    "last": _last,
+    "third": _third,
+    "norm": norm,
+}
 
 
 @register

@@ -11,7 +11,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from .sharded import full_tensor, put
+from .sharded import full_tensor, is_shard, put
 
 
 class AverageState(TypedDict):
@@ -124,16 +124,17 @@ class EMA:
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
         """Put the average into ``module`` in the block; its own weights come back bit for bit."""
-        held = {name: p.data for name, p in module.named_parameters()}
+        # A shard's data cannot be exchanged, so it is kept, and copied over.
+        held = {
+            n: p.detach().clone() if is_shard(p) else p.data for n, p in module.named_parameters()
+        }
         buffers = {name: b.clone() for name, b in _kept_buffers(module).items()}
         try:
-            for name, p in module.named_parameters():
-                p.data = self._averages[name]
+            _fill(module, self._averages)
             _copy(module, self._copies)
             yield
         finally:
-            for name, p in module.named_parameters():
-                p.data = held[name]
+            _fill(module, held)
             _copy(module, buffers)
 
     def state_dict(self) -> AverageState:
@@ -158,6 +159,15 @@ class EMA:
         for name, tensor in self.weights().items():
             put(tensor, found[name])
         self.updates = state["updates"]
+
+
+def _fill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give a module's weights these data; shards get a copy."""
+    for name, p in module.named_parameters():
+        if is_shard(p):
+            p.detach().copy_(values[name])
+        else:
+            p.data = values[name]
 
 
 def _kept_buffers(module: nn.Module) -> dict[str, Tensor]:

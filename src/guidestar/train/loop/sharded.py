@@ -12,7 +12,12 @@ from ...io.documents import JSONObject
 
 def is_sharded(module: nn.Module) -> bool:
     """Return whether a process holds only its shard of the weights."""
-    return any(hasattr(p, "full_tensor") for p in module.parameters())
+    return any(map(is_shard, module.parameters()))
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Return whether a process holds only its shard of a tensor."""
+    return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -23,7 +28,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 def put(tensor: Tensor, values: Tensor) -> None:
     """Copy all values into a tensor; each process copies its shard."""
-    if not hasattr(tensor, "full_tensor"):
+    if not is_shard(tensor):
         tensor.copy_(values)
         return
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -79,11 +84,7 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: JSONObject) -> None:
 
 def _like(values: object, parameter: Tensor) -> object:
     """Return values sharded as a parameter is."""
-    if (
-        not isinstance(values, Tensor)
-        or values.shape != parameter.shape
-        or not hasattr(parameter, "full_tensor")
-    ):
+    if not isinstance(values, Tensor) or values.shape != parameter.shape or not is_shard(parameter):
         return values
     spread = torch.empty_like(parameter, requires_grad=False)
     put(spread, values)
