@@ -17,11 +17,13 @@ from guidestar.core.denoiser import Condition
 from guidestar.core.levels import Level
 from guidestar.diffusers.guide import learnt, probe
 from guidestar.diffusers.guide.calls import NetCall, Template
-from guidestar.diffusers.guide.learnt import LearntRun, PartDenoiser, _Stream
+from guidestar.diffusers.guide.learnt import LearntRun, _Stream
 from guidestar.diffusers.guide.levels import Output
+from guidestar.diffusers.guide.part_denoiser import PartDenoiser
 from guidestar.diffusers.guide.probe import Combination, Layout, Place, learn
-from guidestar.diffusers.guide.run import Wanted
+from guidestar.diffusers.guide.step_rows import StepRows
 from guidestar.diffusers.guide.traced import Tape
+from guidestar.diffusers.guide.walk import Wanted
 from guidestar.guidance import parse
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -166,7 +168,7 @@ def test_the_exactness_that_is_asked_for_depends_on_the_precision():
 def test_answers_that_move_nothing_or_have_other_shapes_are_refused():
     nothing = combined(lambda a: a[:2] * 0, 4)
     assert probe._coefficients(nothing, 2) == ({at(0, 0): 0.0, at(0, 1): 0.0}, math.inf)
-    c, other = combined(cfg, 4), combined(cfg, 4, shape=(3, 6))
+    c, other = combined(cfg, 4), combined(cfg, 4, shape=(3, 3, 6))
     both = dataclasses.replace(c, calls=[*c.calls, *other.calls])
     with pytest.raises(ValueError, match="answers in other shapes in the calls of one step"):
         probe._coefficients(both, 2)
@@ -307,7 +309,7 @@ def part(z=None, net=None, run=answer, given=None, answers=None, **more):
 
 
 def rows_of(subject):
-    return learnt._Rows(subject.c, subject.layout, {"a": 1})
+    return StepRows(subject.c, subject.layout, {"a": 1})
 
 
 def test_the_rows_of_a_part():
@@ -321,7 +323,7 @@ def test_the_rows_of_a_part():
         rows.encoded({}, 1)
     second = Layout(batch=2, parts={"cond": at(1, 0)}, coefficients={})
     c = combined(lambda a, b: a, 2, 2)
-    assert learnt._Rows(c, second, {}).condition("cond")["rows"].tolist() == [[0, 0], [1, 1]]
+    assert StepRows(c, second, {}).condition("cond")["rows"].tolist() == [[0, 0], [1, 1]]
 
 
 LEVEL = Level(0.6, 0.8, 500.0)

@@ -25,7 +25,8 @@ from guidestar.diffusers.guide.families import (
 )
 from guidestar.diffusers.guide.kinds import check_kind, warn_of_numbers
 from guidestar.diffusers.guide.levels import Output
-from guidestar.diffusers.guide.run import _channels, _prompts
+from guidestar.diffusers.guide.run import _channels
+from guidestar.diffusers.guide.walk import _prompts
 from guidestar.guidance import parse
 from helpers.pipelines import stable_diffusion
 

@@ -14,7 +14,7 @@ import guidestar
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInstructPix2PixPipeline
 from guidestar import Post, cond, uncond
 from guidestar.diffusers import Guider
-from guidestar.diffusers.guide.run import _prompts
+from guidestar.diffusers.guide.walk import _prompts
 from helpers import pipeline_folders as made
 from helpers.pipeline_families import MAKE, family
 from helpers.pipelines import STEPS, close, drawn, quiet, seeded, stable_diffusion

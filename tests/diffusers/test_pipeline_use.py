@@ -23,7 +23,8 @@ from diffusers import (
 from guidestar.diffusers.guide.families import FAMILIES, negative_rows
 from guidestar.diffusers.guide.kinds import KNOWN
 from guidestar.diffusers.guide.levels import read_timetable
-from guidestar.diffusers.guide.run import Run, Wanted
+from guidestar.diffusers.guide.run import Run
+from guidestar.diffusers.guide.walk import Wanted
 from guidestar.guidance.term import as_guidance
 from helpers import pipeline_folders as made
 from helpers.pipelines import (

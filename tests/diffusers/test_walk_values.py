@@ -13,9 +13,10 @@ from guidestar.core.denoiser import Condition
 from guidestar.core.levels import VP, Level
 from guidestar.diffusers.guide import classes, pipeline_seeds
 from guidestar.diffusers.guide import run as runs
+from guidestar.diffusers.guide import walk as walks
 from guidestar.diffusers.guide.finite import FiniteWatch
 from guidestar.diffusers.guide.levels import Output, Timetable, _unit
-from guidestar.diffusers.guide.run import Walk, Wanted
+from guidestar.diffusers.guide.walk import Walk, Wanted
 from guidestar.diffusers.read import scheduler as read
 from guidestar.guidance import parse
 
@@ -132,9 +133,9 @@ def test_a_level_between_two_entries():
 def test_what_a_prompt_is_encoded_with(monkeypatch, settings, skip, name, told, away):
     asked = []
     monkeypatch.setattr(
-        runs, "encode", lambda pipe, family, names, told: asked.append(told) or names
+        walks, "encode", lambda pipe, family, names, told: asked.append(told) or names
     )
-    monkeypatch.setattr(runs, "check_prompt", lambda *given: None)
+    monkeypatch.setattr(walks, "check_prompt", lambda *given: None)
     arguments = {"a": 1} | ({"clip_skip": skip} if skip else {})
     made: Any = walk("AND(2, 'good') + cfg(2, negative='bad')", arguments)
     here = call()
@@ -146,8 +147,8 @@ def test_what_a_prompt_is_encoded_with(monkeypatch, settings, skip, name, told, 
 
 def test_targets_and_seeds_of_a_run(monkeypatch):
     made: list[dict[str, Any]] = []
-    monkeypatch.setattr(runs, "Guided", lambda guidance, nets, **given: made.append(given))
-    monkeypatch.setattr(runs, "seed_of", lambda streams, k: 100 + k)
+    monkeypatch.setattr(walks, "Guided", lambda guidance, nets, **given: made.append(given))
+    monkeypatch.setattr(walks, "seed_of", lambda streams, k: 100 + k)
     labels, floats = torch.tensor([3, 4]), torch.tensor([3.0, 4.0])
     named = call(prompts=("class_labels",), class_labels=labels)
     for given, here, target in [

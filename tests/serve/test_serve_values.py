@@ -817,18 +817,18 @@ def test_what_a_request_of_a1111_becomes(monkeypatch):
         "model": "own", "cond": "cat", "guidance": "cfg(2.5)", "negative": "dog", "n": 6, "seed": 9,
         "steps": 6, "solver": "DPM++ 2M Karras", "grid": "karras", "preview_every": 5,
     }  # fmt: skip
-    assert more == {"task": "t", "resize": False}
+    assert more == {"task": "t"}
     assert answer["images"] == ["a", "b"] and answer["parameters"]["prompt"] == "cat"
     assert "init_images" not in answer["parameters"]
     assert json.loads(answer["info"]) == [[7, 5], ["tiling means nothing here"]]
-    start = {"start": "p", "start_rho": 2.0}
+    start = {"start": "p", "strength": 0.5, "resize": "crop"}
     sampled, more, answer = a1111_asks(
         monkeypatch, {"prompt": "cat", "guidance": "cond", "send_images": False}, start
     )
     assert sampled.model_dump(exclude_defaults=True) == {
         "model": "toy", "cond": "cat", "guidance": "cond", "preview_every": 5, **start,
     }  # fmt: skip
-    assert more == {"task": None, "resize": True} and answer["images"] == []
+    assert more == {"task": None} and answer["images"] == []
     for conditional, prompt, cond in ((False, "", None), (False, "x", "x"), (True, "", "")):
         sampled, *_ = a1111_asks(monkeypatch, {"prompt": prompt}, conditional=conditional)
         assert sampled.cond == cond

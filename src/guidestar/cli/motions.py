@@ -57,15 +57,15 @@ def write_all(
 
     body = need_body(model)
     write_motions(model, samples, out, rows)
-    labels = [samples.label(k) for k in range(len(rows))]
-    everyone = processes.gather(list(zip(rows, labels, motions(model, samples), strict=True)))
+    labels = {row: f": {samples.label(k)}" for k, row in enumerate(rows)}  # of this process
+    everyone = processes.gather(list(zip(rows, motions(model, samples), strict=True)))
     if not processes.is_main():
         return ""
     shown = everyone[:DRAWN]
     frames = draw_motions(
-        [body.joints(x) for _, _, x in shown],
+        [body.joints(x) for _, x in shown],
         body.format.skeleton,
-        labels=[f"{number}: {label}" for number, label, _ in shown],
+        labels=[f"{number}{labels.get(number, '')}" for number, _ in shown],
     )
     write_animation(frames, out / f"motion.{kind}", body.rate)
     more = f" (the first {DRAWN})" if len(everyone) > DRAWN else ""

@@ -26,7 +26,8 @@ from .classes import answered, as_it_is, become, guided_kind, plain_kind
 from .families import networks
 from .kinds import check_kind, learns, warn_of_numbers
 from .learnt import LearntRun
-from .run import Run, Wanted
+from .run import Run
+from .walk import Wanted
 
 _P = TypeVar("_P")
 

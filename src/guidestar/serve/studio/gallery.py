@@ -64,7 +64,7 @@ class Gallery:
         """Take a picture out."""
         self.entries = [e for e in self.entries if e.id != id]
 
-    def find(self, id: int) -> Entry | None:
+    def find(self, id: object) -> Entry | None:
         """Return a picture by its id."""
         return next((e for e in self.entries if e.id == id), None)
 

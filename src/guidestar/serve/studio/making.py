@@ -14,6 +14,7 @@ from . import drawing, problems
 from .form import Form, read_picture, write_seeds
 from .gallery import picture_name
 from .page import LATEST, QUIET, RUN, WRONG, Data, Page, failed, labels_of, message_of
+from .panel import sent_by
 from .running import preview_every
 from .session import Session, random_seeds
 
@@ -171,8 +172,8 @@ def _drop(page: Page, path: str | None) -> list[Any]:
 
 def _use(page: Page, event: gr.EventData, request: gr.Request) -> list[Any]:
     """Delete a picture of the gallery, or bring its settings back."""
-    session, data = page.session(request), event._data or {}
-    entry = session.gallery.find(int(data.get("id", -1)))
+    session, data = page.session(request), sent_by(event)
+    entry = session.gallery.find(data.get("id"))
     unchanged: list[Any] = [gr.skip() for _ in page.panel.shown]
     if entry is not None and data.get("action") == "delete":
         session.gallery.remove(entry.id)

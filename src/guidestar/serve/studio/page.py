@@ -17,7 +17,7 @@ from ..web.errors import RefusedError
 from ..web.service import Service
 from . import drawing, problems
 from .form import Form, read_query
-from .panel import Panel, change, default_form, draw_controls, restructure
+from .panel import Panel, change, default_form, draw_controls, restructure, sent_by
 from .planning import plan
 from .running import Progress
 from .session import Session, Sessions
@@ -147,27 +147,32 @@ def _follow_settings(page: Page, address: Any) -> None:
     panel = page.panel
 
     def move(text: str, event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
-        changed, wrong = change(text, event._data or {})
+        changed, wrong = change(text or "", sent_by(event))
         if isinstance(changed, str):
             page.session(request).written.add(changed)
         return changed, wrong
 
     def rebuild(text: str, event: gr.EventData) -> tuple[Any, Any]:
-        return restructure(text, event._data or {})
+        return restructure(text or "", sent_by(event))
 
     def redraw(text: str, request: gr.Request) -> Any:
-        written = page.session(request).written
+        text, written = text or "", page.session(request).written
         if text in written or len(text) > page.service.limits.prompt:
             return gr.skip()
         written.clear()
         return draw_controls(text)
+
+    def choose(name: str | None) -> list[Any]:
+        if name not in page.service.engines:  # no model is chosen
+            return [gr.skip() for _ in panel.shown]
+        return panel.write(default_form(page.service, name))
 
     both = [panel.guidance, panel.problem]
     panel.controls.input(move, [panel.guidance], both, **{**QUIET, "queue": False})
     panel.controls.click(rebuild, [panel.guidance], both, **QUIET)
     panel.guidance.change(redraw, [panel.guidance], [panel.controls], **LATEST)
     panel.model.input(
-        lambda name: panel.write(default_form(page.service, name)),
+        choose,
         [panel.model],
         panel.shown,
         **QUIET,

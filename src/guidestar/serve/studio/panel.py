@@ -270,13 +270,22 @@ def restructure(text: str, data: Mapping[str, Any]) -> tuple[Any, Any]:
         "remove": lambda: builder.remove(text, int(value)),
         "base": lambda: builder.set_base(text, value),
     }
-    return _attempt(actions[str(data.get("action"))])
+    action = str(data.get("action"))
+    return _attempt(actions[action]) if action in actions else (gr.skip(), gr.skip())
+
+
+def sent_by(event: gr.EventData) -> Mapping[str, Any]:
+    """Return what the page's script sent with an event; nothing where it is of another kind."""
+    data = getattr(event, "_data", None)
+    return data if isinstance(data, dict) else {}
 
 
 def _attempt(make: Callable[[], str]) -> tuple[Any, Any]:
     try:
         return make(), ""
-    except (ValueError, KeyError) as error:
+    except KeyError:  # the script sent less than it does
+        return gr.skip(), gr.skip()
+    except (ValueError, TypeError) as error:
         text = str(getattr(error, "problem", "") or error).partition("\n")[0]
         return gr.skip(), drawing.problem(problems.locate("", text))
 

@@ -24,9 +24,9 @@ class Problem:
     message: str
 
 
-def find_problem(text: str) -> Problem | None:
+def find_problem(text: str | None) -> Problem | None:
     """Return the error of an expression, if it does not parse; an empty one is none."""
-    if not text.strip():
+    if not text or not text.strip():
         return None
     try:
         parse(text)

@@ -216,8 +216,12 @@ def add_restore(page: Page) -> None:
         **QUIET,
     )
     panel.model.change(
-        lambda name: gr.update(
-            choices=restoring.operators_for(page.service.engines[name].model), value="inpaint"
+        lambda name: (
+            gr.update(
+                choices=restoring.operators_for(page.service.engines[name].model), value="inpaint"
+            )
+            if name in page.service.engines
+            else gr.skip()
         ),
         [panel.model],
         [operator],
