@@ -12,6 +12,7 @@ from helpers.zoo.untested import UNTESTED
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Initializing zero-element tensors"),
 ]
 ENTRIES = entries()
 

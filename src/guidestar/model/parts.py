@@ -160,7 +160,7 @@ class ModelParts(ABC):
             ValueError: an unknown name, or the model makes no pictures.
 
         Example:
-            >>> Observation(model.on_images("downsample"), small_pictures)
+            ``Observation(model.on_images("downsample"), small_pictures)``
         """
         self.need_image_shape()
         made = get_operator(operator) if isinstance(operator, str) else operator
