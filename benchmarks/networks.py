@@ -42,7 +42,7 @@ def candidates() -> dict[str, NetworkPart]:
     """Return the network of each recipe."""
     return {
         name: read_recipe(HOME.parent / f"recipes/{name}.toml").model
-        for name in ("emoji", "emoji-unet")
+        for name in ("emoji-pixels", "emoji-unet")
     }
 
 
@@ -68,7 +68,7 @@ def recipe(network: NetworkPart, data: Path, steps: int) -> Recipe:
     """Return the shipped model's recipe with another network and length, told by the shipped text
     encoder.
     """
-    base = read_recipe(HOME.parent / "recipes/emoji.toml")
+    base = read_recipe(HOME.parent / "recipes/emoji-pixels.toml")
     training = Training(
         steps=steps,
         batch=64,

@@ -1,4 +1,5 @@
-"""Write the measured figures into the shipped models' folders: guidestar.json and their cards.
+"""Write the measured figures into the shipped models' folders (guidestar.json and their cards), and
+the text model's into docs/text-to-image.md.
 
     python benchmarks/write_card.py
 
@@ -11,7 +12,7 @@ import json
 from pathlib import Path
 
 from guidestar.io.images import write_text
-from guidestar.model.card import write_card
+from guidestar.model.card import text_table, write_card
 from guidestar.model.folder import SHIPPED
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,7 +69,7 @@ FIGURES = {
         ),
     ),
     "emoji": (
-        ("emoji-train", "Captions it was trained on", CLIP, "--data emoji/train --seeds 0-199"),
+        ("emoji-train", "Captions it was trained on", CLIP, "--data emoji/train --seeds 0-99"),
         (
             "emoji-clip",
             "By CLIP alone",
@@ -92,10 +93,21 @@ FIGURES = {
 }
 
 
+DOCUMENT = Path(__file__).parents[1] / "docs/text-to-image.md"
+
+
 def main() -> None:
     for name, figures in FIGURES.items():
         if (SHIPPED / name / "guidestar.json").is_file():
             write(SHIPPED / name, figures)
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for name, *_ in FIGURES["emoji"]:
+        file, start, end = RESULTS / f"{name}.json", f"<!-- {name} -->", f"<!-- end of {name} -->"
+        if start in text and file.is_file():
+            table = text_table(json.loads(file.read_text()))
+            before, after = text.split(start)[0], text.split(end)[1]
+            text = f"{before}{start}\n{table}\n{end}{after}"
+    write_text(text, DOCUMENT)
 
 
 def write(folder: Path, figures: tuple[tuple[str, str, str, str], ...]) -> None:

@@ -80,7 +80,7 @@ def t5(file):
 
 def tower(file):
     size = read_tower(file.parent).tower.config.image_size
-    assert size == 32
+    assert size == {"clip": 8, "clean_clip": 64}[file.parent.name]  # of latents, and of pictures
 
 
 def judge(file):
@@ -137,6 +137,8 @@ READERS = {
     ("emoji", "tokenizer/tokenizer.json"): tokenizer,
     ("emoji", "clip/config.json"): tower,
     ("emoji", "clip/preprocessor_config.json"): pixels,
+    ("emoji", "clean_clip/config.json"): tower,
+    ("emoji", "vae/config.json"): decoder,
     ("emoji", "judge/config.json"): judge,
     ("sd", "model_index.json"): index,
     ("sd", "unet/config.json"): network,

@@ -159,9 +159,7 @@ def test_parts_are_trained_in_the_order_in_which_they_are_needed():
     assert parts.index("clip") < parts.index("model")
     assert made.parts(["model", "judge"]) == [p for p in parts if p in ("model", "judge")]
     assert recipe().parts([]) == [] and recipe().parts() == ["model"]
-    with pytest.raises(
-        ValueError, match=r"'r' has no part 'modle' \(did you mean 'model'\?\); i"
-    ):
+    with pytest.raises(ValueError, match=r"'r' has no part 'modle' \(did you mean 'model'\?\); i"):
         made.parts(["model", "modle"])
 
 
@@ -306,7 +304,5 @@ def test_the_column_that_a_classifier_predicts():
     for name in ("text", "other"):
         with pytest.raises(ValueError, match=f"have no class or vector '{name}'; {there}"):
             of(name)
-    with pytest.raises(
-        ValueError, match=r"have no classes or vectors to predict; .* are none; co"
-    ):
+    with pytest.raises(ValueError, match=r"have no classes or vectors to predict; .* are none; co"):
         of(None, {})
