@@ -1,4 +1,4 @@
-"""The objective of a super-resolution stage: denoising, conditioned on a smaller picture with noise."""
+"""The objective of a super-resolution stage: denoising under a smaller picture with noise."""
 
 from __future__ import annotations
 
