@@ -262,7 +262,7 @@ def live(state, count=2, level=LEVEL) -> Any:
         ({"reuse": 0.1, "extrapolate": True},
          KEPT | {"reuse.before", "reuse.before_at", "reuse.rate"}),
     ],
-    ids=str,
+    ids=lambda v: str(sorted(v)),
 )  # fmt: skip
 def test_a_term_keeps_the_same_things_from_the_first_step_on(more, keys):
     term = gs.cfg(SCALE, carry="x0", **more)
