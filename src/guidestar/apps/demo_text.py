@@ -113,8 +113,8 @@ def _picture(
     ]
     heads = [f"{r.how}\n{r.expression}\ntop 5: {r.accuracy:.0%}" for r in results]
     title = (
-        f"{model.name}: the same seeds for each prompt (top 5: share of samples whose "
-        f"caption an independent CLIP ranks among the first 5 of {captions:,})"
+        f"{model.name}: the same seeds (top 5: an independent CLIP ranks the caption among the "
+        f"first 5 of {captions:,})"
     )
     return sheet(rows, columns=heads, span=show, title=title, scale=max(1, 96 // cells[0][0].width))
 
