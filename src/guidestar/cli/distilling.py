@@ -54,6 +54,14 @@ def distill(
     ] = None,
     batch: Annotated[Optional[int], typer.Option(min=1, help="Samples a training step.")] = None,  # noqa: UP045
     rate: Annotated[Optional[float], typer.Option(help="Learning rate.")] = None,  # noqa: UP045
+    rank: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1,
+            help="The student differs from its teacher by matrices of this rank, so that its file "
+            "is small.",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder or file of data to noise; by default the teacher's."),
@@ -103,6 +111,7 @@ def distill(
         "paths": paths,
         "batch": batch,
         "rate": rate,
+        "rank": rank,
         "data": data,
         "name": name,
         "seed": seed,
@@ -168,6 +177,7 @@ def _recipe(teacher: str, given: JSONObject) -> Any:
         "steps": steps,
         "start": given["start"] or (max(10, 2 * steps) if method == "trajectory" else 4 * steps),
         "paths": given["paths"],
+        "rank": given["rank"],
         "train": train,
     }
     kinds = {} if given["data"] is None else {"data": _data(given["data"])}
@@ -183,7 +193,7 @@ def _recipe(teacher: str, given: JSONObject) -> Any:
     )
 
 
-_NOT_FOR_LORA = ("scale", "method", "steps", "start", "paths", "data", "name")
+_NOT_FOR_LORA = ("scale", "method", "steps", "start", "paths", "rank", "data", "name")
 
 
 def _distil_lora(

@@ -5,20 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor, nn
+
 from ...data.identity import identify
 from ...data.paths import Paths
-from ...diffusers.export import describe_pipeline
+from ...diffusers.export import describe_pipeline, network_of
 from ...io.documents import JSONObject
 from ...model.card import write_card
 from ...model.fitted import FITTED
 from ...model.folder import save
 from ...model.model import Model
+from ...networks.low_rank import DIFFERENCE, difference, merge, write_difference
 from ..export import machine
 from ..loop.checkpoints import read_checkpoint
 from ..objectives.objective import profiles
 from ..run import checkpoint
+from .data import data_of
 from .paths import make_paths
-from .run import Lesson, data_of, finished_stage, runs_of, stage_settings
+from .run import Lesson, finished_stage, runs_of, stage_settings
 from .stages import training
 
 _SOLVERS = {
@@ -49,6 +53,7 @@ def assemble_student(
     index %= len(stages)
     steps, last = stages[index][1], index == len(stages) - 1
     module: Any = finished_stage(lesson, index, out)
+    few = None if spec.rank is None else low_rank_of(module, lesson)
     solver = _SOLVERS[spec.method]
     encoder = module.encoder.alone()
     about = _about(lesson, out, command, index)
@@ -74,12 +79,22 @@ def assemble_student(
         model.defaults |= {"steps": steps, "grid": grid_name, "solver": solver}
     folder = out / model.name
     save(model, folder)
+    if few is not None:
+        write_difference(few, network_of(teacher.denoiser), folder / DIFFERENCE)
     write_card(
         model.name,
         {**model.card, "defaults": model.defaults, "diffusers": describe_pipeline(model)},
         folder,
     )
     return model
+
+
+def low_rank_of(module: Any, lesson: Lesson) -> dict[str, Tensor]:
+    """Return the difference of a student's network to its teacher's, and make it a plain one."""
+    net = cast(nn.Module, network_of(module.denoiser))
+    found = difference(net, cast(nn.Module, network_of(lesson.model.denoiser)))
+    merge(net)
+    return found
 
 
 def _about(lesson: Lesson, out: Path, command: str, index: int) -> JSONObject:

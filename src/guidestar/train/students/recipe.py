@@ -56,6 +56,8 @@ class Student(Strict):
         dropout: share of samples that are unconditional, so that the student can be guided on.
         weighting: of "progressive": "truncated" (max(SNR, 1)) or "snr+1".
         finest: steps of the grid at the end of a "consistency" training.
+        rank: the student differs from its teacher by matrices of this rank, so that its file is
+            small (`guidestar.networks.low_rank`); without it, in every number.
         first: a stage "guided" before the halvings of "progressive".
         train: of each stage.
     """
@@ -75,6 +77,7 @@ class Student(Strict):
     dropout: Rate = 0.1
     weighting: Literal["truncated", "snr+1"] = "truncated"
     finest: StepCount = 64
+    rank: Annotated[int, Field(ge=1, le=100_000)] | None = None
     first: Training | None = None
     train: Training
 

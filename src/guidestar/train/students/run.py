@@ -18,7 +18,6 @@ from ...model.folder import load
 from ...model.model import Model
 from ...networks.conditional import ConditionalModel
 from ...networks.cpu_fastpath import plain_attention
-from ..build.data import sources
 from ..loop.checkpoints import read_checkpoint
 from ..loop.ema import EMA
 from ..loop.fit import fit
@@ -30,10 +29,8 @@ from ..loop.trainer import Trainer
 from ..objectives.objective import Progress, TrainSettings, profiles
 from ..objectives.teacher import Teacher
 from ..progress import Reporter
-from ..recipe.parts import NetworkPart, Training
-from ..recipe.schema import Recipe
-from ..recipe.tables import OWN_VAE, Data
 from ..run import checkpoint
+from .data import source_of
 from .paths import SHARD, blank_paths, choose_visits, make_paths, path_grid
 from .recipe import Distillation
 from .stages import as_teacher, build_stage, default_scale, fresh_student, teacher_of, training
@@ -69,13 +66,7 @@ def read_lesson(recipe: Distillation, say: Callable[[str], None] | None = None) 
             learned.
     """
     model = load(recipe.student.teacher)
-    data = data_of(recipe, model)
-    if data.vae == OWN_VAE:
-        raise ValueError(
-            f"{recipe.student.teacher} works on latents of its own autoencoder; name its folder in "
-            f'the recipe: [data] … vae = "{recipe.student.teacher}/vae"'
-        )
-    source = sources(_data_recipe(data), say)[0]
+    source = source_of(recipe, model, say)
     teacher = teacher_of(model, recipe.student, source)
     networks: Any = {"main": (teacher.denoiser, teacher.encoder), **teacher.nets}
     tensors = {
@@ -87,29 +78,6 @@ def read_lesson(recipe: Distillation, say: Callable[[str], None] | None = None) 
     return Lesson(
         recipe=recipe, model=model, teacher=teacher, source=source, digest=of_tensors(tensors)
     )
-
-
-def data_of(recipe: Distillation, model: Model) -> Data:
-    """Return the data of a distillation: the recipe's, or those the teacher was trained on.
-
-    Raises:
-        ValueError: neither is known.
-    """
-    if recipe.data is not None:
-        return recipe.data
-    data = model.card.get("recipe", {}).get("data")
-    if not isinstance(data, dict):
-        raise ValueError(
-            f"the card of {model.name!r} does not name its training data; give them (--data, or a "
-            "table [data])"
-        )
-    return Data.model_validate({k: v for k, v in data.items() if k in Data.model_fields})
-
-
-def _data_recipe(data: Data) -> Recipe:
-    """Return a recipe that reads these data; its model is not trained."""
-    unused = NetworkPart(widths=(8,), head=8, train=Training(steps=1))
-    return Recipe(name="data", data=data, model=unused)
 
 
 def stage_settings(recipe: Distillation, index: int) -> TrainSettings:
@@ -138,7 +106,7 @@ def student_of(lesson: Lesson, index: int, out: Path | None) -> tuple[Conditiona
     spec = lesson.recipe.student
     scale = spec.range_of_scale
     torch.manual_seed(lesson.recipe.seed + index)
-    fresh = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model))
+    fresh = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model), spec.rank)
     if index == 0 or out is None:
         return fresh, lesson.teacher
     trained = finished_stage(lesson, index - 1, out)
@@ -166,7 +134,7 @@ def finished_stage(lesson: Lesson, index: int, out: Path) -> ConditionalModel:
         )
     spec = lesson.recipe.student
     scale = spec.range_of_scale
-    module = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model))
+    module = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model), spec.rank)
     module.load_state_dict(state["module"])
     ema = EMA(module, profiles(settings)[0])
     ema.load_state_dict(next(iter(state["averages"].values())))

@@ -11,6 +11,7 @@ from torch import nn
 from ...core.levels import Grid, Level, Value
 from ...core.prediction import Space
 from ...data.source import Source, Targets
+from ...diffusers.export import network_of
 from ...guidance import Guidance
 from ...model.binding import find_scale
 from ...model.model import Model
@@ -21,6 +22,7 @@ from ...networks.guidance_scale import (
     ScaledNetwork,
     embedding_width,
 )
+from ...networks.low_rank import adapt
 from ...networks.network import Network
 from ...sampling.grids import GRIDS
 from ..objectives.consistency_distillation import ConsistencyDistillation
@@ -123,7 +125,10 @@ def _parsed(guidance: str) -> Guidance:
 
 
 def fresh_student(
-    teacher: Teacher, scale: tuple[float, float] | None, default: float
+    teacher: Teacher,
+    scale: tuple[float, float] | None,
+    default: float,
+    rank: int | None = None,
 ) -> ConditionalModel:
     """Return a copy of a teacher that gives its conditional pass to the bit, whatever the scale.
 
@@ -131,6 +136,7 @@ def fresh_student(
         teacher: whose network and encoder are copied.
         scale: the range of w; None where the student takes none.
         default: the scale that the student uses where none is given.
+        rank: of the difference that the network learns; None where it learns every number.
     """
     denoiser, encoder = deepcopy((teacher.denoiser, teacher.encoder))
     if not isinstance(denoiser, Network):
@@ -144,6 +150,8 @@ def fresh_student(
         denoiser.net = ScaledNetwork(net, embed)
     student = ConditionalModel(denoiser, encoder)
     student.requires_grad_(True)
+    if rank is not None:
+        adapt(cast(nn.Module, network_of(denoiser)), rank)
     for part in encoder.parts.values():
         if hasattr(part, "text"):
             part.requires_grad_(False)
