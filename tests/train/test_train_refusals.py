@@ -173,7 +173,7 @@ def test_a_model_that_cannot_be_written_is_trained(monkeypatch, tmp_path):
 def test_commands_for_one_model_alone(monkeypatch, tmp_path):
     made: Any = object.__new__(Cascade)
     object.__setattr__(made, "name", "c")
-    monkeypatch.setattr(Cascade, "told_by_text", True)
+    monkeypatch.setattr(Cascade, "takes_prompts", True)
     monkeypatch.setattr(loading, "load", lambda *given, **more: made)
     with pytest.raises(
         ValueError, match="m is a cascade of prompts, which are measured by stage; "

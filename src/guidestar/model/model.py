@@ -103,7 +103,7 @@ class Model(ModelParts):
             classifiers=guides_of(self),
             target=target_of(self, names),
             index=index_of(self),
-            prompts=[str(c) for c in names] if names is not None and self.told_by_text else None,
+            prompts=[str(c) for c in names] if names is not None and self.takes_prompts else None,
             losses=losses,
             seeds=seeds,
             max_rows=max_rows,
@@ -127,7 +127,7 @@ class Model(ModelParts):
 
         It is of as many samples as there are conditions, or scales in the expression's lists.
         """
-        cond = "anything" if cond == 0 and self.told_by_text else cond
+        cond = "anything" if cond == 0 and self.takes_prompts else cond
         count = 1 if cond is None or isinstance(cond, str | int) else max(1, len(cond))
         names = self.names(cond if self.encoder is not None else None, count)
         unseen = {
