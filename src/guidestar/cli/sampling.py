@@ -252,7 +252,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     expression = chosen.expression(parsed, conditional=bool(names))
     observed = read_observation(chosen, expression, observe, operator)
     each = len(names) if names else num
-    rows = processes.mine(each if observed is None else each * len(observed.y))  # type: ignore[arg-type]
+    rows = processes.own_indices(each if observed is None else each * len(observed.y))  # type: ignore[arg-type]
     if not rows:
         raise ValueError("there are more processes than samples; launch fewer")
     request = chosen.request(
