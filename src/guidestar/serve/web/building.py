@@ -57,7 +57,12 @@ def build(model: Model, asked: SampleRequest, limits: Limits) -> Request:
         rho = float(levels_left(model, asked, asked.strength)[0].rho)
     losses = None
     if asked.observation is not None:
-        expression = model.expression(guidance, conditional=asked.cond is not None)
+        expression = model.expression(
+            guidance,
+            conditional=asked.cond is not None,
+            steps=asked.steps,
+            grid=asked.grid or grid_of(asked.solver),
+        )
         losses = {
             "loss": build_observation(model, asked.observation, expression, len(seeds), limits)
         }
