@@ -50,7 +50,13 @@ def _head(name: str, about: Card) -> str:
     )
     text = f"{front}\n\n# {name}\n\n{about.get('summary', '')}."
     text += f"\n\nData: {about['data']}" if "data" in about else ""
-    return text + (f"\n\nRecommended: {defaults}." if defaults else "")
+    text += f"\n\nRecommended: {defaults}." if defaults else ""
+    for steps, rhos in about.get("grids", {}).items():
+        own = about.get("by_steps", {}).get(steps, {})
+        settings = "".join(f", {k} `{v}`" for k, v in own.items())
+        levels = ", ".join(f"{r:g}" for r in rhos)
+        text += f"\n\nWith {steps} steps: σ/α at {levels}{settings}."
+    return text
 
 
 def _diffusers(about: Card) -> str:
