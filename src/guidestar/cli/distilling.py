@@ -29,8 +29,13 @@ def distill(
     method: Annotated[
         str | None,
         typer.Option(
-            help="trajectory, progressive, guided (one pass, as many steps) or consistency."
+            help="trajectory, progressive, guided (one pass, as many steps), consistency or "
+            "matching (mends a student of few steps, --begin)."
         ),
+    ] = None,
+    begin: Annotated[
+        str | None,
+        typer.Option(help="The student that matching mends, by name or folder."),
     ] = None,
     steps: Annotated[
         Optional[int],  # noqa: UP045
@@ -105,6 +110,7 @@ def distill(
         "guidance": guidance,
         "scale": None if scale is None else _range(scale),
         "method": method,
+        "begin": begin,
         "steps": steps,
         "start": start,
         "train_steps": train_steps,
@@ -174,6 +180,7 @@ def _recipe(teacher: str, given: JSONObject) -> Any:
         "guidance": given["guidance"],
         "scale": given["scale"],
         "method": method,
+        "begin": given["begin"],
         "steps": steps,
         "start": given["start"] or (max(10, 2 * steps) if method == "trajectory" else 4 * steps),
         "paths": given["paths"],
@@ -193,7 +200,7 @@ def _recipe(teacher: str, given: JSONObject) -> Any:
     )
 
 
-_NOT_FOR_LORA = ("scale", "method", "steps", "start", "paths", "rank", "data", "name")
+_NOT_FOR_LORA = ("scale", "method", "begin", "steps", "start", "paths", "rank", "data", "name")
 
 
 def _distil_lora(

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ...core.levels import Grid
 from ...data.identity import identify
 from ...data.paths import Paths
 from ...diffusers.export import describe_pipeline, network_of
@@ -22,7 +23,7 @@ from ..objectives.objective import profiles
 from ..run import checkpoint
 from .data import data_of
 from .paths import make_paths
-from .run import Lesson, finished_stage, runs_of, stage_settings
+from .run import Lesson, finished_stage, grid_of, runs_of, stage_settings
 from .stages import training
 
 _SOLVERS = {
@@ -30,6 +31,7 @@ _SOLVERS = {
     "trajectory": "ddim",
     "progressive": "ddim",
     "consistency": "consistency",
+    "matching": "ddim",
 }
 """The solver that each kind of student is for; None: the teacher's."""
 
@@ -61,6 +63,9 @@ def assemble_student(
         paths = make_paths(lesson, out)
         grid, visits = runs_of(lesson, index, cast(Paths, paths))
         about = {**about, "grids": {str(steps): [float(grid[i].rho) for i in visits]}}
+    if lesson.begun is not None:
+        levels = cast(Grid, grid_of(lesson))
+        about = {**about, "grids": {str(steps): [float(level.rho) for level in levels]}}
     model = Model(
         name=recipe.name if last else f"{recipe.name}-{steps}",
         denoiser=module.denoiser,
@@ -74,7 +79,7 @@ def assemble_student(
         card=about,
     )
     if solver is not None:
-        fitted = spec.method == "trajectory"
+        fitted = "grids" in about
         grid_name = FITTED if fitted else spec.spacing(teacher)
         model.defaults |= {"steps": steps, "grid": grid_name, "solver": solver}
     folder = out / model.name

@@ -26,6 +26,7 @@ from ...networks.low_rank import adapt
 from ...networks.network import Network
 from ...sampling.grids import GRIDS
 from ..objectives.consistency_distillation import ConsistencyDistillation
+from ..objectives.distribution_matching import DistributionMatching, Matched
 from ..objectives.guided_distillation import GuidedDistillation
 from ..objectives.level_distributions import LogitNormal
 from ..objectives.objective import Built, Objective
@@ -158,13 +159,31 @@ def fresh_student(
     return student
 
 
+def begun_student(fresh: ConditionalModel, begun: Model, source: Source) -> ConditionalModel:
+    """Give a fresh student the weights of one that is trained.
+
+    Raises:
+        ValueError: it is of another network than the teacher.
+    """
+    try:
+        own = cast(nn.Module, network_of(fresh.denoiser))  # type: ignore[arg-type]
+        own.load_state_dict(cast(nn.Module, network_of(begun.denoiser)).state_dict())
+        fresh.encoder.load_state_dict(conditions_of(begun, begun.encoder, source).state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"{begun.name} is no student of this teacher: its network is another; correct begin"
+        ) from error
+    return fresh
+
+
 def build_stage(
     recipe: Distillation,
     stage: str,
     steps: int,
     teacher: Teacher,
-    module: ConditionalModel,
+    module: ConditionalModel | Matched,
     runs: tuple[Grid, tuple[int, ...]] | None = None,
+    grid: Grid | None = None,
 ) -> Built:
     """Return what a stage trains.
 
@@ -175,6 +194,7 @@ def build_stage(
         teacher: of this stage: the guided one, or the student before.
         module: the student as it starts.
         runs: of "trajectory": the levels of the teacher's runs, and those that are visited.
+        grid: of "matching": the levels of the student's sampling.
     """
     prepared = prepare(module.encoder, teacher)
     if runs is not None:
@@ -188,6 +208,20 @@ def build_stage(
                 scale=recipe.student.range_of_scale,
             ),
             prepare=lambda targets: {**prepared(targets), "path": targets["path"]},
+        )
+    if grid is not None:
+        return Built(
+            module=module,
+            objective=DistributionMatching(
+                teacher=teacher,
+                grid=grid,
+                levels=LogitNormal(std=1.5),
+                weighting=weighting(teacher),
+                lead=round(recipe.student.lead * recipe.student.train.steps),
+                through=recipe.student.through,
+                dropout=recipe.student.dropout,
+            ),
+            prepare=prepared,
         )
     return Built(
         module=module,
