@@ -64,7 +64,15 @@ def test_demo_makes_pictures_and_figures(capsys, tmp_path, monkeypatch):
     assert by["cfg(4)"]["accuracy"] >= 0.8
     assert by["uncond"]["accuracy"] <= 0.5
     told = {r["expression"]: r for r in models["emoji"]}
-    assert {r["how"] for r in told.values()} == {"unguided", "by CLIP", "by its caption", "by both"}
+    assert {r["how"] for r in models["emoji"]} == {
+        "unguided",
+        "by CLIP",
+        "by its caption",
+        "by both",
+        "student of cfg(2), 4 steps",
+    }
+    assert told["cond"]["nfe"] == 4
+    assert told["cond"]["accuracy"] > 3 * max(told["uncond"]["accuracy"], 1 / 8)
     assert told["cfg(4)"]["accuracy"] > 3 * max(told["uncond"]["accuracy"], 1 / 8), (
         "an independent CLIP finds the prompts in the guided pictures"
     )

@@ -333,3 +333,23 @@ def test_the_student_that_ships_takes_four_passes_at_its_own_setting():
     # The same runs: far nearer to the teacher's pictures than these are to each other.
     near = (found.x - teacher.x).square().mean()
     assert near < 0.1 * (teacher.x[0] - teacher.x[1]).square().mean()
+
+
+def test_the_text_student_that_ships_is_its_teachers_weights_and_few_numbers():
+    student, teacher = gs.load("emoji", variant="4-step"), gs.load("emoji")
+    place = SHIPPED / "emoji/variants/4-step"
+    assert {p.name for p in place.iterdir()} == {
+        "difference.safetensors",
+        "guidance.toml",
+        "guidestar.json",
+        "README.md",
+    }
+    assert (place / "difference.safetensors").stat().st_size < 1.9e6
+    prompts = ["red heart, flat style", "cat face, 3d style"]
+    found = student.sample(prompts, seeds=[0, 1])
+    wanted = teacher.sample(prompts, guidance="cfg(2)", steps=10, seeds=[0, 1])
+    plain = teacher.sample(prompts, guidance="cfg(2)", steps=4, seeds=[0, 1])
+    assert found.nfe == 4 and tuple(found.images.shape) == (2, 3, 64, 64)
+    # The same runs in fewer steps, nearer than the teacher's own in as many.
+    near, far = ((one.x - wanted.x).square().mean() for one in (found, plain))
+    assert near < 0.5 * far

@@ -72,7 +72,7 @@ def demo(
     cond = [name for name in model.classes for _ in range(seeds)]
     total, rows, results = (len(ROWS) + len(students) + 1) * STEPS, [], []
     every = [(how, expression, model, STEPS) for how, expression in ROWS]
-    every += [(_of_student(s), None, s, None) for s in students]
+    every += [(of_student(s), None, s, None) for s in students]
     for k, (how, given, used, steps) in enumerate(every):
         step = (lambda done, _, k=k: watch(k * STEPS + done, total)) if watch else None
         start = time.perf_counter()
@@ -105,7 +105,8 @@ def demo(
     return results
 
 
-def _of_student(student: Model) -> str:
+def of_student(student: Model) -> str:
+    """Describe a student in a table: what it is of, and its steps."""
     about = student.card.get("student") or {}
     return f"student of {about['guidance']}, {student.defaults.get('steps')} steps"
 

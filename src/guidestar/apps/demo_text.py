@@ -5,6 +5,7 @@ both.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL.Image import Image
@@ -12,7 +13,7 @@ from PIL.Image import Image
 from ..io.images import SheetRow, save_png, sheet
 from ..model.model import Model, Watch
 from ..model.protocols import TextJudge
-from .demo import Result
+from .demo import Result, of_student
 from .measure_text import Ruler, embed_images
 
 DEMO_PROMPTS = (
@@ -37,7 +38,13 @@ _STEPS = 20
 
 
 def demo_text(
-    model: Model, out: Path, *, seeds: int = 2, show: int = 2, watch: Watch | None = None
+    model: Model,
+    out: Path,
+    *,
+    seeds: int = 2,
+    show: int = 2,
+    watch: Watch | None = None,
+    students: Sequence[Model] = (),
 ) -> list[Result]:
     """Write ``text.png`` under ``out``: prompts down, methods and scales across; return a row of
     figures for each column.
@@ -51,6 +58,7 @@ def demo_text(
         seeds: samples of each prompt.
         show: how many of them are shown.
         watch: called with the solver steps done and in all.
+        students: of the model; each gets a column at its own setting.
 
     Raises:
         ValueError: the model lacks one of them.
@@ -67,18 +75,18 @@ def demo_text(
     ruler = Ruler.of(model.judge, model.card["captions"])
     prompts = [p for p in DEMO_PROMPTS for _ in range(seeds)]
     results, cells = [], []
-    for k, (how, expression) in enumerate(COLUMNS):
+    every = [(how, expression, model, _STEPS) for how, expression in COLUMNS]
+    every += [(of_student(s), None, s, None) for s in students]
+    for k, (how, given, used, steps) in enumerate(every):
         step = (
-            (lambda done, _, k=k: watch(k * _STEPS + done, len(COLUMNS) * _STEPS))
-            if watch
-            else None
+            (lambda done, _, k=k: watch(k * _STEPS + done, len(every) * _STEPS)) if watch else None
         )
         start = time.perf_counter()
-        run = model.sample(
+        run = used.sample(
             prompts,
-            guidance=expression,
+            guidance=given,
             seeds=list(range(seeds)) * len(DEMO_PROMPTS),
-            steps=_STEPS,
+            steps=steps,
             max_rows=256,
             watch=step,
         )
@@ -86,6 +94,7 @@ def demo_text(
         hit = ruler.scores(
             embed_images(model.judge, run.images), [p.partition(", ")[0] for p in prompts]
         )["top 5"]
+        expression = str(used.expression(given, steps=steps))
         results.append(
             Result(
                 how=how, expression=expression, accuracy=hit, nfe=run.nfe, seconds=round(seconds, 2)

@@ -73,9 +73,9 @@ def demo(
         chosen = load(name)
         show, count = (demo_text, seeds or 2) if chosen.takes_prompts else (run, seeds or 4)
         with show_progress(f"sampling {chosen.name}") as watch:
-            few = {} if chosen.takes_prompts else {"students": _students(name)}
+            few = _students(name)
             rows = results[chosen.name] = show(
-                chosen, out, seeds=count, show=min(2, count), watch=watch, **few
+                chosen, out, seeds=count, show=min(2, count), watch=watch, students=few
             )
         head = (
             "steered",

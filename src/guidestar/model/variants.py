@@ -67,7 +67,7 @@ def check_variant(folder: Path, name: str) -> None:
 def keep_variant(folder: Path, student: Path, name: str) -> Path:
     """Copy the network and the card of a model into another model's folder, as a variant of it.
 
-    Conditions are left out where they are, byte by byte, those of the other model; the network,
+    Conditions are left out where they are, number by number, those of the other model; the network,
     where the student holds its difference to the other model's.
 
     Args:
@@ -115,9 +115,25 @@ def _same(one: Path, other: Path, skipped: frozenset[str]) -> bool:
 
 
 def _alike(one: Path, other: Path) -> bool:
-    """Compare files; of a tokenizer, without the padding and truncation of its last call."""
+    """Compare files: weights by their numbers, whatever their order in the file; a tokenizer
+    without the padding and truncation of its last call.
+    """
+    if filecmp.cmp(one, other, shallow=False):
+        return True
+    if one.suffix == ".safetensors":
+        return _same_weights(one, other)
     if one.name != "tokenizer.json":
-        return filecmp.cmp(one, other, shallow=False)
+        return False
     last = ("padding", "truncation")
     kept = [{k: v for k, v in read_json(f).items() if k not in last} for f in (one, other)]
     return kept[0] == kept[1]
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    import torch
+    from safetensors.torch import load_file
+
+    a, b = load_file(one), load_file(other)
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a
+    )
