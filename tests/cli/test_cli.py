@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import guidestar as gs
 from guidestar import cli
-from guidestar.model.folder import SHIPPED
+from guidestar.model.shipped import SHIPPED
 
 MODEL = SHIPPED / "fashion-mnist"
 

@@ -11,12 +11,12 @@ from ...diffusers.export import describe_pipeline
 from ...io.documents import JSONObject
 from ...model.card import write_card
 from ...model.fitted import FITTED
-from ...model.folder import save
+from ...model.folder_writing import save
 from ...model.model import Model
 from ..export import machine
 from ..loop.checkpoints import read_checkpoint
 from ..objectives.objective import profiles
-from ..run import checkpoint
+from ..snapshots import checkpoint
 from .paths import make_paths
 from .run import Lesson, data_of, finished_stage, runs_of, stage_settings
 from .stages import training

@@ -33,7 +33,7 @@ from ..progress import Reporter
 from ..recipe.parts import NetworkPart, Training
 from ..recipe.schema import Recipe
 from ..recipe.tables import OWN_VAE, Data
-from ..run import checkpoint
+from ..snapshots import checkpoint
 from .paths import SHARD, blank_paths, choose_visits, make_paths, path_grid
 from .recipe import Distillation
 from .stages import as_teacher, build_stage, default_scale, fresh_student, teacher_of, training
