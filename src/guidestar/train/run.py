@@ -17,7 +17,7 @@ from ..io.files import make_folder, whole_or_not
 from .build.autoencoders import vae_folder, write_autoencoder
 from .build.clips import take_from_clip, uses_clip
 from .build.data import in_latents, sources
-from .build.networks import build_part, seen_by
+from .build.networks import build_part, source_of
 from .build.trial import check_out, foresee
 from .loop.checkpoints import read_checkpoint
 from .loop.ema import EMA
@@ -196,8 +196,8 @@ def train_part(
             f"{what} takes its units from the data, so a training cannot go on with "
             "other data; leave --accept-data out, or give another --out"
         )
-    built, seen = build_part(recipe, part, source, out), seen_by(part, source)
-    if is_unencoded(seen):
+    built, own = build_part(recipe, part, source, out), source_of(part, source)
+    if is_unencoded(own):
         raise ValueError(
             f"{out} holds no trained autoencoder yet, whose latents {part!r} learns from; train "
             "it first (--only autoencoder)"
@@ -209,7 +209,7 @@ def train_part(
     trainer = Trainer(
         built.module,
         built.objective,
-        seen,
+        own,
         train_settings(recipe, part),
         made,
         prepare=built.prepare,
@@ -372,7 +372,7 @@ def dry_run(
     built = {part: build_part(recipe, part, source) for part in recipe.parts(only)}
     foresee(recipe, built, source)
     return lines + [
-        _line(recipe, part, b, seen_by(part, source)) for part, b in built.items()
+        _line(recipe, part, b, source_of(part, source)) for part, b in built.items()
     ], shown
 
 
