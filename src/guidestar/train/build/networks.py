@@ -43,12 +43,13 @@ from ..recipe.parts import (
     AutoencoderPart,
     ClassifierPart,
     CLIPPart,
+    DecoderPart,
     NetworkPart,
     VisionPart,
 )
 from ..recipe.schema import Recipe
 from ..recipe.tables import ConditionSpec
-from .autoencoders import build_autoencoder
+from .autoencoders import build_autoencoder, build_decoder
 from .clips import build_clip, build_noisy_clip, fresh_clip
 from .limits import check_batch, copies_of, within_memory
 from .schedules import denoising, objective_of, process
@@ -101,6 +102,8 @@ def build_part(recipe: Recipe, part: str, source: Source, out: Path | None = Non
     check_batch(at_once // int(os.environ.get("WORLD_SIZE", "1")), math.prod(source.shape) * size)
     if isinstance(spec, AutoencoderPart):
         return build_autoencoder(spec, source)
+    if isinstance(spec, DecoderPart):
+        return build_decoder(recipe, spec, source, out)
     if isinstance(spec, NetworkPart):
         return _build_model(recipe, spec, source, out)
     if isinstance(spec, CLIPPart):
