@@ -93,7 +93,7 @@ def test_a_network_is_called_at_the_time_of_its_training():
     made = denoiser(own, process(predicts="edm", sigma_data=0.7, time_scale=3.0))
     assert made.net is own and (made.predicts, made.sigma_data) == ("edm", 0.7)
     assert float(made.time(torch.tensor(2.0))) == 6.0 and not made.learned_variance
-    with pytest.raises(ValueError, match="Linear is not a denoising network: it is not told the"):
+    with pytest.raises(ValueError, match="Linear is not a denoising network"):
         denoiser(nn.Linear(1, 1), process())
 
 
@@ -230,7 +230,7 @@ def test_a_vae_that_overflows_is_run_in_float32(upcast):
     assert full.types == [torch.float32]
 
 
-def test_a_classifier_looks_through_a_vae():
+def test_a_classifier_gets_pictures_through_a_vae():
     class Inner:
         rho_max, classes = 3.0, ("a",)
 
@@ -341,10 +341,10 @@ def test_the_shape_of_a_size_in_pixels(tmp_path):
             made(odd)
 
 
-def test_networks_that_are_told_a_scale_in_their_time(tmp_path):
+def test_networks_that_take_a_scale_with_their_time(tmp_path):
     pipelines._refuse_embedded_guidance(tmp_path, named("A"))
     pipelines._refuse_embedded_guidance(tmp_path, named("A", time_cond_proj_dim=None))
-    with pytest.raises(ValueError, match="its network is told a guidance scale in its time"):
+    with pytest.raises(ValueError, match="time_cond_proj_dim.*, which is not supported"):
         pipelines._refuse_embedded_guidance(tmp_path, named("A", time_cond_proj_dim=0))
 
 

@@ -48,20 +48,20 @@ def take(engine, one, limited="limited"):
 
 
 class Held:
-    """A running request that notes what it is told."""
+    """A running request that notes what it is given."""
 
     def __init__(self, ticket, rows=2):
-        self.ticket, self.rows, self.wanted, self.told = ticket, rows, f"round {rows}", []
+        self.ticket, self.rows, self.wanted, self.notes = ticket, rows, f"round {rows}", []
 
     def stop(self, error, cancelled=False):
-        self.told.append((error, cancelled))
+        self.notes.append((error, cancelled))
         self.ticket.end("cancelled" if cancelled else "failed", error=error)
 
     def begin(self):
-        self.told.append("begun")
+        self.notes.append("begun")
 
     def proceed(self, answer):
-        self.told.append(answer)
+        self.notes.append(answer)
 
 
 # --- the engine ---
@@ -135,8 +135,8 @@ def test_what_is_cancelled_or_late_is_taken_out(model, monkeypatch):
         "failed", "cancelled", "cancelled", "failed",
     )  # fmt: skip
     assert isinstance(late.error, DeadlineError) and isinstance(gone.error, CancelledError)
-    assert held[0].told == [] and isinstance(held[1].told[0][0], CancelledError)
-    assert isinstance(held[2].told[0][0], DeadlineError) and held[2].told[0][1] is False
+    assert held[0].notes == [] and isinstance(held[1].notes[0][0], CancelledError)
+    assert isinstance(held[2].notes[0][0], DeadlineError) and held[2].notes[0][1] is False
     assert engine._cancelled == set() and engine.stats.ended == {"failed": 2, "cancelled": 2}
 
 
@@ -148,7 +148,7 @@ def test_requests_begin_while_there_is_room(model, monkeypatch):
         take(engine, t, rows)
     engine._admit()
     assert [r.ticket for r in engine._running] == given[:3]
-    assert all(r.told == ["begun"] for r in engine._running) and len(engine._queue) == 1
+    assert all(r.notes == ["begun"] for r in engine._running) and len(engine._queue) == 1
     engine._running[0].rows = 5
     engine._admit()
     assert len(engine._queue) == 1
@@ -179,7 +179,7 @@ def test_a_tick_evaluates_the_oldest_and_tells_each(model, monkeypatch, failing)
     engine._running = [one, two, three]
     engine._tick()
     assert asked == [(["round 3", "round 1"], None, engine._note_call)]
-    assert (one.told, two.told, three.told) == (["a"], ["b"], [])
+    assert (one.notes, two.notes, three.notes) == (["a"], ["b"], [])
     assert made == [(failing, True)]
     stats = engine.stats
     assert (stats.ticks, stats.rows, stats.seconds, stats.repeated) == (1, 4, 2.5, int(failing))
@@ -206,7 +206,7 @@ def test_faults_of_a_request_do_not_make_room(model, monkeypatch):
     held = Held(ticket(engine), 2)
     engine._running = [held]
     engine._tick()
-    assert held.told == [fault] and made == [(False, False)]
+    assert held.notes == [fault] and made == [(False, False)]
 
 
 def test_all_that_is_left_fails_where_an_engine_is_closed(model):

@@ -206,7 +206,7 @@ def test_a_lesson_is_read_with_its_data(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1234, None])
-def test_what_a_distillation_would_do_is_told(monkeypatch, size):
+def test_what_a_distillation_would_do(monkeypatch, size):
     known = recipe()
     given = lesson(known, source=SimpleNamespace(size=size, shape=(3, 4, 4)))
     noted(monkeypatch, students, "read_lesson", given)
