@@ -80,7 +80,7 @@ def train_judge(out: Path) -> MotionJudge:
 def measure(model: guidestar.Model, judge: MotionJudge, source: Motions) -> dict[str, Any]:
     """Measure real and guided motions, as many of each, of the same actions, styles and lengths."""
     other = real_motions(judge.data)
-    reference = judge.look(other, torch.as_tensor(judge.data.targets["action"]))
+    reference = judge.run(other, torch.as_tensor(judge.data.targets["action"]))
     labels = torch.as_tensor(source.targets["action"])
     names = names_like(source, ("action", "style"))
     how = {"judge": judge, "body": source.body, "reference": reference}

@@ -206,9 +206,7 @@ def test_networks_that_cannot_be_made(monkeypatch):
 
 def test_a_guider_without_inputs():
     guider: Any = Guider("cfg(2)", {"_class_name": "DDIMScheduler"})
-    with pytest.raises(
-        ValueError, match="has not seen the network's input; the pipeline must call"
-    ):
+    with pytest.raises(ValueError, match="has not got the network's input; the pipeline must call"):
         guider._combine([])
 
 

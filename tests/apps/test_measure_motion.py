@@ -74,7 +74,7 @@ def judge(data):
 def test_real_motions_score_as_what_they_are(data, judge):
     numbers, labels = real_motions(data), data.targets["action"]
     assert [len(n) for n in numbers] == [min(c, T) for c in data.counts] == [16, 16, 12] * 4
-    seen = judge.look(numbers, labels)
+    seen = judge.run(numbers, labels)
     found = score_motions(numbers, labels, judge=judge, body=data.body, reference=seen)
     assert found.accuracy == 1 and found.fid == pytest.approx(0, abs=1e-9)
     wrong = score_motions(numbers, 1 - labels, judge=judge, body=data.body, reference=seen)

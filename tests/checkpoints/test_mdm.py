@@ -125,7 +125,7 @@ def test_captions_are_clips_embeddings_and_none_is_the_zero_vector(tmp_path):
     _, file = saved(tmp_path, "text")
     text = save_clip(tmp_path / "clip", CLIP)
     model = mdm_model(file, text_encoder=tmp_path / "clip", frames=T)
-    assert model.told_by_text
+    assert model.takes_prompts
     made = model.encoder.encode(["a walk", ""])["encoder_hidden_states"]
     assert made.shape == (2, 1, CLIP) and not made[1].any() and bool(made[0].any())
     ids = torch.tensor([[52, 26, 22, 0, 11, 36, *[53] * 71]])  # start, a, w a l k, end, padding

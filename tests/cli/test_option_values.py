@@ -184,15 +184,15 @@ def test_which_samples_are_pictures(shape, latent, pictures):
 
 
 def test_conditions_of_all_samples():
-    model: Any = SimpleNamespace(name="m", classes=("x", "y"), told_by_text=False)
+    model: Any = SimpleNamespace(name="m", classes=("x", "y"), takes_prompts=False)
     of = lambda cond, num, model=model: sampling._conditions(model, cond, num)
     assert of([], 3) is None and of(["a"], 2) == ["a", "a"] and of(["a", "b"], 1) == ["a", "b"]
     assert of(["a", "all"], 2) == ["a", "a", "x", "x", "y", "y"]
-    text: Any = SimpleNamespace(name="m", classes=(), told_by_text=True)
+    text: Any = SimpleNamespace(name="m", classes=(), takes_prompts=True)
     assert of(["a b"], 1, text) == ["a b"]
     with pytest.raises(ValueError, match="takes text prompts, so there are no classes for 'all'"):
         of(["a", "all"], 1, text)
-    bare: Any = SimpleNamespace(name="m", classes=(), told_by_text=False)
+    bare: Any = SimpleNamespace(name="m", classes=(), takes_prompts=False)
     assert of(["all"], 1, bare) == ["all"]
 
 
@@ -349,7 +349,7 @@ def test_guidances_are_measured_as_the_options_say(monkeypatch, tmp_path, capsys
     from guidestar.apps import measure, measure_text
 
     monkeypatch.setattr(measuring, "show_progress", no_bar)
-    model = SimpleNamespace(told_by_text=by_text)
+    model = SimpleNamespace(takes_prompts=by_text)
     loaded = noted(monkeypatch, loading, "load", model)
     classes = noted(monkeypatch, measure, "measure", [ROW])
     words = noted(monkeypatch, measure_text, "measure_text", [TEXT_ROW])

@@ -184,7 +184,7 @@ def test_the_folder_is_read_by_us_as_before(theirs):
     root, _ = theirs
     for name, build in MODELS.items():
         one, two = build(), gs.load(root / name)
-        cond = None if one.encoder is None else "a cat" if one.told_by_text else "c3"
+        cond = None if one.encoder is None else "a cat" if one.takes_prompts else "c3"
         assert torch.allclose(
             *(m.sample(cond, guidance="uncond", seeds=[0], steps=2).x for m in (one, two)),
             atol=1e-5,

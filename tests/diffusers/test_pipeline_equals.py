@@ -89,7 +89,7 @@ def test_z_images_normalisation_is_a_largest_norm(most):
     ours = f"cfg(4) | rescale(1, space='velocity', along='norm', most={most})"
     assert distance(run(name, ours), own) < 1e-5
     assert distance(run(name), own) > 1e-4
-    with pytest.raises(ValueError, match="looks at the numbers of its network's answers"):
+    with pytest.raises(ValueError, match="reads the numbers of its network's answers"):
         run(name, ours, cfg_normalization=most)
 
 

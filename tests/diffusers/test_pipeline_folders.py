@@ -80,7 +80,7 @@ def test_text_pipelines(family, tmp_path):
     pipe = build()
     pipe.save_pretrained(tmp_path)
     model = gs.load(tmp_path)
-    assert model.shape == (4, 8, 8) and model.told_by_text and model.latent
+    assert model.shape == (4, 8, 8) and model.takes_prompts and model.latent
     pipe.scheduler.set_timesteps(STEPS, **({"mu": 0.9} if "dynamic" in family else {}))
     # We start at the standard deviation of the first level, pipelines at 1 whatever that is.
     start = (

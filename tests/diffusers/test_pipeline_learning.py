@@ -5,7 +5,7 @@ import torch
 
 from guidestar.diffusers.guide.calls import NetCall, Template
 from guidestar.diffusers.guide.probe import Combination, Place, learn
-from guidestar.diffusers.guide.traced import LookedAtError, Tape
+from guidestar.diffusers.guide.traced import Tape, ValueReadError
 
 
 def draw(*shape, seed=0):
@@ -151,12 +151,12 @@ def test_changes_in_place_are_part_of_it():
 
 
 def test_a_pipeline_that_looks_at_its_answers_is_refused():
-    with pytest.raises(LookedAtError, match="MyPipeline looks at the numbers"):
+    with pytest.raises(ValueReadError, match="MyPipeline reads the numbers"):
         Told(lambda out: out if out.abs().max() > 1 else -out, 2)
-    with pytest.raises(LookedAtError, match="into a tensor of its own"):
+    with pytest.raises(ValueReadError, match="into a tensor of its own"):
         Told(lambda out: torch.zeros(2, 4, 6, 6).copy_(out), 2)
     told, before = Told(lambda out: out, 2), Told(lambda out: out, 2)
-    with pytest.raises(LookedAtError, match="from one step to the next"), torch.no_grad():
+    with pytest.raises(ValueReadError, match="from one step to the next"), torch.no_grad():
         told.wanted + before.wanted
 
 

@@ -322,11 +322,17 @@ def test_samples_are_brought_to_the_level_of_the_table():
 def test_each_step_of_a_learnt_run_begins_anew():
     pipe: Any = SimpleNamespace(_execution_device=torch.device("cpu"))
     run = LearntRun(pipe, Wanted(guidance=parse("cfg(2)")), {}, print)  # type: ignore[arg-type]
-    assert (run.stepped, run.present, run.calls, run.streams, run.asked) == (False, 0, [], [], {})
+    assert (run.stepped, run.present, run.calls, run.streams, run.answer_rows) == (
+        False,
+        0,
+        [],
+        [],
+        {},
+    )
     tape = run.tape
-    run.calls, run.stepped, run.present, run.asked = [1], True, 1, {"main": {}}  # type: ignore[assignment]
+    run.calls, run.stepped, run.present, run.answer_rows = [1], True, 1, {"main": {}}  # type: ignore[assignment]
     run._begin_step()
-    assert (run.stepped, run.present, run.calls, run.asked) == (False, 0, [], {})
+    assert (run.stepped, run.present, run.calls, run.answer_rows) == (False, 0, [], {})
     assert run.tape is not tape
     with pytest.raises(ValueError, match="took no step of its scheduler with what its network"):
         run.check_ended(())

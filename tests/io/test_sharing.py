@@ -33,13 +33,13 @@ def test_several_processes_are_those_of_a_launcher(monkeypatch, world, alone):
 
 def test_a_process_alone_has_all(monkeypatch):
     monkeypatch.setattr(processes, "several", lambda: None)
-    assert processes.mine(3) == [0, 1, 2] and processes.is_main() and processes.count(7) == 7
+    assert processes.own_indices(3) == [0, 1, 2] and processes.is_main() and processes.count(7) == 7
     x = torch.zeros(1)
     assert processes.gather([(2, x), (0, x), (1, x)]) == [(0, x), (1, x), (2, x)]
 
 
 def test_every_third_sample_of_three_processes(three, monkeypatch):
-    assert processes.mine(8) == [1, 4, 7] and processes.mine(1) == []
+    assert processes.own_indices(8) == [1, 4, 7] and processes.own_indices(1) == []
     assert not processes.is_main()
     three.is_main_process = True
     assert processes.is_main()

@@ -213,7 +213,7 @@ def test_a_wide_sample_is_warned_of_by_the_size_of_the_data():
 
 def test_what_a_model_is():
     model = toy()
-    assert model.classes == ("a", "b") and not model.told_by_text and not model.latent
+    assert model.classes == ("a", "b") and not model.takes_prompts and not model.latent
     assert toy(encoder=False).classes == () and model.device == torch.device("cpu")
     assert model.to("cpu") is model
     assert isinstance(model.grid(2), Grid)

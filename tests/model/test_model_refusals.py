@@ -52,7 +52,7 @@ def test_what_a_model_is_not():
 
 
 def test_what_a_model_is_told():
-    model: Any = SimpleNamespace(name="m", encoder="e", told_by_text=True)
+    model: Any = SimpleNamespace(name="m", encoder="e", takes_prompts=True)
     with pytest.raises(ValueError, match=r"takes text prompts, not class names; .* in place of 3"):
         binding.names_of(model, ["a", 3], 2)
     plain = toy_model()

@@ -196,7 +196,7 @@ def wait_until(found) -> None:
 
 
 def test_a_cluster_deploys_counts_and_ends(ray, monkeypatch):
-    monkeypatch.setattr(cluster, "LOOK", 0.001)
+    monkeypatch.setattr(cluster, "COUNT_SECONDS", 0.001)
     connected: list[Any] = []
     monkeypatch.setattr(cluster, "_connect", lambda *given: connected.append(given))
     ray.alive = [{"Alive": True, "Resources": {"CPU": 6}}]

@@ -37,7 +37,13 @@ from guidestar.serve.web.guard import Guard
 from guidestar.serve.web.job import Job
 from guidestar.serve.web.metrics import Metrics
 from guidestar.serve.web.pictures import from_base64, to_tensor
-from guidestar.serve.web.schemas import ImagesRequest, PlanRequest, SampleRequest, Seen, Txt2Img
+from guidestar.serve.web.schemas import (
+    ImagesRequest,
+    ObservedPicture,
+    PlanRequest,
+    SampleRequest,
+    Txt2Img,
+)
 from guidestar.serve.web.service import picture_size
 from helpers.served import toy_model
 
@@ -383,7 +389,7 @@ def test_a_request_carries_all_that_was_asked(model):
 def test_observations_are_of_the_operators_shape(model):
     def observed(seen, guidance="uncond + dps(1)", seeds=(0, 1)):
         asked = SampleRequest(
-            cond="cat", guidance=guidance, seeds=list(seeds), observation=Seen(**seen)
+            cond="cat", guidance=guidance, seeds=list(seeds), observation=ObservedPicture(**seen)
         )
         losses = build(model, asked, Limits()).losses
         assert losses is not None
@@ -412,7 +418,7 @@ def test_observations_are_of_the_operators_shape(model):
         with pytest.raises(RefusedError, match=text) as error:
             observed({"image": sent(shown), **seen})
         assert (error.value.status, error.value.param) == (422, "observation")
-    with pytest.raises(RefusedError, match="lowers no loss, so it would not look at what"):
+    with pytest.raises(RefusedError, match="lowers no loss, so it would not use the observed"):
         observed({"image": sent(shown), "operator": "identity"}, guidance="cfg(2)")
 
 
@@ -531,7 +537,7 @@ def test_a_wrong_field_is_named_in_at_most_so_many_characters(model):
         assert tags["/v1/images/generations"] == ["openai"] and tags["/sdapi/v1/txt2img"] == [
             "a1111"
         ]
-        for name in ("SampleRequest", "Seen"):
+        for name in ("SampleRequest", "ObservedPicture"):
             properties = spec["components"]["schemas"][name]["properties"]
             assert [k for k, p in properties.items() if not p.get("description")] == []
     finally:

@@ -531,18 +531,19 @@ def test_a_picture_is_observed_by_each_operator():
     small = restoring.observe(model, ramp, "downsample", options={"factor": 2, "deviation": 9})
     means = (np.asarray(ramp, float) / 127.5 - 1).reshape(4, 2, 4, 2).mean((1, 3))
     wanted = np.round((means + 1) * 127.5)
-    assert np.abs(np.asarray(opened(small.seen.image), float) - wanted).max() <= 1
+    assert np.abs(np.asarray(opened(small.observation.image), float) - wanted).max() <= 1
     assert (
-        small.seen.options == {"factor": 2} and opened(small.original).tobytes() == ramp.tobytes()
+        small.observation.options == {"factor": 2}
+        and opened(small.original).tobytes() == ramp.tobytes()
     )
     mask = Image.new("L", (8, 8))
     mask.paste(255, (0, 0, 4, 8))
     painted = restoring.observe(model, ramp, "inpaint", mask=mask)
-    known = np.asarray(opened(painted.seen.mask))
+    known = np.asarray(opened(painted.observation.mask))
     assert (known[:, :4] == 0).all() and (known[:, 4:] == 255).all()
     noisy = restoring.observe(model, ramp, "identity", noise=0.2)
     again = restoring.observe(model, ramp, "identity", noise=0.2)
-    assert noisy == again and noisy.seen.image != noisy.original
+    assert noisy == again and noisy.observation.image != noisy.original
 
 
 def test_an_observation_is_restored(service):
@@ -550,7 +551,9 @@ def test_an_observation_is_restored(service):
     ramp = Image.linear_gradient("L").resize((40, 20))
     made = restoring.observe(model, ramp, "downsample", options={"factor": 2})
     form = Form(model="toy", conds=("cat",), steps=3, guidance="cond + dps(0.5)")
-    *_, found = Runs(service, "restore").follow("restore", [form.request(observation=made.seen)])
+    *_, found = Runs(service, "restore").follow(
+        "restore", [form.request(observation=made.observation)]
+    )
     assert found[0].status == "done" and len(found[0].pictures) == 1
 
 

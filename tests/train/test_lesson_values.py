@@ -373,9 +373,9 @@ def test_runs_are_written_in_files_of_so_many(monkeypatch, tmp_path):
     assert not sampled and less is not None and len(less.states) == 4
     more = paths.make_paths(lesson(paths=6), tmp_path)  # the second file lacks a run
     assert [runs for runs, _ in sampled] == [[3, 4], [5]] and more is not None and more.size == 6
-    stop: Any = SimpleNamespace(asked=True)
+    stop: Any = SimpleNamespace(requested=True)
     assert paths.make_paths(lesson(), tmp_path, stop=stop) is None
-    stop.asked = False
+    stop.requested = False
     assert paths.make_paths(lesson(), tmp_path, stop=stop) is not None
     with pytest.raises(ValueError, match=r"00000000\.safetensors holds runs of another teacher"):
         paths.make_paths(lesson(start=4), tmp_path)

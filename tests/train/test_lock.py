@@ -165,11 +165,11 @@ def test_a_terminal_that_closes_asks_to_stop_unless_that_is_ignored():
         with stop_on_signals(Stop()) as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGHUP)
-        assert stop.asked and signal.getsignal(signal.SIGHUP) is former
+        assert stop.requested and signal.getsignal(signal.SIGHUP) is former
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
         with stop_on_signals(Stop()) as stop:
             os.kill(os.getpid(), signal.SIGHUP)
-        assert not stop.asked and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert not stop.requested and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, former)
 

@@ -68,7 +68,7 @@ def test_the_checkpoint_holds_the_lora_alone_and_goes_on_to_the_bit(pipeline, tm
     stop = Stop()
 
     def halt(stage, progress, steps):
-        stop.asked = progress.step == 2
+        stop.requested = progress.step == 2
 
     assert distil_lora(spec, tmp_path / "parts", halt, stop=stop) is None
     assert distil_lora(spec, tmp_path / "parts") is not None

@@ -183,7 +183,7 @@ def test_captions_guide_motions_and_none_is_the_zero_vector(home, tmp_path):
     assert train(recipe, tmp_path / "out")
     assemble(recipe, tmp_path / "out")
     model = guidestar.load(tmp_path / "out" / "told")
-    assert model.told_by_text and model.denoiser.net.net.config["text_width"] == 6
+    assert model.takes_prompts and model.denoiser.net.net.config["text_width"] == 6
     assert not model.encoder.null(1)["encoder_hidden_states"].any()
     found = model.sample("a fast walk; length=9", seeds=[0, 1], guidance="cfg(2.5)")
     assert found.settings.cond == ("a fast walk; length=9",) * 2

@@ -40,7 +40,7 @@ def recipe(prompts=(), every=2):
 
 
 def model(classes=(), text=False):
-    return SimpleNamespace(classes=classes, told_by_text=text)
+    return SimpleNamespace(classes=classes, takes_prompts=text)
 
 
 def test_samples_are_of_the_classes_or_the_prompts_in_turn():
@@ -116,7 +116,7 @@ def test_pictures_are_drawn_every_so_many_steps(tmp_path, monkeypatch, done, mai
     trainer, asked, shown = Trainer(done, main), [], []
 
     class Live:
-        classes, told_by_text = ("p", "q", "r"), False
+        classes, takes_prompts = ("p", "q", "r"), False
 
         def sample(self, names, **more):
             asked.append((names, more))
@@ -149,7 +149,7 @@ def test_an_unconditional_model_has_one_row(tmp_path, monkeypatch):
     asked = []
 
     class Live:
-        classes, told_by_text = (), False
+        classes, takes_prompts = (), False
 
         def sample(self, names, **more):
             asked.append((names, more["guidance"]))

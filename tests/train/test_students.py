@@ -187,7 +187,7 @@ def test_a_stopped_distillation_goes_on_to_the_bit(teacher, tmp_path, halt):
 
     def count(stage, progress, steps):
         done.append(stage)
-        stop.asked = len(done) == halt
+        stop.requested = len(done) == halt
 
     assert distill(recipe, tmp_path / "parts", count, stop=stop) is None
     assert len(done) == halt + 1

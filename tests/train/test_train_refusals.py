@@ -112,12 +112,12 @@ def test_a_lock_that_cannot_be_written(tmp_path, monkeypatch):
 def test_a_second_ctrl_c_interrupts_and_other_signals_do_not():
     former = {n: signal.getsignal(n) for n in signals._SIGNALS}
     stop = signals.Stop()
-    assert not stop.asked and not stop.agreed
+    assert not stop.requested and not stop.agreed
     with signals.stop_on_signals(stop) as found:
         assert found is stop
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(number)
-        assert stop.asked
+        assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert {n: signal.getsignal(n) for n in signals._SIGNALS} == former
@@ -125,7 +125,7 @@ def test_a_second_ctrl_c_interrupts_and_other_signals_do_not():
 
 def test_parts_that_need_others(monkeypatch, tmp_path):
     noted(monkeypatch, runs, "build_part", "built")
-    noted(monkeypatch, runs, "seen_by", "seen")
+    noted(monkeypatch, runs, "source_of", "seen")
     monkeypatch.setattr(runs, "is_unencoded", lambda source: True)
     line = "holds no trained autoencoder yet, whose latents 'model' learns from; train it first"
     with pytest.raises(ValueError, match=line):
@@ -173,7 +173,7 @@ def test_a_model_that_cannot_be_written_is_trained(monkeypatch, tmp_path):
 def test_commands_for_one_model_alone(monkeypatch, tmp_path):
     made: Any = object.__new__(Cascade)
     object.__setattr__(made, "name", "c")
-    monkeypatch.setattr(Cascade, "told_by_text", True)
+    monkeypatch.setattr(Cascade, "takes_prompts", True)
     monkeypatch.setattr(loading, "load", lambda *given, **more: made)
     with pytest.raises(
         ValueError, match="m is a cascade of prompts, which are measured by stage; "
@@ -185,6 +185,6 @@ def test_commands_for_one_model_alone(monkeypatch, tmp_path):
 
     model: Any = SimpleNamespace(name="m", expression=lambda *given, **more: gs.parse("cond"))
     monkeypatch.setattr(loading, "load", lambda *given, **more: model)
-    monkeypatch.setattr(distributed, "mine", lambda count: [])
+    monkeypatch.setattr(distributed, "own_indices", lambda count: [])
     with pytest.raises(ValueError, match="there are more processes than samples; launch fewer"):
         sampling.sample("m", out=tmp_path)

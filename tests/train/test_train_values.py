@@ -200,12 +200,12 @@ def test_processes_agree_on_the_loss_on_saving_and_on_a_stop(monkeypatch, asked,
     monkeypatch.setattr(again.accelerator, "reduce", reduce)
     monkeypatch.setattr(kind, "is_main_process", bool(main))
     stop = Stop()
-    stop.asked, again.due = bool(asked), bool(due)
+    stop.requested, again.due = bool(asked), bool(due)
     assert again.step(stop) == pytest.approx(second + 5)
     assert seen == [[pytest.approx(second), asked, due * main]]
     assert stop.agreed and again.due is bool(due * main + 1 - due)
     monkeypatch.setattr(again.accelerator, "reduce", lambda shared: shared * 1)
-    stop.asked, again.due = False, False
+    stop.requested, again.due = False, False
     again.step(stop)
     assert not stop.agreed and not again.due
 

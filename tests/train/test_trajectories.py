@@ -92,7 +92,7 @@ def test_a_stopped_distillation_of_runs_goes_on_to_the_bit(teacher, tmp_path, mo
         stop, count = Stop(), itertools.count(1)
 
         def report(*_, stop=stop, count=count, halt=halt):
-            stop.asked = next(count) == halt
+            stop.requested = next(count) == halt
 
         assert distill(recipe, tmp_path / "parts", report, stop=stop) is None or halt == 12
     assert distill(recipe, tmp_path / "parts") is not None

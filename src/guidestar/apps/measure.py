@@ -180,7 +180,7 @@ def _draw(
     """
     import time
 
-    rows, drawn, nfe, seconds = processes.mine(len(seeds)), [], 0.0, 0.0
+    rows, drawn, nfe, seconds = processes.own_indices(len(seeds)), [], 0.0, 0.0
     for part in torch.tensor(rows).split(batch):
         start = time.perf_counter()
         samples: Samples | CascadeSamples = model.sample(

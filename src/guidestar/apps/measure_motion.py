@@ -45,7 +45,7 @@ class MotionScores:
 
 @dataclass(frozen=True, kw_only=True)
 class MotionJudge:
-    """A classifier of actions and what it needs to look at motions.
+    """A classifier of actions and what it needs to classify motions.
 
     Args:
         net: gives logits and features of standardised motions, padded with zeros.
@@ -57,7 +57,7 @@ class MotionJudge:
     data: Motions
     column: str
 
-    def look(self, numbers: Sequence[Tensor], labels: Tensor) -> JudgeOutput:
+    def run(self, numbers: Sequence[Tensor], labels: Tensor) -> JudgeOutput:
         """Return what the judge predicts of motions ``[T_k, C]`` in their units."""
         frames = self.data.frames
         rows = [self.data.scale.apply(n[:frames]) for n in numbers]
@@ -91,15 +91,15 @@ def score_motions(
         body: the skeleton.
         reference: what the judge predicts of other real motions.
     """
-    seen = judge.look(numbers, labels)
+    output = judge.run(numbers, labels)
     joints = [body.joints(n.double()) for n in numbers]
     size, feet = body.format.size, body.format.feet
     mean = lambda values: float(torch.tensor(values, dtype=torch.float64).mean())
     return MotionScores(
-        accuracy=float((seen.predicted == labels).double().mean()),
-        fid=gaussian_distance(*fit_gaussian(seen.features), *fit_gaussian(reference.features)),
-        diversity=diversity(seen.features),
-        multimodality=multimodality(seen.features, labels),
+        accuracy=float((output.predicted == labels).double().mean()),
+        fid=gaussian_distance(*fit_gaussian(output.features), *fit_gaussian(reference.features)),
+        diversity=diversity(output.features),
+        multimodality=multimodality(output.features, labels),
         foot_skating=mean([foot_skating(j, feet, body.rate, size) for j in joints]),
         jerk=mean([jerk(j, body.rate, size) for j in joints]),
         floor=mean([floor_distance(j, size) for j in joints]),
@@ -142,7 +142,7 @@ def inbetween_error(
     """Return the mean joint error of in-betweening and of linear interpolation, in heights.
 
     The first and last ``known`` frames are kept; errors are those of the joints at the other
-    frames, seen from the ground below the root and its heading (`MotionFormat.local`).
+    frames, relative to the ground below the root and its heading (`MotionFormat.local`).
 
     Args:
         model: of motions.

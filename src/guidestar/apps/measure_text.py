@@ -239,7 +239,7 @@ def draw_samples(
     """Draw a sample of each prompt, shared out between processes; return them, NFE a sample and
     this process's seconds.
     """
-    rows, drawn, nfe, seconds = processes.mine(len(prompts)), [], 0.0, 0.0
+    rows, drawn, nfe, seconds = processes.own_indices(len(prompts)), [], 0.0, 0.0
     for part in torch.tensor(rows).split(batch):
         start = time.perf_counter()
         samples = model.sample(

@@ -76,7 +76,7 @@ def evaluate(
     with show_progress("measuring") as watch:
         chosen: Any = load(model, average=average, variant=variant, trust=trust)
         if isinstance(chosen, Cascade):
-            if chosen.told_by_text:
+            if chosen.takes_prompts:
                 raise ValueError(
                     f"{model} is a cascade of prompts, which are measured by stage; give the "
                     "folder of a stage"
@@ -85,7 +85,7 @@ def evaluate(
         elif stages:
             raise ValueError(f"{model} is one model and has no stages; leave --stage out")
         by_text = partial(measure_text, count=len(span), seed=span[0])
-        run = by_text if chosen.told_by_text else partial(measure, seeds=span)
+        run = by_text if chosen.takes_prompts else partial(measure, seeds=span)
         rows = list(
             run(
                 chosen,
@@ -99,7 +99,7 @@ def evaluate(
         )
     if not is_main():
         return
-    if chosen.told_by_text:
+    if chosen.takes_prompts:
         table(
             ("guidance", "top 1", "top 5", "score", "Fréchet", "nearest", "NFE", "seconds"),
             [_text_cells(row) for row in rows],

@@ -71,16 +71,16 @@ def demo(
     results = {}
     for name in model or available():
         chosen = load(name)
-        show, count = (demo_text, seeds or 2) if chosen.told_by_text else (run, seeds or 4)
+        show, count = (demo_text, seeds or 2) if chosen.takes_prompts else (run, seeds or 4)
         with show_progress(f"sampling {chosen.name}") as watch:
-            few = {} if chosen.told_by_text else {"students": _students(name)}
+            few = {} if chosen.takes_prompts else {"students": _students(name)}
             rows = results[chosen.name] = show(
                 chosen, out, seeds=count, show=min(2, count), watch=watch, **few
             )
         head = (
             "steered",
             "guidance",
-            "CLIP: top 5" if chosen.told_by_text else "judge",
+            "CLIP: top 5" if chosen.takes_prompts else "judge",
             "NFE",
             "seconds",
         )
@@ -256,7 +256,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     )
     observed = read_observation(chosen, expression, observe, operator)
     each = len(names) if names else num
-    rows = processes.mine(each if observed is None else each * len(observed.y))  # type: ignore[arg-type]
+    rows = processes.own_indices(each if observed is None else each * len(observed.y))  # type: ignore[arg-type]
     if not rows:
         raise ValueError("there are more processes than samples; launch fewer")
     request = chosen.request(
@@ -428,7 +428,7 @@ def _prompts_of(file: Path | None) -> list[str]:
 def _conditions(model: Model | Cascade, cond: list[str], num: int) -> list[str] | None:
     if not cond:
         return None
-    if "all" in cond and model.told_by_text:
+    if "all" in cond and model.takes_prompts:
         raise ValueError(
             f"the model {model.name!r} takes text prompts, so there are no classes for 'all'; give "
             "prompts in its place"

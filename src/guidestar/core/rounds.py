@@ -86,7 +86,7 @@ class Group:
         streams = seeded(self.streams)
         return streams if self.rows is None else streams.take(self.rows)
 
-    def mine(self, per_sample: Tensor) -> Tensor:
+    def own_rows(self, per_sample: Tensor) -> Tensor:
         """Select these samples from a tensor of the whole run, ``[B, …]`` or ``[1, …]``.
 
         Raises:

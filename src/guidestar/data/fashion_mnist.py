@@ -75,7 +75,7 @@ def load_split(split: str = "train", folder: Path | str | None = None) -> tuple[
         folder: of the IDX files; by default the one of Debian's package dataset-fashion-mnist.
 
     Raises:
-        FileNotFoundError: a file is missing; the message tells how to get it.
+        FileNotFoundError: a file is missing; the message explains how to get it.
         Damaged: a file is damaged.
         ValueError: images and labels differ in number, or are not Fashion-MNIST's.
     """

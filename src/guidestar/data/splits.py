@@ -98,10 +98,10 @@ def check_split_files(path: Path, files: Sequence[Path]) -> None:
     inside = file.relative_to(path).parts[0]
     start = "" if file.stem.lower().startswith(found[0]) else "*"
     nested = len(file.relative_to(path).parts) > 1
-    mine = path / (inside if nested else f"{start}{found[0]}*{file.suffix}")
+    own = path / (inside if nested else f"{start}{found[0]}*{file.suffix}")
     raise ValueError(
         f"{path}: holds the splits {', '.join(words)}, which would be mixed; give the one to "
-        f'train on: path = "{mine}"'
+        f'train on: path = "{own}"'
     )
 
 

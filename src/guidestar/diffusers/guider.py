@@ -127,7 +127,7 @@ class Guider(BaseGuidance):
         perturb = self._now[self._count_prepared - 1].perturb
         if perturb is not None:
             self._stack.enter_context(perturb(denoiser))
-        self._stack.enter_context(replaced(denoiser, self._looking, CALL))
+        self._stack.enter_context(replaced(denoiser, self._record_inputs, CALL))
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """Take the changes back."""
@@ -151,7 +151,7 @@ class Guider(BaseGuidance):
 
     # --- how it is answered ---
 
-    def _looking(self, original: Forward) -> Forward:
+    def _record_inputs(self, original: Forward) -> Forward:
         def call(*args: object, **kwargs: object) -> Answer:
             inputs = (*args[:1], *(kwargs.get(k) for k in _INPUTS))
             self._x = next((v for v in inputs if isinstance(v, Tensor)), None)
@@ -186,23 +186,23 @@ class Guider(BaseGuidance):
             return [COND]
         middle = self.process.schedule(self.process.schedule.time(0.5))
         step = Step(middle, middle, 0, Grid(levels=(middle,) * 2, schedule=self.process.schedule))
-        asked = [
+        wanted = [
             self._guided.base,
             *(p for term in (*self._guided.terms, *self._guided.posts) for p in term.passes(step)),
         ]
-        return list(dict.fromkeys([COND, *(self._guided.sum.canonical(p, step) for p in asked)]))
+        return list(dict.fromkeys([COND, *(self._guided.sum.canonical(p, step) for p in wanted)]))
 
     def _plan(self, inputs: Sequence[object]) -> None:
         """Choose the passes of this step; the first of the inputs has one row a sample."""
         self._stack.close()  # of a run that an exception ended
         batch = next((len(v) for v in inputs if isinstance(v, Tensor) and v.ndim), 1)
-        asked = self._guided.plan_step(self._here(), batch).passes if self._enabled else {}
+        passes = self._guided.plan_step(self._here(), batch).passes if self._enabled else {}
         self._now = list(
             dict.fromkeys(
                 [
                     COND,
                     *sorted(
-                        (p for p in asked if isinstance(p, Pass)),
+                        (p for p in passes if isinstance(p, Pass)),
                         key=lambda p: (p.perturb is not None, p != NULL),
                     ),
                 ]
@@ -219,14 +219,14 @@ class Guider(BaseGuidance):
                 or p.against is not None
             ):
                 raise ValueError(
-                    f"{self._guidance}: the pass '{p}' is not one that a modular pipeline can be "
-                    f"asked for; {_INSTEAD}"
+                    f"{self._guidance}: the pass '{p}' is not one that a modular pipeline can "
+                    f"evaluate; {_INSTEAD}"
                 )
 
     def _combine(self, outputs: Sequence[Tensor]) -> Tensor:
         if self._x is None:
             raise ValueError(
-                "the guider has not seen the network's input; the pipeline must call "
+                "the guider has not got the network's input; the pipeline must call "
                 "prepare_models before its network"
             )
         index = self._index
@@ -282,7 +282,7 @@ def _refuse(guidance: Guidance) -> None:
     reasons = (
         ("gradients", "a gradient, and the pipeline evaluates its network without"),
         ("later", "a pass at a place that other passes tell"),
-        ("reads_target", "the level that a step leads to, which a guider is not told"),
+        ("reads_target", "the level that a step leads to, which a guider is not given"),
         ("only_solver", "a solver of its own"),
     )
     for term in guidance.terms:

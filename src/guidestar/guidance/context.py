@@ -66,13 +66,13 @@ class Live:
         group: the samples.
         state: the term's state of these samples.
         base: the prediction that the terms are added to.
-        asked: the slope that the term has asked for with its passes.
+        requested_slope: the slope that the term requested with its passes.
     """
 
     group: Group
     state: TermState
     base: Prediction
-    asked: Slope | None = None
+    requested_slope: Slope | None = None
 
     @property
     def x_t(self) -> Tensor:
@@ -98,13 +98,13 @@ class Live:
         """
         return self.group.draw
 
-    def mine(self, per_sample: Tensor) -> Tensor:
+    def own_rows(self, per_sample: Tensor) -> Tensor:
         """Select these samples from a tensor of the whole run, ``[B, …]`` or ``[1, …]``.
 
         Raises:
             ValueError: the tensor is for another number of samples.
         """
-        return self.group.mine(per_sample)
+        return self.group.own_rows(per_sample)
 
     def slope(
         self, what: str, function: Callable[[Tensor], Tensor], through: Prediction | None

@@ -49,7 +49,7 @@ class _Active:
         if self.rows is not None:
             group, base = group.take(self.rows), base.take(self.rows)
             state = take(state, self.rows)
-        live = Live(group=group, state=state, base=base, asked=self.slope)
+        live = Live(group=group, state=state, base=base, requested_slope=self.slope)
         found = self.term.push(live, *self.predictions(answers))
         if isinstance(found, Generator):
             self.rounds = found
@@ -160,12 +160,12 @@ class Sum:
             through = start.needs.through
             slopes = tuple(s for a in start.active if (s := a.ask_slope(group)))
             rows = start.needs.rows(size)
-            asked = self.options(group=group, passes=rows, through=through, slopes=slopes)
+            request = self.options(group=group, passes=rows, through=through, slopes=slopes)
         first: Answers | None = None
         evaluations: int | Tensor = 0
         while True:
-            answers = (yield asked) if asked.passes else {}
-            evaluations = evaluations + _evaluations(asked.passes, size)
+            answers = (yield request) if request.passes else {}
+            evaluations = evaluations + _evaluations(request.passes, size)
             with self.mode():
                 if first is None:
                     first, base = answers, answers[start.base].prediction
@@ -181,7 +181,7 @@ class Sum:
                 needs = _Needs(self, group.step)
                 for a in going:
                     a.passes = needs.add(a.passes, a.rows)
-                asked = self.options(group=group, passes=needs.rows(size))
+                request = self.options(group=group, passes=needs.rows(size))
 
     def count(self, step: Step, rows: Tensor, stopped: bool = False) -> Count:
         """Count the passes and gradients at ``step`` for samples ``rows`` of the run."""
@@ -192,11 +192,11 @@ class Sum:
         }
         gradients = 0
         for a in start.active:
-            mine = _length(a.rows, size)
-            gradients += a.traits.gradients * mine
+            own = _length(a.rows, size)
+            gradients += a.traits.gradients * own
             for i in range(a.traits.later):
                 name = f"round {i + 2} of {self.names[a.key]}"
-                passes[f"{name} again" if name in passes else name] = mine
+                passes[f"{name} again" if name in passes else name] = own
         return Count(passes, gradients)
 
     def canonical(self, p: Pass, step: Step) -> Pass:

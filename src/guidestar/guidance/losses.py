@@ -59,7 +59,7 @@ class Observation:
         if not isinstance(self.y, Tensor):
             return self
         x = live.x_t
-        return replace(self, y=live.mine(self.y).to(x.device, x.dtype, non_blocking=True))
+        return replace(self, y=live.own_rows(self.y).to(x.device, x.dtype, non_blocking=True))
 
     def both(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """Return y and ``A(x0)``, each ``[B, *O]``. A mask also hides its pixels in y.

@@ -164,7 +164,7 @@ class Direction(_Sum, ABC):
         """Return the passes that it needs at ``step``, beside the base."""
 
     def slope(self, group: Group) -> Slope | None:
-        """Return a gradient at x_t that it needs beside its passes (`Live.asked`), if any.
+        """Return the gradient at x_t that it needs, if any (`Live.requested_slope`).
 
         Args:
             group: the samples whose weight is not 0.

@@ -27,7 +27,7 @@ def several() -> PartialState | None:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def mine(count: int) -> list[int]:
+def own_indices(count: int) -> list[int]:
     """Return the indices of the samples, of ``count``, that this process draws: every n-th of n."""
     state = several()
     return (

@@ -37,7 +37,7 @@ def names_of(model: Model, cond: Names | None, count: int) -> tuple[str | int, .
         raise ValueError(
             f"{len(names)} conditions were given for {count} samples; give 1, or one for each"
         )
-    if model.told_by_text:
+    if model.takes_prompts:
         _check_prompts(model, names)
     names = [_canonical(model.encoder, n) for n in names]
     return tuple(names if len(names) == count else names * count)

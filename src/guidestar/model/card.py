@@ -135,6 +135,15 @@ def _autoencoder(about: Card) -> str:
             " Fréchet distance of the measuring CLIP's embeddings to those of the pictures: "
             f"{found['frechet']:.3g}; halved and enlarged again (bicubic): {found['half']:.3g}."
         )
+    further = about.get("decoder")
+    if further:
+        text += (
+            " With the decoder as it ships, trained further by itself: PSNR "
+            f"{further['psnr']:.2f} dB"
+        )
+        text += f", SSIM {further['ssim']:.3f}" if "ssim" in further else ""
+        text += f", Fréchet distance {further['frechet']:.3g}" if "frechet" in further else ""
+        text += "."
     return text
 
 

@@ -166,9 +166,9 @@ class Cascade:
         return self.base.classes
 
     @property
-    def told_by_text(self) -> bool:
+    def takes_prompts(self) -> bool:
         """Whether its condition is a prompt."""
-        return self.base.told_by_text
+        return self.base.takes_prompts
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -109,7 +109,7 @@ class Model(ModelParts):
             classifiers=guides_of(self),
             target=target_of(self, names),
             index=index_of(self),
-            prompts=[str(c) for c in names] if names is not None and self.told_by_text else None,
+            prompts=[str(c) for c in names] if names is not None and self.takes_prompts else None,
             losses=losses,
             seeds=seeds,
             max_rows=max_rows,
@@ -133,7 +133,7 @@ class Model(ModelParts):
 
         It is of as many samples as there are conditions, or scales in the expression's lists.
         """
-        cond = "anything" if cond == 0 and self.told_by_text else cond
+        cond = "anything" if cond == 0 and self.takes_prompts else cond
         count = 1 if cond is None or isinstance(cond, str | int) else max(1, len(cond))
         names = self.names(cond if self.encoder is not None else None, count)
         grid = grid or grid_of(solver)
@@ -276,7 +276,7 @@ class Model(ModelParts):
                 asks for, or the card's.
             start: data ``[B, *S]`` to start from (SDEdit), noised to the first level of noise ratio
                 at most ``start_rho``.
-            losses: what dps, tfg and their kin lower, by name ("loss" unless they name another):
+            losses: minimised by dps, tfg and the like, by name ("loss" unless they name another):
                 any differentiable ``loss(x0 [B, *S]) -> [B]``, or an `Observation`.
             max_rows: the most rows of one network call (bounds memory).
             checkpoint: where the network is differentiated, keep only the inputs of its blocks and

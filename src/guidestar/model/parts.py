@@ -66,7 +66,7 @@ class ModelParts(ABC):
         return tuple(encoder.classes) if isinstance(encoder, NamesClasses) else ()
 
     @property
-    def told_by_text(self) -> bool:
+    def takes_prompts(self) -> bool:
         """Whether its condition is a prompt."""
         return isinstance(self.encoder, TakesPrompts)
 
@@ -196,7 +196,7 @@ class ModelParts(ABC):
         named = ", ".join(self.classes[:4]) + (", …" if len(self.classes) > 4 else "")
         takes = (
             "a prompt"
-            if self.told_by_text
+            if self.takes_prompts
             else f"{len(self.classes)} classes ({named})"
             if self.classes
             else "a condition"

@@ -185,7 +185,7 @@ class History:
 def order_at(
     step: Step, order: int, history: int, *, first_order_steps: int, lower_order_final: bool
 ) -> int:
-    """Return the order of one step: as much as asked for, known so far, and wanted at the ends.
+    """Return the order of one step: the one requested, known so far, and wanted at the ends.
 
     Args:
         step: which.

@@ -91,7 +91,7 @@ GRID_WORDS = {
 
 
 class Named(NamedTuple):
-    """A solver, and the grid that its name asks for (None: any)."""
+    """A solver, and the grid that its name implies (None: any)."""
 
     solver: Solver
     grid: str | None = None
@@ -107,7 +107,7 @@ def get_solver(solver: Solver | str) -> Solver:
 
 
 def grid_of(solver: Solver | str | None) -> str | None:
-    """Return the grid that a solver's name asks for ("DPM++ 2M Karras": karras), if any."""
+    """Return the grid that a solver's name implies ("DPM++ 2M Karras": karras), if any."""
     return _find(solver).grid if isinstance(solver, str) else None
 
 

@@ -61,7 +61,7 @@ def bind_checked(model: Model, request: Request, max_evaluations: int | None) ->
 
 
 def _evaluations(request: Request, guided: Guided) -> int:
-    """Return how many evaluations it takes if every step is as dear as the dearest looked at."""
+    """Return how many evaluations it takes if every step costs as much as the dearest."""
     steps, batch = request.levels.steps, len(request.seeds)
     dearest = 0
     for index in range(0, steps, -(-steps // LOOKED_AT)):

@@ -75,7 +75,7 @@ def _some(r: Round, differentiated: bool) -> Mapping[Pass, Tensor | None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that there is not enough memory."""
+    """Return whether an error means that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )

@@ -1,4 +1,4 @@
-"""What all engines are, wherever they sample: what takes requests, and says how they stand."""
+"""What all engines are, wherever they sample: what takes requests, and reports their state."""
 
 from __future__ import annotations
 

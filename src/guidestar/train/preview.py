@@ -211,7 +211,7 @@ def names_for(
     recipe: Recipe, model: Model, module: ConditionalModel, source: Source, count: int
 ) -> list[str] | None:
     """Return the conditions of a preview's samples; None of an unconditional model."""
-    known = model.classes or (recipe.preview.prompts if model.told_by_text else ())
+    known = model.classes or (recipe.preview.prompts if model.takes_prompts else ())
     if known:
         return [known[k % len(known)] for k in range(count)]
     return write_conditions(module.encoder, source, count)

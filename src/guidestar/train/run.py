@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +18,21 @@ from ..io.files import make_folder, whole_or_not
 from .build.autoencoders import vae_folder, write_autoencoder
 from .build.clips import take_from_clip, uses_clip
 from .build.data import in_latents, sources
-from .build.networks import build_part, seen_by
+from .build.networks import build_part, source_of
 from .build.trial import check_out, foresee
 from .loop.checkpoints import read_checkpoint
 from .loop.ema import EMA
 from .loop.fit import fit
 from .loop.lock import locked
 from .loop.memory import activations, training_memory
-from .loop.origins import read_origins
+from .loop.origins import of_tensors, read_origins
 from .loop.signals import Stop
 from .loop.trainer import Trainer
+from .objectives.decoding import Decoding
 from .objectives.objective import Built, Progress, TrainSettings, profiles
 from .preview import Board, preview_hook, reconstruction_hook
 from .progress import Reporter
-from .recipe.parts import OF_PICTURES, PARTS, AutoencoderPart, CLIPPart, NetworkPart
+from .recipe.parts import OF_PICTURES, PARTS, AutoencoderPart, CLIPPart, DecoderPart, NetworkPart
 from .recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -59,10 +61,10 @@ def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
     own = spec.model_dump(
         exclude={"train", "snapshots", "calibrate"}
     )  # which snapshots are kept shapes nothing
-    if isinstance(spec, AutoencoderPart):  # it takes no condition, and no noise
+    if isinstance(spec, AutoencoderPart | DecoderPart):  # they take no condition, and no noise
         idle = {"path", *_IDLE, "vae", "columns", "classes", *_unset(recipe)}
         data = recipe.data.model_dump(exclude=idle)
-        own.pop("spread")
+        own.pop("spread", None)
         return _dotted({"data": data, part: own})
     noise = (
         {}
@@ -196,20 +198,24 @@ def train_part(
             f"{what} takes its units from the data, so a training cannot go on with "
             "other data; leave --accept-data out, or give another --out"
         )
-    built, seen = build_part(recipe, part, source, out), seen_by(part, source)
-    if is_unencoded(seen):
+    built, own = build_part(recipe, part, source, out), source_of(part, source)
+    if is_unencoded(own) or (part == "decoder" and vae_folder(recipe, out) is None):
         raise ValueError(
             f"{out} holds no trained autoencoder yet, whose latents {part!r} learns from; train "
             "it first (--only autoencoder)"
         )
     if uses_clip(recipe, part):
         take_from_clip(built.module, averaged(recipe, "clip", out, source))
-    vae = None if part in OF_PICTURES else vae_folder(recipe, out)
+    vae = None if part in OF_PICTURES and part != "decoder" else vae_folder(recipe, out)
     made = describe_origin(recipe, part) | read_origins(recipe, part, built.module, vae)
+    if isinstance(built.objective, Decoding) and built.objective.features:
+        clip = averaged(recipe, "clip", out, source)
+        made |= {"clip (its weights)": of_tensors(clip.state_dict())}
+        built = replace(built, objective=replace(built.objective, clip=clip))
     trainer = Trainer(
         built.module,
         built.objective,
-        seen,
+        own,
         train_settings(recipe, part),
         made,
         prepare=built.prepare,
@@ -242,7 +248,7 @@ def _previews(
     spec = getattr(recipe, part)
     if isinstance(spec, NetworkPart):
         return [preview_hook(recipe, part, out, source, board)]
-    if isinstance(spec, AutoencoderPart):
+    if isinstance(spec, AutoencoderPart | DecoderPart):
         return [reconstruction_hook(recipe, part, out, pictures_of(aside or source), board)]
     return []
 
@@ -372,7 +378,7 @@ def dry_run(
     built = {part: build_part(recipe, part, source) for part in recipe.parts(only)}
     foresee(recipe, built, source)
     return lines + [
-        _line(recipe, part, b, seen_by(part, source)) for part, b in built.items()
+        _line(recipe, part, b, source_of(part, source)) for part, b in built.items()
     ], shown
 
 

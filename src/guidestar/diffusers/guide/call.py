@@ -132,8 +132,8 @@ class Call:
         )
         return bool(found) or self.whole.shape[self.family.channel] > self.channels
 
-    def _visit(self, look: Change) -> None:
-        over(self.arguments, look)
+    def _visit(self, visit: Change) -> None:
+        over(self.arguments, visit)
 
     def condition(self, part: str) -> Condition:
         """Return the condition of one part, for all samples."""
@@ -189,15 +189,15 @@ class Call:
         """Return this call and another one, of other rows of the same step, as one."""
         theirs: list[Tensor] = []
         other._visit(lambda name, t: theirs.append(t))
-        mine: list[tuple[str, Tensor]] = []
-        self._visit(lambda name, t: mine.append((name, t)))
-        if len(mine) != len(theirs) or any(
-            a.shape[1:] != b.shape[1:] for (_, a), b in zip(mine, theirs, strict=False)
+        own: list[tuple[str, Tensor]] = []
+        self._visit(lambda name, t: own.append((name, t)))
+        if len(own) != len(theirs) or any(
+            a.shape[1:] != b.shape[1:] for (_, a), b in zip(own, theirs, strict=False)
         ):
             odd = next(
                 (
                     name
-                    for (name, a), b in zip(mine, theirs, strict=False)
+                    for (name, a), b in zip(own, theirs, strict=False)
                     if a.shape[1:] != b.shape[1:]
                 ),
                 "arguments",

@@ -212,7 +212,7 @@ def negative_rows(pipe: Pipeline, family: Family, arguments: Arguments) -> bool:
 
 def _flux_alone(family: Family, arguments: Arguments) -> bool:
     """Return whether a Flux pipeline has no true_cfg_scale: guidance_scale is the distilled one,
-    which the network is told.
+    which the network takes.
     """
     return family is FAMILIES["FluxTransformer2DModel"] and "true_cfg_scale" not in arguments
 
@@ -223,11 +223,11 @@ def how_to_ask(pipe: Pipeline, family: Family, arguments: Arguments) -> str:
         type(pipe).__name__,
         " (both halves get the guided result, so the pipeline's own number changes nothing)",
     )
-    told = (
+    takes_scale = (
         getattr(getattr(getattr(pipe, "unet", None), "config", None), "time_cond_proj_dim", None)
         is not None
     )
-    if told or _flux_alone(family, arguments):
+    if takes_scale or _flux_alone(family, arguments):
         return f"{name} makes none at any guidance_scale, which it passes to its network"
     if "true_cfg_scale" in arguments:
         return (
@@ -258,13 +258,15 @@ def how_to_ask(pipe: Pipeline, family: Family, arguments: Arguments) -> str:
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
-def check_prompt(pipe: Pipeline, family: Family, name: str | int, told: Iterable[str] = ()) -> None:
+def check_prompt(
+    pipe: Pipeline, family: Family, name: str | int, tensors: Iterable[str] = ()
+) -> None:
     """Refuse a prompt (or class) within an expression that the pipeline cannot encode.
 
     Args:
         pipe, family: the pipeline.
         name: the prompt.
-        told: what a `Condition` in its place would consist of; nothing where none would do.
+        tensors: what a `Condition` in its place would consist of; nothing where none would do.
 
     Raises:
         ValueError: this family's pipelines cannot, it is without a text encoder, or knows no such
@@ -285,8 +287,8 @@ def check_prompt(pipe: Pipeline, family: Family, name: str | int, told: Iterable
         )
     elif missing := _missing(pipe, family):
         instead = (
-            f"give a Condition({', '.join(f'{t}=…' for t in told)}) in its place, in Python"
-            if told
+            f"give a Condition({', '.join(f'{t}=…' for t in tensors)}) in its place, in Python"
+            if tensors
             else "give the pipeline embeddings, prompt_embeds= and negative_prompt_embeds="
         )
         raise ValueError(

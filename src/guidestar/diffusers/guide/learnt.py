@@ -54,7 +54,7 @@ class LearntRun:
         self.templates: dict[object, Template] = {}
         self.streams: list[_Stream] = []
         self.present = 0
-        self.asked: dict[str, dict[object, AnswerRows]] = {}
+        self.answer_rows: dict[str, dict[object, AnswerRows]] = {}
         self.packings = Packings(pipe)
         self.start = _Stream(self)
 
@@ -83,7 +83,7 @@ class LearntRun:
     def _begin_step(self) -> None:
         self.tape, self.calls = Tape(self.name), []
         self.stepped, self.present = False, 0
-        self.asked: dict[str, dict[object, AnswerRows]] = {}
+        self.answer_rows: dict[str, dict[object, AnswerRows]] = {}
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -234,7 +234,7 @@ class _Stream(Walk):
                 layout=layout,
                 output=output,
                 z=x,
-                kept=self.owner.asked.setdefault(name, {}),
+                kept=self.owner.answer_rows.setdefault(name, {}),
                 again=self.owner.present > 1,
                 form=form,
             )

@@ -69,7 +69,7 @@ class Combination:
         calls: of the network.
         wanted: what reaches the scheduler.
         sample: the scheduler's noisy sample.
-        channels: how many channels are looked at.
+        channels: how many channels are probed.
         at_end: as in `Layout`.
         along: the dimension within which answers are pushed at right angles, so that a rescaling
             to norms along it leaves the push.

@@ -81,7 +81,7 @@ class Run(Walk):
         arguments = dict(bound(net, args, kwargs))
         if arguments.get("skip_layers") is not None:
             raise ValueError(
-                f"{type(self.pipe).__name__} asks for skip_guidance_layers of its own; leave "
+                f"{type(self.pipe).__name__} skips layers itself (skip_guidance_layers); leave "
                 "that out, and write slg(2.8, interval=…) in the expression"
             )
         arguments["timestep"] = torch.as_tensor(arguments["timestep"])

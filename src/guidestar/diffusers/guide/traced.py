@@ -19,7 +19,7 @@ from torch.utils import _pytree as trees
 _LOOKS = ("_local_scalar_dense", "is_nonzero", "equal", "item", "nonzero")
 
 
-class LookedAtError(ValueError):
+class ValueReadError(ValueError):
     """A pipeline needed the numbers of an answer before its scheduler's step."""
 
 
@@ -50,22 +50,22 @@ class Tape:
         """Write down one operation, and return stand-ins of its results.
 
         Raises:
-            LookedAtError: it asks for numbers, or writes them into a tensor of the pipeline's own.
+            ValueReadError: it reads numbers, or writes them into a tensor of the pipeline's own.
         """
         name = func.overloadpacket.__name__
         if name in _LOOKS:
-            raise LookedAtError(
-                f"{self.name} looks at the numbers of its network's answers before its "
+            raise ValueReadError(
+                f"{self.name} reads the numbers of its network's answers before its "
                 "scheduler's step, so it cannot be guided with these settings"
             )
         flat = trees.tree_leaves((args, kwargs))
         if func._schema.is_mutable and not isinstance(flat[0], Traced):
-            raise LookedAtError(
+            raise ValueReadError(
                 f"{self.name} writes its network's answers into a tensor of its own, so it cannot "
                 "be guided with these settings"
             )
         if any(t.tape is not self for t in flat if isinstance(t, Traced)):
-            raise LookedAtError(
+            raise ValueReadError(
                 f"{self.name} keeps its network's answers from one step to the next, so it cannot "
                 "be guided with these settings"
             )
@@ -90,7 +90,7 @@ class Tape:
         """Return what ``wanted`` is where the answers are ``leaves``."""
         known: dict[int, Tensor] = {id(k): v for k, v in leaves.items()}
         if wanted.tape is not self:
-            raise LookedAtError(
+            raise ValueReadError(
                 f"{self.name} keeps its network's answers from one step to the next, so it cannot "
                 "be guided with these settings"
             )

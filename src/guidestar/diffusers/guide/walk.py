@@ -134,10 +134,10 @@ class Walk(ABC):  # noqa: B024  (what runs and their streams share)
             self._check_prompts(call, names)
             skips = self.arguments.get("clip_skip") is not None
             away = (call.has_settings or skips) and names[0] in moved_from(self.wanted.guidance)
-            # Diffusers' pipelines skip layers for what is asked for alone.
-            told = {k: v for k, v in self.arguments.items() if not (away and k == "clip_skip")}
+            # Diffusers' pipelines skip layers for the requested condition alone.
+            arguments = {k: v for k, v in self.arguments.items() if not (away and k == "clip_skip")}
             self.encoded[key] = call.encoded(
-                encode(self.pipe, call.family, list(names), told), len(names), away=away
+                encode(self.pipe, call.family, list(names), arguments), len(names), away=away
             )
         return self.encoded[key]
 

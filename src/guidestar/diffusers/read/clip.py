@@ -92,10 +92,12 @@ def _read_tower(folder: Path, part: str) -> Tower:
     )
     about = encoder_settings(file)
     check_values(file, about, {part: json_object}, [part])
-    mine = lambda tower, tensors: {
+    rename = lambda tower, tensors: {
         k: v for k, v in renamed(tensors, tower).items() if k in tower.state_dict()
     }
-    return build_encoder(file, about[part], f"{kind}ModelWithProjection", torch.float32, names=mine)
+    return build_encoder(
+        file, about[part], f"{kind}ModelWithProjection", torch.float32, names=rename
+    )
 
 
 def read_pixels(folder: Path) -> PixelRange:

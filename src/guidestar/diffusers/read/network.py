@@ -136,7 +136,7 @@ def denoiser(network: nn.Module, process: Process, beside: int = 0) -> Network:
         )
     if "timestep" not in inspect.signature(network.forward).parameters:
         raise ValueError(
-            f"{type(network).__name__} is not a denoising network: it is not told the timestep"
+            f"{type(network).__name__} is not a denoising network: it takes no timestep"
         )
     # Flux multiplies its time by 1000 itself.
     scale = process.time_scale / (1000 if _is_flux(network) else 1)

@@ -135,7 +135,7 @@ def _network(parts: Parts) -> Network:
 def _refuse_embedded_guidance(folder: Path, net: Network) -> None:
     if dict(net.config).get("time_cond_proj_dim") is not None:
         raise ValueError(
-            f"{folder}: its network is told a guidance scale in its time (a consistency model, "
+            f"{folder}: its network takes a guidance scale (a consistency model, "
             "time_cond_proj_dim), which is not supported"
         )
 
@@ -208,7 +208,7 @@ def _encoder(folder: Path, net: Network, parts: Parts, dtype: torch.dtype) -> Pr
 
 
 def _shift(schedule: Schedule, folder: Path, shape: tuple[int, int, int], patch: int) -> Schedule:
-    """Return the flow whose shift depends on the size of the picture, where the scheduler asks for
+    """Return the flow whose shift depends on the size of the picture, where the scheduler has
     that.
     """
     file = scheduler_file(folder)

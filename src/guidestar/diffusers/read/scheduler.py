@@ -264,7 +264,7 @@ _BETAS: dict[str, Callable[[int, float, float], Tensor]] = {
 def _edm(config: Config) -> Process:
     if config.get("_class_name") == "CosineDPMSolverMultistepScheduler":
         raise ValueError(
-            "it tells its network the angle of the noise ratio, which only its pipeline does: "
+            "its network takes the angle of the noise ratio, which only its pipeline does: "
             "guide that, guidestar.guide(pipe, …)"
         )
     if config["prediction_type"] != "epsilon":

@@ -74,7 +74,7 @@ class Climbing(Direction, ABC):
             return None
         if not isinstance(_owner(log_prob), LogProbModel):
             return None
-        own = group.mine(target)
+        own = group.own_rows(target)
         what = f"{self.name}: the log-probability"
 
         def climb(x: Tensor, level: Level, target: Tensor | None) -> Tensor:
@@ -103,8 +103,8 @@ class Climbing(Direction, ABC):
             target: of these samples (None: a user's function that needs none).
             predictions: of ``passes(step)``.
         """
-        if live.asked is not None:
-            return live.asked.gradient
+        if live.requested_slope is not None:
+            return live.requested_slope.gradient
         assert log_prob is not None
         level = live.step.grid.schedule.clean if self.through else live.step.t
         return live.slope(

@@ -126,7 +126,7 @@ class Classifier(Climbing):
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         _, target = self.climbed
         if target is not None:
-            target = live.mine(target).to(live.x_t.device, non_blocking=True)
+            target = live.own_rows(target).to(live.x_t.device, non_blocking=True)
         gradient = self.ascend(live, self.log_prob, target, predictions)
         return self._factor(live, gradient) * gradient, live.state
 

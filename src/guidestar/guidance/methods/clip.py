@@ -113,7 +113,7 @@ class Clip(Climbing):
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         assert isinstance(self.text, Tensor)
-        target = live.mine(self.text).to(live.x_t.device, non_blocking=True)
+        target = live.own_rows(self.text).to(live.x_t.device, non_blocking=True)
         gradient = self.ascend(live, self.fit, target, predictions)
         return expand(scoring(live.step.t), gradient) * gradient, live.state
 

@@ -93,8 +93,8 @@ class Discriminator(Direction):
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         t, log_odds = live.step.t, self.log_odds
         assert log_odds is not None
-        if live.asked is not None:
-            up = live.asked.gradient
+        if live.requested_slope is not None:
+            up = live.requested_slope.gradient
         else:
             up = live.slope("discriminator: log_odds", lambda x: log_odds(x, t), None)
         return expand(scoring(t), up) * up, live.state

@@ -110,8 +110,8 @@ class NAG(Direction):
         pushes = {s: p.x0 - c for s, p in changed}
         if not isinstance(self.scale, Sequence):
             return pushes[self.scale], live.state
-        mine = live.mine(torch.tensor(self.scale, dtype=torch.float64))
-        own = [expand((mine == s).double(), c) * push for s, push in pushes.items()]
+        scales = live.own_rows(torch.tensor(self.scale, dtype=torch.float64))
+        own = [expand((scales == s).double(), c) * push for s, push in pushes.items()]
         return sum(own, torch.zeros_like(c)), live.state
 
 

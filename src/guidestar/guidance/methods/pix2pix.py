@@ -85,4 +85,4 @@ def _less_one(scale: Scale, live: Live) -> Value:
     """Return ``scale − 1``, in the shape of these samples."""
     if not isinstance(scale, Sequence):
         return scale - 1
-    return expand(live.mine(torch.tensor(scale, dtype=torch.float64)) - 1, live.x_t)
+    return expand(live.own_rows(torch.tensor(scale, dtype=torch.float64)) - 1, live.x_t)

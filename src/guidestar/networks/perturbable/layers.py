@@ -388,7 +388,7 @@ def _attending(
     attend: Callable[[Attention], Tensor],
     rows: Rows | None,
 ) -> Iterator[None]:
-    module, mine = net.get_submodule(name), (attend, rows)
+    module, own = net.get_submodule(name), (attend, rows)
     changes: list[AttentionChange] = getattr(replacement(module), "changes", [])
     with ExitStack() as stack:
         if rows is None or not changes:
@@ -396,8 +396,8 @@ def _attending(
             stack.enter_context(
                 replaced(module, partial(_change_attention, net, name, inputs, changes))
             )
-        changes.append(mine)  # beside changes of other rows of the same call
-        stack.callback(changes.remove, mine)
+        changes.append(own)  # beside changes of other rows of the same call
+        stack.callback(changes.remove, own)
         yield
 
 
@@ -593,6 +593,6 @@ def _restore_rows(done: Any, given: Any, rows: Rows, spread: Callable[[Rows, int
             None if d is None else _restore_rows(d, g, rows, spread)
             for d, g in zip(done, given, strict=True)
         )
-    mine = spread(rows, len(done))
-    mine.check(done)
-    return mine.put(done, given[mine.slice])
+    own = spread(rows, len(done))
+    own.check(done)
+    return own.put(done, given[own.slice])

@@ -29,11 +29,11 @@ def by_rows(
     """
     parts, done = [], 0
     for attend, rows in sorted(changes, key=lambda c: c[1].start if c[1] else 0):
-        mine = rows or Rows(0, len(query), len(query))
-        mine.check(query)
-        parts += [answer(slice(done, mine.start), Attention.compute)] if mine.start > done else []
-        parts.append(answer(mine.slice, attend))
-        done = mine.stop
+        own = rows or Rows(0, len(query), len(query))
+        own.check(query)
+        parts += [answer(slice(done, own.start), Attention.compute)] if own.start > done else []
+        parts.append(answer(own.slice, attend))
+        done = own.stop
     parts += [answer(slice(done, None), Attention.compute)] if done < len(query) else []
     return joined(parts, 0)
 
@@ -51,6 +51,6 @@ def changed_tokens(hidden: Tensor, change: Callable[[Tensor], Tensor], rows: Row
     """
     if rows is not None:
         rows.check(hidden)
-    mine = hidden if rows is None else hidden[rows.slice]
-    mine = change(mine.flatten(2).mT).mT.reshape(mine.shape) if mine.ndim > 3 else change(mine)
-    return mine if rows is None else rows.put(hidden, mine)
+    own = hidden if rows is None else hidden[rows.slice]
+    own = change(own.flatten(2).mT).mT.reshape(own.shape) if own.ndim > 3 else change(own)
+    return own if rows is None else rows.put(hidden, own)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("guidestar.serve")
 
-LOOK = 1.0
-"""Seconds between looks at how many replicas there are."""
+COUNT_SECONDS = 1.0
+"""Seconds between two counts of the replicas."""
 
 STARTS = 3
 """Times that Ray is started: on a busy machine its processes can be too slow for its patience."""
@@ -150,7 +150,7 @@ class Cluster:
                 self._running = sum(count for state, count in states if state == RUNNING)
             except Exception as error:  # the controller is being restarted
                 log.debug("the replicas cannot be counted: %s", error)
-            self._closed.wait(LOOK)
+            self._closed.wait(COUNT_SECONDS)
 
 
 def _options(scale: Scale) -> dict[str, Any]:
@@ -217,7 +217,7 @@ async def _sample(
     sent: Any = handle.options(stream=True).sample.remote(
         name, request, preview_every=preview_every, explain=explain
     )
-    reports: DeploymentResponseGenerator[Report] = sent  # as a stream was asked for
+    reports: DeploymentResponseGenerator[Report] = sent  # since `stream=True`
     try:
         async for report in reports:
             yield report

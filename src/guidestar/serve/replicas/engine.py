@@ -215,7 +215,7 @@ class ReplicatedEngine(AnyEngine):
         raise ReplicaLostError("the reports ended before the request was over")
 
     def _note(self, ticket: Ticket, report: Report) -> None:
-        """Bring a ticket to where its replica says that it stands."""
+        """Bring a ticket to the state that its replica reports."""
         if report.status == "queued":
             return
         if ticket.started is None:

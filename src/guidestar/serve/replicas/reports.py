@@ -1,4 +1,4 @@
-"""What a replica tells of a request that it samples."""
+"""Reports of a replica on a request that it samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KINDS: dict[str, type[Exception]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Where a request stands, as its replica tells the server.
+    """The state of a request, as its replica reports it.
 
     Args:
         replica: which one samples it.

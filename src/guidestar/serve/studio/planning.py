@@ -49,7 +49,7 @@ def plan(service: Service, form: Form) -> Planned:
     request = form.request()
     _, engine = service.engine(form.model)
     names: Any = request.cond
-    asked = PlanRequest(
+    body = PlanRequest(
         model=form.model,
         cond=names,
         guidance=request.guidance,
@@ -60,7 +60,7 @@ def plan(service: Service, form: Form) -> Planned:
         grid=request.grid,
         strength=request.strength,
     )
-    found = about.plan(engine.model, asked, service.limits)
+    found = about.plan(engine.model, body, service.limits)
     steps = tuple((step["rho"], step["passes"]) for step in found["steps"])
     count = len(form.samples)
     cost = (found["nfe"] + GRADIENT * found["gradients"]) * count

@@ -15,7 +15,7 @@ from ...guidance.operators import OPERATORS
 from ...io.images import to_bytes, to_pil
 from ...model.model import Model
 from ..web.pictures import fit, pixels_of
-from ..web.schemas import Seen
+from ..web.schemas import ObservedPicture
 
 OPTIONS = {"downsample": ("factor",), "blur": ("deviation",)}
 """Options of operators that the page has sliders for."""
@@ -29,12 +29,12 @@ class Problem:
     """An observation, and what it was made of.
 
     Args:
-        seen: as the server takes it.
+        observation: as the server takes it.
         original: the picture, of the model's size (PNG in base64).
         observed: what is known of it (PNG in base64).
     """
 
-    seen: Seen
+    observation: ObservedPicture
     original: str
     observed: str
 
@@ -91,7 +91,7 @@ def observe(
     shown = to_pil(y)[0]
     settings = {k: v for k, v in (options or {}).items() if k in OPTIONS.get(operator, ())}
     return Problem(
-        seen=Seen(
+        observation=ObservedPicture(
             image=_encode(shown),
             operator=operator,
             options=settings,

@@ -13,8 +13,8 @@ from ..web.job import Job
 from ..web.schemas import SampleRequest
 from ..web.service import Service
 
-LOOK = 0.25
-"""Seconds between looks at a run that does not move, for its place in the queue."""
+REFRESH_SECONDS = 0.25
+"""Seconds after which the place in the queue is read again, where a run does not move."""
 
 FRAMES = 24
 """Previews of a run, at most."""
@@ -63,7 +63,7 @@ class Runs:
             job.ticket.cancel()
         return len(live)
 
-    def follow(self, kind: str, asked: Sequence[SampleRequest]) -> Iterator[list[Progress]]:
+    def follow(self, kind: str, requests: Sequence[SampleRequest]) -> Iterator[list[Progress]]:
         """Send requests, so many at once as one client may, and yield where they stand.
 
         Those of the same kind that are under way are cancelled first, and so are these where they
@@ -78,20 +78,20 @@ class Runs:
         started = time.monotonic()
         changes: queue.SimpleQueue[None] = queue.SimpleQueue()
         jobs: list[Job] = []
-        found = [Progress(status="queued") for _ in asked]
-        shown = [-1] * len(asked)
+        found = [Progress(status="queued") for _ in requests]
+        shown = [-1] * len(requests)
         window = max(1, self.service.limits.per_client // 2)
         try:
             while True:
-                while len(jobs) < len(asked) and _live(jobs) < window:
-                    jobs.append(self._submit(kind, asked[len(jobs)]))
+                while len(jobs) < len(requests) and _live(jobs) < window:
+                    jobs.append(self._submit(kind, requests[len(jobs)]))
                     jobs[-1].ticket.watch(lambda ticket: changes.put(None))
                 moved = False
                 for k, job in enumerate(jobs):
                     moved |= _look(job, k, found, shown, started)
                 if moved:
                     yield list(found)
-                if len(jobs) == len(asked) and not _live(jobs) and all(map(_is_over, found)):
+                if len(jobs) == len(requests) and not _live(jobs) and all(map(_is_over, found)):
                     return
                 _wait(changes)
         finally:
@@ -103,8 +103,8 @@ class Runs:
         """Return the runs of a kind that were sent last."""
         return self._jobs.get(kind, [])
 
-    def _submit(self, kind: str, asked: SampleRequest) -> Job:
-        job = self.service.submit(asked, self.owner)
+    def _submit(self, kind: str, body: SampleRequest) -> Job:
+        job = self.service.submit(body, self.owner)
         self._jobs.setdefault(kind, []).append(job)
         return job
 
@@ -166,7 +166,7 @@ def _progress(ticket: Ticket, started: float, pictures: Sequence[str]) -> Progre
 def _wait(changes: queue.SimpleQueue[None]) -> None:
     """Wait for a change, and skip those that came meanwhile."""
     try:
-        changes.get(timeout=LOOK)
+        changes.get(timeout=REFRESH_SECONDS)
         while True:
             changes.get_nowait()
     except queue.Empty:

@@ -40,8 +40,8 @@ def add_compare(page: Page) -> None:
         try:
             form = page.form(data)
             forms = [form, replace(form, guidance=data[second] or "")]
-            asked = [f.request(preview_every=4) for f in forms]
-            for found in page.session(request).runs.follow("compare", asked):
+            requests = [f.request(preview_every=4) for f in forms]
+            for found in page.session(request).runs.follow("compare", requests):
                 yield (
                     _compared([f.guidance for f in forms], labels_of(form), found),
                     (drawing.progress(found)),
@@ -120,9 +120,9 @@ def add_plot(page: Page) -> None:
                 plotting.read_axis(form, data[a] or "", data[v] or "")
                 for a, v in zip(axes, values, strict=True)
             )
-            asked = [f.request() for row in plotting.cells(form, x, y) for f in row]
+            requests = [f.request() for row in plotting.cells(form, x, y) for f in row]
             found: list[Progress] = []
-            for found in page.session(request).runs.follow("plot", asked):
+            for found in page.session(request).runs.follow("plot", requests):
                 yield skip, drawing.progress(found)
             if all(p.pictures for p in found):
                 made = plotting.draw(form, x, y, [p.pictures[0] for p in found])
@@ -245,9 +245,9 @@ def add_restore(page: Page) -> None:
                 options={"factor": data[factor], "deviation": data[deviation]},
                 noise=data[noise],
             )
-            asked = form.request(observation=made.seen, preview_every=2)
+            body = form.request(observation=made.observation, preview_every=2)
             known = [made.original, made.observed]
-            for found in page.session(request).runs.follow("restore", [asked]):
+            for found in page.session(request).runs.follow("restore", [body]):
                 drawn = drawing.pictures(
                     [*known, *found[0].pictures],
                     ["picture", "observed", *(f"restored, {text}" for text in labels_of(form))],

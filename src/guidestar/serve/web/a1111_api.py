@@ -36,76 +36,76 @@ STRETCH, CROP = 0, 1
 
 
 @router.post("/txt2img")
-async def txt2img(request: Request, asked: Txt2Img) -> dict[str, Any]:
+async def txt2img(request: Request, body: Txt2Img) -> dict[str, Any]:
     """Make pictures of a prompt."""
-    if asked.init_images or asked.denoising_strength:
+    if body.init_images or body.denoising_strength:
         text = "txt2img starts from noise; send init_images to img2img"
         raise _wrong(text, "init_images")
-    return await _make(request, asked, {})
+    return await _make(request, body, {})
 
 
 @router.post("/img2img")
-async def img2img(request: Request, asked: Txt2Img) -> dict[str, Any]:
+async def img2img(request: Request, body: Txt2Img) -> dict[str, Any]:
     """Make pictures that start from one that is sent."""
-    if not asked.init_images:
+    if not body.init_images:
         raise _wrong("img2img needs a picture to start from", "init_images")
-    if len(asked.init_images) > 1:
+    if len(body.init_images) > 1:
         raise _wrong("one picture to start from is enough; send several requests", "init_images")
-    if asked.mask is not None:
+    if body.mask is not None:
         text = "a mask is for inverse problems here: POST /v1/samples with an observation"
         raise _wrong(text, "mask")
-    strength = 0.75 if asked.denoising_strength is None else asked.denoising_strength
-    resize = "crop" if asked.resize_mode == CROP else "stretch"
-    start = {"start": asked.init_images[0], "strength": strength, "resize": resize}
-    return await _make(request, asked, start)
+    strength = 0.75 if body.denoising_strength is None else body.denoising_strength
+    resize = "crop" if body.resize_mode == CROP else "stretch"
+    start = {"start": body.init_images[0], "strength": strength, "resize": resize}
+    return await _make(request, body, start)
 
 
-async def _make(request: Request, asked: Txt2Img, start: dict[str, Any]) -> dict[str, Any]:
+async def _make(request: Request, body: Txt2Img, start: dict[str, Any]) -> dict[str, Any]:
     service = service_of(request)
-    name, engine = service.engine(_model(asked))
+    name, engine = service.engine(_model(body))
     width, height = service.sizes[name]
-    warnings = _ignored(asked)
-    for field, found, own in (("width", asked.width, width), ("height", asked.height, height)):
+    warnings = _ignored(body)
+    for field, found, own in (("width", body.width, width), ("height", body.height, height)):
         if found not in (None, own):
             raise _wrong(f"the model {name!r} makes pictures of {width} × {height}", field)
-    solver, grid = _sampler(asked)
-    if asked.guidance is not None and asked.cfg_scale is not None:
+    solver, grid = _sampler(body)
+    if body.guidance is not None and body.cfg_scale is not None:
         raise _wrong("give guidance or cfg_scale, not both", "guidance")
-    unconditional = engine.model.encoder is None and not asked.prompt
+    unconditional = engine.model.encoder is None and not body.prompt
     sampled = SampleRequest(
         model=name,
-        cond=None if unconditional else asked.prompt,
-        guidance=asked.guidance if asked.cfg_scale is None else f"cfg({asked.cfg_scale!r})",
-        negative=asked.negative_prompt or None,
-        n=asked.batch_size * asked.n_iter,
-        seed=None if asked.seed == -1 else asked.seed,
-        steps=asked.steps,
+        cond=None if unconditional else body.prompt,
+        guidance=body.guidance if body.cfg_scale is None else f"cfg({body.cfg_scale!r})",
+        negative=body.negative_prompt or None,
+        n=body.batch_size * body.n_iter,
+        seed=None if body.seed == -1 else body.seed,
+        steps=body.steps,
         solver=solver,
         grid=grid,
         preview_every=PREVIEW_EVERY,
         **start,
     )
-    job = await submit(request, sampled, task=asked.force_task_id)
+    job = await submit(request, sampled, task=body.force_task_id)
     await wait(request, job)
     pictures = await encode_base64(job)
     return {
-        "images": pictures if asked.send_images else [],
-        "parameters": asked.model_dump(exclude={"init_images"}),
-        "info": json.dumps(_info(job, asked, (width, height), warnings)),
+        "images": pictures if body.send_images else [],
+        "parameters": body.model_dump(exclude={"init_images"}),
+        "info": json.dumps(_info(job, body, (width, height), warnings)),
     }
 
 
-def _info(job: Job, asked: Txt2Img, size: tuple[int, int], warnings: list[str]) -> dict[str, Any]:
+def _info(job: Job, body: Txt2Img, size: tuple[int, int], warnings: list[str]) -> dict[str, Any]:
     seeds, request = job.seeds, job.ticket.request
     text = (
-        f"{asked.prompt}\nSteps: {job.ticket.steps}, Sampler: {request.solver.name}, Seed: {{}}, "
+        f"{body.prompt}\nSteps: {job.ticket.steps}, Sampler: {request.solver.name}, Seed: {{}}, "
         f"Size: {size[0]}x{size[1]}, Model: {job.ticket.model.name}, Guidance: {request.guidance}"
     )
     return {
-        "prompt": asked.prompt,
-        "all_prompts": [asked.prompt] * len(seeds),
-        "negative_prompt": asked.negative_prompt or "",
-        "all_negative_prompts": [asked.negative_prompt or ""] * len(seeds),
+        "prompt": body.prompt,
+        "all_prompts": [body.prompt] * len(seeds),
+        "negative_prompt": body.negative_prompt or "",
+        "all_negative_prompts": [body.negative_prompt or ""] * len(seeds),
         "seed": seeds[0],
         "all_seeds": seeds,
         "subseed": -1,
@@ -113,38 +113,38 @@ def _info(job: Job, asked: Txt2Img, size: tuple[int, int], warnings: list[str]) 
         "width": size[0],
         "height": size[1],
         "sampler_name": request.solver.name,
-        "cfg_scale": asked.cfg_scale,
+        "cfg_scale": body.cfg_scale,
         "guidance": str(request.guidance),
         "steps": job.ticket.steps,
         "batch_size": len(seeds),
         "sd_model_name": job.ticket.model.name,
-        "denoising_strength": asked.denoising_strength,
+        "denoising_strength": body.denoising_strength,
         "infotexts": [text.format(seed) for seed in seeds],
         "index_of_first_image": 0,
         "warnings": [*warnings, *job.ticket.warnings],
     }
 
 
-def _ignored(asked: Txt2Img) -> list[str]:
+def _ignored(body: Txt2Img) -> list[str]:
     """Name the fields that mean nothing here, and are neither at their default nor off."""
     off = (None, False, [], {}, "")
     found = [
         f"{field} means nothing here"
-        for field in sorted(asked.model_fields_set - MEANT)
-        if getattr(asked, field) not in (type(asked).model_fields[field].default, *off)
+        for field in sorted(body.model_fields_set - MEANT)
+        if getattr(body, field) not in (type(body).model_fields[field].default, *off)
     ]
-    if asked.resize_mode not in (STRETCH, CROP):
-        found.append(f"resize_mode {asked.resize_mode} means nothing here; it was taken as 0")
+    if body.resize_mode not in (STRETCH, CROP):
+        found.append(f"resize_mode {body.resize_mode} means nothing here; it was taken as 0")
     return found
 
 
-def _model(asked: Txt2Img) -> str | None:
+def _model(body: Txt2Img) -> str | None:
     """Return the model that is named; no other setting can be overridden.
 
     Raises:
         RefusedError: another one is.
     """
-    settings = dict(asked.override_settings or {})
+    settings = dict(body.override_settings or {})
     name = settings.pop("sd_model_checkpoint", None)
     if settings:
         text = f"of override_settings only sd_model_checkpoint is known, not {next(iter(settings))}"
@@ -152,24 +152,24 @@ def _model(asked: Txt2Img) -> str | None:
     return None if name is None else str(name).split(" [")[0]
 
 
-def _sampler(asked: Txt2Img) -> tuple[str | None, str | None]:
+def _sampler(body: Txt2Img) -> tuple[str | None, str | None]:
     """Return solver and grid by A1111's names, or ours.
 
     Raises:
         RefusedError: an unknown one.
     """
-    name = asked.sampler_name or asked.sampler_index
+    name = body.sampler_name or body.sampler_index
     grid = None
     try:
         grid = grid_of(name)
     except ValueError as error:
         text = f"there is no such sampler; see /sdapi/v1/samplers ({error})"
         raise _wrong(text[:500], "sampler_name") from None
-    if asked.scheduler is not None:
-        if asked.scheduler.lower() not in SCHEDULERS:
+    if body.scheduler is not None:
+        if body.scheduler.lower() not in SCHEDULERS:
             known = ", ".join(SCHEDULERS)
             raise _wrong(f"there is no scheduler of that name; there are {known}", "scheduler")
-        grid = SCHEDULERS[asked.scheduler.lower()]
+        grid = SCHEDULERS[body.scheduler.lower()]
     return name, grid
 
 
@@ -218,9 +218,9 @@ async def interrupt(request: Request, task: Task | None = None) -> dict[str, Any
 
 
 @router.post("/png-info")
-async def png_info(asked: Picture) -> dict[str, Any]:
+async def png_info(body: Picture) -> dict[str, Any]:
     """Return the settings that a picture carries."""
-    settings = read_settings(from_base64(asked.image, "image"))
+    settings = read_settings(from_base64(body.image, "image"))
     return {"info": json.dumps(settings), "items": {"guidestar": settings}, "parameters": settings}
 
 

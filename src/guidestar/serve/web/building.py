@@ -18,74 +18,74 @@ from ...sampling.names import grid_of
 from .errors import RefusedError
 from .limits import Limits
 from .pictures import to_tensor
-from .schemas import PlanRequest, SampleRequest, Seen
+from .schemas import ObservedPicture, PlanRequest, SampleRequest
 
 
-def build(model: Model, asked: SampleRequest, limits: Limits) -> Request:
+def build(model: Model, body: SampleRequest, limits: Limits) -> Request:
     """Return the request that a client asks for.
 
     Args:
         model: to sample from.
-        asked: by the client.
+        body: the client's request.
         limits: of the server.
 
     Raises:
         RefusedError: it is over a limit, or a picture cannot be read.
         ValueError: as `Model.request`.
     """
-    seeds = _seeds(asked, limits)
-    _check_texts(asked, limits)
-    if asked.steps is not None:
-        at_most("steps", asked.steps, limits.steps)
-    for scale in asked.scale if isinstance(asked.scale, list) else [asked.scale or 0.0]:
+    seeds = _seeds(body, limits)
+    _check_texts(body, limits)
+    if body.steps is not None:
+        at_most("steps", body.steps, limits.steps)
+    for scale in body.scale if isinstance(body.scale, list) else [body.scale or 0.0]:
         at_most("scale", abs(scale), limits.scale)
-    guidance = None if asked.guidance is None else read_expression(asked.guidance, limits)
+    guidance = None if body.guidance is None else read_expression(body.guidance, limits)
     start = None
-    if asked.start is not None:
+    if body.start is not None:
         shape = model.need_image_shape()
-        image = to_tensor(asked.start, shape, limits, "start", resize=asked.resize)[None]
+        image = to_tensor(body.start, shape, limits, "start", resize=body.resize)[None]
         start = model.from_images(image.to(model.device)).expand(len(seeds), *model.shape)
-    elif asked.strength is not None or asked.resize is not None:
-        field = "resize" if asked.strength is None else "strength"
+    elif body.strength is not None or body.resize is not None:
+        field = "resize" if body.strength is None else "strength"
         text = f"{field} is of a picture to start from; send one as start, or leave it out"
         raise RefusedError(422, "invalid_request_error", text, field)
-    rho = asked.start_rho
-    if asked.strength is not None:
+    rho = body.start_rho
+    if body.strength is not None:
         if rho is not None:
             text = "give strength or start_rho, not both"
             raise RefusedError(422, "invalid_request_error", text, "strength")
-        rho = float(levels_left(model, asked, asked.strength)[0].rho)
+        rho = float(levels_left(model, body, body.strength)[0].rho)
     losses = None
-    if asked.observation is not None:
+    if body.observation is not None:
         expression = model.expression(
             guidance,
-            conditional=asked.cond is not None,
-            steps=asked.steps,
-            grid=asked.grid or grid_of(asked.solver),
+            conditional=body.cond is not None,
+            steps=body.steps,
+            grid=body.grid or grid_of(body.solver),
         )
         losses = {
-            "loss": build_observation(model, asked.observation, expression, len(seeds), limits)
+            "loss": build_observation(model, body.observation, expression, len(seeds), limits)
         }
     return model.request(
-        asked.cond,
+        body.cond,
         guidance=guidance,
         seeds=seeds,
-        negative=asked.negative,
-        scale=asked.scale,
-        steps=asked.steps,
-        solver=asked.solver,
-        grid=asked.grid,
+        negative=body.negative,
+        scale=body.scale,
+        steps=body.steps,
+        solver=body.solver,
+        grid=body.grid,
         start=start,
         start_rho=rho,
         losses=losses,
     )
 
 
-def levels_left(model: Model, asked: SampleRequest | PlanRequest, strength: float) -> Grid:
+def levels_left(model: Model, body: SampleRequest | PlanRequest, strength: float) -> Grid:
     """Return the levels that a picture to start from goes through: those of the last steps, of
     which ``strength`` is the share, one step at least.
     """
-    levels = model.grid(asked.steps, asked.grid or grid_of(asked.solver))
+    levels = model.grid(body.steps, body.grid or grid_of(body.solver))
     steps = max(1, round(levels.steps * strength))
     return levels.from_rho(float(levels[levels.steps - steps].rho))
 
@@ -97,23 +97,23 @@ def at_most(field: str, value: float, limit: float) -> None:
         raise RefusedError(422, "too_large", text, field)
 
 
-def _seeds(asked: SampleRequest, limits: Limits) -> list[int]:
-    if asked.seeds is not None:
-        if asked.seed is not None or asked.n != 1:
+def _seeds(body: SampleRequest, limits: Limits) -> list[int]:
+    if body.seeds is not None:
+        if body.seed is not None or body.n != 1:
             text = "give seeds, or n and seed, not both"
             raise RefusedError(422, "invalid_request_error", text, "seeds")
-        if not asked.seeds:
+        if not body.seeds:
             raise RefusedError(422, "invalid_request_error", "there are no seeds", "seeds")
-        at_most("the number of seeds", len(asked.seeds), limits.samples)
-        return list(asked.seeds)
-    at_most("n", asked.n, limits.samples)
-    first = secrets.randbelow(2**31) if asked.seed is None else asked.seed
-    return [first + k for k in range(asked.n)]
+        at_most("the number of seeds", len(body.seeds), limits.samples)
+        return list(body.seeds)
+    at_most("n", body.n, limits.samples)
+    first = secrets.randbelow(2**31) if body.seed is None else body.seed
+    return [first + k for k in range(body.n)]
 
 
-def _check_texts(asked: SampleRequest, limits: Limits) -> None:
-    names = asked.cond if isinstance(asked.cond, list) else [asked.cond]
-    for field, found in (("cond", names), ("negative", [asked.negative])):
+def _check_texts(body: SampleRequest, limits: Limits) -> None:
+    names = body.cond if isinstance(body.cond, list) else [body.cond]
+    for field, found in (("cond", names), ("negative", [body.negative])):
         for text in found:
             if isinstance(text, str) and len(text) > limits.prompt:
                 at_most(f"the length of {field}", len(text), limits.prompt)
@@ -139,48 +139,50 @@ def read_expression(text: str, limits: Limits) -> Guidance:
 
 
 def build_observation(
-    model: Model, seen: Seen, guidance: Guidance, count: int, limits: Limits
+    model: Model, observed: ObservedPicture, guidance: Guidance, count: int, limits: Limits
 ) -> Observation:
     """Return what was observed, for each of ``count`` samples.
 
     Raises:
         RefusedError: an unknown operator or option, a picture that cannot be read, or a guidance
-            that would not look at it.
+            that would not use it.
     """
     if not losses_of(guidance):
         raise _wrong(
-            f"'{guidance}' lowers no loss, so it would not look at what was observed; add "
+            f"'{guidance}' lowers no loss, so it would not use the observed picture; add "
             "one that does, e.g. 'uncond + dps(1)'"
         )
     shape = model.need_image_shape()
-    if seen.operator not in OPERATORS:
+    if observed.operator not in OPERATORS:
         raise _wrong(
-            f"unknown operator {seen.operator!r}; the operators are {', '.join(OPERATORS)}"
+            f"unknown operator {observed.operator!r}; the operators are {', '.join(OPERATORS)}"
         )
-    options = _options(seen, shape, limits)
-    operator = get_operator(seen.operator, **options)
+    options = _options(observed, shape, limits)
+    operator = get_operator(observed.operator, **options)
     shown = operator(torch.zeros(1, *shape)).shape[1:]
-    y = to_tensor(seen.image, (shown[0], shown[1], shown[2]), limits, "observation.image")[None]
+    y = to_tensor(observed.image, (shown[0], shown[1], shown[2]), limits, "observation.image")[None]
     y = operator(y) if isinstance(operator, Inpaint) else y
     y = y.expand(count, *y.shape[1:])
-    return Observation(model.on_images(operator), y, noise=seen.noise)
+    return Observation(model.on_images(operator), y, noise=observed.noise)
 
 
-def _options(seen: Seen, shape: tuple[int, int, int], limits: Limits) -> dict[str, Any]:
-    kind: Any = OPERATORS[seen.operator]
+def _options(
+    observed: ObservedPicture, shape: tuple[int, int, int], limits: Limits
+) -> dict[str, Any]:
+    kind: Any = OPERATORS[observed.operator]
     known = [f.name for f in fields(kind)]
     options: dict[str, Any] = {}
-    for key, value in seen.options.items():
+    for key, value in observed.options.items():
         if key not in known or key == "mask":
-            raise _wrong(f"{seen.operator} has no option {key!r}; it has {', '.join(known)}")
+            raise _wrong(f"{observed.operator} has no option {key!r}; it has {', '.join(known)}")
         whole = int(value) if float(value).is_integer() else value
         if wrong := find_mismatch(kind, key, whole):
-            raise _wrong(f"{seen.operator}: {wrong}")
+            raise _wrong(f"{observed.operator}: {wrong}")
         options[key] = whole
-    if ("mask" in known) != (seen.mask is not None):
+    if ("mask" in known) != (observed.mask is not None):
         raise _wrong("inpaint needs its mask, and no other operator has one")
-    if seen.mask is not None:
-        mask = to_tensor(seen.mask, (1, *shape[1:]), limits, "observation.mask")
+    if observed.mask is not None:
+        mask = to_tensor(observed.mask, (1, *shape[1:]), limits, "observation.mask")
         options["mask"] = (mask > 0).float()
     return options
 

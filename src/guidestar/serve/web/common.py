@@ -16,7 +16,7 @@ from .schemas import SampleRequest
 from .service import Service
 
 PROBE = 0.5
-"""Seconds between looks at whether a waiting client has gone."""
+"""Seconds between two checks whether a waiting client has gone."""
 
 
 def service_of(request: Request) -> Service:
@@ -29,10 +29,10 @@ def owner_of(request: Request) -> str:
     return request.state.owner
 
 
-async def submit(request: Request, asked: SampleRequest, **more: Any) -> Job:
+async def submit(request: Request, body: SampleRequest, **more: Any) -> Job:
     """Take a request, in a worker thread, as conditions are encoded there."""
     service, owner = service_of(request), owner_of(request)
-    return await to_thread.run_sync(lambda: service.submit(asked, owner, **more))
+    return await to_thread.run_sync(lambda: service.submit(body, owner, **more))
 
 
 async def wait(request: Request, job: Job) -> None:

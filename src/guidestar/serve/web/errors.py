@@ -63,7 +63,7 @@ def refused(error: BaseException) -> RefusedError:
     return RefusedError(
         500,
         "server_error",
-        f"the request failed ({type(error).__name__}); the server's log says why",
+        f"the request failed ({type(error).__name__}); see the server's log",
     )
 
 

@@ -60,7 +60,7 @@ class Metrics:
 
 
 class _Engines(Collector):
-    """The engines' own counts, read when they are asked for."""
+    """The engines' own counts, read at each request."""
 
     def __init__(self, engines: Mapping[str, AnyEngine]) -> None:
         self.engines = engines

@@ -28,41 +28,41 @@ NO_TOKENS = {
 
 
 @router.post("/images/generations", response_model=None)
-async def generate(request: Request, asked: ImagesRequest) -> Any:
+async def generate(request: Request, body: ImagesRequest) -> Any:
     """Make pictures: in base64, by their address, or as events on the way."""
     service = service_of(request)
-    name, engine = service.engine(asked.model)
+    name, engine = service.engine(body.model)
     width, height = service.sizes[name]
-    if asked.size not in (None, "auto", f"{width}x{height}"):
-        text = f"the model {name!r} makes pictures of {width}x{height}, not {asked.size}"
+    if body.size not in (None, "auto", f"{width}x{height}"):
+        text = f"the model {name!r} makes pictures of {width}x{height}, not {body.size}"
         raise RefusedError(422, "invalid_request_error", text, "size")
-    steps = asked.num_inference_steps or engine.model.grid().steps
-    every = -(-steps // (asked.partial_images + 1)) if asked.partial_images else 0
-    unconditional = engine.model.encoder is None and not asked.prompt
+    steps = body.num_inference_steps or engine.model.grid().steps
+    every = -(-steps // (body.partial_images + 1)) if body.partial_images else 0
+    unconditional = engine.model.encoder is None and not body.prompt
     job = await submit(
         request,
         SampleRequest(
             model=name,
-            cond=None if unconditional else asked.prompt,
-            guidance=_guidance(asked),
-            negative=asked.negative_prompt or None,
-            n=asked.n,
-            seed=asked.seed,
-            steps=asked.num_inference_steps,
-            solver=asked.solver,
-            preview_every=every if asked.stream else 0,
+            cond=None if unconditional else body.prompt,
+            guidance=_guidance(body),
+            negative=body.negative_prompt or None,
+            n=body.n,
+            seed=body.seed,
+            steps=body.num_inference_steps,
+            solver=body.solver,
+            preview_every=every if body.stream else 0,
         ),
     )
-    ignored = [field for field in MEANINGLESS if getattr(asked, field) is not None]
+    ignored = [field for field in MEANINGLESS if getattr(body, field) is not None]
     warnings = [f"{field} means nothing to this model" for field in ignored]
-    if asked.stream:
-        return events(request, _events(job, asked, f"{width}x{height}", warnings))
+    if body.stream:
+        return events(request, _events(job, body, f"{width}x{height}", warnings))
     await wait(request, job)
-    pictures = await encode_base64(job, asked.output_format)
+    pictures = await encode_base64(job, body.output_format)
     return {
         "created": int(time.time()),
-        "data": [_entry(request, job, asked, k, p) for k, p in enumerate(pictures)],
-        "output_format": asked.output_format,
+        "data": [_entry(request, job, body, k, p) for k, p in enumerate(pictures)],
+        "output_format": body.output_format,
         "size": f"{width}x{height}",
         "seeds": job.seeds,
         "id": job.id,
@@ -70,45 +70,45 @@ async def generate(request: Request, asked: ImagesRequest) -> Any:
     }
 
 
-def _guidance(asked: ImagesRequest) -> str | None:
-    if asked.guidance is not None and asked.guidance_scale is not None:
+def _guidance(body: ImagesRequest) -> str | None:
+    if body.guidance is not None and body.guidance_scale is not None:
         text = "give guidance or guidance_scale, not both"
         raise RefusedError(422, "invalid_request_error", text, "guidance")
-    return asked.guidance if asked.guidance_scale is None else f"cfg({asked.guidance_scale!r})"
+    return body.guidance if body.guidance_scale is None else f"cfg({body.guidance_scale!r})"
 
 
 def _entry(
-    request: Request, job: Job, asked: ImagesRequest, index: int, picture: str
+    request: Request, job: Job, body: ImagesRequest, index: int, picture: str
 ) -> dict[str, Any]:
-    if asked.response_format == "b64_json":
+    if body.response_format == "b64_json":
         return {"b64_json": picture}
     return {"url": str(request.base_url) + f"v1/images/{job.id}/{index}.png"}
 
 
 async def _events(
-    job: Job, asked: ImagesRequest, size: str, warnings: list[str]
+    job: Job, body: ImagesRequest, size: str, warnings: list[str]
 ) -> AsyncIterator[dict[str, Any]]:
     common = {
         "created_at": int(time.time()),
         "size": size,
         "quality": "auto",
         "background": "auto",
-        "output_format": asked.output_format,
+        "output_format": body.output_format,
     }
     shown, count = 0, 0
     try:
         async for _ in changes(job.ticket):
             preview = job.ticket.preview
             due = preview is not None and preview.step not in (shown, job.ticket.steps)
-            if preview is not None and due and count < asked.partial_images:
+            if preview is not None and due and count < body.partial_images:
                 shown = preview.step
-                pictures = await to_thread.run_sync(lambda: job.previews(asked.output_format))
+                pictures = await to_thread.run_sync(lambda: job.previews(body.output_format))
                 kind = "image_generation.partial_image"
                 yield _event(
                     {**common, "b64_json": pictures[0], "partial_image_index": count}, kind
                 )
                 count += 1
-        for picture in await encode_base64(job, asked.output_format):
+        for picture in await encode_base64(job, body.output_format):
             done = {**common, "b64_json": picture, "usage": NO_TOKENS, "warnings": warnings}
             yield _event(done, "image_generation.completed")
     except RefusedError as error:

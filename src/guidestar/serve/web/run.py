@@ -1,4 +1,4 @@
-"""Run the server: on a socket, until it is told to stop."""
+"""Run the server: on a socket, until it is stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_loopback(host: str) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """A server that, when it is told to stop, first finishes what is under way."""
+    """A server that, when it is stopped, first finishes what is under way."""
 
     def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
         super().__init__(config)
@@ -39,7 +39,7 @@ class _Server(uvicorn.Server):
         self._stopping: threading.Thread | None = None
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        if self._stopping is not None and sig == signal.SIGINT:  # told twice
+        if self._stopping is not None and sig == signal.SIGINT:  # the second signal
             super().handle_exit(sig, frame)
             return
         if self._stopping is None:
@@ -63,7 +63,7 @@ def run_server(app: Any, service: Service, *, host: str, port: int, grace: float
         service: that is stopped with it.
         host: the address to listen at.
         port: of it; 0 for any that is free.
-        grace: seconds that requests under way have, once it is told to stop.
+        grace: seconds that requests under way have, once it is stopped.
     """
     config = uvicorn.Config(
         app,
@@ -78,8 +78,8 @@ def run_server(app: Any, service: Service, *, host: str, port: int, grace: float
         h11_max_incomplete_event_size=64 * 1024,
     )
     server = _Server(config, service, grace)
-    told = threading.Thread(target=_announce, args=(server, service), daemon=True)
-    told.start()
+    announcer = threading.Thread(target=_announce, args=(server, service), daemon=True)
+    announcer.start()
     try:
         server.run()
     except SystemExit as error:  # the address is taken

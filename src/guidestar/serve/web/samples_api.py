@@ -19,9 +19,9 @@ router = APIRouter(prefix="/v1", tags=["samples"])
 
 
 @router.post("/samples", status_code=202)
-async def sample(request: Request, asked: SampleRequest) -> dict[str, Any]:
+async def sample(request: Request, body: SampleRequest) -> dict[str, Any]:
     """Take a request, and return at once where it stands."""
-    job = await submit(request, asked)
+    job = await submit(request, body)
     return job.describe()
 
 
@@ -94,8 +94,8 @@ async def methods() -> dict[str, Any]:
 
 
 @router.post("/plan")
-async def plan(request: Request, asked: PlanRequest) -> dict[str, Any]:
+async def plan(request: Request, body: PlanRequest) -> dict[str, Any]:
     """Say which passes a run takes, without running anything."""
     service = service_of(request)
-    _, engine = service.engine(asked.model)
-    return await to_thread.run_sync(lambda: about.plan(engine.model, asked, service.limits))
+    _, engine = service.engine(body.model)
+    return await to_thread.run_sync(lambda: about.plan(engine.model, body, service.limits))

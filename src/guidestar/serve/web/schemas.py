@@ -17,8 +17,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Seen(_Strict):
-    """What was observed of the picture that is looked for."""
+class ObservedPicture(_Strict):
+    """An observed picture, and the operator that made it."""
 
     image: str = Field(description="The observed picture, base64 of a PNG or JPEG.")
     operator: str = Field(description="identity, inpaint, downsample, blur or gray.")
@@ -71,7 +71,9 @@ class SampleRequest(_Strict):
         default=None,
         description="How a start of another size becomes the model's; it is refused by default.",
     )
-    observation: Seen | None = Field(default=None, description="For dps, tfg and their kin.")
+    observation: ObservedPicture | None = Field(
+        default=None, description="For dps, tfg and other terms with a loss."
+    )
     preview_every: int = Field(
         default=0, ge=0, description="A preview after so many steps; 0: none."
     )

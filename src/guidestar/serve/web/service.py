@@ -63,7 +63,7 @@ class Service:
             raise RefusedError(404, "model_not_found", text, "model")
         return name, self.engines[name]
 
-    def submit(self, asked: SampleRequest, owner: str, *, task: str | None = None) -> Job:
+    def submit(self, body: SampleRequest, owner: str, *, task: str | None = None) -> Job:
         """Take a request. It encodes conditions, so it is to be called from a worker thread.
 
         Raises:
@@ -73,16 +73,16 @@ class Service:
         """
         if self.draining:
             raise RefusedError(503, "closed", "the server is going down; it takes no more requests")
-        name, engine = self.engine(asked.model)
-        request = build(engine.model, asked, self.limits)
-        seconds = min(asked.timeout or self.limits.seconds, self.limits.seconds)
+        name, engine = self.engine(body.model)
+        request = build(engine.model, body, self.limits)
+        seconds = min(body.timeout or self.limits.seconds, self.limits.seconds)
         self._arrive(owner)
         try:
             ticket = engine.submit(
                 request,
-                preview_every=asked.preview_every,
+                preview_every=body.preview_every,
                 timeout=seconds,
-                explain=asked.explain,
+                explain=body.explain,
             )
             job = Job(ticket, owner, task)
             with self._lock:

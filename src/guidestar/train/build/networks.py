@@ -43,12 +43,13 @@ from ..recipe.parts import (
     AutoencoderPart,
     ClassifierPart,
     CLIPPart,
+    DecoderPart,
     NetworkPart,
     VisionPart,
 )
 from ..recipe.schema import Recipe
 from ..recipe.tables import ConditionSpec
-from .autoencoders import build_autoencoder
+from .autoencoders import build_autoencoder, build_decoder
 from .clips import build_clip, build_noisy_clip, fresh_clip
 from .limits import check_batch, copies_of, within_memory
 from .schedules import denoising, objective_of, process
@@ -77,7 +78,7 @@ def chosen_conditions(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str
     return chosen
 
 
-def seen_by(part: str, source: Source) -> Source:
+def source_of(part: str, source: Source) -> Source:
     """Return what a part learns from: the data as they are, or the pictures behind latents."""
     return pictures_of(source) if part in OF_PICTURES else source
 
@@ -95,12 +96,14 @@ def build_part(recipe: Recipe, part: str, source: Source, out: Path | None = Non
         ValueError: network, conditions and data do not fit.
     """
     torch.manual_seed(recipe.seed + PARTS.index(part))
-    spec, source = getattr(recipe, part), seen_by(part, source)
+    spec, source = getattr(recipe, part), source_of(part, source)
     at_once = -(-spec.train.batch // spec.train.accumulate)
     size = 8 if spec.train.precision == "float64" else 4
     check_batch(at_once // int(os.environ.get("WORLD_SIZE", "1")), math.prod(source.shape) * size)
     if isinstance(spec, AutoencoderPart):
         return build_autoencoder(spec, source)
+    if isinstance(spec, DecoderPart):
+        return build_decoder(recipe, spec, source, out)
     if isinstance(spec, NetworkPart):
         return _build_model(recipe, spec, source, out)
     if isinstance(spec, CLIPPart):

@@ -17,11 +17,11 @@ class Stop:
     """A request to stop a training.
 
     Attributes:
-        asked: this process received the request.
+        requested: this process received the request.
         agreed: all processes know of it since the last step, and stop together.
     """
 
-    asked: bool = False
+    requested: bool = False
     agreed: bool = False
 
 
@@ -40,7 +40,7 @@ def stop_on_signals(stop: Stop) -> Iterator[Stop]:
     interrupts: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.asked = True
+        stop.requested = True
         interrupts.extend([number] * (number == signal.SIGINT))
         if len(interrupts) > 1:
             raise KeyboardInterrupt

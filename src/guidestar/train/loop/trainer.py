@@ -191,12 +191,12 @@ class Trainer:
         norm = a.clip_grad_norm_(self._lossy.parameters(), s.clip)
         # Processes must agree on the loss, on a request to stop, and on saving.
         wishes = torch.tensor(
-            [float(stop is not None and stop.asked), float(self.due and a.is_main_process)],
+            [float(stop is not None and stop.requested), float(self.due and a.is_main_process)],
             device=a.device,
             dtype=total.dtype,
         )
         shared = a.reduce(torch.cat([total[None] / s.batch, wishes]))
-        loss, asked, due, self.norm = torch.cat(
+        loss, requested, due, self.norm = torch.cat(
             [shared, torch.as_tensor(full_tensor(norm)).double().view(1).to(a.device)]  # type: ignore[reportArgumentType]
         ).tolist()
         # Such a step would spoil all weights, and the next checkpoint.
@@ -217,7 +217,7 @@ class Trainer:
         self.loss += (loss - self.loss) * max(0.01, 1 / self.done)
         self.due = due > 0
         if stop is not None:
-            stop.agreed = asked > 0
+            stop.agreed = requested > 0
         return loss
 
     def save(self, path: Path, *, keep: int = 1) -> None:

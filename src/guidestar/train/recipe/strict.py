@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 # TOML has lists only, so these alone may be converted; every other value must be of its own type.
-# The bounds are beyond what anybody trains, and below what takes a machine down before it is seen.
+# The bounds are beyond what anybody trains, and below what takes a machine down unnoticed.
 Width = Annotated[int, Field(gt=0, le=65_536)]
 Depth = Annotated[int, Field(gt=0, le=1_000)]
 Pixels = Annotated[int, Field(gt=0, le=16_384)]

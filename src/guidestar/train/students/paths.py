@@ -78,7 +78,7 @@ def make_paths(
     more: Any = {"source": lesson.source, "rows": rows, "first_seed": spec.first_seed}
     paths = Paths(states=torch.empty(0), **more)
     for index, first in enumerate(range(0, spec.paths, SHARD)):
-        if stop is not None and stop.asked:
+        if stop is not None and stop.requested:
             return None
         runs = list(range(first, min(first + SHARD, spec.paths)))
         parts.append(_shard(lesson, paths, runs, out / _STAGE, mark, device))
