@@ -12,6 +12,7 @@ from torch import nn
 
 from guidestar.train.recipe.parts import Training
 from guidestar.train.recipe.tables import Data
+from guidestar.train.students import data
 from guidestar.train.students import run as students
 from guidestar.train.students.recipe import Distillation, Student
 from helpers.noting import noted
@@ -135,7 +136,7 @@ def test_a_stage_is_trained_with_all_that_it_has(monkeypatch, device, walked):
     found = list(students._train_stage(given, 1, Path("o"), accelerator, stop, paths))
     assert found == ["progress"]
     runs = "runs" if walked else None
-    assert build == [((known, stage, steps, "teacher", "module", runs), {})]
+    assert build == [((known, stage, steps, "teacher", "module", runs, None), {})]
     assert suited == ([(("module",), {})] if device == "cpu" else [])
     source = "paths" if walked else given.source
     settings = students.stage_settings(known, 1)
@@ -167,22 +168,39 @@ def test_all_networks_of_a_teacher_are_moved():
 
 
 def test_data_are_the_recipes_or_those_of_the_teacher():
+    """Of `train/students/data.py`."""
     own = Data(path="q")
-    model: Any = SimpleNamespace(name="m", card={"recipe": {"data": {"path": "p", "old": 1}}})
-    assert students.data_of(recipe(data=own), model) == own
-    assert students.data_of(recipe(), model) == Data(path="p")
-    for card in ({}, {"recipe": {}}, {"recipe": {"data": None}}):
-        bare: Any = SimpleNamespace(name="m", card=card)
+    card = {"recipe": {"data": {"kind": "images", "path": "p", "old": 1, "size": 24, "test": "t"}}}
+    model: Any = SimpleNamespace(name="m", card=card)
+    known = data.data_of(recipe(), model)
+    assert (known.path, known.size, known.test, known.holdout) == ("p", 24, None, 0.0)
+    found = data.data_of(recipe(data=own), model)
+    assert (found.path, found.size) == ("q", 24)
+    for whole in (Data(path="q", size=8), Data(path="q", kind="tensors")):
+        assert data.data_of(recipe(data=whole), model) == whole
+    for bare in ({}, {"recipe": {}}, {"recipe": {"data": None}}):
+        model = SimpleNamespace(name="m", card=bare)
+        assert data.data_of(recipe(data=own), model) == own
         with pytest.raises(ValueError, match="the card of 'm' does not name its training data"):
-            students.data_of(recipe(), bare)
-    made = students._data_recipe(own)
-    assert made.data == own and made.model is not None and made.model.widths == (8,)
+            data.data_of(recipe(), model)
+
+
+def test_a_student_that_is_mended_is_for_as_many_steps(monkeypatch):
+    assert students._begun(recipe().student) is None
+    defaults = {"steps": 2, "solver": "ddim"}
+    loaded = noted(monkeypatch, students, "load", SimpleNamespace(defaults=defaults))
+    spec: Any = SimpleNamespace(begin="b", steps=2)
+    assert students._begun(spec).defaults is defaults and loaded == [(("b",), {})]  # type: ignore[union-attr]
+    for wrong in ({"steps": 3, "solver": "ddim"}, {"steps": 2, "solver": "heun"}, {}):
+        noted(monkeypatch, students, "load", SimpleNamespace(defaults=wrong))
+        with pytest.raises(ValueError, match="begin must be a student of 2 steps of ddim, and b"):
+            students._begun(spec)
 
 
 def test_a_lesson_is_read_with_its_data(monkeypatch):
     model = SimpleNamespace(name="m", card={})
     loaded = noted(monkeypatch, students, "load", model)
-    sources = noted(monkeypatch, students, "sources", ("source", "aside"))
+    sources = noted(monkeypatch, students, "source_of", "source")
     net, encoder, weak = nn.Linear(1, 1), nn.Linear(2, 1), nn.Linear(3, 1)
     teacher = SimpleNamespace(denoiser=net, encoder=encoder, nets={"weak": (weak, nn.Identity())})
     taught = noted(monkeypatch, students, "teacher_of", teacher)
@@ -191,8 +209,8 @@ def test_a_lesson_is_read_with_its_data(monkeypatch):
     found = students.read_lesson(known, print)
     assert (found.model, found.source, found.digest) == (model, "source", "digest")
     assert found.teacher is teacher and found.recipe is known
-    assert loaded == [(("t",), {})] and sources[0][0][1] is print
-    assert sources[0][0][0].data == known.data
+    assert loaded == [(("t",), {})] and sources == [((known, model, print), {})]
+    assert found.begun is None
     assert taught == [((model, known.student, "source"), {})]
     ((tensors,), _) = digests[0]
     assert sorted(tensors) == sorted(
@@ -200,9 +218,6 @@ def test_a_lesson_is_read_with_its_data(monkeypatch):
          "weak.0.bias"]
     )  # fmt: skip
     assert tensors["weak.0.weight"].shape == (1, 3) and tensors["main.1.weight"].shape == (1, 2)
-    latents = recipe(data=Data(path="q", vae="autoencoder"))
-    with pytest.raises(ValueError, match=r"t works on latents of its own autoencoder; name its"):
-        students.read_lesson(latents)
 
 
 @pytest.mark.parametrize("size", [1234, None])
@@ -227,7 +242,7 @@ def test_what_a_distillation_would_do(monkeypatch, size):
             "memory in one process"
         )
     assert [args[1:3] for args, _ in build] == [tuple(s) for s in stages]
-    assert all(args[3:] == ("teacher", "module", None) for args, _ in build)
+    assert all(args[3:] == ("teacher", "module", None, None) for args, _ in build)
 
 
 def test_a_stage_that_was_not_trained_to_its_end(monkeypatch, tmp_path):
@@ -253,5 +268,5 @@ def test_a_stage_that_was_not_trained_to_its_end(monkeypatch, tmp_path):
     found: Any = students.finished_stage(given, 0, tmp_path)
     assert found is module and found.w.tolist() == [1, 1, 1]
     assert not found.w.requires_grad and not found.training and place[-1] == "a"
-    assert fresh[0][0] == (given.teacher, None, 2.5)
+    assert fresh[0][0] == (given.teacher, None, 2.5, None)
     assert average[0][0][0] is module
