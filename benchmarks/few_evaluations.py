@@ -1,16 +1,20 @@
-"""Solvers and grids at few evaluations: choose a setting on some seeds, measure it on others.
+"""Settings for few evaluations: search on some seeds, measure the winner on others.
 
-    python benchmarks/few_evaluations.py --evaluations 6 --choose 40
-    python benchmarks/few_evaluations.py --evaluations 10 --choose 40
-    python benchmarks/few_evaluations.py --evaluations 6 --evaluations 10 --blocks 5
+    python benchmarks/few_evaluations.py --evaluations 6 --search 60
+    python benchmarks/few_evaluations.py --evaluations 6 --settings settings.json
+    python benchmarks/few_evaluations.py --evaluations 6 --evaluations 10 --finals 6 --blocks 5
 
-``--choose N`` draws N settings at random (solver, first and last noise ratio, spacing, scale), all
-of at most that many evaluations a sample, and scores each on seeds 10,000–10,499. ``--blocks B``
-measures the card's solver and grid, and the setting of lowest Fréchet distance among those whose
-accuracy is not below the card's, on B blocks of 1,000 other seeds each: mean and standard error.
+A setting is the noise ratios of the levels, a solver, and a scale of ``cfg`` with the steps at
+which it acts (``every=``: evaluated at the first of them, and carried to the next). ``--search N``
+scores N settings on 120 seeds (20,000–20,119): each is a change of one of the best five so far.
+``--settings FILE`` scores those of a JSON list, in the form of `SEEDS`, on the same seeds.
+``--finals K`` scores the K best again on 500 (20,000–20,499). ``--blocks B`` measures the setting
+that was the card's before and the best one of the finals on B blocks of 1,000 other seeds each.
 
 Every figure is kept in `benchmarks/results/few-evaluations.json` as soon as it is known; a run that
-was stopped goes on from there.
+was stopped goes on from there. Best is the lowest Fréchet distance, where each hundredth of
+accuracy below the old setting's adds 0.05; in the search, of so few samples, the judge's mean
+probability of the right class stands for its accuracy.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ import json
 import math
 import random
 import statistics
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,142 +35,308 @@ from guidestar.apps.measure import references, scores
 from guidestar.core.levels import Grid
 from guidestar.evaluate import JudgeOutput, run_judge
 from guidestar.io.images import write_text
-from guidestar.sampling.grids import karras, log_snr
+from guidestar.sampling.geometric import grid_of_ratios
 
 KEPT = Path(__file__).parent / "results" / "few-evaluations.json"
-CARD = {6: 5, 10: 8}
-"""Steps of the card's solver and grid, by the evaluations that they take."""
-SOLVERS = ("dpmpp-2m", "unipc", "res-multistep(order=3)", "dpmpp-3m")
-SCALES = (1.5, 1.75, 2.0, 2.25, 2.5, 3.0)
-INTERVALS = ((0.3, 3.0), (0.5, 4.0), (0.2, 2.0))
-Setting = dict[str, object]
+OLD = {
+    6: {"guidance": "cfg(2, interval=(0.3, 3))", "solver": "dpmpp-2m", "steps": 5},
+    10: {"guidance": "cfg(2, interval=(0.3, 3))", "solver": "dpmpp-2m", "steps": 8},
+}
+"""The card's setting before, on its log-SNR grid, by the evaluations that it takes."""
+SOLVERS = (
+    "dpmpp-2m",
+    "unipc",
+    "unipc(order=3)",
+    "res-multistep(order=3)",
+    "res-multistep(order=3, lower_order_final=False)",
+    "dpmpp-3m",
+    "dpmpp-3m(lower_order_final=False)",
+    "deis(order=2)",
+)
+SURE = "probability"
+Setting = dict[str, Any]
 
 
-def grid_of(model: Model, setting: Setting) -> Grid | str:
-    """Return the grid of a setting: the card's name, or levels between two noise ratios."""
-    if "first" not in setting:
-        return "log_snr"
-    ends = {"rho_max": float(setting["first"]), "rho_min": float(setting["last"])}
-    if setting["power"] is None:
-        return log_snr(model.schedule, int(setting["steps"]), **ends)
-    return karras(model.schedule, int(setting["steps"]), power=float(setting["power"]), **ends)
-
-
-def run_of(model: Model, setting: Setting) -> dict[str, object]:
-    """Return the arguments of `Model.sample` of a setting."""
-    grid = grid_of(model, setting)
-    steps = {"steps": setting["steps"]} if isinstance(grid, str) else {}
-    return {"guidance": setting["guidance"], "solver": setting["solver"], "grid": grid, **steps}
+def grid_of(model: Model, setting: Setting) -> Grid:
+    """Return the grid of a setting: of its noise ratios, or the card's."""
+    if "levels" in setting:
+        return grid_of_ratios(model.schedule, setting["levels"])
+    return model.grid(setting["steps"], "log_snr")
 
 
 def score(
-    model: Model, setting: Setting, seeds: range, reference: JudgeOutput, batch: int = 100
+    model: Model, setting: Setting, seeds: range, reference: JudgeOutput, batch: int = 120
 ) -> dict[str, float]:
     """Draw one sample a seed, classes in turn, and return its figures."""
     wanted = torch.arange(len(seeds)) % len(model.classes)
-    drawn, nfe = [], 0.0
+    drawn, nfe, grid = [], 0.0, grid_of(model, setting)
     for rows in torch.arange(len(seeds)).split(batch):
-        names = [model.classes[k] for k in wanted[rows].tolist()]
-        run = model.sample(names, seeds=[seeds[i] for i in rows.tolist()], **run_of(model, setting))
+        run = model.sample(
+            [model.classes[k] for k in wanted[rows].tolist()],
+            seeds=[seeds[i] for i in rows.tolist()],
+            guidance=setting["guidance"],
+            solver=setting["solver"],
+            grid=grid,
+        )
         drawn.append(run.images)
         nfe += run.nfe * len(rows) / len(seeds)
     judged = run_judge(model.need_judge(), torch.cat(drawn), wanted)
     found = scores(judged, reference, len(model.classes))
-    return {"nfe": nfe, "frechet": found["frechet"], "accuracy": found["accuracy"]}
-
-
-def card(model: Model, evaluations: int) -> Setting:
-    """Return the card's own setting at this many evaluations."""
+    sure = judged.logits.softmax(-1)[torch.arange(len(wanted)), wanted].mean()
     return {
-        "guidance": model.defaults["guidance"],
-        "solver": model.defaults["solver"],
-        "steps": CARD[evaluations],
+        "nfe": round(nfe, 6),
+        **{k: found[k] for k in ("frechet", "accuracy", "diversity")},
+        "probability": round(float(sure), 4),
     }
 
 
-def draw(model: Model, evaluations: int, chance: random.Random) -> Setting:
-    """Draw a setting of at most this many evaluations a sample."""
-    while True:
-        low, high = chance.choice(INTERVALS)
-        setting = {
-            "guidance": f"cfg({chance.choice(SCALES):g}, interval=({low:g}, {high:g}))",
-            "solver": chance.choice(SOLVERS),
-            "steps": chance.randrange(evaluations // 2 + 1, evaluations),
-            "first": round(math.exp(chance.uniform(math.log(15), math.log(157))), 1),
-            "last": round(math.exp(chance.uniform(math.log(0.03), math.log(0.25))), 3),
-            "power": chance.choice((None, None, 5, 7, 10)),
-        }
-        passes = model.sample(model.classes[0], seeds=[0], **run_of(model, setting)).nfe
-        if evaluations - 1 < passes <= evaluations:
-            return setting
+# A setting in the form that the search changes: logarithms of the noise ratios, the first guided
+# step, the number of guided steps, the scale, and the solver.
 
 
-def choose(model: Model, evaluations: int, count: int, reference: JudgeOutput) -> None:
-    """Score the card's setting and ``count`` drawn ones on the seeds for choosing."""
+def written(genes: Setting, evaluations: int) -> Setting | None:
+    """Return the setting of genes, or None where they have no meaning."""
+    levels = [float(f"{math.exp(v):.4g}") for v in genes["logs"]]
+    steps, first, guided = len(levels), genes["first"], genes["guided"]
+    fresh = evaluations - steps
+    falls = all(a > 1.15 * b for a, b in pairwise(levels))
+    inside = falls and levels[0] <= 157.4 and levels[-1] >= 0.0101
+    if not inside or not 1 <= fresh <= guided or first < 0 or first + guided > steps:
+        return None
+    every = math.ceil(guided / fresh)
+    if math.ceil(guided / every) != fresh:
+        return None
+    ends = [2 * levels[0], *levels, levels[-1] / 4]
+    high, low = (math.sqrt(ends[i] * ends[i + 1]) for i in (first, first + guided))
+    carried = f", every={every}" if every > 1 else ""
+    return {
+        "guidance": f"cfg({genes['scale']:.3g}, interval=({low:.3g}, {high:.3g}){carried})",
+        "solver": genes["solver"],
+        "levels": [*levels, 0.0],
+    }
+
+
+def changed(genes: Setting, chance: random.Random) -> Setting:
+    """Change a setting at random."""
+    found = {**genes, "logs": list(genes["logs"])}
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        steps = len(found["logs"])
+        kind = chance.choice(
+            ("level", "level", "ends", "scale", "scale", "guided", "solver", "steps")
+        )
+        if kind == "level":
+            found["logs"][chance.randrange(steps)] += chance.gauss(0, 0.3)
+        elif kind == "ends":
+            a, b = chance.gauss(0, 0.4), chance.gauss(0, 0.4)
+            found["logs"] = [
+                v + a * (1 - i / (steps - 1)) + b * i / (steps - 1)
+                for i, v in enumerate(found["logs"])
+            ]
+        elif kind == "scale":
+            found["scale"] = max(1.1, found["scale"] * math.exp(chance.gauss(0, 0.2)))
+        elif kind == "guided":
+            found["first"] += chance.choice((-1, 0, 0, 1))
+            found["guided"] += chance.choice((-1, 0, 1))
+        elif kind == "solver":
+            found["solver"] = chance.choice(SOLVERS)
+        elif chance.random() < 0.5 and steps > 3:
+            found["logs"].pop(chance.randrange(1, steps - 1))
+            found["guided"] = max(1, found["guided"] + 1)
+        else:
+            i = chance.randrange(1, steps)
+            found["logs"].insert(i, (found["logs"][i - 1] + found["logs"][i]) / 2)
+            found["guided"] = max(1, found["guided"] - 1)
+    return found
+
+
+def worth(row: dict[str, Any], old: dict[str, Any], name: str = "accuracy") -> float:
+    """Return the Fréchet distance, with what is missing in accuracy."""
+    return row["frechet"] + 5 * max(0.0, old[name] - row[name])
+
+
+def search(model: Model, evaluations: int, count: int, reference: JudgeOutput) -> None:
+    """Score the old setting, those of the other count of evaluations, and changes of the best."""
     kept = read()
-    tried = kept.setdefault("chosen on 10000-10499", {}).setdefault(str(evaluations), [])
-    chance = random.Random(evaluations)
-    settings = [card(model, evaluations)]
-    settings += [draw(model, evaluations, chance) for _ in range(count)]
-    for setting in settings[len(tried) :]:
-        tried.append({**setting, **score(model, setting, range(10_000, 10_500), reference)})
+    tried = kept.setdefault("searched on 20000-20119", {}).setdefault(str(evaluations), [])
+    seeds = range(20_000, 20_120)
+    if not tried:
+        tried.append({**OLD[evaluations], **score(model, OLD[evaluations], seeds, reference)})
+        print(json.dumps(tried[0]), flush=True)
+    old = tried[0]
+    chance = random.Random(100 * evaluations + len(tried))
+    while len(tried) <= count:
+        ranked = sorted((r for r in tried if "genes" in r), key=lambda r: worth(r, old, SURE))[:5]
+        parents = [row["genes"] for row in ranked]
+        begin = SEEDS[evaluations]
+        fresh = len(tried) <= len(begin)
+        genes = begin[len(tried) - 1] if fresh else changed(chance.choice(parents), chance)
+        setting = written(genes, evaluations)
+        if setting is None or any(
+            row.get("levels") and setting.items() <= row.items() for row in tried
+        ):
+            if fresh:
+                raise SystemExit(f"a setting to begin with has no meaning: {genes}")
+            continue
+        tried.append({**setting, **score(model, setting, seeds, reference), "genes": genes})
         keep(kept)
-        print(json.dumps(tried[-1]), flush=True)
+        row = {k: v for k, v in tried[-1].items() if k != "genes"}
+        print(len(tried) - 1, f"{worth(row, old, SURE):.3f}", json.dumps(row), flush=True)
+
+
+def given(model: Model, evaluations: int, file: Path, reference: JudgeOutput) -> None:
+    """Score settings from a file, as `search` does its own."""
+    kept = read()
+    tried = kept["searched on 20000-20119"][str(evaluations)]
+    for genes in json.loads(file.read_text()):
+        genes["logs"] = [math.log(v) for v in genes.pop("levels")]
+        setting = written(genes, evaluations)
+        if setting is None:
+            raise SystemExit(f"a setting has no meaning: {genes}")
+        if any(setting.items() <= row.items() for row in tried):
+            continue
+        found = score(model, setting, range(20_000, 20_120), reference)
+        tried.append({**setting, **found, "genes": genes})
+        keep(kept)
+        row = {k: v for k, v in tried[-1].items() if k != "genes"}
+        print("given", f"{worth(row, tried[0], SURE):.3f}", json.dumps(row), flush=True)
+
+
+def finals(model: Model, evaluations: int, count: int, reference: JudgeOutput) -> None:
+    """Score the old setting and the best ones of the search on 500 seeds."""
+    kept = read()
+    old, *others = kept["searched on 20000-20119"][str(evaluations)]
+    ranked = sorted(others, key=lambda row: worth(row, old, SURE))[:count]
+    found = kept.setdefault("finals on 20000-20499", {}).setdefault(str(evaluations), [])
+    for row in (old, *ranked):
+        setting = {k: row[k] for k in ("guidance", "solver", "levels", "steps") if k in row}
+        if any(setting.items() <= done.items() for done in found):
+            continue
+        found.append({**setting, **score(model, setting, range(20_000, 20_500), reference)})
+        keep(kept)
+        print("final", json.dumps(found[-1]), flush=True)
 
 
 def best(evaluations: int) -> Setting:
-    """Return the chosen setting: the lowest distance at an accuracy not below the card's."""
-    first, *others = read()["chosen on 10000-10499"][str(evaluations)]
-    good = [t for t in others if t["accuracy"] >= first["accuracy"]]
-    if not good:
-        raise SystemExit(f"no setting at {evaluations} evaluations keeps the card's accuracy")
-    found = min(good, key=lambda t: t["frechet"])
-    return {k: v for k, v in found.items() if k not in ("nfe", "frechet", "accuracy")}
+    """Return the best setting of the finals."""
+    old, *others = read()["finals on 20000-20499"][str(evaluations)]
+    found = min(others, key=lambda row: worth(row, old))
+    return {k: found[k] for k in ("guidance", "solver", "levels")}
 
 
 def blocks(model: Model, evaluations: int, count: int, reference: JudgeOutput) -> None:
-    """Measure the card's setting and the chosen one in blocks of 1,000 seeds."""
+    """Measure the old setting and the best one in blocks of 1,000 seeds."""
     kept = read()
     measured = kept.setdefault("blocks of 1000", {}).setdefault(str(evaluations), {})
-    for name, setting in (("card", card(model, evaluations)), ("chosen", best(evaluations))):
+    for name, setting in (("old", OLD[evaluations]), ("best", best(evaluations))):
         row = measured.setdefault(name, {"setting": setting, "blocks": []})
+        if row["setting"] != setting:
+            row = measured[name] = {"setting": setting, "blocks": []}
         while len(row["blocks"]) < count:
             start = 1000 * len(row["blocks"])
             row["blocks"].append(score(model, setting, range(start, start + 1000), reference))
             keep(kept)
-        print(evaluations, name, setting, *(figure(row, k) for k in ("frechet", "accuracy", "nfe")))
-    means = [statistics.mean(b["frechet"] for b in measured[n]["blocks"]) for n in measured]
-    print(f"Fréchet distance, chosen by the card's: {means[1] / means[0]:.3f}")
+            print(evaluations, name, json.dumps(row["blocks"][-1]), flush=True)
+        figures = (figure([b[k] for b in row["blocks"]]) for k in ("frechet", "accuracy", "nfe"))
+        print(evaluations, name, setting, *figures, flush=True)
+    pairs = list(zip(measured["best"]["blocks"], measured["old"]["blocks"], strict=False))
+    for name, values in (
+        ("Fréchet distance, best by old", [a["frechet"] / b["frechet"] for a, b in pairs]),
+        ("accuracy, best less old", [a["accuracy"] - b["accuracy"] for a, b in pairs]),
+    ):
+        print(f"{evaluations} evaluations: {name}: {figure(values)}", flush=True)
 
 
-def figure(row: dict[str, list[dict[str, float]]], name: str) -> str:
+def figure(values: list[float]) -> str:
     """Return mean and standard error of a figure over the blocks."""
-    values = [block[name] for block in row["blocks"]]
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
-    return f"{name} {statistics.mean(values):.4f} ± {error:.4f}"
+    return f"{statistics.mean(values):.4f} ± {error:.4f}"
 
 
-def read() -> dict[str, dict[str, object]]:
+def read() -> dict[str, Any]:
     """Return what was measured before."""
     return json.loads(KEPT.read_text()) if KEPT.is_file() else {}
 
 
-def keep(results: dict[str, dict[str, object]]) -> None:
+def keep(results: dict[str, Any]) -> None:
     """Write what was measured."""
     write_text(json.dumps(results, indent=1) + "\n", KEPT)
 
 
+def _log(*levels: float) -> list[float]:
+    return [math.log(v) for v in levels]
+
+
+_THIRD = "res-multistep(order=3, lower_order_final=False)"
+SEEDS: dict[int, list[Setting]] = {
+    6: [
+        {
+            "logs": _log(40, 7.5, 1.41, 0.266, 0.05),
+            "first": 2,
+            "guided": 1,
+            "scale": 2.0,
+            "solver": "dpmpp-2m",
+        },
+        {
+            "logs": _log(40, 7.5, 1.41, 0.266, 0.05),
+            "first": 2,
+            "guided": 2,
+            "scale": 2.0,
+            "solver": "dpmpp-2m",
+        },
+        {
+            "logs": _log(94.5, 15.4, 2.52, 0.41, 0.067),
+            "first": 3,
+            "guided": 1,
+            "scale": 3.0,
+            "solver": "dpmpp-3m",
+        },
+        {"logs": _log(60, 9, 2, 0.5, 0.1), "first": 2, "guided": 2, "scale": 1.8, "solver": _THIRD},
+        {"logs": _log(40, 5, 1, 0.2), "first": 1, "guided": 2, "scale": 1.6, "solver": _THIRD},
+    ],
+    10: [
+        {
+            "logs": _log(60, 20, 7.5, 3, 1.2, 0.45, 0.17, 0.06),
+            "first": 4,
+            "guided": 2,
+            "scale": 2.0,
+            "solver": "dpmpp-2m",
+        },
+        {
+            "logs": _log(60, 20, 7.5, 3, 1.2, 0.45, 0.17, 0.06),
+            "first": 3,
+            "guided": 4,
+            "scale": 1.7,
+            "solver": _THIRD,
+        },
+        {
+            "logs": _log(60, 14, 4.5, 1.6, 0.7, 0.25, 0.07),
+            "first": 3,
+            "guided": 3,
+            "scale": 1.8,
+            "solver": "unipc",
+        },
+    ],
+}
+"""Settings that the search begins with."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--evaluations", type=int, action="append", choices=sorted(CARD))
-    parser.add_argument("--choose", type=int, default=0, help="settings to draw and score")
+    parser.add_argument("--evaluations", type=int, action="append", choices=sorted(OLD))
+    parser.add_argument("--search", type=int, default=0, help="settings to score on 120 seeds")
+    parser.add_argument("--settings", type=Path, help="JSON list of settings to score on them")
+    parser.add_argument("--finals", type=int, default=0, help="of the best, to score on 500")
     parser.add_argument("--blocks", type=int, default=0, help="blocks of 1,000 seeds to measure")
     arguments = parser.parse_args()
     model = load("fashion-mnist")
     reference, _ = references(model)
-    for evaluations in arguments.evaluations or sorted(CARD):
-        if arguments.choose:
-            choose(model, evaluations, arguments.choose, reference)
+    for evaluations in arguments.evaluations or sorted(OLD):
+        if arguments.search:
+            search(model, evaluations, arguments.search, reference)
+        if arguments.settings:
+            given(model, evaluations, arguments.settings, reference)
+        if arguments.finals:
+            finals(model, evaluations, arguments.finals, reference)
         if arguments.blocks:
             blocks(model, evaluations, arguments.blocks, reference)
 

@@ -42,6 +42,103 @@ CONSTANTS = {
     "diffusers.read.building:MOST_TENSORS": 20_000,
     "diffusers.read.pipeline:FLUX_SIZE": 128,
     "diffusers.guide.finite:HUGE": 1e4,
+    "apps.demo:STEPS": 20,
+    "apps.demo_text:_STEPS": 20,
+    "checkpoints.mdm:FRAMES": 196,
+    "cli.motions:DRAWN": 16,
+    "cli.sampling:ON_A_GRID": 1000,
+    "diffusers.guide.probe:TOLERANCE": 0.05,
+    "diffusers.read.hub:_PATIENCE": 10.0,
+    "evaluate.motions:NEAR_FLOOR": 0.05,
+    "evaluate.reconstruction:_WINDOW": 11,
+    "io.decoding:_BITS": 258,
+    "io.decoding:_PHOTOMETRIC": 262,
+    "model.cascade:CASCADE_FORMAT": 1,
+    "model.checking:_LOWEST": 0.05,
+    "model.checking:_HIGHEST": 20.0,
+    "model.samples:_PLACE": {"index": 0, "number": 0, "stride": 1},
+    "model.upscaling:USUAL_AUGMENTATION": 0.1,
+    "model.walking:LARGE_PUSH": 1000.0,
+    "motion.body:SHORTEST": 4,
+    "motion.bvh:MOST_JOINTS": 1024,
+    "motion.bvh:LARGEST": 536_870_912,
+    "motion.drawing:_MARGIN": 0.08,
+    "motion.drawing:_ABOVE": 0.45,
+    "motion.features:SLOW": 0.3,
+    "motion.features:LOW": 0.08,
+    "motion.rig:STRETCH": 0.01,
+    "motion.rotations:_LOCKED": 0.999999999,
+    "networks.low_resolution:_FREQUENCIES": 8,
+    "networks.memory:MOST_TENSORS": 20_000,
+    "sampling.deis:_UNIFORM": {
+        1: (),
+        2: (-0.5,),
+        3: (-16 / 12, 5 / 12),
+        4: (-59 / 24, 37 / 24, -9 / 24),
+    },
+    "sampling.divergence:ROOT_MEAN_SQUARE": 4.0,
+    "sampling.divergence:LARGEST": 16.0,
+    "sampling.er_sde:_POINTS": 32,
+    "sampling.exponential:HIGHEST_ORDER": 4,
+    "serve.admission:LOOKED_AT": 16,
+    "serve.engine:RECOVERY": 500,
+    "serve.replicas.cluster:COUNT_SECONDS": 1.0,
+    "serve.replicas.cluster:STARTS": 3,
+    "serve.replicas.cluster:ADD_AFTER": 5.0,
+    "serve.replicas.cluster:REMOVE_AFTER": 60.0,
+    "serve.replicas.engine:MOST_LOST": 5,
+    "serve.replicas.engine:PAUSE": 0.2,
+    "serve.replicas.engine:ENDING": 5.0,
+    "serve.replicas.engine:REMEMBERED": 1000,
+    "serve.replicas.replica:ANY": 2_147_483_648,
+    "serve.stats:NEW": 0.1,
+    "serve.studio.drawing:_WIDTH": 560,
+    "serve.studio.drawing:_HEIGHT": 110,
+    "serve.studio.explaining:HALF": 0.92,
+    "serve.studio.form:MOST_SEEDS": 1000,
+    "serve.studio.gallery:MOST": 60,
+    "serve.studio.gallery:_MOST_BYTES": 67_108_864,
+    "serve.studio.making:FEW": 8,
+    "serve.studio.making:PATIENCE": 0.3,
+    "serve.studio.page:KEPT": (600, 3600),
+    "serve.studio.panel:_MOST_STEPS": 100,
+    "serve.studio.panel:MOST_PROMPTS": 100,
+    "serve.studio.planning:GRADIENT": 1.0,
+    "serve.studio.plotting:MOST_CELLS": 64,
+    "serve.studio.plotting:_SIDE": 320,
+    "serve.studio.running:REFRESH_SECONDS": 0.25,
+    "serve.studio.running:FRAMES": 24,
+    "serve.studio.session:_MOST": 500,
+    "serve.studio.starts:STRENGTH": 0.6,
+    "serve.studio.starts:_MOST_BYTES": 67_108_864,
+    "serve.ticket:MAPS": 10,
+    "serve.web.a1111_api:PREVIEW_EVERY": 5,
+    "serve.web.a1111_api:STRETCH": 0,
+    "serve.web.a1111_api:CROP": 1,
+    "serve.web.common:PROBE": 0.5,
+    "serve.web.errors:RETRY_AFTER": 5,
+    "serve.web.keys:LEAST": 16,
+    "serve.web.metrics:LATENCIES": (
+        0.01,
+        0.025,
+        0.05,
+        0.1,
+        0.25,
+        0.5,
+        1,
+        2.5,
+        5,
+        10,
+        30,
+        60,
+        120,
+        300,
+    ),
+    "serve.web.run:FETCH": 2.0,
+    "train.build.autoencoders:_MOST": 8192,
+    "train.examine:MOST_EXAMINED": 4000,
+    "train.students.paths:SHARD": 256,
+    "train.students.paths:_BATCH": 64,
 }
 
 
@@ -298,3 +395,40 @@ def test_a_little_churn_draws_noise_and_travel_stays_within_the_run():
     for where in ((0.0, 1.01), (0.0, 1.5), (-0.01, 0.5), (0.5, 0.5), (0.6, 0.5)):
         with pytest.raises(ValueError, match="where"):
             TimeTravel(where=where)
+
+
+LIST = "diffusers.read.scheduler:_SETTINGS"
+SHIFTS = "diffusers.read.pipeline:_SHIFTS"
+IN_TABLES = [
+    (LIST, "prediction_type beta_schedule timestep_type", [None, "a"], [1, ["a"]]),
+    (LIST, "use_flow_sigmas rescale_betas_zero_snr invert_sigmas", [None, True, False], [0, "a"]),
+    (LIST, "shift flow_shift sigma_data", [1e-9, 1e6], [None, 0, -1, 1_000_000.5]),
+    (LIST, "sigma_min sigma_max snr_shift_scale", [None, 0, 1e6], [-1e-9, 1_000_000.5, "1"]),
+    (LIST, "beta_start beta_end", [0, 1], [None, -1e-9, 1.001]),
+    (LIST, "num_train_timesteps", [1, 1_000_000], [None, 0, 1_000_001, 1.0]),
+    (LIST, "trained_betas", [None, [0], [1] * 1_000_000], [[], [1.001], [0] * 1_000_001, 0.5]),
+    (SHIFTS, "use_dynamic_shifting", [True, False], [None, 1]),
+    (SHIFTS, "time_shift_type", ["exponential", "linear"], ["other", None]),
+    (SHIFTS, "base_shift max_shift", [None, 0, 1000], [-1e-9, 1000.5]),
+    (SHIFTS, "base_image_seq_len max_image_seq_len", [None, 1, 10_000_000], [0, 10_000_001]),
+    ("motion.body:_KNOWN", "rate", [1e-9, 1000], [0, 1000.5, None]),
+    ("motion.body:_KNOWN", "size", [1e-9, 1e38], [0, -1, None]),
+    ("motion.body:_KNOWN", "up", ["Y", "Z"], ["X", None]),
+    ("motion.body:_KNOWN", "root bvh", ["", "a"], [None, 1]),
+]
+
+
+@pytest.mark.parametrize(("where", "names", "good", "bad"), IN_TABLES)
+def test_values_of_files_up_to_their_bounds(where, names, good, bad):
+    module, _, table = where.partition(":")
+    known = getattr(importlib.import_module(f"guidestar.{module}"), table)
+    for name in names.split():
+        assert [known[name].fits(v) for v in good] == [True] * len(good), name
+        assert [known[name].fits(v) for v in bad] == [False] * len(bad), name
+
+
+def test_tables_of_files_are_written_out_whole():
+    for where in dict.fromkeys(where for where, *_ in IN_TABLES):
+        module, _, table = where.partition(":")
+        known = getattr(importlib.import_module(f"guidestar.{module}"), table)
+        assert {n for w, names, *_ in IN_TABLES if w == where for n in names.split()} == set(known)

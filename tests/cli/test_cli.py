@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import guidestar as gs
 from guidestar import cli
+from guidestar.apps import demo, demo_text
 from guidestar.model.shipped import SHIPPED
 
 MODEL = SHIPPED / "fashion-mnist"
@@ -41,7 +42,10 @@ def pixels(path):
 
 
 @pytest.mark.slow
-def test_demo_makes_pictures_and_figures(capsys, tmp_path):
+def test_demo_makes_pictures_and_figures(capsys, tmp_path, monkeypatch):
+    assert demo.STEPS == demo_text._STEPS == 20
+    monkeypatch.setattr(demo, "STEPS", 10)  # half of them show it as well
+    monkeypatch.setattr(demo_text, "_STEPS", 10)
     code, out, _ = run(capsys, "demo", "--out", tmp_path, "--seeds", 1)
     models = json.loads((tmp_path / "demo.json").read_text())["models"]
     assert code == 0 and "cfg(4)" in out
@@ -56,7 +60,7 @@ def test_demo_makes_pictures_and_figures(capsys, tmp_path):
     (student,) = (r for r in rows if r["how"].startswith("student"))
     assert student["nfe"] == 4 and student["accuracy"] >= 0.7
     by = {r["expression"]: r for r in rows}
-    assert by["uncond"]["nfe"] == 20 and by["cfg(4)"]["nfe"] == 40 and by["cfg(1)"]["nfe"] == 20
+    assert by["uncond"]["nfe"] == 10 and by["cfg(4)"]["nfe"] == 20 and by["cfg(1)"]["nfe"] == 10
     assert by["cfg(4)"]["accuracy"] >= 0.8
     assert by["uncond"]["accuracy"] <= 0.5
     told = {r["expression"]: r for r in models["emoji"]}

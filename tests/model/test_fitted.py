@@ -9,6 +9,7 @@ import pytest
 import guidestar as gs
 from guidestar.cli import main
 from guidestar.model import fitted
+from guidestar.model.card import card_text
 from guidestar.model.folder import WeightsError
 
 RHOS = {"3": [100.0, 2.0, 0.5, 0], "5": [100.0, 8.0, 2.0, 1.0, 0.5, 0]}
@@ -35,6 +36,65 @@ def test_a_fitted_grid_is_the_default_for_its_steps(folder):
     assert float(between[-2].rho) == pytest.approx(0.5)
     assert [s.rho for s in model.plan("cond", steps=3).steps] == pytest.approx([100, 2, 0.5])
     assert model.settings(request).grid == "fitted"
+
+
+OWN = {"guidance": "cfg(1.5, interval=(0.7, 4))", "solver": "unipc(order=3)"}
+
+
+def test_a_step_count_has_defaults_of_its_own(folder):
+    fitted.store(folder, {3: RHOS["3"], 5: RHOS["5"]}, {5: OWN})
+    model = gs.load(folder)
+    request = model.request("bag", steps=5)
+    assert str(request.guidance) == OWN["guidance"] and request.solver == gs.UniPC(order=3)
+    assert [s.nfe for s in model.plan(steps=5).steps] == [1, 1, 2, 2, 1]  # acts at ratios 2 and 1
+    usual = (model.defaults["guidance"], gs.get_solver(model.defaults["solver"]))
+    for steps, grid in ((3, None), (4, None), (None, None), (5, "log_snr"), (5, request.levels)):
+        other = model.request("bag", steps=steps, grid=grid)
+        assert (str(other.guidance), other.solver) == usual
+    # A name that asks for a grid asks for that, and for none of what was chosen with another.
+    named = model.request("bag", steps=5, solver="DPM++ 2M Karras")
+    assert (str(named.guidance), named.grid) == (usual[0], "karras")
+    given = model.request("bag", steps=5, guidance="cfg(3)", solver="ddim")
+    assert (str(given.guidance), given.solver, given.grid) == ("cfg(3)", gs.DDIM(), "fitted")
+    assert str(model.request(None, steps=5).guidance) == "uncond"
+    fitted.store(folder, {5: RHOS["5"]})  # other levels: what was chosen with the old ones is gone
+    assert "by_steps" not in gs.load(folder).card
+
+
+def test_the_card_describes_the_settings_of_a_step_count(folder):
+    text = card_text("mine", {"grids": {"3": RHOS["3"]}, "by_steps": {"3": OWN}})
+    assert (
+        "With 3 steps: σ/α at 100, 2, 0.5, 0, guidance `cfg(1.5, interval=(0.7, 4))`, solver "
+        "`unipc(order=3)`."
+    ) in text
+
+
+def test_pictures_of_a_step_count_are_repeated(folder, tmp_path, capsys):
+    fitted.store(folder, {3: RHOS["3"]}, {3: OWN})
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", str(folder), "--cond", "bag", "--steps", "3", "--out", str(tmp_path / "a")])
+    assert not stopped.value.code and OWN["guidance"] in capsys.readouterr().out
+    made = gs.load(folder).sample("bag", steps=3)
+    assert made.settings.guidance == OWN["guidance"]
+    assert made.settings.solver == OWN["solver"]
+    assert (gs.load(folder).again(vars(made.settings)).images == made.images).all()
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"4": OWN}, "by_steps: 4 steps have no levels in grids"),
+        ({"3": {"guidance": "cgf(3)"}}, "by_steps: 3: "),
+        ({"3": {"steps": 4}}, 'by_steps must be an object of "guidance" and "solver"'),
+        ([OWN], 'by_steps must be an object of "guidance" and "solver"'),
+    ],
+)
+def test_a_card_with_other_settings_is_refused(folder, own, message):
+    fitted.store(folder, {3: RHOS["3"]})
+    file = Path(folder) / "guidestar.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "by_steps": own}))
+    with pytest.raises(WeightsError, match=message):
+        gs.load(folder)
 
 
 def test_the_command_fits_and_keeps(folder, capsys):

@@ -176,6 +176,12 @@ def test_another_frame_rate_is_the_same_motion():
         with pytest.raises(ValueError, match="frame rates must be above 0, not "):
             resample(pose, *rates)
     assert len(resample(pose, 0.5, 0.25).root) == 2
+    # 22 · 29.97 / 59.94 is 10.999999999999998 in floats: the eleventh frame is kept.
+    long = resample(turning([0] * 23, [(float(k), 0, 0) for k in range(23)]), 59.94, 29.97)
+    torch.testing.assert_close(long.root[:, 0], torch.arange(12, dtype=torch.float64) * 2)
+    apart = resample(turning([0, 40, 0], [(0, 0, 0), (4, 0, 0), (0, 0, 8)]), 30, 40)
+    assert apart.root.tolist() == [[0, 0, 0], [3, 0, 0], [2, 0, 4]]
+    torch.testing.assert_close(apart.rotations[:, 0], torch.stack([y(0), y(30), y(20)]))
 
 
 def test_motions_are_cut_and_padded():

@@ -145,7 +145,7 @@ def test_what_is_not_given():
         assert {k: getattr(found, k) for k in defaults} == defaults, table
         told = {"name", "path", "widths", "train", *(LEAST if not table else ())}
         tables = {"schedule", "objective", "levels", "preview", "export", "measuring_clip"}
-        tables |= {"autoencoder", "bound", "variance", "upscale", "motion"}
+        tables |= {"autoencoder", "decoder", "bound", "variance", "upscale", "motion"}
         assert set(type(found).model_fields) - set(defaults) <= told | tables, table
 
 

@@ -84,7 +84,7 @@ def demo(
             max_rows=256,
             watch=step,
         )
-        expression = str(used.expression(given))
+        expression = str(used.expression(given, steps=steps))
         seconds = time.perf_counter() - start
         hit = judged(model, run.images, cond)
         results.append(

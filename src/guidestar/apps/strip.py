@@ -59,7 +59,13 @@ def morph(
         )
     a, b = (model.encoder.encode([name]) for name in model.names([first, second], 2) or ())
     return _same_seed(
-        model, model.expression(guidance), between(a, b, frames), frames, seed, steps, watch
+        model,
+        model.expression(guidance, steps=steps),
+        between(a, b, frames),
+        frames,
+        seed,
+        steps,
+        watch,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from ..io.files import Damaged
+from ._allocator import keep_pages
 from ._terminal import fail, warn
 from .data import datasets
 from .demos import demo
@@ -59,6 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
     1 (a damaged file, a full disk, a loss that is no number).
     """
     code = 0
+    if arguments is None:  # a process of its own
+        keep_pages()
     warnings.showwarning = _note  # what the library warns of, people read as one line
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if arguments[0] in _COMPLETION and len(arguments) > 1:

@@ -112,6 +112,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     from ..model.loading import load
     from ..model.motions import with_length
     from ..model.streaming import BATCH, Batches, again_to_folder, sample_to_folder
+    from ..sampling import grid_of
 
     new = {
         "prompts": prompts,
@@ -192,7 +193,10 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num)
     if length is not None:
         names = with_length(chosen, names or [""] * num, length)
-    expression = chosen.expression(parsed, conditional=bool(names))
+    spacing = given_run["grid"] or ("uniform" if keep else None) or grid_of(given_run["solver"])
+    expression = chosen.expression(
+        parsed, conditional=bool(names), steps=given_run["steps"], grid=spacing
+    )
     observed = read_observation(chosen, expression, observe, operator)
     each = len(names) if names else num
     rows = processes.own_indices(each if observed is None else each * len(observed.y))  # type: ignore[arg-type]

@@ -50,7 +50,13 @@ def _head(name: str, about: Card) -> str:
     )
     text = f"{front}\n\n# {name}\n\n{about.get('summary', '')}."
     text += f"\n\nData: {about['data']}" if "data" in about else ""
-    return text + (f"\n\nRecommended: {defaults}." if defaults else "")
+    text += f"\n\nRecommended: {defaults}." if defaults else ""
+    for steps, rhos in about.get("grids", {}).items():
+        own = about.get("by_steps", {}).get(steps, {})
+        settings = "".join(f", {k} `{v}`" for k, v in own.items())
+        levels = ", ".join(f"{r:g}" for r in rhos)
+        text += f"\n\nWith {steps} steps: σ/α at {levels}{settings}."
+    return text
 
 
 def _diffusers(about: Card) -> str:
@@ -129,6 +135,15 @@ def _autoencoder(about: Card) -> str:
             " Fréchet distance of the measuring CLIP's embeddings to those of the pictures: "
             f"{found['frechet']:.3g}; halved and enlarged again (bicubic): {found['half']:.3g}."
         )
+    further = about.get("decoder")
+    if further:
+        text += (
+            " With the decoder as it ships, trained further by itself: PSNR "
+            f"{further['psnr']:.2f} dB"
+        )
+        text += f", SSIM {further['ssim']:.3f}" if "ssim" in further else ""
+        text += f", Fréchet distance {further['frechet']:.3g}" if "frechet" in further else ""
+        text += "."
     return text
 
 

@@ -1,4 +1,6 @@
-"""The grids of a model: by name, as its card recommends, or fitted to it for a step count."""
+"""The grids of a model: by name, as its card recommends, or fitted to it for a step count; and the
+further defaults of such a step count.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.levels import Grid
 from ..core.rng import Draw
+from ..diffusers.guidance_file import Defaults
 from ..io.documents import read_json
 from ..io.images import write_text
 from ..sampling import noise
@@ -34,6 +37,19 @@ def grid_name(model: Model, steps: int | None = None, grid: str | None = None) -
     if grid is None and count in ratios_of(model.card):
         return FITTED
     return grid or model.defaults.get("grid", "log_snr")
+
+
+def defaults_of(model: Model, steps: int | None = None, grid: str | Grid | None = None) -> Defaults:
+    """Return the defaults of a run of so many steps, with a grid or without.
+
+    On the grid that was fitted for a step count, its own guidance and solver come before the
+    card's, as they were chosen together with its levels.
+    """
+    if isinstance(grid, Grid) or grid_name(model, steps, grid) != FITTED:
+        return model.defaults
+    count = steps if steps is not None else model.defaults.get("steps", 20)
+    found: Defaults = {**model.defaults, **model.card.get("by_steps", {}).get(str(count), {})}
+    return found
 
 
 def make_grid(model: Model, steps: int | None = None, grid: str | None = None) -> Grid:
@@ -101,9 +117,25 @@ def fit_grids(
     return {n: [float(f"{rhos[i]:.6g}") for i in shortest(cost, n)] for n in steps}
 
 
-def store(folder: Path, grids: Mapping[int, Sequence[float]]) -> None:
-    """Write grids into the card of a model's folder, beside those that are there."""
+def store(
+    folder: Path,
+    grids: Mapping[int, Sequence[float]],
+    defaults: Mapping[int, Mapping[str, str]] | None = None,
+) -> None:
+    """Write grids into the card of a model's folder, beside those that are there.
+
+    Args:
+        folder: of the model.
+        grids: noise ratios by step count.
+        defaults: the ``guidance`` and the ``solver`` that are the default for a step count too.
+            A step count that gets a new grid and is not among them has the card's.
+    """
     about = read_json(folder / NAME)
     kept = {**about.get("grids", {}), **{str(n): list(rhos) for n, rhos in grids.items()}}
-    about["grids"] = dict(sorted(kept.items(), key=lambda item: int(item[0])))
+    own = {k: v for k, v in about.get("by_steps", {}).items() if int(k) not in grids}
+    own |= {str(n): dict(given) for n, given in (defaults or {}).items()}
+    for key, values in (("grids", kept), ("by_steps", own)):
+        about[key] = dict(sorted(values.items(), key=lambda item: int(item[0])))
+        if not values:
+            del about[key]
     write_text(json.dumps(about, indent=2) + "\n", folder / NAME)

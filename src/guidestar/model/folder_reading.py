@@ -19,6 +19,7 @@ from ..diffusers.read.scheduler import read_scheduler
 from ..diffusers.read.vae import read_decoder
 from ..io.documents import read_json
 from ..networks.clip import CLIP
+from ..networks.low_rank import DIFFERENCE
 from .manifest import NAME, Card, read_about
 from .model import Model
 from .protocols import Encoder, Judge, NoisyClassifier, TextJudge
@@ -36,7 +37,11 @@ def read_own(folder: Path, home: Path, name: str, average: str | None, trust: bo
     about, model = read_about(home), read_about(folder)
     process = read_scheduler(folder)
     main = read_parts(
-        _of_average(home, about, average), process=process, known=_networks(), trust=trust
+        _of_average(home, about, average),
+        process=process,
+        known=_networks(),
+        trust=trust,
+        base=folder if home != folder and (home / DIFFERENCE).is_file() else None,
     )
     if home != folder and not (home / "condition").is_dir():
         main = replace(main, encoder=read_encoder(folder, _inner(main)))

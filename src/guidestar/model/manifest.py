@@ -38,10 +38,14 @@ def read_about(folder: Path) -> Card:
         if key in about and not fits(about[key]):
             raise ValueError(f"{file}: {key} must be {wanted}, not {shown(about[key])}")
     _check_defaults(file, about.get("defaults", {}))
+    for steps, own in about.get("by_steps", {}).items():
+        _check_defaults(file, own, f"by_steps: {steps}")
+        if steps not in about.get("grids", {}):
+            raise ValueError(f"{file}: by_steps: {steps} steps have no levels in grids")
     return about
 
 
-def _check_defaults(file: Path, defaults: Card) -> None:
+def _check_defaults(file: Path, defaults: Card, what: str = "defaults") -> None:
     try:
         GuidanceRecipe(
             **{
@@ -54,7 +58,7 @@ def _check_defaults(file: Path, defaults: Card) -> None:
     except ValueError as error:
         # Of an expression the further lines point at the place; the first says it in words.
         first = str(error).splitlines()[0]
-        raise ValueError(f"{file}: defaults: {first}") from error
+        raise ValueError(f"{file}: {what}: {first}") from error
 
 
 def _texts(given: object) -> bool:
@@ -129,6 +133,12 @@ def _falls(rhos: Any, steps: int) -> bool:
     )
 
 
+def _by_steps(given: Any) -> bool:
+    return isinstance(given, dict) and all(
+        isinstance(own, dict) and set(own) <= {"guidance", "solver"} for own in given.values()
+    )
+
+
 _BESIDE = "names of folders beside it"
 _KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
     "shape": (_shape, "whole numbers from 1 on, e.g. [3, 64, 64]"),
@@ -144,6 +154,10 @@ _KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
     "grids": (
         _grids,
         "an object of falling noise ratios for each number of steps n: n + 1, the last 0",
+    ),
+    "by_steps": (
+        _by_steps,
+        'an object of "guidance" and "solver" for numbers of steps that grids has too',
     ),
     "captions": (_texts, "a list of texts"),
     "defaults": (lambda given: isinstance(given, dict), "an object"),

@@ -17,7 +17,7 @@ from ..guidance.losses import Loss
 from ..guidance.term import Direction, as_guidance
 from ..sampling import Potential, Solver, State, get_solver, grid_of, warn_of_divergence
 from .binding import guides_of, index_of, names_of, nets_of, scale_of, target_of
-from .fitted import grid_name, make_grid
+from .fitted import defaults_of, grid_name, make_grid
 from .parts import ModelParts
 from .request import (
     CUSTOM,
@@ -46,8 +46,9 @@ class Model(ModelParts):
     def grid(self, steps: int | None = None, grid: str | Grid | None = None) -> Grid:
         """Make a grid of levels; both default to the card's.
 
-        A grid that was fitted to the model (``guidestar grid``) is the default for its step count;
-        by the name "fitted" it is interpolated for others.
+        A grid that was fitted to the model (``guidestar grid``) is the default for its step count,
+        with the guidance and solver that the card has for it; by the name "fitted" it is
+        interpolated for others.
 
         Raises:
             ValueError: unknown grid, or steps out of range.
@@ -55,14 +56,19 @@ class Model(ModelParts):
         return grid if isinstance(grid, Grid) else make_grid(self, steps, grid)
 
     def expression(
-        self, guidance: str | Guidance | Direction | None, *, conditional: bool = True
+        self,
+        guidance: str | Guidance | Direction | None,
+        *,
+        conditional: bool = True,
+        steps: int | None = None,
+        grid: str | Grid | None = None,
     ) -> Guidance:
-        """Read an expression; by default the card's, and no guidance at all where there is no
-        condition.
+        """Read an expression; by default the card's for these steps and this grid, and no guidance
+        at all where there is no condition.
         """
         if guidance is None:
             guidance = (
-                self.defaults.get("guidance", "cond")
+                defaults_of(self, steps, grid).get("guidance", "cond")
                 if conditional and self.encoder is not None
                 else "uncond"
             )
@@ -130,21 +136,30 @@ class Model(ModelParts):
         cond = "anything" if cond == 0 and self.takes_prompts else cond
         count = 1 if cond is None or isinstance(cond, str | int) else max(1, len(cond))
         names = self.names(cond if self.encoder is not None else None, count)
-        unseen = {
-            name: Observation("identity", 0.0)
-            for name in losses_of(self.expression(guidance, conditional=names is not None))
-        }
-        guided = self.guided(guidance, cond=names, negative=negative, scale=scale, losses=unseen)
-        requested, solver = solver, self.solver(solver)
-        levels = self.grid(steps, grid or grid_of(requested))
+        grid = grid or grid_of(solver)
+        expression = self.expression(
+            guidance, conditional=names is not None, steps=steps, grid=grid
+        )
+        unseen = {name: Observation("identity", 0.0) for name in losses_of(expression)}
+        guided = self.guided(expression, cond=names, negative=negative, scale=scale, losses=unseen)
+        solver = self.solver(solver, steps=steps, grid=grid)
+        levels = self.grid(steps, grid)
         solver.check(guided, levels)
         return guided.plan(
             levels, batch=count if count > 1 else None, evaluations=solver.evaluations
         )
 
-    def solver(self, solver: str | Solver | None = None) -> Solver:
-        """Return a solver by its name; by default the card's."""
-        return get_solver(solver if solver is not None else self.defaults.get("solver", "dpmpp-2m"))
+    def solver(
+        self,
+        solver: str | Solver | None = None,
+        *,
+        steps: int | None = None,
+        grid: str | Grid | None = None,
+    ) -> Solver:
+        """Return a solver by its name; by default the card's for these steps and this grid."""
+        if solver is None:
+            solver = defaults_of(self, steps, grid).get("solver", "dpmpp-2m")
+        return get_solver(solver)
 
     def request(self, cond: Names | None = None, **arguments: Unpack[RunArguments]) -> Request:
         """Resolve the arguments of `sample` into a `Request`, without running anything.
@@ -164,9 +179,11 @@ class Model(ModelParts):
         levels = self.grid(steps, grid)
         return Request(
             names=names,
-            guidance=self.expression(arguments.get("guidance"), conditional=names is not None),
+            guidance=self.expression(
+                arguments.get("guidance"), conditional=names is not None, steps=steps, grid=grid
+            ),
             seeds=seeds,
-            solver=self.solver(solver),
+            solver=self.solver(solver, steps=steps, grid=grid),
             levels=levels if rho is None else levels.from_rho(rho),
             grid=CUSTOM if isinstance(grid, Grid) else grid_name(self, steps, grid),
             negative=arguments.get("negative"),
@@ -246,14 +263,15 @@ class Model(ModelParts):
             watch: called after each step with the steps done and the steps in all.
 
         Keyword Args:
-            guidance: an expression, as text or made in Python; the card's by default.
+            guidance: an expression, as text or made in Python; by default the card's, for these
+                steps.
             seeds: one integer a sample; sample k depends on its own seed alone.
             negative: what cfg moves away from, in place of the null.
             scale: of a distilled student that takes it as an input: one number, or one a seed; by
                 default the card's.
             steps: solver steps; by default the card's.
             solver: a solver or its name, with settings (``"unipc(order=3)"``) or as other projects
-                call it (``"DPM++ 2M Karras"``); by default the card's.
+                call it (``"DPM++ 2M Karras"``); by default the card's, for these steps.
             grid: noise levels or the name of a grid; by default the one that the solver's name
                 asks for, or the card's.
             start: data ``[B, *S]`` to start from (SDEdit), noised to the first level of noise ratio

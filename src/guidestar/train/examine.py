@@ -54,10 +54,11 @@ def examine_parts(
         found["judge_accuracy"] = accuracy(
             trained["judge"], *gather_samples(pictures_of(aside), recipe.judge)
         )
-    if "autoencoder" in trained:
-        found["autoencoder"] = examine_autoencoder(
-            trained["autoencoder"], pictures_of(aside), trained.get("measuring_clip")
-        )
+    for part in ("autoencoder", "decoder"):
+        if part in trained:
+            found[part] = examine_autoencoder(
+                trained[part], pictures_of(aside), trained.get("measuring_clip")
+            )
     clips = {part: net for part, net in trained.items() if isinstance(net, CLIP)}
     if clips:
         found["retrieval"] = {

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data.identity import identify
 from ..data.source import Source
 from ..diffusers.export import describe_pipeline
+from ..diffusers.read.vae import Decoder
 from ..io.documents import JSONObject
 from ..io.files import Damaged
 from ..model.card import write_card
@@ -71,7 +72,9 @@ def model_of(
         schedule=process(recipe).schedule,
         shape=tuple(source.shape),
         encoder=encoder,
-        decode=decoder_of(recipe, source, out),
+        decode=Decoder(trained["decoder"])
+        if "decoder" in trained
+        else decoder_of(recipe, source, out),
         nets={"weak": (trained["weak"].denoiser, trained["weak"].encoder.alone())}
         if "weak" in trained
         else {},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .recipe.parts import AutoencoderPart, CLIPPart
+from .recipe.parts import AutoencoderPart, CLIPPart, DecoderPart
 from .recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
     own = spec.model_dump(
         exclude={"train", "snapshots", "calibrate"}
     )  # which snapshots are kept shapes nothing
-    if isinstance(spec, AutoencoderPart):  # it takes no condition, and no noise
+    if isinstance(spec, AutoencoderPart | DecoderPart):  # they take no condition, and no noise
         idle = {"path", *_IDLE, "vae", "columns", "classes", *_unset(recipe)}
         data = recipe.data.model_dump(exclude=idle)
-        own.pop("spread")
+        own.pop("spread", None)
         return _dotted({"data": data, part: own})
     noise = (
         {}

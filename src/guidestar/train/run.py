@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,15 @@ from .build.networks import build_part, source_of
 from .build.trial import check_out, foresee
 from .loop.fit import fit
 from .loop.lock import locked
-from .loop.origins import read_origins
+from .loop.origins import of_tensors, read_origins
 from .loop.signals import Stop
 from .loop.trainer import Trainer
+from .objectives.decoding import Decoding
 from .objectives.objective import Progress
 from .origin import describe_origin
 from .preview import Board, preview_hook, reconstruction_hook
 from .progress import Reporter
-from .recipe.parts import OF_PICTURES, AutoencoderPart, NetworkPart
+from .recipe.parts import OF_PICTURES, AutoencoderPart, DecoderPart, NetworkPart
 from .recipe.schema import Recipe
 from .snapshots import (
     averaged,
@@ -66,15 +68,19 @@ def train_part(
             "other data; leave --accept-data out, or give another --out"
         )
     built, own = build_part(recipe, part, source, out), source_of(part, source)
-    if is_unencoded(own):
+    if is_unencoded(own) or (part == "decoder" and vae_folder(recipe, out) is None):
         raise ValueError(
             f"{out} holds no trained autoencoder yet, whose latents {part!r} learns from; train "
             "it first (--only autoencoder)"
         )
     if uses_clip(recipe, part):
         take_from_clip(built.module, averaged(recipe, "clip", out, source))
-    vae = None if part in OF_PICTURES else vae_folder(recipe, out)
+    vae = None if part in OF_PICTURES and part != "decoder" else vae_folder(recipe, out)
     made = describe_origin(recipe, part) | read_origins(recipe, part, built.module, vae)
+    if isinstance(built.objective, Decoding) and built.objective.features:
+        clip = averaged(recipe, "clip", out, source)
+        made |= {"clip (its weights)": of_tensors(clip.state_dict())}
+        built = replace(built, objective=replace(built.objective, clip=clip))
     trainer = Trainer(
         built.module,
         built.objective,
@@ -111,7 +117,7 @@ def _previews(
     spec = getattr(recipe, part)
     if isinstance(spec, NetworkPart):
         return [preview_hook(recipe, part, out, source, board)]
-    if isinstance(spec, AutoencoderPart):
+    if isinstance(spec, AutoencoderPart | DecoderPart):
         return [reconstruction_hook(recipe, part, out, pictures_of(aside or source), board)]
     return []
 

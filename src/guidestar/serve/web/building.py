@@ -57,7 +57,12 @@ def build(model: Model, body: SampleRequest, limits: Limits) -> Request:
         rho = float(levels_left(model, body, body.strength)[0].rho)
     losses = None
     if body.observation is not None:
-        expression = model.expression(guidance, conditional=body.cond is not None)
+        expression = model.expression(
+            guidance,
+            conditional=body.cond is not None,
+            steps=body.steps,
+            grid=body.grid or grid_of(body.solver),
+        )
         losses = {
             "loss": build_observation(model, body.observation, expression, len(seeds), limits)
         }

@@ -13,14 +13,15 @@ from ...core.rng import Draw
 from ...data.latents import check_spread, pictures_of
 from ...data.source import Source
 from ...diffusers.objects import Network
-from ...diffusers.read.safetensors_io import read_tensors
+from ...diffusers.read.safetensors_io import read_module, read_tensors
 from ...diffusers.read.vae import raw_latents
 from ...diffusers.write import WEIGHTS, write_module
 from ...io.documents import JSONObject
 from ...networks import from_config as networks
+from ..objectives.decoding import Decoding
 from ..objectives.objective import Built
 from ..objectives.reconstruction import Reconstruction
-from ..recipe.parts import AutoencoderPart
+from ..recipe.parts import AutoencoderPart, DecoderPart
 from ..recipe.schema import Recipe
 from ..recipe.tables import OWN_VAE
 from .limits import copies_of, within_memory
@@ -53,6 +54,37 @@ def build_autoencoder(spec: AutoencoderPart, source: Source) -> Built:
         objective=Reconstruction(scales=spec.scales, kl=spec.kl),
         prepare=lambda targets: {},
     )
+
+
+def build_decoder(recipe: Recipe, spec: DecoderPart, source: Source, out: Path | None) -> Built:
+    """Take the autoencoder whose latents the model learns, of which only the decoder will learn.
+
+    Args:
+        recipe: names the autoencoder; a fresh one stands for the recipe's own until it is trained.
+        spec: the decoder's part of the recipe.
+        source: pictures.
+        out: where the recipe's own autoencoder is.
+
+    Raises:
+        ValueError: as `build_autoencoder`, or the autoencoder has no decoder by that name.
+    """
+    folder = vae_folder(recipe, out)
+    if folder is not None:
+        module = read_module(folder)
+    else:
+        assert recipe.autoencoder is not None
+        module = fresh_autoencoder(recipe.autoencoder, source.shape)
+    module.requires_grad_(False)
+    for name in ("decoder", "post_quant_conv"):
+        part = getattr(module, name, None)
+        if part is not None:
+            part.requires_grad_(True)
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError(
+            f"decoder: {type(module).__name__} has no part called decoder that could learn"
+        )
+    objective = Decoding(scales=spec.scales, features=spec.features, noise=spec.noise)
+    return Built(module=module, objective=objective, prepare=lambda targets: {})
 
 
 def fresh_autoencoder(spec: AutoencoderPart, shape: tuple[int, ...]) -> Network:

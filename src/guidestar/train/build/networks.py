@@ -30,11 +30,12 @@ from ..recipe.parts import (
     PARTS,
     AutoencoderPart,
     CLIPPart,
+    DecoderPart,
     NetworkPart,
     VisionPart,
 )
 from ..recipe.schema import Recipe
-from .autoencoders import build_autoencoder
+from .autoencoders import build_autoencoder, build_decoder
 from .classifiers import build_classifier
 from .clips import build_clip, build_noisy_clip
 from .conditions import build_encoder, build_text, chosen_conditions, low_resolution
@@ -66,6 +67,8 @@ def build_part(recipe: Recipe, part: str, source: Source, out: Path | None = Non
     check_batch(at_once // int(os.environ.get("WORLD_SIZE", "1")), math.prod(source.shape) * size)
     if isinstance(spec, AutoencoderPart):
         return build_autoencoder(spec, source)
+    if isinstance(spec, DecoderPart):
+        return build_decoder(recipe, spec, source, out)
     if isinstance(spec, NetworkPart):
         return _build_model(recipe, spec, source, out)
     if isinstance(spec, CLIPPart):

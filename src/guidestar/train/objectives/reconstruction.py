@@ -40,9 +40,7 @@ class Reconstruction(Objective):
         """Return the loss ``[B]`` of the autoencoder ``net`` on pictures ``x0 [B, C, H, W]``."""
         z, divergence = self._encoded(net, x0, draw)
         made = net.decode(z, return_dict=False)[0].to(x0.dtype)
-        loss = _error(made, x0)
-        for k in range(1, self.scales + 1):
-            loss = loss + _error(F.avg_pool2d(made, 2**k), F.avg_pool2d(x0, 2**k))
+        loss = pyramid_error(made, x0, self.scales)
         return loss if divergence is None else loss + self.kl * divergence
 
     def _encoded(self, net, x0: Tensor, draw: Draw) -> tuple[Tensor, Tensor | None]:
@@ -56,6 +54,16 @@ class Reconstruction(Objective):
         z = mean + (0.5 * log_var).exp() * noise.to(mean)
         terms = mean.float().square() + log_var.float().exp() - 1 - log_var.float()
         return z, 0.5 * terms.flatten(1).mean(1)
+
+
+def pyramid_error(made: Tensor, real: Tensor, scales: int) -> Tensor:
+    """Return ``Σ_k mean|P_k made − P_k real|`` of each picture ``[B]``, ``k = 0 … scales``, where
+    ``P_k`` is the mean over squares of ``2^k`` pixels.
+    """
+    loss = _error(made, real)
+    for k in range(1, scales + 1):
+        loss = loss + _error(F.avg_pool2d(made, 2**k), F.avg_pool2d(real, 2**k))
+    return loss
 
 
 def _error(made: Tensor, real: Tensor) -> Tensor:

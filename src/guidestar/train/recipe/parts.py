@@ -12,19 +12,19 @@ from .strict import Depth, Pixels, Rate, Shares, Strict, Width, Widths
 
 PARTS = (
     *("model", "weak", "classifier", "judge", "clip", "noisy_clip", "measuring_clip"),
-    "autoencoder",
+    *("autoencoder", "decoder"),
 )
 """All parts; a part's place here goes into its seed."""
 ORDER = (
     *("autoencoder", "clip", "measuring_clip", "model", "weak", "noisy_clip", "classifier"),
-    "judge",
+    *("judge", "decoder"),
 )
 """The order they are trained in: what makes latents before what learns them, the text encoder
-before what it is the encoder of.
+before what it is the encoder of. The decoder comes last: nothing learns from it.
 """
 OWN_NETWORKS = ("unet", "sequence", "motion")
 """Networks that a recipe sets by keys of its own."""
-OF_PICTURES = ("autoencoder", "clip", "measuring_clip", "judge")
+OF_PICTURES = ("autoencoder", "clip", "measuring_clip", "judge", "decoder")
 """The parts that learn from pictures, also where the others learn from their latents."""
 
 
@@ -238,3 +238,18 @@ class AutoencoderPart(Strict):
     def by_channel(self) -> bool:
         """Whether its config states mean and spread of each channel."""
         return self.network == "AutoencoderKL" and self.spread != "scalar"
+
+
+class DecoderPart(Strict):
+    """The decoder of the autoencoder, trained further by itself; latents stay as they are.
+
+    Args:
+        scales: how often pictures are halved, for the error of what is coarse.
+        features: weight of the error of the pictures' embeddings by the recipe's own ``clip``.
+        noise: largest standard deviation of noise on the latents, in units of their spread.
+    """
+
+    scales: int = Field(default=2, ge=0, le=10)
+    features: float = Field(default=0.0, ge=0)
+    noise: float = Field(default=0.0, ge=0)
+    train: Training

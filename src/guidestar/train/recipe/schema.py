@@ -3,8 +3,9 @@
 A recipe trains some parts, each with its own checkpoint, from which a stopped run goes on: the
 ``model``, a ``weak`` one for autoguidance, a noise-aware ``classifier`` (or regressor) that guides,
 and a clean ``judge`` that guides nothing and only measures. With pictures: an ``autoencoder``,
-whose latents the others then learn. With captions: a ``clip`` whose text tower encodes them, a
-``noisy_clip`` that guides, and a ``measuring_clip`` that guides nothing.
+whose latents the others then learn, and its ``decoder``, which may learn further by itself. With
+captions: a ``clip`` whose text tower encodes them, a ``noisy_clip`` that guides, and a
+``measuring_clip`` that guides nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .parts import (
     AutoencoderPart,
     ClassifierPart,
     CLIPPart,
+    DecoderPart,
     NetworkPart,
     Training,
     VisionPart,
@@ -53,6 +55,7 @@ __all__ = [
     "ClassifierPart",
     "ConditionSpec",
     "Data",
+    "DecoderPart",
     "Export",
     "Levels",
     "NetworkPart",
@@ -102,6 +105,7 @@ class Recipe(Strict):
     noisy_clip: VisionPart | None = None
     measuring_clip: CLIPPart | None = None
     autoencoder: AutoencoderPart | None = None
+    decoder: DecoderPart | None = None
     upscale: Upscale | None = None
     preview: PreviewTable = PreviewTable()
     export: Export = Export()
@@ -139,6 +143,7 @@ class Recipe(Strict):
         self._check_upscale()
         self._check_variance()
         self._check_autoencoder()
+        self._check_decoder()
         return self
 
     def _check_motion(self) -> None:
@@ -210,6 +215,24 @@ class Recipe(Strict):
             raise ValueError(
                 f"autoencoder.scales: pictures of {self.data.size} cannot be halved "
                 f"{self.autoencoder.scales} times"
+            )
+
+    def _check_decoder(self) -> None:
+        if self.decoder is None:
+            return
+        if self.data.vae is None:
+            raise ValueError(
+                "decoder: the model works on pixels; name an autoencoder, data.vae, or leave it out"
+            )
+        if self.decoder.features and self.clip is None:
+            raise ValueError(
+                "decoder.features: embeddings are those of the recipe's own clip; add a table "
+                "[clip], or leave features out"
+            )
+        if self.data.size is not None and self.data.size < 2**self.decoder.scales:
+            raise ValueError(
+                f"decoder.scales: pictures of {self.data.size} cannot be halved "
+                f"{self.decoder.scales} times"
             )
 
     def predicts(self) -> OutputKind:
