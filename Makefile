@@ -12,7 +12,7 @@ demo: $(VENV)/.all
 
 JOBS ?= 2
 FAST ?= tests/core tests/sampling tests/guidance tests/test_architecture.py
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 fast: $(VENV)/.dev  # the core's own tests
 	$(PYTEST) -m "not slow" $(FAST)

@@ -14,7 +14,7 @@ from guidestar.train.students.lora import LoRA, distil_lora
 from helpers import pipeline_folders as folders
 
 PROMPTS = ("a red coat", "two boots")
-TRAIN = {"steps": 150, "batch": 4, "rate": 1e-2, "warmup": 5, "decay": 0.9}
+TRAIN = {"steps": 50, "batch": 4, "rate": 2e-2, "warmup": 5, "decay": 0.9}
 KINDS = {"sd": folders.sd, "sd3": folders.sd3}
 
 

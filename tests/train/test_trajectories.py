@@ -176,3 +176,63 @@ def test_a_variant_that_is_not_there_is_refused(made, teacher, tmp_path):
         gs.load(folder, variant="2-step", average="x")
     with pytest.raises(ValueError, match="the name of a variant"):
         keep_variant(folder, made[1] / "pupil", "../x")
+
+
+@pytest.fixture(scope="module")
+def narrow(teacher, tmp_path_factory):
+    """A student whose difference to its teacher is of rank 2."""
+    out = tmp_path_factory.mktemp("narrow")
+    rate = {"steps": 6, "batch": 6, "warmup": 1, "rate": 3e-2, "decay": 0.5}
+    lesson = distill(trajectory_of(teacher, rank=2, before=None, train=rate), out)
+    return assemble_student(lesson, out), out / "pupil"
+
+
+def test_a_student_of_low_rank_is_an_ordinary_model_too(narrow, teacher):
+    student, before = gs.load(narrow[1]), gs.load(teacher)
+    assert not (narrow[1] / "variants").exists() and student.sample("b", seeds=[1]).nfe == 2
+    for (name, one), other in zip(
+        student.denoiser.named_parameters(), before.denoiser.parameters(), strict=True
+    ):
+        if name.endswith("conv1.weight"):
+            change = (one - other).flatten(1).double()
+            assert torch.linalg.matrix_rank(change, rtol=0.02) == 2  # float16 adds some noise
+
+
+def test_a_variant_of_low_rank_is_kept_as_its_factors(narrow, teacher, tmp_path):
+    folder = shutil.copytree(teacher, tmp_path / "model")
+    place = keep_variant(folder, narrow[1], "2-step")
+    assert (place / "difference.safetensors").is_file() and not (place / "unet").exists()
+    factors = load_file(place / "difference.safetensors")
+    base = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    student = gs.load(folder, variant="2-step")
+    found = dict(student.denoiser.net.net.named_parameters())
+    for name, weight in base.items():
+        wanted = weight.float()
+        if f"{name}.up" in factors:
+            up, down = factors[f"{name}.up"].float(), factors[f"{name}.down"].float()
+            assert up.shape[1] == 2
+            wanted = wanted + (up @ down).view_as(wanted)
+        elif name in factors:
+            wanted = wanted + factors[name].float()
+        torch.testing.assert_close(found[name], wanted, rtol=0, atol=1e-7, msg=name)
+    whole = gs.load(narrow[1]).sample(["a", "c"], seeds=[1, 2])
+    torch.testing.assert_close(
+        student.sample(["a", "c"], seeds=[1, 2]).x, whole.x, rtol=0, atol=0.02
+    )
+
+
+def test_a_difference_to_another_teacher_is_refused(narrow, teacher, tmp_path):
+    folder = shutil.copytree(teacher, tmp_path / "model")
+    keep_variant(folder, narrow[1], "2-step")
+    shutil.copytree(narrow[1] / "unet", folder / "unet", dirs_exist_ok=True)
+    message = r"difference.safetensors: it is the difference to other weights"
+    with pytest.raises(RuntimeError, match=message):
+        gs.load(folder, variant="2-step")
+
+
+@pytest.mark.parametrize("rank", [0, -1])
+def test_a_rank_of_nothing_is_refused(teacher, rank):
+    with pytest.raises(
+        ValueError, match=f"student.rank: input should be greater than or equal to 1, not {rank}"
+    ):
+        trajectory_of(teacher, rank=rank)

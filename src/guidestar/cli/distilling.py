@@ -29,8 +29,13 @@ def distill(
     method: Annotated[
         str | None,
         typer.Option(
-            help="trajectory, progressive, guided (one pass, as many steps) or consistency."
+            help="trajectory, progressive, guided (one pass, as many steps), consistency or "
+            "matching (mends a student of few steps, --begin)."
         ),
+    ] = None,
+    begin: Annotated[
+        str | None,
+        typer.Option(help="The student that matching mends, by name or folder."),
     ] = None,
     steps: Annotated[
         Optional[int],  # noqa: UP045
@@ -54,6 +59,14 @@ def distill(
     ] = None,
     batch: Annotated[Optional[int], typer.Option(min=1, help="Samples a training step.")] = None,  # noqa: UP045
     rate: Annotated[Optional[float], typer.Option(help="Learning rate.")] = None,  # noqa: UP045
+    rank: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1,
+            help="The student differs from its teacher by matrices of this rank, so that its file "
+            "is small.",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder or file of data to noise; by default the teacher's."),
@@ -97,12 +110,14 @@ def distill(
         "guidance": guidance,
         "scale": None if scale is None else _range(scale),
         "method": method,
+        "begin": begin,
         "steps": steps,
         "start": start,
         "train_steps": train_steps,
         "paths": paths,
         "batch": batch,
         "rate": rate,
+        "rank": rank,
         "data": data,
         "name": name,
         "seed": seed,
@@ -165,9 +180,11 @@ def _recipe(teacher: str, given: JSONObject) -> Any:
         "guidance": given["guidance"],
         "scale": given["scale"],
         "method": method,
+        "begin": given["begin"],
         "steps": steps,
         "start": given["start"] or (max(10, 2 * steps) if method == "trajectory" else 4 * steps),
         "paths": given["paths"],
+        "rank": given["rank"],
         "train": train,
     }
     kinds = {} if given["data"] is None else {"data": _data(given["data"])}
@@ -183,7 +200,7 @@ def _recipe(teacher: str, given: JSONObject) -> Any:
     )
 
 
-_NOT_FOR_LORA = ("scale", "method", "steps", "start", "paths", "data", "name")
+_NOT_FOR_LORA = ("scale", "method", "begin", "steps", "start", "paths", "rank", "data", "name")
 
 
 def _distil_lora(

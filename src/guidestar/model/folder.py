@@ -51,6 +51,7 @@ from ..io.files import check_name, make_folder
 from ..io.images import write_text
 from ..networks.clip import CLIP
 from ..networks.cpu_fastpath import lean
+from ..networks.low_rank import DIFFERENCE
 from .manifest import FORMAT, NAME, Card, read_about
 from .model import Model
 from .protocols import Encoder, Judge, NoisyClassifier, TextJudge
@@ -272,7 +273,11 @@ def _read_ours(folder: Path, home: Path, name: str, average: str | None, trust: 
     about, model = read_about(home), read_about(folder)
     process = read_scheduler(folder)
     main = read_parts(
-        _of_average(home, about, average), process=process, known=_networks(), trust=trust
+        _of_average(home, about, average),
+        process=process,
+        known=_networks(),
+        trust=trust,
+        base=folder if home != folder and (home / DIFFERENCE).is_file() else None,
     )
     if home != folder and not (home / "condition").is_dir():
         main = replace(main, encoder=read_encoder(folder, _inner(main)))

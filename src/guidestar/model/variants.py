@@ -2,6 +2,8 @@
 
 variants/NAME/guidestar.json     defaults (guidance, steps, solver, grid), recipe, figures
 variants/NAME/unet/, …           the network; its conditions where they are not the model's
+variants/NAME/difference.safetensors
+                                 in place of the network: its difference to the model's, of low rank
 
 All else (schedule, classifiers, judge, decoder) is the model's. A variant is loaded by
 ``load(model, variant=NAME)``, or by the name ``"model:NAME"``.
@@ -21,6 +23,8 @@ FOLDER = "variants"
 _SHARED = frozenset(
     {"judge", "classifier", "scheduler", "vae", "model_index.json", ".gitattributes"}
 )
+_NETWORKS = ("unet", "transformer", "network")
+_DIFFERENCE = "difference.safetensors"  # as `networks.low_rank`, which imports torch
 _CONDITIONS = ("condition", "text_encoder", "tokenizer")
 
 
@@ -63,7 +67,8 @@ def check_variant(folder: Path, name: str) -> None:
 def keep_variant(folder: Path, student: Path, name: str) -> Path:
     """Copy the network and the card of a model into another model's folder, as a variant of it.
 
-    Conditions are left out where they are, byte by byte, those of the other model.
+    Conditions are left out where they are, byte by byte, those of the other model; the network,
+    where the student holds its difference to the other model's.
 
     Args:
         folder: of the model that gets the variant.
@@ -77,8 +82,10 @@ def keep_variant(folder: Path, student: Path, name: str) -> Path:
     check_variant(folder, name)
     about = read_json(student / NAME)
     left = {*_SHARED, *about.get("classifiers", ()), *about.get("clips", ())}
-    if all(_same(folder / part, student / part) for part in _CONDITIONS):
+    if all(_same(folder / part, student / part, _skipped(part)) for part in _CONDITIONS):
         left |= {*_CONDITIONS}
+    if (student / _DIFFERENCE).is_file():
+        left |= {*_NETWORKS}
     target = folder / FOLDER / name
     with whole_or_not(target) as beside:
         shutil.copytree(
@@ -93,8 +100,24 @@ def _left(at: Path, names: list[str], student: Path, left: set[str]) -> list[str
     return [n for n in names if n in left] if at == student else []
 
 
-def _same(one: Path, other: Path) -> bool:
+def _skipped(part: str) -> frozenset[str]:
+    """Return the files that may differ: transformers writes a tokenizer's padding as its last call
+    left it, and all else in its settings is fixed by the text encoder beside it.
+    """
+    return frozenset({"tokenizer_config.json"} if part == "tokenizer" else ())
+
+
+def _same(one: Path, other: Path, skipped: frozenset[str]) -> bool:
     files = [sorted(p.relative_to(f) for p in f.rglob("*") if p.is_file()) for f in (one, other)]
     return files[0] == files[1] and all(
-        filecmp.cmp(one / f, other / f, shallow=False) for f in files[0]
+        _alike(one / f, other / f) for f in files[0] if f.name not in skipped
     )
+
+
+def _alike(one: Path, other: Path) -> bool:
+    """Compare files; of a tokenizer, without the padding and truncation of its last call."""
+    if one.name != "tokenizer.json":
+        return filecmp.cmp(one, other, shallow=False)
+    last = ("padding", "truncation")
+    kept = [{k: v for k, v in read_json(f).items() if k not in last} for f in (one, other)]
+    return kept[0] == kept[1]

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...core.levels import Schedule
+from ...networks.low_rank import DIFFERENCE, add_difference
 from ...networks.low_resolution import LOW, low_of
 from ...networks.network import Network, OutputKind
 from ..objects import Answer, Config
 from . import flux
 from .encoders import ClassLabels, ConditionReader, TextEncoder, read_encoder
-from .safetensors_io import network_folder, read_module, read_network
+from .safetensors_io import network_folder, read_module, read_network, read_tensors
 from .scheduler import Process, read_scheduler, scheduler_file
 
 _ADDED = ("image_embeds", "text_embeds", "time_ids", "resolution", "aspect_ratio")
@@ -56,6 +58,7 @@ def read_parts(
     dtype: torch.dtype = torch.float32,
     known: Mapping[str, type[ModelMixin]] | None = None,
     trust: bool = False,
+    base: Path | None = None,
 ) -> Parts:
     """Read a Diffusers folder: the network, the scheduler, and what makes the network's conditions.
 
@@ -68,11 +71,13 @@ def read_parts(
         known: classes of networks by name that are not Diffusers' own.
         trust: import and call the code that a network of the user's own names
             (network/config.json).
+        base: the folder of another network, of which ``folder`` holds the difference
+            (`guidestar.networks.low_rank`).
 
     Raises:
         ValueError: one line that names the file at fault.
     """
-    home = network_folder(folder)
+    home = network_folder(folder if base is None else base)
     if process is None and scheduler_file(folder) is None:
         raise ValueError(
             f"{folder}: there is no scheduler/scheduler_config.json to say how the network was "
@@ -80,6 +85,8 @@ def read_parts(
         )
     process = process or read_scheduler(folder)
     network = read_module(home, dtype=dtype, known=known, trust=trust)
+    if base is not None:
+        _add_difference(network, Path(folder) / DIFFERENCE)
     encoder = read_encoder(folder, network, dtype=dtype)
     low = low_of(encoder)
     beside = low.channels if low else 0
@@ -96,6 +103,21 @@ def read_parts(
         predicts=process.predicts,
         folder=Path(folder),
     )
+
+
+def _add_difference(network: nn.Module, file: Path) -> None:
+    """Add the difference in a file to a network.
+
+    Raises:
+        ValueError: the file is damaged, or of another network; it is named.
+    """
+    tensors = read_tensors(file)
+    with safe_open(file, framework="pt") as opened:
+        about = dict(opened.metadata() or {})
+    try:
+        add_difference(network, tensors, about)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _take_scale(made: Network, folder: Path, dtype: torch.dtype) -> None:

@@ -5,20 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor, nn
+
+from ...core.levels import Grid
 from ...data.identity import identify
 from ...data.paths import Paths
-from ...diffusers.export import describe_pipeline
+from ...diffusers.export import describe_pipeline, network_of
 from ...io.documents import JSONObject
 from ...model.card import write_card
 from ...model.fitted import FITTED
 from ...model.folder import save
 from ...model.model import Model
+from ...networks.low_rank import DIFFERENCE, difference, merge, write_difference
 from ..export import machine
 from ..loop.checkpoints import read_checkpoint
 from ..objectives.objective import profiles
 from ..run import checkpoint
+from .data import data_of
 from .paths import make_paths
-from .run import Lesson, data_of, finished_stage, runs_of, stage_settings
+from .run import Lesson, finished_stage, grid_of, runs_of, stage_settings
 from .stages import training
 
 _SOLVERS = {
@@ -26,6 +31,7 @@ _SOLVERS = {
     "trajectory": "ddim",
     "progressive": "ddim",
     "consistency": "consistency",
+    "matching": "ddim",
 }
 """The solver that each kind of student is for; None: the teacher's."""
 
@@ -49,6 +55,7 @@ def assemble_student(
     index %= len(stages)
     steps, last = stages[index][1], index == len(stages) - 1
     module: Any = finished_stage(lesson, index, out)
+    few = None if spec.rank is None else low_rank_of(module, lesson)
     solver = _SOLVERS[spec.method]
     encoder = module.encoder.alone()
     about = _about(lesson, out, command, index)
@@ -56,6 +63,9 @@ def assemble_student(
         paths = make_paths(lesson, out)
         grid, visits = runs_of(lesson, index, cast(Paths, paths))
         about = {**about, "grids": {str(steps): [float(grid[i].rho) for i in visits]}}
+    if lesson.begun is not None:
+        levels = cast(Grid, grid_of(lesson))
+        about = {**about, "grids": {str(steps): [float(level.rho) for level in levels]}}
     model = Model(
         name=recipe.name if last else f"{recipe.name}-{steps}",
         denoiser=module.denoiser,
@@ -69,17 +79,27 @@ def assemble_student(
         card=about,
     )
     if solver is not None:
-        fitted = spec.method == "trajectory"
+        fitted = "grids" in about
         grid_name = FITTED if fitted else spec.spacing(teacher)
         model.defaults |= {"steps": steps, "grid": grid_name, "solver": solver}
     folder = out / model.name
     save(model, folder)
+    if few is not None:
+        write_difference(few, network_of(teacher.denoiser), folder / DIFFERENCE)
     write_card(
         model.name,
         {**model.card, "defaults": model.defaults, "diffusers": describe_pipeline(model)},
         folder,
     )
     return model
+
+
+def low_rank_of(module: Any, lesson: Lesson) -> dict[str, Tensor]:
+    """Return the difference of a student's network to its teacher's, and make it a plain one."""
+    net = cast(nn.Module, network_of(module.denoiser))
+    found = difference(net, cast(nn.Module, network_of(lesson.model.denoiser)))
+    merge(net)
+    return found
 
 
 def _about(lesson: Lesson, out: Path, command: str, index: int) -> JSONObject:

@@ -38,8 +38,9 @@ class Student(Strict):
             the teacher's own.
         scale: smallest and largest w.
         method: "guided" (one pass for what guidance takes several), "trajectory" (few steps, from
-            runs of the teacher's own sampler), "progressive" (halve the steps again and again) or
-            "consistency" (few steps at once).
+            runs of the teacher's own sampler), "progressive" (halve the steps again and again),
+            "consistency" (few steps at once) or "matching" (mend the distribution of a student's
+            samples).
         steps: of the student's sampling.
         start: steps of the teacher: of "progressive", ``steps`` times a power of two; of
             "trajectory", any number of at least ``steps``.
@@ -55,7 +56,13 @@ class Student(Strict):
             start of the next.
         dropout: share of samples that are unconditional, so that the student can be guided on.
         weighting: of "progressive": "truncated" (max(SNR, 1)) or "snr+1".
+        begin: the student that "matching" mends, by name or folder; it is of ``steps`` steps.
+        lead: share of a "matching" training in which the student stands still, while the network
+            that denoises its samples learns.
+        through: how many of the student's last steps carry the gradient, of "matching".
         finest: steps of the grid at the end of a "consistency" training.
+        rank: the student differs from its teacher by matrices of this rank, so that its file is
+            small (`guidestar.networks.low_rank`); without it, in every number.
         first: a stage "guided" before the halvings of "progressive".
         train: of each stage.
     """
@@ -63,7 +70,9 @@ class Student(Strict):
     teacher: str
     guidance: str | None = None
     scale: Scales | None = None
-    method: Literal["guided", "trajectory", "progressive", "consistency"] = "progressive"
+    method: Literal["guided", "trajectory", "progressive", "consistency", "matching"] = (
+        "progressive"
+    )
     steps: StepCount = 4
     start: StepCount = 16
     grid: str | None = None
@@ -74,7 +83,11 @@ class Student(Strict):
     before: Annotated[tuple[StepCount, ...], Field(strict=False)] = ()
     dropout: Rate = 0.1
     weighting: Literal["truncated", "snr+1"] = "truncated"
+    begin: str | None = None
+    lead: Rate = 0.15
+    through: StepCount = 2
     finest: StepCount = 64
+    rank: Annotated[int, Field(ge=1, le=100_000)] | None = None
     first: Training | None = None
     train: Training
 
@@ -92,6 +105,7 @@ class Student(Strict):
             raise ValueError("solver, visits and before are for method 'trajectory'")
         if self.first is not None and self.method != "progressive":
             raise ValueError("first is a stage before the halvings of method 'progressive'")
+        self._check_matching()
         if self.method == "consistency" and self.finest < self.steps:
             raise ValueError(
                 f"finest ({self.finest}) must be at least the student's steps ({self.steps})"
@@ -109,6 +123,24 @@ class Student(Strict):
             raise ValueError(
                 f"a student of {self.steps} steps visits {self.steps + 1} levels, not "
                 f"{len(self.visits)}; correct visits"
+            )
+
+    def _check_matching(self) -> None:
+        if (self.method == "matching") != (self.begin is not None):
+            raise ValueError(
+                "begin is the student of few steps that method 'matching' mends; the two go "
+                "together"
+            )
+        if self.method != "matching":
+            return
+        if self.scale is not None or self.rank is not None:
+            raise ValueError(
+                "method 'matching' mends a student of one guidance in all its weights; leave scale "
+                "and rank out"
+            )
+        if self.through > self.steps:
+            raise ValueError(
+                f"through must be at most the student's {self.steps} steps, not {self.through}"
             )
 
     @property

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from ...core.levels import Grid
 from ...data.paths import Paths
 from ...data.source import Source
+from ...diffusers.export import network_of
 from ...io.files import make_folder
 from ...model.folder import load
 from ...model.model import Model
 from ...networks.conditional import ConditionalModel
 from ...networks.cpu_fastpath import plain_attention
-from ..build.data import sources
+from ...networks.low_rank import digest
 from ..loop.checkpoints import read_checkpoint
 from ..loop.ema import EMA
 from ..loop.fit import fit
@@ -27,16 +29,23 @@ from ..loop.memory import activations, training_memory
 from ..loop.origins import of_tensors
 from ..loop.signals import Stop
 from ..loop.trainer import Trainer
+from ..objectives.distribution_matching import Matched
 from ..objectives.objective import Progress, TrainSettings, profiles
 from ..objectives.teacher import Teacher
 from ..progress import Reporter
-from ..recipe.parts import NetworkPart, Training
-from ..recipe.schema import Recipe
-from ..recipe.tables import OWN_VAE, Data
 from ..run import checkpoint
+from .data import source_of
 from .paths import SHARD, blank_paths, choose_visits, make_paths, path_grid
-from .recipe import Distillation
-from .stages import as_teacher, build_stage, default_scale, fresh_student, teacher_of, training
+from .recipe import Distillation, Student
+from .stages import (
+    as_teacher,
+    begun_student,
+    build_stage,
+    default_scale,
+    fresh_student,
+    teacher_of,
+    training,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,6 +61,7 @@ class Lesson:
         teacher: with its guidance.
         source: the data.
         digest: of the teacher's weights.
+        begun: the student that "matching" mends.
     """
 
     recipe: Distillation
@@ -59,6 +69,7 @@ class Lesson:
     teacher: Teacher
     source: Source
     digest: str
+    begun: Model | None = None
 
 
 def read_lesson(recipe: Distillation, say: Callable[[str], None] | None = None) -> Lesson:
@@ -69,13 +80,7 @@ def read_lesson(recipe: Distillation, say: Callable[[str], None] | None = None) 
             learned.
     """
     model = load(recipe.student.teacher)
-    data = data_of(recipe, model)
-    if data.vae == OWN_VAE:
-        raise ValueError(
-            f"{recipe.student.teacher} works on latents of its own autoencoder; name its folder in "
-            f'the recipe: [data] … vae = "{recipe.student.teacher}/vae"'
-        )
-    source = sources(_data_recipe(data), say)[0]
+    source = source_of(recipe, model, say)
     teacher = teacher_of(model, recipe.student, source)
     networks: Any = {"main": (teacher.denoiser, teacher.encoder), **teacher.nets}
     tensors = {
@@ -85,31 +90,31 @@ def read_lesson(recipe: Distillation, say: Callable[[str], None] | None = None) 
         for key, t in module.state_dict().items()
     }
     return Lesson(
-        recipe=recipe, model=model, teacher=teacher, source=source, digest=of_tensors(tensors)
+        recipe=recipe,
+        model=model,
+        teacher=teacher,
+        source=source,
+        digest=of_tensors(tensors),
+        begun=_begun(recipe.student),
     )
 
 
-def data_of(recipe: Distillation, model: Model) -> Data:
-    """Return the data of a distillation: the recipe's, or those the teacher was trained on.
+def _begun(spec: Student) -> Model | None:
+    """Load the student that "matching" mends.
 
     Raises:
-        ValueError: neither is known.
+        ValueError: there is none, or it is not for DDIM in as many steps.
     """
-    if recipe.data is not None:
-        return recipe.data
-    data = model.card.get("recipe", {}).get("data")
-    if not isinstance(data, dict):
+    if spec.begin is None:
+        return None
+    begun = load(spec.begin)
+    steps, solver = begun.defaults.get("steps"), begun.defaults.get("solver")
+    if (steps, solver) != (spec.steps, "ddim"):
         raise ValueError(
-            f"the card of {model.name!r} does not name its training data; give them (--data, or a "
-            "table [data])"
+            f"begin must be a student of {spec.steps} steps of ddim, and {spec.begin} is of "
+            f"{steps} steps of {solver}; correct steps or begin"
         )
-    return Data.model_validate({k: v for k, v in data.items() if k in Data.model_fields})
-
-
-def _data_recipe(data: Data) -> Recipe:
-    """Return a recipe that reads these data; its model is not trained."""
-    unused = NetworkPart(widths=(8,), head=8, train=Training(steps=1))
-    return Recipe(name="data", data=data, model=unused)
+    return begun
 
 
 def stage_settings(recipe: Distillation, index: int) -> TrainSettings:
@@ -126,6 +131,7 @@ def made_from(lesson: Lesson, index: int) -> dict[str, object]:
         "guidance": lesson.teacher.guidance,
         "stage": lesson.recipe.student.stages()[index][0],
         "teacher (its weights)": lesson.digest,
+        "begin (its weights)": None if lesson.begun is None else digest(_net(lesson.begun)),
         "earlier stages": [
             training(lesson.recipe.student, stage).model_dump(mode="json")
             for stage, _ in lesson.recipe.student.stages()[:index]
@@ -133,12 +139,21 @@ def made_from(lesson: Lesson, index: int) -> dict[str, object]:
     }
 
 
-def student_of(lesson: Lesson, index: int, out: Path | None) -> tuple[ConditionalModel, Teacher]:
+def _net(model: Model) -> torch.nn.Module:
+    return cast(torch.nn.Module, network_of(model.denoiser))
+
+
+def student_of(
+    lesson: Lesson, index: int, out: Path | None
+) -> tuple[ConditionalModel | Matched, Teacher]:
     """Return the student of a stage as it starts, and the teacher of that stage."""
     spec = lesson.recipe.student
     scale = spec.range_of_scale
     torch.manual_seed(lesson.recipe.seed + index)
-    fresh = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model))
+    fresh = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model), spec.rank)
+    if lesson.begun is not None:
+        fake = deepcopy(fresh)
+        return Matched(begun_student(fresh, lesson.begun, lesson.source), fake), lesson.teacher
     if index == 0 or out is None:
         return fresh, lesson.teacher
     trained = finished_stage(lesson, index - 1, out)
@@ -166,12 +181,15 @@ def finished_stage(lesson: Lesson, index: int, out: Path) -> ConditionalModel:
         )
     spec = lesson.recipe.student
     scale = spec.range_of_scale
-    module = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model))
+    module: Any = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model), spec.rank)
+    if lesson.begun is not None:
+        module = Matched(module, deepcopy(module))
     module.load_state_dict(state["module"])
     ema = EMA(module, profiles(settings)[0])
     ema.load_state_dict(next(iter(state["averages"].values())))
     module.load_state_dict(ema.weights(), strict=False)
-    return module.requires_grad_(False).eval()  # type: ignore[return-value]
+    trained = module.student if isinstance(module, Matched) else module
+    return trained.requires_grad_(False).eval()
 
 
 def distill(
@@ -229,6 +247,11 @@ def distill(
     return lesson
 
 
+def grid_of(lesson: Lesson) -> Grid | None:
+    """Return the levels of the sampling of a student that "matching" mends."""
+    return None if lesson.begun is None else lesson.begun.grid()
+
+
 def runs_of(lesson: Lesson, index: int, paths: Paths) -> tuple[Grid, tuple[int, ...]]:
     """Return the levels of a teacher's runs, and those that the student of a stage visits."""
     spec, grid = lesson.recipe.student, path_grid(lesson)
@@ -250,7 +273,7 @@ def _train_stage(
     stage, steps = recipe.student.stages()[index]
     module, teacher = student_of(lesson, index, out)
     runs = None if paths is None else runs_of(lesson, index, paths)
-    built = build_stage(recipe, stage, steps, teacher, module, runs)
+    built = build_stage(recipe, stage, steps, teacher, module, runs, grid_of(lesson))
     if accelerator.device.type == "cpu":
         _suit_cpu_training(module)
     trainer = Trainer(
@@ -302,7 +325,7 @@ def plan_distillation(recipe: Distillation, say: Callable[[str], None] | None = 
         lines.append(f"paths: {spec.paths:,} runs of the teacher, {walk}")
     for index, (stage, steps) in enumerate(recipe.student.stages()):
         runs = runs_of(lesson, index, source) if isinstance(source, Paths) else None
-        built = build_stage(recipe, stage, steps, teacher, module, runs)
+        built = build_stage(recipe, stage, steps, teacher, module, runs, grid_of(lesson))
         settings = stage_settings(recipe, index)
         held = training_memory(built.module, settings, source.shape)
         each = activations(built, source)

@@ -11,6 +11,7 @@ from torch import nn
 from ...core.levels import Grid, Level, Value
 from ...core.prediction import Space
 from ...data.source import Source, Targets
+from ...diffusers.export import network_of
 from ...guidance import Guidance
 from ...model.binding import find_scale
 from ...model.model import Model
@@ -21,9 +22,11 @@ from ...networks.guidance_scale import (
     ScaledNetwork,
     embedding_width,
 )
+from ...networks.low_rank import adapt
 from ...networks.network import Network
 from ...sampling.grids import GRIDS
 from ..objectives.consistency_distillation import ConsistencyDistillation
+from ..objectives.distribution_matching import DistributionMatching, Matched
 from ..objectives.guided_distillation import GuidedDistillation
 from ..objectives.level_distributions import LogitNormal
 from ..objectives.objective import Built, Objective
@@ -123,7 +126,10 @@ def _parsed(guidance: str) -> Guidance:
 
 
 def fresh_student(
-    teacher: Teacher, scale: tuple[float, float] | None, default: float
+    teacher: Teacher,
+    scale: tuple[float, float] | None,
+    default: float,
+    rank: int | None = None,
 ) -> ConditionalModel:
     """Return a copy of a teacher that gives its conditional pass to the bit, whatever the scale.
 
@@ -131,6 +137,7 @@ def fresh_student(
         teacher: whose network and encoder are copied.
         scale: the range of w; None where the student takes none.
         default: the scale that the student uses where none is given.
+        rank: of the difference that the network learns; None where it learns every number.
     """
     denoiser, encoder = deepcopy((teacher.denoiser, teacher.encoder))
     if not isinstance(denoiser, Network):
@@ -144,10 +151,29 @@ def fresh_student(
         denoiser.net = ScaledNetwork(net, embed)
     student = ConditionalModel(denoiser, encoder)
     student.requires_grad_(True)
+    if rank is not None:
+        adapt(cast(nn.Module, network_of(denoiser)), rank)
     for part in encoder.parts.values():
         if hasattr(part, "text"):
             part.requires_grad_(False)
     return student
+
+
+def begun_student(fresh: ConditionalModel, begun: Model, source: Source) -> ConditionalModel:
+    """Give a fresh student the weights of one that is trained.
+
+    Raises:
+        ValueError: it is of another network than the teacher.
+    """
+    try:
+        own = cast(nn.Module, network_of(fresh.denoiser))  # type: ignore[arg-type]
+        own.load_state_dict(cast(nn.Module, network_of(begun.denoiser)).state_dict())
+        fresh.encoder.load_state_dict(conditions_of(begun, begun.encoder, source).state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"{begun.name} is no student of this teacher: its network is another; correct begin"
+        ) from error
+    return fresh
 
 
 def build_stage(
@@ -155,8 +181,9 @@ def build_stage(
     stage: str,
     steps: int,
     teacher: Teacher,
-    module: ConditionalModel,
+    module: ConditionalModel | Matched,
     runs: tuple[Grid, tuple[int, ...]] | None = None,
+    grid: Grid | None = None,
 ) -> Built:
     """Return what a stage trains.
 
@@ -167,6 +194,7 @@ def build_stage(
         teacher: of this stage: the guided one, or the student before.
         module: the student as it starts.
         runs: of "trajectory": the levels of the teacher's runs, and those that are visited.
+        grid: of "matching": the levels of the student's sampling.
     """
     prepared = prepare(module.encoder, teacher)
     if runs is not None:
@@ -180,6 +208,20 @@ def build_stage(
                 scale=recipe.student.range_of_scale,
             ),
             prepare=lambda targets: {**prepared(targets), "path": targets["path"]},
+        )
+    if grid is not None:
+        return Built(
+            module=module,
+            objective=DistributionMatching(
+                teacher=teacher,
+                grid=grid,
+                levels=LogitNormal(std=1.5),
+                weighting=weighting(teacher),
+                lead=round(recipe.student.lead * recipe.student.train.steps),
+                through=recipe.student.through,
+                dropout=recipe.student.dropout,
+            ),
+            prepare=prepared,
         )
     return Built(
         module=module,
