@@ -5,14 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all fast lint docs bench figures clean
+.PHONY: demo test test-all fast lint docs bench machine gpu figures clean
 
 demo: $(VENV)/.all
 	$(BIN)/guidestar demo --out out/demo
 
 JOBS ?= 2
 FAST ?= tests/core tests/sampling tests/guidance tests/test_architecture.py
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 fast: $(VENV)/.dev  # the core's own tests
 	$(PYTEST) -m "not slow" $(FAST)
@@ -42,6 +42,12 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/serve_load.py --seconds 60
 	$(BIN)/python benchmarks/studio.py  # needs Chromium
+
+machine: $(VENV)/.dev  # allocator, threads, bfloat16, compiled networks: one table (docs/performance.md)
+	$(BIN)/python benchmarks/machine.py --profile --write
+
+gpu: $(VENV)/.dev  # what holds on a GPU: one table, in under 10 minutes
+	$(BIN)/python benchmarks/gpu.py
 
 figures: $(VENV)/.docs
 	$(BIN)/python docs/make_figures.py

@@ -15,7 +15,7 @@ from guidestar.diffusers.guide.run import _like_answer
 from guidestar.guidance import METHODS
 from guidestar.guidance.reuse import initial_state, reuses
 from guidestar.train import preview
-from guidestar.train.build.networks import classifier_column
+from guidestar.train.build.classifiers import classifier_column
 from guidestar.train.loop import fit as fitting
 from guidestar.train.recipe.parts import ClassifierPart, Training
 
@@ -131,6 +131,46 @@ def test_checkpoints_are_written_after_so_long_and_at_the_end(monkeypatch, secon
     trainer.saved.clear()
     trainer.done = 0
     assert len(list(fitting._fit(trainer, None, 0.0, 2, (), None))) == 4 and not trainer.saved
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    ("left_after", "agreed", "saved"), [(4, False, True), (2, False, False), (2, True, True)]
+)
+def test_a_sharded_network_is_saved_where_all_processes_end_together(
+    monkeypatch, sharded, left_after, agreed, saved
+):
+    """Of `train/loop/fit.py`: at its end, or where all agreed to stop; else a part would lie alone,
+    so only a whole network is saved.
+    """
+    trainer: Any = Steps(4)
+    stop: Any = SimpleNamespace(agreed=False)
+    monkeypatch.setattr(fitting, "is_sharded", lambda module: sharded)
+    steps = fitting._fit(trainer, Path("c"), 60.0, 2, (), stop)
+    for _ in range(left_after):
+        next(steps)
+    stop.agreed = agreed
+    if left_after == 4:
+        assert list(steps) == []
+    else:
+        steps.close()
+    assert trainer.saved == ([(left_after, 2)] if saved or not sharded else [])
+
+
+def test_a_step_that_failed_is_not_saved(monkeypatch):
+    """Of `train/loop/fit.py`: neither the step nor what is called after it."""
+    monkeypatch.setattr(fitting, "is_sharded", lambda module: False)
+
+    def fail(trainer):
+        if trainer.done == 2:
+            raise RuntimeError("x")
+
+    trainer: Any = Steps(4)
+    with pytest.raises(RuntimeError, match="x"):
+        list(fitting._fit(trainer, Path("c"), 60.0, 2, (fail,), None))
+    assert trainer.saved == []
+    trainer = Steps(0)
+    assert list(fitting._fit(trainer, Path("c"), 60.0, 2, (), None)) == [] and not trainer.saved
 
 
 def test_errors_of_other_threads_are_printed_once_muted(monkeypatch):

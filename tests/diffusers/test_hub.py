@@ -18,7 +18,8 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from guidestar.diffusers.read.hub import repository_of, wanted
 from guidestar.diffusers.read.safetensors_io import conversion, encoder_settings
 from guidestar.diffusers.read.text import read_text_model
-from guidestar.model.folder import SHIPPED, WeightsError
+from guidestar.model.folder import WeightsError
+from guidestar.model.shipped import SHIPPED
 from helpers.pipeline_folders import t5_text
 
 SHA = "a" * 40
@@ -102,44 +103,66 @@ def hub(tmp_path):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", served
-    server.shutdown()
-    server.server_close()
+
+    def stop():
+        server.shutdown()
+        server.server_close()
+
+    yield f"http://127.0.0.1:{server.server_port}", served, stop
+    stop()
 
 
-def ask(tmp_path, names, endpoint, **more):
-    """Load models by name in a process of its own, whose hub is ``endpoint``; return what it says
-    of each.
-    """
-    code = (
-        "import sys, guidestar as gs\nfor n in sys.argv[1:]:\n  try:\n    m = gs.load(n); "
-        "print('LOADED', m.shape, m.sample(seeds=[0], steps=2).x.sum().item())\n  except "
-        "Exception as e: print(type(e).__name__, e)"
-    )
+CODE = """
+import json, sys
+import guidestar as gs
+from huggingface_hub import constants
+for line in sys.stdin:
+    names, constants.HF_HUB_OFFLINE = json.loads(line)
+    for name in names:
+        try:
+            model = gs.load(name)
+            print("LOADED", model.shape, model.sample(seeds=[0], steps=2).x.sum().item())
+        except Exception as error:
+            print(type(error).__name__, error)
+    print("DONE", flush=True)
+"""
+
+
+@pytest.fixture
+def ask(hub, tmp_path):
+    """Load models by name in a process of its own, whose hub is ours, and which may be offline."""
     env = {
         **os.environ,
-        "HF_ENDPOINT": endpoint,
+        "HF_ENDPOINT": hub[0],
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        **more,
     }
-    found = subprocess.run(
-        [sys.executable, "-c", code, *names], env=env, capture_output=True, text=True, check=True
-    )
-    assert "Retrying" not in found.stderr
-    return [
-        line
-        for line in found.stdout.splitlines()
-        if line.startswith(("LOADED", "ValueError", "WeightsError"))
-    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        (tmp_path / "errors").open("w") as errors,
+        subprocess.Popen([sys.executable, "-c", CODE], env=env, stderr=errors, **pipes) as process,
+    ):
+
+        def say(*names, offline=False):
+            process.stdin.write(json.dumps([names, offline]) + "\n")
+            process.stdin.flush()
+            lines = list(iter(process.stdout.readline, "DONE\n"))
+            return [
+                line.rstrip("\n")
+                for line in lines
+                if line.startswith(("LOADED", "ValueError", "WeightsError"))
+            ]
+
+        yield say
+        process.stdin.close()
+    assert "Retrying" not in (tmp_path / "errors").read_text()
 
 
-def test_models_of_the_hub(hub, tmp_path):
-    endpoint, served = hub
-    loaded, pickled, missing = ask(
-        tmp_path, ["owner/small", "owner/pickled", "owner/nothing"], endpoint
-    )
+@pytest.mark.slow
+def test_models_of_the_hub(hub, ask, tmp_path):
+    _, served, stop = hub
+    loaded, pickled, missing = ask("owner/small", "owner/pickled", "owner/nothing")
     expected = gs.load(tmp_path / "hub/owner/small").sample(seeds=[0], steps=2).x.sum().item()
     assert loaded == f"LOADED (2, 8, 8) {expected}"
     assert pickled == (
@@ -162,10 +185,11 @@ def test_models_of_the_hub(hub, tmp_path):
         )
     }
     # Without a network, what was fetched is found again, and anything else is one line.
-    again, never = ask(tmp_path, ["owner/small", "owner/other"], endpoint, HF_HUB_OFFLINE="1")
+    again, never = ask("owner/small", "owner/other", offline=True)
     assert again == loaded
     # Where nothing answers, nothing is tried twice.
-    again, refused = ask(tmp_path, ["owner/small", "owner/other"], "http://127.0.0.1:9")
+    stop()
+    again, refused = ask("owner/small", "owner/other")
     assert again == loaded and refused.startswith("ValueError owner/other: there is no such folder")
     assert never.startswith(
         "ValueError owner/other: there is no such folder, and the Hugging Face hub does not "
@@ -264,7 +288,7 @@ def test_names_that_are_no_repositories(tmp_path, monkeypatch):
         assert repository_of(f"https://huggingface.co/{name}") == name
     assert repository_of("https://huggingface.co/out/model") == "out/model"
     monkeypatch.setattr(
-        "guidestar.model.folder.fetch", lambda name: pytest.fail(f"asked for {name}")
+        "guidestar.model.locating.fetch", lambda name: pytest.fail(f"asked for {name}")
     )
     paths = ("fashion-mnst", "./a/b", "/a/b", "a/b/c", "../a", "a/", "out/model", "a/model.pt")
     for name in (*paths, "a/photo.PNG", "https://huggingface.co/a", "https://example.com/a/b"):
@@ -299,6 +323,7 @@ def test_files_in_the_place_of_folders(tmp_path):
             gs.load(tmp_path / file)
 
 
+@pytest.mark.slow
 def test_the_command_that_converts_pickled_weights_works(tmp_path):
     """What the refusal says, run as it stands."""
     small().save_pretrained(tmp_path / "unet", safe_serialization=False)

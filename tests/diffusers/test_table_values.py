@@ -12,7 +12,7 @@ import torch
 from guidestar.core.levels import VE, VP, Flow
 from guidestar.diffusers.guide import levels as tables
 from guidestar.diffusers.guide.levels import Output, read_timetable
-from guidestar.diffusers.guide.traced import LookedAtError, Tape, Traced
+from guidestar.diffusers.guide.traced import Tape, Traced, ValueReadError
 
 
 class Config(SimpleNamespace):
@@ -198,16 +198,16 @@ def test_an_answer_may_be_moved_and_joined_with_tensors():
     assert tape.run({answer: value}, like).tolist() == [[0, 0]]
 
 
-def test_a_pipeline_may_not_look_at_numbers_it_does_not_have():
+def test_a_pipeline_may_not_read_numbers_it_does_not_have():
     _, answer = taped(2)
-    for look in (lambda: answer.sum().item(), lambda: bool(answer.sum() > 0),
+    for read in (lambda: answer.sum().item(), lambda: bool(answer.sum() > 0),
                  lambda: torch.equal(answer, answer), answer.nonzero):  # fmt: skip
-        with pytest.raises(LookedAtError, match="Pipe looks at the numbers of its network's"):
-            look()
-    with pytest.raises(LookedAtError, match="Pipe writes its network's answers into a tensor"):
+        with pytest.raises(ValueReadError, match="Pipe reads the numbers of its network's"):
+            read()
+    with pytest.raises(ValueReadError, match="Pipe writes its network's answers into a tensor"):
         torch.zeros(2).copy_(answer)
     later, second = taped(2)
-    with pytest.raises(LookedAtError, match="Pipe keeps its network's answers from one step"):
+    with pytest.raises(ValueReadError, match="Pipe keeps its network's answers from one step"):
         torch.add(second, answer)
-    with pytest.raises(LookedAtError, match="Pipe keeps its network's answers from one step"):
+    with pytest.raises(ValueReadError, match="Pipe keeps its network's answers from one step"):
         later.run({second: torch.zeros(2)}, answer)

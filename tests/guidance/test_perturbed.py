@@ -236,6 +236,12 @@ def test_sag_everywhere(place):
     assert (scene.run("sag(0.75, masked=False)").x0 - wrong).abs().max() > 1e-2
 
 
+def test_sag_leaves_vectors_as_they_are():
+    """Nothing is blurred, so the pass at the same place gives the same estimate: no push."""
+    scene = Scene("vp", (3, 6))
+    scene.check("sag(0.75, masked=False)", scene.c)
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_sag_where_the_network_looks(place):
     scene = Scene(place, (3, 2, 6, 5))

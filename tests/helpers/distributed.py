@@ -21,7 +21,7 @@ from guidestar.train.loop.trainer import Trainer
 from guidestar.train.objectives.denoising import Conditional, Denoising, LogitNormal
 from guidestar.train.objectives.objective import TrainSettings
 
-STEPS = 300
+STEPS = 100
 
 
 class Net(nn.Module):
@@ -58,8 +58,8 @@ def trainer(precision: str, accumulate: int = 1, **more) -> Trainer:
         steps=STEPS,
         batch=9,
         accumulate=accumulate,
-        rate=1e-3,
-        warmup=20,
+        rate=3e-3,
+        warmup=10,
         precision=precision,
         **more,
     )

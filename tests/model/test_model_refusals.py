@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from guidestar.model import binding, cascade, folder, variants
+from guidestar.model import binding, cascade, folder, folder_reading, variants
 from guidestar.model.cascade import Cascade, StageSettings
 from guidestar.model.fitted import fitted_grid
 from guidestar.networks import guidance_scale
 from guidestar.networks.guidance_scale import GuidanceScale, ScaledNetwork
 from guidestar.networks.low_resolution import LowResolution
-from guidestar.networks.perturbable import layers
+from guidestar.networks.perturbable import text_attention
 from helpers.served import toy_model
 
 
@@ -98,11 +98,11 @@ def test_networks_that_take_pictures_with_their_text():
     with pytest.raises(
         ValueError, match=r"takes pictures with its text \(an IP-Adapter's\) cannot"
     ):
-        layers._refuse_image_prompts(net)
+        text_attention.refuse_image_prompts(net)
     net.config.encoder_hid_dim_type = "text_proj"
-    layers._refuse_image_prompts(net)
+    text_attention.refuse_image_prompts(net)
     net.encoder_hid_proj, net.config.encoder_hid_dim_type = None, "ip"
-    layers._refuse_image_prompts(net)
+    text_attention.refuse_image_prompts(net)
 
 
 # Cascades
@@ -148,6 +148,6 @@ def test_what_a_folder_is_not(tmp_path):
     with pytest.raises(ValueError, match=line):
         variants.check_variant(tmp_path, "fast")
     with pytest.raises(ValueError, match="clips are for a model that takes text prompts, and this"):
-        folder._read_clips(tmp_path, {"clips": {"clip": {}}}, None)
-    assert folder._read_clips(tmp_path, {}, None) == {}
-    assert folder._read_clips(tmp_path, {"clips": {}}, None) == {}
+        folder_reading._read_clips(tmp_path, {"clips": {"clip": {}}}, None)
+    assert folder_reading._read_clips(tmp_path, {}, None) == {}
+    assert folder_reading._read_clips(tmp_path, {"clips": {}}, None) == {}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from guidestar.core.perturbation import Rows
-from guidestar.networks.perturbable import layers, records
+from guidestar.networks.perturbable import layers, records, self_attention
 from guidestar.networks.perturbable.records import RECORDS, Blocks, Record
 
 
@@ -55,13 +55,13 @@ def test_packed_tokens_know_their_rows(batched):
     assert records._by_ids(net(), hidden(2, 15, 4, img_ids=ids)) == (3, 5)
     tall = torch.cartesian_prod(torch.zeros(1), torch.arange(5.0), torch.arange(2.0))
     tall = tall.expand(2, -1, -1) if batched else tall
-    flux: Any = object.__new__(layers.FluxTransformer2DModel)
+    flux: Any = object.__new__(self_attention.FluxTransformer2DModel)
     nn.Module.__init__(flux)
     inputs = hidden(2, 15, 4, img_ids=ids)
-    assert layers._grid(flux, inputs, inputs["hidden_states"], 15) == (3, 5)
-    assert layers._image(flux, inputs, inputs["hidden_states"], 22) == slice(7, 22)
+    assert self_attention.find_grid(flux, inputs, inputs["hidden_states"], 15) == (3, 5)
+    assert self_attention.find_image(flux, inputs, inputs["hidden_states"], 22) == slice(7, 22)
     inputs = hidden(2, 10, 4, img_ids=tall)
-    assert layers._grid(flux, inputs, inputs["hidden_states"], 10) == (5, 2)
+    assert self_attention.find_grid(flux, inputs, inputs["hidden_states"], 10) == (5, 2)
     assert records._by_ids(net(), inputs) == (5, 2)
 
 
@@ -115,11 +115,11 @@ def test_a_frame_shrinks_by_one_factor(tokens, grid):
 def test_a_unets_grid_is_rounded_up_or_down(size, tokens, grid):
     inputs: Any = {"sample": torch.zeros(1, 4, *size)}
     flat = torch.zeros(1, tokens, 8)
-    assert layers._grid(nn.Module(), inputs, flat, tokens) == grid
+    assert self_attention.find_grid(nn.Module(), inputs, flat, tokens) == grid
     square = torch.zeros(1, 8, 2, 7)
-    assert layers._grid(nn.Module(), inputs, square, 14) == (2, 7)
-    assert layers._image(nn.Module(), inputs, square, 14) == slice(0, 14)
-    assert layers._image(nn.Module(), inputs, torch.zeros(1, 9, 8), 14) == slice(0, 9)
+    assert self_attention.find_grid(nn.Module(), inputs, square, 14) == (2, 7)
+    assert self_attention.find_image(nn.Module(), inputs, square, 14) == slice(0, 14)
+    assert self_attention.find_image(nn.Module(), inputs, torch.zeros(1, 9, 8), 14) == slice(0, 9)
 
 
 class Block(nn.Module):

@@ -200,7 +200,7 @@ def test_point_mass_of_deterministic_solvers_sample_by_sample(name):
 
 
 SCHEDULES = {
-    "vp": (VP.linear(), (160, 320, 640)),
+    "vp": (VP.linear(), (160, 320)),
     "ve": (VE(), (160, 320)),
     "flow": (Flow(), (160, 320)),
 }

@@ -410,6 +410,9 @@ def test_a_push_as_a_picture(channels):
     grey = lambda v: round((v + 1) / 2 * 255)
     wanted = [[grey(HALF), grey(0)], [grey(0), grey(-HALF / 2)]]
     assert np.abs(found - np.array(wanted)).max() <= 1
+    below = np.asarray(opened(_picture(-2 * push)).convert("L")).astype(int)  # the largest is < 0
+    wanted = [[grey(-HALF), grey(0)], [grey(0), grey(HALF / 2)]]
+    assert np.abs(below - np.array(wanted)).max() <= 1
     flat = np.asarray(opened(_picture(torch.zeros(1, 2, 2))).convert("L"))
     assert (np.abs(flat.astype(int) - 127) <= 1).all()
 

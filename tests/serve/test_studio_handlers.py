@@ -581,6 +581,21 @@ def test_a_dropped_picture_brings_its_settings(shown, tmp_path, monkeypatch):
     assert "No such file" in found[-1][1]
 
 
+def test_a_dropped_picture_that_started_from_another_brings_all_else(shown, tmp_path, monkeypatch):
+    found = messages(monkeypatch)
+    shown.values["gs-start-drop"] = dropped(tmp_path, (8, 8))
+    shown.values["gs-start"] = shown.on("gs-start-drop", "upload")[0][0]
+    shown.values["gs-guidance"] = "cfg(2.5)"
+    drawn = shown.on("gs-run", "click")[-1][0]
+    file = tmp_path / "p.png"
+    file.write_bytes(base64.b64decode(images(drawn)[1]))
+    shown.values["gs-drop"] = str(file)
+    (back,) = shown.on("gs-drop", "upload")
+    places = [WRITTEN.index(f"gs-{name}") for name in ("guidance", "seeds", "steps", "start")]
+    assert [back[k] for k in places] == ["cfg(2.5)", "1-2", 2, ""]  # 0.6 of 4 steps
+    assert found[-1][0] == "info" and "drop that one too" in found[-1][1]
+
+
 def test_pictures_of_the_gallery_are_restored_and_deleted(shown):
     shown.on("gs-run", "click")
     (found,) = shown.on("gs-gallery", "click", {"action": "restore", "id": 1})

@@ -12,7 +12,7 @@ from PIL import Image
 import diffusers
 import guidestar as gs
 from guidestar.networks.clip import make_clip, make_tokenizer
-from guidestar.train import run
+from guidestar.train import dry_run, run
 from guidestar.train.build.data import sources
 from guidestar.train.export import assemble
 from guidestar.train.objectives.decoding import Decoding
@@ -35,6 +35,7 @@ train = {{ steps = 2, batch = 4, warmup = 1, decay = 0.5, rate = 0.01 }}
 [decoder]
 scales = 1
 features = 0.5
+noise = 0.1
 train = {{ steps = 3, batch = 4, warmup = 1, decay = 0.5, rate = 0.01 }}
 [clip]
 width = 16
@@ -88,8 +89,8 @@ def tiny_clip():
     return make_clip(tokenizer, size=16, patch=8, text_heads=2, embed=8, **sizes).eval()
 
 
-@pytest.mark.parametrize("features", [0.0, 0.7])
-def test_the_loss_is_the_formula_in_the_latents_own_units(features):
+@pytest.mark.parametrize(("features", "noise"), [(0.0, 0.0), (0.7, 0.0), (0.0, 0.6)])
+def test_the_loss_is_the_formula_in_the_latents_own_units(features, noise):
     torch.manual_seed(0)
     vae = diffusers.AutoencoderKL(
         block_out_channels=[8],
@@ -100,10 +101,14 @@ def test_the_loss_is_the_formula_in_the_latents_own_units(features):
         scaling_factor=0.3,
     )
     clip, x = tiny_clip(), torch.rand(3, 3, 16, 16) * 2 - 1
-    objective = Decoding(scales=2, features=features, clip=clip if features else None)
+    objective = Decoding(scales=2, features=features, noise=noise, clip=clip if features else None)
+    draw, unit = gs.Draw([0, 1, 2]), torch.tensor([2.0, 0.5]).view(-1, 1, 1) / 0.3
+    spread = draw.uniform("spread").float().view(-1, 1, 1, 1) * noise
     with torch.no_grad():
-        found = objective(vae, x, {}, gs.Draw([0, 1, 2]))
-        made = vae.decoder(vae.post_quant_conv(vae.quant_conv(vae.encoder(x))[:, :2]))
+        found = objective(vae, x, {}, draw)
+        z = vae.quant_conv(vae.encoder(x))[:, :2]
+        z = z + unit * spread * draw.normal("noise", (2, 16, 16))
+        made = vae.decoder(vae.post_quant_conv(z))
         one, other = (torch.nn.functional.normalize(clip.embed_image(v), dim=1) for v in (made, x))
     for k in range(3):
         wanted = (made[k] - x[k]).abs().mean()
@@ -117,7 +122,7 @@ def test_the_loss_is_the_formula_in_the_latents_own_units(features):
 def test_only_the_decoder_learns_and_the_model_decodes_by_it(tmp_path, captioned):
     spec, out = recipe(tmp_path, captioned), tmp_path / "out"
     assert spec.parts() == ["autoencoder", "clip", "model", "decoder"]
-    assert any(line.startswith("decoder: ") for line in run.dry_run(spec)[0])
+    assert any(line.startswith("decoder: ") for line in dry_run.dry_run(spec)[0])
     assert run.train(spec, out)
     before = (out / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
     model = assemble(spec, out)

@@ -18,10 +18,11 @@ import guidestar.model.model
 from guidestar.apps.measure import measure
 from guidestar.io.files import Damaged
 from guidestar.model.folder import WeightsError
-from guidestar.train import run
+from guidestar.train import run, snapshots
 from guidestar.train.build.data import sources, standardiser_of
 from guidestar.train.export import assemble
 from guidestar.train.recipe import schema as recipes
+from helpers import commands
 from networks.test_conditions import clip
 from train.test_distributed import launch
 
@@ -132,13 +133,13 @@ def test_every_average_and_snapshot_can_be_sampled(tmp_path):
     )
     assert torch.equal(
         default.nets["step-2"][0].net.net.conv_in.weight,
-        load_file(run.snapshot_file(tmp_path / "out", "model", 2))[name].float(),
+        load_file(snapshots.snapshot_file(tmp_path / "out", "model", 2))[name].float(),
     )
     with pytest.raises(
         ValueError, match=r"has no average 'power-0.2'; it has ema-0.999, power-0.1$"
     ):
         gs.load(folder, average="power-0.2")
-    run.snapshot_file(tmp_path / "out", "model", 2).write_bytes(b"torn")
+    snapshots.snapshot_file(tmp_path / "out", "model", 2).write_bytes(b"torn")
     with pytest.raises(
         Damaged,
         match=r"model-000002.safetensors: cannot be read .*; set export.snapshots = false to "
@@ -519,37 +520,53 @@ def test_schedules_and_predictions_that_do_not_go_together_are_refused(tmp_path,
         trained(tmp_path, tables=f"{LABEL}\n{tables}")
 
 
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory):
+    """The same commands run by one process and by two: a folder in which each has its own."""
+    folder = tmp_path_factory.mktemp("one_and_two")
+    generator = torch.Generator().manual_seed(0)
+    content = {
+        "x": torch.randn(30, 1, 8, 8, generator=generator).clamp(-1, 1),
+        "label": torch.arange(30) % 3,
+    }
+    save_file(
+        content, folder / "d.safetensors", {"classes": json.dumps({"label": ["a", "b", "c"]})}
+    )
+    text = HEAD.format(
+        path=folder / "d.safetensors", data="", tables=LABEL, network=UNET, more=PARTS
+    ).replace("holdout = 0.2", "holdout = 0.3")
+    text = text.replace(
+        "power = [0.1]", 'precision = "float64"'
+    )  # Adam divides by gradients that may be rounding alone
+    (folder / "r.toml").write_text(text)
+    classes = [word for name in ("coat", "bag", "shirt") for word in ("--cond", name)]
+    for name in ("one", "two"):
+        own = folder / name
+        train = ["train", folder / "r.toml", "--out", own]
+        evaluate = ["evaluate", folder / "one" / "it", "--guidance", "cfg(2)", "--seeds", "0-6"]
+        evaluate += ["--out", folder / f"{name}.json"]
+        sample = ["sample", "fashion-mnist", *classes, "--steps", 2, "--grid"]
+        sample += ["--out", folder / f"pictures-{name}"]
+        every = json.dumps([[str(word) for word in line] for line in (train, evaluate, sample)])
+        if name == "one":
+            subprocess.run(
+                [sys.executable, commands.__file__, every], check=True, capture_output=True
+            )
+        else:
+            launch(commands.__file__, every)
+    return folder
+
+
 @pytest.mark.slow
-def test_two_processes_sample_the_same_images_as_one(tmp_path):
+def test_two_processes_sample_the_same_images_as_one(one_and_two):
     from PIL import Image, ImageChops
 
-    for name, processes in (("one", 1), ("two", 2)):
-        command = [
-            "-m",
-            "guidestar",
-            "sample",
-            "fashion-mnist",
-            "--cond",
-            "coat",
-            "--cond",
-            "bag",
-            "--cond",
-            "shirt",
-            "--steps",
-            "2",
-            "--grid",
-            "--out",
-            str(tmp_path / name),
-        ]
-        if processes == 1:
-            subprocess.run([sys.executable, *command], check=True, capture_output=True)
-        else:
-            launch(*command)
-    one, two = (sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("one", "two"))
+    folders = [one_and_two / f"pictures-{name}" for name in ("one", "two")]
+    one, two = (sorted(p.name for p in folder.iterdir()) for folder in folders)
     assert one == two and len(one) == 4
     for name in one:
         difference = ImageChops.difference(
-            *(Image.open(tmp_path / n / name).convert("L") for n in ("one", "two"))
+            *(Image.open(folder / name).convert("L") for folder in folders)
         )
         assert difference.getextrema()[1] <= 1  # other batches, other last bits
 
@@ -573,55 +590,17 @@ def test_a_classifier_is_calibrated_on_other_samples_than_it_is_reported_on(tmp_
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_evaluate_on_the_command_line_as_one(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    content = {
-        "x": torch.randn(30, 1, 8, 8, generator=generator).clamp(-1, 1),
-        "label": torch.arange(30) % 3,
-    }
-    save_file(
-        content, tmp_path / "d.safetensors", {"classes": json.dumps({"label": ["a", "b", "c"]})}
-    )
-    text = HEAD.format(
-        path=tmp_path / "d.safetensors", data="", tables=LABEL, network=UNET, more=PARTS
-    ).replace("holdout = 0.2", "holdout = 0.3")
-    text = text.replace(
-        "power = [0.1]", 'precision = "float64"'
-    )  # Adam divides by gradients that may be rounding alone
-    (tmp_path / "r.toml").write_text(text)
-    rows = {}
-    for name, processes in (("one", 1), ("two", 2)):
-        train = [
-            "-m",
-            "guidestar",
-            "train",
-            str(tmp_path / "r.toml"),
-            "--out",
-            str(tmp_path / name),
-        ]
-        evaluate = [
-            "-m",
-            "guidestar",
-            "evaluate",
-            str(tmp_path / "one" / "it"),
-            "--guidance",
-            "cfg(2)",
-            "--seeds",
-            "0-6",
-            "--out",
-            str(tmp_path / f"{name}.json"),
-        ]
-        for command in (train, evaluate):
-            if processes == 1:
-                subprocess.run([sys.executable, *command], check=True, capture_output=True)
-            else:
-                launch(*command)
-        rows[name] = [
+def test_two_processes_train_and_evaluate_on_the_command_line_as_one(one_and_two):
+    rows = {
+        name: [
             {k: v for k, v in row.items() if k != "seconds"}
-            for row in json.loads((tmp_path / f"{name}.json").read_text())
+            for row in json.loads((one_and_two / f"{name}.json").read_text())
         ]
+        for name in ("one", "two")
+    }
     states = [
-        torch.load(tmp_path / n / "parts" / "model.pt", weights_only=True) for n in ("one", "two")
+        torch.load(one_and_two / n / "parts" / "model.pt", weights_only=True)
+        for n in ("one", "two")
     ]
     assert states[1]["where"]["processes"] == 2
     for key, tensor in states[0]["module"].items():

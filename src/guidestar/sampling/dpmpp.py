@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +19,10 @@ def _curvature(x_t: Tensor, clean: Tensor, h: Value, memory: Memory) -> Tensor |
     if not memory:
         return 0.0
     slope = divide(h, 2 * memory["h"])
-    finite = torch.isfinite(torch.as_tensor(slope))
-    slope = (
-        torch.where(finite, slope, 0.0)
-        if isinstance(slope, Tensor)
-        else slope
-        if bool(finite)
-        else 0.0
-    )
+    if isinstance(slope, Tensor):
+        slope = torch.where(slope.isfinite(), slope, 0.0)
+    elif not math.isfinite(slope):
+        slope = 0.0
     return expand(slope, x_t) * (clean - memory["clean"])
 
 

@@ -1,13 +1,20 @@
-"""Run a layer with its first call of ``scaled_dot_product_attention`` replaced."""
+"""Read what goes into a network, and run a layer with its first attention replaced."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from typing import Any, TypeVar
 
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from ...core.hooks import Forward, replaced
+from ...core.perturbation import AGAINST
 
 LayerInputs = Mapping[str, Any]
 """A network's inputs by name: tensors, and the settings of its family."""
@@ -52,3 +59,39 @@ def intercepted(
             "which calls no scaled_dot_product_attention; use the network's default"
         )
     return out
+
+
+_EXACT = ("AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor")
+"""Processors that compute the same in slices or otherwise, to save memory."""
+
+
+def computing_at_once(module: nn.Module, original: Forward) -> Forward:
+    """Return a forward that computes in one call what the layer's processor computes in slices."""
+    if type(getattr(module, "processor", None)).__name__ not in _EXACT or not getattr(
+        module, "scale_qk", False
+    ):
+        return original
+    own = copy(module)  # it shares the weights; the layer keeps its processor, for other threads
+    setattr(own, "processor", AttnProcessor2_0())  # noqa: B010  (an attribute of the family)
+    vars(own).pop("forward", None)
+    return own.forward
+
+
+@contextmanager
+def recorded_inputs(net: nn.Module) -> Iterator[dict[str, Any]]:
+    """Yield the network's inputs by name; those of the perturbation are kept from the network."""
+    inputs: dict[str, Any] = {}
+    signature = inspect.signature(net.forward)
+
+    def record(original: Forward) -> Forward:
+        def forward(*args: object, **kwargs: object) -> object:
+            against = {k: v for k, v in kwargs.items() if k.startswith(AGAINST)}
+            own = {k: v for k, v in kwargs.items() if k not in against}
+            inputs.clear()
+            inputs.update(**signature.bind(*args, **own).arguments, **against)
+            return original(*args, **own)
+
+        return forward
+
+    with replaced(net, record):
+        yield inputs

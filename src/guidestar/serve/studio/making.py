@@ -162,11 +162,21 @@ def _drop(page: Page, path: str | None) -> list[Any]:
     if not path:
         return [*nothing, gr.skip()]
     try:
-        form = read_picture(read_settings(Path(path).read_bytes()), list(page.service.engines))
+        settings = read_settings(Path(path).read_bytes())
+        started = settings.get("started") is True
+        if started:  # all but that picture can come back
+            settings = {**settings, "started": False}
+        form = read_picture(settings, list(page.service.engines))
     except (ValueError, OSError) as error:
         gr.Warning(message_of(error))
         return [*nothing, None]
-    gr.Info("the settings of the picture are back")
+    gr.Info(
+        "the settings of the picture are back, but for the picture that it started from, which "
+        "it does not carry (drop that one too, at the picture to start from); its steps are those "
+        "that it went through"
+        if started
+        else "the settings of the picture are back"
+    )
     return [*page.panel.write(form), None]
 
 

@@ -83,7 +83,7 @@ def build_decoder(recipe: Recipe, spec: DecoderPart, source: Source, out: Path |
         raise ValueError(
             f"decoder: {type(module).__name__} has no part called decoder that could learn"
         )
-    objective = Decoding(scales=spec.scales, features=spec.features)
+    objective = Decoding(scales=spec.scales, features=spec.features, noise=spec.noise)
     return Built(module=module, objective=objective, prepare=lambda targets: {})
 
 

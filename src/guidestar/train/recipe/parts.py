@@ -246,8 +246,10 @@ class DecoderPart(Strict):
     Args:
         scales: how often pictures are halved, for the error of what is coarse.
         features: weight of the error of the pictures' embeddings by the recipe's own ``clip``.
+        noise: largest standard deviation of noise on the latents, in units of their spread.
     """
 
     scales: int = Field(default=2, ge=0, le=10)
     features: float = Field(default=0.0, ge=0)
+    noise: float = Field(default=0.0, ge=0)
     train: Training
