@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import guidestar as gs
+from guidestar.cli import main
 from guidestar.core.denoiser import Condition
 from guidestar.core.levels import VE, VP, Flow
 from guidestar.core.rng import Draw
@@ -276,3 +277,12 @@ def test_a_student_of_other_steps_is_refused(teacher, begun):
         read_lesson(matching_of(teacher, begun, steps=1, through=1))
     with pytest.raises(ValueError, match="is of 8 steps of dpmpp-2m; correct steps or begin"):
         read_lesson(matching_of(teacher, teacher))
+
+
+def test_the_command_names_the_student_that_it_mends(teacher, begun, tmp_path, capsys):
+    command = f"distill {teacher} --method matching --begin {begun} --steps 2 --guidance cfg(2)"
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--dry-run", "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 0 and lines[-1].startswith("matching: ")
+    assert "for 2 steps; 1,000 training steps of 64" in lines[-1]
