@@ -131,6 +131,7 @@ def test_latents_have_the_shape_that_is_foretold(kind):
     assert latent_shape(spec, (1, 16, 16)) == tuple(z.shape[1:]) == (3, 4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_recipe_trains_its_own_autoencoder_and_a_model_of_its_latents(tmp_path, photos, kind):
     spec, out = recipe(tmp_path, photos, kind), tmp_path / "out"
@@ -217,6 +218,7 @@ def test_reconstructions_and_halved_pictures_are_compared_in_a_feature_space(tmp
     assert "frechet" not in examine_autoencoder(vae, pictures)
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_bit(tmp_path, photos):
     spec = recipe(tmp_path, photos)
     run.train(spec, tmp_path / "whole")
