@@ -15,16 +15,14 @@ from guidestar.diffusers.guide.call import Call, CallDenoiser, first, grouped, o
 from guidestar.diffusers.guide.classes import MARK
 from guidestar.diffusers.guide.families import (
     FAMILIES,
-    check_prompt,
-    encode,
     family_of,
     how_to_ask,
-    moved_from,
     negative_rows,
     networks,
 )
 from guidestar.diffusers.guide.kinds import check_kind, warn_of_numbers
 from guidestar.diffusers.guide.levels import Output
+from guidestar.diffusers.guide.prompts import check_prompt, encode, moved_from
 from guidestar.diffusers.guide.run import _channels
 from guidestar.diffusers.guide.walk import _prompts
 from guidestar.guidance import parse

@@ -334,7 +334,8 @@ def test_sd3s_own_skipped_layers_are_refused():
     with (
         guidestar.guided(f.pipe, "cfg(4)"),
         pytest.raises(
-            ValueError, match=r"skip_guidance_layers of its own; leave that out, and write slg"
+            ValueError,
+            match=r"skips layers itself \(skip_guidance_layers\); leave that out, and write slg",
         ),
     ):
         f.draw(

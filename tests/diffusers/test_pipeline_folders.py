@@ -384,7 +384,7 @@ def test_consistency_models_are_refused(tmp_path):
     pipe.save_pretrained(tmp_path)
     with pytest.raises(
         WeightsError,
-        match=r"told a guidance scale in its time \(a consistency model, time_cond_proj_dim\), "
+        match=r"takes a guidance scale \(a consistency model, time_cond_proj_dim\), "
         r"which is not supported$",
     ):
         gs.load(tmp_path)

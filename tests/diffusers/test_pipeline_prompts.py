@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import guidestar
-from guidestar.diffusers.guide.families import FAMILIES, check_prompt
+from guidestar.diffusers.guide.families import FAMILIES
+from guidestar.diffusers.guide.prompts import check_prompt
 from helpers import pipeline_folders as made
 from helpers.pipeline_families import family, pooled, words
 from helpers.pipelines import close, controlled, drawn, image_prompted, quiet, stable_diffusion

@@ -12,15 +12,8 @@ from torch import nn
 from guidestar.diffusers.read import hub, safetensors_io
 from guidestar.diffusers.read.encoders import ClassLabels, TextEncoder, checked_prompt
 from guidestar.diffusers.read.settings import PIXELS, check_network
-from guidestar.diffusers.read.text import (
-    ClipText,
-    FluxText,
-    PixArtText,
-    SD3Text,
-    SDXLText,
-    T5Text,
-    _rename,
-)
+from guidestar.diffusers.read.text import FluxText, PixArtText, SD3Text, SDXLText
+from guidestar.diffusers.read.text_models import ClipText, T5Text, _rename
 from guidestar.diffusers.write import write_condition
 from guidestar.networks.condition_encoders import ClassEncoder, Conditions
 

@@ -11,7 +11,7 @@ from diffusers import UNet2DModel
 from guidestar.diffusers.read.clip import read_clip, read_tower
 from guidestar.diffusers.read.encoders import read_text_encoder
 from guidestar.diffusers.read.safetensors_io import read_module
-from guidestar.diffusers.read.text import read_text_model
+from guidestar.diffusers.read.text_models import read_text_model
 from guidestar.diffusers.read.vae import read_decoder
 from guidestar.io.files import make_folder
 from helpers.pipeline_folders import clip_text, clip_tokenizer, t5_text, vae

@@ -13,6 +13,7 @@ from guidestar import VE, VP, Condition, Flow, Level, Network
 from guidestar.core.prediction import Prediction
 from guidestar.core.rng import Draw
 from guidestar.model import checking
+from guidestar.model import readings as readings_of
 from helpers.served import toy_model
 
 LEVEL = Level(torch.tensor(0.6).double(), torch.tensor(0.8).double(), 0.5)
@@ -114,7 +115,7 @@ def test_estimates_read_predictions_and_other_clocks():
 
 
 def test_what_an_output_means():
-    found = checking._kinds(LEVEL)
+    found = readings_of.affine_of(LEVEL)
     assert found.keys() == OUTPUTS.keys()
     for kind, out in OUTPUTS.items():
         p, q = found[kind]
@@ -129,7 +130,7 @@ class Tenfold(nn.Module):
 @pytest.mark.parametrize("known", [None, *OUTPUTS, "edm"])
 def test_each_fault_of_the_output_has_its_mend(known):
     net = Network(Tenfold(), predicts=known, sigma_data=0.5) if known else print
-    found = dict(checking._readings(net))  # type: ignore[arg-type]
+    found = dict(readings_of.output_readings(net))  # type: ignore[arg-type]
     taken = (known,) if known in OUTPUTS else () if known else tuple(OUTPUTS)
     others = [(t, m) for t in taken for m in OUTPUTS if m != t]
     words = [f"{m} taken for {t}: its output looks like {m}; write predicts={m!r}"
@@ -142,16 +143,16 @@ def test_each_fault_of_the_output_has_its_mend(known):
     assert list(found) == [*dict.fromkeys(w for w in found)] and set(found) == {*words, *signs}
     for t, m in others:
         # The network gives m; it is read as t, which makes D; p x_t + q D is the clean estimate.
-        p, q = checking._kinds(LEVEL)[t]
+        p, q = readings_of.affine_of(LEVEL)[t]
         wrong = p * X_T + q * OUTPUTS[m]
         mend = found[f"{m} taken for {t}: its output looks like {m}; write predicts={m!r}"](LEVEL)
         assert mend[0] * X_T + mend[1] * wrong == pytest.approx(0.3)
     for text, m in signs.items():
-        readings = [mend for what, mend in checking._readings(net) if what == text]  # type: ignore[arg-type]
+        readings = [mend for what, mend in readings_of.output_readings(net) if what == text]  # type: ignore[arg-type]
         ways = [t for t in taken if (t == m) == (", and write" not in text)]
         assert len(readings) == len(ways)
         for t, mend in zip(ways, readings, strict=True):
-            p, q = checking._kinds(LEVEL)[t]
+            p, q = readings_of.affine_of(LEVEL)[t]
             wrong = p * X_T - q * OUTPUTS[m]
             at = mend(LEVEL)
             assert at[0] * X_T + at[1] * wrong == pytest.approx(0.3)
@@ -167,7 +168,7 @@ def test_each_fault_of_the_output_has_its_mend(known):
     ],
 )
 def test_other_times_that_a_network_may_take(schedule, ends, count):
-    reverse, short, long, edm = checking._clocks(schedule).items()
+    reverse, short, long, edm = readings_of.other_times(schedule).items()
     assert reverse[0].endswith(f"the wrong way round; give the network {ends} - t")
     unit = "its times look to be in another unit; give the network "
     assert (short[0], long[0]) == (f"{unit}t / {count:g}", f"{unit}{count:g} * t")
@@ -180,10 +181,15 @@ def test_other_times_that_a_network_may_take(schedule, ends, count):
 
 def test_the_ranges_of_data():
     values = [0.25, 0.5, 255.0, 51.0]
-    found = [float(f(torch.tensor(x))) for x, f in zip(values, checking._RANGES.values(),
+    found = [float(f(torch.tensor(x))) for x, f in zip(values, readings_of.OTHER_RANGES.values(),
                                                        strict=True)]  # fmt: skip
     assert found == pytest.approx([-0.5, 0.75, 1.0, 0.2])
-    assert [float(f(torch.tensor(0.0))) for f in checking._RANGES.values()] == [-1, 0.5, -1, 0]
+    assert [float(f(torch.tensor(0.0))) for f in readings_of.OTHER_RANGES.values()] == [
+        -1,
+        0.5,
+        -1,
+        0,
+    ]
 
 
 class Chosen(checking._Trial):

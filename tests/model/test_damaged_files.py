@@ -25,7 +25,7 @@ from guidestar.diffusers.read.encoders import read_condition
 from guidestar.diffusers.read.pipeline import readable_of
 from guidestar.diffusers.read.safetensors_io import read_module, read_tensors
 from guidestar.diffusers.read.scheduler import read_scheduler
-from guidestar.diffusers.read.text import read_text_model
+from guidestar.diffusers.read.text_models import read_text_model
 from guidestar.diffusers.read.towers import read_tokenizer
 from guidestar.diffusers.read.vae import read_decoder
 from guidestar.io.documents import MOST_DEPTH, read_json, read_text, read_toml

@@ -17,8 +17,8 @@ from ..core.denoiser import Condition, Denoiser
 from ..core.levels import Level, Schedule
 from ..core.prediction import Prediction
 from ..core.rng import Draw
-from ..networks.network import Network
 from .model import Model
+from .readings import OTHER_RANGES, Affine, other_times, output_readings
 
 _LOWEST, _HIGHEST = 0.05, 20.0
 _RISEN = 1.2  # how far above the linear estimate's an error may lie, if measured on many numbers
@@ -165,74 +165,6 @@ def _conditions(
     return encoder.encode(list(model.names(cond, count) or ())), null
 
 
-_Kind = tuple[float, float]  # a clean estimate is p x_t + q out
-
-
-def _kinds(level: Level) -> dict[str, _Kind]:
-    """Return p and q of ``x0 = p x_t + q out`` for what an output may mean."""
-    a, s = float(level.alpha), float(level.sigma)
-    n = a * a + s * s
-    return {
-        "x0": (0.0, 1.0),
-        "eps": (1 / a, -s / a),
-        "v": (a / n, -s / n),
-        "velocity": (1 / (a + s), -s / (a + s)),
-    }
-
-
-def _readings(net: Denoiser) -> Iterator[tuple[str, Callable[[Level], _Kind]]]:
-    """Yield possible faults of the output, and p, q of the ``p x_t + q D`` that corrects each."""
-
-    def mending(taken: str, meant: str, sign: float) -> Callable[[Level], _Kind]:
-        def mend(level: Level) -> _Kind:
-            (p, q), (p_m, q_m) = _kinds(level)[taken], _kinds(level)[meant]
-            return p_m - sign * q_m * p / q, sign * q_m / q
-
-        return mend
-
-    known = getattr(net, "predicts", None) if isinstance(net, Network) else None
-    everyone = ("eps", "x0", "v", "velocity")
-    for taken in (known,) if known in everyone else () if known else everyone:
-        for meant in everyone:
-            if meant != taken:
-                yield (
-                    f"{meant} taken for {taken}: its output looks like {meant}; write "
-                    f"predicts={meant!r}",
-                    mending(taken, meant, 1.0),
-                )
-            sign = f"the sign of its {meant} is wrong: it looks like −{meant}; negate the output"
-            yield (
-                sign + (f", and write predicts={meant!r}" if meant != taken else ""),
-                mending(taken, meant, -1.0),
-            )
-
-
-def _clocks(schedule: Schedule) -> dict[str, Callable[[Level], float]]:
-    """Return other times that a network may take, by the fault that each would mean."""
-    ends, count = (
-        schedule.t_min + schedule.t_max,
-        schedule.t_max + 1 if schedule.t_max > 100 else 1000.0,
-    )
-    unit = "its times look to be in another unit; give the network "
-    return {
-        "time reversed: it looks to get times the wrong way round; give the network "
-        f"{ends:g} - t": lambda level: ends - float(level.t),
-        f"{unit}t / {count:g}": lambda level: float(level.t) / count,
-        f"{unit}{count:g} * t": lambda level: float(level.t) * count,
-        f"{unit}log(rho) / 4, as EDM's": lambda level: math.log(float(level.rho)) / 4,
-    }
-
-
-_RANGES: dict[str, Callable[[Tensor], Tensor]] = {
-    "it expects data in [−1, 1], and these look like [0, 1]; give 2x − 1": lambda x: 2 * x - 1,
-    "it expects data in [0, 1], and these look like [−1, 1]; give (x + 1)/2": lambda x: (x + 1) / 2,
-    "it expects data in [−1, 1], and these look like 0 … 255; give x/127.5 − 1": lambda x: (
-        x / 127.5 - 1
-    ),
-    "it expects data in [0, 1], and these look like 0 … 255; give x/255": lambda x: x / 255,
-}
-
-
 class _Trial:
     """One set of data, noised in one way, estimated under one hypothesis after another."""
 
@@ -330,16 +262,16 @@ class _Trial:
         return falls
 
     def _read(self, plain: Sequence[Tensor]) -> Iterator[tuple[float, str]]:
-        noised, readings = self.noised(self.x), list(_readings(self.net))
+        noised, readings = self.noised(self.x), list(output_readings(self.net))
 
-        def read(estimates: Sequence[Tensor], mend: Callable[[Level], _Kind]) -> float:
+        def read(estimates: Sequence[Tensor], mend: Callable[[Level], Affine]) -> float:
             parts = zip((mend(level) for level in self.levels), noised, estimates, strict=True)
             return self.believed(self.shares(self.x, [p * x_t + q * e for (p, q), x_t, e in parts]))
 
         for what, mend in readings:
             yield read(plain, mend), what
         if getattr(self.net, "reads_t", True):
-            for when, clock in _clocks(self.schedule).items():
+            for when, clock in other_times(self.schedule).items():
                 estimates = self.estimates(self.x, self.cond, clock)
                 yield self.believed(self.shares(self.x, estimates)), when
                 for what, mend in readings:
@@ -349,7 +281,7 @@ class _Trial:
                     )  # one fault is likelier than two
 
     def _ranged(self) -> Iterator[tuple[float, str]]:
-        for what, change in _RANGES.items():
+        for what, change in OTHER_RANGES.items():
             x = change(self.x)
             yield self.believed(self.shares(x, self.estimates(x, self.cond))), what
 

@@ -17,16 +17,11 @@ from ...guidance import Guidance, Guided
 from ..objects import Arguments, Network, Pipeline, RunNetwork
 from .beside import check_classifiers, check_nets
 from .call import Call
-from .families import (
-    check_prompt,
-    encode,
-    how_to_ask,
-    label,
-    moved_from,
-)
+from .families import how_to_ask
 from .finite import FiniteWatch
 from .levels import Timetable
 from .pipeline_seeds import generators, seed_of
+from .prompts import check_prompt, encode, label, moved_from
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

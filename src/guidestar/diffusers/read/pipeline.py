@@ -28,15 +28,8 @@ from ...io.documents import (
 from ..objects import Config, Network
 from .network import Adapter, Parts, read_parts
 from .scheduler import defaults_of, scheduler_file
-from .text import (
-    FluxText,
-    PixArtText,
-    PromptEncoder,
-    SD3Text,
-    SDXLText,
-    read_clip_text,
-    read_t5_text,
-)
+from .text import FluxText, PixArtText, PromptEncoder, SD3Text, SDXLText
+from .text_models import read_clip_text, read_t5_text
 
 FLUX_SIZE = 128
 """Default side of Flux's latents; its network has none."""
