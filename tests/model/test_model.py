@@ -23,17 +23,18 @@ def judged(model, samples):
 
 
 def test_samples_what_was_asked_for(model):
-    names = [c for c in model.classes for _ in range(3)]
-    samples = model.sample(names, guidance=gs.cfg(3) + gs.classifier(1), seeds=range(30), steps=12)
-    assert samples.images.shape == (30, 1, 28, 28) and samples.images.abs().max() <= 1
-    assert judged(model, samples) >= 0.85
+    samples = model.sample(
+        model.classes, guidance=gs.cfg(3) + gs.classifier(1), seeds=range(10), steps=12
+    )
+    assert samples.images.shape == (10, 1, 28, 28) and samples.images.abs().max() <= 1
+    assert judged(model, samples) >= 0.9
     assert samples.nfe == 24
 
 
 def test_classifier_alone_steers_the_unconditional_model(model):
-    names = [c for c in model.classes for _ in range(2)]
-    steered = model.sample(names, guidance="uncond + classifier(10)", seeds=range(20), steps=12)
-    free = model.sample(names, guidance="uncond", seeds=range(20), steps=12)
+    run = {"seeds": range(10), "steps": 12}
+    steered = model.sample(model.classes, guidance="uncond + classifier(10)", **run)
+    free = model.sample(model.classes, guidance="uncond", **run)
     assert judged(model, steered) >= 0.7
     assert judged(model, free) <= 0.35
 
