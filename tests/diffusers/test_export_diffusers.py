@@ -19,7 +19,7 @@ from guidestar.diffusers.read.network import denoiser
 from guidestar.diffusers.read.scheduler import Process
 from guidestar.diffusers.read.vae import Decoder
 from guidestar.model.card import card_text
-from guidestar.model.folder import save
+from guidestar.model.folder_writing import save
 from guidestar.networks.condition_encoders import ClassEncoder, LabelEncoder
 from helpers import pipeline_folders as made
 from train.test_export import trained
