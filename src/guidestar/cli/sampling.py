@@ -33,7 +33,9 @@ from .motions import (
     KeepJoints,
     KeepOption,
     LengthOption,
+    OverlapOption,
     keeping,
+    of_length,
 )
 from .results import finish, warn_of_differences, write_grid
 from .upscaling import StageOption, parse_stages
@@ -88,6 +90,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     operator: Operator = None,
     stage: StageOption = None,
     length: LengthOption = None,
+    overlap: OverlapOption = None,
     keep: KeepOption = None,
     keep_frames: KeepFrames = None,
     keep_joints: KeepJoints = None,
@@ -110,7 +113,6 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     from ..io.images import read_settings
     from ..model.cascade import Cascade
     from ..model.loading import load
-    from ..model.motions import with_length
     from ..model.streaming import BATCH, Batches, again_to_folder, sample_to_folder
     from ..sampling import grid_of
 
@@ -137,6 +139,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
         "--operator": operator,
         "--stage": stage,
         "--length": length,
+        "--overlap": overlap,
         "--keep": keep,
     }
     if like and (given := [name for name, value in new.items() if value is not None]):
@@ -191,8 +194,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
         return
     num, seed = 1 if num is None else num, 0 if seed is None else seed
     names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num)
-    if length is not None:
-        names = with_length(chosen, names or [""] * num, length)
+    chosen, names = of_length(chosen, names, num, length, overlap)
     spacing = given_run["grid"] or ("uniform" if keep else None) or grid_of(given_run["solver"])
     expression = chosen.expression(
         parsed, conditional=bool(names), steps=given_run["steps"], grid=spacing
