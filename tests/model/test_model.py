@@ -209,6 +209,7 @@ def boots(model):
     return model.sample(["ankle boot", "bag"], seeds=[40, 41], steps=12, guidance="cfg(2)").x
 
 
+@pytest.mark.slow
 def test_a_loss_steers_a_loaded_model(model, boots):
     """An inverse problem by an observation, and the same by a function of one's own."""
     y, run = half(boots), {"seeds": [0, 1], "steps": 12}
@@ -261,6 +262,7 @@ def test_a_run_with_a_loss_or_a_reward_is_not_repeated_without_it(model):
     )
 
 
+@pytest.mark.slow
 def test_a_reward_steers_a_loaded_model(model):
     """The judge's log-probability of a class, which nothing differentiates, as a reward of
     unconditional particles.
