@@ -110,6 +110,7 @@ def test_sample_writes_pictures_that_carry_their_run_and_repeat_it(capsys, tmp_p
         assert pixels(path).equal(pixels(tmp_path / "b" / path.name))
 
 
+@pytest.mark.slow
 def test_one_sample_alone_is_nearly_the_same_as_in_its_batch(capsys, tmp_path):
     options = ["--steps", 8, "--guidance", "cfg(3)"]
     run(

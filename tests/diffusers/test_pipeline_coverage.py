@@ -17,6 +17,7 @@ pytestmark = [
 ENTRIES = entries()
 
 
+@pytest.mark.slow
 def test_every_class_has_a_row():
     """A class that a release adds is named here: give it an entry in helpers/zoo."""
     rows = set(ENTRIES) | set(UNTESTED) | set(REFUSED)
@@ -41,6 +42,7 @@ def test_its_own_guidance_is_ours(name):
             assert distance(entry.run(pipe, "cond"), own) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_document_has_the_table():
     written = DOCUMENT.read_text().split(MARK)[1].strip()
     assert written == table(), "run python tests/helpers/zoo/table.py"

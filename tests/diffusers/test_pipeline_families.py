@@ -408,6 +408,7 @@ def test_the_documents_table_has_every_family():
     assert families == set(MAKE) - {"sd3-heun"} and {c for _, c, _ in table()} == set(COLUMNS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in MAKE if n != "sd3-heun"])
 def test_what_the_document_says_works_and_what_not(name):
     f = family(name)

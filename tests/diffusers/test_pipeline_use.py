@@ -423,7 +423,8 @@ def test_weights_that_are_moved_within_the_run_stay_weights():
     assert pipe.unet.conv_in.weight.grad is not None
 
 
-@pytest.mark.parametrize("in_place", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("in_place", [False, True])
 def test_compiled_networks_stay_compiled(in_place):
     graphs = []
 

@@ -162,6 +162,7 @@ def test_memory_is_counted_before_it_is_taken(monkeypatch):
     build_module(lambda: Wide(1000, 2), "wide", torch.float32)
 
 
+@pytest.mark.slow
 def test_what_would_never_end_is_stopped():
     with pytest.raises(ValueError, match=r"^deep: it would have more than 20,000 tensors"):
         build_module(lambda: Wide(2, HUGE), "deep", torch.float32)

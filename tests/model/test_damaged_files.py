@@ -379,6 +379,7 @@ def test_no_damage_shows_another_librarys_exception(folders):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB: 1 GB
 
 
+@pytest.mark.slow
 def test_what_is_whole_is_read_by_every_reader(folders):
     for name, read in READERS.items():
         read(folders / name[0] / name[1])

@@ -23,17 +23,18 @@ def judged(model, samples):
 
 
 def test_samples_what_was_asked_for(model):
-    names = [c for c in model.classes for _ in range(3)]
-    samples = model.sample(names, guidance=gs.cfg(3) + gs.classifier(1), seeds=range(30), steps=12)
-    assert samples.images.shape == (30, 1, 28, 28) and samples.images.abs().max() <= 1
-    assert judged(model, samples) >= 0.85
+    samples = model.sample(
+        model.classes, guidance=gs.cfg(3) + gs.classifier(1), seeds=range(10), steps=12
+    )
+    assert samples.images.shape == (10, 1, 28, 28) and samples.images.abs().max() <= 1
+    assert judged(model, samples) >= 0.9
     assert samples.nfe == 24
 
 
 def test_classifier_alone_steers_the_unconditional_model(model):
-    names = [c for c in model.classes for _ in range(2)]
-    steered = model.sample(names, guidance="uncond + classifier(10)", seeds=range(20), steps=12)
-    free = model.sample(names, guidance="uncond", seeds=range(20), steps=12)
+    run = {"seeds": range(10), "steps": 12}
+    steered = model.sample(model.classes, guidance="uncond + classifier(10)", **run)
+    free = model.sample(model.classes, guidance="uncond", **run)
     assert judged(model, steered) >= 0.7
     assert judged(model, free) <= 0.35
 
@@ -208,6 +209,7 @@ def boots(model):
     return model.sample(["ankle boot", "bag"], seeds=[40, 41], steps=12, guidance="cfg(2)").x
 
 
+@pytest.mark.slow
 def test_a_loss_steers_a_loaded_model(model, boots):
     """An inverse problem by an observation, and the same by a function of one's own."""
     y, run = half(boots), {"seeds": [0, 1], "steps": 12}
@@ -260,6 +262,7 @@ def test_a_run_with_a_loss_or_a_reward_is_not_repeated_without_it(model):
     )
 
 
+@pytest.mark.slow
 def test_a_reward_steers_a_loaded_model(model):
     """The judge's log-probability of a class, which nothing differentiates, as a reward of
     unconditional particles.

@@ -123,6 +123,7 @@ def variances(grid: Any) -> tuple[list[float], float]:
     return clean, variance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [None, 20])
 @pytest.mark.parametrize("potential", POTENTIALS)
 def test_the_tilted_normal_has_the_closed_form_of_the_samplers_own_law(potential, every):

@@ -218,6 +218,7 @@ def test_several_conditions_go_out_and_in(tmp_path):
     ) and not torch.equal(nothing.x, label.x)
 
 
+@pytest.mark.slow
 def test_text_goes_out_and_in_by_its_own_clip(tmp_path):
     text = clip()
     text.text.save_pretrained(tmp_path / "clip" / "text_encoder")
@@ -306,6 +307,7 @@ def test_dit_drops_labels_by_our_draws_alone(tmp_path):
     assert model.encoder.null(1)["class_labels"].tolist() == [3]
 
 
+@pytest.mark.slow
 def test_latents_of_a_vae_are_trained_on_and_decoded(tmp_path):
     """Encoded once, by the mean of the posterior; samples come out as pictures."""
     from PIL import Image

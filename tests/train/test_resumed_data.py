@@ -64,6 +64,7 @@ def resumed(tmp_path, path, part, **more):
 PARTS = ("model", "classifier", "judge")
 
 
+@pytest.mark.slow
 def test_every_part_refuses_a_renamed_class_and_added_pictures(tmp_path, photos):
     for part in PARTS:
         resumed(tmp_path, photos, part)

@@ -32,6 +32,7 @@ def student(teacher, tmp_path_factory):
     return gs.load(out / "pupil")
 
 
+@pytest.mark.slow
 def test_a_student_is_an_ordinary_model_of_one_pass_a_step(student, teacher):
     assert student.defaults["guidance"] == "cond" and student.defaults["steps"] == 2
     assert (student.defaults["solver"], student.defaults["grid"]) == ("ddim", "uniform")

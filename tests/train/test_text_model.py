@@ -121,6 +121,7 @@ def run(capsys, *arguments):
     return stop.value.code, out, err
 
 
+@pytest.mark.slow
 def test_the_folder_is_of_parts_that_others_read(folder):
     home = folder / "out" / "tiny"
     net = PixArtTransformer2DModel.from_pretrained(home, subfolder="transformer")

@@ -59,6 +59,7 @@ def test_runs_are_those_of_the_teachers_own_sampler(teacher, tmp_path):
         torch.testing.assert_close(states[:, k + 1], state.x, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_student_of_runs_samples_on_its_own_levels(made):
     lesson, out, _ = made
     student = gs.load(out / "pupil")
