@@ -44,7 +44,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/studio.py  # needs Chromium
 
 machine: $(VENV)/.dev  # allocator, threads, bfloat16, compiled networks: one table (docs/performance.md)
-	$(BIN)/python benchmarks/machine.py --profile
+	$(BIN)/python benchmarks/machine.py --profile --write
 
 gpu: $(VENV)/.dev  # what holds on a GPU: one table, in under 10 minutes
 	$(BIN)/python benchmarks/gpu.py

@@ -1,12 +1,13 @@
 """One table of what the machine underneath does to a guided run: allocator, threads, size of calls,
 bfloat16, compiled networks, reuse and few steps.
 
-    python benchmarks/machine.py                     (on a quiet machine; 7 rounds)
+    make machine                                     (on a quiet machine; 7 rounds)
     python benchmarks/machine.py --rounds 3 --steps 4 --batch 4 --only "as it comes" --profile
 
 Every row is a process of its own with its own settings, that loads the shipped class model, runs
 once untimed and then waits; they take turns, one at a time, and medians are compared with the first
-row's. ``--profile`` adds where the time of a step goes, by operator.
+row's. ``--profile`` adds where the time of a step goes, by operator; ``--write`` puts the tables
+into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
+DOCUMENT = Path(__file__).parents[1] / "docs/performance.md"
+START, END = "<!-- machine -->", "<!-- end of machine -->"
 KEPT = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 
 
@@ -191,13 +195,36 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only", action="append", help="names of rows; all by default")
     parser.add_argument("--profile", action="store_true", help="also where a step's time goes")
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     arguments = parser.parse_args()
     rows = [replace(r) for r in ROWS if not arguments.only or r.name in arguments.only]
     if not rows:
         raise SystemExit(f"the rows are {', '.join(repr(r.name) for r in ROWS)}")
-    print(table(measured(rows, arguments.rounds, arguments.steps, arguments.batch)))
-    if arguments.profile:
-        print(f"\n{profile(arguments.steps, arguments.batch)}")
+    found = measured(rows, arguments.rounds, arguments.steps, arguments.batch)
+    texts = [f"{environment(arguments)}\n\n{table(found)}"]
+    texts += [profile(arguments.steps, arguments.batch)] if arguments.profile else []
+    print("\n\n".join(texts))
+    if arguments.write:
+        write("\n\n".join(texts))
+
+
+def environment(arguments: argparse.Namespace) -> str:
+    """Describe the machine and the run."""
+    import torch
+
+    return (
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, batch {arguments.batch}, "
+        f"{arguments.steps} steps, medians of {arguments.rounds} rounds in turn."
+    )
+
+
+def write(text: str) -> None:
+    """Put a text between the marks in the document."""
+    from guidestar.io.images import write_text
+
+    before, rest = DOCUMENT.read_text(encoding="utf-8").split(START)
+    after = rest.split(END)[1]
+    write_text(f"{before}{START}\n{text}\n{END}{after}", DOCUMENT)
 
 
 if __name__ == "__main__":
