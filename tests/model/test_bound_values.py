@@ -17,6 +17,7 @@ from guidestar.model import binding, motions
 from guidestar.networks.condition_encoders import ClassEncoder, Conditions
 from guidestar.networks.guidance_scale import GuidanceScale
 from guidestar.networks.lengths import FRAMES, LengthEncoder
+from guidestar.networks.windows import Windowed
 from helpers.served import toy_model
 
 
@@ -178,7 +179,7 @@ def test_lengths_are_masks():
 
 
 def moving(encoder) -> Any:
-    return SimpleNamespace(name="m", encoder=encoder, shape=(8, 3), card={})
+    return SimpleNamespace(name="m", encoder=encoder, shape=(8, 3), card={}, denoiser=print)
 
 
 def test_how_long_each_sample_is():
@@ -190,6 +191,9 @@ def test_how_long_each_sample_is():
     assert found(lengths, ["3", ""], 2) == [3, 8]
     assert found(both, None, 2) == [8, 8] and found(None, ["a"], 3) == [8] * 3
     assert found(Conditions({"kind": both.parts["kind"]}), ["a", "b"], 2) == [8, 8]
+    long = moving(lengths)
+    long.denoiser = object.__new__(Windowed)
+    assert motions.lengths_of(long, ["3", "4"], 2) == [8, 8]
     put = lambda encoder, names, length: motions.with_length(moving(encoder), names, length)
     assert put(both, ["a", "b; long=3"], 5) == ["a; long=5", "b; long=5"]
     assert put(lengths, None, 5) == ["5"] and put(lengths, ["1", "2"], 6) == ["6", "6"]
