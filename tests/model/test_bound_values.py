@@ -247,3 +247,15 @@ def test_models_that_make_no_motions():
     model.card = {"motion": {"rate": "x"}}
     with pytest.raises(ValueError, match="the card of 'm'"):
         motions.need_body(model)
+
+
+def test_arguments_that_a_run_does_not_have():
+    """Of `model/request.py` and `model/model.py`: no misspelt argument is taken in silence."""
+    model: Any = toy_model()
+    for call in (model.request, model.sample, lambda c, **more: list(model.trajectory(c, **more))):
+        with pytest.raises(TypeError, match=r"has no argument 'step'; did you mean 'steps'\?$"):
+            call("cat", step=3)
+    with pytest.raises(TypeError, match=r"a run has no argument 'zzz'; it has .*\bsolver\b"):
+        model.request("cat", zzz=3)
+    with pytest.raises(TypeError, match="a steered run has no argument .stp.; did you mean .steps."):
+        model.steer(print, "cat", particles=2, stp=3)
