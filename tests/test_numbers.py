@@ -46,7 +46,7 @@ CONSTANTS = {
     "apps.demo_text:_STEPS": 20,
     "checkpoints.mdm:FRAMES": 196,
     "cli.motions:DRAWN": 16,
-    "cli.sampling:ON_A_GRID": 1000,
+    "cli.results:ON_A_GRID": 1000,
     "diffusers.guide.probe:TOLERANCE": 0.05,
     "diffusers.read.hub:_PATIENCE": 10.0,
     "evaluate.motions:NEAR_FLOOR": 0.05,

@@ -16,7 +16,9 @@ from guidestar.apps.observe import read_observation
 from guidestar.checkpoints.adm_blocks import SelfAttention
 from guidestar.checkpoints.adm_networks import ADMClassifier, ClassifierSettings
 from guidestar.core.arguments import check_arguments, check_counts
+from guidestar.data import shards
 from guidestar.data.layout import _captions
+from guidestar.data.shards import PictureFormat, Shards
 from guidestar.diffusers.export import network_of
 from guidestar.diffusers.guide.pipelines import _refuse_caches, _refuse_own
 from guidestar.diffusers.read.encoders import TextEncoder
@@ -24,7 +26,9 @@ from guidestar.guidance import parse
 from guidestar.io.documents import read_toml
 from guidestar.motion.bvh import MOST_JOINTS, parse_bvh
 from guidestar.motion.skeleton import Skeleton
+from guidestar.serve.engine import Engine
 from guidestar.serve.web.keys import LEAST, Keys, read_keys
+from helpers.served import toy_model
 
 SMALL = {"image_size": 16, "channel_mult": (1, 2), "width": 8, "depth": 1, "groups": 4,
          "num_head_channels": 4, "classes": 5}  # fmt: skip
@@ -226,3 +230,29 @@ def test_what_was_observed_goes_with_its_operator():
     with pytest.raises(ValueError, match="lowers a loss, and none was given; give the observed"):
         read_observation(model, guidance, [], "")
     assert read_observation(model, parse("cfg(2)"), [], "") is None
+
+
+def test_shards_that_hold_no_pictures(monkeypatch, tmp_path):
+    """Of `data/shards.py`."""
+    sample: dict[str, Any] = {"__key__": "a", "txt": b"x", "cls": b"0"}
+    monkeypatch.setattr(Shards, "_in_order", lambda self: iter([sample]))
+    monkeypatch.setattr(shards, "_files", lambda path: [str(tmp_path / "a.tar")])
+    line = r"a.tar: the first sample must hold a picture \(\..*\), not only txt, cls"
+    make = lambda **more: Shards("p", PictureFormat(size=4), **more)
+    with pytest.raises(ValueError, match=line):
+        make()
+    sample["png"] = b""
+    with pytest.raises(ValueError, match=r"holds classes without names; give them as data.classes"):
+        make()
+    found = make(classes=("x", "y"))
+    assert found.columns["label"].classes == ("x", "y") and "caption" in found.columns
+    assert found.shape == (3, 4, 4) and found.size is None
+    sample.pop("cls")
+    sample.pop("txt")
+    assert make().columns == {}
+
+
+def test_an_engines_thread_ends_with_its_process():
+    """Of `serve/engine.py`."""
+    with Engine(toy_model()) as engine:
+        assert engine._thread.daemon and engine._thread.name == "guidestar-toy"

@@ -2,6 +2,7 @@
 (`diffusers/guide/packing.py`, `beside.py`, `classes.py`).
 """
 
+import copyreg
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from guidestar.core.forms import CHANNELS_LAST, PLAIN
-from guidestar.diffusers.guide import beside, classes
+from guidestar.diffusers.guide import beside, classes, pipelines
 from guidestar.diffusers.guide.packing import FRAMES_FIRST, Packings
 from guidestar.diffusers.guide.traced import Tape
 
@@ -174,8 +175,10 @@ def test_a_guided_pipeline_passes_for_its_own():
         assert pipe.components == {"a": 1}
     with pytest.warns(UserWarning, match="this Plain is guided by guidestar, but its folder is"):
         assert pipe.save_pretrained("f", b=2) == ("f", {"b": 2})
-    _, (plain, wanted, _, rest), state, *_ = pipe.__reduce_ex__(1)
-    assert (plain, wanted, state) == (Plain, "wanted", {"value": 1}) and isinstance(rest, tuple)
+    for protocol in (0, 1, 2, 4):
+        again, (plain, wanted, make, rest), state, *_ = pipe.__reduce_ex__(protocol)
+        assert (plain, wanted, state, rest) == (Plain, "wanted", {"value": 1}, ())
+        assert make is copyreg.__newobj__ and again is pipelines.guided_again  # type: ignore[attr-defined]
 
 
 def test_a_network_is_answered_within_a_context_alone():

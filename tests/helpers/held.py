@@ -126,6 +126,7 @@ class Live:
     def __init__(self, early: set[str]) -> None:
         self.early = early
         self.known: dict[CodeType, list[FunctionType]] = defaultdict(list)
+        gc.unfreeze()  # what is frozen (`conftest.py`) is not listed
         for thing in gc.get_objects():
             if type(thing) is FunctionType and thing.__code__.co_filename.startswith(Marked.source):
                 self.known[thing.__code__].append(thing)

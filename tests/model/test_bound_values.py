@@ -17,6 +17,7 @@ from guidestar.model import binding, motions
 from guidestar.networks.condition_encoders import ClassEncoder, Conditions
 from guidestar.networks.guidance_scale import GuidanceScale
 from guidestar.networks.lengths import FRAMES, LengthEncoder
+from guidestar.networks.windows import Windowed
 from helpers.served import toy_model
 
 
@@ -178,7 +179,7 @@ def test_lengths_are_masks():
 
 
 def moving(encoder) -> Any:
-    return SimpleNamespace(name="m", encoder=encoder, shape=(8, 3), card={})
+    return SimpleNamespace(name="m", encoder=encoder, shape=(8, 3), card={}, denoiser=print)
 
 
 def test_how_long_each_sample_is():
@@ -190,6 +191,9 @@ def test_how_long_each_sample_is():
     assert found(lengths, ["3", ""], 2) == [3, 8]
     assert found(both, None, 2) == [8, 8] and found(None, ["a"], 3) == [8] * 3
     assert found(Conditions({"kind": both.parts["kind"]}), ["a", "b"], 2) == [8, 8]
+    long = moving(lengths)
+    long.denoiser = object.__new__(Windowed)
+    assert motions.lengths_of(long, ["3", "4"], 2) == [8, 8]
     put = lambda encoder, names, length: motions.with_length(moving(encoder), names, length)
     assert put(both, ["a", "b; long=3"], 5) == ["a; long=5", "b; long=5"]
     assert put(lengths, None, 5) == ["5"] and put(lengths, ["1", "2"], 6) == ["6", "6"]
@@ -243,3 +247,15 @@ def test_models_that_make_no_motions():
     model.card = {"motion": {"rate": "x"}}
     with pytest.raises(ValueError, match="the card of 'm'"):
         motions.need_body(model)
+
+
+def test_arguments_that_a_run_does_not_have():
+    """Of `model/request.py` and `model/model.py`: no misspelt argument is taken in silence."""
+    model: Any = toy_model()
+    for call in (model.request, model.sample, lambda c, **more: list(model.trajectory(c, **more))):
+        with pytest.raises(TypeError, match=r"has no argument 'step'; did you mean 'steps'\?$"):
+            call("cat", step=3)
+    with pytest.raises(TypeError, match=r"a run has no argument 'zzz'; it has .*\bsolver\b"):
+        model.request("cat", zzz=3)
+    with pytest.raises(TypeError, match="a steered run has no argument .stp.; did you mean .steps."):
+        model.steer(print, "cat", particles=2, stp=3)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import guidestar as gs
-from guidestar.core.levels import Grid, Level
+from guidestar.core.levels import Grid, Level, Step
 from guidestar.core.prediction import Prediction
-from guidestar.sampling import trajectory
+from guidestar.sampling import DDIM, Restart, trajectory
 
 RHOS = (10.0, 3.0, 1.0, 0.3, 0.05, 0.0)
 SCHEDULES = {"vp": gs.VP.linear(), "ve": gs.VE(), "flow": gs.Flow()}
@@ -121,3 +121,26 @@ def test_refusals():
     gs.Restart(solver=gs.DDIM()).check(split, grid_of(gs.VE()))
     with pytest.raises(ValueError, match="both go back"):
         gs.Restart(solver=gs.TimeTravel())
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "back"),
+    [(3.0, 0.5, True), (3.0, 0.25, True), (1.0, 0.5, True), (0.5, 0.25, False), (3.0, 0.75, False),
+     (0.75, 0.6, False), (3.0, 0.0, False), (3.0, 2.0, False)],
+)  # fmt: skip
+def test_the_step_that_reaches_the_low_end_is_followed_by_restarts(begin, end, back):
+    """To the ratio 0.5 or below it, from above it; never from clean data."""
+    schedule = gs.VE(t_min=0.01, t_max=80.0)
+    t, s = schedule.at_rho(begin), schedule.at_rho(end) if end else schedule.clean
+    step = Step(t, s, 0, Grid(levels=(t, s), schedule=schedule))
+    made = Restart(solver=DDIM(), low=0.5, high=2.0, times=2, steps=3)
+    ways = list(made._ways(step))
+    assert [first for first, _ in ways] == [True, False, False] * 2 * back
+    if not back:
+        return
+    seventh = lambda k: (2.0 ** (1 / 7) * (3 - k) + end ** (1 / 7) * k) / 3
+    wanted = [seventh(k) ** 7 for k in range(3)]
+    assert [float(inner.t.rho) for _, inner in ways] == pytest.approx(wanted * 2)
+    assert [float(inner.s.rho) for _, inner in ways] == pytest.approx([*wanted[1:], end] * 2)
+    assert [inner.visit for _, inner in ways] == [1, 2, 3, 4, 5, 6]
+    assert ways[2][1].s is s

@@ -57,6 +57,24 @@ def test_the_rate_rises_and_falls_as_a_cosine():
     assert t.rate() == pytest.approx(0.0, abs=1e-12)
 
 
+def test_processes_share_numbers_without_their_graph():
+    t: Any = trainer(batch=2)
+    shared: list[tuple[bool, list[float]]] = []
+
+    def reduce(found):
+        shared.append((found.requires_grad, found.tolist()))
+        return found
+
+    t.accelerator.reduce = reduce
+    t.due = True
+    loss = t.step(SimpleNamespace(requested=True, agreed=False))
+    assert shared == [(False, [loss, 1.0, 1.0])] and t.due
+    t.due = False
+    stop = SimpleNamespace(requested=False, agreed=True)
+    t.step(stop)
+    assert shared[1][1][1:] == [0.0, 0.0] and not t.due and not stop.agreed
+
+
 def test_a_batch_may_end_in_the_next_pass():
     perm = [
         torch.randperm(5, generator=torch.Generator().manual_seed(7 * 1_000_003 + p)).tolist()
