@@ -18,7 +18,7 @@ import torch
 
 from diffusers import DDIMScheduler, UNet2DModel
 from guidestar import Draw, load
-from guidestar.model.folder import SHIPPED
+from guidestar.model.shipped import SHIPPED
 from guidestar.networks.network import Network
 
 BATCH, STEPS, SCALE = 16, 25, 3.0

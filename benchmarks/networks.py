@@ -31,7 +31,8 @@ from guidestar.io.images import write_text
 from guidestar.train.build.data import sources
 from guidestar.train.preview import live_model
 from guidestar.train.recipe.schema import NetworkPart, Recipe, Training, read_recipe
-from guidestar.train.run import averaged, train_part
+from guidestar.train.run import train_part
+from guidestar.train.snapshots import averaged
 
 HOME = Path(__file__).parent
 SHIPPED = Path(guidestar.__file__).parent / "assets/emoji"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from guidestar.io.images import write_text
 from guidestar.model.card import text_table, write_card
-from guidestar.model.folder import SHIPPED
+from guidestar.model.shipped import SHIPPED
 
 RESULTS = Path(__file__).parent / "results"
 FIDELITY = (

@@ -37,7 +37,8 @@ from guidestar.train.export import assemble
 from guidestar.train.progress import progress_report
 from guidestar.train.recipe import schema as recipes
 from guidestar.train.recipe.parts import ClassifierPart, Training
-from guidestar.train.run import averaged, train
+from guidestar.train.run import train
+from guidestar.train.snapshots import averaged
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "motion.toml"
 SCALES = ("uncond", "cfg(1)", "cfg(1.5)", "cfg(2.5)", "cfg(4)")

@@ -336,6 +336,7 @@ def hold(home: Path, given: argparse.Namespace, mutants: Sequence[Mutant]) -> It
         say(words=f"{len(held.items)} tests are read")
         say(modules=modules_of_others(home))
         reach = Reach(KEPT / "reach.json")
+        reach.follow(ROOT / PACKAGE)
         if not given.keep_map:
             watched(held, reach, home, given.limit, say)
         number = {id(m): n for n, m in enumerate(mutants)}
@@ -585,7 +586,9 @@ def tried(given: argparse.Namespace, mutants: Sequence[Mutant]) -> Iterator[tupl
     if unsure:
         print(f"{len(unsure)} need processes of their own", flush=True)
         load(modules)
-        yield from try_all(unsure, Reach(KEPT / "reach.json"), homes, given.budget)
+        reach = Reach(KEPT / "reach.json")
+        reach.follow(ROOT / PACKAGE)
+        yield from try_all(unsure, reach, homes, given.budget)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,17 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITH_CODE = [page for page in PAGES if "```python\n" in page.read_text(encoding="utf-8")]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+LONG = {"guidance-explained.md", "extending.md", "text-to-image.md", "choosing.md"}
+LONG |= {"inverse-problems.ipynb", "own-network.ipynb"}
 
 
 def where(path):
     return str(path.relative_to(ROOT))
+
+
+def cases(files):
+    """Mark those slow that take seconds."""
+    return [pytest.param(f, marks=[pytest.mark.slow] * (f.name in LONG)) for f in files]
 
 
 def blocks(page, language):
@@ -36,7 +43,7 @@ def methods():
     guidestar.METHODS.update(before)
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=where)
+@pytest.mark.parametrize("page", cases(WITH_CODE), ids=where)
 def test_snippets_run(page, tmp_path, monkeypatch, methods):
     monkeypatch.chdir(tmp_path)
     session = {"__name__": f"page_{page.stem}"}
@@ -50,7 +57,7 @@ def test_the_pages_that_promise_code_have_some():
     assert names >= {"README.md", "extending.md", "own-network.md", "guidance-explained.md"}
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=where)
+@pytest.mark.parametrize("notebook", cases(NOTEBOOKS), ids=where)
 def test_notebooks_run(notebook, tmp_path, monkeypatch):
     import matplotlib as mpl
 
@@ -72,6 +79,7 @@ def test_notebooks_keep_their_output():
         assert any(cell.get("outputs") for cell in cells), notebook.name
 
 
+@pytest.mark.slow
 def test_the_whole_idea_fits_on_a_page():
     file = ROOT / "examples" / "idea.py"
     assert len([line for line in file.read_text().splitlines() if line.strip()]) <= 60

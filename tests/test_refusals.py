@@ -31,6 +31,7 @@ from guidestar.serve.studio.comparing import difference
 from guidestar.train.build import clips
 from guidestar.train.build import data as build
 from guidestar.train.recipe.cascade import read_cascade
+from guidestar.train.students import data as student_data
 from guidestar.train.students import lora, paths, stages
 from guidestar.train.students import run as students
 from helpers.noting import NET, recipe
@@ -399,7 +400,7 @@ def test_teachers_that_cannot_teach():
     nothing: Any = SimpleNamespace(data=None)
     for card in ({}, {"recipe": {}}, {"recipe": {"data": "p"}}):
         with pytest.raises(ValueError, match="the card of 't' does not name its training data"):
-            students.data_of(nothing, teacher(card=card))
+            student_data.data_of(nothing, teacher(card=card))
 
 
 def test_stages_that_are_not_trained(monkeypatch, tmp_path):

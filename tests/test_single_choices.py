@@ -23,7 +23,7 @@ from guidestar.diffusers.guide import pipelines
 from guidestar.evaluate.calibration import best_temperature
 from guidestar.guidance.methods.classifier import Classifier as Classified
 from guidestar.guidance.methods.discriminator import Discriminator
-from guidestar.model import cascade, folder, loading, shipped
+from guidestar.model import cascade, folder_reading, loading, shipped
 from guidestar.networks.classifier import Classifier
 from guidestar.networks.sequence import SequenceBlock
 from guidestar.sampling import DDIM, DDPM, Restart, UniPC
@@ -359,14 +359,14 @@ def test_each_width_after_the_first_halves_the_resolution_once(layers):
 
 def test_what_turns_samples_into_data(monkeypatch, tmp_path):
     x = torch.tensor([[2.0, -3.0]])
-    of = lambda **about: folder._decoder(tmp_path, about)(x).tolist()
+    of = lambda **about: folder_reading.read_decode(tmp_path, about)(x).tolist()
     assert of(shape=[1, 4, 4]) == of() == [[1.0, -1.0]]
     assert of(shape=[2]) == of(shape=[3, 2]) == [[2.0, -3.0]]
     assert of(shape=[2], scale={"mean": [1.0, 2.0], "std": [2.0, 0.5]}) == [[5.0, 0.5]]
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").write_text("{}")
-    read = noted(monkeypatch, folder, "read_decoder", "decoder")
-    assert folder._decoder(tmp_path, {"scale": {}}) == "decoder"
+    read = noted(monkeypatch, folder_reading, "read_decoder", "decoder")
+    assert folder_reading.read_decode(tmp_path, {"scale": {}}) == "decoder"
     assert read == [((tmp_path / "vae",), {})]
 
 

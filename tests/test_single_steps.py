@@ -17,7 +17,7 @@ from guidestar.networks.memory import count_tensors
 from guidestar.sampling import DDIM, Heun
 from guidestar.sampling.grids import uniform
 from guidestar.serve import Engine
-from guidestar.train import run as runs
+from guidestar.train import snapshots
 from guidestar.train.recipe.schema import checked
 from helpers.served import toy_model
 from helpers.toys import Spy, condition
@@ -133,11 +133,11 @@ def test_a_part_that_is_not_trained_to_its_end(monkeypatch, tmp_path):
                       "model": {"widths": [32], "train": {"steps": 8}}}, "r.toml")  # fmt: skip
     source: Any = None
     with pytest.raises(ValueError, match="holds no trained 'model' yet; train it first"):
-        runs.averaged(recipe, "model", tmp_path, source)
-    path = runs.checkpoint(tmp_path, "model")
+        snapshots.averaged(recipe, "model", tmp_path, source)
+    path = snapshots.checkpoint(tmp_path, "model")
     path.parent.mkdir()
     path.touch()
-    monkeypatch.setattr(runs, "build_part", lambda *given: SimpleNamespace(module=None))
-    monkeypatch.setattr(runs, "read_checkpoint", lambda path: {"done": 7})
+    monkeypatch.setattr(snapshots, "build_part", lambda *given: SimpleNamespace(module=None))
+    monkeypatch.setattr(snapshots, "read_checkpoint", lambda path: {"done": 7})
     with pytest.raises(ValueError, match="'model' is trained for 7 of its 8 steps; let it finish"):
-        runs.averaged(recipe, "model", tmp_path, source)
+        snapshots.averaged(recipe, "model", tmp_path, source)

@@ -15,7 +15,7 @@ from guidestar.diffusers.guide.run import _like_answer
 from guidestar.guidance import METHODS
 from guidestar.guidance.reuse import initial_state, reuses
 from guidestar.train import preview
-from guidestar.train.build.networks import classifier_column
+from guidestar.train.build.classifiers import classifier_column
 from guidestar.train.loop import fit as fitting
 from guidestar.train.recipe.parts import ClassifierPart, Training
 

@@ -122,7 +122,7 @@ _HOMES = {
     "model.upscaling": ("upscale",),
     "model.cascade": ("Cascade", "CascadeSamples", "StageSettings"),
     "model.samples": ("Samples", "Settings"),
-    "model.folder": ("save",),
+    "model.folder_writing": ("save",),
     "model.loading": ("load",),
     "model.shipped": ("available",),
     "diffusers.guide.pipelines": ("guide", "guided"),

@@ -105,7 +105,7 @@ from .model.cascade import (
 from .model.checking import (
     check as check,
 )
-from .model.folder import (
+from .model.folder_writing import (
     save as save,
 )
 from .model.loading import (

@@ -28,6 +28,7 @@ def write_some(folder, count):
     return folder
 
 
+@pytest.mark.slow
 @needs_data
 def test_rows_say_what_was_measured(tmp_path):
     model, data = gs.load("fashion-mnist"), write_some(tmp_path / "data", 50)
@@ -44,6 +45,7 @@ def test_rows_say_what_was_measured(tmp_path):
     assert sum(row["shares"]) == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 @needs_data
 def test_judge_is_as_good_as_its_card_says():
     model = gs.load("fashion-mnist")

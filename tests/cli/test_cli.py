@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import guidestar as gs
 from guidestar import cli
 from guidestar.apps import demo, demo_text
-from guidestar.model.folder import SHIPPED
+from guidestar.model.shipped import SHIPPED
 
 MODEL = SHIPPED / "fashion-mnist"
 

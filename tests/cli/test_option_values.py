@@ -16,7 +16,17 @@ import typer
 from PIL import Image
 
 from guidestar.apps import strip as strips
-from guidestar.cli import _options, _terminal, distilling, measuring, sampling, serving, upscaling
+from guidestar.cli import (
+    _options,
+    _terminal,
+    distilling,
+    measuring,
+    results,
+    sampling,
+    serving,
+    upscaling,
+)
+from guidestar.cli import strips as strip_command
 from guidestar.diffusers import guidance_file
 from guidestar.model import folder, loading
 from guidestar.model.cascade import StageSettings
@@ -48,12 +58,12 @@ def test_a_file_of_guidance_gives_what_was_left_out(monkeypatch):
 
 def test_numbers_separated_by_commas():
     assert _options.parse_scales("1, 2.5,-3") == (1.0, 2.5, -3.0)
-    assert sampling._numbers("0,1.5") == [0.0, 1.5]
+    assert strip_command._numbers("0,1.5") == [0.0, 1.5]
     for bad in ("", "1,", "1;2", "x"):
         with pytest.raises(ValueError, match=r"--scale '.*': write a number, or several separated"):
             _options.parse_scales(bad)
         with pytest.raises(ValueError, match="scales are numbers separated by commas, not '"):
-            sampling._numbers(bad)
+            strip_command._numbers(bad)
 
 
 def test_a_file_that_is_to_be_written(tmp_path):
@@ -213,9 +223,9 @@ def test_the_name_of_the_model(tmp_path, monkeypatch):
 
 def test_what_differs_from_the_first_run_is_named(capsys):
     now: Any = SimpleNamespace(threads=2, device="cpu", versions={"torch": "1"})
-    sampling._warn_of_differences({"threads": 2, "device": "cpu"}, now)
+    results.warn_of_differences({"threads": 2, "device": "cpu"}, now)
     assert not capsys.readouterr().err
-    sampling._warn_of_differences({"threads": 1, "device": "cuda", "versions": {}}, now)
+    results.warn_of_differences({"threads": 1, "device": "cuda", "versions": {}}, now)
     assert capsys.readouterr().err == (
         "guidestar: note: threads, device, versions differ from the first run's, so the last bits "
         "may too\n"
@@ -244,7 +254,7 @@ def test_what_shows_all_samples(tmp_path, capsys, monkeypatch, shape, grid, file
     written = noted(monkeypatch, images, "write_tensors")
     laid = noted(monkeypatch, images, "sheet", "sheet")
     saved = noted(monkeypatch, images, "save_png")
-    sampling._finish(toy_model(), samples_of(torch.zeros(shape)), tmp_path, grid)
+    results.finish(toy_model(), samples_of(torch.zeros(shape)), tmp_path, grid)
     names = [Path(call[0][1]).name for call in saved]
     assert names == [f for f in files if f.endswith(".png")]
     assert len(written) == ("samples.safetensors" in files)
@@ -262,27 +272,27 @@ def test_a_contact_sheet_has_rows_of_eight(tmp_path, monkeypatch, capsys):
         Image.new("L", (2, 2), k).save(files[-1])
     laid = noted(monkeypatch, images, "sheet", "sheet")
     saved = noted(monkeypatch, images, "save_png")
-    sampling._write_grid(tmp_path, files)
+    results.write_grid(tmp_path, files)
     assert [len(row.images) for row in laid[0][0][0]] == [8, 3] and laid[0][1] == {"scale": 3}
     assert saved == [(("sheet", tmp_path / "grid.png"), {})] and not capsys.readouterr().err
-    monkeypatch.setattr(sampling, "ON_A_GRID", 10)
-    sampling._write_grid(tmp_path, files)
+    monkeypatch.setattr(results, "ON_A_GRID", 10)
+    results.write_grid(tmp_path, files)
     assert [len(row.images) for row in laid[1][0][0]] == [8, 2]
     assert "the contact sheet shows the first 10 of 11 images" in capsys.readouterr().err
 
 
 def test_a_strip_is_drawn_as_the_options_say(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sampling, "show_progress", no_bar)
+    monkeypatch.setattr(strip_command, "show_progress", no_bar)
     noted(monkeypatch, folder, "load", "model")
     between = noted(monkeypatch, strips, "morph", "images")
     up = noted(monkeypatch, strips, "rising", "images")
     written = noted(monkeypatch, strips, "write_strip")
     out = tmp_path / "s.png"
-    sampling.strip("m", ["a", "b"], out, 5, None, "cond", 7, 9)
+    strip_command.strip("m", ["a", "b"], out, 5, None, "cond", 7, 9)
     assert between == [(("model", "a", "b"), {"frames": 5, "seed": 7, "guidance": "cond",
                                               "steps": 9, "watch": "watch"})]  # fmt: skip
-    sampling.strip("m", ["a"], out, seed=7, steps=9)
-    sampling.strip("m", ["a"], out, scales="1,2")
+    strip_command.strip("m", ["a"], out, seed=7, steps=9)
+    strip_command.strip("m", ["a"], out, scales="1,2")
     usual = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0]
     assert up == [
         (("model", "a", usual), {"seed": 7, "steps": 9, "watch": "watch"}),
@@ -296,7 +306,7 @@ def test_a_strip_is_drawn_as_the_options_say(monkeypatch, tmp_path, capsys):
     ]
     for given, line in refused:
         with pytest.raises(ValueError, match=line):
-            sampling.strip("m", *given)
+            strip_command.strip("m", *given)
 
 
 def test_pictures_are_enlarged_as_the_options_say(monkeypatch, tmp_path, capsys):

@@ -14,7 +14,9 @@ import guidestar as gs
 from guidestar.diffusers.read.encoders import read_condition
 from guidestar.diffusers.read.safetensors_io import encoder_settings, read_module, read_tensors
 from guidestar.diffusers.read.towers import fitting, read_tokenizer
-from guidestar.model.folder import SHIPPED, WeightsError, _classifiers
+from guidestar.model.folder import WeightsError
+from guidestar.model.folder_reading import _classifiers
+from guidestar.model.shipped import SHIPPED
 
 
 @pytest.fixture

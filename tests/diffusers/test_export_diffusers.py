@@ -19,7 +19,7 @@ from guidestar.diffusers.read.network import denoiser
 from guidestar.diffusers.read.scheduler import Process
 from guidestar.diffusers.read.vae import Decoder
 from guidestar.model.card import card_text
-from guidestar.model.folder import save
+from guidestar.model.folder_writing import save
 from guidestar.networks.condition_encoders import ClassEncoder, LabelEncoder
 from helpers import pipeline_folders as made
 from train.test_export import trained
@@ -156,6 +156,7 @@ def steps_of(m, name):
     return gs.leading(m.schedule, STEPS, offset=1 if name in ("text", "projected") else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_the_pipelines_own_sampling_is_ours(name, theirs):
@@ -180,6 +181,7 @@ def test_the_pipelines_own_sampling_is_ours(name, theirs):
     assert float((m.decode(x) / 2 + 0.5 - wanted).abs().max()) < 2e-5 and wanted.std() > 0.01
 
 
+@pytest.mark.slow
 def test_the_folder_is_read_by_us_as_before(theirs):
     root, _ = theirs
     for name, build in MODELS.items():

@@ -344,7 +344,7 @@ def test_the_shape_of_a_size_in_pixels(tmp_path):
 def test_networks_that_take_a_scale_with_their_time(tmp_path):
     pipelines._refuse_embedded_guidance(tmp_path, named("A"))
     pipelines._refuse_embedded_guidance(tmp_path, named("A", time_cond_proj_dim=None))
-    with pytest.raises(ValueError, match="time_cond_proj_dim.*, which is not supported"):
+    with pytest.raises(ValueError, match=r"time_cond_proj_dim.*, which is not supported"):
         pipelines._refuse_embedded_guidance(tmp_path, named("A", time_cond_proj_dim=0))
 
 

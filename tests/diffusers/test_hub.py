@@ -18,7 +18,8 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from guidestar.diffusers.read.hub import repository_of, wanted
 from guidestar.diffusers.read.safetensors_io import conversion, encoder_settings
 from guidestar.diffusers.read.text import read_text_model
-from guidestar.model.folder import SHIPPED, WeightsError
+from guidestar.model.folder import WeightsError
+from guidestar.model.shipped import SHIPPED
 from helpers.pipeline_folders import t5_text
 
 SHA = "a" * 40
@@ -287,7 +288,7 @@ def test_names_that_are_no_repositories(tmp_path, monkeypatch):
         assert repository_of(f"https://huggingface.co/{name}") == name
     assert repository_of("https://huggingface.co/out/model") == "out/model"
     monkeypatch.setattr(
-        "guidestar.model.folder.fetch", lambda name: pytest.fail(f"asked for {name}")
+        "guidestar.model.locating.fetch", lambda name: pytest.fail(f"asked for {name}")
     )
     paths = ("fashion-mnst", "./a/b", "/a/b", "a/b/c", "../a", "a/", "out/model", "a/model.pt")
     for name in (*paths, "a/photo.PNG", "https://huggingface.co/a", "https://example.com/a/b"):

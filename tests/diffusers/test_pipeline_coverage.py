@@ -25,6 +25,7 @@ def test_every_class_has_a_row():
     assert not set(UNTESTED) & (set(ENTRIES) | set(REFUSED)) and not set(KNOWN) & set(REFUSED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENTRIES)
 def test_its_own_guidance_is_ours(name):
     entry = ENTRIES[name]

@@ -12,7 +12,7 @@ import torch
 from guidestar.core.levels import VE, VP, Flow
 from guidestar.diffusers.guide import levels as tables
 from guidestar.diffusers.guide.levels import Output, read_timetable
-from guidestar.diffusers.guide.traced import ValueReadError, Tape, Traced
+from guidestar.diffusers.guide.traced import Tape, Traced, ValueReadError
 
 
 class Config(SimpleNamespace):

@@ -18,7 +18,8 @@ from guidestar.core import levels
 from guidestar.diffusers.read.building import build_module
 from guidestar.diffusers.read.safetensors_io import read_module
 from guidestar.guidance import operators
-from guidestar.model.folder import SHIPPED, _classifiers, _networks
+from guidestar.model.folder_reading import _classifiers, _networks
+from guidestar.model.shipped import SHIPPED
 from guidestar.networks.memory import available_memory
 from guidestar.sampling import grids
 

@@ -108,6 +108,7 @@ def test_on_mixtures_every_sample_is_what_it_is_alone(place, solver):
     assert (plain[-1].x - together[-1].x).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_on_the_shipped_network_every_sample_is_what_it_is_alone():
     model = gs.load("fashion-mnist")
     names, everyone = ["bag", "coat", "sneaker"], range(3)

@@ -8,11 +8,12 @@ is what is kept of that between runs.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import resource
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,27 @@ class Reach:
         beside.write_text(json.dumps(self.files))
         beside.replace(self.path)
 
+    def follow(self, source: Path) -> None:
+        """Know functions again that are in another file now, where only one new one has their name.
+
+        Args:
+            source: the folder of the package.
+        """
+        now: dict[str, list[str]] = defaultdict(list)
+        for path in sorted(source.rglob("*.py")):
+            file = f"{source.name}/{path.relative_to(source)}"
+            for where in _functions(ast.parse(path.read_text()), ""):
+                now[where].append(f"{file}:{where}")
+        there = {name for names in now.values() for name in names}
+        before = {name for known in self.files.values() for name in known["names"]}
+        for known in self.files.values():
+            for i, name in enumerate(known["names"]):
+                if name in there:
+                    continue
+                moved = [n for n in now.get(name.partition(":")[2], ()) if n not in before]
+                if len(moved) == 1:
+                    known["names"][i] = moved[0]
+
     def stale(self, root: Path, files: Iterable[str]) -> list[str]:
         """Return the files that have changed since they were run, and those that never were."""
         return [
@@ -155,6 +177,17 @@ class Reach:
             for known in self.files.values()
             for test, (seconds, _) in known["tests"].items()
         }
+
+
+def _functions(node: ast.AST, where: str) -> Iterator[str]:
+    """Yield the names of the functions of a module and its classes."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            name = f"{where}.{child.name}" if where else child.name
+            if isinstance(child, ast.ClassDef):
+                yield from _functions(child, name)
+            else:
+                yield name
 
 
 def _fair(rows: Sequence[tuple[float, str]]) -> list[str]:

@@ -10,8 +10,9 @@ import pytest
 
 import guidestar as gs
 from guidestar.cli import main
-from guidestar.model.folder import SHIPPED, WeightsError
+from guidestar.model.folder import WeightsError
 from guidestar.model.manifest import read_about
+from guidestar.model.shipped import SHIPPED
 
 WHOLE = {
     "format": 1,

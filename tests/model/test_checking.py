@@ -222,6 +222,7 @@ def test_the_report_has_the_errors_of_their_formulas():
     )
 
 
+@pytest.mark.slow
 def test_a_model_brings_what_is_needed_and_its_wrong_twins_are_named():
     model, classes = gs.load("fashion-mnist"), [0, 1, 5, 7, 8, 9]
     x = model.sample(classes, guidance="cond", seeds=range(6), steps=5).images

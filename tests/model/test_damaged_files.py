@@ -29,8 +29,9 @@ from guidestar.diffusers.read.text import read_text_model
 from guidestar.diffusers.read.towers import read_tokenizer
 from guidestar.diffusers.read.vae import read_decoder
 from guidestar.io.documents import MOST_DEPTH, read_json, read_text, read_toml
-from guidestar.model.folder import SHIPPED, _classifiers, _networks
+from guidestar.model.folder_reading import _classifiers, _networks
 from guidestar.model.manifest import read_about
+from guidestar.model.shipped import SHIPPED
 from guidestar.networks.clip import Vision
 from guidestar.sampling.grids import log_snr
 from guidestar.train.recipe.cascade import read_cascade

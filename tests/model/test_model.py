@@ -7,7 +7,7 @@ import torch
 
 import guidestar as gs
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
-from guidestar.model.folder import SHIPPED
+from guidestar.model.shipped import SHIPPED
 
 FOLDER = SHIPPED / "fashion-mnist"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from guidestar.model import binding, cascade, folder, variants
+from guidestar.model import binding, cascade, folder, folder_reading, variants
 from guidestar.model.cascade import Cascade, StageSettings
 from guidestar.model.fitted import fitted_grid
 from guidestar.networks import guidance_scale
@@ -148,6 +148,6 @@ def test_what_a_folder_is_not(tmp_path):
     with pytest.raises(ValueError, match=line):
         variants.check_variant(tmp_path, "fast")
     with pytest.raises(ValueError, match="clips are for a model that takes text prompts, and this"):
-        folder._read_clips(tmp_path, {"clips": {"clip": {}}}, None)
-    assert folder._read_clips(tmp_path, {}, None) == {}
-    assert folder._read_clips(tmp_path, {"clips": {}}, None) == {}
+        folder_reading._read_clips(tmp_path, {"clips": {"clip": {}}}, None)
+    assert folder_reading._read_clips(tmp_path, {}, None) == {}
+    assert folder_reading._read_clips(tmp_path, {"clips": {}}, None) == {}

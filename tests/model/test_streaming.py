@@ -217,7 +217,7 @@ def forged(path, **settings):
 
 
 def test_a_picture_does_not_send_anyone_to_the_hub(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("guidestar.model.folder.fetch", lambda name: pytest.fail("fetched"))
+    monkeypatch.setattr("guidestar.model.locating.fetch", lambda name: pytest.fail("fetched"))
     said = refused(
         capsys,
         "sample",
@@ -300,7 +300,7 @@ CHEAP = {
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(
     capsys, tmp_path, monkeypatch, command, wrong
 ):
-    monkeypatch.setattr("guidestar.model.folder._find", lambda name: pytest.fail("loaded"))
+    monkeypatch.setattr("guidestar.model.locating.find_folder", lambda name: pytest.fail("loaded"))
     option, value, says = wrong
     options = [o.format(out=tmp_path) for o in CHEAP[command]]
     options += ["--guidance", "cond"] if command == "evaluate" and option != "--guidance" else []
@@ -314,7 +314,7 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(
     [("strip.bmp", "a strip is a .png"), ("file/strip.png", "cannot write to the folder")],
 )
 def test_a_strip_that_cannot_be_written_is_refused_first(capsys, tmp_path, monkeypatch, name, says):
-    monkeypatch.setattr("guidestar.model.folder._find", lambda name: pytest.fail("loaded"))
+    monkeypatch.setattr("guidestar.model.locating.find_folder", lambda name: pytest.fail("loaded"))
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as caught:
         main(["strip", "fashion-mnist", "bag", "--out", str(tmp_path / name)])

@@ -1,12 +1,14 @@
 """Stick figures: where joints are drawn, how many frames there are, which files can be written."""
 
+import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from guidestar.motion import Skeleton
+from guidestar.motion import Skeleton, drawing
 from guidestar.motion.drawing import draw_motions, write_animation
 
 SKELETON = Skeleton(
@@ -78,3 +80,120 @@ def test_other_endings_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="an MP4 needs imageio-ffmpeg, which is not installed"):
         write_animation(draw_motions([walk(1)], SKELETON), tmp_path / "a.mp4", 20)
     assert not list(tmp_path.iterdir())
+
+
+# --- numbers of the views ---
+
+
+def test_a_motion_is_put_above_the_origin():
+    joints = torch.tensor([[[1.0, 5, 10], [3, 2, 30]], [[2.0, 4, 0], [1, 9, 20]]])
+    assert drawing._centred(joints).tolist() == (joints - torch.tensor([2.0, 2, 15])).tolist()
+
+
+def test_a_view_says_where_points_are_drawn():
+    view = drawing._View(axes=(2, 1), low=(-2.0, -1.0), pixels=10.0, top=7, height=40)
+    points = torch.tensor([[9.0, 0, 0], [9, 3, -2], [9, -1, 1.5]])
+    assert view.spots(points) == [(20.0, 37.0), (0.0, 7.0), (35.0, 47.0)]
+
+
+def test_views_hold_the_tallest_and_the_farthest():
+    tall = torch.tensor([[[0.0, 0, 0], [0, 8, 1]]])
+    (side, above), free = drawing._views([tall], 100), 100 * 0.84
+    assert side.pixels == pytest.approx(free / 8) and (side.axes, side.top) == ((2, 1), 0)
+    assert side.low == pytest.approx((-100 / side.pixels / 2, -8 / side.pixels))
+    assert side.height == 100 and (above.axes, above.top, above.height) == ((2, 0), 100, 45)
+    assert above.pixels == pytest.approx(free / 8)
+    assert above.low == pytest.approx((-100 / above.pixels / 2, -45 / above.pixels / 2))
+    far = torch.tensor([[[0.0, 0, 0], [0, 8, 1]], [[3, 0, 10], [0, 8, 16]]])
+    side, above = drawing._views([far, tall], 100)
+    assert side.pixels == pytest.approx(free / 12)  # 6 from the root to either side
+    assert above.pixels == pytest.approx(free / 32)  # 16 along z, to either side of the middle
+    deep = torch.tensor([[[9.0, 0, 0], [0, 8, 1]]])
+    assert drawing._views([deep], 100)[1].pixels == pytest.approx(free / (18 / 0.45))
+    flat = torch.zeros(1, 2, 3)
+    assert drawing._views([flat], 100)[0].pixels == pytest.approx(free / 1e-6)
+
+
+def test_marks_stand_on_the_ground_a_quarter_of_the_view_apart():
+    view = drawing._View(axes=(2, 1), low=(-2.0, -1.0), pixels=10.0, top=0, height=40)
+    assert drawing._marks(view, 0.0) == pytest.approx([0, 10, 20, 30, 40, 50])
+    assert drawing._marks(view, 0.25) == pytest.approx([-2.5, 7.5, 17.5, 27.5, 37.5, 47.5])
+    assert drawing._marks(view, 3.0) == pytest.approx([0, 10, 20, 30, 40, 50])
+
+
+def test_left_limbs_are_blue_and_right_ones_red():
+    assert drawing._inks(SKELETON) == ["#34495e", "#34495e", "#1b6ca8", "#c0392b"]
+
+
+class Lines:
+    """Notes the lines that are drawn."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def line(self, spots, fill, width=1):
+        self.drawn.append((fill, width, [tuple(round(v, 3) for v in s) for s in spots]))
+
+
+def test_what_is_drawn_of_a_frame():
+    side = drawing._View(axes=(2, 1), low=(-2.0, -1.0), pixels=10.0, top=0, height=40)
+    above = drawing._View(axes=(2, 0), low=(-2.0, -1.0), pixels=10.0, top=40, height=20)
+    places = torch.tensor([[[0.0, 1, 0], [0, 2, 0]], [[0.5, 1, 1], [0, 2, 1.5]]])
+    lines = Lines()
+    drawing._draw_frame(lines, places, 1, (side, above), (-1, 0), ["red", "blue"])  # type: ignore[arg-type]
+    grey = "#c8c8c8"
+    assert lines.drawn[0] == (grey, 1, [(0, 30), (10_000, 30)])
+    marks = lines.drawn[1:7]
+    assert [m[2] for m in marks] == [[(10 * k, 30), (10 * k - 4, 36)] for k in range(6)]
+    assert {m[0] for m in marks} == {grey}
+    assert lines.drawn[7] == (grey, 1, [(0, 40), (10_000, 40)])
+    assert lines.drawn[8] == ("#d68910", 2, [(20, 50), (30, 45)])
+    assert lines.drawn[9:] == [
+        ("blue", 2, [(20, 20), (25, 10)]), ("blue", 2, [(30, 45), (35, 50)])
+    ]  # fmt: skip
+    lines = Lines()
+    drawing._draw_frame(lines, places, 0, (side, above), (-1, 0), ["red", "blue"])  # type: ignore[arg-type]
+    assert [d for d in lines.drawn if d[0] == "#d68910"] == []
+    assert lines.drawn[-1] == ("blue", 2, [(20, 50), (20, 50)])
+
+
+def test_labels_are_cut_to_their_motion(monkeypatch):
+    from PIL import ImageDraw
+
+    texts = []
+
+    class Draw(type(ImageDraw.Draw(Image.new("RGB", (1, 1))))):  # type: ignore[misc]
+        def text(self, place, text, fill, font):
+            texts.append((place, text, fill))
+
+    monkeypatch.setattr(ImageDraw, "Draw", Draw)
+    draw_motions([walk(1)] * 3, SKELETON, size=35, columns=2, labels=("abcdefgh", "b", "c"))
+    high = 18 + 35 + round(35 * 0.45)
+    assert texts == [((4, 2), "abcde", "black"), ((39, 2), "b", "black"),
+                     ((4, 2 + high), "c", "black")]  # fmt: skip
+    texts.clear()
+    draw_motions([walk(1)], SKELETON, size=5, labels=("abc",))
+    assert texts == [((4, 2), "a", "black")]
+
+
+def test_a_film_has_even_sides(monkeypatch, tmp_path):
+    asked, sent = [], []
+
+    def write_frames(path, size, **more):
+        asked.append((size, more))
+
+        def take():
+            while True:
+                sent.append((yield))
+
+        writer = take()
+        open(path, "w").close()
+        return writer
+
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", SimpleNamespace(write_frames=write_frames))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    frames = [Image.new("RGB", (7, 5), "red"), Image.new("RGB", (7, 5), "blue")]
+    write_animation(frames, tmp_path / "a.MP4", 12.5)
+    more = {"fps": 12.5, "output_params": ["-f", "mp4"], "macro_block_size": 2}
+    assert asked == [((6, 4), more)] and [s.shape for s in sent] == [(4, 6, 3)] * 2
+    assert sent[0][0, 0].tolist() == [255, 0, 0] and sent[1][3, 5].tolist() == [0, 0, 255]

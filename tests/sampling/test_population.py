@@ -154,6 +154,7 @@ def test_effective_sizes_on_the_way_have_their_closed_form():
     assert float(found.starts) == pytest.approx(float(found.sizes[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("potential", "strength"), [("max", 1.0), ("sum", 0.3)])
 def test_a_mixture_of_two_is_tilted_right_when_resampled_twenty_steps_apart(potential, strength):
     """.6 N(−1, .3²) + .4 N(1.5, .4²), 60 ancestral steps, 1,500 particles: max 1.387, sum .504."""

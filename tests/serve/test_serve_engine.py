@@ -506,6 +506,7 @@ def test_what_was_done_is_counted(engine):
     assert stats.seconds > 0 and stats.queued == stats.running == stats.samples == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_of_hundreds_of_requests():
     """The engine holds no tensor once tickets are gone."""
     with Engine(toy_model(), max_rows=16) as engine:

@@ -15,7 +15,7 @@ import diffusers
 import guidestar as gs
 from guidestar.apps.measure import measure
 from guidestar.cli import main
-from guidestar.train import run
+from guidestar.train import dry_run, run
 from guidestar.train.build.autoencoders import (
     fresh_autoencoder,
     latent_shape,
@@ -131,11 +131,12 @@ def test_latents_have_the_shape_that_is_foretold(kind):
     assert latent_shape(spec, (1, 16, 16)) == tuple(z.shape[1:]) == (3, 4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_recipe_trains_its_own_autoencoder_and_a_model_of_its_latents(tmp_path, photos, kind):
     spec, out = recipe(tmp_path, photos, kind), tmp_path / "out"
     assert spec.parts() == ["autoencoder", "model", "judge"]
-    lines, shown = run.dry_run(spec)
+    lines, shown = dry_run.dry_run(spec)
     assert shown.shape == (4, 3, 16, 16) and "9 samples of [2, 8, 8], 3 held out" in lines[0]
     assert run.train(spec, out)
     model = assemble(spec, out)
@@ -217,6 +218,7 @@ def test_reconstructions_and_halved_pictures_are_compared_in_a_feature_space(tmp
     assert "frechet" not in examine_autoencoder(vae, pictures)
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_bit(tmp_path, photos):
     spec = recipe(tmp_path, photos)
     run.train(spec, tmp_path / "whole")

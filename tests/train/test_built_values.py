@@ -12,7 +12,7 @@ from guidestar.core.rng import Draw
 from guidestar.data.source import Column, InMemory
 from guidestar.networks.condition_encoders import ClassEncoder, LabelEncoder, VectorEncoder
 from guidestar.networks.low_resolution import LOW, LowResolution
-from guidestar.train.build import autoencoders
+from guidestar.train.build import autoencoders, conditions
 from guidestar.train.build import data as data_build
 from guidestar.train.build import networks as build
 from guidestar.train.objectives.classification import shifted
@@ -58,13 +58,13 @@ def test_a_model_has_the_conditions_that_are_chosen():
 def test_a_network_gets_what_recipe_and_data_say(monkeypatch):
     made = noted(monkeypatch, build, "_network", nn.Linear(1, 1))
     noted(monkeypatch, build, "bridged", nn.Identity())
-    noted(monkeypatch, build, "_condition_width", 8)
+    noted(monkeypatch, conditions, "_condition_width", 8)
     memory = noted(monkeypatch, build, "within_memory")
     monkeypatch.setattr(
         build, "within_memory", lambda make, copies: memory.append(copies) or make()
     )
     plain = noted(monkeypatch, build, "plain_attention")
-    low = noted(monkeypatch, build, "_low_resolution", {})
+    low = noted(monkeypatch, build, "low_resolution", {})
     data = source(3, 4, 4)
     table = {"schedule": {"kind": "vp"}, "levels": {"kind": "uniform"}}
     dit = {"network": "DiTTransformer2DModel", "config": {}, "train": NET["train"]}
@@ -98,16 +98,16 @@ def test_the_condition_of_a_smaller_picture():
     net: Any = nn.Module()
     net.condition_width = 6
     given = recipe(upscale={"size": 2, "augmentation": 0.3, "dropout": 0.1})
-    low: Any = build._low_resolution(given, net, source(3, 4, 4))[LOW]
+    low: Any = conditions.low_resolution(given, net, source(3, 4, 4))[LOW]
     assert isinstance(low, LowResolution)
     assert (low.channels, low.size, low.to_size, low.largest) == (3, 2, 4, 0.3)
     assert low.droppable and low.unknown.shape == (6,)
     still = recipe(upscale={"size": 2, "dropout": 0.0})
-    assert not build._low_resolution(still, net, source(3, 4, 4))[LOW].droppable  # type: ignore[union-attr]
-    assert build._low_resolution(recipe(), net, source(3, 4, 4)) == {}
+    assert not conditions.low_resolution(still, net, source(3, 4, 4))[LOW].droppable  # type: ignore[union-attr]
+    assert conditions.low_resolution(recipe(), net, source(3, 4, 4)) == {}
     for shape in ((3, 4, 6), (3, 5, 5), (3, 2, 2), (4, 4)):
         with pytest.raises(ValueError, match=r"upscale.size: samples of \[.*\] must be a multiple"):
-            build._low_resolution(given, net, source(*shape))
+            conditions.low_resolution(given, net, source(*shape))
 
 
 def test_networks_by_name(monkeypatch):
@@ -157,42 +157,44 @@ def test_networks_of_diffusers_and_of_ones_own(monkeypatch):
 def test_encoders_by_the_kind_of_a_column():
     net: Any = nn.Module()
     net.condition_width = 6
-    found: Any = build._encode(LABEL, "label", net, source(1, 4, 4))
+    found: Any = conditions.build_encoder(LABEL, "label", net, source(1, 4, 4))
     assert isinstance(found, ClassEncoder) and list(found.classes) == ["a", "b"]
-    found = build._encode(POSE, "pose", net, source(1, 4, 4))
+    found = conditions.build_encoder(POSE, "pose", net, source(1, 4, 4))
     assert isinstance(found, VectorEncoder)
     dit: Any = type("DiTTransformer2DModel", (nn.Module,), {})()
     for count, null in ((2, None), (3, 3), (9, 9)):
         dit.config = {"num_embeds_ada_norm": count}
-        found = build._encode(LABEL, "label", dit, source(1, 4, 4))
-        assert isinstance(found, LabelEncoder) and build._null_of(dit, LABEL) == null
+        found = conditions.build_encoder(LABEL, "label", dit, source(1, 4, 4))
+        assert isinstance(found, LabelEncoder) and conditions._null_of(dit, LABEL) == null
     dit.config = {"num_embeds_ada_norm": 1}
     with pytest.raises(ValueError, match="must be at least the 2 classes of the data, not 1"):
-        build._null_of(dit, LABEL)
+        conditions._null_of(dit, LABEL)
     with pytest.raises(ValueError, match="DiT takes a class, not the vector 'pose'; leave it out"):
-        build._encode(POSE, "pose", dit, source(1, 4, 4))
+        conditions.build_encoder(POSE, "pose", dit, source(1, 4, 4))
 
 
 def test_the_width_of_a_conditions_embedding():
     known: Any = SimpleNamespace(condition_width=6, config={"block_out_channels": (8, 16)})
-    assert build._condition_width(known) == 6
-    assert build._condition_width(SimpleNamespace(config={"block_out_channels": (8, 16)})) == 32  # type: ignore[arg-type]
+    assert conditions._condition_width(known) == 6
+    assert (
+        conditions._condition_width(SimpleNamespace(config={"block_out_channels": (8, 16)})) == 32
+    )  # type: ignore[arg-type]
     for net in (nn.Identity(), SimpleNamespace(config={}), SimpleNamespace(condition_width="6")):
         with pytest.raises(ValueError, match="has no attribute condition_width, the width of a"):
-            build._condition_width(net)  # type: ignore[arg-type]
+            conditions._condition_width(net)  # type: ignore[arg-type]
 
 
 def test_statistics_are_over_rows_that_are_spread_evenly():
     held = source(1, count=10)
-    mean, std = build._statistics(held, "pose", 2)
+    mean, std = conditions.statistics_of(held, "pose", 2)
     rows = torch.arange(20.0).view(10, 2).double()
     assert mean == [9.0, 10.0] and std == pytest.approx([math.sqrt(33)] * 2)
-    mean, _ = build._statistics(held, "pose", 2, most=3)  # rows 0, 4 and 9
+    mean, _ = conditions.statistics_of(held, "pose", 2, most=3)  # rows 0, 4 and 9
     assert mean == pytest.approx(rows[[0, 4, 9]].mean(0).tolist())
     flat = InMemory(x=torch.zeros(3, 1), targets={"pose": torch.ones(3, 2)}, columns={"pose": POSE})
-    assert build._statistics(flat, "pose", 2) == ([1.0, 1.0], [1e-8, 1e-8])
+    assert conditions.statistics_of(flat, "pose", 2) == ([1.0, 1.0], [1e-8, 1e-8])
     stream: Any = SimpleNamespace(size=None)
-    assert build._statistics(stream, "pose", 3) == ([0.0] * 3, [1.0] * 3)
+    assert conditions.statistics_of(stream, "pose", 3) == ([0.0] * 3, [1.0] * 3)
 
 
 def test_pixels_that_come_in_are_of_the_ground_or_of_the_edge():

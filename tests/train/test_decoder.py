@@ -12,7 +12,7 @@ from PIL import Image
 import diffusers
 import guidestar as gs
 from guidestar.networks.clip import make_clip, make_tokenizer
-from guidestar.train import run
+from guidestar.train import dry_run, run
 from guidestar.train.build.data import sources
 from guidestar.train.export import assemble
 from guidestar.train.objectives.decoding import Decoding
@@ -122,7 +122,7 @@ def test_the_loss_is_the_formula_in_the_latents_own_units(features, noise):
 def test_only_the_decoder_learns_and_the_model_decodes_by_it(tmp_path, captioned):
     spec, out = recipe(tmp_path, captioned), tmp_path / "out"
     assert spec.parts() == ["autoencoder", "clip", "model", "decoder"]
-    assert any(line.startswith("decoder: ") for line in run.dry_run(spec)[0])
+    assert any(line.startswith("decoder: ") for line in dry_run.dry_run(spec)[0])
     assert run.train(spec, out)
     before = (out / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
     model = assemble(spec, out)

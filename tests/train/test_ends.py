@@ -11,7 +11,7 @@ from torch import nn
 
 from guidestar.data.source import Column, InMemory, Subset
 from guidestar.networks.from_config import unet
-from guidestar.train import examine, export, run
+from guidestar.train import dry_run, examine, export, run
 from guidestar.train.build import data, limits, networks
 from guidestar.train.build.captions import captions, captions_of, text_column
 from guidestar.train.loop import origins
@@ -54,15 +54,15 @@ class Loss(Objective):
 def parts(monkeypatch, source, aside=None):
     module = nn.Linear(3, 2)
     built = Built(module=module, objective=Loss(), prepare=lambda targets: None)
-    monkeypatch.setattr(run, "sources", lambda *given: (source, aside))
-    monkeypatch.setattr(run, "build_part", lambda *given: built)
-    monkeypatch.setattr(run, "foresee", lambda recipe, built, source: None)
+    monkeypatch.setattr(dry_run, "sources", lambda *given: (source, aside))
+    monkeypatch.setattr(dry_run, "build_part", lambda *given: built)
+    monkeypatch.setattr(dry_run, "foresee", lambda recipe, built, source: None)
     return built
 
 
 def test_a_dry_run_says_what_there_is(monkeypatch):
     parts(monkeypatch, SOURCE, Subset(source=SOURCE, kept=(1, 2)))
-    lines, first = run.dry_run(recipe())
+    lines, first = dry_run.dry_run(recipe())
     assert torch.equal(first, X[:3])
     assert lines == [
         "data: 4 samples of [3], 2 held out; columns: label (class, 2 classes), text (text), "
@@ -75,7 +75,7 @@ def test_a_dry_run_says_what_there_is(monkeypatch):
 
 def test_a_dry_run_of_a_stream(monkeypatch):
     parts(monkeypatch, STREAM)
-    lines, first = run.dry_run(recipe())
+    lines, first = dry_run.dry_run(recipe())
     assert len(first) == 3 and lines[0].startswith("data: a stream of [3]; columns: none; the ")
     assert lines[1].startswith("model: 8 parameters; 12 steps of 3; about 0 MB")
 
@@ -83,9 +83,9 @@ def test_a_dry_run_of_a_stream(monkeypatch):
 def test_memory_of_a_step_is_that_of_its_largest_part(monkeypatch):
     """Weights seven-fold, and half a batch of layers' outputs (rounded up)."""
     built = parts(monkeypatch, SOURCE)
-    monkeypatch.setattr(run, "training_memory", lambda *given: {"a": 100.0, "b": 20.0})
-    monkeypatch.setattr(run, "activations", lambda *given: 1000.0)
-    line = run._line(recipe(), "model", built, SOURCE)
+    monkeypatch.setattr(dry_run, "training_memory", lambda *given: {"a": 100.0, "b": 20.0})
+    monkeypatch.setattr(dry_run, "activations", lambda *given: 1000.0)
+    line = dry_run._line(recipe(), "model", built, SOURCE)
     assert line.endswith("; about 2,120 MB of memory in one process")
 
 

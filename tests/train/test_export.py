@@ -18,7 +18,7 @@ import guidestar.model.model
 from guidestar.apps.measure import measure
 from guidestar.io.files import Damaged
 from guidestar.model.folder import WeightsError
-from guidestar.train import run
+from guidestar.train import run, snapshots
 from guidestar.train.build.data import sources, standardiser_of
 from guidestar.train.export import assemble
 from guidestar.train.recipe import schema as recipes
@@ -133,13 +133,13 @@ def test_every_average_and_snapshot_can_be_sampled(tmp_path):
     )
     assert torch.equal(
         default.nets["step-2"][0].net.net.conv_in.weight,
-        load_file(run.snapshot_file(tmp_path / "out", "model", 2))[name].float(),
+        load_file(snapshots.snapshot_file(tmp_path / "out", "model", 2))[name].float(),
     )
     with pytest.raises(
         ValueError, match=r"has no average 'power-0.2'; it has ema-0.999, power-0.1$"
     ):
         gs.load(folder, average="power-0.2")
-    run.snapshot_file(tmp_path / "out", "model", 2).write_bytes(b"torn")
+    snapshots.snapshot_file(tmp_path / "out", "model", 2).write_bytes(b"torn")
     with pytest.raises(
         Damaged,
         match=r"model-000002.safetensors: cannot be read .*; set export.snapshots = false to "

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from guidestar.data import fashion_mnist
-from guidestar.train import run
+from guidestar.train import dry_run, run
 from guidestar.train.recipe import schema as recipes
 
 TEXT = """
@@ -109,7 +109,7 @@ def test_what_this_model_cannot_have_is_refused_before_training(tmp_path, little
     old, new, message = BEFORE_TRAINING[name]
     recipe = read(tmp_path, (old, new))
     with pytest.raises(ValueError, match=message) as caught:
-        run.dry_run(recipe) if dry else run.train(
+        dry_run.dry_run(recipe) if dry else run.train(
             recipe, tmp_path / "out", lambda *_: pytest.fail("it trained")
         )
     assert "\n" not in str(caught.value)

@@ -225,6 +225,7 @@ def finishes(recipe, out, capsys):
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnhandledThreadExceptionWarning", "default:cannot write.*curves"
 )

@@ -31,6 +31,7 @@ def spec_of(folder, **more):
     return LoRA(teacher=str(folder), samples=4, steps=2, train=train, **{**shared, **more})
 
 
+@pytest.mark.slow
 def test_a_lora_learns_the_guided_pass_and_diffusers_reproduces_it(pipeline, tmp_path):
     spec = spec_of(pipeline, guidance="cfg(8)")
     file = distil_lora(spec, tmp_path)

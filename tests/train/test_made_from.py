@@ -2,8 +2,9 @@
 
 import pytest
 
+from guidestar.train.origin import describe_origin
 from guidestar.train.recipe.schema import checked
-from guidestar.train.run import describe_origin, snapshot_file, snapshot_steps
+from guidestar.train.snapshots import snapshot_file, snapshot_steps
 
 TRAIN = {"steps": 10}
 RECIPE = {

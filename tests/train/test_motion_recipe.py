@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import guidestar
+from guidestar.cli import main
 from guidestar.data.motions import Motions
 from guidestar.model.motions import (
     body_of_model,
+    lengthen,
     lengths_of,
     motions,
     need_body,
@@ -19,6 +21,7 @@ from guidestar.model.motions import (
 )
 from guidestar.motion import parse_bvh, read_bvh
 from guidestar.networks.lengths import LengthEncoder
+from guidestar.networks.windows import Windowed
 from guidestar.train.build.data import sources
 from guidestar.train.build.networks import build_part
 from guidestar.train.export import assemble
@@ -128,6 +131,41 @@ def test_samples_have_the_lengths_that_they_are_given(model):
         with_length(model, None, 30)
     with pytest.raises(ValueError, match="takes no length; leave it out"):
         with_length(guidestar.load("fashion-mnist"), None, 30)
+
+
+def test_motions_longer_than_trained_are_blended_from_windows(home, model, tmp_path, capsys):
+    long = lengthen(model, 50, overlap=8)
+    found = long.sample(["fast", "slow"], seeds=[0, 1], steps=2, guidance="cfg(2)")
+    assert [len(x) for x in motions(long, found)] == [50, 50]
+    # The same run by hand: windows begin 16 frames apart, and the last one ends with the motion.
+    sizes = {"size": 24, "overlap": 8, "dim": 0}
+    encode = lambda names: model.encoder.encode([f"{n}; length=24" for n in names])
+    guided = guidestar.Guided(
+        "cfg(2)",
+        Windowed(model.denoiser, **sizes),
+        cond=encode(["fast", "slow"]),
+        null=model.encoder.null(2),
+    )
+    grid = model.grid(2, model.defaults["grid"])
+    x = guidestar.sample(guided, grid=grid, seeds=[0, 1], shape=(50, 87), solver=model.solver(None))
+    torch.testing.assert_close(found.x, x)
+    assert Windowed(model.denoiser, **sizes).starts(50) == [0, 16, 26]
+    with pytest.raises(ValueError, match="motions of 24 frames need no windows, as"):
+        lengthen(model, 24, overlap=8)
+    with pytest.raises(ValueError, match="windows of 24 should overlap by 0 to 23, not 24"):
+        lengthen(model, 50, overlap=24)
+    with pytest.raises(ValueError, match="makes no motions"):
+        lengthen(guidestar.load("fashion-mnist"), 50, overlap=8)
+    command = ["sample", str(home / "out" / "walkers"), "--cond", "fast", "--steps", "2"]
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--length", "40", "--overlap", "4", "--out", str(tmp_path)])
+    assert end.value.code == 0
+    (file,) = tmp_path.glob("*.bvh")
+    assert len(read_bvh(file).values) == 40
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--overlap", "4", "--out", str(tmp_path)])
+    assert end.value.code == 2
+    assert "--overlap goes with --length" in capsys.readouterr().err
 
 
 def test_every_pass_of_a_run_is_as_long(model):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from guidestar.data import fashion_mnist
-from guidestar.train import run
+from guidestar.train import run, snapshots
 from guidestar.train.build import networks as build
 from guidestar.train.build.data import sources
 from guidestar.train.recipe import schema as recipes
@@ -198,9 +198,9 @@ def test_snapshots_hold_the_averaged_weights_in_half_precision(tmp_path, small):
     from safetensors.torch import load_file
 
     run.train(small, tmp_path / "out", only=["model"])
-    wanted = torch.load(run.checkpoint(tmp_path / "out", "model"), weights_only=True)["averages"][
-        "ema-0.999"
-    ]["weights"]
+    wanted = torch.load(snapshots.checkpoint(tmp_path / "out", "model"), weights_only=True)[
+        "averages"
+    ]["ema-0.999"]["weights"]
     found = load_file(tmp_path / "out" / "snapshots" / "model-000004.safetensors")
     assert found.keys() == wanted.keys() and all(
         torch.equal(found[k], wanted[k].half()) for k in wanted
@@ -219,11 +219,12 @@ def test_a_stopped_recipe_equals_an_unbroken_one(tmp_path, small):
     with pytest.raises(Stopped):
         run.train(small, tmp_path / "broken", stop)
     assert (
-        torch.load(run.checkpoint(tmp_path / "broken", "model"), weights_only=True)["done"] == 3
+        torch.load(snapshots.checkpoint(tmp_path / "broken", "model"), weights_only=True)["done"]
+        == 3
     )  # saved as the report failed
     run.train(small, tmp_path / "broken", only=["model"])
     whole, broken = (
-        torch.load(run.checkpoint(tmp_path / name, "model"), weights_only=True)
+        torch.load(snapshots.checkpoint(tmp_path / name, "model"), weights_only=True)
         for name in ("whole", "broken")
     )
     assert all(torch.equal(whole["module"][k], broken["module"][k]) for k in whole["module"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from guidestar.train.build import networks as build
+from guidestar.train.build import classifiers
 from guidestar.train.recipe.schema import checked
 from guidestar.train.students.recipe import checked_distillation, is_distillation
 from helpers.noting import NET, recipe
@@ -296,7 +296,7 @@ def test_a_distillation_has_a_table_of_its_student(tmp_path):
 
 def test_the_column_that_a_classifier_predicts():
     columns: Any = {n: SimpleNamespace(kind=n) for n in ("text", "vector", "class")}
-    of = lambda column, columns=columns: build.classifier_column(
+    of = lambda column, columns=columns: classifiers.classifier_column(
         SimpleNamespace(column=column), columns  # type: ignore[arg-type]
     )  # fmt: skip
     assert of(None) == ("vector", columns["vector"]) and of("class") == ("class", columns["class"])

@@ -138,7 +138,7 @@ def test_a_condition_is_not_named_after_a_path_or_a_word_of_torch(name):
 def test_no_network_of_a_model_is_saved_over_another_or_outside(tmp_path, name, which):
     from diffusers import UNet2DModel
     from guidestar.core.levels import VP
-    from guidestar.model.folder import save, write_average
+    from guidestar.model.folder_writing import save, write_average
     from guidestar.networks.network import Network
 
     net = Network(

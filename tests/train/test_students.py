@@ -178,6 +178,7 @@ def weights(out, stage):
     return torch.load(out / "parts" / f"{stage}.pt", weights_only=True)["module"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("halt", [2, 6])
 def test_a_stopped_distillation_goes_on_to_the_bit(teacher, tmp_path, halt):
     """Within a halving (after 2 steps of 4), and within the next."""
@@ -203,6 +204,7 @@ def test_other_guidance_does_not_go_on_from_a_checkpoint(teacher, tmp_path):
         distill(recipe_of(teacher, guidance="cfg(w, interval=(0.1, 1))"), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "student",
     [

@@ -286,6 +286,7 @@ def test_strips(model, tmp_path):
         write_strip(frames, tmp_path / "a.jpg")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_the_command_line(folder, capsys, tmp_path):
     home = folder / "out" / "tiny"

@@ -46,7 +46,7 @@ def test_texts_of_a_model(monkeypatch):
     ):
         build.build_part(recipe(conditions={"a": {}}), "model", data)
     widths = iter([8, 16])
-    monkeypatch.setattr(build, "_text", lambda *given: SimpleNamespace(width=next(widths)))
+    monkeypatch.setattr(build, "build_text", lambda *given: SimpleNamespace(width=next(widths)))
     two = recipe(conditions={"a": {"encoder": "x"}, "b": {"encoder": "y"}})
     with pytest.raises(ValueError, match=r"must be of one width, not \[8, 16\]"):
         build.build_part(two, "model", data)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from guidestar.core.rng import Draw
 from guidestar.data.source import Column, InMemory
 from guidestar.networks.network import Network
-from guidestar.train import run
+from guidestar.train import snapshots
 from guidestar.train.build.data import sources
 from guidestar.train.build.schedules import denoising, process, scheduler_config
 from guidestar.train.loop.memory import training_memory
@@ -316,12 +316,12 @@ def test_parts_have_seeds_of_their_own_and_snapshots_their_steps(tmp_path):
         )
     )
     found = recipes.read_recipe(tmp_path / "r.toml")
-    assert [run.train_settings(found, part).seed for part in ("model", "weak", "judge")] == [
+    assert [snapshots.train_settings(found, part).seed for part in ("model", "weak", "judge")] == [
         10,
         11,
         13,
     ]
-    assert run.snapshot_steps(found, "model") == [1, 10, 20, 40]
+    assert snapshots.snapshot_steps(found, "model") == [1, 10, 20, 40]
 
 
 @pytest.mark.parametrize(("precision", "size"), [("float32", 4), ("bfloat16", 4), ("float64", 8)])

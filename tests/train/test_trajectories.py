@@ -84,6 +84,7 @@ def test_visits_are_the_levels_of_the_straightest_steps():
     assert choose_visits(states.double(), grid, 2) == (0, 2, 5)
 
 
+@pytest.mark.slow
 def test_a_stopped_distillation_of_runs_goes_on_to_the_bit(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(paths_module, "SHARD", 4)
     recipe = trajectory_of(teacher)

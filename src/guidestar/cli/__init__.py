@@ -13,12 +13,14 @@ from ..io.files import Damaged
 from ._allocator import keep_pages
 from ._terminal import fail, warn
 from .data import datasets
+from .demos import demo
 from .distilling import distill
 from .fitting import grid
 from .info import layers, methods, models, plan
 from .measuring import evaluate
-from .sampling import demo, sample, strip
+from .sampling import sample
 from .serving import serve, studio
+from .strips import strip
 from .training import recipe, train
 from .upscaling import upscale
 

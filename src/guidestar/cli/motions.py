@@ -18,6 +18,12 @@ LengthOption = Annotated[
     int | None,
     typer.Option("--length", min=1, help="Frames of each motion; as many as trained by default."),
 ]
+OverlapOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Frames that windows share, where --length is above what was trained."
+    ),
+]
 AnimationOption = Annotated[
     Literal["webp", "gif", "mp4"],
     typer.Option(help="How motions are drawn; mp4 needs imageio-ffmpeg."),
@@ -34,6 +40,31 @@ KeepJoints = Annotated[
 ]
 DRAWN = 16
 """Motions in an animation, at most."""
+
+
+def of_length(
+    model: Model, names: Sequence[str] | None, num: int, length: int | None, overlap: int | None
+) -> tuple[Model, list[str] | None]:
+    """Return the model and the conditions of samples of a length.
+
+    Args:
+        model: of motions, where there is a length.
+        names: the other conditions; None for ``num`` samples without any.
+        num: number of samples without conditions.
+        length: in frames; None for that of the training.
+        overlap: of windows, where the length is above that of the training.
+
+    Raises:
+        ValueError: an overlap without a length, or as `with_length` and `lengthen`.
+    """
+    from ..model.motions import lengthen, with_length
+
+    kept = None if names is None else list(names)
+    if overlap is not None:
+        if length is None:
+            raise ValueError("--overlap goes with --length, of more frames than were trained")
+        return lengthen(model, length, overlap), kept
+    return model, kept if length is None else with_length(model, kept or [""] * num, length)
 
 
 def write_all(

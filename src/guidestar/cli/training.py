@@ -94,7 +94,7 @@ def train(
 
 def _dry_run(spec: Recipe, out: Path, only: list[str] | None) -> None:
     from ..io.images import SheetRow, save_png, sheet, to_drawings
-    from ..train.run import dry_run
+    from ..train.dry_run import dry_run
 
     lines, batch = dry_run(spec, only, warn)
     drawings = to_drawings(batch[:64])
@@ -153,9 +153,9 @@ def _train_cascade(
 ) -> None:
     from ..io.files import make_folder
     from ..train.cascade import train_cascade
+    from ..train.dry_run import dry_run
     from ..train.loop.signals import Stop, stop_on_signals
     from ..train.progress import progress_report
-    from ..train.run import dry_run
 
     chosen = spec.chosen(only)
     make_folder(out)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..core.denoiser import Denoiser
 from ..io.files import make_folder, whole_or_not
 from ..motion import write_bvh
 from ..motion.body import Body
 from ..networks.condition_encoders import Conditions
 from ..networks.lengths import LengthEncoder
+from ..networks.windows import Windowed
 from .samples import Samples, file_name
 
 if TYPE_CHECKING:
+    from .model import Model
     from .parts import ModelParts
 
 
@@ -48,6 +52,8 @@ def lengths_of(model: ModelParts, names: Sequence[str | int] | None, count: int)
         count: number of samples.
     """
     encoder, whole = model.encoder, model.shape[0]
+    if isinstance(model.denoiser, Windowed):
+        return [whole] * count
     if names is None or not isinstance(encoder, Conditions | LengthEncoder):
         return [whole] * count
     if isinstance(encoder, LengthEncoder):
@@ -75,6 +81,46 @@ def with_length(model: ModelParts, names: Sequence[str | int] | None, length: in
         raise ValueError(f"the model {model.name!r} takes no length; leave it out")
     dict(encoder.parts.items())[encoder.length].parse(length)  # type: ignore[operator]
     return [f"{encoder.split_length(n)[0]}; {encoder.length}={length}" for n in names or [""]]
+
+
+def lengthen(model: Model, length: int, overlap: int) -> Model:
+    """Return a model of longer motions than a model learned, by windows that overlap.
+
+    Every window is estimated under the motion's condition, in the length that was trained, and
+    estimates are blended (`guidestar.networks.windows.Windowed`). Its classifiers and its judge
+    know motions of that length alone, and are left out.
+
+    Args:
+        model: of motions.
+        length: in frames, all samples.
+        overlap: frames that neighbouring windows share.
+
+    Raises:
+        ValueError: the model makes no motions, the length is not above the one that was trained,
+            or the overlap is not below it.
+
+    Example:
+        ``lengthen(model, 150, overlap=20).sample("walk")``
+    """
+    need_body(model)
+    size, channels = model.shape
+    if length <= size:
+        raise ValueError(
+            f"motions of {length} frames need no windows, as {model.name!r} was trained on {size}; "
+            "leave the overlap out"
+        )
+
+    def windowed(denoiser: Denoiser) -> Denoiser:
+        return Windowed(denoiser, size=size, overlap=overlap, dim=0)
+
+    return replace(
+        model,
+        denoiser=windowed(model.denoiser),
+        shape=(length, channels),
+        nets={name: (windowed(net), encoder) for name, (net, encoder) in model.nets.items()},
+        classifiers={},
+        judge=None,
+    )
 
 
 def motions(model: ModelParts, samples: Samples) -> list[Tensor]:

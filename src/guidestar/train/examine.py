@@ -21,7 +21,7 @@ from ..evaluate.retrieval import retrieval
 from ..io.documents import JSONObject
 from ..networks.clip import CLIP
 from .build.captions import captions_of
-from .build.networks import classifier_column
+from .build.classifiers import classifier_column
 from .build.schedules import process
 from .recipe.parts import ClassifierPart
 from .recipe.schema import Recipe

@@ -16,7 +16,7 @@ from ..diffusers.read.vae import Decoder
 from ..io.documents import JSONObject
 from ..io.files import Damaged
 from ..model.card import write_card
-from ..model.folder import save, write_average
+from ..model.folder_writing import save, write_average
 from ..model.model import Model
 from ..networks.lengths import LengthEncoder
 from ..networks.low_resolution import low_of
@@ -29,7 +29,7 @@ from .loop.checkpoints import read_checkpoint
 from .objectives.objective import profiles
 from .preview import decoder_of
 from .recipe.schema import Recipe
-from .run import averaged, checkpoint, snapshot_file, snapshot_steps, train_settings
+from .snapshots import averaged, checkpoint, snapshot_file, snapshot_steps, train_settings
 
 
 def assemble(

@@ -2,176 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from ..core.rng import Draw
 from ..data.latents import is_unencoded, pictures_of
 from ..data.source import Source
-from ..io.files import make_folder, whole_or_not
+from ..io.files import make_folder
 from .build.autoencoders import vae_folder, write_autoencoder
 from .build.clips import take_from_clip, uses_clip
 from .build.data import in_latents, sources
 from .build.networks import build_part, source_of
 from .build.trial import check_out, foresee
-from .loop.checkpoints import read_checkpoint
-from .loop.ema import EMA
 from .loop.fit import fit
 from .loop.lock import locked
-from .loop.memory import activations, training_memory
 from .loop.origins import of_tensors, read_origins
 from .loop.signals import Stop
 from .loop.trainer import Trainer
 from .objectives.decoding import Decoding
-from .objectives.objective import Built, Progress, TrainSettings, profiles
+from .objectives.objective import Progress
+from .origin import describe_origin
 from .preview import Board, preview_hook, reconstruction_hook
 from .progress import Reporter
-from .recipe.parts import OF_PICTURES, PARTS, AutoencoderPart, CLIPPart, DecoderPart, NetworkPart
+from .recipe.parts import OF_PICTURES, AutoencoderPart, DecoderPart, NetworkPart
 from .recipe.schema import Recipe
+from .snapshots import (
+    averaged,
+    checkpoint,
+    save_snapshot,
+    snapshot_file,
+    snapshot_steps,
+    train_settings,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-def train_settings(recipe: Recipe, part: str) -> TrainSettings:
-    """Return how long and how fast a part trains."""
-    return TrainSettings(
-        **getattr(recipe, part).train.model_dump(), seed=recipe.seed + PARTS.index(part)
-    )
-
-
-_IDLE = ("cache", "test", "max_bad", "about")
-"""Keys of data that shape no weights; neither does their path, in whose place is their identity."""
-
-
-def _unset(recipe: Recipe) -> set[str]:
-    """Return newer keys that are not used, which older checkpoints lack."""
-    return {key for key in ("reduced", "motion") if getattr(recipe.data, key) is None}
-
-
-def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
-    """Return all that shapes a part's weights besides its settings, by dotted names."""
-    spec = getattr(recipe, part)
-    own = spec.model_dump(
-        exclude={"train", "snapshots", "calibrate"}
-    )  # which snapshots are kept shapes nothing
-    if isinstance(spec, AutoencoderPart | DecoderPart):  # they take no condition, and no noise
-        idle = {"path", *_IDLE, "vae", "columns", "classes", *_unset(recipe)}
-        data = recipe.data.model_dump(exclude=idle)
-        own.pop("spread", None)
-        return _dotted({"data": data, part: own})
-    noise = (
-        {}
-        if part == "judge" or isinstance(spec, CLIPPart)
-        else {
-            "schedule": recipe.schedule.model_dump(),
-            "levels": recipe.levels.model_dump(),
-            "objective": recipe.objective.model_dump(
-                exclude={"motion"} if recipe.objective.motion is None else None
-            ),
-        }
-    )
-    conditions = {name: spec.model_dump() for name, spec in (recipe.conditions or {}).items()}
-    tables = {
-        **noise,
-        "data": recipe.data.model_dump(exclude={"path", *_IDLE, *_unset(recipe)}),
-        "conditions": conditions,
-        part: own,
-        "": {"joint_dropout": recipe.joint_dropout},
-    }
-    if recipe.upscale is not None:
-        tables["upscale"] = recipe.upscale.model_dump()
-    return _dotted(tables)
-
-
-def _dotted(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        f"{table}.{key}".strip("."): _plain(value)
-        for table, values in tables.items()
-        for key, value in values.items()
-    }
-
-
-def _plain(value: object) -> object:
-    """Return a value with dicts and lists in the place of mappings and tuples."""
-    return (
-        {str(k): _plain(v) for k, v in value.items()}
-        if isinstance(value, Mapping)
-        else [_plain(v) for v in value]
-        if isinstance(value, list | tuple)
-        else value
-    )
-
-
-def checkpoint(out: Path, part: str) -> Path:
-    """Return where a part's checkpoint is kept."""
-    return out / "parts" / f"{part}.pt"
-
-
-def averaged(
-    recipe: Recipe, part: str, out: Path, source: Source, average: str | None = None
-) -> Any:
-    """Return a part with its averaged weights (the first average, or the one named), from its
-    checkpoint, frozen.
-
-    Raises:
-        ValueError: there is no checkpoint, or the training of this part has not come to its end.
-    """
-    if not checkpoint(out, part).is_file():
-        raise ValueError(f"{out} holds no trained {part!r} yet; train it first (--only {part})")
-    module, state = (
-        build_part(recipe, part, source, out).module,
-        read_checkpoint(checkpoint(out, part)),
-    )
-    if state["done"] < getattr(recipe, part).train.steps:
-        raise ValueError(
-            f"{part!r} is trained for {state['done']} of its {getattr(recipe, part).train.steps} "
-            f"steps; let it finish first (--only {part})"
-        )
-    module.load_state_dict(state["module"])
-    name = average or next(iter(state["averages"]))
-    ema = EMA(module, next(p for p in profiles(train_settings(recipe, part)) if p.name == name))
-    ema.load_state_dict(state["averages"][name])
-    module.load_state_dict(ema.weights(), strict=False)
-    return module.requires_grad_(False).eval()
-
-
-def snapshot_file(out: Path, part: str, step: int) -> Path:
-    """Return where a part's averaged weights after ``step`` steps are kept."""
-    return out / "snapshots" / f"{part}-{step:06d}.safetensors"
-
-
-def snapshot_steps(recipe: Recipe, part: str) -> list[int]:
-    """Return after which steps a part's averaged weights are kept."""
-    spec = getattr(recipe, part)
-    return sorted(
-        {max(1, round(share * spec.train.steps)) for share in getattr(spec, "snapshots", ())}
-    )
-
-
-def save_snapshot(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write weights in float16, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    from safetensors.torch import save  # its own writing of files hides the reason of a failure
-
-    with whole_or_not(path) as beside:
-        beside.write_bytes(
-            save(
-                {
-                    k: (v.half() if v.is_floating_point() else v).cpu().contiguous()
-                    for k, v in weights.items()
-                }
-            )
-        )
 
 
 def train_part(
@@ -344,56 +213,3 @@ def _train(
                 write_autoencoder(recipe, averaged(recipe, part, out, source), source, out)
                 source = in_latents(recipe, source, out)
     return True
-
-
-def dry_run(
-    recipe: Recipe, only: Sequence[str] | None = None, say: Callable[[str], None] | None = None
-) -> tuple[list[str], Tensor]:
-    """Describe a training in lines, and draw its first batch, without training anything.
-
-    Returns:
-        The lines, and the first samples ``[B, *S]`` (of a latent model, pictures).
-    """
-    source, aside = sources(recipe, say)
-    count = "a stream" if source.size is None else f"{source.size:,} samples"
-    columns = (
-        ", ".join(
-            f"{n} ({c.kind}{f', {len(c.classes)} classes' if c.classes else ''})"
-            for n, c in source.columns.items()
-        )
-        or "none"
-    )
-    lines = [
-        f"data: {count} of "
-        f"{list(source.shape)}{'' if aside is None else f', {aside.size:,} held out'}; columns: "
-        f"{columns}"
-    ]
-    rows = list(range(min(recipe.model.train.batch, source.size or recipe.model.train.batch)))
-    first = source.batch(rows, Draw(rows))[0]
-    shown = first if recipe.data.vae is None else pictures_of(source).batch(rows, Draw(rows))[0]
-    lines[0] += (
-        f"; the first batch has mean {first.mean():.3g} and standard deviation "
-        f"{first.std(correction=0):.3g}"
-    )
-    built = {part: build_part(recipe, part, source) for part in recipe.parts(only)}
-    foresee(recipe, built, source)
-    return lines + [
-        _line(recipe, part, b, source_of(part, source)) for part, b in built.items()
-    ], shown
-
-
-def _line(recipe: Recipe, part: str, built: Built, source: Source) -> str:
-    s = train_settings(recipe, part)
-    held, each = training_memory(built.module, s, source.shape), activations(built, source)
-    at_once = -(-s.batch // s.accumulate)
-    passes = (
-        ""
-        if source.size is None
-        else f", {s.steps * s.batch / source.size:.1f} passes over the data"
-    )
-    total = sum(held.values()) + at_once * each
-    parameters = sum(p.numel() for p in built.module.parameters())
-    return (
-        f"{part}: {parameters:,} parameters; {s.steps:,} steps of {s.batch}{passes}; about "
-        f"{total:,.0f} MB of memory in one process"
-    )

@@ -62,7 +62,7 @@ def _conditional(built: Built) -> ConditionalModel:
 def model_to_be(recipe: Recipe, built: Mapping[str, Built], source: Source) -> Model:
     """Return the model of the fresh parts, with the names of all its networks."""
     from ..export import model_of
-    from ..run import snapshot_steps
+    from ..snapshots import snapshot_steps
 
     modules = {part: b.module for part, b in built.items()}
     model = model_of(recipe, modules, source, {"scheduler": scheduler_config(recipe)})

@@ -14,13 +14,13 @@ from ...diffusers.export import describe_pipeline, network_of
 from ...io.documents import JSONObject
 from ...model.card import write_card
 from ...model.fitted import FITTED
-from ...model.folder import save
+from ...model.folder_writing import save
 from ...model.model import Model
 from ...networks.low_rank import DIFFERENCE, difference, merge, write_difference
 from ..export import machine
 from ..loop.checkpoints import read_checkpoint
 from ..objectives.objective import profiles
-from ..run import checkpoint
+from ..snapshots import checkpoint
 from .data import data_of
 from .paths import make_paths
 from .run import Lesson, finished_stage, grid_of, runs_of, stage_settings

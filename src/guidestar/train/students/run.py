@@ -33,7 +33,7 @@ from ..objectives.distribution_matching import Matched
 from ..objectives.objective import Progress, TrainSettings, profiles
 from ..objectives.teacher import Teacher
 from ..progress import Reporter
-from ..run import checkpoint
+from ..snapshots import checkpoint
 from .data import source_of
 from .paths import SHARD, blank_paths, choose_visits, make_paths, path_grid
 from .recipe import Distillation, Student
