@@ -1,9 +1,9 @@
-"""Time to equal quality: a setting of the card against Diffusers' DDIM-25 with plain guidance.
+"""Time to equal quality: a setting of 6 evaluations against Diffusers' DDIM-25 with plain guidance.
 
     python benchmarks/equal_quality.py --scale 1.25
 
-``--steps 5`` (the default) is the card's setting of five steps, 6 evaluations where DDIM-25 takes
-50; without a setting for that number the card's defaults are used.
+The setting is one that `few_evaluations.py` measured in blocks (``--setting``), or the card's own
+(``--setting card``).
 
 The same 1,000 seeds, classes in turn, in batches drawn alternately by Diffusers' own parts and by
 guidestar, on the same weights in one process. Prints both Fréchet distances to the test images (in
@@ -21,11 +21,23 @@ import argparse
 
 import torch
 from against_diffusers import diffusers_loop, diffusers_parts, timed
+from few_evaluations import read
 
 from guidestar import Draw, load
 from guidestar.apps.measure import references, scores
 from guidestar.evaluate import run_judge
 from guidestar.sampling import write_solver
+from guidestar.sampling.geometric import grid_of_ratios
+
+
+def few(model, name):
+    """Return the arguments of a run of a setting of 6 evaluations."""
+    found = read()["blocks of 1000"]["6"][name]["setting"]
+    return {
+        "guidance": found["guidance"],
+        "solver": found["solver"],
+        "grid": grid_of_ratios(model.schedule, found["levels"]),
+    }
 
 
 def main():
@@ -33,11 +45,12 @@ def main():
     parser.add_argument(
         "--scale", type=float, required=True, help="of Diffusers' classifier-free guidance"
     )
-    parser.add_argument("--steps", type=int, default=5, help="of the card's setting")
+    parser.add_argument("--setting", default="scale 1.9", help="by its name, or card")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=50)
     arguments = parser.parse_args()
     model = load("fashion-mnist")
+    setting = {} if arguments.setting == "card" else few(model, arguments.setting)
     unet, scheduler = diffusers_parts(model)
     sigma, totals, images = float(model.grid(25, "leading")[0].sigma), [0.0, 0.0], ([], [])
     wanted = torch.arange(arguments.samples) % len(model.classes)
@@ -52,7 +65,7 @@ def main():
             lambda: diffusers_loop(
                 unet, scheduler, cond, null, x, steps=25, scale=arguments.scale
             ).clamp(-1, 1),
-            lambda: model.sample(names, seeds=seeds, steps=arguments.steps).images,
+            lambda: model.sample(names, seeds=seeds, **setting).images,
         )
         if not images[0]:
             for run in runs:
@@ -62,13 +75,12 @@ def main():
             seconds, out = timed(runs[i])
             totals[i] += seconds
             images[i].append(out)
-    request = model.request(names, seeds=seeds, steps=arguments.steps)
-    evaluations = model.plan(steps=arguments.steps).nfe
-    setting = f"{request.guidance}, {arguments.steps} steps of {write_solver(request.solver)}"
+    request, evaluations = model.request(names[0], **setting), model.plan(**setting).nfe
+    ours = f"{request.guidance}, {request.levels.steps} steps of {write_solver(request.solver)}"
     reference, floor = references(model)
     print(f"1,000 training images: Fréchet {scores(floor, reference, 10)['frechet']:.3f}")
     for name, out, seconds in zip(
-        ("Diffusers DDIM-25", f"{setting} ({evaluations:g} evaluations)"),
+        ("Diffusers DDIM-25", f"{ours} ({evaluations:g} evaluations)"),
         images,
         totals,
         strict=True,

@@ -3,6 +3,7 @@
     python benchmarks/few_evaluations.py --evaluations 6 --search 60
     python benchmarks/few_evaluations.py --evaluations 6 --settings settings.json
     python benchmarks/few_evaluations.py --evaluations 6 --evaluations 10 --finals 6 --blocks 5
+    python benchmarks/few_evaluations.py --evaluations 6 --store FOLDER --name "scale 2.3"
 
 A setting is the noise ratios of the levels, a solver, and a scale of ``cfg`` with the steps at
 which it acts (``every=``: evaluated at the first of them, and carried to the next). ``--search N``
@@ -35,6 +36,8 @@ from guidestar.apps.measure import references, scores
 from guidestar.core.levels import Grid
 from guidestar.evaluate import JudgeOutput, run_judge
 from guidestar.io.images import write_text
+from guidestar.model.card import write_card
+from guidestar.model.fitted import store
 from guidestar.sampling.geometric import grid_of_ratios
 
 KEPT = Path(__file__).parent / "results" / "few-evaluations.json"
@@ -224,26 +227,37 @@ def best(evaluations: int) -> Setting:
 
 
 def blocks(model: Model, evaluations: int, count: int, reference: JudgeOutput) -> None:
-    """Measure the old setting and the best one in blocks of 1,000 seeds."""
+    """Measure the old setting and those chosen (the best one, if none is) in blocks of 1,000 seeds.
+
+    What was chosen stands in the results by a name.
+    """
     kept = read()
     measured = kept.setdefault("blocks of 1000", {}).setdefault(str(evaluations), {})
-    for name, setting in (("old", OLD[evaluations]), ("best", best(evaluations))):
-        row = measured.setdefault(name, {"setting": setting, "blocks": []})
-        if row["setting"] != setting:
-            row = measured[name] = {"setting": setting, "blocks": []}
+    if not measured:
+        measured["old"] = {"setting": OLD[evaluations], "blocks": []}
+        measured["best"] = {"setting": best(evaluations), "blocks": []}
+    for name, row in measured.items():
         while len(row["blocks"]) < count:
             start = 1000 * len(row["blocks"])
-            row["blocks"].append(score(model, setting, range(start, start + 1000), reference))
+            seeds = range(start, start + 1000)
+            row["blocks"].append(score(model, row["setting"], seeds, reference))
             keep(kept)
             print(evaluations, name, json.dumps(row["blocks"][-1]), flush=True)
-        figures = (figure([b[k] for b in row["blocks"]]) for k in ("frechet", "accuracy", "nfe"))
-        print(evaluations, name, setting, *figures, flush=True)
-    pairs = list(zip(measured["best"]["blocks"], measured["old"]["blocks"], strict=False))
-    for name, values in (
-        ("Fréchet distance, best by old", [a["frechet"] / b["frechet"] for a, b in pairs]),
-        ("accuracy, best less old", [a["accuracy"] - b["accuracy"] for a, b in pairs]),
-    ):
-        print(f"{evaluations} evaluations: {name}: {figure(values)}", flush=True)
+    old = measured["old"]["blocks"]
+    for name, row in measured.items():
+        pairs = list(zip(row["blocks"], old, strict=False))
+        ratio = figure([new["frechet"] / before["frechet"] for new, before in pairs])
+        change = figure([new["accuracy"] - before["accuracy"] for new, before in pairs])
+        print(f"{evaluations} {name}: {ratio} of the old distance, accuracy by {change}")
+
+
+def store_in(folder: Path, evaluations: int, name: str) -> None:
+    """Keep a setting that was measured in a model's folder: the default for its step count."""
+    setting = read()["blocks of 1000"][str(evaluations)][name]["setting"]
+    steps = len(setting["levels"]) - 1
+    own = {key: setting[key] for key in ("guidance", "solver")}
+    store(folder, {steps: setting["levels"]}, {steps: own})
+    write_card(folder.name, json.loads((folder / "guidestar.json").read_text()), folder)
 
 
 def figure(values: list[float]) -> str:
@@ -327,7 +341,13 @@ def main() -> None:
     parser.add_argument("--settings", type=Path, help="JSON list of settings to score on them")
     parser.add_argument("--finals", type=int, default=0, help="of the best, to score on 500")
     parser.add_argument("--blocks", type=int, default=0, help="blocks of 1,000 seeds to measure")
+    parser.add_argument("--store", type=Path, help="a model's folder that keeps a setting")
+    parser.add_argument("--name", default="best", help="of that setting in the blocks")
     arguments = parser.parse_args()
+    if arguments.store:
+        for evaluations in arguments.evaluations or []:
+            store_in(arguments.store, evaluations, arguments.name)
+        return
     model = load("fashion-mnist")
     reference, _ = references(model)
     for evaluations in arguments.evaluations or sorted(OLD):

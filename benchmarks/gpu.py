@@ -7,6 +7,7 @@
 * devices: a guided run gives on the device what it gives on the CPU
 * precision: one guided estimate in bfloat16 and float16 against float32
 * compiled: the same samples with a compiled network, with and without CUDA graphs, and its time
+  (of tiny sizes without code generation, which takes minutes)
 * steps: nothing in a step waits for the device (torch's profiler)
 * pipelines: guided SDXL-, SD3- and Wan-shaped pipelines against their own guidance
 
@@ -69,9 +70,12 @@ class Sizes:
     rounds: int = 7
     latents: int = 64
     images: int = 4
+    backend: str = "inductor"
 
 
-SMALL = Sizes(channels=8, side=8, batch=2, steps=3, rounds=1, latents=8, images=1)
+SMALL = Sizes(
+    channels=8, side=8, batch=2, steps=3, rounds=1, latents=8, images=1, backend="aot_eager"
+)
 
 
 class Network(torch.nn.Module):
@@ -168,7 +172,8 @@ def compiled(sizes: Sizes, device: str) -> Iterator[Check]:
     modes = ("default", "reduce-overhead") if device.startswith("cuda") else ("default",)
     for mode in modes:
         net = Network(sizes)
-        net.net.forward = torch.compile(net.net.forward, mode=mode, dynamic=False)
+        how = {"mode": mode} if sizes.backend == "inductor" else {"backend": sizes.backend}
+        net.net.forward = torch.compile(net.net.forward, dynamic=False, **how)
         quick = bound(sizes, device, net)
         name = f"compiled ({mode}{', CUDA graphs' if mode != 'default' else ''})"
         yield Check(f"{name}: difference", apart(run(*quick), wanted), 2e-3)

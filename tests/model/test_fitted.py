@@ -47,7 +47,7 @@ def test_a_step_count_has_defaults_of_its_own(folder):
     request = model.request("bag", steps=5)
     assert str(request.guidance) == OWN["guidance"] and request.solver == gs.UniPC(order=3)
     assert [s.nfe for s in model.plan(steps=5).steps] == [1, 1, 2, 2, 1]  # acts at ratios 2 and 1
-    usual = (model.defaults["guidance"], gs.get_solver(model.defaults["solver"]))
+    usual = (model.defaults.get("guidance"), gs.get_solver(model.defaults.get("solver", "")))
     for steps, grid in ((3, None), (4, None), (None, None), (5, "log_snr"), (5, request.levels)):
         other = model.request("bag", steps=steps, grid=grid)
         assert (str(other.guidance), other.solver) == usual

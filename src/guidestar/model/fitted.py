@@ -48,7 +48,12 @@ def defaults_of(model: Model, steps: int | None = None, grid: str | Grid | None 
     if isinstance(grid, Grid) or grid_name(model, steps, grid) != FITTED:
         return model.defaults
     count = steps if steps is not None else model.defaults.get("steps", 20)
-    found: Defaults = {**model.defaults, **model.card.get("by_steps", {}).get(str(count), {})}
+    own: Mapping[str, str] = model.card.get("by_steps", {}).get(str(count), {})
+    found: Defaults = {**model.defaults}
+    if "guidance" in own:
+        found["guidance"] = own["guidance"]
+    if "solver" in own:
+        found["solver"] = own["solver"]
     return found
 
 
