@@ -1,7 +1,7 @@
 """Every file that is read, damaged in many ways: one line of ours that names it, and never another
 library's exception.
 
-GUIDESTAR_MUTATIONS sets how many mutations are tried (1,800), GUIDESTAR_SEED which. Files that take
+GUIDESTAR_MUTATIONS sets how many mutations are tried (2,000), GUIDESTAR_SEED which. Files that take
 long to read, as weights stand beside them, get a third of what others get.
 """
 
@@ -39,7 +39,7 @@ from guidestar.train.recipe.schema import read_recipe as _read_recipe
 from guidestar.train.students.recipe import read_distillation
 from helpers.pipeline_folders import flux, sd
 
-COUNT = int(os.environ.get("GUIDESTAR_MUTATIONS", "1800"))
+COUNT = int(os.environ.get("GUIDESTAR_MUTATIONS", "2000"))
 SEED = os.environ.get("GUIDESTAR_SEED", "0")
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -71,7 +71,7 @@ def engine():
         yield engine
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(asks(), min_size=2, max_size=40), st.sampled_from([1, 5, 16, 64]))
 def test_random_mixes_give_what_each_gives_alone(asked, max_rows):
     reference = toy_model()

@@ -132,14 +132,6 @@ def test_parts_that_need_others(monkeypatch, tmp_path):
         next(runs.train_part(recipe(), "model", source(1, 4, 4), tmp_path))
 
 
-def test_students_of_latents(monkeypatch):
-    noted(monkeypatch, students, "load", "model")
-    noted(monkeypatch, students, "data_of", SimpleNamespace(vae="autoencoder"))
-    spec: Any = SimpleNamespace(student=SimpleNamespace(teacher="t"))
-    with pytest.raises(ValueError, match=r'name its folder in the recipe: .data. … vae = "t/vae"'):
-        students.read_lesson(spec)
-
-
 def test_recipes_of_students_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"r\.toml cannot be read: No such file or directory"):
         read_distillation(tmp_path / "r.toml")
