@@ -39,6 +39,7 @@ def test_a_part_holds(gpu, part, device):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("part", ["pipelines", "compiled"])
 def test_a_long_part_holds(gpu, part, device):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import guidestar
+from guidestar.core import hooks
 from guidestar.core.denoiser import checkpointed
 from guidestar.core.hooks import replaced
 from helpers.pipelines import drawn, stable_diffusion
@@ -119,6 +120,7 @@ def test_a_change_that_ends_in_another_thread_has_ended():
     with replaced(linear, lambda forward: lambda x: forward(x) + 10):
         assert torch.equal(linear(x), plain + 10)
     assert torch.equal(linear(x), plain) and "forward" not in vars(linear)
+    assert not hooks._CHANGES.get()  # nothing is kept of what has ended
 
 
 def test_checkpointing_in_two_threads_leaves_nothing_behind():

@@ -257,7 +257,5 @@ def test_arguments_that_a_run_does_not_have():
             call("cat", step=3)
     with pytest.raises(TypeError, match=r"a run has no argument 'zzz'; it has .*\bsolver\b"):
         model.request("cat", zzz=3)
-    with pytest.raises(
-        TypeError, match=r"no argument .stp.; did you mean .steps."
-    ):
+    with pytest.raises(TypeError, match=r"no argument .stp.; did you mean .steps."):
         model.steer(print, "cat", particles=2, stp=3)

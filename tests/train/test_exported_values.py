@@ -159,7 +159,7 @@ def test_what_a_card_says_of_conditions_and_data():
 
 def lesson(method="progressive", scale=(1.0, 4.0), summary="", licence="", **more):
     spec = SimpleNamespace(
-        method=method, scale=scale, stages=lambda: [("a", 8), ("b", 4)],
+        method=method, scale=scale, rank=None, stages=lambda: [("a", 8), ("b", 4)],
         spacing=lambda model: f"grid of {model.name}",
     )  # fmt: skip
     dump = lambda **given: {"dumped": given}
@@ -171,7 +171,9 @@ def lesson(method="progressive", scale=(1.0, 4.0), summary="", licence="", **mor
         defaults={"guidance": "cfg(3)", "steps": 50, "solver": "heun", "extra": 1},
     )  # fmt: skip
     teacher = SimpleNamespace(guidance="cfg(w)")
-    found: Any = SimpleNamespace(recipe=made, model=model, teacher=teacher, source="source")
+    found: Any = SimpleNamespace(
+        recipe=made, model=model, teacher=teacher, source="source", begun=None
+    )
     return found
 
 

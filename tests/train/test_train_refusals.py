@@ -18,7 +18,6 @@ from guidestar.train import run as runs
 from guidestar.train.build import autoencoders, clips, limits, trial
 from guidestar.train.build import networks as build
 from guidestar.train.loop import checkpoints, lock, signals
-from guidestar.train.students import run as students
 from guidestar.train.students.recipe import read_distillation
 from helpers.noting import noted, recipe
 

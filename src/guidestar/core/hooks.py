@@ -62,7 +62,8 @@ def replaced(
         yield
     finally:
         own.active = False
-        left = {k: tuple(c for c in v if c is not own) for k, v in _CHANGES.get().items()}
+        # Also those that ended in another thread, which could not take them out of this one's.
+        left = {k: tuple(c for c in v if c.active) for k, v in _CHANGES.get().items()}
         _CHANGES.set({k: changes for k, changes in left.items() if changes})
         _uninstall(module, where)
 

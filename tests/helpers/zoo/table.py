@@ -79,8 +79,8 @@ def table() -> str:
     refused, untested = kinds.pop("refused", 0), kinds.pop("untested", 0)
     lines = [
         f"Of {len(list_classes())} classes, {sum(kinds.values())} equal the expression that stands "
-        f"beside them, {without} make no negative pass (their networks are told the scale, or "
-        f"distilled), {refused} are refused and {untested} are not tested.",
+        f"beside them, {without} make no negative pass (their networks take the scale, or "
+        f"are distilled), {refused} are refused and {untested} are not tested.",
         "",
         "| folder | class | its guidance scale 3 is |",
         "|---|---|---|",
