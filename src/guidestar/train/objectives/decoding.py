@@ -49,7 +49,7 @@ class Decoding(Objective):
             z = encoded(net, x0)
             if self.noise:
                 spread = expand(self.noise * draw.uniform("spread"), z)
-                z = z + spread.to(z) * draw.normal_like("noise", z)
+                z = z + spread * draw.normal_like("noise", z)
         made = decoded(net, z).to(x0.dtype)
         loss = pyramid_error(made, x0, self.scales)
         if not self.features or self.clip is None:
