@@ -103,6 +103,7 @@ def test_a_rank_of_nothing_is_refused():
         (lambda t, a: a.update(base="0"), "the difference to other weights"),
         (lambda t, a: t.update({"odd": torch.zeros(3)}), "the network has no weight 'odd'"),
         (lambda t, a: t.pop("out.weight.down"), "the factors of 'out.weight' do not go together"),
+        (lambda t, a: t.pop("out.weight.up"), "the factors of 'out.weight' do not go together"),
         (
             lambda t, a: t.update({"out.bias": torch.zeros(4)}),
             r"the difference of 'out.bias' is of \[4\], and the weight of \[5\]",

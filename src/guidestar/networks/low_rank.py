@@ -143,6 +143,8 @@ def add_difference(net: nn.Module, tensors: Mapping[str, Tensor], about: Mapping
             raise ValueError(f"the network has no weight {target!r}")
         weight = weights[target]
         if name.endswith(_DOWN):
+            if target + _UP not in tensors:
+                raise ValueError(f"the factors of {target!r} do not go together")
             continue
         value = tensor.to(weight)
         if name.endswith(_UP):
