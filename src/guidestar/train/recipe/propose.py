@@ -54,7 +54,8 @@ def kind_of(path: Path) -> DataKind:
             return kind
     if not find_pictures(path):
         raise ValueError(
-            f"{path}: holds no images ({', '.join(PICTURES)}), .bvh, parquet, webdataset or .npy files"
+            f"{path}: holds no images ({', '.join(PICTURES)}), .bvh, parquet, webdataset or .npy "
+            "files"
         )
     return "images"
 
