@@ -21,6 +21,7 @@ from ..model.model import Model
 from ..model.motion_editing import keep
 from ..model.motions import motions
 from ..motion.body import Body
+from ..sampling import DDIM, TimeTravel
 from .measure import real_sources
 
 
@@ -248,7 +249,8 @@ def inbetween_error(
     known: int,
     *,
     guidance: str = "cfg(1)",
-    steps: int = 50,
+    steps: int = 20,
+    times: int = 10,
 ) -> tuple[float, float]:
     """Return the mean joint error of in-betweening and of linear interpolation, in heights.
 
@@ -261,7 +263,9 @@ def inbetween_error(
         numbers: motions as long as the model's ``[T, C]``, in their units.
         names: the condition of each.
         known: frames at each end.
-        guidance, steps: of the sampling, by "ddpm".
+        guidance, steps: of the sampling, by "ddim".
+        times: how often each step is taken (`TimeTravel`), which makes the missing frames agree
+            with the known ones.
     """
     count, form = model.shape[0], body.format
     frames = [*range(known), *range(count - known, count)]
@@ -269,7 +273,8 @@ def inbetween_error(
     share = ((missing - known + 1) / (count - 2 * known + 1))[:, None, None]
     made_errors, line_errors = [], []
     for k, (x, name) in enumerate(zip(numbers, names, strict=True)):
-        solver = keep(model, body.to_bvh(x), frames=frames)
+        kept = keep(model, body.to_bvh(x), frames=frames, solver=DDIM())
+        solver = TimeTravel(solver=kept, times=times)
         run = {"guidance": guidance, "steps": steps, "grid": "uniform"}
         made = model.sample(name, seeds=[k], solver=solver, **run).images[0]
         true = form.local(x)
