@@ -198,7 +198,18 @@ def test_plans_are_of_as_many_samples_as_conditions_or_scales():
     assert toy(encoder=False).plan(steps=2, solver="ddim").nfe == 2
     lossy = toy(defaults={"guidance": "cfg(2) + dps(1)", "steps": 3, "solver": "ddim"})
     assert lossy.plan().nfe == 6 and lossy.plan(cond=None).nfe == 3
+    with pytest.raises(ValueError, match="takes no scale as an input; write it in the guidance"):
+        model.plan(scale=2.0)
+    with pytest.raises(ValueError, match="takes no condition, so no negative either"):
+        toy(encoder=False).plan(steps=2, negative="b")
+    with pytest.raises(ValueError, match="unknown solver 'nothing'"):
+        model.plan(solver="nothing")
     assert not asked  # nothing has run
+
+
+def test_operators_of_images_need_a_model_of_images():
+    with pytest.raises(ValueError, match=r"'toy' does not make pictures, but samples of \[3\]"):
+        toy().on_images("identity")
 
 
 def test_a_wide_sample_is_warned_of_by_the_size_of_the_data():
