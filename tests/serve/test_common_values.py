@@ -30,8 +30,8 @@ def test_a_request_is_cancelled_once_its_client_has_gone(monkeypatch, over, gone
     ticket: Any = SimpleNamespace(is_over=False, cancel=lambda: asked.append("cancelled"))
     left = iter(gone)
 
-    async def changes(ticket, every):
-        asked.append(every)
+    async def changes(ticket, every, *, pause):
+        asked.append((every, pause))
         for state in over:
             ticket.is_over = state
             yield
@@ -48,7 +48,7 @@ def test_a_request_is_cancelled_once_its_client_has_gone(monkeypatch, over, gone
         assert found.value.status == 499
     else:
         asyncio.run(common.wait(request, job))
-    assert asked == [0.5, *["cancelled"] * cancelled]
+    assert asked == [(0.5, 0.5), *["cancelled"] * cancelled]
 
 
 def test_requests_are_submitted_and_encoded_beside_the_loop(monkeypatch):

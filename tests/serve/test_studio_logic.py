@@ -585,6 +585,23 @@ def test_the_gallery_keeps_the_newest():
     assert gallery.draw().count("<figure") == MOST
 
 
+def test_a_drawn_gallery_names_pictures_and_does_not_hold_them(service):
+    """What the page gets at each run is bounded, however large the pictures are."""
+    sessions = Sessions(service)
+    gallery = sessions.find("visit", "me").gallery
+    for _ in range(MOST):
+        gallery.add(FORM, ["A" * 100_000] * 4)
+    drawn = gallery.draw()
+    assert drawn.count("<figure") == MOST and len(drawn) < 1500 * MOST and "data:" not in drawn
+    last = gallery.entries[0]
+    assert drawn.count(f'"/studio/gallery/{gallery.key}/{last.id}.png"') == 2  # shown, downloaded
+    assert sessions.picture(gallery.key, last.id) is last and last.png == bytes(75_000)
+    assert sessions.picture(gallery.key, 0) is None  # the oldest have gone
+    assert sessions.picture(sessions.find("other", "me").gallery.key, last.id) is None
+    sessions.drop("visit")
+    assert sessions.picture(gallery.key, last.id) is None
+
+
 @pytest.mark.parametrize("text", random.Random(0).sample([*EXPRESSIONS], 6))
 def test_controls_of_all_kinds_of_expressions_are_drawn(text):
     drawn = drawing.controls(builder.parts_of(text), builder.base_of(text), builder.methods())

@@ -224,9 +224,16 @@ def test_a_dropped_picture_without_settings_is_refused(visit, tmp_path):
     assert visit.text == "cfg(2)"
 
 
-def test_the_gallery_restores_makes_again_and_deletes(visit):
+def test_the_gallery_restores_makes_again_and_deletes(visit, served):
     first = visit.make()
     visit.page.wait_for_selector("#gs-gallery figure >> nth=1")
+    loaded = "[...document.querySelectorAll('#gs-gallery img')].map(i => i.naturalWidth)"
+    visit.until(f"() => ({loaded}).join() === '8,8'")
+    with visit.page.expect_download() as download:
+        visit.page.click("#gs-gallery figure:nth-child(2) a")
+    assert download.value.suggested_filename == "cat-seed2.png"
+    assert read_settings(download.value.path())["index"] == 1
+    address = visit.page.get_attribute("#gs-gallery figure:nth-child(1) img", "src")
     visit.write("cfg(6)")
     visit.until_address("cfg%286%29")
     visit.page.click("#gs-gallery figure:nth-child(2) [data-action=restore]")
@@ -237,6 +244,12 @@ def test_the_gallery_restores_makes_again_and_deletes(visit):
     assert [pixels(p) for p in visit.pictures()] == [pixels(first[1])]
     visit.page.click("#gs-gallery figure:nth-child(1) [data-action=delete]")
     visit.until("() => document.querySelectorAll('#gs-gallery figure').length === 2")
+    # Each picture was fetched once, however often the gallery was drawn since.
+    assert [u for u in visit.asked if u.endswith(address)] == [served.url + address]
+    with served.client() as client:
+        assert client.get(address).content == base64.b64decode(first[0])
+        other = client.get("/studio/gallery/0123456789abcdef01234567/0.png")
+        assert (other.status_code, other.json()["error"]["type"]) == (404, "not_found")
 
 
 def test_a_run_starts_from_a_dropped_picture(visit, served):

@@ -215,28 +215,47 @@ def lateness(ticket: Ticket) -> DeadlineError:
     )
 
 
-async def changes(ticket: Ticket, every: float | None = None) -> AsyncIterator[None]:
+async def changes(
+    ticket: Ticket, every: float | None = None, *, pause: float = 0.0
+) -> AsyncIterator[None]:
     """Yield now, after changes, and once more when it is over; a slow reader misses some.
+
+    A change that the reader has not taken yet is noted once: the thread that samples does not wake
+    the reader's loop again for what it will read anyway.
 
     Args:
         ticket: to follow.
         every: also yield when so many seconds brought no change.
+        pause: seconds from a change until it is yielded, for those that follow it to be read with
+            it; the end is yielded at once.
     """
-    loop, event = asyncio.get_running_loop(), asyncio.Event()
+    loop, changed, over = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+    noted = False
+
+    def end() -> None:
+        over.set()
+        changed.set()
 
     def wake(_: Ticket) -> None:
+        nonlocal noted
+        if noted and not ticket.is_over:
+            return
+        noted = True
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
-            loop.call_soon_threadsafe(event.set)
+            loop.call_soon_threadsafe(end if ticket.is_over else changed.set)
 
     stop = ticket.watch(wake)
     try:
         while True:
-            over = ticket.is_over
+            noted = False  # before it is read: what changes from now on is noted anew
+            ended = ticket.is_over
             yield
-            if over:
+            if ended:
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), every)
-            event.clear()
+                await asyncio.wait_for(changed.wait(), every)
+                if pause:
+                    await asyncio.wait_for(over.wait(), pause)
+            changed.clear()
     finally:
         stop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -10,6 +12,9 @@ from .form import Form
 
 MOST = 60
 """Pictures that are kept; the oldest go first."""
+
+PATH = "/studio/gallery"
+"""Where browsers fetch the pictures: each once, however often the gallery is drawn."""
 
 _MOST_BYTES = 64 * 2**20
 """Bytes of all of them together."""
@@ -41,11 +46,17 @@ class Entry:
         """The name of its file."""
         return picture_name(self.form, 0)
 
+    @property
+    def png(self) -> bytes:
+        """The file."""
+        return base64.b64decode(self.image)
+
 
 class Gallery:
-    """Pictures, the newest first."""
+    """Pictures, the newest first. Their addresses, `key` in them, are a secret of the visitor."""
 
     def __init__(self) -> None:
+        self.key = secrets.token_hex(12)
         self.entries: list[Entry] = []
         self._next = 0
 
@@ -72,7 +83,8 @@ class Gallery:
         """Show them, each with what can be done with it."""
         if not self.entries:
             return '<div class="gs-empty">Pictures that you make are kept here.</div>'
-        return f'<div class="gs-gallery">{"".join(map(_card, self.entries))}</div>'
+        cards = (_card(entry, f"{PATH}/{self.key}/{entry.id}.png") for entry in self.entries)
+        return f'<div class="gs-gallery">{"".join(cards)}</div>'
 
 
 def picture_name(form: Form, index: int) -> str:
@@ -82,8 +94,8 @@ def picture_name(form: Form, index: int) -> str:
     return f"{words}-seed{seed}.png"
 
 
-def _card(entry: Entry) -> str:
-    label, data = escape(entry.label, quote=True), f"data:image/png;base64,{entry.image}"
+def _card(entry: Entry, address: str) -> str:
+    label, file = escape(entry.label, quote=True), escape(entry.file, quote=True)
     buttons = "".join(
         f'<button type="button" data-action="{action}" data-id="{entry.id}" '
         f'title="{title}" aria-label="{title}">{sign}</button>'
@@ -94,7 +106,7 @@ def _card(entry: Entry) -> str:
         )
     )
     return (
-        f'<figure title="{label}"><img src="{data}" alt="{label}"><figcaption>{label}'
-        f'</figcaption><nav>{buttons}<a download="{escape(entry.file, quote=True)}" href="{data}" '
+        f'<figure title="{label}"><img src="{address}" alt="{label}"><figcaption>{label}'
+        f'</figcaption><nav>{buttons}<a download="{file}" href="{address}" '
         'title="download" aria-label="download">↓</a></nav></figure>'
     )

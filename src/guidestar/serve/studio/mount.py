@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse, Response
 
 from ..protocol import AnyEngine
+from ..web.errors import RefusedError
 from ..web.service import Service
 
 PATH = "/studio"
@@ -35,8 +36,11 @@ def mount_studio(app: FastAPI, service: Service) -> FastAPI:
     import gradio as gr
     from gradio.themes import Base
 
+    from .gallery import PATH as GALLERY
     from .page import CSS, make_page
+    from .session import Sessions
 
+    sessions = Sessions(service)
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     theme = Base(primary_hue="indigo", font=fonts[0], font_mono=fonts[1])
 
@@ -48,9 +52,18 @@ def mount_studio(app: FastAPI, service: Service) -> FastAPI:
     async def favicon() -> Response:
         return Response(status_code=204)
 
+    @app.get(f"{GALLERY}/{{key}}/{{number}}.png", include_in_schema=False)
+    async def picture(key: str, number: int) -> Response:
+        """Return a picture of a visitor's gallery, which never changes."""
+        entry = sessions.picture(key, number)
+        if entry is None:
+            raise RefusedError(404, "not_found", "there is no such picture; it may be gone")
+        headers = {"Cache-Control": "private, max-age=86400, immutable"}
+        return Response(entry.png, media_type="image/png", headers=headers)
+
     mounted = gr.mount_gradio_app(
         app,
-        make_page(service),
+        make_page(service, sessions),
         path=PATH,
         theme=theme,
         css=CSS,

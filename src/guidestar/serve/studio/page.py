@@ -73,12 +73,12 @@ class Page:
         return self.panel.read([data[field] for field in self.panel.fields])
 
 
-def make_page(service: Service) -> gr.Blocks:
-    """Make the page of a service."""
+def make_page(service: Service, sessions: Sessions | None = None) -> gr.Blocks:
+    """Make the page of a service, for its visits."""
     from .making import add_make
     from .study import add_compare, add_explain, add_plot, add_restore
 
-    sessions = Sessions(service)
+    sessions = sessions or Sessions(service)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of Gradio's own imports
         blocks = gr.Blocks(

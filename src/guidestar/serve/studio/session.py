@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from ..web.service import Service
 from .form import Form
-from .gallery import Gallery
+from .gallery import Entry, Gallery
 from .running import Runs
 
 _MOST = 500
@@ -54,6 +54,12 @@ class Sessions:
         for session in gone:
             session.runs.cancel()
         return found
+
+    def picture(self, key: str, id: int) -> Entry | None:
+        """Return a picture of the gallery whose secret is ``key``, if it is kept."""
+        with self._lock:
+            galleries = [session.gallery for session in self._found.values()]
+        return next((g.find(id) for g in galleries if g.key == key), None)
 
     def drop(self, name: str) -> None:
         """End a visit, and cancel what is under way."""

@@ -41,7 +41,7 @@ async def wait(request: Request, job: Job) -> None:
     Raises:
         RefusedError: the client has gone.
     """
-    async for _ in changes(job.ticket, PROBE):
+    async for _ in changes(job.ticket, PROBE, pause=PROBE):  # steps do not matter to it
         if not job.ticket.is_over and await request.is_disconnected():
             job.ticket.cancel()
             raise RefusedError(499, "disconnected", "the client has gone")
