@@ -30,6 +30,7 @@ from guidestar.apps.measure_motion import (
     sample_like,
     score_motions,
 )
+from guidestar.apps.motion_clip import first_captions, score_texts, train_motion_clip
 from guidestar.data.motions import Motions
 from guidestar.model.motion_editing import keep
 from guidestar.motion.drawing import draw_motions, write_animation
@@ -96,6 +97,29 @@ def measure(model: guidestar.Model, judge: MotionJudge, source: Motions) -> dict
     return found
 
 
+def captions(model: guidestar.Model, out: Path) -> dict[str, Any]:
+    """Measure how motions fit their captions, by a CLIP that learned from the judge's clips."""
+
+    def captioned(part: str) -> Motions:
+        recipe = read(out / "clips" / part)
+        assert recipe.data.motion is not None
+        table = recipe.data.motion.model_copy(update={"caption": "a person: {action}, {style}"})
+        data = recipe.data.model_copy(update={"motion": table})
+        source, _ = sources(recipe.model_copy(update={"data": data}))
+        assert isinstance(source, Motions)
+        return source
+
+    steps = Training(steps=400, batch=64, rate=2e-3, warmup=30, decay=0.99, weight_decay=0.01)
+    other, source = captioned("judge"), captioned("model")
+    clip, texts = train_motion_clip(other, out / "clip.pt", steps), first_captions(source)
+    names = names_like(source, ("action", "style"))
+    sets = {"real": lambda: real_motions(source)}
+    sets |= {g: lambda g=g: sample_like(model, names, g) for g in SCALES}
+    found = {n: asdict(score_texts(clip, other, make(), texts)) for n, make in sets.items()}
+    print(found, flush=True)
+    return found
+
+
 def edit(model: guidestar.Model, judge: MotionJudge) -> dict[str, float]:
     """Measure in-betweening on clips that the model has not seen."""
     data, frames = judge.data, model.shape[0]
@@ -158,8 +182,9 @@ def main() -> None:
     draw(model, judge, out)
     source, _ = sources(recipe)
     assert isinstance(source, Motions)
-    found = {"scores": measure(model, judge, source), "editing": edit(model, judge)}
-    found["seconds"] = seconds(model)
+    found: dict[str, Any] = {"scores": measure(model, judge, source)}
+    found["editing"] = edit(model, judge)
+    found |= {"seconds": seconds(model), "captions": captions(model, out)}
     (out / "measures.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
