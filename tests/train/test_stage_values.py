@@ -13,9 +13,11 @@ from torch import nn
 from guidestar.data.latents import Unencoded
 from guidestar.data.source import InMemory, Subset
 from guidestar.diffusers.read.vae import Decoder
+from guidestar.sampling.grids import GRIDS
 from guidestar.train.recipe.parts import Training
+from guidestar.train.recipe.schema import Recipe
 from guidestar.train.recipe.tables import OWN_VAE, Data
-from guidestar.train.students import data
+from guidestar.train.students import data, stages
 from guidestar.train.students import run as students
 from guidestar.train.students.recipe import Distillation, Student
 from helpers.noting import noted
@@ -322,3 +324,32 @@ def test_a_stage_that_was_not_trained_to_its_end(monkeypatch, tmp_path):
     assert not found.w.requires_grad and not found.training and place[-1] == "a"
     assert fresh[0][0] == (given.teacher, None, 2.5, None)
     assert average[0][0][0] is module
+
+
+def test_the_objective_of_consistency_begins_with_the_students_steps():
+    spec: Any = SimpleNamespace(
+        dropout=0.3, range_of_scale=(1.0, 2.0), grid="karras", steps=3, finest=12,
+        train=SimpleNamespace(steps=77),
+    )  # fmt: skip
+    teacher: Any = SimpleNamespace()
+    found: Any = stages._objective(spec, "consistency", 3, teacher)
+    assert (found.first, found.last, found.steps) == (3, 12, 77)
+    assert (found.dropout, found.scale, found.teacher) == (0.3, (1.0, 2.0), teacher)
+    assert found.spacing is GRIDS["karras"]
+    spec.grid = None
+    found = stages._objective(spec, "consistency", 3, teacher)
+    assert found.spacing is GRIDS["uniform"]
+
+
+@pytest.mark.parametrize(("size", "scales", "fits"), [(4, 2, True), (3, 2, False), (2, 1, True)])
+def test_pictures_are_large_enough_to_be_halved(size, scales, fits):
+    known: Any = SimpleNamespace(
+        decoder=SimpleNamespace(features=0.0, scales=scales),
+        data=SimpleNamespace(vae="autoencoder", size=size),
+        clip=None,
+    )
+    if fits:
+        Recipe._check_decoder(known)
+        return
+    with pytest.raises(ValueError, match=f"pictures of {size} cannot be halved {scales} times"):
+        Recipe._check_decoder(known)
