@@ -238,7 +238,7 @@ def watched(held: Held, reach: Reach, home: Path, limit: float, say: Say) -> Non
             held.session.config.pluginmanager.register(watch)
             tests = [test for test in held.items if test.partition("::")[0] == file]
             held.run(tests, home.parent / "tmp" / "map")
-            found.write_text(json.dumps(watch.kept((home / file).read_text())))
+            found.write_text(json.dumps(watch.kept(home / file)))
             return 0
 
         pid = fork(work)

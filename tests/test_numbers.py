@@ -353,6 +353,46 @@ def test_a_manifests_values_up_to_their_bounds():
         None,
     ):
         assert not fits["scale"](bad)
+    for key in ("averages", "nets", "classifiers"):
+        assert fits[key]([]) and fits[key](["a", "b.c"])
+        for bad in (["a", "a"], [".."], ["a/b"], [1], "ab", None, {"a": 1}, [""]):
+            assert not fits[key](bad)
+    for good in ({}, {"a": {}}, {"a": {"log_scale": 88, "rho_max": None}}, {"a": {"rho_max": 0}}):
+        assert fits["clips"](good)
+    for bad in (
+        *([], {"..": {}}, {"a": []}, {"a": {"log_scale": 89}}, {"a": {"rho_max": -1}}),
+        *({"a": {"log_scale": None}}, {"a": {"scale": 1}}, {"a": {}, "b": {"x": 1}}),
+    ):
+        assert not fits["clips"](bad)
+    assert fits["captions"]([]) and fits["captions"](["a", ""]) and fits["defaults"]({})
+    assert not any(fits["captions"](v) for v in ("a", [1], ["a", None], None, ("a",)))
+    assert not any(fits["defaults"](v) for v in ([], None, "a"))
+    for good in ({}, {"1": [3, 0]}, {"2": [2.0, 1e-9, 0.0], "1": [1, 0]}):
+        assert fits["grids"](good)
+    for bad in (
+        [],
+        None,
+        {"0": [0]},
+        {"1": [0]},
+        {"1": [2, 1, 0]},
+        {"2": [2, 2, 0]},
+        {"1": [0, 0]},
+        {"1": [2, 1]},
+        {"1": [-1, 0]},
+        {"1": [math.inf, 0]},
+        {"1": [True, 0]},
+        {"1": [1, False]},
+        {"1": ["2", 0]},
+        {"1": (1, 0)},
+        {"a": [1, 0]},
+        {"²": [2, 1, 0]},
+        {"1": [1, 0], "3": [1, 0]},
+    ):
+        assert not fits["grids"](bad)
+    for good in ({}, {"3": {}}, {"3": {"guidance": "g"}, "4": {"solver": "s", "guidance": "g"}}):
+        assert fits["by_steps"](good)
+    for bad in ([], None, {"3": ["solver"]}, {"3": "g"}, {"3": {"steps": 2}}, {"3": {}, "4": []}):
+        assert not fits["by_steps"](bad)
     assert [manifest._LOG_SCALE.fits(v) for v in (-88, 88, -88.1, 88.1)] == [True, True] + [
         False
     ] * 2

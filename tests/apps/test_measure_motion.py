@@ -108,7 +108,7 @@ def test_samples_are_of_the_same_conditions_and_lengths(data, model):
 def test_errors_of_inbetweening_are_of_the_missing_frames(data, model):
     numbers = [n for n in real_motions(data) if len(n) == T][:2]
     names = ["action=fast; length=16"] * 2
-    made, line = inbetween_error(model, data.body, numbers, names, 5, steps=3)
+    made, line = inbetween_error(model, data.body, numbers, names, 5, steps=3, times=2)
     form, wanted = data.body.format, []
     for x in numbers:
         y = form.local(x)

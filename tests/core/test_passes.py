@@ -4,7 +4,7 @@ answer.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import pytest
@@ -12,11 +12,13 @@ import torch
 
 from guidestar import Guided, Level, Net, Pass, Prediction, Slot, cfg, parse, sample, steer, uniform
 from guidestar.core.denoiser import Condition
+from guidestar.core.evaluation import evaluate
 from guidestar.core.passes import COND as C
 from guidestar.core.passes import NEGATIVE as N
 from guidestar.core.passes import NULL as U
 from guidestar.core.passes import NoisyPoint, by_name
-from guidestar.core.rounds import union
+from guidestar.core.perturbation import Rows
+from guidestar.core.rounds import Group, Round, union
 from guidestar.guidance import Contrast, Direction, classifier
 from guidestar.guidance.term import Traits
 from helpers.toys import (
@@ -832,3 +834,22 @@ def test_a_plan_prints_as_a_table():
     assert text.splitlines()[0].split() == ["step", "rho", "NFE", "passes"]
     assert text.splitlines()[2].split(maxsplit=3) == ["1", "2", "1.5", "cond, uncond (1 of 2)"]
     assert text.splitlines()[-1] == "total NFE 4 a sample, gradients 0"
+
+
+def test_a_perturbation_alone_in_its_call_has_all_rows():
+    seen = []
+
+    class Noting:
+        name = "noting"
+
+        def __call__(self, denoiser, rows=None, inputs=None):
+            seen.append(rows)
+            return nullcontext()
+
+    asked, step = {C: None, Pass(perturb=Noting()): None}, uniform(SCHEDULES["vp"], 4).step(1)
+    group = Group(x_t=torch.zeros(3, 2), step=step, batch=3)
+    nets = {"main": Net(denoiser=Spy(), cond=condition(1.0), null=condition(0.0))}
+    evaluate(Round(group=group, passes=asked, nets=nets))
+    assert seen == [Rows(3, 6, 6)]
+    evaluate(Round(group=group, passes=dict(list(asked.items())[1:]), nets=nets))
+    assert seen[1:] == [None]

@@ -101,6 +101,19 @@ def test_splits_are_refused_with_what_to_write(photos, tmp_path):
     assert f'path = "{whole}/train" and test = "{whole}/test"' in str(caught.value)
 
 
+def test_the_first_two_of_several_splits_are_proposed(tmp_path):
+    for name in ("test", "train", "val"):
+        write(tmp_path / "p" / name / "cat" / "0.png")
+    with pytest.raises(ValueError, match="holds the splits train, ") as caught:
+        image_folder(tmp_path / "p", LOOK)
+    first, second, third = (
+        str(caught.value).partition("splits ")[2].partition(", which")[0].split(", ")
+    )
+    assert {first, second, third} == {"train", "test", "val"}
+    where = tmp_path / "p"
+    assert f'path = "{where}/{first}" and test = "{where}/{second}"' in str(caught.value)
+
+
 def test_splits_with_tables_are_refused_too(tmp_path):
     for name in ("Train", "val"):
         write(tmp_path / "p" / name / "0.png")

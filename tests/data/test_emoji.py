@@ -174,6 +174,37 @@ def test_an_icon_has_the_box_of_its_set_unless_it_has_its_own():
     assert emoji_packages._svg(body, {}).endswith(">" + "<path/>" + "</svg>")
 
 
+def test_each_emoji_of_a_set_is_drawn_once(tmp_path):
+    apple, mug = (emoji_packages.EmojiNames(n, (n[0],)) for n in ("apple", "mug"))
+    known = {"1f34e": apple, "1f37a": mug}
+    (tmp_path / "assets").mkdir()
+    for name in ("1f34e", "1f34e-fe0f", "1f37a", "1f000"):
+        (tmp_path / "assets" / f"{name}.webp").touch()
+    style = next(s for s in STYLES if s.name == "3d")
+    found = list(emoji_packages._webp(tmp_path, style, known))
+    assert [(d.concept, d.tags, d.style) for d in found] == [
+        ("apple", ("a",), "3d"),
+        ("mug", ("m",), "3d"),
+    ]
+    assert [d.file.name for d in found] == ["1f34e-fe0f.webp", "1f37a.webp"]
+    icons = {"icons": {n: {"body": n} for n in ("red-apple", "again", "Beer-Mug", "odd-one")}}
+    (tmp_path / "icons.json").write_text(json.dumps(icons))
+    drawn = lambda name, codes: [
+        (d.concept, d.svg[d.svg.index(">") + 1 : -6])
+        for d in emoji_packages._icons(
+            tmp_path, next(s for s in STYLES if s.name == name), codes, known
+        )
+    ]
+    codes = {"red-apple": "1f34e", "again": "1f34e", "beermug": "1f37a", "odd-one": "1f000"}
+    assert drawn("noto", codes) == [("apple", "red-apple"), ("mug", "Beer-Mug")]
+    # Icons that are no emoji are called what they are; their letters alone say nothing.
+    assert drawn("icon", codes) == [
+        ("apple", "red-apple"),
+        ("Beer Mug", "Beer-Mug"),
+        ("odd one", "odd-one"),
+    ]
+
+
 def test_what_is_written_of_drawings(tmp_path, monkeypatch):
     monkeypatch.setattr(emoji, "_draw", lambda drawing, file, size: file.write_text(str(size)))
     drawings = [

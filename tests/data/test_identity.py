@@ -39,6 +39,26 @@ def test_the_order_of_classes_counts():
     assert words == "the classes of 'label' are in another order" and not acceptable
 
 
+def test_columns_are_compared_in_turn():
+    columns = lambda *found: compare(
+        *({"size": 1, "columns": c, "digest": "d"} for c in found)  # type: ignore[arg-type]
+    )
+    label, other = ["class", ["a", "b"]], ["class", ["a", "c"]]
+    two = {"label": label, "pose": ["vector", 3]}
+    assert columns(two, {"label": label, "pose": ["vector", 4]}) == (
+        "the column 'pose' had 3 numbers and has 4",
+        False,
+    )
+    assert columns(two, {"label": other, "pose": ["vector", 4]}) == (
+        "the classes of 'label' now lack 'b' and have 'c'",
+        False,
+    )
+    assert columns(two, {"label": label, "pose": ["class", ["a"]]}) == (
+        "the column 'pose' was a vector and is a class",
+        False,
+    )
+
+
 @pytest.mark.parametrize("left_out", ["label", "text"])
 def test_a_column_that_is_gone_or_new_is_not_acceptable(left_out):
     fewer = source(

@@ -63,8 +63,8 @@ class Watch:
         if report.failed:
             self.failed.append(report.nodeid)
 
-    def kept(self, text: str) -> dict[str, Any]:
-        """Return what is worth keeping, with functions by number."""
+    def kept(self, file: Path) -> dict[str, Any]:
+        """Return what is worth keeping of a test file, with functions by number."""
         names = sorted({*self.shared, *(f for _, called in self.tests.values() for f in called)})
         number = {name: i for i, name in enumerate(names)}
         tests = {
@@ -72,7 +72,7 @@ class Watch:
             for test, (seconds, called) in self.tests.items()
         }
         return {
-            "hash": digest(text),
+            "hash": state(file),
             "names": names,
             "shared": [number[f] for f in sorted(self.shared)],
             "tests": tests,
@@ -95,6 +95,13 @@ class Only:
 
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def state(file: Path) -> str:
+    """Return a digest of a test file, and of the tables beside it that it reads its cases from."""
+    text = file.read_text()
+    tables = (table for table in sorted(file.parent.glob("*.txt")) if table.name in text)
+    return digest("\n".join([text, *(table.read_text() for table in tables)]))
 
 
 class Reach:
@@ -135,9 +142,7 @@ class Reach:
 
     def stale(self, root: Path, files: Iterable[str]) -> list[str]:
         """Return the files that have changed since they were run, and those that never were."""
-        return [
-            f for f in files if self.files.get(f, {}).get("hash") != digest((root / f).read_text())
-        ]
+        return [f for f in files if self.files.get(f, {}).get("hash") != state(root / f)]
 
     def tests_of(
         self, file: str, where: str, budget: float, always: Sequence[str] = ()

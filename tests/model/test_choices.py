@@ -1,5 +1,6 @@
 """What a run is where something is left out, and what its networks are told: of a toy model."""
 
+import json
 import math
 import warnings
 
@@ -11,6 +12,7 @@ from guidestar.core.denoiser import Condition
 from guidestar.core.levels import Flow
 from guidestar.core.rng import Draw
 from guidestar.guidance import parse
+from guidestar.model.fitted import defaults_of, grid_name, ratios_of, store
 from guidestar.sampling import DDIM, SOLVERS
 
 MEANS = {"": 0.0, "a": 1.0, "b": -2.0}
@@ -71,6 +73,58 @@ def test_a_grid_is_the_cards_unless_another_is_named():
             told.grid(steps)
     with pytest.raises(ValueError, match="unknown grid 'log'; the grids are "):
         told.grid(grid="log")
+
+
+FITTED = {"grids": {"2": [3.0, 1.0, 0.0], "4": [9.0, 5.0, 2.0, 1.0, 0.0]},
+          "by_steps": {"2": {"guidance": "cfg(7)"}, "4": {"solver": "heun"}}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("steps", "grid", "guidance", "solver"),
+    [
+        (2, None, "cfg(7)", "ddim"),
+        (4, None, "cfg(2)", "heun"),
+        (3, None, "cfg(2)", "ddim"),  # nothing was fitted for them
+        (2, "fitted", "cfg(7)", "ddim"),
+        (2, "uniform", "cfg(2)", "ddim"),
+        (2, uniform(Flow(), 2), "cfg(2)", "ddim"),
+        (None, None, "cfg(2)", "heun"),  # four, as the card says
+    ],
+)
+def test_settings_belong_to_their_fitted_grid(steps, grid, guidance, solver):
+    card = {"guidance": "cfg(2)", "solver": "ddim", "steps": 4}
+    model = toy(card=FITTED, defaults=card)
+    found = defaults_of(model, steps, grid)
+    assert found == {**card, "guidance": guidance, "solver": solver}
+    assert model.defaults == card  # and stays
+
+
+def test_levels_that_were_fitted():
+    model = toy(card=FITTED, defaults={"grid": "karras"})
+    assert grid_name(model, 2) == "fitted" and grid_name(model, 3) == "karras"
+    assert grid_name(model, 2, "uniform") == "uniform" and grid_name(toy()) == "log_snr"
+    assert grid_name(toy(card={"grids": {"20": [1.0] * 21}})) == "fitted"
+    assert [level.rho for level in model.grid(2)] == pytest.approx([3.0, 1.0, 0.0])
+    assert ratios_of(FITTED) == {2: [3.0, 1.0, 0.0], 4: [9.0, 5.0, 2.0, 1.0, 0.0]}
+    assert ratios_of({}) == {}
+    with pytest.raises(ValueError, match="no grid was fitted to 'toy'; guidestar grid FOLDER --st"):
+        toy().grid(3, "fitted")
+
+
+def test_fitted_levels_are_stored_beside_others(tmp_path):
+    file = tmp_path / "guidestar.json"
+    about = {"name": "m", "grids": {"10": [1, 0]}, "by_steps": {"10": {"solver": "heun"}}}
+    file.write_text(json.dumps(about))
+    store(tmp_path, {2: [3.0, 1.0, 0.0]}, {2: {"guidance": "cond"}})
+    found = json.loads(file.read_text())
+    assert list(found["grids"].items()) == [("2", [3.0, 1.0, 0.0]), ("10", [1, 0])]
+    assert list(found["by_steps"]) == ["2", "10"] and found["name"] == "m"
+    store(tmp_path, {2: [4.0, 1.0, 0.0]})  # a new grid has the card's settings again
+    found = json.loads(file.read_text())
+    assert found["grids"]["2"] == [4.0, 1.0, 0.0]
+    assert found["by_steps"] == {"10": {"solver": "heun"}}
+    store(tmp_path, {10: [2.0, 0.0]})
+    assert "by_steps" not in json.loads(file.read_text())
 
 
 def test_an_expression_is_the_cards_where_there_is_a_condition():
@@ -198,7 +252,18 @@ def test_plans_are_of_as_many_samples_as_conditions_or_scales():
     assert toy(encoder=False).plan(steps=2, solver="ddim").nfe == 2
     lossy = toy(defaults={"guidance": "cfg(2) + dps(1)", "steps": 3, "solver": "ddim"})
     assert lossy.plan().nfe == 6 and lossy.plan(cond=None).nfe == 3
+    with pytest.raises(ValueError, match="takes no scale as an input; write it in the guidance"):
+        model.plan(scale=2.0)
+    with pytest.raises(ValueError, match="takes no condition, so no negative either"):
+        toy(encoder=False).plan(steps=2, negative="b")
+    with pytest.raises(ValueError, match="unknown solver 'nothing'"):
+        model.plan(solver="nothing")
     assert not asked  # nothing has run
+
+
+def test_operators_of_images_need_a_model_of_images():
+    with pytest.raises(ValueError, match=r"'toy' does not make pictures, but samples of \[3\]"):
+        toy().on_images("identity")
 
 
 def test_a_wide_sample_is_warned_of_by_the_size_of_the_data():

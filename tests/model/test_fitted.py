@@ -86,6 +86,7 @@ def test_pictures_of_a_step_count_are_repeated(folder, tmp_path, capsys):
         ({"4": OWN}, "by_steps: 4 steps have no levels in grids"),
         ({"3": {"guidance": "cgf(3)"}}, "by_steps: 3: "),
         ({"3": {"steps": 4}}, 'by_steps must be an object of "guidance" and "solver"'),
+        ({"3": ["solver"]}, 'by_steps must be an object of "guidance" and "solver"'),
         ([OWN], 'by_steps must be an object of "guidance" and "solver"'),
     ],
 )

@@ -12,6 +12,7 @@ from guidestar.model.motion_editing import keep, known_mask, known_motion, obser
 from guidestar.motion import parse_bvh
 from guidestar.networks.lengths import LengthEncoder
 from guidestar.networks.motion import MotionTransformer
+from guidestar.sampling import DDPM, Heun
 from helpers.motions import walker, write_walkers
 
 T = 16
@@ -76,6 +77,48 @@ def test_masks_join_frames_and_joints(model, data):
         known_mask(model, frames=[16])
     with pytest.raises(ValueError, match="no joint 'Tail'; its joints are Hips, Spine, Head"):
         keep(model, CLIP, joints=["Tail"])
+
+
+def test_numbers_of_a_joint_by_part(data):
+    """Each number of a frame belongs to its joint: turn, walk and height to the root."""
+    form = data.body.format
+    names = list(form.skeleton.names)
+    for k, name in enumerate(names):
+        mask = form.mask([name])
+        for part, where in form.parts.items():
+            found = mask[where]
+            if part in ("turn", "walk", "height"):
+                assert found.tolist() == [float(k == 0)] * len(found)
+                continue
+            of = (
+                list(form.feet) if part == "contacts" else [*range(part == "positions", len(names))]
+            )
+            width = len(found) // len(of)
+            assert width == {"contacts": 1, "positions": 3, "rotations": 6, "velocities": 3}[part]
+            assert found.tolist() == [float(owner == k) for owner in of for _ in range(width)]
+    assert form.mask(names).all() and not form.mask([]).any()
+
+
+def test_frames_that_are_kept_up_to_the_ends(model):
+    for frame in (0, 15):
+        mask = known_mask(model, frames=[frame])
+        assert mask[frame].all() and int(mask.any(1).sum()) == 1
+    assert not known_mask(model, frames=()).any() and known_mask(model, frames=range(16)).all()
+    for frame in (-1, 16):
+        with pytest.raises(ValueError, match=f"has the frames 0 to 15, not {frame}"):
+            known_mask(model, frames=[3, frame])
+        with pytest.raises(ValueError, match=f"has the frames 0 to 15, not {frame}"):
+            reach(model, "Head", {3: (0, 0, 0), frame: (0, 0, 0)})
+    found = keep(model, CLIP, frames=[1], joints=["Head"], start=3, solver=Heun())
+    assert found.solver == Heun() and keep(model, CLIP).solver == DDPM()
+    assert torch.equal(found.known, known_motion(model, CLIP, 3))  # type: ignore[arg-type]
+    assert torch.equal(found.mask, known_mask(model, frames=[1], joints=["Head"]))  # type: ignore[arg-type]
+    assert torch.equal(keep(model, CLIP).known, known_motion(model, CLIP, 0))  # type: ignore[arg-type]
+    last = known_motion(model, CLIP, 39)[0]
+    assert last[0].any() and not last[1:].any()
+    observed = observe_motion(model, CLIP, joints=["Head"], start=3)
+    assert observed.noise == 0.0 and torch.equal(observed.y, known_motion(model, CLIP, 3))
+    assert torch.equal(observed.operator.mask, known_mask(model, joints=["Head"]))  # type: ignore[union-attr]
 
 
 def test_an_observation_is_the_distance_to_what_is_known(model):

@@ -1,13 +1,17 @@
 """What a run gave: evaluations, files and their settings, and which settings can be repeated."""
 
 from dataclasses import asdict, replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from guidestar.guidance import parse
 from guidestar.io.images import read_settings
-from guidestar.model.samples import Samples, Settings, check_settings
+from guidestar.model.samples import Samples, Settings, check_settings, settings_of
+from guidestar.sampling import DDPM
 
 SETTINGS = Settings(
     model="m",
@@ -153,3 +157,46 @@ def test_settings_that_lack_something_are_refused():
         check_settings({**GOOD, "started": True})
     with pytest.raises(ValueError, match=r"^this run depended on a loss and the solver, which "):
         check_settings({**GOOD, "lacking": ["a loss", "the solver"]})
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_settings_of_a_run_are_all_that_determines_it(named):
+    request: Any = SimpleNamespace(
+        names=("a", "b"),
+        negative="c",
+        guidance=parse("cfg(2)"),
+        seeds=(4, 9),
+        levels=SimpleNamespace(steps=7),
+        solver=DDPM(),
+        solver_is_named=named,
+        grid="karras",
+        start=None if named else torch.zeros(2, 1),
+        lacking=lambda: ("its own grid",),
+        max_rows=3,
+        scale=(1.5, 2.0),
+    )
+    found = settings_of(
+        request, "m", torch.device("cpu"), dtype=torch.float64, lacking=["a picture"]
+    )
+    assert found == Settings(
+        model="m",
+        cond=("a", "b"),
+        negative="c",
+        guidance="cfg(2)",
+        seeds=(4, 9),
+        steps=7,
+        solver="ddpm" if named else repr(DDPM()),
+        grid="karras",
+        started=not named,
+        lacking=("a picture", "its own grid"),
+        max_rows=3,
+        scale=(1.5, 2.0),
+        threads=torch.get_num_threads(),
+        dtype="float64",
+        device="cpu",
+        versions=found.versions,
+    )
+    assert set(found.versions) == {"guidestar", "torch", "python"}
+    assert found.versions["torch"] == torch.__version__
+    plain = settings_of(request, "m", torch.device("cpu"))
+    assert plain.lacking == ("its own grid",) and plain.dtype == "float32"

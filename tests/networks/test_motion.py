@@ -169,7 +169,19 @@ def test_a_length_is_written_after_the_only_other_condition():
     found = three.parse("action=walk; pace=2; length=9")
     assert found == {"action": 0, "pace": [2.0], "length": 9}
     assert three.parse("action=walk")["length"] == 20
+    with pytest.raises(ValueError, match=r"condition 'action=walk; 2' should be written as"):
+        three.parse("action=walk; 2")
     assert three.split_length("pace=1; length=9") == ("pace=1", "9")
+
+
+def test_a_text_with_a_length_is_a_prompt():
+    text = nn.Module()
+    text.tokenizer = "tokenizer"  # type: ignore[assignment]
+    parts = {"text": text, "length": length()}
+    assert Conditions(parts).tokenizer == "tokenizer"
+    for others in ({"text": text}, {**parts, "pace": VectorEncoder(1, 8)}, {"length": length()}):
+        assert not hasattr(Conditions(others), "tokenizer")
+    assert not hasattr(Conditions({"pace": VectorEncoder(1, 8), "length": length()}), "tokenizer")
 
 
 def test_the_only_part_keeps_its_length():

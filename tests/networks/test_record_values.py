@@ -110,6 +110,7 @@ def test_a_frame_shrinks_by_one_factor(tokens, grid):
         ((9, 7), 12, (4, 3)),
         ((5, 3), 2, (2, 1)),
         ((3, 5), 1, (1, 1)),
+        ((2, 5), 1, (1, 1)),
     ],
 )
 def test_a_unets_grid_is_rounded_up_or_down(size, tokens, grid):

@@ -150,7 +150,7 @@ def test_an_engine_has_the_servers_limits(monkeypatch):
     monkeypatch.setattr(services, "Engine", lambda model, **more: made.append((model, more)))
     services.start_engine("m", Limits(rows=3, queue=4, samples=5, evaluations=6))  # type: ignore[arg-type]
     assert made == [("m", {"max_rows": 3, "max_queue": 4, "max_samples": 5, "max_evaluations": 6})]
-    model: Any = SimpleNamespace(name="m", image_shape=(3, 4, 6))
+    model: Any = SimpleNamespace(name="m", card={}, image_shape=(3, 4, 6))
     assert services.picture_size(model) == (6, 4)
     model.image_shape = None
     with pytest.raises(ValueError, match="the model 'm' makes no pictures, so it cannot be served"):

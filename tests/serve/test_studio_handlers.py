@@ -7,6 +7,7 @@ import base64
 import inspect
 import io
 import secrets
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -879,13 +880,20 @@ def shown_of(shown, operator):
     return shown.on("gs-restore", "click")[-1][0]
 
 
-def test_the_page_of_a_server(service):
+def test_the_page_of_a_server(service, monkeypatch):
     pytest.importorskip("gradio")
     from guidestar.serve.studio import mount
 
+    measured: list[Any] = []
+    monkeypatch.setattr(mount, "_measure", measured.append)
     small = Service({"toy": toy_model(shape=PICTURE)}, Limits(seconds=60, body=1234))
     try:
         app = within_a_loop(lambda: make_app(small, studio=True))
+        for _ in range(500):
+            if measured:
+                break
+            time.sleep(0.01)
+        assert measured == [small.engines["toy"]]
         with TestClient(app, base_url="http://localhost") as client:
             answer = client.get("/", follow_redirects=False)
             assert (answer.status_code, answer.headers["location"]) == (307, "/studio/")

@@ -121,6 +121,7 @@ def test_conditions_are_rows_of_a_table(pipeline):
 
     model = gs.load(pipeline)
     table = Prompts(model, PROMPTS)
+    assert not table.state_dict()  # they are encoded again, and no part of a checkpoint
     found = table({"prompt": torch.tensor([1, 2, 0])})
     second, first = model.encoder.encode([PROMPTS[1]]), model.encoder.encode([PROMPTS[0]])
     expected = Condition.join([second, model.encoder.null(1), first])

@@ -2,14 +2,25 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import guidestar
+from guidestar.apps.measure_motion import (
+    MotionJudge,
+    measure_motions,
+    motions_of,
+    names_like,
+    real_motions,
+    sample_like,
+    score_motions,
+)
 from guidestar.cli import main
 from guidestar.data.motions import Motions
+from guidestar.data.source import InMemory
 from guidestar.model.motions import (
     body_of_model,
     lengthen,
@@ -373,3 +384,41 @@ def test_the_command_line_keeps_a_part_of_a_clip(home, tmp_path, capsys):
         code, written = run(*more, "--out", str(out))
         assert code and words in written.err, written.err
     assert read_frames("3, 5 - 7") == [3, 5, 6, 7]
+
+
+def test_evaluate_measures_motions_by_their_judge(home, model, tmp_path, capsys):
+    seeds, folder = range(5), str(home / "out" / "walkers")
+    rows = list(measure_motions(model, ["cfg(1)", "cfg(2)"], seeds=seeds))
+    assert [row["guidance"] for row in rows] == ["real", "cfg(1)", "cfg(2)"]
+    # By hand: the training clips against the held-out ones, and samples of their conditions.
+    source, aside = sources(recipe_in(home))
+    whole, other = motions_of(source), motions_of(aside)
+    assert (whole.size, other.size) == (6, 2)
+    every = real_motions(source.source)
+    for kept, part in ((source.kept, whole), (aside.kept, other)):
+        for k, x in zip(kept, real_motions(part), strict=True):
+            torch.testing.assert_close(x, every[k])
+        assert part.targets["action"].tolist() == [
+            source.source.targets["action"].tolist()[k] for k in kept
+        ]
+    judge = MotionJudge(net=model.judge, data=whole, column="action")
+    reference = judge.run(real_motions(other), other.targets["action"])
+    names = names_like(whole, ["action"])[:5]
+    made = sample_like(model, names, "cfg(2)")
+    wanted = score_motions(
+        made, whole.targets["action"][:5], judge=judge, body=whole.body, reference=reference
+    )
+    for name, value in vars(wanted).items():
+        assert rows[2][name] == pytest.approx(value, rel=1e-3, abs=1e-6)
+    assert rows[2]["nfe"] == 6 and rows[0]["nfe"] == 0  # 3 steps of two passes
+    out = tmp_path / "rows.json"
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", folder, "--guidance", "cfg(2)", "--seeds", "0-4", "--out", str(out)])
+    assert end.value.code == 0
+    again = json.loads(out.read_text())[1]
+    assert again["jerk"] == pytest.approx(rows[2]["jerk"], rel=1e-3)
+    assert "skating" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="walkers' has no judge to measure with; train one"):
+        next(measure_motions(replace(model, judge=None), ["cfg(1)"], seeds=seeds))
+    with pytest.raises(ValueError, match="these are no motions but samples of"):
+        motions_of(InMemory(x=torch.zeros(2, 3, 8, 8), columns={}, targets={}))

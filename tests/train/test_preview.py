@@ -145,6 +145,37 @@ def test_pictures_are_drawn_every_so_many_steps(tmp_path, monkeypatch, done, mai
     assert len(np.nonzero(grey.any(0))[0]) == 16 and np.nonzero(grey.any(0))[0].min() > 20
 
 
+def test_the_smaller_pictures_come_first(monkeypatch):
+    asked, given = [], []
+
+    class Live:
+        classes, takes_prompts = ("p", "q"), False
+
+        def sample(self, names, **more):
+            asked.append((names, more["guidance"]))
+            return SimpleNamespace(images=torch.zeros(2, 1, 4, 4))
+
+    live = Live()
+    monkeypatch.setattr(preview, "live_model", lambda *given: live)
+    monkeypatch.setattr(
+        preview, "with_pictures", lambda *parts, **more: given.append((parts, more)) or live
+    )
+    spec = recipe()
+    spec.upscale, spec.preview.seeds = SimpleNamespace(size=2), 4
+    x = torch.arange(48.0).view(3, 1, 4, 4) / 48
+    source = InMemory(x=x, targets=SOURCE.targets, columns=SOURCE.columns)
+    module = SimpleNamespace(encoder=encoder("label"))
+    rows = list(preview._rows(spec, module, source, None))  # type: ignore[arg-type]
+    assert [r.label for r in rows] == ["smaller", "cfg(1)", "cfg(2)"]
+    (of, small), more = given[0]
+    shown = x[[0, 0, 1, 2]]  # four pictures of three, in order
+    means = shown.view(4, 1, 2, 2, 2, 2).mean((3, 5))
+    assert of is live and more == {"seeds": range(4)}
+    torch.testing.assert_close(small, means)
+    assert len(rows[0].images) == 4
+    assert asked == [(["1", "1", "0", "1"], "cfg(1)"), (["1", "1", "0", "1"], "cfg(2)")]
+
+
 def test_an_unconditional_model_has_one_row(tmp_path, monkeypatch):
     asked = []
 

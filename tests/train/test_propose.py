@@ -206,6 +206,9 @@ def test_kinds_of_data(tmp_path):
     assert kind_of(tmp_path) == "shards"
     (tmp_path / "a.tar").unlink()
     assert kind_of(tmp_path) == "parquet"
+    (tmp_path / "a.bvh").write_bytes(b"")
+    assert kind_of(tmp_path) == "motion"
+    (tmp_path / "a.bvh").unlink()
     (tmp_path / "a.parquet").unlink()
     assert kind_of(tmp_path) == "tensors"
     (tmp_path / "a.npy").unlink()

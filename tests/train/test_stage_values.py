@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from guidestar.data.latents import Unencoded
+from guidestar.data.source import InMemory, Subset
+from guidestar.diffusers.read.vae import Decoder
 from guidestar.train.recipe.parts import Training
-from guidestar.train.recipe.tables import Data
+from guidestar.train.recipe.tables import OWN_VAE, Data
 from guidestar.train.students import data
 from guidestar.train.students import run as students
 from guidestar.train.students.recipe import Distillation, Student
@@ -86,8 +89,8 @@ def test_a_stage_begins_where_the_one_before_ended(monkeypatch):
     students.student_of(lesson(recipe(student=spec)), 1, Path("o"))
     assert taught[1][1] == {"takes_scale": True}
     walked = lesson(recipe("trajectory", student={"paths": 4}))
-    if len(walked.recipe.student.stages()) > 1:
-        assert students.student_of(walked, 1, Path("o"))[1] is walked.teacher
+    module, teacher = students.student_of(walked, 1, Path("o"))  # the runs stay those of the first
+    assert torch.equal(module.w, trained.w) and teacher is walked.teacher  # type: ignore[attr-defined]
 
 
 def test_the_levels_that_runs_visit(monkeypatch):
@@ -183,6 +186,55 @@ def test_data_are_the_recipes_or_those_of_the_teacher():
         assert data.data_of(recipe(data=own), model) == own
         with pytest.raises(ValueError, match="the card of 'm' does not name its training data"):
             data.data_of(recipe(), model)
+
+
+@pytest.mark.parametrize(
+    ("method", "vae", "shape", "made"),
+    [
+        ("progressive", None, (3, 16, 16), "latents"),
+        ("progressive", OWN_VAE, (3, 16, 16), "latents"),
+        ("progressive", "other", (3, 16, 16), "read"),
+        ("progressive", None, (4, 2, 2), "read"),
+        ("trajectory", None, (3, 16, 16), "unencoded"),
+        ("trajectory", "other", (3, 16, 16), "read"),
+    ],
+)
+@pytest.mark.parametrize("part", [True, False])
+@pytest.mark.parametrize("cache", [None, "kept"])
+def test_pictures_of_a_teacher_of_latents(monkeypatch, method, vae, shape, made, part, cache):
+    pictures: Any = SimpleNamespace(shape=shape)
+    if part:
+        pictures = Subset(source=InMemory(x=torch.zeros(4, *shape), targets={}, columns={}),
+                          kept=(3, 1))  # fmt: skip
+    read = noted(monkeypatch, data, "_read", pictures)
+    encoded = noted(monkeypatch, data, "encode_pictures", InMemory(
+        x=torch.ones(4, 4, 2, 2), targets={}, columns={}
+    ))  # fmt: skip
+    given = Data(path="q/photos", kind="images", vae=vae, cache=cache, size=16)
+    monkeypatch.setattr(data, "data_of", lambda recipe, model: given)
+    decode: Any = object.__new__(Decoder)
+    decode.vae = "its vae"
+    model: Any = SimpleNamespace(decode=decode, shape=(4, 2, 2))
+    spec = recipe(method, student={"paths": 4} if method == "trajectory" else {})
+    found: Any = data.source_of(spec, model, print)
+    ((asked, say), _) = read[0]
+    assert say is print and len(read) == 1
+    assert asked.vae == (vae if made == "read" and vae else None) and asked.size == 16
+    if made == "read":
+        assert found is pictures and not encoded
+        return
+    whole = pictures.source if part else pictures
+    if part:
+        assert isinstance(found, Subset) and found.kept == (3, 1)
+    inner = found.source if part else found
+    if made == "unencoded":
+        assert isinstance(inner, Unencoded) and not encoded and inner.pictures is whole
+        assert inner.latent_shape == (4, 2, 2) and inner.encode == decode.encode
+        return
+    where = Path(cache) if cache else Path("q/.latents")
+    assert encoded == [((whole, "its vae", where), {})]
+    plain: Any = SimpleNamespace(decode=None, shape=(3, 16, 16))
+    assert data.source_of(spec, plain) is pictures and read[1][0] == (given, None)
 
 
 def test_a_student_that_is_mended_is_for_as_many_steps(monkeypatch):

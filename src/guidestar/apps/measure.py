@@ -19,6 +19,7 @@ from ..model.model import Model, Samples
 if TYPE_CHECKING:
     from ..model.cascade import CascadeSamples
     from ..train.build.data import Source
+    from ..train.recipe.schema import Recipe
 
 REAL = "real"
 """The name under which training images are measured: the floor of every distance."""
@@ -44,8 +45,26 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
     if model.classes == fashion_mnist.CLASSES:
         return fashion_mnist.load_split("test", data), fashion_mnist.load_split("train", data)
     from ..data.latents import pictures_of
-    from ..train.build.data import sources
     from ..train.examine import gather_samples
+
+    recipe, source, aside = real_sources(model, data)
+    assert recipe.judge is not None
+    real, floor = pictures_of(aside), pictures_of(source)
+    return gather_samples(real, recipe.judge), gather_samples(floor, recipe.judge, 20_000)
+
+
+def real_sources(model: Model, data: Path | None = None) -> tuple[Recipe, Source, Source]:
+    """Return the recipe of a model that was trained here, its training data, and those held out.
+
+    Args:
+        model: the model.
+        data: folder of the data; by default that of the recipe.
+
+    Raises:
+        ValueError: the model's card does not name its training data, nothing was held out, or the
+            data have other classes.
+    """
+    from ..train.build.data import sources
     from ..train.recipe.schema import checked
 
     if "recipe" not in model.card:
@@ -66,8 +85,7 @@ def _real(model: Model, data: Path | None) -> tuple[tuple[Tensor, Tensor], tuple
             "train again"
         )
     _check_data(model, source)
-    real, floor = pictures_of(aside), pictures_of(source)
-    return gather_samples(real, recipe.judge), gather_samples(floor, recipe.judge, 20_000)
+    return recipe, source, aside
 
 
 def _check_data(model: Model, source: Source) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.motions import Motions
+from ..data.source import Source, Subset
 from ..evaluate import fit_gaussian, gaussian_distance
 from ..evaluate.metric import JudgeOutput, run_judge
 from ..evaluate.motions import diversity, floor_distance, foot_skating, jerk, multimodality
@@ -18,6 +21,8 @@ from ..model.model import Model
 from ..model.motion_editing import keep
 from ..model.motions import motions
 from ..motion.body import Body
+from ..sampling import DDIM, TimeTravel
+from .measure import real_sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +112,24 @@ def score_motions(
 
 
 def names_like(source: Motions, columns: Sequence[str]) -> list[str]:
-    """Return the conditions that real motions have, with their lengths, as a model takes them."""
+    """Return the conditions that real motions have, with their lengths, as a model takes them.
+
+    Args:
+        source: real motions.
+        columns: classes and captions (the first one) that are conditions of the model.
+    """
+
+    def word(column: str, k: int) -> str:
+        held, about = source.targets[column], source.columns[column]
+        if about.kind == "text":
+            return source.captions(column, [k])[0][0]
+        return about.classes[int(held[k])]  # type: ignore[arg-type]
+
     found = []
     for k, count in enumerate(source.counts):
-        words = [f"{c}={source.columns[c].classes[int(source.targets[c][k])]}" for c in columns]  # type: ignore[arg-type]
-        found.append("; ".join([*words, f"length={min(count, source.frames)}"]))
+        length = min(count, source.frames)
+        words = [f"{c}={word(c, k)}" for c in columns]
+        found.append("; ".join([*words, f"length={length}"]) if words else str(length))
     return found
 
 
@@ -128,6 +146,100 @@ def sample_like(
     return found
 
 
+def motions_of(source: Source) -> Motions:
+    """Return the motions of a source, also of one that is some rows of others.
+
+    Raises:
+        ValueError: it holds no motions.
+    """
+    if isinstance(source, Motions):
+        return source
+    if not isinstance(source, Subset):
+        raise ValueError(f"these are no motions but samples of {list(source.shape)}")
+    whole, kept = motions_of(source.source), list(source.kept)
+    parts = whole.numbers.split(list(whole.counts))
+    pick = lambda held: (
+        held[kept] if isinstance(held, Tensor) else type(held)(held[k] for k in kept)
+    )
+    return replace(
+        whole,
+        numbers=torch.cat([parts[k] for k in kept]),
+        counts=tuple(whole.counts[k] for k in kept),
+        targets={name: pick(held) for name, held in whole.targets.items()},
+    )
+
+
+def measure_motions(
+    model: Model,
+    guidances: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    solver: str | None = None,
+    grid: str | None = None,
+    data: Path | None = None,
+    watch: Callable[[int, int], None] | None = None,
+) -> Iterator[dict[str, object]]:
+    """Yield one row of figures for real motions, then one for each guidance.
+
+    A row holds the values of `MotionScores`, NFE a sample and seconds. Sample k has the conditions
+    and the length of the training motion ``k mod N``; the reference of the Fréchet distance are the
+    motions that were held out.
+
+    Args:
+        model: of motions, with a judge.
+        guidances: expressions.
+        seeds: one a sample.
+        steps, solver, grid: as in `Model.sample`.
+        data: folder of the real motions; by default that of the training.
+        watch: called with the guidances done and in all.
+
+    Raises:
+        ValueError: the model has no judge, its card does not name its data, or nothing was held
+            out.
+    """
+    from ..train.build.classifiers import classifier_column
+
+    if model.judge is None:
+        raise ValueError(
+            f"the model {model.name!r} has no judge to measure with; train one ([judge] in its "
+            "recipe)"
+        )
+    for guidance in guidances:
+        model.expression(guidance)
+    recipe, train, aside = real_sources(model, data)
+    assert recipe.judge is not None
+    column, _ = classifier_column(recipe.judge, train.columns)
+    source, other = motions_of(train), motions_of(aside)
+    judge = MotionJudge(net=model.judge, data=source, column=column)
+    labels = lambda m: torch.as_tensor(m.targets[column])
+    reference = judge.run(real_motions(other), labels(other))
+    how = {"judge": judge, "body": source.body, "reference": reference}
+    real = score_motions(real_motions(source), labels(source), **how)
+    yield {"guidance": "real", "nfe": 0.0, "seconds": 0.0, **asdict(real)}
+    rows = [k % source.size for k in range(len(seeds))]
+    every = names_like(source, tuple(recipe.conditions or {}))
+    for done, guidance in enumerate(guidances, 1):
+        begun, made, nfe = time.perf_counter(), [], 0.0
+        for start in range(0, len(rows), 64):
+            part = rows[start : start + 64]
+            drawn = model.sample(
+                [every[k] for k in part],
+                guidance=guidance,
+                seeds=list(seeds)[start : start + 64],
+                steps=steps,
+                solver=solver,
+                grid=grid,
+            )
+            made += motions(model, drawn)
+            nfe += drawn.nfe * len(part) / len(rows)
+        seconds = time.perf_counter() - begun
+        scored = score_motions(made, labels(source)[rows], **how)
+        yield {"guidance": guidance, "nfe": nfe, "seconds": round(seconds, 2), **asdict(scored)}
+        if watch:
+            watch(done, len(guidances))
+
+
 @torch.no_grad()
 def inbetween_error(
     model: Model,
@@ -137,7 +249,8 @@ def inbetween_error(
     known: int,
     *,
     guidance: str = "cfg(1)",
-    steps: int = 50,
+    steps: int = 20,
+    times: int = 10,
 ) -> tuple[float, float]:
     """Return the mean joint error of in-betweening and of linear interpolation, in heights.
 
@@ -150,7 +263,9 @@ def inbetween_error(
         numbers: motions as long as the model's ``[T, C]``, in their units.
         names: the condition of each.
         known: frames at each end.
-        guidance, steps: of the sampling, by "ddpm".
+        guidance, steps: of the sampling, by "ddim".
+        times: how often each step is taken (`TimeTravel`), which makes the missing frames agree
+            with the known ones.
     """
     count, form = model.shape[0], body.format
     frames = [*range(known), *range(count - known, count)]
@@ -158,7 +273,8 @@ def inbetween_error(
     share = ((missing - known + 1) / (count - 2 * known + 1))[:, None, None]
     made_errors, line_errors = [], []
     for k, (x, name) in enumerate(zip(numbers, names, strict=True)):
-        solver = keep(model, body.to_bvh(x), frames=frames)
+        kept = keep(model, body.to_bvh(x), frames=frames, solver=DDIM())
+        solver = TimeTravel(solver=kept, times=times)
         run = {"guidance": guidance, "steps": steps, "grid": "uniform"}
         made = model.sample(name, seeds=[k], solver=solver, **run).images[0]
         true = form.local(x)

@@ -27,7 +27,8 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="A class model with a judge, or a text model.", autocompletion=model_names
+            help="A class or motion model with a judge, or a text model.",
+            autocompletion=model_names,
         ),
     ],
     guidance: Annotated[
@@ -56,17 +57,19 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Measure guidances: judge accuracy, Fréchet distance, diversity, NFE and seconds; of a text
-    model, how an independent CLIP ranks the prompts.
+    model, how an independent CLIP ranks the prompts; of motions, how feet slide and joints shake.
     """
     import json
     from functools import partial
 
     from ..apps.measure import measure
+    from ..apps.measure_motion import measure_motions
     from ..apps.measure_text import measure_text
     from ..io.distributed import is_main
     from ..io.images import write_text
     from ..model.cascade import Cascade
     from ..model.loading import load
+    from ..model.motions import body_of_model
 
     for expression in guidance:
         check_run(expression, solver, levels)
@@ -84,8 +87,10 @@ def evaluate(
             chosen = chosen.with_stages(stages)
         elif stages:
             raise ValueError(f"{model} is one model and has no stages; leave --stage out")
+        moves = not isinstance(chosen, Cascade) and body_of_model(chosen) is not None
         by_text = partial(measure_text, count=len(span), seed=span[0])
-        run = by_text if chosen.takes_prompts else partial(measure, seeds=span)
+        by_class = partial(measure_motions if moves else measure, seeds=span)
+        run: Any = by_text if chosen.takes_prompts and not moves else by_class
         rows = list(
             run(
                 chosen,
@@ -99,7 +104,9 @@ def evaluate(
         )
     if not is_main():
         return
-    if chosen.takes_prompts:
+    if moves:
+        table(_MOTION, [_motion_cells(row) for row in rows])
+    elif chosen.takes_prompts:
         table(
             ("guidance", "top 1", "top 5", "score", "Fréchet", "nearest", "NFE", "seconds"),
             [_text_cells(row) for row in rows],
@@ -121,6 +128,27 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['frechet']:.3f}",
         f"{row['diversity']:.3f}",
         shares,
+        f"{row['nfe']:g}",
+        f"{row['seconds']:.1f}",
+    )
+
+
+_MOTION = (
+    *("guidance", "accuracy", "FID", "diversity", "multimodality", "skating", "jerk", "floor"),
+    *("NFE", "seconds"),
+)
+
+
+def _motion_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        row["guidance"],
+        f"{row['accuracy']:.2%}",
+        f"{row['fid']:.3f}",
+        f"{row['diversity']:.2f}",
+        f"{row['multimodality']:.2f}",
+        f"{row['foot_skating']:.3f}",
+        f"{row['jerk']:.1f}",
+        f"{row['floor']:.3f}",
         f"{row['nfe']:g}",
         f"{row['seconds']:.1f}",
     )

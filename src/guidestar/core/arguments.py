@@ -107,7 +107,7 @@ def _fits(value: object, hint: object) -> bool:
     return isinstance(value, kind) and not (kind in (Real, Integral) and isinstance(value, bool))
 
 
-def _words(hint: object, python: bool = False) -> list[str]:
+def _words(hint: object, python: bool) -> list[str]:
     """Describe the values of an annotation; tensors and functions only for Python, not for text."""
     origin, parts = get_origin(hint), get_args(hint)
     if hint in WORDS:

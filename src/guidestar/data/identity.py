@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from torch import Tensor
 
@@ -84,10 +84,14 @@ def _compare_columns(
         (kind, old), (other, new) = before[name], now[name]
         if kind != other:
             return f"the column {name!r} was a {kind} and is a {other}", False
-        if isinstance(old, list) and isinstance(new, list) and old != new:
-            return f"the classes of {name!r} {_compare_classes(old, new)}", False
-        if old != new:
-            return f"the column {name!r} had {old} numbers and has {new}", False
+        if old == new:
+            continue
+        if isinstance(old, list):
+            return (
+                f"the classes of {name!r} {_compare_classes(old, cast('list[object]', new))}",
+                False,
+            )
+        return f"the column {name!r} had {old} numbers and has {new}", False
     return None
 
 

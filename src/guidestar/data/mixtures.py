@@ -206,7 +206,7 @@ class Mixture:
         """Return ``log p(k | x_t = x)`` of every class, ``[B, K]``: the exact classifier."""
         ratios = self._at(x, level).log_ratios
         *classes, whole = (ratios[:, member].logsumexp(-1) for member in self._member.to(x.device))
-        return (torch.stack(classes, -1) - whole[:, None]).to(x.dtype)
+        return (torch.stack(classes).T - whole[:, None]).to(x.dtype)
 
     def log_prob(self, x: Tensor, level: Level, target: Tensor) -> Tensor:
         """Return ``log p(target | x_t = x)``, ``[B]``, of classes int64 ``[B]`` or ``[1]``.
@@ -256,7 +256,7 @@ def blobs() -> Mixture:
     outer = out[:, :, None] * out[:, None, :]
     covariances = 0.45**2 * outer + 0.7**2 * (torch.eye(2, dtype=torch.float64) - outer)
     return Mixture(
-        weights=torch.ones(3, dtype=torch.float64) / 3, means=1.2 * out, covariances=covariances
+        weights=torch.ones(3, dtype=torch.float64), means=1.2 * out, covariances=covariances
     )
 
 

@@ -29,7 +29,7 @@ class Reduced(Source):
 
     def __post_init__(self) -> None:
         shape = self.source.shape
-        if len(shape) != 3 or shape[1] != shape[2] or shape[1] % self.side:
+        if shape[1:] != (shape[-1],) * 2 or shape[-1] % self.side:
             raise ValueError(
                 f"samples of {list(shape)} cannot be reduced to {self.side} x {self.side} pixels; "
                 "choose a size that divides theirs"

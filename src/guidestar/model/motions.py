@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from torch import Tensor
 
@@ -150,23 +150,32 @@ def write_motions(
         ValueError: the model makes no motions.
         OSError: the folder cannot be written to.
     """
-    import numpy as np
-
-    body, where = need_body(model), make_folder(Path(folder))
-    skeleton, paths = body.format.skeleton, []
+    body, where, paths = need_body(model), make_folder(Path(folder)), []
     for k, x in enumerate(motions(model, samples)):
         number = k if numbers is None else numbers[k]
-        path = where / file_name(samples.settings, k, number)
-        motion = body.to_bvh(x)
-        write_bvh(motion, path := path.with_suffix(".bvh"))
-        joints = body.joints(x.double().cpu())
+        path = (where / file_name(samples.settings, k, number)).with_suffix(".bvh")
+        write_bvh(body.to_bvh(x), path)
         with whole_or_not(path.with_suffix(".npz")) as beside, beside.open("wb") as file:
-            np.savez_compressed(
-                file,
-                joints=joints.float().numpy(),
-                names=np.array(skeleton.names),
-                parents=np.array(skeleton.parents),
-                rate=np.float64(body.rate),
-            )
+            write_joints(body, x, file)
         paths.append(path)
     return paths
+
+
+def write_joints(body: Body, numbers: Tensor, file: IO[bytes]) -> None:
+    """Write the positions of a motion's joints as NPZ (see `write_motions`).
+
+    Args:
+        body: the skeleton.
+        numbers: ``[T, C]``, in their units.
+        file: an open file.
+    """
+    import numpy as np
+
+    joints, skeleton = body.joints(numbers.double().cpu()), body.format.skeleton
+    np.savez_compressed(
+        file,
+        joints=joints.float().numpy(),
+        names=np.array(skeleton.names),
+        parents=np.array(skeleton.parents),
+        rate=np.float64(body.rate),
+    )

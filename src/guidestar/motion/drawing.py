@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ AnimationKind = Literal["webp", "gif", "mp4"]
 """Kinds of animations."""
 _LEFT, _RIGHT, _MIDDLE, _PATH, _GROUND = "#1b6ca8", "#c0392b", "#34495e", "#d68910", "#c8c8c8"
 _MARGIN = 0.08
-_ABOVE = 0.45
+ABOVE = 0.45
 """Height of the view from above, as a share of its width."""
 
 
@@ -114,8 +115,8 @@ def _views(centred: Sequence[Tensor], size: int) -> tuple[_View, _View]:
     across, edge = size / pixels, size * _MARGIN / pixels
     side = _View(axes=(2, 1), low=(-across / 2, -edge), pixels=pixels, top=0, height=size)
     wide, deep = (float(points[:, axis].abs().max()) * 2 for axis in (2, 0))
-    below = round(size * _ABOVE)
-    pixels = size * (1 - 2 * _MARGIN) / max(wide, deep / _ABOVE, tall)
+    below = round(size * ABOVE)
+    pixels = size * (1 - 2 * _MARGIN) / max(wide, deep / ABOVE, tall)
     low = (-size / pixels / 2, -below / pixels / 2)
     return side, _View(axes=(2, 0), low=low, pixels=pixels, top=size, height=below)
 
@@ -180,10 +181,34 @@ def write_animation(frames: Sequence[Image.Image], path: Path, rate: float) -> N
         if kind == "mp4":
             _write_film(frames, beside, rate)
             return
-        first, *rest = frames
-        pace = {"duration": round(1000 / rate), "loop": 0}
-        more = {"quality": 60} if kind == "webp" else {"disposal": 2}
-        first.save(beside, kind.upper(), save_all=True, append_images=rest, **pace, **more)
+        beside.write_bytes(animation_bytes(frames, rate, "gif" if kind == "gif" else "webp"))
+
+
+def animation_bytes(
+    frames: Sequence[Image.Image],
+    rate: float,
+    kind: Literal["png", "webp", "gif"],
+    texts: Mapping[str, str] | None = None,
+) -> bytes:
+    """Encode pictures as an animation: a WebP, a GIF, or a PNG that moves, which carries texts.
+
+    Args:
+        frames: at least one.
+        rate: pictures a second.
+        kind: of the file.
+        texts: by key, of a PNG.
+    """
+    from PIL import PngImagePlugin
+
+    first, *rest = frames
+    more: dict[str, Any] = {"quality": 60} if kind == "webp" else {"disposal": 2}
+    if kind == "png":
+        more = {"pnginfo": PngImagePlugin.PngInfo()}
+        for key, text in (texts or {}).items():
+            more["pnginfo"].add_text(key, text)
+    made, pace = io.BytesIO(), {"duration": round(1000 / rate), "loop": 0}
+    first.save(made, kind.upper(), save_all=True, append_images=rest, **pace, **more)
+    return made.getvalue()
 
 
 def _write_film(frames: Sequence[Image.Image], path: Path, rate: float) -> None:

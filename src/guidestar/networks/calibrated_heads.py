@@ -22,7 +22,7 @@ def temperature_at(rho: Value, table: Sequence[tuple[float, float]]) -> Value:
     if len(table) == 1:
         found = ys[0].expand(at.shape)
     else:
-        right = torch.searchsorted(xs, at.contiguous()).clamp(1, len(xs) - 1)
+        right = 1 + torch.searchsorted(xs[1:-1], at.contiguous())
         found = torch.lerp(
             ys[right - 1], ys[right], (at - xs[right - 1]) / (xs[right] - xs[right - 1])
         )

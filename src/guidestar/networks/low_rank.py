@@ -78,11 +78,11 @@ def difference(net: nn.Module, base: nn.Module) -> dict[str, Tensor]:
     for name, module in net.named_modules():
         if parametrize.is_parametrized(module, "weight"):
             part: Any = module.parametrizations.weight[0]  # type: ignore[index, union-attr]
-            found[f"{name}.weight{_UP}"] = part.up.detach().clone()
-            found[f"{name}.weight{_DOWN}"] = part.down.detach().clone()
+            found[f"{name}.weight{_UP}"] = part.up.clone()
+            found[f"{name}.weight{_DOWN}"] = part.down.clone()
     for name, parameter in net.named_parameters():
         if name in own and not torch.equal(parameter, own[name].to(parameter)):
-            found[name] = parameter.detach() - own[name].to(parameter)
+            found[name] = parameter - own[name].to(parameter)
     return found
 
 

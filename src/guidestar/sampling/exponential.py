@@ -86,7 +86,7 @@ def moments(z: float, count: int) -> list[float]:
 def _series(z: float, i: int) -> float:
     """Return moment i as its power series, which loses no digits where z is small."""
     term, total, j = z / (i + 1), 0.0, 1
-    while abs(term) > 1e-18 * abs(total) and j < 40:
+    while total + term != total:
         total, j = total + term, j + 1
         term *= -z / (i + j)
     return total

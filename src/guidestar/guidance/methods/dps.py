@@ -44,5 +44,5 @@ class DPS(Steered):
         return replace(super().traits, reads_target=True)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        gradient = live.gradient(self.loss_of(live), predictions[0])
+        gradient = live.gradient(self.loss_of(live), *predictions)
         return -expand(displacing(live.step), gradient) * gradient, live.state

@@ -44,5 +44,5 @@ class FreeDoM(Steered):
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         t = live.step.t
         size = displacing(live.step) * t.alpha * inverse_or_zero(t.norm)
-        gradient = live.gradient(self.loss_of(live), predictions[0])
+        gradient = live.gradient(self.loss_of(live), *predictions)
         return -expand(size, gradient) * gradient, live.state

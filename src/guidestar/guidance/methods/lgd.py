@@ -52,5 +52,5 @@ class LGD(Steered):
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         energy = smoothed(self.loss_of(live), live, self.samples, spread(live.step.t))
-        gradient = live.gradient(energy, predictions[0])
+        gradient = live.gradient(energy, *predictions)
         return expand(displacing(live.step), gradient) * gradient, live.state

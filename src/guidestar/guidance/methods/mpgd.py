@@ -39,4 +39,5 @@ class MPGD(Steered):
         return replace(super().traits, differentiates=None)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        return -gradient(self.loss_of(live), predictions[0].x0), live.state
+        (base,) = predictions
+        return -gradient(self.loss_of(live), base.x0), live.state

@@ -92,12 +92,13 @@ class TFG(Steered):
         return replace(traits, reads_target=True, differentiates=through)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        log_f, x0 = self._log_f(live), predictions[0].x0.detach()
+        (base,) = predictions
+        log_f, x0 = self._log_f(live), base.x0.detach()
         push = self._clean_steps(live.step, log_f, x0)
         if self.variance:
             t, course = live.step.t, _along(self.variance_course, live.step)
             size = self.variance * course * t.norm**2 * inverse_or_zero(t.alpha)
-            push = push + expand(size, x0) * live.gradient(log_f, predictions[0])
+            push = push + expand(size, x0) * live.gradient(log_f, base)
         return push, live.state
 
     def _log_f(self, live: Live) -> Loss:

@@ -45,7 +45,7 @@ class UGD(Steered):
         return replace(super().traits, linked=True)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        down = live.gradient(self.loss_of(live), predictions[0])
+        down = live.gradient(self.loss_of(live), *predictions)
         return -expand(scoring(live.step.t), down) * down, live.state
 
 
@@ -90,7 +90,8 @@ class UGDBackward(Steered):
         return replace(super().traits, linked=True, differentiates=None)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
-        loss, x0 = self.loss_of(live), predictions[0].x0.detach()
+        (base,) = predictions
+        loss, x0 = self.loss_of(live), base.x0.detach()
         delta = torch.zeros_like(x0)
         for _ in range(self.steps):
             delta = delta - self.rate * gradient(loss, x0 + delta)

@@ -154,11 +154,12 @@ class _Mixed:
     found: list[Tensor] = field(default_factory=list)
 
     def keep(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.found.append(F.scaled_dot_product_attention(*args, **kwargs))
-        return self.found[-1]
+        z = F.scaled_dot_product_attention(*args, **kwargs)
+        self.found.append(z)
+        return z
 
     def mix(self, *args: Any, **kwargs: Any) -> Tensor:
-        z, against = F.scaled_dot_product_attention(*args, **kwargs), self.found.pop(0)
+        z, against = F.scaled_dot_product_attention(*args, **kwargs), self.found.pop()
         before, good, after = self._split(z)
         return joined([before, self.contrast(good, self._split(against)[1]), after], 1)
 

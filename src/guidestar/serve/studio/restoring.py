@@ -46,7 +46,8 @@ def lowering() -> list[str]:
 
 def operators_for(model: Model) -> list[str]:
     """Name the operators that a model's pictures can be observed by."""
-    return [name for name in OPERATORS if name != "gray" or model.need_image_shape()[0] == 3]
+    coloured = model.image_shape is not None and model.image_shape[0] == 3
+    return [name for name in OPERATORS if name != "gray" or coloured]
 
 
 def observe(

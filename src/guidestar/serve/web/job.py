@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from ...io.images import to_bytes, to_pil
+from ...model.motions import body_of_model
 from ..ticket import Ticket
 from .errors import RefusedError, refused
+from .motion_files import MEDIA, Moving, moving_previews, moving_samples
 
 
 class Job:
@@ -44,11 +46,13 @@ class Job:
             if self._pictures is None and self.ticket.samples is not None:
                 samples = self.ticket.samples
                 self._settings = asdict(samples.settings)
-                self._pictures = samples.pil()
+                moving = moving_samples(self.ticket.model, samples)
+                self._pictures = samples.pil() if moving is None else moving
                 self.ticket.samples = None
 
     def encoded(self, index: int, kind: str = "png") -> bytes:
-        """Return a picture, encoded; a PNG carries its settings.
+        """Return a picture, encoded; a PNG carries its settings. A motion's picture moves, and its
+        ``kind`` may be bvh or npz too.
 
         Raises:
             RefusedError: it is not there.
@@ -61,7 +65,14 @@ class Job:
         if not 0 <= index < len(self._pictures):
             raise RefusedError(404, "not_found", f"there are {len(self._pictures)} pictures")
         own = {**self._settings, "stride": 1, "index": index, "number": index}
-        return to_bytes(self._pictures[index], own, kind)
+        picture = self._pictures[index]
+        if isinstance(picture, Moving):
+            return picture.encoded(own, kind)
+        if kind in MEDIA:
+            raise RefusedError(
+                404, "not_found", f"a picture is no motion; there is no {kind} of it"
+            )
+        return to_bytes(picture, own, kind)
 
     def all_encoded(self, kind: str = "png") -> list[str]:
         """Return all pictures in base64."""
@@ -73,8 +84,11 @@ class Job:
         if preview is None:
             return []
         with torch.inference_mode():
-            images = self.ticket.model.to_images(preview.x0)
-        return [to_base64(to_bytes(image, None, kind)) for image in to_pil(images)]
+            if body_of_model(self.ticket.model) is not None:
+                shown = moving_previews(self.ticket.model, preview.x0)
+            else:
+                shown = to_pil(self.ticket.model.to_images(preview.x0))
+        return [to_base64(to_bytes(image, None, kind)) for image in shown]
 
     def describe(self) -> dict[str, Any]:
         """Say where it stands."""
@@ -98,7 +112,13 @@ class Job:
                 for p in ticket.pushes
             ],
             "images": [f"/v1/images/{self.id}/{k}.png" for k in range(count)],
+            **self._motion_files(count),
         }
+
+    def _motion_files(self, count: int) -> dict[str, list[str]]:
+        if body_of_model(self.ticket.model) is None:
+            return {}
+        return {kind: [f"/v1/motions/{self.id}/{k}.{kind}" for k in range(count)] for kind in MEDIA}
 
 
 def to_base64(data: bytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
@@ -13,6 +13,7 @@ from ..ticket import changes
 from . import about
 from .common import events, owner_of, service_of, submit
 from .job import Job
+from .motion_files import MEDIA
 from .schemas import PlanRequest, SampleRequest
 
 PAUSE = 0.1
@@ -70,6 +71,14 @@ async def picture(request: Request, name: str, index: int) -> Response:
     job = service_of(request).find(name)
     data = await to_thread.run_sync(lambda: job.encoded(index))
     return Response(data, media_type="image/png", headers={"Cache-Control": "private"})
+
+
+@router.get("/motions/{name}/{index}.{kind}")
+async def motion(request: Request, name: str, index: int, kind: Literal["bvh", "npz"]) -> Response:
+    """Return a motion as BVH, or the positions of its joints as NPZ. Its address is a secret."""
+    job = service_of(request).find(name)
+    data = await to_thread.run_sync(lambda: job.encoded(index, kind))
+    return Response(data, media_type=MEDIA[kind], headers={"Cache-Control": "private"})
 
 
 @router.get("/models")

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from ...model.model import Model
+from ...model.motions import body_of_model
+from ...motion.drawing import ABOVE
 from ..engine import Engine
 from ..protocol import AnyEngine
 from .building import build
@@ -17,6 +19,7 @@ from .errors import RefusedError
 from .job import Job
 from .limits import Limits
 from .metrics import Metrics
+from .motion_files import SIDE
 from .schemas import SampleRequest
 
 _log = logging.getLogger("guidestar.serve")
@@ -180,12 +183,14 @@ def start_engine(model: Model, limits: Limits) -> Engine:
 
 
 def picture_size(model: Model) -> tuple[int, int]:
-    """Return the width and height of a model's pictures.
+    """Return the width and height of a model's pictures; of motions, of what is drawn of them.
 
     Raises:
         ValueError: it makes none.
     """
     shape = model.image_shape
+    if shape is None and body_of_model(model) is not None:
+        return SIDE, SIDE + round(SIDE * ABOVE)
     if shape is None:
         raise ValueError(f"the model {model.name!r} makes no pictures, so it cannot be served")
     return shape[2], shape[1]

@@ -61,7 +61,8 @@ def low_resolution(recipe: Recipe, net: nn.Module, source: Source) -> dict[str, 
     spec, shape = recipe.upscale, source.shape
     if spec is None:
         return {}
-    if len(shape) != 3 or shape[1] != shape[2] or shape[1] % spec.size or shape[1] == spec.size:
+    to = shape[-1]
+    if shape[1:] != (to, to) or to % spec.size or to == spec.size:
         raise ValueError(
             f"upscale.size: samples of {list(shape)} must be a multiple of the smaller pictures, "
             f"and larger, not {spec.size} pixels a side"
@@ -70,7 +71,7 @@ def low_resolution(recipe: Recipe, net: nn.Module, source: Source) -> dict[str, 
         LOW: LowResolution(
             channels=shape[0],
             size=spec.size,
-            to=shape[1],
+            to=to,
             width=_condition_width(net),
             largest=spec.augmentation,
             droppable=spec.dropout > 0,

@@ -14,6 +14,7 @@ from ...data.source import Column, Source
 from ...data.splits import find_splits
 from ..build.data import sources
 from .parts import NetworkPart, Training
+from .propose_motion import motion_lines, motion_table
 from .schema import Recipe
 from .tables import Data, DataKind
 
@@ -38,17 +39,23 @@ def kind_of(path: Path) -> DataKind:
         if path.suffix in suffixes:
             return suffixes[path.suffix]
         raise ValueError(
-            f"{path}: data are a folder of images, .parquet, .tar (webdataset), .safetensors or "
-            ".npy files"
+            f"{path}: data are a folder of images or .bvh files, .parquet, .tar (webdataset), "
+            ".safetensors or .npy files"
         )
     names = [f.suffix.lower() for f in find_files(path)]
-    kinds: dict[str, DataKind] = {".tar": "shards", ".parquet": "parquet", ".npy": "tensors"}
+    kinds: dict[str, DataKind] = {
+        ".tar": "shards",
+        ".bvh": "motion",
+        ".parquet": "parquet",
+        ".npy": "tensors",
+    }
     for suffix, kind in kinds.items():
         if suffix in names:
             return kind
     if not find_pictures(path):
         raise ValueError(
-            f"{path}: holds no images ({', '.join(PICTURES)}), parquet, webdataset or .npy files"
+            f"{path}: holds no images ({', '.join(PICTURES)}), .bvh, parquet, webdataset or .npy "
+            "files"
         )
     return "images"
 
@@ -88,6 +95,7 @@ def propose(
         size=side,
         max_bad=10,
         holdout=0.0,
+        motion=motion_table(path) if kind == "motion" else None,
     )
     source, _ = sources(
         Recipe(name="proposal", data=data, model=NetworkPart(widths=(8,), head=8, train=bare))
@@ -132,6 +140,8 @@ def _columns(source: Source) -> str:
 
 def _lines(name: str, data: Data, source: Source, steps: int) -> list[str]:
     image = len(source.shape) == 3
+    if data.motion is not None:
+        return motion_lines(_fit(name), data, source, steps)
     lines = [
         f"name = {quoted(_fit(name))}",
         'licence = "" # of your data',
