@@ -29,6 +29,7 @@ from guidestar.diffusers.read.text_models import read_text_model
 from guidestar.diffusers.read.towers import read_tokenizer
 from guidestar.diffusers.read.vae import read_decoder
 from guidestar.io.documents import MOST_DEPTH, read_json, read_text, read_toml
+from guidestar.model.folder import load
 from guidestar.model.folder_reading import _classifiers, _networks
 from guidestar.model.manifest import read_about
 from guidestar.model.shipped import SHIPPED
@@ -442,3 +443,21 @@ def test_what_is_unusual_and_right(tmp_path):
     }
     file.write_bytes(b'{"a":' * 63 + b"1" + b"}" * 63)
     assert read_json(file)["a"]["a"]
+
+
+def test_a_variant_without_its_difference_names_that_file(tmp_path):
+    """A download that was cut off: it is not the network that is missing."""
+    folder = tmp_path / "emoji"
+    folder.mkdir()
+    for part in (SHIPPED / "emoji").iterdir():
+        if part.name != "variants":
+            (folder / part.name).symlink_to(part)
+    home = folder / "variants" / "4-step"
+    home.mkdir(parents=True)
+    (home / "guidestar.json").write_text("{}")
+    message = (
+        r"variants/4-step/difference\.safetensors is missing, and the variant has no network of "
+        "its own in its place; fetch or distil it again"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(folder, variant="4-step")

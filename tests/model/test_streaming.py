@@ -15,7 +15,7 @@ from PIL import Image
 import guidestar as gs
 from guidestar.cli import main
 from guidestar.io.images import read_settings
-from guidestar.model.streaming import Batches, sample_to_folder
+from guidestar.model.streaming import Batches, again_to_folder, sample_to_folder
 
 
 class Labels:
@@ -122,12 +122,14 @@ def test_a_run_goes_on_where_it_was(model, tmp_path):
     "change", [{"guidance": "cfg(3)"}, {"steps": 4}, {"solver": "ddim"}, {"negative": "a"}]
 )
 def test_pictures_of_other_settings_are_not_written_over(model, tmp_path, change):
+    named = next(iter(change))
     first = sample_to_folder(job(model, 4), tmp_path).paths[0]
     content = first.read_bytes()
     other = job(model, 4, **change)
     with pytest.raises(
         ValueError,
-        match="was made with other settings; name another folder with --out, or remove it",
+        match=rf"was made with other settings \({named}\); name another folder with --out, or "
+        "remove it",
     ):
         sample_to_folder(other, tmp_path)
     assert first.read_bytes() == content
@@ -330,3 +332,75 @@ def test_numbers_of_saved_pictures_name_them(model, tmp_path):
     ] == 2
     assert json.loads(json.dumps(read_settings(paths[1])))["index"] == 1
     assert Path(paths[0]).is_file()
+
+
+def trained() -> gs.Model:
+    """A model of the toy network and some weights in each of its parts."""
+
+    class Weighted(torch.nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.full((3,), value))
+            self.register_buffer("kept", torch.tensor(value))
+
+        def forward(self, x, t, label):
+            return net(x, t, label) * self.weight[0]
+
+    return gs.Model(
+        name="toy",
+        denoiser=gs.Network(Weighted(1.0), predicts="x0"),
+        schedule=gs.VP.linear(),
+        shape=(1, 4, 4),
+        encoder=Labels(),
+        nets={"weak": (gs.Network(Weighted(0.5), predicts="x0"), None)},
+        classifiers={"classifier": Weighted(0.25)},  # type: ignore[dict-item]
+        card={"grids": {"3": [2.0, 1.0, 0.5]}},
+    )
+
+
+def test_pictures_that_name_no_weights_are_not_taken_either(tmp_path):
+    model = trained()
+    model.run(job(model, 4).request).save(tmp_path)
+    with pytest.raises(ValueError, match=r"was made with other settings \(weights\); name another"):
+        sample_to_folder(job(model, 4), tmp_path)
+
+
+def change_one(tensor):
+    with torch.no_grad():
+        tensor.view(-1)[-1] += 1e-6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: change_one(m.denoiser.net.weight),
+        lambda m: change_one(m.denoiser.net.kept),
+        lambda m: change_one(m.nets["weak"][0].net.weight),
+        lambda m: change_one(m.classifiers["classifier"].weight),
+        lambda m: m.card.update(grids={"3": [2.0, 1.0, 0.6]}),
+        lambda m: setattr(m, "schedule", gs.VP.cosine()),
+        lambda m: m.denoiser.net.to(torch.bfloat16),
+    ],
+)
+def test_pictures_of_other_weights_are_not_taken_for_ones_own(tmp_path, change):
+    """A stopped run is not finished by a model that was trained further since."""
+    model = trained()
+    first = sample_to_folder(job(model, 4, grid="log_snr"), tmp_path).paths
+    assert sample_to_folder(job(trained(), 8, grid="log_snr"), tmp_path).kept == 4
+    content = first[0].read_bytes()
+    change(model)
+    with pytest.raises(ValueError, match="was made with other weights of the model; name another"):
+        sample_to_folder(job(model, 4, grid="log_snr"), tmp_path)
+    assert first[0].read_bytes() == content
+
+
+def test_a_repeated_run_carries_the_weights_it_was_made_with(tmp_path):
+    model = trained()
+    file = sample_to_folder(job(model, 4), tmp_path / "one").paths[2]
+    settings = read_settings(file)
+    assert len(settings["weights"]) == 32
+    samples = again_to_folder(model, settings, tmp_path / "two")
+    assert read_settings(tmp_path / "two" / file.name) == settings
+    change_one(model.denoiser.net.weight)  # type: ignore[union-attr]
+    other = again_to_folder(model, settings, tmp_path / "three").settings
+    assert samples.settings.weights == settings["weights"] != other.weights

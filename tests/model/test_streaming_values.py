@@ -2,6 +2,7 @@
 (`model/streaming.py`).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,14 +23,29 @@ from guidestar.model import streaming
         ({"index": 1, "number": "4"}, [3, 4, 5]),
     ],
 )
-def test_a_batch_is_written_again_under_the_same_names(settings, numbers):
+def test_a_batch_is_written_again_under_the_same_names(monkeypatch, settings, numbers):
     saved: list[Any] = []
-    samples = SimpleNamespace(x=[0, 1, 2], save=lambda *given: saved.append(given))
+
+    @dataclass(frozen=True)
+    class Carrying:
+        weights: str = ""
+
+    @dataclass(frozen=True)
+    class Made:
+        settings: Carrying
+        x: tuple[int, ...] = (0, 1, 2)
+
+        def save(self, *given):
+            saved.append((self.settings.weights, *given))
+
+    monkeypatch.setattr(streaming, "digest_of", lambda found: "ab" if found is model else "")
+    samples = Made(Carrying())
     asked: list[Any] = []
     model: Any = SimpleNamespace(again=lambda *given: asked.append(given) or samples)
     watch: Any = "watch"
-    assert streaming.again_to_folder(model, settings, Path("f"), watch) is samples
-    assert asked == [(settings, "watch")] and saved == [(Path("f"), numbers)]
+    made: Any = streaming.again_to_folder(model, settings, Path("f"), watch)
+    assert made == Made(Carrying("ab"))
+    assert asked == [(settings, "watch")] and saved == [("ab", Path("f"), numbers)]
 
 
 def test_the_progress_of_a_batch_is_a_share_of_the_whole():

@@ -118,6 +118,14 @@ def test_openai_fields_without_meaning_are_named(images):
     assert found.warnings == [f"{f} means nothing to this model" for f in ("quality", "user")]
 
 
+def test_openai_addresses_are_of_png_files(images):
+    found = images.generate(prompt="cat", response_format="url", output_format="webp")
+    assert found.output_format == "png" and found.data[0].url.endswith("/0.png")
+    text = "an address is of a PNG; webp is for response_format b64_json"
+    assert found.warnings == [text]
+    assert images.generate(prompt="cat", output_format="webp").warnings == []
+
+
 @pytest.mark.parametrize(
     ("asked", "error", "text"),
     [
@@ -229,6 +237,18 @@ def test_a1111_img2img(web, reference):
 def test_a1111_errors(web, path, asked, text):
     answer = web.post(f"/sdapi/v1/{path}", json={"prompt": "cat", **asked})
     assert answer.status_code in (404, 422) and text in answer.json()["detail"]
+
+
+def test_a1111_a_picture_of_no_known_format(web):
+    answer = web.post("/sdapi/v1/png-info", json={"image": "AAAA"})
+    text = "the picture cannot be read as a picture (unknown format); give a PNG that "
+    assert answer.status_code == 422 and answer.json()["detail"].startswith(text)
+
+
+def test_a1111_names_that_are_empty_are_not_given(web):
+    asked = {"prompt": "cat", "steps": 2, "seed": 1}
+    found = web.post("/sdapi/v1/txt2img", json={**asked, "scheduler": "", "sampler_name": ""})
+    assert found.json()["images"] == web.post("/sdapi/v1/txt2img", json=asked).json()["images"]
 
 
 def test_a1111_progress_and_interrupt_of_ones_own(web, served):

@@ -196,6 +196,35 @@ def test_what_is_not_there(client):
     assert client.get("/v1/plan").status_code == 405
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param", "text"),
+    [
+        ("samples", b'{"cond": -1}', "cond", "cond: Input should be a valid string, or Input "
+         "should be greater than or equal to 0, or Input should be a valid list"),
+        ("samples", b'{"scale": "x"}', "scale", "scale: Input should be a valid number, unable to "
+         "parse string as a number, or Input should be a valid list"),
+        ("samples", b'{"cond": ["cat", -1]}', "cond", "cond: Input should be a valid string, or "),
+        ("samples", b'{"n": 0}', "n", "n: Input should be greater than or equal to 1"),
+        ("samples", b'{"observation": {"image": "", "operator": "blur", "noise": -1}}',
+         "observation.noise", "observation.noise: Input should be greater than or equal to 0"),
+        ("samples", b'{"n": 1', None, "the body is no valid JSON (Expecting ',' delimiter)"),
+        ("samples", b'\xff\xfe', None, "the body is no valid JSON ("),
+        # What is only found where a client's request is translated into ours.
+        ("images/generations", b'{"prompt": "\\ud800"}', "cond", "cond: Input should be a valid "
+         "string, unable to parse raw data as a unicode string"),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_named_as_the_client_knows_it(client, path, body, param, text):
+    """No name of a class or a kind of pydantic's is in it, nor several lines."""
+    headers = {"content-type": "application/json"}
+    answer = client.post(f"/v1/{path}", content=body, headers=headers)
+    error = answer.json()["error"]
+    assert answer.status_code == 422 and error["param"] == param
+    assert error["message"].startswith(text), error["message"]
+    assert not {"\n", "constrained", "SampleRequest", "pydantic"} & {*error["message"].split(" ")}
+    assert "\n" not in error["message"]
+
+
 def test_delete_cancels(client, served):
     taken = client.post("/v1/samples", json={"cond": "cat", "steps": 250, "n": 16}).json()
     assert client.get(f"/v1/images/{taken['id']}/0.png").status_code == 409

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -31,6 +33,8 @@ pytestmark = [
 REQUESTS = 24
 STEPS = 30
 MARK = "GUIDESTAR_TEST_MARK"
+PATIENCE = 900
+"""Seconds: each step takes half a minute to two where others keep both cores busy."""
 
 
 def marked(mark: str) -> Iterator[int]:
@@ -62,85 +66,96 @@ def nearly_equal(found: bytes, wanted) -> bool:
     return all(abs(a - b) <= 1 for a, b in pairs)
 
 
+class Cluster:
+    """The command with ``--ray``, and a client of it; all its processes end with it."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.mark = f"{MARK}={uuid.uuid4().hex}"
+        self.log = folder / "log"
+        self.client: Any = None
+        command = [sys.executable, "-m", "guidestar", "serve", "fashion-mnist", "--port", "0"]
+        environment = {**os.environ, **dict([self.mark.split("=")]), "OMP_NUM_THREADS": "1"}
+        with self.log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [*command, "--ray", *options], stderr=errors, cwd=folder, env=environment
+            )
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.wait_for(lambda: self.address, "an address")
+            self.client = httpx.Client(base_url=self.address, timeout=300)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.client is not None:
+            self.client.close()
+        self.process.kill()
+        self.process.wait()
+        for pid in marked(self.mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    @property
+    def address(self) -> str:
+        found = re.search(r"serving fashion-mnist at (\S+)", self.log.read_text())
+        return found.group(1) if found else ""
+
+    @property
+    def count(self) -> float:
+        return metric(self.client, "guidestar_replicas")
+
+    def wait_for(self, reached: Callable[[], object], what: str, pause: float = 0.2) -> None:
+        """Wait for what takes as long as the machine is busy, but not for a server that ended."""
+        end = time.monotonic() + PATIENCE
+        while not reached():
+            assert self.process.poll() is None, f"the server has ended: {self.log.read_text()}"
+            assert time.monotonic() < end, (
+                f"{what} did not come within {PATIENCE} s; {self.log.read_text()}"
+            )
+            time.sleep(pause)
+
+
 def test_a_killed_replica_loses_no_request(tmp_path):
     """Those that it sampled are sampled by the other, from the same seeds."""
-    mark = f"{MARK}={uuid.uuid4().hex}"
-    command = [sys.executable, "-m", "guidestar", "serve", "fashion-mnist", "--port", "0"]
-    command += ["--ray", "--replicas", "2"]
-    environment = {**os.environ, **dict([mark.split("=")]), "OMP_NUM_THREADS": "1"}
-    log = tmp_path / "log"
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(command, stderr=errors, cwd=tmp_path, env=environment) as process,
-    ):
-        try:
-            with httpx.Client(base_url=address(log, process), timeout=300) as client:
-                while metric(client, "guidestar_replicas") != 2:
-                    time.sleep(0.1)
-                check_pictures(client, mark)
-                assert metric(client, "guidestar_engine_rows_total") > 0
-                while metric(client, "guidestar_replicas") != 2 or len(replicas(mark)) < 2:
-                    time.sleep(0.2)  # another takes the place of the one that was killed
-                check_end(client, process)
-        finally:
-            process.kill()
-            for pid in marked(mark):
-                os.kill(pid, signal.SIGKILL)
-    assert "replica was lost" in log.read_text()
+    with Cluster(tmp_path, "--replicas", "2") as cluster:
+        cluster.wait_for(lambda: cluster.count == 2, "the second replica")
+        check_pictures(cluster.client, cluster.mark)
+        assert metric(cluster.client, "guidestar_engine_rows_total") > 0
+        cluster.wait_for(
+            lambda: cluster.count == 2 and len(replicas(cluster.mark)) == 2,
+            "another in the place of the one that was killed",
+        )
+        check_end(cluster.client, cluster.process)
+    assert "replica was lost" in cluster.log.read_text()
 
 
 def test_replicas_follow_the_queue(tmp_path):
     """A second one is added while there are more requests than one is for, and removed after."""
-    mark = f"{MARK}={uuid.uuid4().hex}"
-    command = [sys.executable, "-m", "guidestar", "serve", "fashion-mnist", "--port", "0"]
-    command += ["--ray", "--replicas", "1-2", "--per-replica", "2"]
-    environment = {**os.environ, **dict([mark.split("=")]), "OMP_NUM_THREADS": "1"}
-    log = tmp_path / "log"
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(command, stderr=errors, cwd=tmp_path, env=environment) as process,
-    ):
-        try:
-            with httpx.Client(base_url=address(log, process), timeout=300) as client:
-                count = lambda: metric(client, "guidestar_replicas")
-                wait_for(lambda: count() == 1)
-                assert len(replicas(mark)) == 1
-                body = {"cond": "bag", "steps": 250, "n": 4}
-                names: list[str] = []
+    with Cluster(tmp_path, "--replicas", "1-2", "--per-replica", "2") as cluster:
+        client = cluster.client
+        cluster.wait_for(lambda: cluster.count == 1, "a replica")
+        assert len(replicas(cluster.mark)) == 1
+        body = {"cond": "bag", "steps": 250, "n": 4}
+        names: list[str] = []
 
-                def busy() -> bool:
-                    """Keep twelve requests under way, until there are two replicas."""
-                    live = metric(client, "guidestar_queued") + metric(client, "guidestar_running")
-                    for _ in range(int(12 - live)):
-                        names.append(client.post("/v1/samples", json=body).json()["id"])
-                    return count() == 2
+        def busy() -> bool:
+            """Keep twelve requests under way, until there are two replicas."""
+            live = metric(client, "guidestar_queued") + metric(client, "guidestar_running")
+            for _ in range(int(12 - live)):
+                names.append(client.post("/v1/samples", json=body).json()["id"])
+            return cluster.count == 2
 
-                wait_for(busy)
-                assert len(replicas(mark)) == 2
-                for name in names:
-                    client.delete(f"/v1/samples/{name}")
-                wait_for(lambda: count() == 1)
-                made = client.post("/v1/samples", json={"cond": "bag", "steps": 2}).json()
-                with client.stream("GET", f"/v1/samples/{made['id']}/events") as events:
-                    assert "event: done" in events.read().decode()
-        finally:
-            process.kill()
-            for pid in marked(mark):
-                os.kill(pid, signal.SIGKILL)
-
-
-def wait_for(reached: Callable[[], bool], seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < end, "not within the time"
-        time.sleep(0.2)
-
-
-def address(log: Path, process: subprocess.Popen) -> str:
-    while not (found := re.search(r"serving fashion-mnist at (\S+)", log.read_text())):
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.1)
-    return found.group(1)
+        cluster.wait_for(busy, "a second replica")
+        assert len(replicas(cluster.mark)) == 2
+        for name in names:
+            client.delete(f"/v1/samples/{name}")
+        cluster.wait_for(lambda: cluster.count == 1, "the end of the second replica")
+        made = client.post("/v1/samples", json={"cond": "bag", "steps": 2}).json()
+        with client.stream("GET", f"/v1/samples/{made['id']}/events") as events:
+            assert "event: done" in events.read().decode()
 
 
 def metric(client: httpx.Client, name: str) -> float:

@@ -84,3 +84,5 @@ def warn_of_differences(then: Carried, now: Settings) -> None:
     ]
     if names:
         warn(f"{', '.join(names)} differ from the first run's, so the last bits may too")
+    if then.get("weights") and now.weights and then["weights"] != now.weights:
+        warn("the weights of the model have changed since, so the pictures are others")

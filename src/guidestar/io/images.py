@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from .documents import JSONObject
@@ -138,9 +138,9 @@ def read_settings(file: Path | bytes) -> JSONObject:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             text = image.info.get(SETTINGS_KEY)
     except Exception as error:  # Pillow raises many kinds for a damaged file
+        why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
-            f"{path} cannot be read as a picture ({error}); give a PNG that 'guidestar sample' "
-            "wrote"
+            f"{path} cannot be read as a picture ({why}); give a PNG that 'guidestar sample' wrote"
         ) from error
     if text is None:
         raise ValueError(

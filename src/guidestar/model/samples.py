@@ -42,6 +42,8 @@ class Settings:
         dtype: of the samples.
         device: where it ran.
         versions: of guidestar, torch and Python.
+        weights: the digest of the model's (`guidestar.model.weights`), where a run is written to a
+            folder in batches; empty elsewhere.
     """
 
     model: str
@@ -60,6 +62,7 @@ class Settings:
     dtype: str = "float32"
     device: str = "cpu"
     versions: Mapping[str, str] = field(default_factory=dict)
+    weights: str = ""
 
 
 def settings_of(
@@ -138,6 +141,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "lacking": lambda v: _is_list(v, lambda word: isinstance(word, str)),
     "max_rows": lambda v: v is None or (_is_int(v) and v > 0),
     "scale": lambda v: v is None or _is_list(v, _is_number),
+    "weights": lambda v: isinstance(v, str),
     "index": _is_int,
     "number": _is_int,
     "stride": _is_int,

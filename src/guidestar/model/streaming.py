@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..guidance.losses import Loss
@@ -12,6 +12,7 @@ from ..io.images import read_settings
 from .model import Model, Watch
 from .request import Request
 from .samples import Carried, Samples, Settings, file_name
+from .weights import digest_of
 
 BATCH = 32
 """Pictures that are sampled at once."""
@@ -76,26 +77,28 @@ class Batches:
 def sample_to_folder(job: Batches, folder: Path, watch: Watch | None = None) -> Done:
     """Sample pictures into a folder, batch by batch; go on where an earlier run of the job stopped.
 
-    A batch all of whose pictures are there, with the same settings, is not made again.
+    A batch all of whose pictures are there, with the same settings and of a model of the same
+    weights, is not made again.
 
     Raises:
-        ValueError: a picture of the same name has other settings.
+        ValueError: a picture of the same name has other settings, or is of other weights.
         OSError: the folder cannot be written to.
     """
     make_folder(folder)
     parts = list(job.parts())
     paths: list[Path] = []
     kept, evaluations = 0, []
+    weights = digest_of(job.model)
     for done, part in enumerate(parts):
         request, numbers = job.part(part), job.numbers[part]
-        settings = job.model.settings(request)
+        settings = replace(job.model.settings(request), weights=weights)
         files = [folder / file_name(settings, i, number) for i, number in enumerate(numbers)]
         paths += files
         if _is_there(settings, files):
             kept += len(files)
             continue
         samples = job.model.run(request, watch=_shifted(watch, done, len(parts)))
-        samples.save(folder, numbers)
+        replace(samples, settings=replace(samples.settings, weights=weights)).save(folder, numbers)
         evaluations += samples.evaluations
     mean = sum(evaluations) / len(evaluations) if evaluations else 0.0
     return Done(paths=paths, kept=kept, evaluations=mean, guidance=str(job.request.guidance))
@@ -106,12 +109,22 @@ def _is_there(settings: Settings, files: Sequence[Path]) -> bool:
     there = [file.is_file() for file in files]
     wanted = _comparable(asdict(settings))
     for index, file in enumerate(files):
-        if there[index] and _comparable(_settings_in(file)) != {**wanted, "index": index}:
+        if not there[index]:
+            continue
+        if other := _difference(_comparable(_settings_in(file)), {**wanted, "index": index}):
             raise ValueError(
-                f"{file} was made with other settings; name another folder with --out, or remove it"
+                f"{file} was made with other {other}; name another folder with --out, or remove it"
             )
     # What depended on something that pictures do not carry may have changed: it is made again.
     return all(there) and not wanted["lacking"]
+
+
+def _difference(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """Name what differs: settings, or the weights alone; nothing where all agree."""
+    names = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+    if names == ["weights"] and found.get("weights"):
+        return "weights of the model"
+    return f"settings ({', '.join(names)})" if names else ""
 
 
 def _settings_in(file: Path) -> dict[str, object]:
@@ -138,6 +151,7 @@ def again_to_folder(
 ) -> Samples:
     """Repeat the batch that a picture was made in, into a folder, under the same names."""
     samples = model.again(settings, watch)
+    samples = replace(samples, settings=replace(samples.settings, weights=digest_of(model)))
     first = int(settings.get("number", 0)) - int(settings.get("index", 0)) * (
         stride := int(settings.get("stride", 1))
     )

@@ -48,7 +48,14 @@ def variant_folder(folder: Path, variant: str) -> Path:
     if variant not in known:
         there = f"its variants are {', '.join(known)}" if known else "it has no variants"
         raise UnknownVariantError(f"{folder.name} has no variant {variant!r}; {there}")
-    return folder / FOLDER / variant
+    home = folder / FOLDER / variant
+    # Files may be missing, e.g. of a download that was cut off.
+    if not any((home / n).exists() for n in (_DIFFERENCE, *_NETWORKS)):
+        raise ValueError(
+            f"{home / _DIFFERENCE} is missing, and the variant has no network of its own in its "
+            "place; fetch or distil it again"
+        )
+    return home
 
 
 def check_variant(folder: Path, name: str) -> None:

@@ -165,7 +165,7 @@ def _sampler(body: Txt2Img) -> tuple[str | None, str | None]:
     except ValueError as error:
         text = f"there is no such sampler; see /sdapi/v1/samplers ({error})"
         raise _wrong(text[:500], "sampler_name") from None
-    if body.scheduler is not None:
+    if body.scheduler:
         if body.scheduler.lower() not in SCHEDULERS:
             known = ", ".join(SCHEDULERS)
             raise _wrong(f"there is no scheduler of that name; there are {known}", "scheduler")

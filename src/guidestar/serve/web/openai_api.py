@@ -55,14 +55,18 @@ async def generate(request: Request, body: ImagesRequest) -> Any:
     )
     ignored = [field for field in MEANINGLESS if getattr(body, field) is not None]
     warnings = [f"{field} means nothing to this model" for field in ignored]
+    shown = body.output_format
+    if body.response_format == "url" and not body.stream and shown != "png":
+        warnings.append(f"an address is of a PNG; {shown} is for response_format b64_json")
+        shown = "png"
     if body.stream:
         return events(request, _events(job, body, f"{width}x{height}", warnings))
     await wait(request, job)
-    pictures = await encode_base64(job, body.output_format)
+    pictures = await encode_base64(job, shown)
     return {
         "created": int(time.time()),
         "data": [_entry(request, job, body, k, p) for k, p in enumerate(pictures)],
-        "output_format": body.output_format,
+        "output_format": shown,
         "size": f"{width}x{height}",
         "seeds": job.seeds,
         "id": job.id,
