@@ -3,12 +3,14 @@ of its repository.
 """
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import diffusers_suite
+import guidestar
 from diffusers_suite import FAMILIES, compare, expression
 
 CHECKOUT = os.environ.get("DIFFUSERS_CHECKOUT")
@@ -103,3 +105,26 @@ def test_a_pipeline_is_guided_by_what_its_call_asks_for(monkeypatch):
         pipe(**{**REQUEST, "guidance_scale": 2.0}, generator=seeded(3, 4)).images, own
     ) and asked == [2.0]
     assert type(pipe) is kind
+
+
+@pytest.mark.parametrize(
+    ("line", "outcome"),
+    [
+        ("the transformer has a cache (enable_cache), which", pytest.skip.Exception),
+        ("the samples are not finite", ValueError),
+    ],
+)
+def test_a_cache_is_refused_in_the_call_and_other_errors_are_faults(monkeypatch, line, outcome):
+    from helpers.pipelines import REQUEST, stable_diffusion
+
+    def fail(self, *args, **kwargs):
+        raise ValueError(line)
+
+    pipe = stable_diffusion()
+    kind = type(pipe)
+    monkeypatch.setattr(
+        guidestar, "guide", lambda pipe, guidance: type("K", (), {"__call__": fail})()
+    )
+    monkeypatch.setattr(kind, "__call__", diffusers_suite._guided(kind.__call__))
+    with pytest.raises(outcome, match=re.escape(line)):
+        pipe(**REQUEST)

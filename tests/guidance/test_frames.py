@@ -4,9 +4,22 @@ import pytest
 import torch
 from test_fdg import expected
 
-from guidestar import Condition, Guided, apg, cfg, fdg, parse
+from guidestar import (
+    VP,
+    Condition,
+    Guided,
+    Model,
+    Network,
+    apg,
+    cfg,
+    fdg,
+    parse,
+    sag,
+    uniform,
+)
 from guidestar.core.forms import CHANNELS_LAST, PLAIN, SampleForm, form_of
 from helpers.scenes import scenes
+from helpers.toys import UNCOND, toy
 
 VIDEO = (3, 2, 4, 3, 5)
 
@@ -121,3 +134,113 @@ def test_other_terms_have_frames_too():
     scene.check(apg(3, momentum=0, frames=[0, 1]), scene.c + along * plain)
     both = expected(scene, 3, (1, 4 / 9), scene.n) - scene.c
     scene.check(fdg(3, frames=[0, 1]), scene.c + along * both)
+
+
+# --- blurs, intervals and previews of videos ---
+
+
+def smooth_picture(x):
+    """Blur ``[..., H, W]`` by a Gaussian of 1 over 3 places, mirrored: each frame by itself."""
+    g = torch.softmax(-(torch.arange(-1.0, 2.0, dtype=x.dtype) ** 2) / 2, 0)
+    for axis in (-2, -1):
+        flat = x.movedim(axis, -1)
+        padded = torch.cat([flat[..., 1:2], flat, flat[..., -2:-1]], -1)
+        size = flat.shape[-1]
+        x = sum(w * padded[..., k : k + size] for k, w in enumerate(g)).movedim(-1, axis)
+    return x
+
+
+@pytest.mark.parametrize("place", ["vp", "ve", "flow", "mixed"])
+def test_sag_blurs_each_frame_by_itself(place):
+    """c + s (b − D_u(αb + σε_u)), with b = blur(D_u) along height and width."""
+    scene = scenes(place, VIDEO)[0]
+    blurred = smooth_picture(scene.u)
+    again = toy(scene.a * blurred + scene.s * scene.eps(scene.u), scene.step.t, UNCOND)
+    push = blurred - again
+    assert push.abs().max() > 1e-2
+    own = torch.tensor([0.75, 0, -1]).reshape(3, 1, 1, 1, 1)
+    blur = {"masked": False, "radius": 1}
+    scene.check(sag(0.75, **blur), scene.c + 0.75 * push, negative=None)
+    scene.check(sag([0.75, 0, -1], **blur), scene.c + own * push, negative=None)
+    along = torch.tensor([1, 2 / 3, 1 / 3, 0], dtype=torch.float64).reshape(4, 1, 1)
+    scene.check(sag(2, frames=[1, 0], **blur), scene.c + 2 * along * push, negative=None)
+
+
+@pytest.mark.parametrize("expression", ["cfg(3, {})", "fdg(3, gains=[1, 0.4], {})"])
+def test_an_interval_of_videos_is_of_each_sample(expression):
+    """Of three videos at three levels, those whose noise ratio lies in it are guided."""
+    scene = scenes("mixed", VIDEO)[0]
+    ratios = (scene.s / scene.a)[:, 0, 0, 0, 0]
+    low, middle, high = sorted(ratios.tolist())
+    assert low < middle < high
+    full = (
+        expected(scene, 3, (1, 0.4), scene.n)
+        if "fdg" in expression
+        else scene.n + 3 * (scene.c - scene.n)
+    )
+    for lo, hi in ((0.99 * middle, float("inf")), (0, 1.01 * low), (low * 1.01, middle * 1.01)):
+        within = ((ratios > lo) & (ratios <= hi)).reshape(3, 1, 1, 1, 1)
+        assert 0 < int(within.sum()) < 3
+        wanted = torch.where(within, full, scene.c)
+        scene.check(expression.format(f"interval=({lo}, {hi})"), wanted)
+
+
+class Classes:
+    """An encoder of numbers; none is −1."""
+
+    classes = ("0", "1", "2")
+
+    def index(self, name):
+        return int(name)
+
+    def encode(self, names):
+        return Condition(label=torch.tensor([float(n) for n in names]))
+
+    def null(self, batch):
+        return Condition(label=torch.full((batch,), -1.0))
+
+
+@pytest.mark.parametrize("expression", ["cfg(3, frames=[0, 1])", "fdg(3, gains=[1, 0.4])"])
+def test_previews_of_videos_are_their_guided_estimates(expression):
+    """After each step of DDIM: ``x ← α_s x̂0 + σ_s ε̂`` with the estimate of that step."""
+    scale = lambda label: 0.1 * label[:, None, None, None, None]
+    net = lambda x, t, label: torch.tanh(x + scale(label))
+    model = Model(
+        name="videos",
+        denoiser=Network(net, predicts="x0"),
+        schedule=VP.linear(),
+        shape=VIDEO[1:],
+        encoder=Classes(),
+    )
+    grid = uniform(VP.linear(), 3)
+    states = list(
+        model.trajectory(
+            [0, 1, 2], guidance=expression, steps=3, grid="uniform", solver="ddim", seeds=[4, 5, 6]
+        )
+    )
+    assert len(states) == 3
+    along = torch.tensor([0, 1 / 3, 2 / 3, 1]).reshape(4, 1, 1)
+    x = None
+    for index, state in enumerate(states):
+        step = grid.step(index)
+        if x is not None:
+            c, u = torch.tanh(x + scale(torch.arange(3.0))), torch.tanh(x - 0.1)
+            push = (
+                2 * along * (c - u)
+                if "frames" in expression
+                else expected(Pair(c, u), 3, (1, 0.4), u) - c
+            )
+            wanted = c + push
+            torch.testing.assert_close(state.prediction.x0, wanted, atol=1e-5, rtol=1e-5)
+            eps = (x - float(step.t.alpha) * wanted) / float(step.t.sigma)
+            moved = float(step.s.alpha) * wanted + float(step.s.sigma) * eps
+            torch.testing.assert_close(state.x, moved, atol=1e-5, rtol=1e-5)
+        assert state.prediction.x0.shape == state.x.shape == VIDEO
+        x = state.x
+
+
+class Pair:
+    """What `expected` reads of a scene."""
+
+    def __init__(self, c, u):
+        self.c, self.u = c, u
