@@ -43,6 +43,7 @@ def _modules(model: Model) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
-def _bytes_of(tensor: Tensor) -> bytes:
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Return a tensor's bytes; those of one on the CPU are not copied."""
     flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).numpy().tobytes()
+    return memoryview(flat.view(torch.uint8).numpy())
