@@ -146,3 +146,34 @@ def test_a_skipped_block_is_pushed_away_from(name, block):
     assert distance(alone.run(pipe), guided) > 1e-3
     net.forward = forward
     assert distance(guided, alone.run(pipe)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "block"), [("WanPipeline", "blocks.0"), ("ChromaPipeline", BLOCK)]
+)
+def test_a_block_skipped_in_the_negative_pass_alone(name, block):
+    """u₋ + s(c − u₋), as nodes for Wan have it: the block is left out of each second call."""
+    entry = entries()[name]
+    pipe = entry.make()
+    guided = entry.run(pipe, f"cfg(3) + slg(2, of='neg', layers='{block}')")
+    net, calls = pipe.transformer, []
+    module, plain = net.get_submodule(block), net.forward
+
+    def skip(hidden_states, encoder_hidden_states=None, *_, **__):
+        return hidden_states if name == "WanPipeline" else (encoder_hidden_states, hidden_states)
+
+    def forward(*args, **kwargs):
+        calls.append(len(calls) % 2)
+        if not calls[-1]:
+            return plain(*args, **kwargs)
+        module.forward = skip
+        out = plain(*args, **kwargs)
+        del module.forward
+        return out
+
+    without = entry.run(entry.make())
+    net.forward = forward
+    own = entry.run(pipe)
+    assert sum(calls) * 2 == len(calls) > 0
+    assert distance(own, without) > 1e-3
+    assert distance(guided, own) < 1e-5

@@ -257,3 +257,21 @@ def test_a_callback_that_ends_the_guidance(name):
     ours = draw(name, f"cfg({scale}, interval=({between(name)}, inf))", **CUT[name])
     assert distance(ours, own) < 1e-5
     assert distance(draw(name), own) > 1e-6
+
+
+@pytest.mark.parametrize("name", ["QwenImagePipeline", "FluxPipeline"])
+def test_a_callback_that_ends_the_guidance_too_late(name):
+    """Where the scale is read before the first step, it changes neither theirs nor ours."""
+    own = draw(name)
+    assert distance(draw(name, **called_back(end_guidance)), own) == 0
+    ours = draw(name, entries()[name].guidance, **called_back(end_guidance))
+    assert distance(ours, own) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["CogVideoXPipeline", "LTX2Pipeline"])
+def test_a_callback_that_changes_the_scale_of_passes_that_go_on(name):
+    """Both passes are made to the end. Theirs has scale 0 then; ours is that of the expression."""
+    own = draw(name)
+    assert distance(draw(name, **called_back(end_guidance)), own) > 1e-5
+    ours = draw(name, entries()[name].guidance, **called_back(end_guidance))
+    assert distance(ours, own) < 1e-5
