@@ -375,7 +375,12 @@ def main(arguments: Sequence[str]) -> int:
     broken = 0
     print("family | passed | untouched | refused | broken | fails plain | skipped", flush=True)
     for family in families or FAMILIES:
-        c = compare(Path(checkout), family, arguments[cut:])
+        try:
+            c = compare(Path(checkout), family, arguments[cut:])
+        except RuntimeError as error:  # the families after it are run all the same
+            print(f"{family} | {error}", flush=True)
+            broken += 1
+            continue
         print(
             f"{family} | {len(c.passed)} | {len(c.untouched)} | {len(c.refused)} | "
             f"{len(c.broken)} | {len(c.plain)} | {len(c.skipped)}",

@@ -128,3 +128,16 @@ def test_a_cache_is_refused_in_the_call_and_other_errors_are_faults(monkeypatch,
     monkeypatch.setattr(kind, "__call__", diffusers_suite._guided(kind.__call__))
     with pytest.raises(outcome, match=re.escape(line)):
         pipe(**REQUEST)
+
+
+def test_a_family_without_tests_fails_and_the_next_is_run(monkeypatch, capsys):
+    results = {"y": {"a": {"outcome": "passed", "guided": 1, "why": ""}}}
+    monkeypatch.setattr(
+        diffusers_suite, "_run", lambda checkout, family, options, how: results.get(family)
+    )
+    assert diffusers_suite.main(["folder", "x", "y"]) == 1
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "x | no test of x was run",
+        "y | 1 | 0 | 0 | 0 | 0 | 0",
+    ]
+    assert diffusers_suite.main(["folder", "y"]) == 0
