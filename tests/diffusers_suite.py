@@ -48,7 +48,7 @@ FAMILIES = (
         "stable_diffusion_xl",
         "controlnet",
     ),
-    "chroma",
+    *("chroma", "allegro", "latte", "cogvideo", "mochi"),
 )
 """The folders of tests of every family that docs/diffusers.md names."""
 
