@@ -63,7 +63,7 @@ CONSTANTS = {
     "motion.bvh:MOST_JOINTS": 1024,
     "motion.bvh:LARGEST": 536_870_912,
     "motion.drawing:_MARGIN": 0.08,
-    "motion.drawing:_ABOVE": 0.45,
+    "motion.drawing:ABOVE": 0.45,
     "motion.features:SLOW": 0.3,
     "motion.features:LOW": 0.08,
     "motion.rig:STRETCH": 0.01,
