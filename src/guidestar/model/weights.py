@@ -46,4 +46,4 @@ def _modules(model: Model) -> Iterator[tuple[str, nn.Module]]:
 def _bytes_of(tensor: Tensor) -> memoryview:
     """Return a tensor's bytes; those of one on the CPU are not copied."""
     flat = tensor.detach().cpu().contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
