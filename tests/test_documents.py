@@ -129,6 +129,23 @@ def test_links_lead_to_files():
     assert not wrong, "\n".join(wrong)
 
 
+NAMED = r"(?<![\w/.-])(?:tests|benchmarks|tools|examples|recipes|src)/[\w./-]*\w\.(?:py|toml|json)"
+"""A file of the project, as text names it."""
+
+
+def test_files_of_the_project_that_are_named_are_there():
+    sources = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "Makefile"]
+    for pattern in ("src/**/*.py", "benchmarks/*.py", "examples/*.py", "recipes/*.toml"):
+        sources += ROOT.glob(pattern)
+    wrong = [
+        f"{where(source)}: {name}"
+        for source in sources
+        for name in re.findall(NAMED, source.read_text(encoding="utf-8"))
+        if not (ROOT / name).exists() and "MODEL" not in name
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_every_public_name_has_its_page():
     spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs/make_reference.py")
     module = importlib.util.module_from_spec(spec)
