@@ -343,6 +343,9 @@ ROW = {"guidance": "g", "accuracy": 0.98761, "frechet": 1.23456, "diversity": 0.
        "shares": [0.08, 0.12], "nfe": 20.0, "seconds": 1.26}  # fmt: skip
 TEXT_ROW = {"guidance": "g", "top 1": 0.5, "top 5": 0.98761, "score": 0.25, "frechet": 1.5,
             "nearest": 0.33333, "nfe": 8.0, "seconds": 3.0}  # fmt: skip
+MOTION_ROW = {"guidance": "cond", "accuracy": 0.9375, "fid": 0.2211, "diversity": 12.189,
+              "multimodality": 1.6111, "foot_skating": 0.2161, "jerk": 36.91, "floor": 0.0358,
+              "nfe": 40.0, "seconds": 2.04}  # fmt: skip
 
 
 def test_cells_of_figures():
@@ -354,28 +357,37 @@ def test_cells_of_figures():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("by_text", [True, False])
-def test_guidances_are_measured_as_the_options_say(monkeypatch, tmp_path, capsys, by_text):
-    from guidestar.apps import measure, measure_text
+@pytest.mark.parametrize("kind", ["class", "text", "motion"])
+def test_guidances_are_measured_as_the_options_say(monkeypatch, tmp_path, capsys, kind):
+    from guidestar.apps import measure, measure_motion, measure_text
+    from guidestar.model import motions
 
     monkeypatch.setattr(measuring, "show_progress", no_bar)
-    model = SimpleNamespace(takes_prompts=by_text)
+    body = object() if kind == "motion" else None
+    monkeypatch.setattr(motions, "body_of_model", lambda model: body)
+    model = SimpleNamespace(takes_prompts=kind != "class")  # of motions too, by their captions
     loaded = noted(monkeypatch, loading, "load", model)
     classes = noted(monkeypatch, measure, "measure", [ROW])
     words = noted(monkeypatch, measure_text, "measure_text", [TEXT_ROW])
+    moves = noted(monkeypatch, measure_motion, "measure_motions", [MOTION_ROW])
     given = {"seeds": "3-6", "steps": 5, "solver": "heun", "levels": "karras", "data": "d",
              "stage": None, "average": "a", "variant": "v", "trust": True}  # fmt: skip
     out = tmp_path / "r.json"
     measuring.evaluate("m", ["cond"], **{**given, "out": out})  # type: ignore[arg-type]
     assert loaded == [(("m",), {"average": "a", "variant": "v", "trust": True})]
     shared = {"steps": 5, "solver": "heun", "grid": "karras", "data": "d", "watch": "watch"}
-    if by_text:
-        assert words == [((model, ["cond"]), {**shared, "count": 4, "seed": 3})] and not classes
-    else:
-        assert classes == [((model, ["cond"]), {**shared, "seeds": range(3, 7)})] and not words
-    assert json.loads(out.read_text()) == [TEXT_ROW if by_text else ROW]
-    head = capsys.readouterr().out.splitlines()[0].split()
-    assert head[:2] == (["guidance", "top"] if by_text else ["guidance", "accuracy"])
+    called = {"class": classes, "text": words, "motion": moves}
+    own = {"count": 4, "seed": 3} if kind == "text" else {"seeds": range(3, 7)}
+    assert called.pop(kind) == [((model, ["cond"]), {**shared, **own})]
+    assert not any(called.values())
+    assert json.loads(out.read_text()) == [
+        {"class": ROW, "text": TEXT_ROW, "motion": MOTION_ROW}[kind]
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["guidance", "top" if kind == "text" else "accuracy"]
+    if kind == "motion":
+        numbers = ["93.75%", "0.221", "12.19", "1.61", "0.216", "36.9", "0.036", "40", "2.0"]
+        assert lines[1].split() == ["cond", *numbers]
 
 
 # Serving

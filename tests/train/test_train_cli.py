@@ -222,7 +222,11 @@ def test_mistakes_are_one_line_and_leave_nothing(photos, tmp_path, capsys):
     recipe = tmp_path / "r.toml"
     cases = [
         (("recipe", tmp_path / "none"), 2, r"there is no such file or folder$"),
-        (("recipe", tmp_path / "text.txt"), 2, r"data are a folder of images, .parquet"),
+        (
+            ("recipe", tmp_path / "text.txt"),
+            2,
+            r"a folder of images or \.bvh files, \.parquet",
+        ),
         (("train", recipe), 2, r"cannot be read: No such file"),
     ]
     for arguments, code, message in cases:
