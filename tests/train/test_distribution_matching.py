@@ -173,9 +173,9 @@ def test_samples_off_the_teachers_mean_are_moved_towards_it(name):
 
 
 def _asked(x0, target, draw):
-    from guidestar.train.objectives.teacher import ask
+    from guidestar.train.objectives.teacher import draw_conditioning
 
-    return ask(x0, target, Rows().null_rows, draw, rate=0.0, scale=None), draw
+    return draw_conditioning(x0, target, Rows().null_rows, draw, rate=0.0, scale=None), draw
 
 
 def test_the_student_stands_still_while_the_fake_leads():

@@ -19,9 +19,9 @@ from guidestar.networks.network import Network
 from guidestar.sampling.grids import log_snr
 from guidestar.train.objectives import students as shared
 from guidestar.train.objectives.teacher import (
-    Asked,
+    Conditioning,
     Teacher,
-    ask,
+    draw_conditioning,
     step_between,
     takes_scale,
     with_input,
@@ -37,7 +37,7 @@ F64 = torch.float64
 SCHEDULE = VP.linear()
 
 
-def asked(count=3, **more: Any) -> Asked:
+def conditioning(count=3, **more: Any) -> Conditioning:
     given: dict[str, Any] = {
         "rows": {"a": torch.arange(count) * 10},
         "drop": torch.tensor([False, True, False][:count]),
@@ -45,15 +45,15 @@ def asked(count=3, **more: Any) -> Asked:
         "draw": Draw(list(range(5, 5 + count))),
         "prompts": ("x", "y", "z")[:count],
     }
-    return Asked(**{**given, **more})
+    return Conditioning(**{**given, **more})
 
 
 def test_what_was_asked_is_taken_by_sample():
-    found = asked().take(torch.tensor([2, 1]))
+    found = conditioning().take(torch.tensor([2, 1]))
     assert found.rows["a"].tolist() == [20, 10] and found.drop.tolist() == [False, True]
     assert found.scale is not None and found.scale.tolist() == [3.0, 2.0]
     assert list(found.draw.seeds) == [7, 6] and found.prompts == ("z", "y")
-    bare = asked(scale=None, prompts=None).take(torch.tensor([0]))
+    bare = conditioning(scale=None, prompts=None).take(torch.tensor([0]))
     assert bare.scale is None and bare.prompts is None
 
 
@@ -61,14 +61,14 @@ def test_what_a_batch_is_asked_for():
     x, draw = torch.zeros(400, 1), Draw(range(400))
     nulls = lambda name: torch.tensor([-1])
     rows = {"a": torch.arange(400)}
-    found = ask(x, {"rows": rows}, nulls, draw, rate=0.25, scale=(2.0, 5.0))
+    found = draw_conditioning(x, {"rows": rows}, nulls, draw, rate=0.25, scale=(2.0, 5.0))
     free = draw.uniform("drop all") < 0.25
     assert found.drop.tolist() == free.tolist() and 60 < int(free.sum()) < 140
     assert found.rows["a"].tolist() == torch.where(free, -1, rows["a"]).tolist()
     assert found.scale is not None and found.scale.dtype == F64
     assert torch.allclose(found.scale, 2 + 3 * draw.uniform("scale").double())
     assert found.draw is draw and found.prompts is None
-    other = ask(x, {"rows": {}, "prompts": ["p"]}, nulls, draw, rate=0.25, scale=None)
+    other = draw_conditioning(x, {"rows": {}, "prompts": ["p"]}, nulls, draw, rate=0.25, scale=None)
     assert not other.drop.any() and other.drop.dtype == torch.bool and len(other.drop) == 400
     assert other.scale is None and other.prompts == ("p",)
 
@@ -127,7 +127,7 @@ STEP = step_between(SCHEDULE.at_rho(1.0), SCHEDULE.clean, SCHEDULE)
     ],
 )
 def test_a_teacher_guides_each_sample_by_its_scale_and_leaves_out_the_dropped(drop, expected):
-    given = asked(rows={"label": torch.tensor([0, 1, 0])}, drop=torch.tensor(drop))
+    given = conditioning(rows={"label": torch.tensor([0, 1, 0])}, drop=torch.tensor(drop))
     with torch.inference_mode():
         x = torch.arange(6.0).view(3, 2)
     found = lesson_teacher().predict(x, STEP, given)
@@ -138,7 +138,9 @@ def test_a_teacher_guides_each_sample_by_its_scale_and_leaves_out_the_dropped(dr
 
 def test_a_student_that_teaches_takes_the_scale_as_an_input():
     """One pass of its condition, 1 + w, and of its null, 7 + 1."""
-    given = asked(rows={"label": torch.tensor([0, 0, 0])}, drop=torch.zeros(3, dtype=torch.bool))
+    given = conditioning(
+        rows={"label": torch.tensor([0, 0, 0])}, drop=torch.zeros(3, dtype=torch.bool)
+    )
     later = lesson_teacher(guidance="cond", is_student=True)
     found = later.predict(torch.zeros(3, 2), STEP, given)
     assert found.x0[:, 0].tolist() == [2.0, 3.0, 4.0]
@@ -163,7 +165,7 @@ def test_what_is_entered_while_a_teacher_predicts():
         def __exit__(self, *_):
             entered.append("out")
 
-    given = asked(rows={"label": torch.tensor([0, 1, 0])})
+    given = conditioning(rows={"label": torch.tensor([0, 1, 0])})
     x = torch.zeros(3, 2, requires_grad=True)
     found = lesson_teacher(context=Context).predict(x, STEP, given)
     assert entered == ["in", "out"] and not found.x0.requires_grad
@@ -178,7 +180,9 @@ def test_classifiers_find_the_class_of_each_sample():
             made.append((given, more))
             super().__init__(*given, **more)
 
-    given = asked(rows={"label": torch.tensor([1, 0, 1])}, drop=torch.zeros(3, dtype=torch.bool))
+    given = conditioning(
+        rows={"label": torch.tensor([1, 0, 1])}, drop=torch.zeros(3, dtype=torch.bool)
+    )
     from guidestar.train.objectives import teacher as module
 
     before = module.Guided

@@ -12,7 +12,7 @@ from ...core.levels import Grid, Schedule, divide, expand
 from ...core.rng import Draw
 from .objective import Objective
 from .students import chosen, ddim, noise_rows, nulls_of, student
-from .teacher import Batch, StudentModel, Teacher, ask, step_between
+from .teacher import Batch, StudentModel, Teacher, draw_conditioning, step_between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +58,19 @@ class ConsistencyDistillation(Objective):
 
     def __call__(self, net: StudentModel, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the student ``net`` (``encoder`` and ``denoiser``)."""
-        asked = ask(x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale)
+        conditioning = draw_conditioning(
+            x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale
+        )
         grid = self.spacing(self.teacher.schedule, self.fineness(draw.step))
         at = (draw.uniform("step").double() * grid.steps).long().clamp_max(grid.steps - 1).cpu()
         t, s = chosen(grid, at), chosen(grid, at + 1)
         x_t = noise_rows(x0, t, draw)
         step = step_between(t, s, self.teacher.schedule)
-        x_s = ddim(self.teacher.predict(x_t, step, asked), s)
+        x_s = ddim(self.teacher.predict(x_t, step, conditioning), s)
         with torch.no_grad():
             at_data = (torch.as_tensor(s.sigma) == 0).to(x_s.device)
             clean = x_s * expand(divide(1.0, s.alpha), x_s)
-            ahead = student(net, x_s, s, asked)
+            ahead = student(net, x_s, s, conditioning)
             wanted = torch.where(at_data.view(-1, *[1] * (x_s.ndim - 1)), clean, ahead)
-        error = (student(net, x_t, t, asked) - wanted).square().flatten(1).mean(1)
+        error = (student(net, x_t, t, conditioning) - wanted).square().flatten(1).mean(1)
         return (error + self.huber**2).sqrt() - self.huber

@@ -16,7 +16,7 @@ from ...networks.condition_encoders import Conditions
 from ...networks.conditional import ConditionalModel
 from .objective import Objective
 from .students import ddim, noise_rows, nulls_of, squared, student
-from .teacher import Asked, Batch, StudentModel, Teacher, ask, step_between
+from .teacher import Batch, Conditioning, StudentModel, Teacher, draw_conditioning, step_between
 from .weighting import Uniform
 
 
@@ -93,23 +93,27 @@ class DistributionMatching(Objective):
 
     def __call__(self, net: Matched, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
         """Return the loss ``[B]``; of ``x0`` the shape alone counts."""
-        asked = ask(x0, target, nulls_of(net), draw, rate=self.dropout, scale=None)
+        conditioning = draw_conditioning(
+            x0, target, nulls_of(net), draw, rate=self.dropout, scale=None
+        )
         with torch.set_grad_enabled(torch.is_grad_enabled() and draw.step >= self.lead):
-            x = self.sample(net, x0, asked, draw)
+            x = self.sample(net, x0, conditioning, draw)
         made = x.detach()
         level = self.levels(self.teacher.schedule, draw)
         x_t = noise_rows(made, level, draw)
-        fake = student(net.fake, x_t, level, asked)
+        fake = student(net.fake, x_t, level, conditioning)
         learned = squared(fake - made, self.weighting(level))
         if draw.step < self.lead:
             return learned
         step = step_between(level, self.teacher.schedule.clean, self.teacher.schedule)
-        real = self.teacher.predict(x_t, step, asked).x0
+        real = self.teacher.predict(x_t, step, conditioning).x0
         size = (made - real).abs().flatten(1).mean(1).clamp_min(1e-8)
         direction = (fake.detach() - real) * expand(1 / size, real)
         return learned + 0.5 * (x - (made - direction)).square().flatten(1).mean(1)
 
-    def sample(self, net: StudentModel, like: Tensor, asked: Asked, draw: Draw) -> Tensor:
+    def sample(
+        self, net: StudentModel, like: Tensor, conditioning: Conditioning, draw: Draw
+    ) -> Tensor:
         """Return samples of the student, shaped ``like`` others, from noise of the stream "start".
 
         A DDIM step goes from ``x_t`` to ``α_s D(x_t) + σ_s ε``.
@@ -118,6 +122,6 @@ class DistributionMatching(Objective):
         first = self.grid.steps - self.through
         for i, (t, s) in enumerate(pairwise(self.grid)):
             with torch.set_grad_enabled(torch.is_grad_enabled() and i >= first):
-                estimate = student(net, x, t, asked)
+                estimate = student(net, x, t, conditioning)
                 x = ddim(Prediction.from_x0(x, t, estimate), s)
         return x

@@ -11,7 +11,7 @@ from ...core.levels import Level, Schedule, Value
 from ...core.rng import Draw
 from .objective import Objective
 from .students import noise_rows, nulls_of, squared, student
-from .teacher import Batch, StudentModel, Teacher, ask, step_between
+from .teacher import Batch, StudentModel, Teacher, draw_conditioning, step_between
 from .weighting import Uniform
 
 
@@ -39,9 +39,11 @@ class GuidedDistillation(Objective):
 
     def __call__(self, net: StudentModel, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the student ``net`` (``encoder`` and ``denoiser``)."""
-        asked = ask(x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale)
+        conditioning = draw_conditioning(
+            x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale
+        )
         level = self.levels(self.teacher.schedule, draw)
         x_t = noise_rows(x0, level, draw)
         step = step_between(level, self.teacher.schedule.clean, self.teacher.schedule)
-        wanted = self.teacher.predict(x_t, step, asked).x0
-        return squared(student(net, x_t, level, asked) - wanted, self.weighting(level))
+        wanted = self.teacher.predict(x_t, step, conditioning).x0
+        return squared(student(net, x_t, level, conditioning) - wanted, self.weighting(level))

@@ -14,7 +14,7 @@ from ...core.levels import Grid, Level, Step, Value, divide
 from ...core.rng import Draw
 from .objective import Objective
 from .students import chosen, ddim, landing, noise_rows, nulls_of, squared, student
-from .teacher import Batch, StudentModel, Teacher, ask, step_between
+from .teacher import Batch, StudentModel, Teacher, draw_conditioning, step_between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,9 @@ class ProgressiveDistillation(Objective):
 
     def __call__(self, net: StudentModel, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the student ``net`` (``encoder`` and ``denoiser``)."""
-        asked = ask(x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale)
+        conditioning = draw_conditioning(
+            x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale
+        )
         at = (draw.uniform("step").double() * self.grid.steps).long()
         at = at.clamp_max(self.grid.steps - 1).cpu()
         level = chosen(self.grid, at)
@@ -80,9 +82,9 @@ class ProgressiveDistillation(Objective):
         path = [*(chosen(self.walked, place) for place in places), chosen(self.grid, at + 1)]
         x_s = x_t
         for t, s in pairwise(path):
-            x_s = ddim(self.teacher.predict(x_s, self._step(t, s), asked), s)
+            x_s = ddim(self.teacher.predict(x_s, self._step(t, s), conditioning), s)
         wanted = landing(x_t, x_s, level, path[-1])
-        return squared(student(net, x_t, level, asked) - wanted, self._weight(level))
+        return squared(student(net, x_t, level, conditioning) - wanted, self._weight(level))
 
     def _step(self, t: Level, s: Level) -> Step:
         return step_between(t, s, self.teacher.schedule)

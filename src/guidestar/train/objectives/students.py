@@ -10,14 +10,14 @@ from torch import Tensor
 from ...core.levels import Grid, Level, Value, divide, expand, sqrt
 from ...core.prediction import Prediction
 from ...core.rng import Draw
-from .teacher import Asked, StudentModel, with_input
+from .teacher import Conditioning, StudentModel, with_input
 
 
-def student(net: StudentModel, x_t: Tensor, level: Level, asked: Asked) -> Tensor:
+def student(net: StudentModel, x_t: Tensor, level: Level, conditioning: Conditioning) -> Tensor:
     """Return the student's clean estimate ``[B, *S]``, in one pass."""
-    cond = net.encoder(asked.rows)
-    if asked.scale is not None:
-        cond = with_input(cond, asked.scale.to(x_t.device))
+    cond = net.encoder(conditioning.rows)
+    if conditioning.scale is not None:
+        cond = with_input(cond, conditioning.scale.to(x_t.device))
     out = net.denoiser(x_t, level, cond)
     return out.x0 if isinstance(out, Prediction) else out
 

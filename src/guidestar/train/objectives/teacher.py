@@ -67,7 +67,7 @@ class StudentModel(Protocol):
         ...
 
 
-class Asked(NamedTuple):
+class Conditioning(NamedTuple):
     """What each sample of a batch is of: conditions, scales, and the requests of classifiers.
 
     Args:
@@ -84,9 +84,9 @@ class Asked(NamedTuple):
     draw: Draw
     prompts: tuple[str, ...] | None = None
 
-    def take(self, at: Tensor) -> Asked:
+    def take(self, at: Tensor) -> Conditioning:
         """Select samples (``at``: int64 indices)."""
-        return Asked(
+        return Conditioning(
             rows={name: t[at.to(t.device)] for name, t in self.rows.items()},
             drop=self.drop[at],
             scale=None if self.scale is None else self.scale[at],
@@ -97,7 +97,7 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A denoiser with its guidance, asked at any levels of any samples, without gradients.
+    """A denoiser with its guidance, evaluated at any levels of any samples, without gradients.
 
     Args:
         denoiser: the network that is guided.
@@ -158,25 +158,25 @@ class Teacher:
                 )
 
     @torch.no_grad()
-    def predict(self, x_t: Tensor, step: Step, asked: Asked) -> Prediction:
+    def predict(self, x_t: Tensor, step: Step, conditioning: Conditioning) -> Prediction:
         """Return the guided prediction at ``x_t [B, *S]``; the plain one of dropped samples.
 
         Args:
             x_t: at the levels ``step.t``.
             step: its levels are numbers or one for each sample.
-            asked: what the samples are of.
+            conditioning: what the samples are of.
         """
         with self.context():
-            return self._predict(x_t, step, asked)
+            return self._predict(x_t, step, conditioning)
 
-    def _predict(self, x_t: Tensor, step: Step, asked: Asked) -> Prediction:
-        given, free = (~asked.drop).nonzero()[:, 0], asked.drop.nonzero()[:, 0]
+    def _predict(self, x_t: Tensor, step: Step, conditioning: Conditioning) -> Prediction:
+        given, free = (~conditioning.drop).nonzero()[:, 0], conditioning.drop.nonzero()[:, 0]
         if not len(free):
-            return _plain(self._guided(x_t, step, asked))
+            return _plain(self._guided(x_t, step, conditioning))
         x0 = torch.empty_like(x_t)
         if len(given):
             here = given.to(x_t.device)
-            x0[here] = self._guided(x_t[here], _take(step, given), asked.take(given)).x0
+            x0[here] = self._guided(x_t[here], _take(step, given), conditioning.take(given)).x0
         there = free.to(x_t.device)
         x0[there] = self._free(x_t[there], step.t.take(free))
         return Prediction.from_x0(x_t, step.t, x0)
@@ -185,30 +185,30 @@ class Teacher:
         out = self.denoiser(x_t, level, self.encoder.null(len(x_t)).to(x_t.device))
         return out.x0 if isinstance(out, Prediction) else out
 
-    def _guided(self, x_t: Tensor, step: Step, asked: Asked) -> Prediction:
-        scale = None if self.is_student else asked.scale
+    def _guided(self, x_t: Tensor, step: Step, conditioning: Conditioning) -> Prediction:
+        scale = None if self.is_student else conditioning.scale
         guided = Guided(
             self.expression(scale),
             {
-                name: self._net(denoiser, encoder, asked)
+                name: self._net(denoiser, encoder, conditioning)
                 for name, (denoiser, encoder) in {
                     "main": (self.denoiser, self.encoder),
                     **self.nets,
                 }.items()
             },
             classifiers=self.classifiers,
-            target=None if self.target is None else asked.rows[self.target].cpu(),
-            prompts=asked.prompts,
-            seeds=asked.draw.seeds,
+            target=None if self.target is None else conditioning.rows[self.target].cpu(),
+            prompts=conditioning.prompts,
+            seeds=conditioning.draw.seeds,
         )
         return guided(x_t, step).prediction
 
-    def _net(self, denoiser: Denoiser, encoder: Conditions, asked: Asked) -> Net:
+    def _net(self, denoiser: Denoiser, encoder: Conditions, conditioning: Conditioning) -> Net:
         if not encoder.parts:
             return Net(denoiser=denoiser)
-        cond, null = encoder(asked.rows), encoder.null(1)
-        if self.is_student and asked.scale is not None:
-            cond = with_input(cond, asked.scale)
+        cond, null = encoder(conditioning.rows), encoder.null(1)
+        if self.is_student and conditioning.scale is not None:
+            cond = with_input(cond, conditioning.scale)
             null = with_input(null, torch.ones(1))
         return Net(denoiser=denoiser, cond=cond, null=null)
 
@@ -229,7 +229,7 @@ def _plain(prediction: Prediction) -> Prediction:
     return Prediction.from_x0(x_t, prediction.level, x0)
 
 
-def ask(
+def draw_conditioning(
     x: Tensor,
     target: Batch,
     nulls: Callable[[str], Tensor],
@@ -237,7 +237,7 @@ def ask(
     *,
     rate: float,
     scale: tuple[float, float] | None,
-) -> Asked:
+) -> Conditioning:
     """Draw which samples of a batch are unconditional, and the scale of each.
 
     Uniform: ``"drop all" < rate``; ``low + u (high − low)`` with u of the stream ``"scale"``.
@@ -255,7 +255,7 @@ def ask(
     low, high = scale or (1.0, 1.0)
     w = low + (high - low) * draw.uniform("scale").double()
     prompts = target.get("prompts")
-    return Asked(
+    return Conditioning(
         rows=dropped(rows, nulls, {}, rate, draw),
         drop=drop.cpu(),
         scale=None if scale is None else w,

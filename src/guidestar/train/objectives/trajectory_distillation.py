@@ -12,7 +12,7 @@ from ...core.levels import Grid, divide
 from ...core.rng import Draw
 from .objective import Objective
 from .students import chosen, landing, nulls_of, squared, student
-from .teacher import Batch, StudentModel, ask
+from .teacher import Batch, StudentModel, draw_conditioning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,9 @@ class TrajectoryDistillation(Objective):
         """Return the loss ``[B]`` of the student ``net`` on runs ``x0 [B, n + 1, *S]``."""
         runs = target["path"].tolist()  # type: ignore[reportTypedDictNotRequiredAccess]
         own = Draw([self.first_seed + k for k in runs])
-        asked = ask(x0, target, nulls_of(net), own, rate=self.dropout, scale=self.scale)
+        conditioning = draw_conditioning(
+            x0, target, nulls_of(net), own, rate=self.dropout, scale=self.scale
+        )
         steps = len(self.visits) - 1
         at = (draw.uniform("step").double() * steps).long().clamp_max(steps - 1)
         places, row = torch.tensor(self.visits), torch.arange(len(x0))
@@ -70,4 +72,4 @@ class TrajectoryDistillation(Objective):
         x_t, x_s = x0[row, here], x0[row, there]
         wanted = landing(x_t, x_s, t, s)
         snr = torch.as_tensor(divide(t.alpha, t.sigma), dtype=torch.float64) ** 2
-        return squared(student(net, x_t, t, asked) - wanted, snr.clamp_min(1.0))
+        return squared(student(net, x_t, t, conditioning) - wanted, snr.clamp_min(1.0))

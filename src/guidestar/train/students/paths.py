@@ -25,7 +25,7 @@ from ...sampling.grids import GRIDS
 from ..loop.signals import Stop
 from ..loop.trainer import order
 from ..objectives.objective import Progress
-from ..objectives.teacher import ask
+from ..objectives.teacher import draw_conditioning
 from .stages import prepare
 
 if TYPE_CHECKING:
@@ -131,10 +131,12 @@ def sample_runs(
     grid = path_grid(lesson)
     x = noise(lesson.source.shape, grid[0], draw, device=device)
     nulls = teacher.encoder.null_rows
-    asked = ask(x, batch, nulls, draw, rate=spec.dropout, scale=spec.range_of_scale)
+    conditioning = draw_conditioning(
+        x, batch, nulls, draw, rate=spec.dropout, scale=spec.range_of_scale
+    )
 
     def predict(x_t: Tensor, step: object, state: object) -> tuple[Prediction, tuple[()]]:
-        return teacher.predict(x_t, step, asked), ()  # type: ignore[arg-type]
+        return teacher.predict(x_t, step, conditioning), ()  # type: ignore[arg-type]
 
     solver = get_solver(spec.walker(lesson.model))
     states = [x, *(s.x for s in trajectory(predict, x, grid=grid, solver=solver, draw=draw))]
