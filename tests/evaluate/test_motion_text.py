@@ -36,3 +36,11 @@ def test_no_pool_holds_a_caption_twice():
     assert distinct_pools(["a", "a", "b", "c", "b", "a"], 2) == [0, 2, 1, 4, 5, 3]
     assert distinct_pools(["a", "a", "b"], 2) == [0, 2]
     assert distinct_pools(["a", "a"], 2) == []
+
+
+def test_as_many_pairs_as_one_pool_has_are_enough():
+    same = torch.tensor([[0.0], [3.0]])
+    assert r_precision(same, same, size=2, top=1) == (1.0,)
+    assert matching_score(same, same + 0.5, size=2) == 0.5
+    with pytest.raises(ValueError, match="a pool has 2 pairs, and there are 1"):
+        matching_score(same[:1], same[:1], size=2)
