@@ -6,6 +6,7 @@ import json
 import sys
 
 from guidestar import cli
+from guidestar.io.distributed import leave
 
 
 def main(commands: str) -> None:
@@ -15,6 +16,7 @@ def main(commands: str) -> None:
         except SystemExit as stop:
             if stop.code:
                 raise
+    leave()
 
 
 if __name__ == "__main__":

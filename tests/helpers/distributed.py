@@ -12,6 +12,7 @@ from torch import nn
 from guidestar.core.levels import VP
 from guidestar.core.rng import Draw
 from guidestar.data.source import Column, InMemory
+from guidestar.io.distributed import leave
 from guidestar.networks.condition_encoders import ClassEncoder, Conditions
 from guidestar.networks.conditional import ConditionalModel
 from guidestar.networks.network import Network
@@ -125,6 +126,7 @@ def main(out: Path) -> None:
         runs["sharded"] = sharded(out.with_name("sharded.pt"))
     if PartialState().is_main_process:
         out.write_text(json.dumps({"processes": PartialState().num_processes, **runs}))
+    leave()
 
 
 if __name__ == "__main__":

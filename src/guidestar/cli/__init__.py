@@ -60,7 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
     1 (a damaged file, a full disk, a loss that is no number).
     """
     code = 0
-    if arguments is None:  # a process of its own
+    own_process = arguments is None
+    if own_process:
         keep_pages()
     warnings.showwarning = _note  # what the library warns of, people read as one line
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -69,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _check_encoding(arguments)
         code = app(args=arguments, standalone_mode=False, prog_name="guidestar")
+        if own_process:
+            _leave_processes()
     except _UsageError as error:
         fail(error.format_message(), 2)
     except (typer.Abort, KeyboardInterrupt):
@@ -80,6 +83,14 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, RuntimeError, ArithmeticError) as error:
         fail(str(error), 1)
     sys.exit(code or 0)
+
+
+def _leave_processes() -> None:
+    """Leave the other processes of ``accelerate launch``; one alone does not import torch here."""
+    if "torch" in sys.modules:
+        from guidestar.io import distributed
+
+        distributed.leave()
 
 
 def _check_encoding(arguments: list[str]) -> None:

@@ -65,3 +65,13 @@ def count(number: int) -> int:
     if state is None:
         return number
     return sum(_of_all(number, state.num_processes))
+
+
+def leave() -> None:
+    """Leave the processes that were started together, where there are several.
+
+    A process that ends while its connections are open may be aborted, and the launcher then ends
+    the others and reports a failure of what had succeeded.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
