@@ -4,14 +4,15 @@ import sys
 
 import pytest
 from torch import distributed
-from torch.distributed.distributed_c10d import HashStore
 
 from guidestar import cli
 
 
 @pytest.fixture
-def together():
-    distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+def together(tmp_path):
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
     yield
     if distributed.is_initialized():
         distributed.destroy_process_group()
