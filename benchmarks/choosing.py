@@ -290,6 +290,8 @@ def draw_all(arguments: argparse.Namespace, known: dict[str, Figures]) -> None:
         document,
     )
     model = load(arguments.model)
+    if arguments.bfloat16:
+        cast(model.denoiser)
     prompts = model.classes or list(DEMO_PROMPTS)
     sheets = [
         SheetRow(
