@@ -63,7 +63,7 @@ class DEIS(Solver):
             Frank Permenter, Chenyang Yuan
     """
 
-    order: int = 3  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: int = 3
     form: Literal["log-snr", "rho", "uniform"] = "log-snr"
     gamma: float | None = None
     first_order_steps: int = 1

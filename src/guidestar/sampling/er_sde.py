@@ -45,7 +45,7 @@ class ERSDE(Solver):
             Qinpeng Cui, Xinyi Zhang, Qiqi Bao, Qingmin Liao
     """
 
-    order: int = 3  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: int = 3
     first_order_steps: int = 1
     lower_order_final: bool = False
     name = "er-sde"

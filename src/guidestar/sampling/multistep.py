@@ -45,7 +45,7 @@ def first_order(
 class Multistep(Solver, ABC):
     """Base of multistep methods on clean estimates; ``weights`` is what sets them apart."""
 
-    order: int = 2  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: int = 2
     eta: float = 0.0
     first_order_steps: int = 1
     lower_order_final: bool = True
@@ -137,7 +137,7 @@ class Published3M(Multistep, ABC):
         https://github.com/LuChengTHU/dpm-solver
     """
 
-    order: Literal[3] = 3  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: Literal[3] = 3
 
     @property
     def convergence(self) -> int:

@@ -142,7 +142,7 @@ class UniPC(PredictorCorrector):
             Wenliang Zhao, Lujia Bai, Yongming Rao, Jie Zhou, Jiwen Lu
     """
 
-    order: int = 2  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: int = 2
     variant: Literal["bh1", "bh2"] = "bh2"
     corrector: bool = True
     first_order_steps: int = 1

@@ -49,8 +49,13 @@ class Batch(TypedDict):
     """Of the condition encoder, by name."""
     prompts: NotRequired[Sequence[str]]
     """The captions, where a CLIP guides."""
-    path: NotRequired[Tensor]
-    """The number of each run of the teacher ``[B]`` (int64), where runs are learned."""
+
+
+class PathBatch(Batch):
+    """The same, where runs of the teacher are learned."""
+
+    path: Tensor
+    """The number of each run of the teacher ``[B]`` (int64)."""
 
 
 class StudentModel(Protocol):
