@@ -124,10 +124,10 @@ TRIALS: dict[str, dict[str, list[str]]] = {
         "cfg + clip": ["cfg(2) + clip(0.5)", "cfg(3) + clip(0.25)", "cfg(3) + clip(0.5)"],
         "cfgpp": ["cfgpp(0.6)", "cfgpp(0.8)"],
         "apg": ["apg(2)", "apg(3)"],
-        "cfg_zero": ["cfg_zero(2, zero=0)", "cfg_zero(3)"],
+        "cfg_zero": ["cfg_zero(2, zero=0)"],
         "tcfg": ["tcfg(3)"],
-        "fdg": ["fdg(2)", "fdg(3)"],
-        "mambo": ["mambo(6)", "mambo(4, damping=2)"],
+        "fdg": ["fdg(2)"],
+        "mambo": ["mambo(6)"],
         "adaptive": ["adaptive(2, gamma=0.999)"],
         "cads": ["cfg(2) | cads(0.05)"],
         "tsg": ["tsg(1.5)"],
@@ -136,7 +136,7 @@ TRIALS: dict[str, dict[str, list[str]]] = {
         "seg": ["cond + seg(0.25)"],
         "slg": ["cond + slg(0.25)"],
         "nag": ["cond + nag(2)"],
-        "rescale": ["cfg(3) | rescale(0.5)", "cfg(3) | rescale(1)"],
+        "rescale": ["cfg(3) | rescale(0.7)"],
         "threshold": ["cfg(2) | threshold(0.995)"],
     },
 }
@@ -290,6 +290,8 @@ def draw_all(arguments: argparse.Namespace, known: dict[str, Figures]) -> None:
         document,
     )
     model = load(arguments.model)
+    if arguments.bfloat16:
+        cast(model.denoiser)
     prompts = model.classes or list(DEMO_PROMPTS)
     sheets = [
         SheetRow(
