@@ -149,7 +149,8 @@ def test_clips():
     text = (
         "\n\n## The CLIPs\n\nHow often the right one is among the first 1 or 5, of held-out "
         "pictures and their captions.\n\n| part | R@1 | R@5 | pictures |\n"
-        "| --- | --- | --- | --- |\n| clip | 25.0% | 50.0% | 200 |\n| judge | 100.0% | 100.0% | 30 |"
+        "| --- | --- | --- | --- |\n| clip | 25.0% | 50.0% | 200 |\n"
+        "| judge | 100.0% | 100.0% | 30 |"
     )
     assert card(retrieval=rows) == text and card(retrieval={}) == ""
     noisy = {"rho_max": None, "of": 64, "image to text R@5": {"0.5": 0.75, "2": 0.25}}
@@ -161,7 +162,8 @@ def test_clips():
     ):
         assert card(retrieval=rows, noisy_clip={**noisy, "rho_max": end}) == (
             f"{text}\n\nThe noise-aware CLIP that guides, among 64 captions of held-out pictures, "
-            f"by noise ratio. {words}\n\n| σ/α | R@5 |\n| --- | --- |\n| 0.5 | 75.0% |\n| 2 | 25.0% |"
+            f"by noise ratio. {words}\n\n| σ/α | R@5 |\n| --- | --- |\n| 0.5 | 75.0% |\n"
+            "| 2 | 25.0% |"
         )
 
 
