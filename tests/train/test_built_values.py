@@ -320,3 +320,23 @@ def test_weights_that_a_folder_holds(tmp_path):
     save_file(weights, tmp_path / autoencoders.WEIGHTS)
     assert holds(weights) and not holds({**weights, "b": torch.ones(1)})
     assert not holds({"a": weights["a"]}) and not holds({**weights, "c": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "groups"), [((3, 8, 8), 3, 4), ((7, 5), 5, 4), ((6,), 6, 1)]
+)
+def test_a_classifier_of_samples_of_any_shape(shape, channels, groups):
+    sizes = {"widths": [8, 12], "layers": 1, "groups": 4, "dropout": 0.25, "column": "label"}
+    part = {**sizes, "train": {"steps": 2, "batch": 2}}
+    spec = recipe(classifier=part, judge={**part, "shift": 2})
+    for name, noise_aware in (("classifier", True), ("judge", False)):
+        built = build.build_part(spec, name, source(*shape))
+        config = dict(built.module.config)  # type: ignore[union-attr]
+        wanted = {"channels": channels, "groups": groups, "widths": (8, 12), "layers": 1,
+                  "dropout": 0.25, "noise_aware": noise_aware, "classes": ("a", "b")}  # fmt: skip
+        found = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        assert {k: found[k] for k in wanted} == wanted
+    objective: Any = built.objective
+    assert objective.shift == 2
+    targets = {"label": torch.tensor([1, 0]), "pose": torch.zeros(2, 2)}
+    assert built.prepare(targets).tolist() == [1, 0]
