@@ -132,8 +132,9 @@ def _take_scale(made: Network, folder: Path, dtype: torch.dtype) -> None:
     from ...networks.guidance_scale import GuidanceScale, ScaledNetwork
 
     scale = read_module(home, dtype=dtype, known={"GuidanceScale": GuidanceScale})
+    assert isinstance(made.net, nn.Module)
     try:
-        made.net = ScaledNetwork(made.net, scale)  # type: ignore[arg-type]
+        made.net = ScaledNetwork(made.net, scale)
     except ValueError as error:
         raise ValueError(f"{home / 'config.json'}: {error}") from None
 
