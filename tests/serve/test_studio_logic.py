@@ -420,10 +420,10 @@ def test_sessions_end_with_their_runs(service):
 
 def test_the_difference_of_two_pictures():
     first, second = np.full((2, 2), 100), np.array([[100, 90], [100, 110]])
-    image, most = comparing.difference(png(first), png(second))
+    image, most = comparing.difference_picture(png(first), png(second))
     assert most == pytest.approx(10 / 255)
     assert np.asarray(opened(image)).tolist() == [[128, 1], [128, 255]]
-    image, most = comparing.difference(png(first), png(first))
+    image, most = comparing.difference_picture(png(first), png(first))
     assert most == 0 and np.asarray(opened(image)).tolist() == [[128, 128], [128, 128]]
 
 
