@@ -79,7 +79,7 @@ def main() -> None:
         rows[f"without the class, {level:g}"] = lambda s=level: enlarged(PLAIN, s, "")
     for scale in arguments.scales:
         text = f"cfg({scale:g}) | threshold(0.995)"
-        rows[f"{text}, 0.1"] = lambda t=text: enlarged(t, 0.1, names)
+        rows[f"cfg({scale:g}) of the class, 0.1"] = lambda t=text: enlarged(t, 0.1, names)
     print("| second stage | accuracy | Fréchet | diversity |\n| --- | --- | --- | --- |")
     print(line("1,000 training images", scores(floor, reference, 10)))
     pictures = []
