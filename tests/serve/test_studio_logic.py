@@ -621,6 +621,6 @@ def test_a_run_that_ends_during_a_look_has_its_own_pictures():
     job = SimpleNamespace(
         ticket=Ending(), all_encoded=lambda: ["final"], previews=lambda: ["early"]
     )
-    found = [running.Progress(status="running", pictures=["early"], steps=4)]
+    found = [running.JobProgress(status="running", pictures=["early"], steps=4)]
     assert running._look(job, 0, found, [3], 0.0)
     assert (found[0].status, found[0].pictures) == ("done", ["final"])
