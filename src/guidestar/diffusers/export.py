@@ -9,6 +9,7 @@ from typing import cast
 from ..core.denoiser import Denoiser
 from ..io.images import write_text
 from ..networks.guidance_scale import ScaledNetwork
+from ..networks.interval import IntervalNetwork
 from ..networks.network import Network
 from .objects import Config, SavedModel
 from .objects import Network as NetworkObject
@@ -31,7 +32,7 @@ def network_of(denoiser: Denoiser) -> NetworkObject:
             "network has settings"
         )
     net = denoiser.net
-    while isinstance(net, Adapter | ScaledNetwork):
+    while isinstance(net, Adapter | ScaledNetwork | IntervalNetwork):
         net = net.net
     return cast(NetworkObject, net)
 
@@ -56,6 +57,11 @@ def pipeline_of(model: SavedModel, scheduler: str) -> tuple[str | None, str]:
         return None, (
             f"its guidance scale is an input that {kind} lacks; the network loads in Diffusers as "
             "that of scale 1, and guidestar gives the others"
+        )
+    if getattr(model.denoiser, "takes_interval", False):
+        return None, (
+            f"the interval of a step is an input that {kind} lacks; the network loads in Diffusers "
+            "as that of no interval, and guidestar takes whole steps"
         )
     steps = scheduler in TABLES
     plain = (
