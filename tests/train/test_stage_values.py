@@ -68,7 +68,7 @@ class Student1(nn.Module):
 def test_a_stage_begins_where_the_one_before_ended(monkeypatch):
     known = recipe()
     given = lesson(known)
-    monkeypatch.setattr(students, "fresh_student", lambda *given: Student1())
+    monkeypatch.setattr(students, "fresh_student", lambda *given, **more: Student1())
     scales = noted(monkeypatch, students, "default_scale", 7.0)
     trained = Student1()
     finished = noted(monkeypatch, students, "finished_stage", trained)
@@ -322,7 +322,7 @@ def test_a_stage_that_was_not_trained_to_its_end(monkeypatch, tmp_path):
     found: Any = students.finished_stage(given, 0, tmp_path)
     assert found is module and found.w.tolist() == [1, 1, 1]
     assert not found.w.requires_grad and not found.training and place[-1] == "a"
-    assert fresh[0][0] == (given.teacher, None, 2.5, None)
+    assert fresh[0] == ((given.teacher, None, 2.5, None), {"interval": False})
     assert average[0][0][0] is module
 
 

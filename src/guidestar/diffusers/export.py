@@ -9,6 +9,7 @@ from typing import cast
 from ..core.denoiser import Denoiser
 from ..io.images import write_text
 from ..networks.guidance_scale import ScaledNetwork
+from ..networks.interval import IntervalNetwork
 from ..networks.network import Network
 from .objects import Config, DiffusersNetwork, SavedModel
 from .read.network import Adapter
@@ -30,7 +31,7 @@ def network_of(denoiser: Denoiser) -> DiffusersNetwork:
             "network has settings"
         )
     net = denoiser.net
-    while isinstance(net, Adapter | ScaledNetwork):
+    while isinstance(net, Adapter | ScaledNetwork | IntervalNetwork):
         net = net.net
     return cast(DiffusersNetwork, net)
 
@@ -55,6 +56,11 @@ def pipeline_of(model: SavedModel, scheduler: str) -> tuple[str | None, str]:
         return None, (
             f"its guidance scale is an input that {kind} lacks; the network loads in Diffusers as "
             "that of scale 1, and guidestar gives the others"
+        )
+    if getattr(model.denoiser, "takes_interval", False):
+        return None, (
+            f"the interval of a step is an input that {kind} lacks; the network loads in Diffusers "
+            "as that of no interval, and guidestar takes whole steps"
         )
     steps = scheduler in TABLES
     plain = (

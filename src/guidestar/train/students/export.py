@@ -31,6 +31,7 @@ _SOLVERS = {
     "trajectory": "ddim",
     "progressive": "ddim",
     "consistency": "consistency",
+    "meanflow": "meanflow",
     "matching": "ddim",
 }
 """The solver that each kind of student is for; None: the teacher's."""

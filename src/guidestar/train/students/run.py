@@ -150,7 +150,7 @@ def student_of(
     spec = lesson.recipe.student
     scale = spec.range_of_scale
     torch.manual_seed(lesson.recipe.seed + index)
-    fresh = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model), spec.rank)
+    fresh = _fresh(lesson)
     if lesson.begun is not None:
         fake = deepcopy(fresh)
         return Matched(begun_student(fresh, lesson.begun, lesson.source), fake), lesson.teacher
@@ -161,6 +161,17 @@ def student_of(
     if spec.method == "trajectory":
         return fresh, lesson.teacher
     return fresh, as_teacher(trained, lesson.teacher, takes_scale=scale is not None)
+
+
+def _fresh(lesson: Lesson) -> ConditionalModel:
+    spec = lesson.recipe.student
+    return fresh_student(
+        lesson.teacher,
+        spec.range_of_scale,
+        default_scale(spec, lesson.model),
+        spec.rank,
+        interval=spec.method == "meanflow",
+    )
 
 
 def finished_stage(lesson: Lesson, index: int, out: Path) -> ConditionalModel:
@@ -179,9 +190,7 @@ def finished_stage(lesson: Lesson, index: int, out: Path) -> ConditionalModel:
             f"the stage {stage!r} is trained for {state['done']} of its {settings.steps} steps; "
             "run the same command again"
         )
-    spec = lesson.recipe.student
-    scale = spec.range_of_scale
-    module: Any = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model), spec.rank)
+    module: Any = _fresh(lesson)
     if lesson.begun is not None:
         module = Matched(module, deepcopy(module))
     module.load_state_dict(state["module"])
