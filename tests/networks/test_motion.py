@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from guidestar.core.perturbation import layers_of
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions, VectorEncoder
+from guidestar.networks.condition_encoders import ClassEncoder, VectorEncoder
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.lengths import LengthEncoder
 from guidestar.networks.motion import MotionTransformer, sines
 
