@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from guidestar.io.images import SheetRow, read_settings, save_png, sheet, to_drawings, to_pil
 
@@ -127,6 +127,30 @@ def test_a_label_stands_over_the_middle_of_its_group():
     middles = [cols[cols < 96].mean(), cols[cols >= 96].mean()]
     # lefts 4, 48, 100, 144
     assert middles == pytest.approx([(4 + 48 + 40) / 2, (100 + 144 + 40) / 2], abs=1.5)
+
+
+def test_words_stand_at_their_places():
+    """The title at (8, 7) in 17, a label from 8 on at half the height of its row, and what is over
+    a group 3 above it, both in 13; drawn again here, over the same pictures.
+    """
+    a, b = solid(RED, (30, 20)), solid(BLUE, (30, 20))
+    rows = [SheetRow(label="one\ntwo", images=[a, b]), SheetRow(label="x", images=[b, a])]
+    found = sheet(rows, columns=["u\nvw", "y"], title="A title", scale=2, gap=4)
+    font, bold = ImageFont.load_default(13), ImageFont.load_default(17)
+    left = int(max(font.getlength(t) for t in ("one", "two", "x"))) + 16
+    top = 32 + 6 + 2 * 16
+    wanted = Image.new("RGB", (left + 2 * (60 + 4) + 4, top + 2 * (40 + 4)), "white")
+    draw = ImageDraw.Draw(wanted)
+    draw.text((8, 7), "A title", "black", font=bold)
+    for middle, name in ((left + 30, "u\nvw"), (left + 64 + 30, "y")):
+        draw.multiline_text((middle, top - 3), name, "black", font=font, anchor="md",
+                            align="center", spacing=2)  # fmt: skip
+    for k, row in enumerate(rows):
+        y = top + 44 * k
+        draw.multiline_text((8, y + 20), row.label, "black", font=font, anchor="lm", spacing=3)
+        for i, image in enumerate(row.images):
+            wanted.paste(image.resize((60, 40)), (left + 64 * i, y))
+    assert found.size == wanted.size and (np.asarray(found) == np.asarray(wanted)).all()
 
 
 def test_settings_are_carried_and_read(tmp_path):

@@ -201,7 +201,8 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     )
     observed = read_observation(chosen, expression, observe, operator)
     each = len(names) if names else num
-    rows = processes.own_indices(each if observed is None else each * len(observed.y))  # type: ignore[arg-type]
+    shown = None if observed is None or isinstance(observed.y, float | int) else observed.y
+    rows = processes.own_indices(each if shown is None else each * len(shown))
     if not rows:
         raise ValueError("there are more processes than samples; launch fewer")
     request = chosen.request(
@@ -220,7 +221,9 @@ def sample(  # noqa: PLR0915  (options, one after the other)
         request=request,
         numbers=rows,
         losses=lambda numbers: (
-            observed and {"loss": replace(observed, y=observed.y[[i // each for i in numbers]])}  # type: ignore[reportIndexIssue]
+            None
+            if observed is None or shown is None
+            else {"loss": replace(observed, y=shown[[i // each for i in numbers]])}
         ),
         batch=batch or BATCH,
     )

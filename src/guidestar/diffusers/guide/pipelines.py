@@ -18,6 +18,7 @@ from ...guidance import Direction, Guidance, parse
 from ...guidance.bases.loss_term import Steered
 from ...guidance.serialize import literal
 from ...guidance.term import as_guidance
+from ...networks.network import Network as NetworkDenoiser
 from ...sampling.grids import uniform
 from ..guidance_file import guidance_of
 from ..objects import Answer, Arguments, Network, Pipeline
@@ -220,13 +221,6 @@ def _check_terms(guidance: Guidance, pipe: object) -> None:
             )
 
 
-class _Held:
-    """A network as `guidestar.core.perturbation.layers_of` finds it."""
-
-    def __init__(self, net: Network) -> None:
-        self.net = net
-
-
 def _check_layers(
     guidance: Guidance, nets: Mapping[str, Network], others: Mapping[str, Network]
 ) -> None:
@@ -238,11 +232,13 @@ def _check_layers(
         )
     step = uniform(VP.linear(), 2).step(0)
     for term in guidance.terms:
-        for p in (
-            () if isinstance(term, Steered) else term.passes(step)
-        ):  # a loss perturbs nothing, and its pass is the run's
-            for net in nets.values() if p.perturb and p.net == "main" else ():
-                with p.perturb(_Held(net)):  # type: ignore[misc, arg-type]
+        if isinstance(term, Steered):  # a loss perturbs nothing, and its pass is the run's
+            continue
+        for p in term.passes(step):
+            if p.perturb is None or p.net != "main":
+                continue
+            for net in nets.values():
+                with p.perturb(NetworkDenoiser(net)):
                     pass
 
 

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from ...io.documents import as_value_error, check_values, json_object, one_line, read_json
 from ...io.files import make_folder, name_write_errors, whole_or_not
@@ -193,7 +194,9 @@ def _write_pixels(vision: Vision, folder: Path) -> None:
 def _log_scale(name: str | Path) -> float:
     from transformers import CLIPModel
 
-    return float(_read_pretrained(CLIPModel, name).logit_scale)  # type: ignore[arg-type]
+    scale = _read_pretrained(CLIPModel, name).logit_scale
+    assert isinstance(scale, Tensor)
+    return float(scale)
 
 
 def _hub_pixels(name: str | Path) -> PixelRange:

@@ -18,10 +18,7 @@ from .reports import Report
 from .scale import Scale
 
 if TYPE_CHECKING:
-    from ray.serve.handle import (  # pyright: ignore[reportMissingImports]
-        DeploymentHandle,
-        DeploymentResponseGenerator,
-    )
+    from ray.serve.handle import DeploymentHandle
 
     from ...model.model import Model
     from ...model.request import Request
@@ -98,8 +95,8 @@ class Cluster:
 
     def close(self) -> None:
         """End the replicas, and Ray if it was started for them."""
-        import ray  # pyright: ignore[reportMissingImports]
-        from ray import serve  # pyright: ignore[reportMissingImports]
+        import ray
+        from ray import serve
 
         self._closed.set()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -117,7 +114,7 @@ class Cluster:
     def _deploy(
         self, load: partial[dict[str, Model]], scale: Scale, device: str
     ) -> DeploymentHandle:
-        from ray import serve  # pyright: ignore[reportMissingImports]
+        from ray import serve
 
         deployment = serve.deployment(
             Replica,
@@ -141,7 +138,7 @@ class Cluster:
 
     def _watch(self) -> None:
         """Keep count of the replicas that run."""
-        from ray import serve  # pyright: ignore[reportMissingImports]
+        from ray import serve
 
         while not self._closed.is_set():
             try:
@@ -173,8 +170,8 @@ def _connect(address: str | None, most: int) -> None:
     Raises:
         RuntimeError: neither can be done.
     """
-    import ray  # pyright: ignore[reportMissingImports]
-    from ray import serve  # pyright: ignore[reportMissingImports]
+    import ray
+    from ray import serve
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -198,7 +195,7 @@ def _connect(address: str | None, most: int) -> None:
 
 def _resources(most: int, device: str) -> dict[str, float]:
     """Return what each replica has to itself: its share of the cores, and a GPU on cuda."""
-    import ray  # pyright: ignore[reportMissingImports]
+    import ray
 
     cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     whole = sum(cores) // most
@@ -211,13 +208,12 @@ async def _sample(
     handle: DeploymentHandle, name: str, request: Request, *, preview_every: int, explain: bool
 ) -> AsyncGenerator[Report, None]:
     """Send a request to some replica, and yield its reports; `Sampling` explains it."""
-    from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
-    from ray.serve.exceptions import RayServeException  # pyright: ignore[reportMissingImports]
+    from ray.exceptions import RayError, RayTaskError
+    from ray.serve.exceptions import RayServeException
 
-    sent: Any = handle.options(stream=True).sample.remote(
+    reports = handle.options(stream=True).sample.remote(
         name, request, preview_every=preview_every, explain=explain
     )
-    reports: DeploymentResponseGenerator[Report] = sent  # since `stream=True`
     try:
         async for report in reports:
             yield report

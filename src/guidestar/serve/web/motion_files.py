@@ -54,7 +54,7 @@ class Moving:
             return made.getvalue()
         texts = {} if settings is None else {SETTINGS_KEY: json.dumps(settings)}
         moving = kind if kind in ("png", "webp") else "gif"  # a JPEG does not move
-        return animation_bytes(self.drawn(), self.body.rate, moving, texts)  # type: ignore[arg-type]
+        return animation_bytes(self.drawn(), self.body.rate, moving, texts)
 
 
 def moving_samples(model: Model, samples: Samples) -> list[Moving] | None:

@@ -237,9 +237,8 @@ def encode_pictures(source: Pictures, vae: Network, cache: Path) -> Source:
     digest = hashlib.blake2b(repr(sorted(vae.config.items())).encode(), digest_size=12)
     for tensor in vae.state_dict().values():
         digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
-    digest.update(
-        source.pixels.numpy()  # type: ignore[reportArgumentType]
-    )  # by what they are made of, not where that lies: files may change in place
+    # By what they are made of, not where that lies: files may change in place.
+    digest.update(source.pixels.numpy().data)
     found = latents(source, lambda x: into_latents(vae, x.to(where)), cache, key=digest.hexdigest())
     check_spread(found.x)
     return found

@@ -19,7 +19,7 @@ from ...io.files import make_folder
 from ...model.folder import load
 from ...model.model import Model
 from ...networks.conditional import ConditionalModel
-from ...networks.cpu_fastpath import plain_attention
+from ...networks.cpu_fastpath import lay_out, plain_attention
 from ...networks.low_rank import digest
 from ..loop.checkpoints import read_checkpoint
 from ..loop.ema import EMA
@@ -306,7 +306,7 @@ def _suit_cpu_training(module: torch.nn.Module) -> None:
     With weights channels last, as sampling has them, and fused attention, a training step of the
     shipped network took 1.1 of the time in bfloat16.
     """
-    module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    lay_out(module, torch.contiguous_format)
     if next(module.parameters()).dtype != torch.float64:
         plain_attention(module)
 

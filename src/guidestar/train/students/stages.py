@@ -158,7 +158,7 @@ def fresh_student(
         )
     net: Any = denoiser.net
     if interval:
-        denoiser.net = IntervalNetwork(denoiser.net, Interval(embedding_width(net)))  # type: ignore[arg-type]
+        denoiser.net = IntervalNetwork(net, Interval(embedding_width(net)))
     if scale is not None:
         embed = GuidanceScale(embedding_width(net), scale[0], scale[1], default)
         denoiser.net = ScaledNetwork(denoiser.net, embed)  # type: ignore[arg-type]
@@ -179,7 +179,7 @@ def begun_student(fresh: ConditionalModel, begun: Model, source: Source) -> Cond
         ValueError: it is of another network than the teacher.
     """
     try:
-        own = cast(nn.Module, network_of(fresh.denoiser))  # type: ignore[arg-type]
+        own = cast(nn.Module, network_of(fresh.denoiser))
         own.load_state_dict(cast(nn.Module, network_of(begun.denoiser)).state_dict())
         fresh.encoder.load_state_dict(conditions_of(begun, begun.encoder, source).state_dict())
     except RuntimeError as error:
@@ -304,8 +304,8 @@ def as_teacher(module: ConditionalModel, before: Teacher, *, takes_scale: bool) 
     """Return a trained student as the teacher of the next stage: its one pass."""
     module.requires_grad_(False).eval()
     return Teacher(
-        denoiser=module.denoiser,  # type: ignore[arg-type]
-        encoder=module.encoder,  # type: ignore[arg-type]
+        denoiser=module.denoiser,
+        encoder=module.encoder,
         guidance="cond",
         schedule=before.schedule,
         is_student=takes_scale,
