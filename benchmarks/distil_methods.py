@@ -77,7 +77,7 @@ def student(name: str, out: Path) -> dict[str, Any]:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     model, figures = load(home / name), {}
-    for steps in SAMPLED.get(name, (int(model.defaults["steps"]),)):
+    for steps in SAMPLED.get(name, (int(model.defaults.get("steps", 4)),)):
         *_, row = measure(model, ["cond"], seeds=SEEDS, steps=steps)
         figures[str(steps)] = {k: row[k] for k in ("accuracy", "frechet", "diversity", "seconds")}
     return {"seconds of a core": round(seconds), "figures": figures}
