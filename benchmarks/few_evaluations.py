@@ -41,13 +41,18 @@ from guidestar.model.fitted import store
 from guidestar.sampling.geometric import grid_of_ratios
 
 KEPT = Path(__file__).parent / "results" / "few-evaluations.json"
+KEEPING = "dpmpp-2m(at_changes='keep')"
+"""How `dpmpp-2m` was when the old setting was chosen."""
 OLD = {
-    6: {"guidance": "cfg(2, interval=(0.3, 3))", "solver": "dpmpp-2m", "steps": 5},
-    10: {"guidance": "cfg(2, interval=(0.3, 3))", "solver": "dpmpp-2m", "steps": 8},
+    6: {"guidance": "cfg(2, interval=(0.3, 3))", "solver": KEEPING, "steps": 5},
+    10: {"guidance": "cfg(2, interval=(0.3, 3))", "solver": KEEPING, "steps": 8},
 }
 """The card's setting before, on its log-SNR grid, by the evaluations that it takes."""
 SOLVERS = (
     "dpmpp-2m",
+    KEEPING,
+    "unipc(at_changes='keep')",
+    "res-multistep(order=3, lower_order_final=False, at_changes='keep')",
     "unipc",
     "unipc(order=3)",
     "res-multistep(order=3)",
@@ -56,6 +61,7 @@ SOLVERS = (
     "dpmpp-3m(lower_order_final=False)",
     "deis(order=2)",
 )
+CARRIES = ("x0", "eps", "velocity")
 SURE = "probability"
 Setting = dict[str, Any]
 
@@ -112,6 +118,7 @@ def written(genes: Setting, evaluations: int) -> Setting | None:
     ends = [2 * levels[0], *levels, levels[-1] / 4]
     high, low = (math.sqrt(ends[i] * ends[i + 1]) for i in (first, first + guided))
     carried = f", every={every}" if every > 1 else ""
+    carried += f", carry='{genes['carry']}'" if every > 1 and "carry" in genes else ""
     return {
         "guidance": f"cfg({genes['scale']:.3g}, interval=({low:.3g}, {high:.3g}){carried})",
         "solver": genes["solver"],
@@ -125,7 +132,7 @@ def changed(genes: Setting, chance: random.Random) -> Setting:
     for _ in range(chance.choice((1, 1, 2, 3))):
         steps = len(found["logs"])
         kind = chance.choice(
-            ("level", "level", "ends", "scale", "scale", "guided", "solver", "steps")
+            ("level", "level", "ends", "scale", "scale", "guided", "solver", "steps", "carry")
         )
         if kind == "level":
             found["logs"][chance.randrange(steps)] += chance.gauss(0, 0.3)
@@ -142,6 +149,8 @@ def changed(genes: Setting, chance: random.Random) -> Setting:
             found["guided"] += chance.choice((-1, 0, 1))
         elif kind == "solver":
             found["solver"] = chance.choice(SOLVERS)
+        elif kind == "carry":
+            found["carry"] = chance.choice(CARRIES)
         elif chance.random() < 0.5 and steps > 3:
             found["logs"].pop(chance.randrange(1, steps - 1))
             found["guided"] = max(1, found["guided"] + 1)

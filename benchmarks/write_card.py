@@ -71,6 +71,12 @@ FIGURES = {
     "emoji": (
         ("emoji-train", "Captions it was trained on", CLIP, "--data emoji/train --seeds 0-99"),
         (
+            "emoji-sweep",
+            "Other captions it was trained on",
+            "The same on captions and seeds that nothing was chosen on.",
+            "--data emoji/train --seeds 100-299",
+        ),
+        (
             "emoji-clip",
             "By CLIP alone",
             "The unconditional model, steered by the gradient of the noise-aware CLIP, and by "
@@ -81,13 +87,13 @@ FIGURES = {
             "emoji-pairs",
             "Concepts it knows, in styles it has not seen them in",
             "The same on held-out pairs.",
-            "--data emoji/unseen-pairs --seeds 0-199",
+            "--data emoji/unseen-pairs --seeds 100-299",
         ),
         (
             "emoji-concepts",
             "Concepts it has never seen",
             "The same on held-out concepts.",
-            "--data emoji/unseen-concepts --seeds 0-199",
+            "--data emoji/unseen-concepts --seeds 100-199",
         ),
     ),
 }

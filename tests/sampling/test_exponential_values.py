@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from guidestar.sampling.exponential import (
+    Estimate,
     History,
     adams,
     check_orders,
@@ -114,10 +115,10 @@ def test_a_history_keeps_the_newest_first():
     x = [torch.full((1, 2), float(k)) for k in range(4)]
     empty = History.read({})
     assert (empty.estimates, empty.places, empty.order) == ((), (), 0)
-    memory = empty.memory(x[0], 0.5, 2, 1)
+    memory = empty.memory(Estimate(x[0]), 0.5, 2, 1)
     assert sorted(memory) == ["estimate0", "order", "place0"] and memory["order"] == 1
-    memory = History.read(memory).memory(x[1], 1.5, 2, 2)
-    found = History.read(History.read(memory).memory(x[2], 2.5, 2, 3))
+    memory = History.read(memory).memory(Estimate(x[1]), 1.5, 2, 2)
+    found = History.read(History.read(memory).memory(Estimate(x[2]), 2.5, 2, 3))
     assert found.estimates == (x[2], x[1]) and found.places == (2.5, 1.5) and found.order == 3
     # 2·(2 − 3) + 10·(1 − 3)
     assert found.correction(x[3], (2.0, 10.0)).tolist() == [[-22.0, -22.0]]  # type: ignore[union-attr]

@@ -135,6 +135,11 @@ def test_openai_addresses_are_of_png_files(images):
         ({"n": 17}, openai.UnprocessableEntityError, "n may be 16"),
         ({"prompt": "cow"}, openai.UnprocessableEntityError, "unknown class"),
         (
+            {"prompt": "x" * 5000},
+            openai.UnprocessableEntityError,
+            "the length of prompt may be 4000",
+        ),
+        (
             {"extra_body": {"guidance": "cfg(1)", "guidance_scale": 1}},
             *(openai.UnprocessableEntityError, "not both"),
         ),
@@ -143,6 +148,42 @@ def test_openai_addresses_are_of_png_files(images):
 def test_openai_errors(images, asked, error, text):
     with pytest.raises(error, match=text):
         images.generate(**{"prompt": "cat", **asked})
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "field", "text"),
+    [
+        ("openai", {"n": 17}, "n", "n may be 16 at most here, not 17"),
+        ("openai", {"prompt": LONG}, "prompt", "the length of prompt may be 4000 at most here"),
+        ("openai", {"negative_prompt": LONG}, "negative_prompt", "the length of negative_prompt"),
+        ("openai", {"num_inference_steps": 999}, "num_inference_steps", "num_inference_steps may"),
+        ("openai", {"guidance_scale": 5000}, "guidance_scale", "the scale of cfg may be 1000"),
+        ("openai", {"guidance": "cfg(5000)"}, "guidance", "the scale of cfg may be 1000"),
+        (
+            "openai",
+            {"guidance": "dps(1)"},
+            "observation",
+            "'dps(1)' lowers the loss of an observed",
+        ),
+        ("txt2img", {"prompt": LONG}, "prompt", "the length of prompt may be 4000 at most here"),
+        ("txt2img", {"negative_prompt": LONG}, "negative_prompt", "the length of negative_prompt"),
+        ("txt2img", {"batch_size": 9, "n_iter": 2}, "batch_size", "batch_size × n_iter may be 16"),
+        ("txt2img", {"cfg_scale": -5000}, "cfg_scale", "the scale of cfg may be 1000"),
+        ("txt2img", {"guidance": "cfg(5000)"}, "guidance", "the scale of cfg may be 1000"),
+        ("txt2img", {"steps": 999}, "steps", "steps may be 250 at most here, not 999"),
+        ("img2img", {"init_images": ["AAAA"]}, "init_images", "init_images cannot be read as a"),
+        ("img2img", {"init_images": ["?"]}, "init_images", "init_images must be a picture in"),
+    ],
+)
+def test_errors_name_the_fields_that_the_client_sent(web, path, asked, field, text):
+    route = "/v1/images/generations" if path == "openai" else f"/sdapi/v1/{path}"
+    answer = web.post(route, json={"prompt": "cat", **asked})
+    error = answer.json()["error"]
+    assert answer.status_code == 422 and error["param"] == field
+    assert error["message"].startswith(text) and "cond" not in error["message"]
 
 
 def test_openai_without_a_key(served):
@@ -231,7 +272,11 @@ def test_a1111_img2img(web, reference):
         ("txt2img", {"override_settings": {"sd_vae": "x"}}, "only sd_model_checkpoint"),
         ("txt2img", {"override_settings": {"sd_model_checkpoint": "/m"}}, "the models are toy"),
         ("txt2img", {"cfg_scale": 2, "guidance": "cfg(2)"}, "not both"),
-        ("txt2img", {"batch_size": 5, "n_iter": 5}, "n may be 16"),
+        (
+            "txt2img",
+            {"batch_size": 5, "n_iter": 5},
+            "batch_size × n_iter may be 16 at most here, not 25",
+        ),
     ],
 )
 def test_a1111_errors(web, path, asked, text):

@@ -340,14 +340,14 @@ def test_limits_are_taken_and_one_more_is_refused(model):
     for asked, param, text in [
         ({"steps": 5}, "steps", "steps may be 4 at most here, not 5"),
         ({"n": 4}, "n", "n may be 3 at most here, not 4"),
-        ({"seeds": [1] * 4}, "the number of seeds", "seeds may be 3 at most here, not 4"),
+        ({"seeds": [1] * 4}, "seeds", "seeds may be 3 at most here, not 4"),
         ({"scale": -2.5}, "scale", "scale may be 2 at most here, not 2.5"),
         ({"scale": [1, 2.5]}, "scale", "scale may be 2 at most here, not 2.5"),
-        ({"guidance": "cfg(3)"}, "the scale of cfg", "scale of cfg may be 2 at most here, not 3"),
-        ({"guidance": "cfg(-3)"}, "the scale of cfg", "not 3"),
-        ({"guidance": "cfg(1.25)"}, "the length of guidance", "may be 8 at most here, not 9"),
-        ({"cond": ["cat", "x" * 9]}, "the length of cond", "cond may be 8 at most here, not 9"),
-        ({"negative": "x" * 9}, "the length of negative", "negative may be 8 at most"),
+        ({"guidance": "cfg(3)"}, "guidance", "scale of cfg may be 2 at most here, not 3"),
+        ({"guidance": "cfg(-3)"}, "guidance", "not 3"),
+        ({"guidance": "cfg(1.25)"}, "guidance", "may be 8 at most here, not 9"),
+        ({"cond": ["cat", "x" * 9]}, "cond", "cond may be 8 at most here, not 9"),
+        ({"negative": "x" * 9}, "negative", "negative may be 8 at most"),
     ]:
         with pytest.raises(RefusedError, match=text) as error:
             build(model, SampleRequest(**{"cond": "cat", **asked}), limits)
@@ -722,8 +722,11 @@ def test_pictures_are_kept_so_long_and_so_many(model, monkeypatch):
 def test_how_often_openai_previews(model, monkeypatch, asked, every):
     found = []
 
-    async def submit(request, made):
+    async def submit(request, made, names):
         found.append(made)
+        assert names == {
+            "cond": "prompt", "negative": "negative_prompt", "steps": "num_inference_steps",
+        }  # fmt: skip
         raise RefusedError(409, "x", "x")
 
     monkeypatch.setattr(openai_api, "submit", submit)
@@ -802,7 +805,9 @@ def a1111_asks(monkeypatch, asked, start=None, *, conditional=True, send=True):
     monkeypatch.setattr(a1111_api, "_info", lambda *given: given[2:])
     engine = types.SimpleNamespace(model=types.SimpleNamespace(encoder=1 if conditional else None))
     service = types.SimpleNamespace(
-        engine=lambda name: (name or "toy", engine), sizes={"toy": (7, 5), "own": (7, 5)}
+        engine=lambda name: (name or "toy", engine),
+        sizes={"toy": (7, 5), "own": (7, 5)},
+        limits=Limits(samples=6),
     )
     app = types.SimpleNamespace(state=types.SimpleNamespace(service=service))
     request: Any = types.SimpleNamespace(app=app)
@@ -823,7 +828,11 @@ def test_what_a_request_of_a1111_becomes(monkeypatch):
         "model": "own", "cond": "cat", "guidance": "cfg(2.5)", "negative": "dog", "n": 6, "seed": 9,
         "steps": 6, "solver": "DPM++ 2M Karras", "grid": "karras", "preview_every": 5,
     }  # fmt: skip
-    assert more == {"task": "t"}
+    names = {
+        "cond": "prompt", "negative": "negative_prompt", "start": "init_images",
+        "strength": "denoising_strength", "solver": "sampler_name",
+    }  # fmt: skip
+    assert more == {"task": "t", "names": {**names, "guidance": "cfg_scale"}}
     assert answer["images"] == ["a", "b"] and answer["parameters"]["prompt"] == "cat"
     assert "init_images" not in answer["parameters"]
     assert json.loads(answer["info"]) == [[7, 5], ["tiling means nothing here"]]
@@ -834,7 +843,7 @@ def test_what_a_request_of_a1111_becomes(monkeypatch):
     assert sampled.model_dump(exclude_defaults=True) == {
         "model": "toy", "cond": "cat", "guidance": "cond", "preview_every": 5, **start,
     }  # fmt: skip
-    assert more == {"task": None} and answer["images"] == []
+    assert more == {"task": None, "names": names} and answer["images"] == []
     for conditional, prompt, cond in ((False, "", None), (False, "x", "x"), (True, "", "")):
         sampled, *_ = a1111_asks(monkeypatch, {"prompt": prompt}, conditional=conditional)
         assert sampled.cond == cond

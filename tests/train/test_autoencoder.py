@@ -297,6 +297,38 @@ def test_what_cannot_be_is_one_line(tmp_path, photos):
         run.train(spec, tmp_path / "out", only=["model"])
 
 
+def test_bad_pictures_and_latents_are_one_line_of_the_command(tmp_path, photos, capsys):
+    def refused(recipe_file, out, code):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", str(recipe_file), "--out", str(out)])
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert stop.value.code == code and len(lines) == 1, lines
+        return lines[0]
+
+    small = shutil.copytree(photos, tmp_path / "small")
+    Image.new("RGB", (12, 20)).save(small / "cat" / "0.png")
+    recipe(tmp_path, small)
+    line = refused(tmp_path / "r.toml", tmp_path / "out", 1)
+    assert "it has 12 × 20 pixels, fewer than data.size, 16" in line, line
+    assert not list((tmp_path / "out").rglob("*.pt"))
+    # An autoencoder whose latents were learned, and another one in its place.
+    spec = recipe(tmp_path, photos)
+    run.train(spec, tmp_path / "whole", only=["autoencoder"])
+    folder = shutil.copytree(tmp_path / "whole" / "vae", tmp_path / "mine")
+    text = (tmp_path / "r.toml").read_text().replace('"autoencoder"', f'"{folder}"')
+    text = text[: text.index("[autoencoder]")] + text[text.index("[model]") :]
+    (tmp_path / "o.toml").write_text(text)
+    other = recipes.read_recipe(tmp_path / "o.toml")
+    steps = run.train_part(other, "model", tmp_path / "other", sources(other)[0])
+    next(steps)
+    steps.close()
+    net = diffusers.AutoencoderKL.from_pretrained(folder)
+    with torch.no_grad():
+        net.quant_conv.weight.mul_(1.1)
+    net.save_pretrained(folder)
+    assert "other settings (data.vae" in refused(tmp_path / "o.toml", tmp_path / "other", 2)
+
+
 def test_latents_without_spread_are_refused(tmp_path, photos, capsys):
     spec = recipe(tmp_path, photos)
     vae = fresh_autoencoder(spec.autoencoder, (3, 16, 16))
@@ -312,8 +344,9 @@ def test_latents_without_spread_are_refused(tmp_path, photos, capsys):
     (tmp_path / "r.toml").write_text(text.replace('"autoencoder"', f'"{tmp_path / "flat"}"'))
     with pytest.raises(SystemExit) as stop:
         main(["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "out")])
-    assert stop.value.code
-    assert "no spread in channel 1 (of 2)" in capsys.readouterr().err
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1, lines
+    assert "no spread in channel 1 (of 2)" in lines[0]
 
 
 def test_a_clean_clip_sees_latents_through_the_decoder(tmp_path, photos):

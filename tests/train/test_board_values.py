@@ -142,3 +142,22 @@ def test_reconstructions_are_below_their_pictures(monkeypatch):
     value = lambda image: image.convert("L").getpixel((0, 0))
     assert [value(i) for i in above.images] == [0, 0]
     assert [value(i) for i in below.images] == [255, 255]
+
+
+def test_a_disk_that_is_full_ends_the_curves_alone_and_is_named_once(written, recwarn):
+    made = board()
+    made.add(progress(8, 100, 4.0))
+
+    def full(*given, **more):
+        raise OSError(28, "No space left on device")
+
+    made.writer.add_scalar = full
+    for step in (9, 10):
+        made.add(progress(step, 100, 4.0))
+    made.picture(Image.new("RGB", (2, 2)), 11)
+    made.close()
+    assert made.writer is None
+    (warned,) = recwarn
+    assert "log" in str(warned.message) and str(warned.message).endswith(
+        "; the training goes on without its curves"
+    )

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from guidestar.core.rng import Draw
 from guidestar.data.source import Column, InMemory
 from guidestar.networks.condition_encoders import ClassEncoder, LabelEncoder, VectorEncoder
 from guidestar.networks.low_resolution import LOW, LowResolution
-from guidestar.train.build import autoencoders, conditions
+from guidestar.train.build import autoencoders, clips, conditions
 from guidestar.train.build import data as data_build
 from guidestar.train.build import networks as build
 from guidestar.train.objectives.classification import shifted
@@ -284,3 +285,58 @@ def test_pictures_are_encoded_where_their_vae_is(monkeypatch, tmp_path):
     monkeypatch.setattr(data_build, "encode_pictures", lambda *args: held)
     found: Any = data_build.in_latents(own, some, tmp_path, vae="trained")
     assert isinstance(found, data_build.Subset) and found.kept == (1, 2) and found.source is held
+
+
+def test_a_noisy_clip_learns_its_pictures_alone(monkeypatch):
+    clip = nn.Module()
+    clip.text = nn.Linear(2, 2)
+    tower = SimpleNamespace(set_attn_implementation=lambda kind: None)
+    vision = nn.Linear(2, 2)
+    vision.tower = tower  # type: ignore[assignment]
+    monkeypatch.setattr(clips, "fresh_clip", lambda *given: clip)
+    made = noted(monkeypatch, clips, "make_vision", vision)
+    captioned = source(3, 8, 8, columns={"text": Column(kind="text")})
+    steps = {"train": {"steps": 2, "batch": 2}}
+    spec = recipe(
+        clip={"embed": 5, **steps}, noisy_clip={"width": 64, "patch": 4, "shift": 3, **steps}
+    )
+    assert spec.noisy_clip is not None
+    built = clips.build_noisy_clip(spec, spec.noisy_clip, captioned, None)
+    assert built.module is clip and clip.vision is vision
+    assert not any(p.requires_grad for p in clip.text.parameters())
+    assert all(p.requires_grad for p in vision.parameters())
+    objective: Any = built.objective
+    assert objective.shift == 3 and objective.schedule is not None
+    more = made[0][1]
+    assert (more["size"], more["channels"], more["embed"], more["noise_aware"]) == (8, 3, 5, True)
+    assert (more["width"], more["patch"]) == (64, 4) and "shift" not in more
+
+
+def test_weights_that_a_folder_holds(tmp_path):
+    weights = {"a": torch.ones(2), "b": torch.zeros(1)}
+    holds = lambda found: autoencoders._holds(tmp_path, found)
+    assert not holds(weights)
+    (tmp_path / "config.json").write_text("{}")
+    save_file(weights, tmp_path / autoencoders.WEIGHTS)
+    assert holds(weights) and not holds({**weights, "b": torch.ones(1)})
+    assert not holds({"a": weights["a"]}) and not holds({**weights, "c": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "groups"), [((3, 8, 8), 3, 4), ((7, 5), 5, 4), ((6,), 6, 1)]
+)
+def test_a_classifier_of_samples_of_any_shape(shape, channels, groups):
+    sizes = {"widths": [8, 12], "layers": 1, "groups": 4, "dropout": 0.25, "column": "label"}
+    part = {**sizes, "train": {"steps": 2, "batch": 2}}
+    spec = recipe(classifier=part, judge={**part, "shift": 2})
+    for name, noise_aware in (("classifier", True), ("judge", False)):
+        built = build.build_part(spec, name, source(*shape))
+        config = dict(built.module.config)  # type: ignore[union-attr]
+        wanted = {"channels": channels, "groups": groups, "widths": (8, 12), "layers": 1,
+                  "dropout": 0.25, "noise_aware": noise_aware, "classes": ("a", "b")}  # fmt: skip
+        found = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        assert {k: found[k] for k in wanted} == wanted
+    objective: Any = built.objective
+    assert objective.shift == 2
+    targets = {"label": torch.tensor([1, 0]), "pose": torch.zeros(2, 2)}
+    assert built.prepare(targets).tolist() == [1, 0]

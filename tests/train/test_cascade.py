@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -450,6 +451,30 @@ def test_bad_input_is_one_line(trained, tmp_path, capsys, more, message):
     words = [names.get(w, w.replace("F", str(trained[1]), 1) if w[0] == "F" else w) for w in more]
     code, text = run(capsys, *words, "--steps", 2, "--out", tmp_path / "out")
     assert code == 2 and message in text and len(text.strip().splitlines()) == 1, text
+
+
+@pytest.mark.parametrize("level", ["nan", "0.41", "-0.1"])
+def test_an_augmentation_outside_of_what_was_trained_is_one_line(trained, tmp_path, capsys, level):
+    Image.new("L", (4, 4)).save(tmp_path / "p.png")
+    words = ("upscale", trained[1] / "large", tmp_path / "p.png", f"--augmentation={level}")
+    code, text = run(capsys, *words, "--steps", 2, "--out", tmp_path / "out")
+    assert code == 2 and len(text.strip().splitlines()) == 1, text
+    assert "the augmentation must be from 0 to 0.4, the largest that" in text
+    assert not list(tmp_path.glob("out/*.png"))
+
+
+def test_a_folder_of_stages_that_do_not_fit_is_one_line(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained[1], tmp_path / "mixed")
+    shutil.rmtree(folder / "base")
+    shutil.copytree(folder / "large", folder / "base")
+    words = ("sample", folder, "--cond", "cat", "--steps", 2, "--out", tmp_path / "out")
+    code, text = run(capsys, *words)
+    assert code == 1 and len(text.strip().splitlines()) == 1, text
+    assert "'large' enlarges pictures of [1, 4, 4], but 'base' before it makes [1, 16, 16]" in text
+    shutil.rmtree(folder / "large")
+    code, text = run(capsys, *words)
+    assert code == 1 and len(text.strip().splitlines()) == 1, text
+    assert "large" in text
 
 
 def test_stages_that_do_not_fit_are_refused(trained):

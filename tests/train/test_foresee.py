@@ -121,6 +121,7 @@ def test_what_this_model_cannot_have_is_refused_before_training(tmp_path, little
     [
         [(EXPORT, "guidance = \"autoguidance(2, net='step-2')\"")],
         [(EXPORT, 'guidance = "cfg(2) + classifier(1)"')],
+        [(EXPORT, 'guidance = "cond + dps(1)"')],  # the loss is given when it is sampled
         [(PREVIEW, 'guidance = ["uncond", "cfg(2) | rescale(0.7)"]')],
     ],
     ids=str,

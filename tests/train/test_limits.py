@@ -131,6 +131,14 @@ def test_copies_are_counted_to_the_byte():
     nn.Linear(3, 5)  # and no longer after it
 
 
+def test_buffers_are_held_once():
+    parameters, buffers = 4 * 2 * 8, 4 * 2 * 8 + 8  # running mean and variance, and an int64
+    with count_memory(5, most=5 * parameters + buffers):
+        nn.BatchNorm1d(8)
+    with pytest.raises(TooLarge), count_memory(5, most=5 * parameters + buffers - 1):
+        nn.BatchNorm1d(8)
+
+
 def test_counting_changes_no_weight():
     torch.manual_seed(3)
     wanted = nn.Linear(3, 5)

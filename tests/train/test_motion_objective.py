@@ -123,6 +123,24 @@ def test_feet_of_the_data_stand_and_are_not_only_zeros(data, batch):
     assert 0 < float(down.mean()) < 1
 
 
+def test_a_contact_is_at_most_whole_and_at_least_none(data, batch):
+    x0, made, mask = batch
+    part = data.body.format.parts["contacts"]
+    std, mean = data.scale.std[part], data.scale.mean[part]
+
+    def feet(low, high):
+        contacts = torch.where(in_units(data, x0)[..., part] > 0.5, high, low)
+        other = x0.clone()
+        other[..., part] = ((contacts - mean) / std).to(x0)
+        given = (other, made, mask)
+        return found(data, given, Uniform(space="x0"), contacts=2.0) - found(
+            data, given, Uniform(space="x0")
+        )
+
+    torch.testing.assert_close(feet(-0.8, 1.9), feet(0.0, 1.0), rtol=1e-4, atol=1e-5)
+    assert bool((feet(0.0, 1.0) > 1.5 * feet(0.0, 0.5)).any())
+
+
 def test_padding_and_what_is_there_count_nothing(data, batch):
     x0, made, mask = batch
     other = torch.where(mask[..., None].bool(), made, torch.full_like(made, 7.0))

@@ -96,6 +96,12 @@ def test_lines_of_captions():
     assert "channels = 3 # as CLIP takes them" not in vectors
 
 
+def test_a_classifier_is_proposed_where_any_column_is_a_class():
+    found = propose._lines("v", data(), source(text=TEXT, label=LABEL), 300)
+    assert "[classifier] # sees noise, and guides" in found
+    assert "[clip] # encodes the captions" in found
+
+
 def test_names_of_conditions_and_their_classes():
     of = lambda name, *classes: propose._condition(
         name, Column(kind="class", classes=classes), True

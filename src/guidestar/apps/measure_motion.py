@@ -123,7 +123,7 @@ def names_like(source: Motions, columns: Sequence[str]) -> list[str]:
         held, about = source.targets[column], source.columns[column]
         if about.kind == "text":
             return source.captions(column, [k])[0][0]
-        return about.classes[int(held[k])]  # type: ignore[arg-type]
+        return about.classes[int(held[k])] if isinstance(held, Tensor) else str(held[k])
 
     found = []
     for k, count in enumerate(source.counts):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..core.levels import Level
 from ..data.motions import Motions
-from ..data.source import split_captions
+from ..data.source import captions_in, split_captions
 from ..evaluate.motion_text import distinct_pools, matching_score, r_precision
 from ..networks.clip import CLIP, make_tokenizer
 from ..networks.sequence_classifier import SequenceClassifier
@@ -109,7 +109,7 @@ def train_motion_clip(
         source,
         settings,
         {"captions": captions, "shape": list(source.shape)},
-        prepare=lambda targets: clip.tokens(targets[column]),  # type: ignore[arg-type]
+        prepare=lambda targets: clip.tokens(captions_in(targets, column)),
     )
     for _ in fit(trainer, file):
         pass

@@ -217,7 +217,7 @@ def _cluster() -> type[Cluster]:
     from ..serve.replicas.cluster import Cluster
 
     try:
-        import ray  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import ray  # noqa: F401
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "ray":
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +34,7 @@ def parse_stages(given: list[str] | None) -> dict[str, StageSettings]:
     from ..model.cascade import StageSettings
 
     kinds = {"guidance": str, "steps": int, "solver": str, "augmentation": float, "negative": str}
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, StageSettings] = {}
     for text in given or ():
         name, colon, rest = text.partition(":")
         key, equals, value = rest.partition("=")
@@ -43,11 +44,12 @@ def parse_stages(given: list[str] | None) -> dict[str, StageSettings]:
                 f"are {', '.join(kinds)}"
             )
         try:
-            found.setdefault(name, {})[key] = kinds[key](value)
+            settings = replace(found.get(name, StageSettings()), **{key: kinds[key](value)})
         except ValueError:
             raise ValueError(f"--stage {text!r}: {key} must be a number") from None
+        found[name] = settings
         check_run(value if key == "guidance" else None, value if key == "solver" else None)
-    return {name: StageSettings(**values) for name, values in found.items()}  # type: ignore[arg-type]
+    return found
 
 
 def upscale(

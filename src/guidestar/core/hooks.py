@@ -96,9 +96,8 @@ class _Dispatcher:
 
     def __init__(self, module: nn.Module, where: Where) -> None:
         self.before: Forward | None = vars(module).get(where)
-        self.plain: Forward = self.before or (
-            module.forward if where == "forward" else module._call_impl  # pyright: ignore[reportPrivateUsage]
-        )
+        plain = "forward" if where == "forward" else "_call_impl"
+        self.plain: Forward = self.before or getattr(module, plain)
         self.module, self.users = module, 0
         self.where: Where = where
         wraps(self.plain)(self)  # its signature

@@ -8,6 +8,7 @@ With ``x_t = alpha x_0 + sigma eps``, each form follows from any other:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -46,6 +47,45 @@ class Root(NamedTuple):
     net: str
 
 
+HOLDS = -1.0
+"""What `Unguided.terms` has for samples that are held in the place of the base."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Unguided:
+    """What a guided prediction was before its terms were added, and which of them act.
+
+    Args:
+        x0: the clean estimate of the base ``[B, *S]``.
+        eps: the noise estimate of the base ``[B, *S]``.
+        terms: for each term 1 where it acts, 0 where its weight is 0 and `HOLDS` where it puts
+            something else in the place of the base: one number, or one for each sample.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    terms: tuple[Value, ...]
+
+    def take(self, rows: Tensor) -> Unguided:
+        """Select samples (``rows``: int64 indices)."""
+        here = rows.to(self.x0.device)
+        terms = tuple(t[rows] if isinstance(t, Tensor) else t for t in self.terms)
+        return Unguided(x0=self.x0[here], eps=self.eps[here], terms=terms)
+
+    @staticmethod
+    def join(parts: Sequence[Unguided]) -> Unguided:
+        """Concatenate parts of one batch."""
+        sizes = [len(p.x0) for p in parts]
+
+        def join(values: Sequence[Value]) -> Tensor:
+            wide = [torch.as_tensor(v, dtype=torch.float64) for v in values]
+            return torch.cat([v.expand(n) for v, n in zip(wide, sizes, strict=True)])
+
+        terms = tuple(map(join, zip(*(p.terms for p in parts), strict=True)))
+        x0, eps = torch.cat([p.x0 for p in parts]), torch.cat([p.eps for p in parts])
+        return Unguided(x0=x0, eps=eps, terms=terms)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """A pair (x0, eps), linked by ``x_t = alpha x0 + sigma eps`` unless a guidance splits it.
@@ -59,6 +99,7 @@ class Prediction:
             DDPM: a share in [−1, 1] between the logs of the small and large posterior variance.
         observed: the values ``[B, …]`` of a perturbation that observes the network.
         root: the leaf in which a gradient is taken, if the pass was differentiable.
+        unguided: of a guided prediction, what it was before its terms were added.
     """
 
     x_t: Tensor
@@ -68,6 +109,7 @@ class Prediction:
     log_var: Tensor | None = None
     observed: Tensor | None = None
     root: Root | None = None
+    unguided: Unguided | None = None
 
     @classmethod
     def from_x0(cls, x_t: Tensor, level: Level, x0: Tensor) -> Prediction:
@@ -135,6 +177,7 @@ class Prediction:
                 log_var=None if self.log_var is None else self.log_var[here],
                 observed=None if observed is None else observed[rows.to(observed.device)],
                 root=root and root._replace(rows=here if root.rows is None else root.rows[here]),
+                unguided=self.unguided and self.unguided.take(rows),
             )
 
     @staticmethod
@@ -146,6 +189,7 @@ class Prediction:
         """
         learned = any(p.log_var is not None for p in parts)
         observed = [p.observed for p in parts if p.observed is not None]
+        unguided = [p.unguided for p in parts if p.unguided is not None]
         return Prediction(
             x_t=x_t,
             level=level,
@@ -153,6 +197,7 @@ class Prediction:
             eps=torch.cat([p.eps for p in parts]),
             log_var=torch.cat([_share(p) for p in parts]) if learned else None,
             observed=torch.cat(observed) if observed else None,
+            unguided=Unguided.join(unguided) if unguided else None,
         )
 
 

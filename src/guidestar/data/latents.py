@@ -52,7 +52,7 @@ def check_spread(x: Tensor) -> None:
     Raises:
         ValueError: they are not finite, or a channel does not vary.
     """
-    flat = x.double().movedim(1, 0).flatten(1)
+    flat = x.double().transpose(0, 1).flatten(1)
     if not bool(flat.isfinite().all()):
         raise ValueError("the autoencoder's latents are not finite; train it with a lower rate")
     std, size = flat.std(1, correction=0), flat.abs().amax(1)

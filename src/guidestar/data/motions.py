@@ -148,10 +148,9 @@ def motion_folder(
     table = as_table(folder, {**found.columns, **captions}, labels)
     described = {} if table is None else describe_columns(table, folder, columns, set(), classes)
     numbers, kept, body = _encode_all(found.files, settings, max_bad, say, like)
-    targets: Held = {
-        name: column_values(table, name, column, kept, folder)  # type: ignore[arg-type]
-        for name, column in described.items()
-    }
+    targets: Held = {}
+    if table is not None:
+        targets = {n: column_values(table, n, c, kept, folder) for n, c in described.items()}
     every = torch.cat(numbers)
     return Motions(
         numbers=every,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -188,10 +189,8 @@ class Shards(Source):
     @cached_property
     def _stand_in(self) -> tuple[Tensor, Sample]:
         for sample in self._in_order():
-            try:
+            with suppress(Damaged):
                 return self._decoded(sample), sample
-            except Damaged:
-                continue
         raise Damaged(f"{self.files[0]}: no image of these shards can be read; write them again")
 
     def _decoded(self, sample: Sample) -> Tensor:

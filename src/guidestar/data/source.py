@@ -102,6 +102,22 @@ class Source(ABC):
         )
 
 
+def captions_in(targets: Targets, column: str) -> list[str]:
+    """Return the captions of a batch.
+
+    Raises:
+        ValueError: the column is not text.
+    """
+    values = targets[column]
+    if isinstance(values, Tensor):
+        raise _holds_numbers(column)
+    return values
+
+
+def _holds_numbers(column: str) -> ValueError:
+    return ValueError(f"the column {column!r} holds numbers; name a column of captions")
+
+
 def split_captions(held: Held, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
     """Return the captions at ``rows`` of a column, each as a tuple.
 
@@ -110,7 +126,7 @@ def split_captions(held: Held, column: str, rows: Sequence[int]) -> list[tuple[s
     """
     values = held[column]
     if isinstance(values, Tensor):
-        raise ValueError(f"the column {column!r} holds numbers; name a column of captions")
+        raise _holds_numbers(column)
     found = [values[r] for r in rows]
     return [(value,) if isinstance(value, str) else tuple(value) for value in found]
 

@@ -15,7 +15,7 @@ from ..core.evaluation import drive
 from ..core.hooks import CALL, Forward, replaced
 from ..core.levels import Grid, Level, Step
 from ..core.passes import COND, NULL, Net, Pass, Slot
-from ..core.prediction import Prediction
+from ..core.prediction import Prediction, Space
 from ..core.rounds import Evaluated, Group, Round
 from ..guidance import Direction, Guidance, Guided, parse
 from ..guidance.bases.loss_term import Steered
@@ -73,11 +73,13 @@ class Guider(BaseGuidance):
         text = str(given)
         self.register_to_config(guidance=text, scheduler=settings, enabled=enabled)
         self.process, self._guidance = process_of(settings), as_guidance(parse(text))
-        if self.process.predicts == "edm":
+        space = self.process.predicts
+        if space == "edm":
             raise ValueError(
                 "a guider cannot serve an EDM scheduler, whose pipelines scale what the network "
                 "says afterwards"
             )
+        self._space: Space = space
         one = Condition(of=torch.zeros(1))
         self._guided = Guided(self._guidance, {"main": Net(denoiser=_nothing, cond=one, null=one)})
         self._now: list[Pass] = []
@@ -236,10 +238,10 @@ class Guider(BaseGuidance):
         request = self._guided.ask(x, self._here(), self._gstate if index else None)
         (guided,) = drive(request, evaluator=self._answer)
         prediction, self._gstate = guided.prediction, guided.state
-        plain, space = self._outputs[COND], self.process.predicts
+        plain, space = self._outputs[COND], self._space
         before = Prediction.from_x0(x, self._level(), self._x0(x, self._level(), plain))
         # Added as a change of the network's output, which so stays bit-equal without a change.
-        return plain + (prediction.view(space) - before.view(space))  # type: ignore[arg-type]
+        return plain + (prediction.view(space) - before.view(space))
 
     def _x0(self, x: Tensor, level: Level, out: Tensor) -> Tensor:
         return Network(lambda x, t: out, predicts=self.process.predicts)(x, level, Condition())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.forms import weigh_frames
 from ..core.levels import Step, Value, expand
 from ..core.passes import Net, Pass
-from ..core.prediction import Prediction
+from ..core.prediction import Prediction, Unguided
 from ..core.rounds import Answers, Asking, Group, GuidedStep, Round, States, TermState, union
 from ..core.slopes import Slope
 from .context import Count, Live
@@ -265,7 +265,27 @@ class Sum:
             predictions = [answers[p].prediction for p in passes]
             live = Live(group=group, state={}, base=base)
             prediction = post.apply(prediction, live, *predictions)
+        if self.terms:
+            unguided = Unguided(
+                x0=base.x0.detach(),
+                eps=base.eps.detach(),
+                terms=_acting(start.active, len(self.terms), len(base.x0)),
+            )
+            prediction = replace(prediction, unguided=unguided)
         return prediction, pushes
+
+
+def _acting(active: Sequence[_Active], terms: int, size: int) -> tuple[Value, ...]:
+    """Return for each term 1 where it acts and 0 elsewhere, as one number if all samples agree."""
+    found: list[Value] = [0.0] * terms
+    for key in range(terms):
+        rows = [a.rows for a in active if a.key == key]
+        some = union(rows, size) if rows else torch.arange(0)
+        if some is None:
+            found[key] = 1.0
+        elif len(some):
+            found[key] = torch.zeros(size, dtype=torch.float64).index_fill(0, some, 1.0)
+    return tuple(found)
 
 
 def _length(rows: Tensor | None, size: int) -> int:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from ..core.levels import Flow
 from ..diffusers import guidance_file as recipe
@@ -113,7 +114,8 @@ def load(
     with one_budget():
         model = _read(folder, home, str(name), average, trust, size, kind or torch.float32)
     for denoiser in (model.denoiser, *(d for d, _ in model.nets.values())):
-        lean(denoiser)  # type: ignore[type-var]
+        if isinstance(denoiser, nn.Module):
+            lean(denoiser)
     return model.to(device)
 
 

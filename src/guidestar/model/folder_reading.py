@@ -69,7 +69,7 @@ def read_own(folder: Path, home: Path, name: str, average: str | None, trust: bo
 
 
 def _inner(parts: Parts) -> ModelMixin:
-    return network_of(parts.denoiser)  # type: ignore[return-value]
+    return network_of(parts.denoiser)
 
 
 def _shape(file: Path, given: Sequence[int] | None, main: Parts) -> tuple[int, ...]:

@@ -79,7 +79,9 @@ def with_length(model: ModelParts, names: Sequence[str | int] | None, length: in
         return [str(length)] * len(names or [""])
     if not isinstance(encoder, Conditions) or encoder.length is None:
         raise ValueError(f"the model {model.name!r} takes no length; leave it out")
-    dict(encoder.parts.items())[encoder.length].parse(length)  # type: ignore[operator]
+    for part in encoder.parts.values():
+        if isinstance(part, LengthEncoder):
+            part.parse(length)
     return [f"{encoder.split_length(n)[0]}; {encoder.length}={length}" for n in names or [""]]
 
 

@@ -217,7 +217,7 @@ def _write_film(frames: Sequence[Image.Image], path: Path, rate: float) -> None:
             "an MP4 needs imageio-ffmpeg, which is not installed: pip install imageio-ffmpeg, or "
             "write a WebP or GIF"
         )
-    import imageio_ffmpeg  # type: ignore[import-not-found]
+    import imageio_ffmpeg
     import numpy as np
 
     even = [f.crop((0, 0, f.width // 2 * 2, f.height // 2 * 2)) for f in frames]

@@ -20,6 +20,11 @@ from torch.nn import functional as F
 Module = TypeVar("Module", bound=nn.Module)
 
 
+def lay_out(network: nn.Module, form: torch.memory_format) -> None:
+    """Lay the weights of convolutions out in memory: channels last, or contiguous."""
+    network.to(memory_format=form)  # pyright: ignore[reportCallIssue]
+
+
 def lean(network: Module) -> Module:
     """Let the plain blocks of ``network`` do without wasted work wherever no gradient is needed.
 
@@ -29,7 +34,7 @@ def lean(network: Module) -> Module:
     Blocks of other kinds (scale-shift norms, resampling, scaled outputs) stay as they are. Weights
     are laid out channels last, for which the CPU's convolutions are faster.
     """
-    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    lay_out(network, torch.channels_last)
     for module in network.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = MethodType(_forward, module)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +49,12 @@ def _sides(weight: Tensor) -> tuple[int, int]:
     return weight.shape[0], weight[0].numel()
 
 
+def _parametrized(module: nn.Module) -> parametrize.ParametrizationList:
+    found = module.get_submodule("parametrizations.weight")
+    assert isinstance(found, parametrize.ParametrizationList)
+    return found
+
+
 def adapt(net: nn.Module, rank: int) -> None:
     """Let a network learn differences of low rank: its matrices stand still beside their factors.
 
@@ -63,7 +68,7 @@ def adapt(net: nn.Module, rank: int) -> None:
         if rank * (rows + columns) < rows * columns:
             part = LowRank(module.weight.detach(), rank)
             parametrize.register_parametrization(module, "weight", part)
-            module.parametrizations.weight.original.requires_grad_(False)  # type: ignore[union-attr]
+            _parametrized(module).original.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -77,7 +82,8 @@ def difference(net: nn.Module, base: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, module in net.named_modules():
         if parametrize.is_parametrized(module, "weight"):
-            part: Any = module.parametrizations.weight[0]  # type: ignore[index, union-attr]
+            part = _parametrized(module)[0]
+            assert isinstance(part, LowRank)
             found[f"{name}.weight{_UP}"] = part.up.clone()
             found[f"{name}.weight{_DOWN}"] = part.down.clone()
     for name, parameter in net.named_parameters():

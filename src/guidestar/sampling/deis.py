@@ -10,8 +10,18 @@ from torch import Tensor
 
 from ..core.levels import Level, Step, Value, expand
 from ..core.rng import Draw
-from .exponential import History, adams, check_orders, each, half_log_snr, order_at, usable
-from .solver import Memory, Moving, Point, Solver
+from .changes import Remembering
+from .exponential import (
+    Estimate,
+    History,
+    adams,
+    check_orders,
+    each,
+    half_log_snr,
+    order_at,
+    usable,
+)
+from .solver import Memory, Moving, Point
 
 _UNIFORM = {
     1: (),
@@ -39,7 +49,7 @@ def _rho_weights(rho_s: float, rho_t: float, *rhos: float) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DEIS(Solver):
+class DEIS(Remembering):
     """Adams–Bashforth on noise estimates, in the ODE ``d(x/α)/dρ = ε``.
 
         x_s = α_s x0 + σ_s ε + α_s Σ_j c_j (ε_j − ε_t)
@@ -63,13 +73,12 @@ class DEIS(Solver):
             Frank Permenter, Chenyang Yuan
     """
 
-    order: int = 3  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: int = 3
     form: Literal["log-snr", "rho", "uniform"] = "log-snr"
     gamma: float | None = None
     first_order_steps: int = 1
     lower_order_final: bool = True
     name = "deis"
-    history = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,7 +99,8 @@ class DEIS(Solver):
 
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
-        past, here = History.read(memory), self._place(step.t)
+        noise, here = Estimate.noise(prediction), self._place(step.t)
+        past = History.read(memory).follow(noise, self.at_changes)
         order = order_at(
             step,
             self.order,
@@ -103,8 +113,8 @@ class DEIS(Solver):
         if order > 1:
             weights = each(self._weights, self._place(s), here, *past.places[: order - 1])
             scale = s.sigma if self.form == "log-snr" else s.alpha
-            x_s = x_s + expand(scale, x_t) * past.correction(prediction.eps, weights)
-        return x_s, past.memory(prediction.eps, here, self.order - 1, order)
+            x_s = x_s + expand(scale, x_t) * past.correction(noise.value, weights)
+        return x_s, past.memory(noise, here, self.order - 1, order)
 
     def _place(self, level: Level) -> Value:
         return half_log_snr(level) if self.form == "log-snr" else level.rho

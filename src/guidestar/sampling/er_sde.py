@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..core.levels import Step, expand
 from ..core.rng import Draw
-from .exponential import History, check_orders, clean_estimate, each, order_at
-from .solver import Memory, Moving, Point, Solver
+from .changes import Remembering
+from .exponential import Estimate, History, check_orders, each, order_at
+from .solver import Memory, Moving, Point
 
 _POINTS = 32
 
@@ -22,7 +23,7 @@ def _growth(rho: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ERSDE(Solver):
+class ERSDE(Remembering):
     """ER-SDE-Solver with the noise function ``φ(ρ) = ρ (e^{ρ^0.3} + 10)`` (the paper's SDE 5).
 
     With ``r = φ(ρ_s)/φ(ρ_t)`` and ``Δ = ρ_s − ρ_t``:
@@ -45,11 +46,10 @@ class ERSDE(Solver):
             Qinpeng Cui, Xinyi Zhang, Qiqi Bao, Qingmin Liao
     """
 
-    order: int = 3  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: int = 3
     first_order_steps: int = 1
     lower_order_final: bool = False
     name = "er-sde"
-    history = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,8 +68,8 @@ class ERSDE(Solver):
 
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
-        past, rho, s = History.read(memory), step.t.rho, step.s
-        clean = clean_estimate(x_t, prediction, step.t)
+        clean, rho, s = Estimate.clean(x_t, prediction, step.t), step.t.rho, step.s
+        past = History.read(memory).follow(clean, self.at_changes)
         order = order_at(
             step,
             self.order,
@@ -82,7 +82,7 @@ class ERSDE(Solver):
         x_s = x_s + expand(s.sigma * deviation, x_t) * draw.normal_like("er-sde", x_t)
         if order > 1:
             weights = each(_weights, s.rho, rho, *past.places[: order - 1])
-            x_s = x_s + expand(s.alpha, x_t) * past.correction(clean, weights)
+            x_s = x_s + expand(s.alpha, x_t) * past.correction(clean.value, weights)
         return x_s, past.memory(clean, rho, self.order - 1, order)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..core.levels import Level, Step, Value, expand, inverse_or_zero, log
 from ..core.prediction import Prediction
+from .changes import BASE, SAME, TERMS, AtChanges, change, where
 
 HIGHEST_ORDER = 4
 
@@ -140,6 +141,33 @@ def _times(polynomial: list[float], root: float) -> list[float]:
 
 
 @dataclass(frozen=True, eq=False)
+class Estimate:
+    """What a history is made of: a new estimate, and what it was before guidance.
+
+    Args:
+        value: ``[B, *S]``.
+        base: the same of the base ``[B, *S]``, where it is known.
+        terms: which terms act (`Unguided.terms`).
+    """
+
+    value: Tensor
+    base: Tensor | None = None
+    terms: tuple[Value, ...] = ()
+
+    @classmethod
+    def clean(cls, x_t: Tensor, prediction: Prediction, level: Level) -> Estimate:
+        """Return the clean estimate of a prediction (`clean_estimate`)."""
+        value, plain = clean_estimate(x_t, prediction, level), prediction.unguided
+        return cls(value, plain.x0, plain.terms) if plain else cls(value)
+
+    @classmethod
+    def noise(cls, prediction: Prediction) -> Estimate:
+        """Return the noise estimate of a prediction."""
+        plain = prediction.unguided
+        return cls(prediction.eps, plain.eps, plain.terms) if plain else cls(prediction.eps)
+
+
+@dataclass(frozen=True, eq=False)
 class History:
     """Estimates of earlier steps, the newest first, and where each was made.
 
@@ -147,31 +175,80 @@ class History:
         estimates: ``[B, *S]`` each.
         places: λ, or another coordinate of the level, of each.
         order: of the step that led here.
+        bases: what the estimates were without guidance, where that is known.
+        terms: which terms acted in the newest (`Unguided.terms`).
     """
 
     estimates: tuple[Tensor, ...] = ()
     places: tuple[Value, ...] = ()
     order: int = 0
+    bases: tuple[Tensor, ...] = ()
+    terms: tuple[Value, ...] = ()
 
     @classmethod
     def read(cls, memory: Mapping[str, Any]) -> History:
         """Read what `memory` wrote."""
-        count = sum(name.startswith("estimate") for name in memory)
+
+        def numbered(name: str) -> tuple[Any, ...]:
+            count = sum(key.rstrip("0123456789") == name for key in memory)
+            return tuple(memory[f"{name}{i}"] for i in range(count))
+
         return cls(
-            tuple(memory[f"estimate{i}"] for i in range(count)),
-            tuple(memory[f"place{i}"] for i in range(count)),
+            numbered("estimate"),
+            numbered("place"),
             memory.get("order", 0),
+            numbered("base"),
+            memory.get("terms", ()),
         )
 
-    def memory(self, estimate: Tensor, place: Value, keep: int, order: int) -> dict[str, Any]:
+    def memory(self, here: Estimate, place: Value, keep: int, order: int) -> dict[str, Any]:
         """Return what a solver keeps: this with a new estimate, at most ``keep`` in all."""
-        estimates = (estimate, *self.estimates)[:keep]
-        places = (place, *self.places)[:keep]
-        return {
-            **{f"estimate{i}": value for i, value in enumerate(estimates)},
-            **{f"place{i}": value for i, value in enumerate(places)},
-            "order": order,
+        kept: dict[str, tuple[Any, ...]] = {
+            "estimate": (here.value, *self.estimates),
+            "place": (place, *self.places),
         }
+        found: dict[str, Any] = {"order": order}
+        if here.base is not None:
+            kept["base"], found["terms"] = (here.base, *self.bases), here.terms
+        for name, values in kept.items():
+            found |= {f"{name}{i}": value for i, value in enumerate(values[:keep])}
+        return found
+
+    def follow(self, here: Estimate, at_changes: AtChanges) -> History:
+        """Return the history that a new estimate goes on from: where the terms that act have
+        changed, with other estimates (`Remembering`).
+        """
+        changed = self.change(here, at_changes)
+        if here.base is None or (isinstance(changed, float) and changed == SAME):
+            return self
+        push, restarts = here.value - here.base, changed == BASE
+        known = (*self.bases, *self.estimates[len(self.bases) :])  # the latter are not used
+        replaced = [where(restarts, here.value, base + push) for base in known]
+        pairs = zip(replaced, self.estimates, strict=True)
+        return replace(self, estimates=tuple([where(changed > SAME, *pair) for pair in pairs]))
+
+    def carry_push(self, here: Estimate, changed: Value) -> Tensor:
+        """Return a new estimate; where the terms that act have changed, its base with the push of
+        the newest estimate before.
+        """
+        if here.base is None or (isinstance(changed, float) and changed != TERMS):
+            return here.value
+        base = self.bases[0] if self.bases else self.estimates[0]
+        carried = here.base + self.estimates[0] - base
+        return where(changed == TERMS, carried, here.value)
+
+    def change(self, here: Estimate, at_changes: AtChanges) -> Value:
+        """Return what has changed since the newest estimate; `BASE` where history is of no use."""
+        if at_changes == "keep" or here.base is None or not self.estimates:
+            return SAME
+        if len(self.bases) < len(self.estimates):
+            return BASE
+        changed = change(self.terms, here.terms)
+        if at_changes == "base":
+            return changed
+        if isinstance(changed, Tensor):
+            return (changed > SAME).double() * BASE
+        return BASE if changed else SAME
 
     def correction(self, newest: Tensor, weights: Sequence[Value]) -> Tensor | float:
         """Return ``Σ_j weight_j (estimate_j − newest)``."""

@@ -11,11 +11,12 @@ from torch import Tensor
 from ..core.levels import Step, Value, expand, sqrt
 from ..core.prediction import Prediction
 from ..core.rng import Draw
+from .changes import Remembering
 from .exponential import (
+    Estimate,
     History,
     adams,
     check_orders,
-    clean_estimate,
     decay,
     each,
     half_log_snr,
@@ -24,7 +25,7 @@ from .exponential import (
     order_at,
     usable,
 )
-from .solver import Memory, Moving, Point, Solver
+from .solver import Memory, Moving, Point
 
 
 def first_order(
@@ -42,14 +43,13 @@ def first_order(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Multistep(Solver, ABC):
+class Multistep(Remembering, ABC):
     """Base of multistep methods on clean estimates; ``weights`` is what sets them apart."""
 
-    order: int = 2  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: int = 2
     eta: float = 0.0
     first_order_steps: int = 1
     lower_order_final: bool = True
-    history = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,8 +67,8 @@ class Multistep(Solver, ABC):
 
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
-        past, here = History.read(memory), half_log_snr(step.t)
-        clean = clean_estimate(x_t, prediction, step.t)
+        clean, here = Estimate.clean(x_t, prediction, step.t), half_log_snr(step.t)
+        past = History.read(memory).follow(clean, self.at_changes)
         order = order_at(
             step,
             self.order,
@@ -84,7 +84,7 @@ class Multistep(Solver, ABC):
                 here,
                 *past.places[: order - 1],
             )
-            x_s = x_s + expand(step.s.alpha, x_t) * past.correction(clean, weights)
+            x_s = x_s + expand(step.s.alpha, x_t) * past.correction(clean.value, weights)
         return x_s, past.memory(clean, here, self.order - 1, order)
 
 
@@ -137,7 +137,7 @@ class Published3M(Multistep, ABC):
         https://github.com/LuChengTHU/dpm-solver
     """
 
-    order: Literal[3] = 3  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: Literal[3] = 3
 
     @property
     def convergence(self) -> int:

@@ -49,6 +49,7 @@ class Restart(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "accepts_split", self.solver.accepts_split)
         if isinstance(self.solver, Restart | TimeTravel):
             raise ValueError(
                 f"restart around {self.solver.name!r} has no meaning, as both go back; set times "
@@ -69,11 +70,6 @@ class Restart(Solver):
     @property
     def stochastic(self) -> bool:
         return self.times > 0 or self.solver.stochastic
-
-    @property
-    def accepts_split(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the solver that takes the steps."""
-        return self.solver.accepts_split
 
     @property
     def convergence(self) -> int:

@@ -36,7 +36,7 @@ class SA(PredictorCorrector):
             Zhi-Ming Ma
     """
 
-    order: int = 3  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: int = 3
     corrector_order: int = 3
     tau: float = 1.0
     interval: tuple[float, float] = (0.0, math.inf)

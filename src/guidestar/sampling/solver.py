@@ -49,8 +49,15 @@ Moving = Generator[Point, Prediction, tuple[Tensor, Memory]]
 """Yields points, receives their predictions, and returns ``x_s`` and the solver's memory."""
 
 
+class _Declared(ABC):
+    """What a class of solvers declares, or a setting of one solver decides; no fields by itself."""
+
+    order: int
+    accepts_split: bool = True
+
+
 @dataclass(frozen=True, kw_only=True)
-class Solver(ABC):
+class Solver(_Declared):
     """One way to step from a level to the next.
 
     It is written in the pair (x0, eps), so that a split prediction means what its method says. A
@@ -59,9 +66,6 @@ class Solver(ABC):
     """
 
     name: ClassVar[str]
-    order: ClassVar[int]
-    """Its order, which some solvers have as a setting."""
-    accepts_split: ClassVar[bool] = True
     history: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ..core.levels import Level, Step, Value, expand, inverse_or_zero
 from ..core.rng import Draw
+from .changes import BASE, Remembering
 from .exponential import (
+    Estimate,
     History,
     adams,
     check_orders,
-    clean_estimate,
     decay,
     each,
     half_log_snr,
@@ -24,21 +25,19 @@ from .exponential import (
     order_at,
 )
 from .multistep import first_order
-from .solver import Memory, Moving, Point, Solver
+from .solver import Memory, Moving, Point
 
 Weights = tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictorCorrector(Solver):
+class PredictorCorrector(Remembering):
     """Base: at a level, the new estimate first corrects the sample that led there.
 
     A step needs one evaluation, at the sample that the predictor gave. The corrector is the
     integral of a polynomial that also goes through that estimate; what it changes,
     ``δ = α_t Σ_j (w'_j − w_j)(D̄_j − D̄)``, is carried on by ``(σ_s/σ_t) e^{−ηh}``.
     """
-
-    history = True
 
     @abstractmethod
     def orders(self, step: Step, history: int) -> int:
@@ -65,12 +64,13 @@ class PredictorCorrector(Solver):
 
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
-        past, here, s = History.read(memory), half_log_snr(step.t), step.s
-        clean = clean_estimate(x_t, prediction, step.t)
+        before, here, s = History.read(memory), half_log_snr(step.t), step.s
+        clean = Estimate.clean(x_t, prediction, step.t)
+        past = before.follow(clean, self.at_changes)
         order, h, eta = self.orders(step, len(past.estimates)), half_step(step), self.noise(step.t)
         x_s = first_order(x_t, prediction, step, h, eta, draw, "sde")
         if past.estimates and self.corrects:
-            delta = self._correction(past, clean, here, step.t, memory["eta"])
+            delta = self._correction(before, clean, here, step.t, memory["eta"])
             carried = s.sigma * inverse_or_zero(step.t.sigma) * decay(eta, h)
             x_s = x_s + expand(carried, x_t) * delta
         if order > 1:
@@ -81,7 +81,7 @@ class PredictorCorrector(Solver):
                 here,
                 *past.places[: order - 1],
             )
-            x_s = x_s + expand(s.alpha, x_t) * past.correction(clean, weights)
+            x_s = x_s + expand(s.alpha, x_t) * past.correction(clean.value, weights)
         return x_s, {**past.memory(clean, here, self.keeps, order), "eta": eta}
 
     @property
@@ -95,9 +95,16 @@ class PredictorCorrector(Solver):
         return True
 
     def _correction(
-        self, past: History, clean: Tensor, here: Value, level: Level, eta: Value
+        self, past: History, clean: Estimate, here: Value, level: Level, eta: Value
     ) -> Tensor | float:
-        """Return δ: how far the corrector moves the sample that the last step led to."""
+        """Return δ: how far the corrector moves the sample that the last step led to.
+
+        Where other terms act now, that step is corrected by the base, with its own push.
+        """
+        changed = past.change(clean, self.at_changes)
+        if isinstance(changed, float) and changed == BASE:
+            return 0.0
+        new_estimate = past.carry_push(clean, changed)
         count, order = len(past.estimates) - 1, past.order
 
         def weights(eta: float, there: float, begin: float, *others: float) -> Weights:
@@ -111,8 +118,10 @@ class PredictorCorrector(Solver):
 
         found = each(weights, eta, here, *past.places)
         before, *rest = past.estimates
-        total = History((clean, *rest)).correction(before, found)
-        return expand(level.alpha, clean) * total
+        total = History((new_estimate, *rest)).correction(before, found)
+        if isinstance(changed, Tensor):
+            total = expand((changed != BASE).double(), clean.value) * total
+        return expand(level.alpha, clean.value) * total
 
 
 def _to(count: int, weights: Sequence[float]) -> Weights:
@@ -142,7 +151,7 @@ class UniPC(PredictorCorrector):
             Wenliang Zhao, Lujia Bai, Yongming Rao, Jie Zhou, Jiwen Lu
     """
 
-    order: int = 2  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: int = 2
     variant: Literal["bh1", "bh2"] = "bh2"
     corrector: bool = True
     first_order_steps: int = 1

@@ -52,6 +52,7 @@ class VP(Schedule):
             raise ValueError(
                 "alphas_cumprod must be at least two numbers that fall strictly, within [0, 1)"
             )
+        object.__setattr__(self, "t_max", len(self.alphas_cumprod) - 1.0)
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | Tensor) -> VP:
@@ -100,11 +101,6 @@ class VP(Schedule):
         return alphas, sigmas, torch.atan2(sigmas, alphas), times
 
     t_min = 0.0
-
-    @property
-    def t_max(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Index of the table's last entry."""
-        return len(self.alphas_cumprod) - 1.0
 
     def __call__(self, t: Value) -> Level:
         alphas, sigmas, angles, times = self._table

@@ -81,6 +81,10 @@ class Template:
         return trees.tree_unflatten(whole, self.spec), leaves
 
 
+_UNKNOWN = Template((), (), trees.tree_flatten(())[1], False, ())
+"""The form of an answer before the network was called."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NetCall:
     """A call of a network by its pipeline.
@@ -95,7 +99,7 @@ class NetCall:
 
     net: Any
     arguments: Mapping[str, Any]
-    template: Template = field(repr=False, default=None)  # type: ignore[assignment]
+    template: Template = field(repr=False, default=_UNKNOWN)
     leaves: Sequence[Traced] = ()
     answers: AnswerRows | None = None
 

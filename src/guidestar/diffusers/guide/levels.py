@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...core.levels import VE, VP, Flow, Level, Schedule, expand, inverse_or_zero
 from ...core.prediction import Prediction
-from ...networks.network import TO_X0
+from ...networks.network import TO_X0, OutputKind
 from ..objects import Scheduler
 from ..read.scheduler import KINDS, PREDICTS, GridKind
 
@@ -33,7 +33,7 @@ class Output:
             of its kind (a velocity towards the data).
     """
 
-    kind: str
+    kind: OutputKind
     d: float = 0.5
     sign: float = 1.0
 
@@ -50,7 +50,7 @@ class Output:
     def of(self, prediction: Prediction) -> Tensor:
         """Return the output that means ``prediction``."""
         if self.kind != "edm":
-            made = prediction.view(self.kind)  # type: ignore[arg-type]
+            made = prediction.view(self.kind)
             return -made if self.sign < 0 else made
         x, level = prediction.x_t, prediction.level
         rest = prediction.x0 - expand(self.d**2 * level.alpha, x) * x

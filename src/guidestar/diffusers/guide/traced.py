@@ -129,7 +129,7 @@ class Traced(Tensor):
     @staticmethod
     def __new__(cls, meta: Tensor, device: torch.device, tape: Tape) -> Traced:
         """Make one of the sizes and type of ``meta``."""
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made = Tensor._make_wrapper_subclass(
             cls,
             meta.shape,
             strides=meta.stride(),
@@ -140,7 +140,8 @@ class Traced(Tensor):
         made.meta, made.tape = meta, tape
         return made
 
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return id(self)
 
     def __repr__(self, **_: Any) -> str:
         return f"Traced({tuple(self.shape)}, {self.dtype})"

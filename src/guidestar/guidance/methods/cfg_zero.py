@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core.arguments import check_counts
 from ...core.denoiser import Condition
 from ...core.levels import Step, expand, inverse_or_zero
-from ...core.prediction import Prediction
+from ...core.prediction import HOLDS, Prediction, Unguided
 from ...core.rounds import Asking, Group, GuidedStep
 from ..bases.conditional_contrast import Conditioned
 from ..bases.statistics import dot, safe
@@ -122,7 +122,9 @@ class HeldStart:
         level, x_t = group.step.t, group.x_t
         x = expand(inverse_or_zero(level.alpha + level.sigma), x_t) * x_t
         pushes = dict.fromkeys(self.names, torch.zeros_like(x)) if explain else None
-        return GuidedStep(Prediction(x_t=x_t, level=level, x0=x, eps=x), states, 0, pushes)
+        unguided = Unguided(x0=x, eps=x, terms=(HOLDS,) * len(states))
+        prediction = Prediction(x_t=x_t, level=level, x0=x, eps=x, unguided=unguided)
+        return GuidedStep(prediction, states, 0, pushes)
 
 
 def _others(size: int, rows: Tensor) -> Tensor:

@@ -14,20 +14,17 @@ from typing import TYPE_CHECKING, Any
 from ..loading import load_models
 from .engine import ReplicaLostError, ReplicatedEngine
 from .replica import Replica
-from .reports import Report
-from .scale import Scale
+from .reports import ReplicaReport
+from .scale import ReplicaScale
 
 if TYPE_CHECKING:
-    from ray.serve.handle import (  # pyright: ignore[reportMissingImports]
-        DeploymentHandle,
-        DeploymentResponseGenerator,
-    )
+    from ray.serve.handle import DeploymentHandle
 
     from ...model.model import Model
     from ...model.request import Request
     from ..web.limits import Limits
 
-log = logging.getLogger("guidestar.serve")
+logger = logging.getLogger("guidestar.serve")
 
 COUNT_SECONDS = 1.0
 """Seconds between two counts of the replicas."""
@@ -68,7 +65,7 @@ class Cluster:
         folders: Mapping[str, str],
         limits: Limits,
         *,
-        scale: Scale,
+        scale: ReplicaScale,
         device: str = "cpu",
         trust: bool = False,
         address: str | None = None,
@@ -98,8 +95,8 @@ class Cluster:
 
     def close(self) -> None:
         """End the replicas, and Ray if it was started for them."""
-        import ray  # pyright: ignore[reportMissingImports]
-        from ray import serve  # pyright: ignore[reportMissingImports]
+        import ray
+        from ray import serve
 
         self._closed.set()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -115,9 +112,9 @@ class Cluster:
         self.close()
 
     def _deploy(
-        self, load: partial[dict[str, Model]], scale: Scale, device: str
+        self, load: partial[dict[str, Model]], scale: ReplicaScale, device: str
     ) -> DeploymentHandle:
-        from ray import serve  # pyright: ignore[reportMissingImports]
+        from ray import serve
 
         deployment = serve.deployment(
             Replica,
@@ -141,7 +138,7 @@ class Cluster:
 
     def _watch(self) -> None:
         """Keep count of the replicas that run."""
-        from ray import serve  # pyright: ignore[reportMissingImports]
+        from ray import serve
 
         while not self._closed.is_set():
             try:
@@ -149,11 +146,11 @@ class Cluster:
                 states = found.replica_states.items()
                 self._running = sum(count for state, count in states if state == RUNNING)
             except Exception as error:  # the controller is being restarted
-                log.debug("the replicas cannot be counted: %s", error)
+                logger.debug("the replicas cannot be counted: %s", error)
             self._closed.wait(COUNT_SECONDS)
 
 
-def _options(scale: Scale) -> dict[str, Any]:
+def _options(scale: ReplicaScale) -> dict[str, Any]:
     """Return how many replicas there are, as Ray Serve takes it."""
     if scale.least == scale.most:
         return {"num_replicas": scale.most}
@@ -173,8 +170,8 @@ def _connect(address: str | None, most: int) -> None:
     Raises:
         RuntimeError: neither can be done.
     """
-    import ray  # pyright: ignore[reportMissingImports]
-    from ray import serve  # pyright: ignore[reportMissingImports]
+    import ray
+    from ray import serve
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -198,7 +195,7 @@ def _connect(address: str | None, most: int) -> None:
 
 def _resources(most: int, device: str) -> dict[str, float]:
     """Return what each replica has to itself: its share of the cores, and a GPU on cuda."""
-    import ray  # pyright: ignore[reportMissingImports]
+    import ray
 
     cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     whole = sum(cores) // most
@@ -209,22 +206,21 @@ def _resources(most: int, device: str) -> dict[str, float]:
 
 async def _sample(
     handle: DeploymentHandle, name: str, request: Request, *, preview_every: int, explain: bool
-) -> AsyncGenerator[Report, None]:
+) -> AsyncGenerator[ReplicaReport, None]:
     """Send a request to some replica, and yield its reports; `Sampling` explains it."""
-    from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
-    from ray.serve.exceptions import RayServeException  # pyright: ignore[reportMissingImports]
+    from ray.exceptions import RayError, RayTaskError
+    from ray.serve.exceptions import RayServeException
 
-    sent: Any = handle.options(stream=True).sample.remote(
+    reports = handle.options(stream=True).sample.remote(
         name, request, preview_every=preview_every, explain=explain
     )
-    reports: DeploymentResponseGenerator[Report] = sent  # since `stream=True`
     try:
         async for report in reports:
             yield report
     except RayTaskError:  # a fault of the code, which another replica would have too
         raise
     except (RayError, RayServeException) as error:
-        log.warning("a replica was lost; its requests are sampled by another")
+        logger.warning("a replica was lost; its requests are sampled by another")
         raise ReplicaLostError(type(error).__name__) from None
     finally:
         reports.cancel()

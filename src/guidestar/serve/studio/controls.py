@@ -70,9 +70,11 @@ def control_of(thing: Direction | Post, argument: Any) -> Control | None:
     return None if not {str, int, float} & set(hints) and not more and name != "gains" else made
 
 
-def add_slider(made: Control, kind: type, *, whole: bool, value: float) -> Control:
+def add_slider(
+    made: Control, kind: type[Direction | Post], *, whole: bool, value: float
+) -> Control:
     """Give a control the range of a slider: by the bounds in its help, else around its values."""
-    default = next(f.default for f in fields(kind) if f.name == made.name)  # type: ignore[arg-type]
+    default = next(f.default for f in fields(kind) if f.name == made.name)
     usual = usual_of(made.help)
     sizes = [abs(v) for v in (value, default, usual) if isinstance(v, int | float)]
     largest = max(sizes) or 0.5

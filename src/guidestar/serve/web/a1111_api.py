@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from ...io.images import read_settings
 from ...sampling.names import GRID_WORDS, get_solver, grid_of, write_solver
 from ..ticket import Ticket
+from .building import at_most
 from .common import encode_base64, owner_of, service_of, submit, wait
 from .errors import RefusedError
 from .job import Job
@@ -29,9 +30,15 @@ SAMPLERS = (
 SCHEDULERS = {**GRID_WORDS, "automatic": None}
 """A1111's schedulers, and our grids; None for the model's own."""
 
+A1111_NAMES = {
+    **{"cond": "prompt", "negative": "negative_prompt", "start": "init_images"},
+    **{"strength": "denoising_strength", "solver": "sampler_name"},
+}
+"""A1111's names of our fields."""
+
 PREVIEW_EVERY = 5
 
-STRETCH, CROP = 0, 1
+JUST_RESIZE, CROP = 0, 1
 """The values of ``resize_mode`` that mean something here."""
 
 
@@ -71,13 +78,15 @@ async def _make(request: Request, body: Txt2Img, start: dict[str, Any]) -> dict[
     solver, grid = _sampler(body)
     if body.guidance is not None and body.cfg_scale is not None:
         raise _wrong("give guidance or cfg_scale, not both", "guidance")
+    count = body.batch_size * body.n_iter
+    at_most("batch_size", count, service.limits.samples, "batch_size × n_iter")
     unconditional = engine.model.encoder is None and not body.prompt
     sampled = SampleRequest(
         model=name,
         cond=None if unconditional else body.prompt,
         guidance=body.guidance if body.cfg_scale is None else f"cfg({body.cfg_scale!r})",
         negative=body.negative_prompt or None,
-        n=body.batch_size * body.n_iter,
+        n=count,
         seed=None if body.seed == -1 else body.seed,
         steps=body.steps,
         solver=solver,
@@ -85,7 +94,8 @@ async def _make(request: Request, body: Txt2Img, start: dict[str, Any]) -> dict[
         preview_every=PREVIEW_EVERY,
         **start,
     )
-    job = await submit(request, sampled, task=body.force_task_id)
+    names = A1111_NAMES if body.cfg_scale is None else {**A1111_NAMES, "guidance": "cfg_scale"}
+    job = await submit(request, sampled, task=body.force_task_id, names=names)
     await wait(request, job)
     pictures = await encode_base64(job)
     return {
@@ -133,7 +143,7 @@ def _ignored(body: Txt2Img) -> list[str]:
         for field in sorted(body.model_fields_set - MEANT)
         if getattr(body, field) not in (type(body).model_fields[field].default, *off)
     ]
-    if body.resize_mode not in (STRETCH, CROP):
+    if body.resize_mode not in (JUST_RESIZE, CROP):
         found.append(f"resize_mode {body.resize_mode} means nothing here; it was taken as 0")
     return found
 

@@ -67,7 +67,7 @@ def plan(model: Model, asked: PlanRequest, limits: Limits) -> dict[str, Any]:
     if asked.steps is not None:
         at_most("steps", asked.steps, limits.steps)
     if isinstance(asked.cond, list):
-        at_most("the number of conditions", len(asked.cond), limits.samples)
+        at_most("cond", len(asked.cond), limits.samples, "the number of conditions")
     guidance = None if asked.guidance is None else read_expression(asked.guidance, limits)
     levels: Any = asked.grid
     if asked.strength is not None:

@@ -56,6 +56,11 @@ def build(model: Model, body: SampleRequest, limits: Limits) -> Request:
             raise RefusedError(422, "invalid_request_error", text, "strength")
         rho = float(levels_left(model, body, body.strength)[0].rho)
     losses = None
+    if body.observation is None and guidance is not None and losses_of(guidance):
+        raise _wrong(
+            f"'{guidance}' lowers the loss of an observed picture; send one as observation "
+            "to POST /v1/samples"
+        )
     if body.observation is not None:
         expression = model.expression(
             guidance,
@@ -90,10 +95,17 @@ def levels_left(model: Model, body: SampleRequest | PlanRequest, strength: float
     return levels.from_rho(float(levels[levels.steps - steps].rho))
 
 
-def at_most(field: str, value: float, limit: float) -> None:
-    """Refuse a number beyond a limit of the server."""
+def at_most(field: str, value: float, limit: float, shown: str | None = None) -> None:
+    """Refuse a number beyond a limit of the server.
+
+    Args:
+        field: that is to be changed.
+        value: the number.
+        limit: the largest that is taken.
+        shown: what the number is of, where it is not the field's own.
+    """
     if value > limit:
-        text = f"{field} may be {limit:g} at most here, not {value:g}"
+        text = f"{shown or field} may be {limit:g} at most here, not {value:g}"
         raise RefusedError(422, "too_large", text, field)
 
 
@@ -104,7 +116,7 @@ def _seeds(body: SampleRequest, limits: Limits) -> list[int]:
             raise RefusedError(422, "invalid_request_error", text, "seeds")
         if not body.seeds:
             raise RefusedError(422, "invalid_request_error", "there are no seeds", "seeds")
-        at_most("the number of seeds", len(body.seeds), limits.samples)
+        at_most("seeds", len(body.seeds), limits.samples, "the number of seeds")
         return list(body.seeds)
     at_most("n", body.n, limits.samples)
     first = secrets.randbelow(2**31) if body.seed is None else body.seed
@@ -116,7 +128,7 @@ def _check_texts(body: SampleRequest, limits: Limits) -> None:
     for field, found in (("cond", names), ("negative", [body.negative])):
         for text in found:
             if isinstance(text, str) and len(text) > limits.prompt:
-                at_most(f"the length of {field}", len(text), limits.prompt)
+                at_most(field, len(text), limits.prompt, f"the length of {field}")
 
 
 def read_expression(text: str, limits: Limits) -> Guidance:
@@ -126,7 +138,7 @@ def read_expression(text: str, limits: Limits) -> Guidance:
         RefusedError: it is too long, or a scale too large.
         ExpressionError: it does not parse.
     """
-    at_most("the length of guidance", len(text), limits.prompt)
+    at_most("guidance", len(text), limits.prompt, "the length of guidance")
     guidance = parse(text)
     for term in guidance.terms:
         one = getattr(term, "scale", 0.0)
@@ -134,7 +146,7 @@ def read_expression(text: str, limits: Limits) -> Guidance:
             *((one,) if isinstance(one, int | float) else ()),
             *sum(term.lists.values(), ()),
         ):
-            at_most(f"the scale of {term.name}", abs(scale), limits.scale)
+            at_most("guidance", abs(scale), limits.scale, f"the scale of {term.name}")
     return guidance
 
 

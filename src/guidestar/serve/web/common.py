@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from anyio import to_thread
@@ -29,10 +29,29 @@ def owner_of(request: Request) -> str:
     return request.state.owner
 
 
-async def submit(request: Request, body: SampleRequest, **more: Any) -> Job:
-    """Take a request, in a worker thread, as conditions are encoded there."""
+async def submit(
+    request: Request,
+    body: SampleRequest,
+    *,
+    task: str | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Job:
+    """Take a request, in a worker thread, as conditions are encoded there.
+
+    Args:
+        request: of HTTP.
+        body: what it asks for.
+        task: the client's own name of it.
+        names: our fields' names in the client's API, by which errors name them.
+
+    Raises:
+        RefusedError: as `Service.submit`.
+    """
     service, owner = service_of(request), owner_of(request)
-    return await to_thread.run_sync(lambda: service.submit(body, owner, **more))
+    try:
+        return await to_thread.run_sync(lambda: service.submit(body, owner, task=task))
+    except RefusedError as error:
+        raise error.renamed(names or {}) from None
 
 
 async def wait(request: Request, job: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,18 @@ class RefusedError(Exception):
     def __init__(self, status: int, kind: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.status, self.kind, self.message, self.param = status, kind, message, param
+
+    def renamed(self, names: Mapping[str, str]) -> RefusedError:
+        """Return the error with its field as a client of another API knows it.
+
+        Args:
+            names: the client's, by ours.
+        """
+        if self.param is None or self.param not in names:
+            return self
+        own = names[self.param]
+        message = re.sub(rf"\b{self.param}\b", own, self.message, count=1)
+        return RefusedError(self.status, self.kind, message, own)
 
     @property
     def body(self) -> dict[str, Any]:

@@ -21,6 +21,9 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 MEANINGLESS = ("quality", "style", "background", "moderation", "output_compression", "user")
 """Fields of OpenAI that mean nothing to a diffusion model."""
 
+OPENAI_NAMES = {"cond": "prompt", "negative": "negative_prompt", "steps": "num_inference_steps"}
+"""OpenAI's names of our fields, or those that other servers gave them."""
+
 NO_TOKENS = {
     **dict.fromkeys(("total_tokens", "input_tokens", "output_tokens"), 0),
     "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
@@ -52,6 +55,9 @@ async def generate(request: Request, body: ImagesRequest) -> Any:
             solver=body.solver,
             preview_every=every if body.stream else 0,
         ),
+        names=OPENAI_NAMES
+        if body.guidance_scale is None
+        else {**OPENAI_NAMES, "guidance": "guidance_scale"},
     )
     ignored = [field for field in MEANINGLESS if getattr(body, field) is not None]
     warnings = [f"{field} means nothing to this model" for field in ignored]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...data.latents import pictures_of
-from ...data.source import Source
+from ...data.source import Source, captions_in
 from ...diffusers.read.encoders import TextEncoder, read_tokenizer
 from ...io.files import name_write_errors, whole_or_not
 from ...networks.clip import CLIP, make_clip, make_tokenizer, make_vision
@@ -60,7 +60,7 @@ def _contrasted(clip: CLIP, objective: Contrastive, source: Source) -> Built:
     return Built(
         module=clip,
         objective=objective,
-        prepare=lambda targets: clip.tokens(targets[name]),  # type: ignore[reportArgumentType]
+        prepare=lambda targets: clip.tokens(captions_in(targets, name)),
     )
 
 

@@ -136,7 +136,7 @@ def _build_model(recipe: Recipe, spec: NetworkPart, source: Source, out: Path | 
     return Built(
         module=module,
         objective=objective,
-        prepare=lambda targets: {n: p.rows(targets[n]) for n, p in parts.items()},  # type: ignore[operator]
+        prepare=Conditions(parts).rows,
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...data.source import Source
-from ...guidance import losses_of
+from ...guidance import losses_of, parse
 from ...io.files import make_folder
 from ...model.model import Model
 from ...model.upscaling import planned
@@ -106,7 +106,7 @@ def _plan(
     grid: str,
     losses: bool = False,
 ) -> None:
-    needed = losses_of(model.expression(guidance, conditional=names is not None))
+    needed = losses_of(parse(guidance))
     if needed and not losses:
         raise ValueError(
             f"it needs the loss {next(iter(needed))!r}, which a preview lacks; leave it out"

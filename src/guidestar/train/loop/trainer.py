@@ -106,10 +106,10 @@ class Trainer:
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         # Not Diffusers' own method, which warns of layers that it keeps in float32: there are none.
         nn.Module.to(module, self.dtype)
-        if (
-            torch.cuda.is_available()
-        ):  # on the CPU training is no faster for it, and in bfloat16 slower
-            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if torch.cuda.is_available():  # on the CPU it is no faster, and in bfloat16 slower
+            from ...networks.cpu_fastpath import lay_out
+
+            lay_out(module, torch.channels_last)
         trained = [p for p in module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             trained,
@@ -196,8 +196,9 @@ class Trainer:
             dtype=total.dtype,
         )
         shared = a.reduce(torch.cat([total[None] / s.batch, wishes]))
+        assert isinstance(shared, Tensor) and isinstance(norm, Tensor)
         loss, requested, due, self.norm = torch.cat(
-            [shared, torch.as_tensor(full_tensor(norm)).double().view(1).to(a.device)]  # type: ignore[reportArgumentType]
+            [shared, torch.as_tensor(full_tensor(norm)).double().view(1).to(a.device)]
         ).tolist()
         # Such a step would spoil all weights, and the next checkpoint.
         if not (math.isfinite(loss) and math.isfinite(self.norm)):

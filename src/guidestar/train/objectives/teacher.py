@@ -49,8 +49,13 @@ class Batch(TypedDict):
     """Of the condition encoder, by name."""
     prompts: NotRequired[Sequence[str]]
     """The captions, where a CLIP guides."""
-    path: NotRequired[Tensor]
-    """The number of each run of the teacher ``[B]`` (int64), where runs are learned."""
+
+
+class PathBatch(Batch):
+    """The same, where runs of the teacher are learned."""
+
+    path: Tensor
+    """The number of each run of the teacher ``[B]`` (int64)."""
 
 
 class StudentModel(Protocol):
@@ -107,7 +112,7 @@ class Teacher:
         nets: further networks by name, each with its encoder.
         classifiers: by name.
         target: which condition is the target of classifiers, if any.
-        is_student: the scale is an input of its network, not part of the expression.
+        is_student: the scale is an input of its network; the expression has no ``w``.
         context: entered while it predicts (a LoRA that is off).
     """
 
@@ -186,9 +191,8 @@ class Teacher:
         return out.x0 if isinstance(out, Prediction) else out
 
     def _guided(self, x_t: Tensor, step: Step, conditioning: Conditioning) -> Prediction:
-        scale = None if self.is_student else conditioning.scale
         guided = Guided(
-            self.expression(scale),
+            self.expression(conditioning.scale),
             {
                 name: self._net(denoiser, encoder, conditioning)
                 for name, (denoiser, encoder) in {

@@ -12,7 +12,7 @@ from ...core.levels import Grid, divide
 from ...core.rng import Draw
 from .objective import Objective
 from .students import chosen, landing, nulls_of, squared, student
-from .teacher import Batch, StudentModel, draw_conditioning
+from .teacher import PathBatch, StudentModel, draw_conditioning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +57,9 @@ class TrajectoryDistillation(Objective):
                 f"{list(self.visits)}"
             )
 
-    def __call__(self, net: StudentModel, x0: Tensor, target: Batch, draw: Draw) -> Tensor:
+    def __call__(self, net: StudentModel, x0: Tensor, target: PathBatch, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the student ``net`` on runs ``x0 [B, n + 1, *S]``."""
-        runs = target["path"].tolist()  # type: ignore[reportTypedDictNotRequiredAccess]
+        runs = target["path"].tolist()
         own = Draw([self.first_seed + k for k in runs])
         conditioning = draw_conditioning(
             x0, target, nulls_of(net), own, rate=self.dropout, scale=self.scale

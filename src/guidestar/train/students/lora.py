@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.denoiser import Condition
+from ...core.denoiser import Condition, Denoiser
 from ...data.source import Column, InMemory
 from ...io.documents import read_json
 from ...io.files import make_folder, name_write_errors
@@ -116,7 +116,7 @@ class Prompts(nn.Module):
 class Adapted(nn.Module):
     """A pipeline's denoiser with a LoRA; its only parameters are those of the LoRA."""
 
-    def __init__(self, denoiser: nn.Module, encoder: Prompts, network: Any, rank: int) -> None:
+    def __init__(self, denoiser: Denoiser, encoder: Prompts, network: Any, rank: int) -> None:
         super().__init__()
         from peft import LoraConfig
 
@@ -139,7 +139,7 @@ class Adapted(nn.Module):
         )
 
     @property
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> Denoiser:
         return self._held[0]
 
     @property
@@ -195,7 +195,7 @@ def distil_lora(
         data = _samples(model, spec, watch)
         digest = of_tensors(network.state_dict())
         torch.manual_seed(spec.seed)
-        student = Adapted(model.denoiser, encoder, network, spec.rank)  # type: ignore[arg-type]
+        student = Adapted(model.denoiser, encoder, network, spec.rank)
         teacher = Teacher(
             denoiser=model.denoiser,
             encoder=encoder,  # type: ignore[arg-type]

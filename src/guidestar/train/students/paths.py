@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...core.levels import Grid, expand, inverse_or_zero
+from ...core.levels import Grid, Step, expand, inverse_or_zero
 from ...core.prediction import Prediction
 from ...data.identity import identify
 from ...data.paths import Paths
@@ -135,8 +135,8 @@ def sample_runs(
         x, batch, nulls, draw, rate=spec.dropout, scale=spec.range_of_scale
     )
 
-    def predict(x_t: Tensor, step: object, state: object) -> tuple[Prediction, tuple[()]]:
-        return teacher.predict(x_t, step, conditioning), ()  # type: ignore[arg-type]
+    def predict(x_t: Tensor, step: Step, state: object) -> tuple[Prediction, tuple[()]]:
+        return teacher.predict(x_t, step, conditioning), ()
 
     solver = get_solver(spec.walker(lesson.model))
     states = [x, *(s.x for s in trajectory(predict, x, grid=grid, solver=solver, draw=draw))]

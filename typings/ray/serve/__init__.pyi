@@ -1,0 +1,23 @@
+from collections.abc import Mapping
+
+from .handle import DeploymentHandle
+
+class Application: ...
+
+class Deployment:
+    def bind(self, *args: object, **kwargs: object) -> Application: ...
+
+class DeploymentStatus:
+    replica_states: Mapping[str, int]
+
+class ApplicationStatus:
+    deployments: Mapping[str, DeploymentStatus]
+
+class ServeStatus:
+    applications: Mapping[str, ApplicationStatus]
+
+def start(*, proxy_location: str) -> None: ...
+def deployment(of: type, **options: object) -> Deployment: ...
+def run(target: Application, *, name: str, route_prefix: str | None) -> DeploymentHandle: ...
+def delete(name: str) -> None: ...
+def status() -> ServeStatus: ...
