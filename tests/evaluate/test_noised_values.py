@@ -12,6 +12,7 @@ from guidestar.core.levels import VP
 from guidestar.evaluate import calibration
 from guidestar.evaluate.classifier_levels import accuracy_by_level, trusted_rho
 from guidestar.evaluate.diversity import mean_distance
+from guidestar.evaluate.frechet import _Moments
 from guidestar.evaluate.metric import run_judge
 from guidestar.evaluate.motion_text import distinct_pools, r_precision
 from guidestar.evaluate.retrieval import merged, ranks, retrieval
@@ -103,6 +104,18 @@ def test_distances_are_taken_in_parts(monkeypatch):
     assert float(mean_distance(x)) == pytest.approx(wanted)
     monkeypatch.setattr("guidestar.evaluate.diversity._ROWS", 2)
     assert float(mean_distance(x)) == pytest.approx(wanted)
+
+
+def test_moments_of_batches_are_those_of_all():
+    x = torch.tensor([[1.0, 2.0], [3.0, 7.0], [5.0, 3.0], [8.0, 1.0]], dtype=F64)
+    found = _Moments(torch.tensor([10.0, -3.0])).add(x[:1]).add(x[1:]).gaussian()
+    centred = x - torch.tensor([4.25, 3.25], dtype=F64)
+    torch.testing.assert_close(found[0], torch.tensor([4.25, 3.25], dtype=F64))
+    torch.testing.assert_close(found[1], centred.T @ centred / 3)
+    with pytest.raises(ValueError, match="at least two samples, not 1"):
+        _Moments(x[0]).add(x[:1]).gaussian()
+    two = _Moments(x[0]).add(x[:2]).gaussian()[1]
+    torch.testing.assert_close(two, torch.tensor([[2.0, 5.0], [5.0, 12.5]], dtype=F64))
 
 
 def test_a_judge_sees_batches_in_its_own_dtype():
