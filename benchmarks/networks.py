@@ -4,11 +4,10 @@ on emoji.
     python benchmarks/networks.py --data emoji/train --minutes 12        (after: guidestar data
     emoji --out emoji)
 
-Every candidate (`CANDIDATES`) learns for the same time from the same pictures, with the text encoder
-of the shipped model: its speed is measured first, and the learning rate falls to 0 at its last step.
-    The
-measuring CLIP of the shipped model then looks for 200 captions in a sample of each. Figures are
-kept in `benchmarks/results/networks.json`.
+Every candidate (`CANDIDATES`) learns for the same time from the same pictures, with the text
+encoder of the shipped model: its speed is measured first, and the learning rate falls to 0 at its
+last step. The measuring CLIP of the shipped model then looks for 200 captions in a sample of each.
+Figures are kept in `benchmarks/results/networks.json`.
 """
 
 from __future__ import annotations
