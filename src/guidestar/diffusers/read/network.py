@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -141,7 +142,7 @@ def _take_inputs(made: Network, folder: Path, dtype: torch.dtype) -> None:
         home = folder / name
         if not (home / "config.json").is_file():
             continue
-        part = read_module(home, dtype=dtype, known={kind.__name__: kind})
+        part: Any = read_module(home, dtype=dtype, known={kind.__name__: kind})
         assert isinstance(made.net, nn.Module)
         try:
             made.net = around(made.net, part)
