@@ -129,7 +129,7 @@ class CLIP(nn.Module):
         out = self.text(
             input_ids=rows[:, 0], attention_mask=rows[:, 1] if masked(self.text) else None
         )
-        return F.normalize(out.text_embeds.float(), dim=-1)
+        return F.normalize(out.text_embeds.float())
 
     @torch.no_grad()
     def embed_captions(self, captions: Sequence[str]) -> Tensor:
@@ -146,7 +146,7 @@ class CLIP(nn.Module):
 
     def embed_image(self, x: Tensor, level: Level | None = None) -> Tensor:
         """Embed pictures ``[B, 3, H, W]`` in [−1, 1] as unit vectors ``[B, D]``."""
-        return F.normalize(self.vision(x.to(self.log_scale.dtype), level).float(), dim=-1)
+        return F.normalize(self.vision(x.to(self.log_scale.dtype), level).float())
 
     def log_prob(self, x: Tensor, level: Level | None, target: Tensor) -> Tensor:
         """Return ``exp(logit_scale)·⟨f(x), target⟩`` ``[B]``, of captions' embeddings ``[B, D]``.

@@ -141,7 +141,7 @@ class Conditions(nn.Module):
         return known if length is None else f"{known}; {self.length}={length}"
 
     def _split_text(self, text: str) -> dict[str, str]:
-        if self.length is not None and len(self.parts) > 1:
+        if self.length is not None:
             text, length = self.split_length(text)
             rest = self._split_others(text) if text else {}
             return rest if length is None else {**rest, self.length: length}
