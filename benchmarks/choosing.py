@@ -204,12 +204,12 @@ def times(
     model: Model, expressions: list[str], steps: int, batch: int, rounds: int = 3
 ) -> dict[str, float]:
     """Return the median seconds of a batch of each, drawn in turn."""
-    asked = [(model.classes or list(DEMO_PROMPTS))[i % 8] for i in range(batch)]
+    names = [(model.classes or list(DEMO_PROMPTS))[i % 8] for i in range(batch)]
     seconds: dict[str, list[float]] = {e: [] for e in expressions}
     for _ in range(rounds):
         for expression, taken in seconds.items():
             start = time.perf_counter()
-            model.sample(asked, guidance=expression, seeds=range(batch), steps=steps)
+            model.sample(names, guidance=expression, seeds=range(batch), steps=steps)
             taken.append(time.perf_counter() - start)
     return {e: statistics.median(taken) for e, taken in seconds.items()}
 
