@@ -19,9 +19,10 @@ from ...networks.low_resolution import LOW, low_of
 from ...networks.network import Network, OutputKind
 from ..objects import Answer, Config
 from . import flux
-from .encoders import ClassLabels, ConditionReader, TextEncoder, read_encoder
+from .encoders import ClassLabels, ConditionReader, read_encoder
 from .safetensors_io import network_folder, read_module, read_network, read_tensors
 from .scheduler import Process, read_scheduler, scheduler_file
+from .text_encoder import TextEncoder
 
 _ADDED = ("image_embeds", "text_embeds", "time_ids", "resolution", "aspect_ratio")
 """Conditions that a network takes in a dictionary of their own (SDXL's and PixArt's)."""

@@ -15,8 +15,8 @@ from ...diffusers.export import network_of
 from ...guidance import Guidance
 from ...model.binding import find_scale
 from ...model.model import Model
-from ...networks.condition_encoders import Conditions
 from ...networks.conditional import ConditionalModel
+from ...networks.conditions import Conditions
 from ...networks.guidance_scale import (
     GuidanceScale,
     ScaledNetwork,
