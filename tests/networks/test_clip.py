@@ -11,17 +11,10 @@ from transformers import CLIPModel
 
 from guidestar import Draw, Flow
 from guidestar.diffusers.read.clip import find_text, read_clip, read_tower, write_clip, write_tower
-from guidestar.diffusers.read.encoders import TextEncoder
+from guidestar.diffusers.read.text_encoder import TextEncoder
 from guidestar.evaluate.retrieval import merged, ranks, retrieval
-from guidestar.networks.clip import (
-    CLIP,
-    Vision,
-    make_clip,
-    make_tokenizer,
-    make_vision,
-    tokens,
-    warn_of_cuts,
-)
+from guidestar.networks.caption_tokens import make_tokenizer, tokens, warn_of_cuts
+from guidestar.networks.clip import CLIP, Vision, make_clip, make_vision
 from guidestar.train.objectives.contrastive import Contrastive
 from guidestar.train.objectives.level_distributions import LogitNormal
 

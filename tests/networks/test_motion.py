@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from guidestar import Condition, Flow, Guided, Network, uniform
 from guidestar.core.perturbation import layers_of
 from guidestar.diffusers.read.network import Adapter
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions, VectorEncoder
+from guidestar.networks.condition_encoders import ClassEncoder, VectorEncoder
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.lengths import LengthEncoder
 from guidestar.networks.motion import MotionTransformer, sines
 

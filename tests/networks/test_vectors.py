@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from guidestar.networks.condition_encoders import VectorEncoder, check_condition_name
+from guidestar.networks.condition_encoders import VectorEncoder
+from guidestar.networks.conditions import check_condition_name
 
 
 @torch.no_grad()
