@@ -100,7 +100,7 @@ def _narrow(image: Image.Image) -> Image.Image:
             "its whole numbers, signed or of 32 bits, have no known white; save it with 8 or 16 "
             "bits"
         )
-    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    values = np.asarray(image).astype(np.int64)
     narrow = np.rint(values / 257).astype(np.uint8)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
