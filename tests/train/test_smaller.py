@@ -11,7 +11,8 @@ import guidestar as gs
 from guidestar.core.levels import VP
 from guidestar.diffusers.export import network_of
 from guidestar.diffusers.read.network import Adapter
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions
+from guidestar.networks.condition_encoders import ClassEncoder
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.from_config import unet
 from guidestar.networks.network import Network
 from guidestar.networks.sequence import SequenceTransformer

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ...diffusers.export import network_of
-from ...networks.condition_encoders import Conditions
+from ...networks.conditions import Conditions
 from ...networks.network import Network
 
 
