@@ -10,6 +10,7 @@ from torch import nn
 import guidestar as gs
 from guidestar.core.levels import VP
 from guidestar.model import cascade, loading, steering
+from guidestar.model.folder_reading import read_decode
 from guidestar.model.readings import OTHER_RANGES
 from helpers.noting import noted
 
@@ -115,3 +116,35 @@ def test_data_without_any_spread_have_the_gain_0():
     report = gs.check(net, torch.ones(4, 3), schedule=VP.linear(), levels=2)
     assert [row.gain for row in report.rows] == [0.0, 0.0]
     assert [(row.error, row.mean, row.linear) for row in report.rows] == [(1.0, 0.0, 0.0)] * 2
+
+
+@pytest.mark.parametrize(
+    ("about", "wanted"),
+    [
+        ({}, [-1.0, 0.5, 1.0]),
+        ({"shape": [1, 4, 4]}, [-1.0, 0.5, 1.0]),
+        ({"shape": [4, 4]}, [-3.0, 0.5, 2.0]),
+        ({"shape": [1, 1, 4, 4]}, [-3.0, 0.5, 2.0]),
+        ({"shape": [1, 4, 4], "scale": {"mean": [1.0], "std": [2.0]}}, [-5.0, 2.0, 5.0]),
+    ],
+)
+def test_samples_become_data_by_the_card(tmp_path, about, wanted):
+    x = torch.tensor([-3.0, 0.5, 2.0])
+    assert read_decode(tmp_path, about)(x).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("image", "shape", "made"), [(None, (2, 5), "2, 5"), ((3, 8, 8), (4, 2, 2), "3, 8, 8")]
+)
+def test_stages_that_do_not_fit_are_named(monkeypatch, image, shape, made):
+    low = SimpleNamespace(channels=1, size=4)
+    monkeypatch.setattr(cascade, "need_low", lambda model: low)
+    stages: Any = {
+        "base": SimpleNamespace(image_shape=image, shape=shape),
+        "up": SimpleNamespace(image_shape=(1, 8, 8)),
+    }
+    words = rf"'up' enlarges pictures of \[1, 4, 4\], but 'base' before it makes \[{made}\]; "
+    with pytest.raises(ValueError, match=words):
+        cascade.Cascade(name="c", stages=stages)
+    stages["base"].image_shape = (1, 4, 4)
+    assert cascade.Cascade(name="c", stages=stages).base is stages["base"]
