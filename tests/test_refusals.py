@@ -27,7 +27,7 @@ from guidestar.model.manifest import NAME, read_about
 from guidestar.networks.from_config import from_callable
 from guidestar.sampling import get_solver
 from guidestar.sampling.names import _make
-from guidestar.serve.studio.comparing import difference
+from guidestar.serve.studio.comparing import difference_picture
 from guidestar.train.build import clips
 from guidestar.train.build import data as build
 from guidestar.train.recipe.cascade import read_cascade
@@ -162,7 +162,7 @@ def test_pictures_of_other_sizes_have_no_difference():
         return base64.b64encode(made.getvalue()).decode()
 
     with pytest.raises(ValueError, match="the pictures are of different sizes"):
-        difference(sent(2), sent(3))
+        difference_picture(sent(2), sent(3))
 
 
 # Numbers and words of terms and solvers

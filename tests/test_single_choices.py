@@ -21,7 +21,7 @@ from guidestar.data.source import Column, InMemory
 from guidestar.diffusers.guidance_file import GuidanceRecipe, read_guidance, write
 from guidestar.diffusers.guide import pipelines
 from guidestar.evaluate.calibration import best_temperature
-from guidestar.guidance.methods.classifier import Classifier as Classified
+from guidestar.guidance.methods.classifier import ClassifierGuidance
 from guidestar.guidance.methods.discriminator import Discriminator
 from guidestar.model import cascade, folder_reading, loading, shipped
 from guidestar.networks.classifier import Classifier
@@ -372,8 +372,8 @@ def test_what_turns_samples_into_data(monkeypatch, tmp_path):
 
 def test_what_a_classifier_climbs():
     own = lambda x, level, target: x.flatten(1).sum(1)
-    assert Classified(1.0, log_prob=own).climbed == (own, None)
-    log_prob, target = Classified(1.0, log_prob=own, target=(2, 0)).climbed
+    assert ClassifierGuidance(1.0, log_prob=own).climbed == (own, None)
+    log_prob, target = ClassifierGuidance(1.0, log_prob=own, target=(2, 0)).climbed
     assert log_prob is own and target is not None and target.tolist() == [2, 0]
 
 

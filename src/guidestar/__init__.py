@@ -102,6 +102,7 @@ _HOMES = {
         "DPMpp2S",
         "DPMpp3M",
         "Heun",
+        "MeanFlow",
         "Restart",
         "SDEDPMpp2M",
         "SDEDPMpp3M",

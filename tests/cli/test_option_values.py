@@ -254,7 +254,7 @@ def test_what_shows_all_samples(tmp_path, capsys, monkeypatch, shape, grid, file
     written = noted(monkeypatch, images, "write_tensors")
     laid = noted(monkeypatch, images, "sheet", "sheet")
     saved = noted(monkeypatch, images, "save_png")
-    results.finish(toy_model(), samples_of(torch.zeros(shape)), tmp_path, grid)
+    results.write_results(toy_model(), samples_of(torch.zeros(shape)), tmp_path, grid)
     names = [Path(call[0][1]).name for call in saved]
     assert names == [f for f in files if f.endswith(".png")]
     assert len(written) == ("samples.safetensors" in files)

@@ -39,7 +39,7 @@ def packages(tmp_path):
         {"label": "thumbs up", "hexcode": "1F44D-FE0F", "tags": ["+1", "good"]},
         {"label": "beer mug", "hexcode": "1F37A", "tags": ["bar"]},
     ]
-    archive(folder, emoji.NAMES, {"en/data.json": json.dumps(names).encode()})
+    archive(folder, emoji.EMOJIBASE, {"en/data.json": json.dumps(names).encode()})
     for style in STYLES:
         if style.name == "3d":
             picture = io.BytesIO()

@@ -111,7 +111,7 @@ def test_clip_is_read_with_its_tokenizer(monkeypatch, tmp_path, name):
     (tmp_path / "text_encoder").mkdir()
     file = tmp_path / "text_encoder" / "config.json"
     file.write_text(json.dumps({"architectures": [name]}))
-    built = noted(monkeypatch, encoders, "build_encoder", "tower")
+    built = noted(monkeypatch, encoders, "build_tower", "tower")
     reads = noted(monkeypatch, encoders, "read_tokenizer", "tokens")
     fits = noted(monkeypatch, encoders, "fitting", "fitted")
     made = noted(monkeypatch, encoders, "TextEncoder", "made")

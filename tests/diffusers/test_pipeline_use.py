@@ -21,7 +21,7 @@ from diffusers import (
     UNet2DModel,
 )
 from guidestar.diffusers.guide.families import FAMILIES, negative_rows
-from guidestar.diffusers.guide.kinds import KNOWN
+from guidestar.diffusers.guide.kinds import KNOWN_PIPELINES
 from guidestar.diffusers.guide.levels import read_timetable
 from guidestar.diffusers.guide.run import Run
 from guidestar.diffusers.guide.walk import Wanted
@@ -691,7 +691,7 @@ def test_second_calls_between_two_levels_are_at_their_geometric_mean():
 
 def test_every_pipeline_that_is_known_is_one():
     """And its network is of a family; Kolors and IF are read with Stable Diffusion's."""
-    for name in KNOWN:
+    for name in KNOWN_PIPELINES:
         kind = getattr(diffusers, name)
         if "sentencepiece" in getattr(kind, "_backends", ()):
             continue

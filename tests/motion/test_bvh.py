@@ -211,9 +211,9 @@ def test_files_beyond_any_use_are_refused(arm, monkeypatch):
     with pytest.raises(Damaged, match="more than 3 joints"):
         read_bvh(arm)
     monkeypatch.setattr(bvh, "MOST_JOINTS", 4)
-    monkeypatch.setattr(bvh, "LARGEST", arm.stat().st_size)
+    monkeypatch.setattr(bvh, "MAX_BYTES", arm.stat().st_size)
     assert len(read_bvh(str(arm)).joints) == 4
-    monkeypatch.setattr(bvh, "LARGEST", arm.stat().st_size - 1)
+    monkeypatch.setattr(bvh, "MAX_BYTES", arm.stat().st_size - 1)
     with pytest.raises(Damaged, match="has more than 0 MiB; split the file"):
         read_bvh(arm)
 

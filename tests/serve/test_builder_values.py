@@ -17,12 +17,12 @@ from PIL import Image
 from guidestar.guidance import parse
 from guidestar.io.images import read_settings
 from guidestar.serve.studio import builder, controls, drawing, plotting, restoring, running
-from guidestar.serve.studio.builder import Part
+from guidestar.serve.studio.builder import BuilderPart
 from guidestar.serve.studio.controls import Control
 from guidestar.serve.studio.explaining import HALF, _picture, maps_of
 from guidestar.serve.studio.form import Form, read_picture, read_query, read_seeds
 from guidestar.serve.studio.planning import Planned
-from guidestar.serve.studio.running import Progress, _look
+from guidestar.serve.studio.running import JobProgress, _look
 from guidestar.serve.ticket import Pushes
 from helpers.served import toy_model
 from helpers.serving import PICTURE, opened
@@ -390,13 +390,15 @@ def test_controls_as_fields():
         assert f'type="text" {place} value="{value}" placeholder="{text}"' in plain
     more = Control(name="every", kind="text", text="1", more=True)
     own = Control(name="scale", kind="text", text="1")
-    part = Part(name="cfg", kind="term", summary="s<", evaluations="2 a step", controls=(own, more))
+    part = BuilderPart(
+        name="cfg", kind="term", summary="s<", evaluations="2 a step", controls=(own, more)
+    )
     drawn = drawing.controls([part], "uncond", [("cfg", "t" * 80)])
     assert "<details><summary>when and how often</summary>" in drawn
     assert drawn.index('data-name="scale"') < drawn.index("<details>") < drawn.index('"every"')
     assert '<option value="uncond" selected>uncond' in drawn and drawn.count(" selected>") == 1
     assert f"cfg — {'t' * 69}…</option>" in drawn and "<em>2 a step</em>" in drawn
-    bare = Part(name="cfg", kind="term", summary="s", evaluations="", controls=(own,))
+    bare = BuilderPart(name="cfg", kind="term", summary="s", evaluations="", controls=(own,))
     assert "<details>" not in drawing.controls([bare], "", []) and "<em>" not in (
         drawing.controls([bare], "", [])
     )
@@ -495,7 +497,7 @@ def test_a_run_is_looked_at():
     ticket = SimpleNamespace(is_over=False, preview=None, status="queued", place=2, steps_done=0,
                              steps=4, error=None, warnings=["w"])  # fmt: skip
     job: Any = SimpleNamespace(ticket=ticket, previews=lambda: ["p"], all_encoded=lambda: ["e"])
-    found, shown = [Progress(status="queued")], [-1]
+    found, shown = [JobProgress(status="queued")], [-1]
     look = lambda: _look(job, 0, found, shown, 0.0)
     assert look() and found[0].place == 2 and found[0].steps == 4 and not found[0].pictures
     assert not look()

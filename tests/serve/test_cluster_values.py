@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from guidestar.serve.replicas import ReplicaLostError, Scale, cluster
+from guidestar.serve.replicas import ReplicaLostError, ReplicaScale, cluster
 from guidestar.serve.replicas.replica import Replica
 from guidestar.serve.web import Limits
 from helpers.served import toy_model
@@ -175,8 +175,8 @@ def test_each_replica_has_its_share_of_the_cores(ray, nodes, most, share):
 
 
 def test_how_many_replicas_ray_keeps():
-    assert cluster._options(Scale(least=3, most=3)) == {"num_replicas": 3}
-    assert cluster._options(Scale(least=1, most=3, target=7)) == {
+    assert cluster._options(ReplicaScale(least=3, most=3)) == {"num_replicas": 3}
+    assert cluster._options(ReplicaScale(least=1, most=3, target=7)) == {
         "autoscaling_config": {
             "min_replicas": 1,
             "max_replicas": 3,
@@ -202,7 +202,7 @@ def test_a_cluster_deploys_counts_and_ends(ray, monkeypatch):
     ray.alive = [{"Alive": True, "Resources": {"CPU": 6}}]
     limits = Limits(rows=5, queue=6, samples=7, evaluations=888, seconds=9.5)
     ray.states = {"RUNNING": 2, "STARTING": 4}
-    scale = Scale(least=2, most=3, target=4)
+    scale = ReplicaScale(least=2, most=3, target=4)
     with cluster.Cluster({"m": "f"}, limits, scale=scale, device="cuda", trust=True,
                          address="h:1") as made:  # fmt: skip
         assert connected == [("h:1", 3)]

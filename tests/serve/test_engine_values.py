@@ -17,7 +17,7 @@ from guidestar.serve.engine import Engine
 from guidestar.serve.errors import CancelledError, DeadlineError, EngineClosedError
 from guidestar.serve.replicas import engine as replicated
 from guidestar.serve.replicas.engine import ReplicaLostError, ReplicatedEngine
-from guidestar.serve.replicas.reports import Report, report
+from guidestar.serve.replicas.reports import ReplicaReport, report
 from guidestar.serve.running import Running
 from guidestar.serve.stats import Stats
 from guidestar.serve.ticket import Pushes, Ticket
@@ -425,7 +425,7 @@ def test_how_a_request_of_replicas_ends(model, error, cancelled, status, kind):
 def test_reports_bring_a_ticket_on(model):
     engine = several(model)
     one = ticket(engine, preview_every=1)
-    make = lambda **more: Report(**{"replica": "a", "status": "running", **more})
+    make = lambda **more: ReplicaReport(**{"replica": "a", "status": "running", **more})
     engine._note(one, make(status="queued", steps_done=3))
     assert (one.status, one.steps_done, one.started) == ("queued", 0, None)
     seen = tickets.Preview(1, torch.ones(1))
@@ -452,7 +452,7 @@ def test_as_many_replicas_as_are_remembered(model, monkeypatch):
     engine = several(model)
     monkeypatch.setattr(replicated, "REMEMBERED", 2)
     for name in ("a", "b", "a", "c"):
-        engine._count(Report(replica=name, status="done", stats=Stats(ticks=1)))
+        engine._count(ReplicaReport(replica=name, status="done", stats=Stats(ticks=1)))
     assert list(engine._counted_of) == ["a", "c"]
 
 
@@ -500,7 +500,7 @@ def test_one_replica_samples_a_request(model, given, lost):
     async def sample(request, **more):
         asked.append((request, more))
         for status, error in given:
-            yield Report(replica="a", status=status, error=error)
+            yield ReplicaReport(replica="a", status=status, error=error)
 
     engine._sample = sample
     if lost:

@@ -25,9 +25,9 @@ from guidestar.serve import (
 from guidestar.serve.replicas import (
     Replica,
     ReplicaLostError,
+    ReplicaReport,
+    ReplicaScale,
     ReplicatedEngine,
-    Report,
-    Scale,
     read_scale,
 )
 from guidestar.serve.replicas.reports import describe, restore
@@ -286,8 +286,8 @@ def test_counts_of_replicas_are_added_once():
 def test_reports_that_overtake_each_other_are_counted_once(loop, replicas):
     engine = engine_of(Several(replicas()), loop)
     for ticks in (4, 2, 6):
-        engine._count(Report(replica="a", status="done", stats=Stats(ticks=ticks)))
-    engine._count(Report(replica="b", status="done", stats=Stats(ticks=3)))
+        engine._count(ReplicaReport(replica="a", status="done", stats=Stats(ticks=ticks)))
+    engine._count(ReplicaReport(replica="b", status="done", stats=Stats(ticks=3)))
     assert engine.stats.ticks == 9
 
 
@@ -295,7 +295,7 @@ def test_reports_that_overtake_each_other_are_counted_once(loop, replicas):
     ("text", "least", "most"), [("1", 1, 1), ("3", 3, 3), ("1-4", 1, 4), ("2-2", 2, 2)]
 )
 def test_numbers_of_replicas(text, least, most):
-    assert read_scale(text, 5) == Scale(least=least, most=most, target=5)
+    assert read_scale(text, 5) == ReplicaScale(least=least, most=most, target=5)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from guidestar.sampling import SOLVERS
 from guidestar.sampling.grids import GRIDS
 from guidestar.serve.studio import builder, drawing, plotting
 from guidestar.serve.studio.form import Form
-from guidestar.serve.studio.running import Progress
+from guidestar.serve.studio.running import JobProgress
 from guidestar.serve.web import Limits, Service, make_app
 from guidestar.serve.web.errors import RefusedError
 from helpers.served import Words, toy_model
@@ -500,12 +500,12 @@ def test_few_steps_are_redrawn_without_previews_and_many_with(shown, monkeypatch
 def test_what_took_the_place_of_a_run_shows_where_it_stands(monkeypatch):
     from guidestar.serve.studio import making
 
-    ended = [Progress(status="running", seconds=0.1), Progress(status="running", seconds=0.5)]
+    ended = [JobProgress(status="running", seconds=0.1), JobProgress(status="running", seconds=0.5)]
     runs = SimpleNamespace(follow=lambda kind, asked: ([p] for p in ended))
     session: Any = SimpleNamespace(runs=runs, made=None)
     quiet = lambda: [s for _, s, _, _ in making._follow(session, form(), 0, wait=0.3)]
     assert len(quiet()) == 1
-    ended.append(Progress(status="cancelled", seconds=0.1))
+    ended.append(JobProgress(status="cancelled", seconds=0.1))
     assert "gs-cancelled" in quiet()[-1]
 
     def follow(kind, asked):
@@ -531,7 +531,7 @@ def test_what_is_wrong_is_in_the_place_of_the_progress(shown, name, event, wrong
     shown.values["gs-seeds"] = "x"
     (found,) = shown.on(name, event)
     line = "seeds are whole numbers and ranges, like 7 or 0-3 or 1, 5, not 'x'"
-    failed = drawing.progress([Progress(status="failed", message=line)])
+    failed = drawing.progress([JobProgress(status="failed", message=line)])
     assert found[wrong] == failed and all(v == SKIP for k, v in enumerate(found) if k != wrong)
 
 
@@ -718,7 +718,7 @@ def test_what_an_error_says():
     assert message_of(found.value) == found.value.problem
     assert message_of(RefusedError(400, "code", "one line\nmore", "field")) == "one line"
     assert message_of(ValueError("a\nb")) == "a"
-    assert failed(ValueError("a")) == drawing.progress([Progress(status="failed", message="a")])
+    assert failed(ValueError("a")) == drawing.progress([JobProgress(status="failed", message="a")])
     assert labels_of(form()) == ["seed 1", "seed 2"]
     two = form(conds=("cat", "dog"), seeds=(1,))
     assert labels_of(two) == ["cat · 1", "dog · 1"]
@@ -734,9 +734,9 @@ def test_two_expressions_are_compared(shown, service):
     first, second, delta = images(drawn)
     assert pixels(first) == sampled(service, ["cat"], [1])[0]
     assert pixels(second) == sampled(service, ["cat"], [1], "cond")[0]
-    from guidestar.serve.studio.comparing import difference
+    from guidestar.serve.studio.comparing import difference_picture
 
-    wanted, most = difference(first, second)
+    wanted, most = difference_picture(first, second)
     assert pixels(delta) == pixels(wanted) and f"at most {100 * most:.3g} %" in drawn
     assert drawn.index("<code>cfg(2)") < drawn.index("<code>cond") < drawn.index("second − first")
     assert "gs-done" in state
@@ -745,10 +745,10 @@ def test_two_expressions_are_compared(shown, service):
 def test_a_comparison_on_its_way():
     from guidestar.serve.studio.study import _compared
 
-    done = Progress(status="done", pictures=["aW1hZ2U="])
-    waits = Progress(status="queued")
+    done = JobProgress(status="done", pictures=["aW1hZ2U="])
+    waits = JobProgress(status="queued")
     assert _compared(["a", "b"], ["seed 1"], [done, waits]) == SKIP
-    runs = Progress(status="running", pictures=["aW1hZ2U="])
+    runs = JobProgress(status="running", pictures=["aW1hZ2U="])
     found = _compared(["a < 1", "b"], ["seed 1"], [done, runs])
     assert found.count("<h4>") == 2 and "a &lt; 1" in found and "second" not in found
 
@@ -951,7 +951,7 @@ def test_pictures_and_progress_are_drawn():
     quoted = drawing.pictures(["AA=="], ["a"], ['"x.png'])
     assert 'download="&quot;x.png"' in quoted
     assert drawing.pictures(["AA=="] * 2, ["a", "b"]).startswith('<div class="gs-pictures gs-few">')
-    shown = lambda *found: drawing.progress([Progress(**f) for f in found])
+    shown = lambda *found: drawing.progress([JobProgress(**f) for f in found])
     assert drawing.progress([]) == '<div class="gs-progress"></div>'
     half = shown({"status": "running", "done": 1, "steps": 4, "seconds": 1.25},
                  {"status": "running", "done": 2, "steps": 4, "seconds": 0.5})  # fmt: skip

@@ -420,10 +420,10 @@ def test_sessions_end_with_their_runs(service):
 
 def test_the_difference_of_two_pictures():
     first, second = np.full((2, 2), 100), np.array([[100, 90], [100, 110]])
-    image, most = comparing.difference(png(first), png(second))
+    image, most = comparing.difference_picture(png(first), png(second))
     assert most == pytest.approx(10 / 255)
     assert np.asarray(opened(image)).tolist() == [[128, 1], [128, 255]]
-    image, most = comparing.difference(png(first), png(first))
+    image, most = comparing.difference_picture(png(first), png(first))
     assert most == 0 and np.asarray(opened(image)).tolist() == [[128, 128], [128, 128]]
 
 
@@ -621,6 +621,6 @@ def test_a_run_that_ends_during_a_look_has_its_own_pictures():
     job = SimpleNamespace(
         ticket=Ending(), all_encoded=lambda: ["final"], previews=lambda: ["early"]
     )
-    found = [running.Progress(status="running", pictures=["early"], steps=4)]
+    found = [running.JobProgress(status="running", pictures=["early"], steps=4)]
     assert running._look(job, 0, found, [3], 0.0)
     assert (found[0].status, found[0].pictures) == ("done", ["final"])

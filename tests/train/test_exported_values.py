@@ -236,6 +236,7 @@ def test_what_a_students_card_says(noting, tmp_path):
         ("progressive", -1, "s", {"steps": 4, "grid": "grid of teacher", "solver": "ddim"}),
         ("progressive", 0, "s-8", {"steps": 8, "grid": "grid of teacher", "solver": "ddim"}),
         ("consistency", 1, "s", {"steps": 4, "grid": "grid of teacher", "solver": "consistency"}),
+        ("meanflow", 1, "s", {"steps": 4, "grid": "grid of teacher", "solver": "meanflow"}),
         ("guided", -1, "s", {}),
         ("trajectory", -1, "s", {"steps": 4, "grid": "fitted", "solver": "ddim"}),
     ],

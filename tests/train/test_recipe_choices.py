@@ -217,6 +217,7 @@ ALONG = {"method": "trajectory", "steps": 3, "start": 8}
         {"first": STEP},
         {"method": "guided", "steps": 3, "start": 8},
         {"method": "consistency", "steps": 5, "finest": 5},
+        {"method": "meanflow", "steps": 5, "finest": 5},
         {"method": "progressive", "finest": 1},
         {**ALONG, "start": 3},
         {**ALONG, "before": [8, 4]},
@@ -243,6 +244,7 @@ def test_students_that_can_be(more):
         ({"method": "guided", "first": STEP}, "first is a stage before the halvings of method 'pr"),
         ({**ALONG, "first": STEP}, "first is a stage before the halvings of method 'progressive'"),
         ({"method": "consistency", "steps": 5, "finest": 4}, "finest (4) must be at least the stu"),
+        ({"method": "meanflow", "steps": 5, "finest": 4}, "finest (4) must be at least the stu"),
         ({**ALONG, "start": 2}, "must fall, from at most the teacher's 2, not 3"),
         ({**ALONG, "before": [9]}, "must fall, from at most the teacher's 8, not 9, 3"),
         ({**ALONG, "before": [4, 4]}, "must fall, from at most the teacher's 8, not 4, 4, 3"),
@@ -264,6 +266,7 @@ def test_students_that_cannot_be(more, line):
         ({"steps": 2, "start": 4, "first": STEP}, [("guided", 4), ("student-2", 2)]),
         ({"method": "guided", "steps": 5}, [("guided", 5)]),
         ({"method": "consistency", "steps": 5}, [("consistency", 5)]),
+        ({"method": "meanflow", "steps": 5}, [("meanflow", 5)]),
         ({**ALONG, "before": [8, 5]}, [("student-8", 8), ("student-5", 5), ("student-3", 3)]),
     ],
 )

@@ -68,7 +68,7 @@ class Student1(nn.Module):
 def test_a_stage_begins_where_the_one_before_ended(monkeypatch):
     known = recipe()
     given = lesson(known)
-    monkeypatch.setattr(students, "fresh_student", lambda *given: Student1())
+    monkeypatch.setattr(students, "fresh_student", lambda *given, **more: Student1())
     scales = noted(monkeypatch, students, "default_scale", 7.0)
     trained = Student1()
     finished = noted(monkeypatch, students, "finished_stage", trained)
@@ -218,7 +218,7 @@ def test_pictures_of_a_teacher_of_latents(monkeypatch, method, vae, shape, made,
     decode.vae = "its vae"
     model: Any = SimpleNamespace(decode=decode, shape=(4, 2, 2))
     spec = recipe(method, student={"paths": 4} if method == "trajectory" else {})
-    found: Any = data.source_of(spec, model, print)
+    found: Any = data.student_source(spec, model, print)
     ((asked, say), _) = read[0]
     assert say is print and len(read) == 1
     assert asked.vae == (vae if made == "read" and vae else None) and asked.size == 16
@@ -236,7 +236,7 @@ def test_pictures_of_a_teacher_of_latents(monkeypatch, method, vae, shape, made,
     where = Path(cache) if cache else Path("q/.latents")
     assert encoded == [((whole, "its vae", where), {})]
     plain: Any = SimpleNamespace(decode=None, shape=(3, 16, 16))
-    assert data.source_of(spec, plain) is pictures and read[1][0] == (given, None)
+    assert data.student_source(spec, plain) is pictures and read[1][0] == (given, None)
 
 
 def test_a_student_that_is_mended_is_for_as_many_steps(monkeypatch):
@@ -254,7 +254,7 @@ def test_a_student_that_is_mended_is_for_as_many_steps(monkeypatch):
 def test_a_lesson_is_read_with_its_data(monkeypatch):
     model = SimpleNamespace(name="m", card={})
     loaded = noted(monkeypatch, students, "load", model)
-    sources = noted(monkeypatch, students, "source_of", "source")
+    sources = noted(monkeypatch, students, "student_source", "source")
     net, encoder, weak = nn.Linear(1, 1), nn.Linear(2, 1), nn.Linear(3, 1)
     teacher = SimpleNamespace(denoiser=net, encoder=encoder, nets={"weak": (weak, nn.Identity())})
     taught = noted(monkeypatch, students, "teacher_of", teacher)
@@ -322,7 +322,7 @@ def test_a_stage_that_was_not_trained_to_its_end(monkeypatch, tmp_path):
     found: Any = students.finished_stage(given, 0, tmp_path)
     assert found is module and found.w.tolist() == [1, 1, 1]
     assert not found.w.requires_grad and not found.training and place[-1] == "a"
-    assert fresh[0][0] == (given.teacher, None, 2.5, None)
+    assert fresh[0] == ((given.teacher, None, 2.5, None), {"interval": False})
     assert average[0][0][0] is module
 
 

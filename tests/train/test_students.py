@@ -125,8 +125,9 @@ NETS = {
 }
 
 
+@pytest.mark.parametrize("interval", [False, True])
 @pytest.mark.parametrize("kind", NETS)
-def test_any_scale_of_a_fresh_student_is_the_teachers_conditional_pass_to_the_bit(kind):
+def test_any_scale_of_a_fresh_student_is_the_teachers_conditional_pass_to_the_bit(kind, interval):
     from guidestar.diffusers.read.network import Adapter
 
     torch.manual_seed(0)
@@ -144,11 +145,13 @@ def test_any_scale_of_a_fresh_student_is_the_teachers_conditional_pass_to_the_bi
         encoder = Conditions({"label": ClassEncoder(CLASSES, width)})
     schedule = VP.linear()
     plain = Teacher(denoiser=denoiser, encoder=encoder, guidance="cfg(w)", schedule=schedule)
-    pupil = fresh_student(plain, (1.0, 8.0), 2.0).eval()
+    pupil = fresh_student(plain, (1.0, 8.0), 2.0, interval=interval).eval()
     net.eval()
     x = torch.randn(3, 8, 1) if kind == "sequence" else torch.randn(3, 1, 8, 8)
     level, rows = schedule.at_rho(1.3), {"label": torch.tensor([0, 2, 1])}
     given = Condition({**pupil.encoder(rows), "guidance_scale": torch.tensor([1.0, 3.0, 8.0])})
+    if interval:
+        given = given.with_interval(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), x)
     with torch.no_grad():
         before, after = denoiser(x, level, encoder(rows)), pupil.denoiser(x, level, given)
         assert torch.equal(before, after)

@@ -15,7 +15,7 @@ from guidestar.data.latents import Latents, Unencoded
 from guidestar.train.export import assemble
 from guidestar.train.recipe import schema as recipes
 from guidestar.train.run import train
-from guidestar.train.students.data import source_of
+from guidestar.train.students.data import student_source
 from guidestar.train.students.recipe import checked_distillation
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220)}
@@ -99,7 +99,7 @@ def recipe_of(home, *, data=None, **student):
 
 def test_runs_need_captions_and_no_encoding(home):
     model = gs.load(home / "out" / "tiny")
-    source = source_of(recipe_of(home), model)
+    source = student_source(recipe_of(home), model)
     assert isinstance(source, Unencoded) and tuple(source.shape) == tuple(model.shape)
     assert source.size == 12  # the whole of the training pictures, as others measure
 
@@ -107,7 +107,7 @@ def test_runs_need_captions_and_no_encoding(home):
 def test_other_methods_learn_on_latents_of_the_models_own_autoencoder(home):
     model = gs.load(home / "out" / "tiny")
     more = {"method": "guided", "start": 8, "paths": 1}
-    source = source_of(recipe_of(home, **more), model)
+    source = student_source(recipe_of(home, **more), model)
     assert isinstance(source, Latents)
     draw = Draw([3, 7])
     expected = model.from_images(source.pictures.batch([3, 7], draw)[0])

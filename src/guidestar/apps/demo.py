@@ -16,7 +16,7 @@ from ..io.files import make_folder
 from ..io.images import SheetRow, save_png, sheet, to_pil, write_text
 from ..model.model import Model, Watch
 
-ROWS = (
+GUIDANCES = (
     ("unguided", "uncond"),
     ("by the classifier", "uncond + classifier(3)"),
     ("by the classifier", "uncond + classifier(10)"),
@@ -70,8 +70,8 @@ def demo(
         )
     folder = make_folder(Path(out))
     cond = [name for name in model.classes for _ in range(seeds)]
-    total, rows, results = (len(ROWS) + len(students) + 1) * STEPS, [], []
-    every = [(how, expression, model, STEPS) for how, expression in ROWS]
+    total, rows, results = (len(GUIDANCES) + len(students) + 1) * STEPS, [], []
+    every = [(how, expression, model, STEPS) for how, expression in GUIDANCES]
     every += [(of_student(s), None, s, None) for s in students]
     for k, (how, given, used, steps) in enumerate(every):
         step = (lambda done, _, k=k: watch(k * STEPS + done, total)) if watch else None

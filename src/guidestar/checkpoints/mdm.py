@@ -20,7 +20,7 @@ from ..networks.condition_encoders import ClassEncoder
 from ..networks.motion import MotionTransformer, sines
 from .state_dicts import read_state_dict
 
-FRAMES = 196
+MDM_FRAMES = 196
 """Frames of the longest motions of HumanML3D, at 20 a second."""
 _WHAT = "is this MDM's official state dict (of the transformer encoder)?"
 
@@ -30,7 +30,7 @@ def mdm_model(
     *,
     text_encoder: str | Path | None = None,
     classes: Sequence[str] | None = None,
-    frames: int = FRAMES,
+    frames: int = MDM_FRAMES,
     steps: int = 1000,
     heads: int = 4,
     mean: Tensor | None = None,
@@ -120,7 +120,7 @@ def _of_text(file: Path, net: MotionTransformer, name: str | Path) -> TextEncode
 def read_mdm(
     path: str | Path,
     *,
-    frames: int = FRAMES,
+    frames: int = MDM_FRAMES,
     heads: int = 4,
     dtype: torch.dtype = torch.float32,
 ) -> MotionTransformer:

@@ -29,8 +29,8 @@ def distill(
     method: Annotated[
         str | None,
         typer.Option(
-            help="trajectory, progressive, guided (one pass, as many steps), consistency or "
-            "matching (mends a student of few steps, --begin)."
+            help="trajectory, progressive, guided (one pass, as many steps), consistency, "
+            "meanflow (steps of any length) or matching (mends a student of few steps, --begin)."
         ),
     ] = None,
     begin: Annotated[

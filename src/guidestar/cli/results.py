@@ -38,7 +38,7 @@ def write_grid(out: Path, files: list[Path]) -> None:
     )
 
 
-def finish(
+def write_results(
     model: Model,
     samples: Samples,
     out: Path,

@@ -37,7 +37,7 @@ from .motions import (
     keeping,
     of_length,
 )
-from .results import finish, warn_of_differences, write_grid
+from .results import warn_of_differences, write_grid, write_results
 from .upscaling import StageOption, parse_stages
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
                 else chosen.again(settings, watch)
             )
         warn_of_differences(settings, samples.settings)
-        finish(chosen, samples, out, grid, animation=animation)
+        write_results(chosen, samples, out, grid, animation=animation)
         return
     num, seed = 1 if num is None else num, 0 if seed is None else seed
     names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num)
@@ -230,7 +230,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     if not _makes_pictures(chosen):
         with show_progress("sampling") as watch:
             samples = chosen.run(job.part(slice(None)), watch=watch)
-        finish(chosen, samples, out, grid, rows, animation)
+        write_results(chosen, samples, out, grid, rows, animation)
         return
     with show_progress("sampling") as watch:
         done = sample_to_folder(job, out, watch)

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .hooks import replaced
-from .levels import Level
+from .levels import Level, Value
 from .prediction import Prediction
+
+INTERVAL = "interval"
+"""The name of a step's share of the flow's time among the conditions of a network that takes it."""
 
 
 class Condition(Mapping[str, Tensor]):
@@ -55,6 +58,20 @@ class Condition(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def with_interval(self, interval: Value, x: Tensor) -> Condition:
+        """Add the share of the flow's time that a step covers, of the samples ``x [B, *S]``.
+
+        Args:
+            interval: a number, or one for each sample; `Step.interval`.
+            x: the samples, for their number, device and dtype (float32 at least).
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if isinstance(interval, Tensor):
+            values = interval.to(x.device, dtype, non_blocking=True).expand(len(x))
+        else:
+            values = torch.full((len(x),), interval, device=x.device, dtype=dtype)
+        return Condition({**self._tensors, INTERVAL: values})
 
     def __hash__(self) -> int:
         return id(self)

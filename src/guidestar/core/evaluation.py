@@ -150,6 +150,9 @@ def _inputs(net: Net, p: Pass, group: Group, t: Value) -> Inputs:
         cond, streams = cond.take(group.rows), streams and streams.take(group.rows)
     inputs = Inputs(cond=cond, t=t, step=group.step, streams=streams)
     edited = p.edit(inputs) if p.edit else inputs
+    if group.step.leap and p.point is None and getattr(net.denoiser, "takes_interval", False):
+        whole = edited.cond.with_interval(group.step.interval, group.x_t)
+        edited = replace(edited, cond=whole)
     if edited.t is not t and not getattr(net.denoiser, "reads_t", True):
         raise ValueError(
             f"the network {p.net!r} computes its time from the noise ratio (edm), so its time "

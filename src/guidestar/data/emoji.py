@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..io.files import make_folder
-from .emoji_packages import NAMES, STYLES, VERSIONS, Drawing, fetch_packages, read_drawings
+from .emoji_packages import EMOJIBASE, STYLES, VERSIONS, Drawing, fetch_packages, read_drawings
 
 OnDrawing = Callable[[int, int], None]
 """Called after each picture with the number of those done, and of all."""
@@ -130,6 +130,6 @@ def _licences(size: int) -> str:
     )
     return (
         f"# Emoji with captions\n\n{size} × {size} pixels on {BACKGROUND}. Names and tags: "
-        f"{NAMES} {VERSIONS[NAMES]} (MIT).\n\n"
+        f"{EMOJIBASE} {VERSIONS[EMOJIBASE]} (MIT).\n\n"
         f"| style | pictures | package | licence |\n|---|---|---|---|\n{rows}\n"
     )

@@ -41,7 +41,7 @@ STYLES = (
     Style("icon", "@iconify-json/flat-color-icons", "MIT", "Flat Color Icons, Icons8"),
     Style("3d", "@lobehub/fluent-emoji-3d", "MIT", "Fluent Emoji 3D, Microsoft"),
 )
-NAMES = "emojibase-data"
+EMOJIBASE = "emojibase-data"
 VERSIONS = {
     "@iconify-json/noto": "1.2.9",
     "@iconify-json/noto-v1": "1.2.5",
@@ -50,7 +50,7 @@ VERSIONS = {
     "@iconify-json/fxemoji": "1.2.2",
     "@iconify-json/flat-color-icons": "1.2.3",
     "@lobehub/fluent-emoji-3d": "1.1.0",
-    NAMES: "17.0.0",
+    EMOJIBASE: "17.0.0",
 }
 """The versions of the shipped model's data; other versions may hold other pictures."""
 
@@ -173,7 +173,7 @@ def read_drawings(packages: Path, work: Path) -> Iterator[Drawing]:
         RuntimeError: a package is damaged.
     """
     folders = {package: _unpacked(_archive(packages, package), work) for package in VERSIONS}
-    known = _known(_json(folders[NAMES] / "en" / "data.json"))
+    known = _known(_json(folders[EMOJIBASE] / "en" / "data.json"))
     code = {
         style.name: _codes(folders[style.package], folders, known)
         for style in STYLES

@@ -9,9 +9,9 @@ from typing import cast
 from ..core.denoiser import Denoiser
 from ..io.images import write_text
 from ..networks.guidance_scale import ScaledNetwork
+from ..networks.interval import IntervalNetwork
 from ..networks.network import Network
-from .objects import Config, SavedModel
-from .objects import Network as NetworkObject
+from .objects import Config, DiffusersNetwork, SavedModel
 from .read.encoders import TextEncoder
 from .read.network import Adapter
 
@@ -19,7 +19,7 @@ TABLES = ("DDPMScheduler", "DDIMScheduler")
 FLOW = "FlowMatchEulerDiscreteScheduler"
 
 
-def network_of(denoiser: Denoiser) -> NetworkObject:
+def network_of(denoiser: Denoiser) -> DiffusersNetwork:
     """Return the network within a denoiser and its wrappers.
 
     Raises:
@@ -31,9 +31,9 @@ def network_of(denoiser: Denoiser) -> NetworkObject:
             "network has settings"
         )
     net = denoiser.net
-    while isinstance(net, Adapter | ScaledNetwork):
+    while isinstance(net, Adapter | ScaledNetwork | IntervalNetwork):
         net = net.net
-    return cast(NetworkObject, net)
+    return cast(DiffusersNetwork, net)
 
 
 def pipeline_of(model: SavedModel, scheduler: str) -> tuple[str | None, str]:
@@ -56,6 +56,11 @@ def pipeline_of(model: SavedModel, scheduler: str) -> tuple[str | None, str]:
         return None, (
             f"its guidance scale is an input that {kind} lacks; the network loads in Diffusers as "
             "that of scale 1, and guidestar gives the others"
+        )
+    if getattr(model.denoiser, "takes_interval", False):
+        return None, (
+            f"the interval of a step is an input that {kind} lacks; the network loads in Diffusers "
+            "as that of no interval, and guidestar takes whole steps"
         )
     steps = scheduler in TABLES
     plain = (
@@ -88,7 +93,7 @@ def pipeline_of(model: SavedModel, scheduler: str) -> tuple[str | None, str]:
 
 
 def _unlike_stable_diffusion(
-    model: SavedModel, net: NetworkObject, vae: NetworkObject | None
+    model: SavedModel, net: DiffusersNetwork, vae: DiffusersNetwork | None
 ) -> str | None:
     """Tell in what a model of prompts differs from what StableDiffusionPipeline does; None in
     nothing.
@@ -121,12 +126,16 @@ def _unlike_stable_diffusion(
     )
 
 
-def _shifts(vae: NetworkObject) -> bool:
+def _shifts(vae: DiffusersNetwork) -> bool:
     return bool(vae.config.get("shift_factor") or vae.config.get("latents_mean"))
 
 
 def _needed(
-    model: SavedModel, net: NetworkObject, kind: str, scheduler: str, vae: NetworkObject | None
+    model: SavedModel,
+    net: DiffusersNetwork,
+    kind: str,
+    scheduler: str,
+    vae: DiffusersNetwork | None,
 ) -> str:
     """Say what stands between the folder and a pipeline."""
     import diffusers
@@ -145,7 +154,11 @@ def _needed(
 
 
 def _why(
-    model: SavedModel, net: NetworkObject, kind: str, scheduler: str, vae: NetworkObject | None
+    model: SavedModel,
+    net: DiffusersNetwork,
+    kind: str,
+    scheduler: str,
+    vae: DiffusersNetwork | None,
 ) -> str:
     if scheduler not in (*TABLES, FLOW):
         return f"its pipelines do not step as {scheduler} needs"

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     Pipeline = DiffusionPipeline
-    Network = ModelMixin
+    DiffusersNetwork = ModelMixin
     Tower = PreTrainedModel
     Tokenizer = PreTrainedTokenizerBase
 else:
-    Pipeline = Network = Tower = Tokenizer = object
+    Pipeline = DiffusersNetwork = Tower = Tokenizer = object
 
 Config = Mapping[str, Any]
 """The settings in a file; those that are used are checked where the file is read."""
@@ -35,7 +35,7 @@ Arguments = Mapping[str, Any]
 Answer = Any
 """A network's or a pipeline's answer: a tuple, or an object with the tensor ``sample``."""
 
-RunNetwork = Callable[[Network, Arguments], Answer]
+RunNetwork = Callable[[DiffusersNetwork, Arguments], Answer]
 """Calls a network as it is when it is not guided."""
 
 

@@ -19,7 +19,7 @@ from .export import network_of
 from .objects import Config
 from .read.clip import write_clip, write_pretrained, write_tower
 from .read.encoders import TextEncoder
-from .read.network import SCALE_FOLDER
+from .read.network import INTERVAL_FOLDER, SCALE_FOLDER
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -39,22 +39,27 @@ def write_denoiser(
         dtype,
         own,
     )
-    scale = _scale_of(denoiser)
-    if scale is not None:
-        write_module(scale, folder / SCALE_FOLDER, dtype)
+    for name, part in _inputs_of(denoiser).items():
+        write_module(part, folder / name, dtype)
     if isinstance(encoder, TextEncoder):
         _write_text(encoder, folder, folder / "condition", dtype)
     elif encoder is not None:
         write_condition(encoder, folder / "condition", dtype)
 
 
-def _scale_of(denoiser: object) -> nn.Module | None:
-    """Return what embeds the guidance scale of a student, within its wrappers; None without."""
+def _inputs_of(denoiser: object) -> dict[str, nn.Module]:
+    """Return what embeds the further inputs of a student, within its wrappers, by folder."""
     from ..networks.guidance_scale import ScaledNetwork
+    from ..networks.interval import IntervalNetwork
 
-    while denoiser is not None and not isinstance(denoiser, ScaledNetwork):
+    found: dict[str, nn.Module] = {}
+    while denoiser is not None:
+        if isinstance(denoiser, ScaledNetwork):
+            found[SCALE_FOLDER] = denoiser.scale
+        if isinstance(denoiser, IntervalNetwork):
+            found[INTERVAL_FOLDER] = denoiser.interval
         denoiser = getattr(denoiser, "net", None)
-    return None if denoiser is None else denoiser.scale
+    return found
 
 
 def write_condition(encoder: object, folder: Path, dtype: torch.dtype = torch.float16) -> None:

@@ -11,7 +11,7 @@ from .methods.cads import CADS as cads
 from .methods.cfg import CFG as cfg
 from .methods.cfg_zero import CFGZero as cfg_zero
 from .methods.cfgpp import CFGPP as cfgpp
-from .methods.classifier import Classifier as classifier
+from .methods.classifier import ClassifierGuidance as classifier
 from .methods.clip import Clip as clip
 from .methods.compose import AND, NOT
 from .methods.discriminator import Discriminator as discriminator

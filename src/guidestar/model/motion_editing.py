@@ -19,7 +19,7 @@ from .motions import need_body
 if TYPE_CHECKING:
     from .parts import ModelParts
 
-Target = tuple[float | None, float | None, float | None]
+JointTarget = tuple[float | None, float | None, float | None]
 """Where a joint should be: x, y and z in the unit of the BVH file; None where it is free."""
 
 
@@ -125,7 +125,9 @@ def observe_motion(
     return Observation(Inpaint(mask=mask), known_motion(model, motion, start), noise=noise)
 
 
-def reach(model: ModelParts, joint: str, at: Mapping[int, Target]) -> Callable[[Tensor], Tensor]:
+def reach(
+    model: ModelParts, joint: str, at: Mapping[int, JointTarget]
+) -> Callable[[Tensor], Tensor]:
     """Return a loss: how far a joint is from where it should be at some frames.
 
     ``√(mean over frames |p_joint − target|²)/height``, by forward kinematics of the clean estimate;

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.denoiser import Condition
 from ..core.levels import Level
-from ..diffusers.objects import Network
+from ..diffusers.objects import DiffusersNetwork
 
 
 class Encoder(Protocol):
@@ -121,7 +121,7 @@ class LatentDecoder(Protocol):
     """A decoder of latents."""
 
     @property
-    def vae(self) -> Network:
+    def vae(self) -> DiffusersNetwork:
         """The autoencoder of the latents."""
         ...
 

@@ -17,7 +17,7 @@ _CHANNELS = tuple(f"{axis}{kind}" for kind in ("position", "rotation") for axis 
 _KNOWN = {name.lower(): name for name in _CHANNELS}
 MOST_JOINTS = 1024
 """Most joints of a file."""
-LARGEST = 512 * 2**20
+MAX_BYTES = 512 * 2**20
 """Most bytes of a file."""
 
 
@@ -124,8 +124,8 @@ def read_bvh(path: Path | str) -> Bvh:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > LARGEST:
-            raise Damaged(f"{path}: has more than {LARGEST >> 20} MiB; split the file")
+        if path.stat().st_size > MAX_BYTES:
+            raise Damaged(f"{path}: has more than {MAX_BYTES >> 20} MiB; split the file")
         text = path.read_bytes().decode("utf-8", errors="replace")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None

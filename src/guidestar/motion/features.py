@@ -22,7 +22,7 @@ _FEET = re.compile(r"(?i)(foot|toe|ankle)")
 SLOW = 0.3
 """A foot that moves slower than this share of the height a second, and stands low, is on the
 ground."""
-LOW = 0.08
+LOW_HEIGHT = 0.08
 """A foot lower than this share of the height above its lowest place may be on the ground."""
 
 
@@ -258,7 +258,7 @@ class MotionFormat:
         feet = joints[:, list(self.feet)]
         speed = _repeat_first(feet.diff(dim=0).norm(dim=-1)) * rate
         low = feet[..., 1] - feet[..., 1].amin(0)
-        return ((speed < SLOW * self.size) & (low < LOW * self.size)).to(joints)
+        return ((speed < SLOW * self.size) & (low < LOW_HEIGHT * self.size)).to(joints)
 
 
 def _turned(rotations: Tensor, vectors: Tensor) -> Tensor:

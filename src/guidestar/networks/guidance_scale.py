@@ -4,6 +4,7 @@ gives (a distilled student).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -76,15 +77,7 @@ class ScaledNetwork(nn.Module):
     def __init__(self, net: nn.Module, scale: GuidanceScale) -> None:
         super().__init__()
         self.net, self.scale = net, scale
-        width = scale.config["width"]
-        found = {name: m for name, m in time_embeddings(net).items() if _width(m) == width}
-        if not found:
-            raise ValueError(
-                f"{type(net).__name__} has no time embedding of width {width}; embed the scale in "
-                f"the width of the network's own: {embedding_width(net)}"
-            )
-        for module in found.values():
-            module.register_forward_hook(_add_embedding)
+        hook_time_embeddings(net, scale.config["width"], _add_embedding, "the scale")
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Any:
         """Call the network; ``guidance_scale [B]`` in ``cond`` is embedded, and 1 if missing."""
@@ -99,6 +92,30 @@ class ScaledNetwork(nn.Module):
 def _add_embedding(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
     extra = _EMBEDDING.get()
     return output if extra is None else output + extra.to(output.dtype)
+
+
+def hook_time_embeddings(
+    net: nn.Module, width: int, hook: Callable[[nn.Module, Any, Tensor], Tensor], what: str
+) -> None:
+    """Let ``hook`` change what a network's embeddings of the time give.
+
+    Args:
+        net: the network.
+        width: of the embedding that the hook adds.
+        hook: of PyTorch, called with the module, its inputs and its output.
+        what: the hook adds, for the message.
+
+    Raises:
+        ValueError: the network has no time embedding of that width.
+    """
+    found = {name: m for name, m in time_embeddings(net).items() if _width(m) == width}
+    if not found:
+        raise ValueError(
+            f"{type(net).__name__} has no time embedding of width {width}; embed {what} in "
+            f"the width of the network's own: {embedding_width(net)}"
+        )
+    for module in found.values():
+        module.register_forward_hook(hook)
 
 
 def time_embeddings(net: nn.Module) -> dict[str, TimestepEmbedding]:
@@ -124,7 +141,7 @@ def embedding_width(net: nn.Module) -> int:
     if len(widths) != 1:
         raise ValueError(
             f"{type(net).__name__} has {len(widths) or 'no'} kinds of time embedding of Diffusers "
-            "(TimestepEmbedding), so a guidance scale cannot be added to it; distil a fixed "
-            "guidance instead, without w"
+            "(TimestepEmbedding), so neither a guidance scale nor an interval can be added to it; "
+            "distil a fixed guidance instead, without w, by another method than meanflow"
         )
     return widths.pop()

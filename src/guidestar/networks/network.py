@@ -107,6 +107,14 @@ class Network(nn.Module):
         return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), None)
 
     @property
+    def takes_interval(self) -> bool:
+        """Whether the network can take a step whole, as it gets the interval of the step."""
+        net = self.net
+        while net is not None and not getattr(net, "takes_interval", False):
+            net = getattr(net, "net", None)
+        return net is not None
+
+    @property
     def reads_t(self) -> bool:
         """Whether the network gets ``level.t``; an edm network gets the noise ratio instead."""
         return self.predicts != "edm"

@@ -7,6 +7,7 @@ from .divergence import DivergenceWarning, diverged, warn_of_divergence
 from .dpmpp import DPMpp2M, SDEDPMpp2M
 from .er_sde import ERSDE
 from .heun import Heun
+from .meanflow import MeanFlow
 from .multistep import RES, DPMpp3M, SDEDPMpp3M
 from .names import SOLVERS, get_solver, grid_of, write_solver
 from .particles import Population, crowd, steer
@@ -34,6 +35,7 @@ __all__ = [
     "DPMpp3M",
     "DivergenceWarning",
     "Heun",
+    "MeanFlow",
     "Point",
     "Population",
     "Potential",

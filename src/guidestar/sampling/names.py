@@ -14,6 +14,7 @@ from .deis import DEIS
 from .dpmpp import DPMpp2M, SDEDPMpp2M
 from .er_sde import ERSDE
 from .heun import Heun
+from .meanflow import MeanFlow
 from .multistep import RES, DPMpp3M, SDEDPMpp3M
 from .restart import Restart
 from .sa import SA
@@ -30,6 +31,7 @@ SOLVERS: dict[str, type[Solver]] = {
         SDEDPMpp2M,
         Heun,
         Consistency,
+        MeanFlow,
         UniPC,
         DPMpp3M,
         SDEDPMpp3M,

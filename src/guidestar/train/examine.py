@@ -13,7 +13,7 @@ from ..core.levels import Schedule
 from ..core.rng import Draw
 from ..data.latents import pictures_of
 from ..data.source import Source
-from ..diffusers.objects import Network
+from ..diffusers.objects import DiffusersNetwork
 from ..diffusers.read.vae import decoded, encoded
 from ..evaluate import calibration, fit_gaussian, gaussian_distance, psnr, ssim
 from ..evaluate.classifier_levels import trusted_rho
@@ -81,7 +81,9 @@ def _captioned(source: Source, most: int = MOST_EXAMINED) -> tuple[Tensor, list[
 
 
 @torch.inference_mode()
-def examine_autoencoder(vae: Network, pictures: Source, clip: CLIP | None = None) -> JSONObject:
+def examine_autoencoder(
+    vae: DiffusersNetwork, pictures: Source, clip: CLIP | None = None
+) -> JSONObject:
     """Report how near held-out pictures come out: PSNR (dB) and SSIM, their means.
 
     With a clean CLIP, ``frechet`` is the Fréchet distance between its embeddings of the

@@ -80,7 +80,7 @@ def entries() -> dict:
 
 def cell(name: str) -> str:
     """Say what becomes of a class."""
-    from guidestar.diffusers.guide.kinds import KNOWN, REFUSED
+    from guidestar.diffusers.guide.kinds import KNOWN_PIPELINES, REFUSED
 
     from .schedulers import ALONE
     from .untested import UNTESTED
@@ -89,7 +89,7 @@ def cell(name: str) -> str:
     if name in REFUSED:
         return f"refused: {REFUSED[name]}"
     if entry is None:
-        how = "by its record" if name in KNOWN else "by what is learnt"
+        how = "by its record" if name in KNOWN_PIPELINES else "by what is learnt"
         return f"not tested ({how}): {UNTESTED[name]}"
     alone = f" (one scheduler: {ALONE[name]})" if name in ALONE else ""
     return (f"`{entry.guidance}`" if entry.guidance else "no negative pass") + alone

@@ -143,7 +143,8 @@ class Grid(Sequence[Level]):
 class Step(NamedTuple):
     """One step of a solver: from level ``t`` to level ``s``, the ``index``-th of ``grid``.
 
-    ``visit`` counts how often the run took it before: 0, unless the run travels back in time.
+    ``visit`` counts how often the run took it before: 0, unless the run travels back in time. With
+    ``leap`` it is taken whole, by a network that takes the `interval` as an input.
     """
 
     t: Level
@@ -151,6 +152,17 @@ class Step(NamedTuple):
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     grid: Grid
     visit: int = 0
+    leap: bool = False
+
+    @property
+    def interval(self) -> Value:
+        """Share of the flow's time that it covers: ``1 − τ_s/τ_t`` with ``τ = σ/(α + σ)``.
+
+        In [0, 1]: 0 where s is t, and 1 where s is data.
+        """
+        tau_t = divide(self.t.sigma, self.t.alpha + self.t.sigma)
+        tau_s = divide(self.s.sigma, self.s.alpha + self.s.sigma)
+        return 1 - tau_s * inverse_or_zero(tau_t)
 
     @property
     def tau(self) -> float:

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from ..objects import Network
+from ..objects import DiffusersNetwork
 
 
-def check_nets(nets: Mapping[str, Network], main: Network, device: torch.device) -> None:
+def check_nets(
+    nets: Mapping[str, DiffusersNetwork], main: DiffusersNetwork, device: torch.device
+) -> None:
     """Refuse networks of another type or on another device than the pipeline's.
 
     Args:

@@ -15,7 +15,7 @@ from ...core.denoiser import Condition
 from ...core.levels import Level
 from ...core.perturbation import AGAINST
 from ...core.prediction import Prediction
-from ..objects import Answer, Arguments, Network, RunNetwork
+from ..objects import Answer, Arguments, DiffusersNetwork, RunNetwork
 from .families import Family
 from .levels import Output
 
@@ -275,7 +275,7 @@ class CallDenoiser:
         cpu_rows: the most rows of a call on a CPU.
     """
 
-    net: Network
+    net: DiffusersNetwork
     run: RunNetwork
     call: Call
     output: Output
@@ -329,7 +329,7 @@ def first(answer: Answer) -> Tensor:
     return answer.sample if hasattr(answer, "sample") else answer[0]
 
 
-def bound(net: Network, args: tuple[object, ...], kwargs: Arguments) -> Arguments:
+def bound(net: DiffusersNetwork, args: tuple[object, ...], kwargs: Arguments) -> Arguments:
     """Return a network's arguments by name."""
     signature = inspect.signature(getattr(net, "_orig_mod", net).forward)
     # Pipelines change their dicts between two calls, so these are copied.

@@ -15,12 +15,12 @@ from functools import partial
 from typing import SupportsInt, TypeVar
 
 from ...core.hooks import CALL, Forward, replaced, unchanged
-from ..objects import Answer, Arguments, Network, Pipeline
+from ..objects import Answer, Arguments, DiffusersNetwork, Pipeline
 
 _P = TypeVar("_P")
 MARK = "_guidestar"
 
-RunCall = Callable[[Network, tuple[object, ...], Arguments], Answer]
+RunCall = Callable[[DiffusersNetwork, tuple[object, ...], Arguments], Answer]
 """Answers a call of a network, given its arguments."""
 
 
@@ -104,7 +104,7 @@ def _warn(pipe: Pipeline, what: str) -> None:
 
 
 @contextmanager
-def answered(nets: Mapping[str, Network], run: RunCall) -> Iterator[None]:
+def answered(nets: Mapping[str, DiffusersNetwork], run: RunCall) -> Iterator[None]:
     """Let ``run(net, args, kwargs)`` answer this thread's calls of networks within this context."""
     with ExitStack() as stack:
         for net in {id(net): net for net in nets.values()}.values():
@@ -112,11 +112,11 @@ def answered(nets: Mapping[str, Network], run: RunCall) -> Iterator[None]:
         yield
 
 
-def _answering(net: Network, run: RunCall, _: Forward) -> Forward:
+def _answering(net: DiffusersNetwork, run: RunCall, _: Forward) -> Forward:
     return lambda *args, **kwargs: run(net, args, kwargs)
 
 
-def as_it_is(net: Network, arguments: Arguments) -> Answer:
+def as_it_is(net: DiffusersNetwork, arguments: Arguments) -> Answer:
     """Call a network that may be guided as it is without us."""
     with unchanged(net, CALL):
         return net(**arguments)

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..objects import Arguments, Network, Pipeline
+from ..objects import Arguments, DiffusersNetwork, Pipeline
 from ..read import flux
 from .classes import plain_kind
 from .kinds import learns
@@ -148,7 +148,7 @@ def order_of(pipe: object) -> tuple[str, ...]:
     return _THREE.get(plain_kind(type(pipe)).__name__, ())
 
 
-def networks(pipe: object) -> dict[str, Network]:
+def networks(pipe: object) -> dict[str, DiffusersNetwork]:
     """Return the denoising networks of a pipeline, by their places in it.
 
     Raises:
@@ -160,7 +160,7 @@ def networks(pipe: object) -> dict[str, Network]:
         if isinstance(net := getattr(pipe, place, None), torch.nn.Module)
     }
     if found and (learns(pipe) or all(_class(net) in FAMILIES for net in found.values())):
-        return cast(dict[str, Network], found)
+        return cast(dict[str, DiffusersNetwork], found)
     parts = (
         ", ".join(
             f"{name} ({_class(part)})"

@@ -18,7 +18,7 @@ _BOTH = (
 )
 """What there is of Stable Diffusion and of XL."""
 
-KNOWN = frozenset(
+KNOWN_PIPELINES = frozenset(
     (
         *(
             "DDIMPipeline",
@@ -100,10 +100,10 @@ def own_kind(pipe: object) -> type:
 
 def learns(pipe: object) -> bool:
     """Return whether a pipeline's layout is learnt from its run: that of Diffusers' pipelines that
-    are no `KNOWN` ones.
+    are no `KNOWN_PIPELINES` ones.
     """
     kind = own_kind(pipe)
-    return kind.__module__.startswith("diffusers.") and kind.__name__ not in KNOWN
+    return kind.__module__.startswith("diffusers.") and kind.__name__ not in KNOWN_PIPELINES
 
 
 def check_kind(pipe: object) -> None:

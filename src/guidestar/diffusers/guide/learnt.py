@@ -20,7 +20,7 @@ from torch.utils import _pytree as trees
 
 from ...core.levels import Level, Step, expand
 from ...core.passes import Net
-from ..objects import Answer, Arguments, Network, Pipeline, RunNetwork, Scheduler
+from ..objects import Answer, Arguments, DiffusersNetwork, Pipeline, RunNetwork, Scheduler
 from ..read.scheduler import KINDS
 from .call import bound
 from .calls import AnswerRows, NetCall, Template, signature
@@ -58,7 +58,7 @@ class LearntRun:
         self.packings = Packings(pipe)
         self.start = _Stream(self)
 
-    def answer(self, net: Network, args: tuple[object, ...], kwargs: Arguments) -> Answer:
+    def answer(self, net: DiffusersNetwork, args: tuple[object, ...], kwargs: Arguments) -> Answer:
         """Answer one call of ``net`` by stand-ins."""
         if self.stepped:
             self._begin_step()

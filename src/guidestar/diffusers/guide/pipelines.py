@@ -18,10 +18,10 @@ from ...guidance import Direction, Guidance, parse
 from ...guidance.bases.loss_term import Steered
 from ...guidance.serialize import literal
 from ...guidance.term import as_guidance
-from ...networks.network import Network as NetworkDenoiser
+from ...networks.network import Network
 from ...sampling.grids import uniform
 from ..guidance_file import guidance_of
-from ..objects import Answer, Arguments, Network, Pipeline
+from ..objects import Answer, Arguments, DiffusersNetwork, Pipeline
 from ..read.vae import ThroughDecoder, check_known
 from .classes import answered, as_it_is, become, guided_kind, plain_kind
 from .families import networks
@@ -36,7 +36,7 @@ _P = TypeVar("_P")
 class Options(TypedDict, total=False):
     """The further arguments of `guide`."""
 
-    nets: Mapping[str, Network] | None
+    nets: Mapping[str, DiffusersNetwork] | None
     classifiers: Mapping[str, object] | None
     target: int | Sequence[int] | Tensor | None
     seeds: Sequence[int] | None
@@ -49,7 +49,7 @@ def guide(
     pipe: _P,
     guidance: str | Path | Guidance | Direction | None,
     *,
-    nets: Mapping[str, Network] | None = None,
+    nets: Mapping[str, DiffusersNetwork] | None = None,
     classifiers: Mapping[str, object] | None = None,
     target: int | Sequence[int] | Tensor | None = None,
     seeds: Sequence[int] | None = None,
@@ -222,7 +222,7 @@ def _check_terms(guidance: Guidance, pipe: object) -> None:
 
 
 def _check_layers(
-    guidance: Guidance, nets: Mapping[str, Network], others: Mapping[str, Network]
+    guidance: Guidance, nets: Mapping[str, DiffusersNetwork], others: Mapping[str, DiffusersNetwork]
 ) -> None:
     """Let each perturbation find its layers."""
     if "main" in others:
@@ -238,7 +238,7 @@ def _check_layers(
             if p.perturb is None or p.net != "main":
                 continue
             for net in nets.values():
-                with p.perturb(NetworkDenoiser(net)):
+                with p.perturb(Network(net)):
                     pass
 
 

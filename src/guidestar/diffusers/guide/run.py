@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core.levels import Step
 from ...core.passes import Net
-from ..objects import Answer, Arguments, Network, Pipeline
+from ..objects import Answer, Arguments, DiffusersNetwork, Pipeline
 from .call import Call, CallDenoiser, bound, grouped
 from .families import (
     family_of,
@@ -22,7 +22,7 @@ from .walk import Walk
 class Run(Walk):
     """Answer each call of a pipeline's network with the guided prediction; arguments as `Walk`."""
 
-    def answer(self, net: Network, args: tuple[object, ...], kwargs: Arguments) -> Answer:
+    def answer(self, net: DiffusersNetwork, args: tuple[object, ...], kwargs: Arguments) -> Answer:
         """Answer one call of ``net``."""
         call = self._read(net, args, kwargs)
         place = self._place(call)
@@ -64,7 +64,7 @@ class Run(Walk):
         self.pending = place, call, promised
         return _like_answer(None, call, promised)
 
-    def _second(self, net: Network, call: Call, place: int) -> Answer:
+    def _second(self, net: DiffusersNetwork, call: Call, place: int) -> Answer:
         assert self.pending is not None  # the call for the prompt came first
         _, before, promised = self.pending
         self.pending = None
@@ -72,12 +72,12 @@ class Run(Walk):
         promised.copy_(out)
         return self._make_answer(net, call, out.to(promised.dtype))
 
-    def _make_answer(self, net: Network, call: Call, out: Tensor) -> Answer:
+    def _make_answer(self, net: DiffusersNetwork, call: Call, out: Tensor) -> Answer:
         denoiser = self.nets.now["main"].denoiser
         assert isinstance(denoiser, CallDenoiser)  # as _bind made it
         return _like_answer(denoiser.answer, call, torch.cat([out] * len(call.parts)))
 
-    def _read(self, net: Network, args: tuple[object, ...], kwargs: Arguments) -> Call:
+    def _read(self, net: DiffusersNetwork, args: tuple[object, ...], kwargs: Arguments) -> Call:
         arguments = dict(bound(net, args, kwargs))
         if arguments.get("skip_layers") is not None:
             raise ValueError(
@@ -116,7 +116,7 @@ class Run(Walk):
         self.last = place
         return place
 
-    def _guide(self, net: Network, call: Call, place: int) -> Tensor:
+    def _guide(self, net: DiffusersNetwork, call: Call, place: int) -> Tensor:
         table = self._read_table()
         step = self._step(place, table)
         denoiser = self._bind(net, call, step)
@@ -137,7 +137,7 @@ class Run(Walk):
             net.denoiser for net in self.nets.now.values() if isinstance(net.denoiser, CallDenoiser)
         ]
 
-    def _bind(self, net: Network, call: Call, step: Step) -> CallDenoiser:
+    def _bind(self, net: DiffusersNetwork, call: Call, step: Step) -> CallDenoiser:
         """Bind the networks to this call, and make the guided sum at the first."""
         table = self._read_table()
         conditional = bool(call.prompts)
@@ -169,7 +169,7 @@ class Run(Walk):
         return denoisers["main"]
 
 
-def _channels(pipe: Pipeline, net: Network, plain: bool) -> tuple[int, bool]:
+def _channels(pipe: Pipeline, net: DiffusersNetwork, plain: bool) -> tuple[int, bool]:
     """Return how many channels the sample has, and whether the network predicts its variance
     too.
     """

@@ -14,7 +14,7 @@ from ...core.denoiser import Condition
 from ...core.levels import Grid, Level, Step
 from ...core.passes import Net, Pass, Slot
 from ...guidance import Guidance, Guided
-from ..objects import Arguments, Network, Pipeline, RunNetwork
+from ..objects import Arguments, DiffusersNetwork, Pipeline, RunNetwork
 from .beside import check_classifiers, check_nets
 from .call import Call
 from .families import how_to_ask
@@ -29,7 +29,7 @@ class Wanted:
     """The arguments of `guidestar.guide`, described there."""
 
     guidance: Guidance
-    nets: Mapping[str, Network] = field(default_factory=dict)
+    nets: Mapping[str, DiffusersNetwork] = field(default_factory=dict)
     classifiers: Mapping[str, object] = field(default_factory=dict)
     target: int | Sequence[int] | Tensor | None = None
     seeds: Sequence[int] | None = None
@@ -233,7 +233,7 @@ class Walk(ABC):  # noqa: B024  (what runs and their streams share)
         )
         raise ValueError(f"{who} the negative pass, but {how}{why}")
 
-    def _check_beside(self, main: Network, call: _Call) -> None:
+    def _check_beside(self, main: DiffusersNetwork, call: _Call) -> None:
         """Refuse further networks and classifiers that are not where the pipeline runs."""
         check_nets(self.wanted.nets, main, call.whole.device)
         check_classifiers(self.wanted.classifiers, call.whole.device)

@@ -17,7 +17,7 @@ from ..objects import Tokenizer, Tower
 from .encoders import TextEncoder, read_text_encoder
 from .safetensors_io import encoder_settings, fill, read_safetensors, read_tensors, weights_file
 from .settings import PIXELS
-from .towers import build_encoder, fitting, read_tokenizer, renamed
+from .towers import build_tower, fitting, read_tokenizer, renamed
 
 
 class PixelRange(TypedDict):
@@ -96,9 +96,7 @@ def _read_tower(folder: Path, part: str) -> Tower:
     rename = lambda tower, tensors: {
         k: v for k, v in renamed(tensors, tower).items() if k in tower.state_dict()
     }
-    return build_encoder(
-        file, about[part], f"{kind}ModelWithProjection", torch.float32, names=rename
-    )
+    return build_tower(file, about[part], f"{kind}ModelWithProjection", torch.float32, names=rename)
 
 
 def read_pixels(folder: Path) -> PixelRange:
@@ -156,7 +154,7 @@ def read_tower(folder: Path) -> Vision:
         ValueError: a file is missing or damaged; it is named.
     """
     file = folder / "config.json"
-    tower = build_encoder(
+    tower = build_tower(
         file, encoder_settings(file), "CLIPVisionModelWithProjection", torch.float32
     )
     vision = Vision(tower, noise_aware=(folder / _TIME).is_file(), **read_pixels(folder))

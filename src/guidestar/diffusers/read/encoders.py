@@ -23,7 +23,7 @@ from ...networks.clip import masked, tokens, warn_of_cuts
 from ..objects import Tokenizer, Tower
 from .safetensors_io import encoder_settings, read_module
 from .settings import LABELS, check_own
-from .towers import architectures, build_encoder, fitting, read_tokenizer, renamed
+from .towers import architectures, build_tower, fitting, read_tokenizer, renamed
 
 
 class ConditionReader(Protocol):
@@ -351,9 +351,7 @@ def read_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> TextE
     about = encoder_settings(file)
     projected = "CLIPTextModelWithProjection" in architectures(file, about)
     kind = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
-    text = build_encoder(
-        file, about, kind, dtype, names=lambda text, tensors: renamed(tensors, text)
-    )
+    text = build_tower(file, about, kind, dtype, names=lambda text, tensors: renamed(tensors, text))
     return TextEncoder(
         text, fitting(read_tokenizer(folder / "tokenizer"), text, folder / "tokenizer")
     )

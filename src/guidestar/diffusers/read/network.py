@@ -28,6 +28,8 @@ _ADDED = ("image_embeds", "text_embeds", "time_ids", "resolution", "aspect_ratio
 
 SCALE_FOLDER = "guidance_scale"
 """Where a student's folder holds what embeds its guidance scale."""
+INTERVAL_FOLDER = "interval"
+"""Where a student's folder holds what embeds the interval of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ def read_parts(
         made, shape = denoiser(network, process, beside), _shape(network, beside)
     except ValueError as error:
         raise ValueError(f"{home / 'config.json'}: {error}") from None
-    _take_scale(made, Path(folder), dtype)
+    _take_inputs(made, Path(folder), dtype)
     return Parts(
         denoiser=made,
         schedule=process.schedule,
@@ -120,23 +122,39 @@ def _add_difference(network: nn.Module, file: Path) -> None:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _take_scale(made: Network, folder: Path, dtype: torch.dtype) -> None:
-    """Make the guidance scale an input of a student's network, where its folder holds the part.
+def _take_inputs(made: Network, folder: Path, dtype: torch.dtype) -> None:
+    """Make the interval of a step and the guidance scale inputs of a student's network, where its
+    folder holds these parts.
 
     Raises:
-        ValueError: it does not fit the network.
+        ValueError: one does not fit the network.
     """
-    home = folder / SCALE_FOLDER
-    if not (home / "config.json").is_file():
-        return
     from ...networks.guidance_scale import GuidanceScale, ScaledNetwork
+    from ...networks.interval import Interval, IntervalNetwork
 
+<<<<<<< HEAD
     scale = read_module(home, dtype=dtype, known={"GuidanceScale": GuidanceScale})
     assert isinstance(made.net, nn.Module)
     try:
         made.net = ScaledNetwork(made.net, scale)
     except ValueError as error:
         raise ValueError(f"{home / 'config.json'}: {error}") from None
+=======
+    kinds = {
+        INTERVAL_FOLDER: (Interval, IntervalNetwork),
+        SCALE_FOLDER: (GuidanceScale, ScaledNetwork),
+    }
+    for name, (kind, around) in kinds.items():
+        home = folder / name
+        if not (home / "config.json").is_file():
+            continue
+        part = read_module(home, dtype=dtype, known={kind.__name__: kind})
+        assert isinstance(made.net, nn.Module)
+        try:
+            made.net = around(made.net, part)
+        except ValueError as error:
+            raise ValueError(f"{home / 'config.json'}: {error}") from None
+>>>>>>> distill
 
 
 def denoiser(network: nn.Module, process: Process, beside: int = 0) -> Network:

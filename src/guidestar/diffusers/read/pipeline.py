@@ -25,9 +25,9 @@ from ...io.documents import (
     text,
     whole,
 )
-from ..objects import Config, Network
+from ..objects import Config, DiffusersNetwork
 from .network import Adapter, Parts, read_parts
-from .scheduler import defaults_of, scheduler_file
+from .scheduler import class_defaults, scheduler_file
 from .text import FluxText, PixArtText, PromptEncoder, SD3Text, SDXLText
 from .text_models import read_clip_text, read_t5_text
 
@@ -119,13 +119,13 @@ def read_pipeline(
     )
 
 
-def _network(parts: Parts) -> Network:
+def _network(parts: Parts) -> DiffusersNetwork:
     adapter = parts.denoiser.net
     assert isinstance(adapter, Adapter)  # as `read` makes it of Diffusers' networks
-    return cast(Network, adapter.net)
+    return cast(DiffusersNetwork, adapter.net)
 
 
-def _refuse_embedded_guidance(folder: Path, net: Network) -> None:
+def _refuse_embedded_guidance(folder: Path, net: DiffusersNetwork) -> None:
     if dict(net.config).get("time_cond_proj_dim") is not None:
         raise ValueError(
             f"{folder}: its network takes a guidance scale (a consistency model, "
@@ -163,7 +163,9 @@ def _shape(
     return channels, size[0] // _factor(folder), size[1] // _factor(folder)
 
 
-def _encoder(folder: Path, net: Network, parts: Parts, dtype: torch.dtype) -> PromptEncoder | None:
+def _encoder(
+    folder: Path, net: DiffusersNetwork, parts: Parts, dtype: torch.dtype
+) -> PromptEncoder | None:
     index = read_json(folder / "model_index.json")
     _, height, width = parts.shape or (0, 0, 0)
     size = height * _factor(folder), width * _factor(folder)
@@ -208,7 +210,7 @@ def _shift(schedule: Schedule, folder: Path, shape: tuple[int, int, int], patch:
     if file is None or not isinstance(schedule, Flow):
         return schedule
     written = read_json(file)
-    about = {**defaults_of(str(written.get("_class_name"))), **written}
+    about = {**class_defaults(str(written.get("_class_name"))), **written}
     check_values(file, about, _SHIFTS)
     if not about.get("use_dynamic_shifting"):
         return schedule

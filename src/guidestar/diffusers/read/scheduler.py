@@ -145,7 +145,7 @@ def process_of(written: Config, *, where: str = "scheduler") -> Process:
         )
     build = {"edm": _edm, "flow": _flow}.get(KINDS[name], _table)
     check_values(file, written, _SETTINGS)
-    config = {**defaults_of(name), **written}
+    config = {**class_defaults(name), **written}
     if (
         lost := next((key for key in _NEEDED.get(KINDS[name], ()) if key not in config), None)
     ) is not None:
@@ -188,7 +188,7 @@ def scheduler_file(folder: str | Path) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def defaults_of(name: str) -> Config:
+def class_defaults(name: str) -> Config:
     """Return the defaults of a scheduler class's settings."""
     import diffusers
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...io.documents import shown
 from ..objects import Tokenizer, Tower
 from .safetensors_io import encoder_settings
-from .towers import architectures, build_encoder, fitting, open_tokenizer, read_tokenizer, renamed
+from .towers import architectures, build_tower, fitting, open_tokenizer, read_tokenizer, renamed
 
 
 class ClipText(nn.Module):
@@ -110,7 +110,7 @@ def read_text_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32)
             f"{file}: the text encoder {shown(name)} is not one that this pipeline has; expected "
             f"{kind}…"
         )
-    return build_encoder(
+    return build_tower(
         file, about, name, dtype, names=lambda module, tensors: _rename(name, module, tensors)
     )
 

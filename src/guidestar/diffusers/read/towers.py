@@ -21,7 +21,7 @@ _CONFIGS = {
 """Encoders of transformers that are read, and the classes of their settings."""
 
 
-def build_encoder(
+def build_tower(
     file: Path,
     about: Config,
     kind: str,

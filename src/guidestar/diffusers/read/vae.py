@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.levels import Level
-from ..objects import Answer, LatentClassifierModule, Network
+from ..objects import Answer, DiffusersNetwork, LatentClassifierModule
 from .safetensors_io import read_module
 
 _KNOWN = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL")
@@ -34,7 +34,7 @@ def check_known(vae: object) -> None:
         )
 
 
-def decoded(vae: Network, x: Tensor) -> Tensor:
+def decoded(vae: DiffusersNetwork, x: Tensor) -> Tensor:
     """Decode latents ``[B, C, h, w]`` into pictures:
     ``decode(x·std / scaling_factor + mean + shift_factor)``.
 
@@ -56,7 +56,7 @@ def decoded(vae: Network, x: Tensor) -> Tensor:
         )[0]
 
 
-def encoded(vae: Network, x: Tensor) -> Tensor:
+def encoded(vae: DiffusersNetwork, x: Tensor) -> Tensor:
     """Encode pictures ``[B, C, H, W]`` in [−1, 1] into latents: the inverse of the scaling of
     `decoded`, of the posterior's mean.
 
@@ -81,14 +81,14 @@ def raw_latents(found: Answer) -> Tensor:
     return found.latents if hasattr(found, "latents") else found.latent
 
 
-def reconstructed(vae: Network, x: Tensor) -> Tensor:
+def reconstructed(vae: DiffusersNetwork, x: Tensor) -> Tensor:
     """Encode pictures ``[B, C, H, W]`` in [−1, 1], of a posterior by its mean, and decode them, in
     [−1, 1]; errors as of `check_known`.
     """
     return decoded(vae, encoded(vae, x)).clamp(-1, 1).to(x.dtype)
 
 
-def _spread(vae: Network, x: Tensor) -> tuple[Tensor, Tensor]:
+def _spread(vae: DiffusersNetwork, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean (with the shift) and the standard deviation of each channel of the VAE's
     latents.
     """
@@ -100,7 +100,7 @@ def _spread(vae: Network, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _upcast(vae: Network) -> Iterator[None]:
+def _upcast(vae: DiffusersNetwork) -> Iterator[None]:
     if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
         yield
         return
@@ -119,7 +119,7 @@ class ThroughDecoder:
         inner: classifies pictures; all but ``log_prob`` and ``rho_max`` is its own.
     """
 
-    def __init__(self, vae: Network, inner: object) -> None:
+    def __init__(self, vae: DiffusersNetwork, inner: object) -> None:
         self.vae, self.inner, self.rho_max = vae, cast(LatentClassifierModule, inner), None
 
     def __getattr__(self, name: str) -> object:
@@ -140,7 +140,7 @@ class Decoder:
         ValueError: as `check_known`.
     """
 
-    def __init__(self, vae: Network) -> None:
+    def __init__(self, vae: DiffusersNetwork) -> None:
         check_known(vae)
         self.vae = vae
 

@@ -23,7 +23,7 @@ Target = int | float | tuple[float, ...]
 
 @register
 @dataclass(frozen=True)
-class Classifier(Climbing):
+class ClassifierGuidance(Climbing):
     """Classifier guidance, from Bayes: ``∇ log p(x|y) = ∇ log p(x) + ∇ log p(y|x)``.
 
     Score form (every solver): ``D̂ = D + s (σ²/α) ∇_{x_t} log p(y | x_t)``, that is

@@ -23,7 +23,7 @@ UNETS = (UNet2DModel, UNet2DConditionModel)
 
 JOINT_NETS = (SD3Transformer2DModel, FluxTransformer2DModel)
 
-KNOWN = (
+KNOWN_NETWORKS = (
     *UNETS,
     DiTTransformer2DModel,
     PixArtTransformer2DModel,

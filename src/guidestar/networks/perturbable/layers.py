@@ -22,7 +22,7 @@ from ...core.perturbation import Attention, LayerKind, Rows
 from .blocks import change_input, silence, skip
 from .hooks import LayerInputs, recorded_inputs
 from .joint_attention import BLOCKS, beside
-from .kinds import IS_OF_KIND, JOINT_NETS, KIND_WORDS, KNOWN, OF_SEQUENCES, UNETS
+from .kinds import IS_OF_KIND, JOINT_NETS, KIND_WORDS, KNOWN_NETWORKS, OF_SEQUENCES, UNETS
 from .records import RECORDS, Record, record_of
 from .rows import changed_tokens
 from .self_attention import attending
@@ -36,10 +36,10 @@ def layers(net: nn.Module) -> NamedLayers:
         ValueError: the network is of no known family, or parts of it are compiled.
     """
     record = record_of(net)
-    if record is None and not isinstance(net, KNOWN):
+    if record is None and not isinstance(net, KNOWN_NETWORKS):
         raise ValueError(
             f"the layers of {type(net).__name__} are not known; those of "
-            f"{', '.join((*(k.__name__ for k in KNOWN), *RECORDS))} are"
+            f"{', '.join((*(k.__name__ for k in KNOWN_NETWORKS), *RECORDS))} are"
         )
     if any(map(is_compiled, net.modules())):
         raise ValueError(

@@ -2,7 +2,14 @@
 
 from .engine import ReplicaLostError, ReplicatedEngine
 from .replica import Replica
-from .reports import Report
-from .scale import Scale, read_scale
+from .reports import ReplicaReport
+from .scale import ReplicaScale, read_scale
 
-__all__ = ["Replica", "ReplicaLostError", "ReplicatedEngine", "Report", "Scale", "read_scale"]
+__all__ = [
+    "Replica",
+    "ReplicaLostError",
+    "ReplicaReport",
+    "ReplicaScale",
+    "ReplicatedEngine",
+    "read_scale",
+]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..loading import load_models
 from .engine import ReplicaLostError, ReplicatedEngine
 from .replica import Replica
-from .reports import Report
-from .scale import Scale
+from .reports import ReplicaReport
+from .scale import ReplicaScale
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ...model.request import Request
     from ..web.limits import Limits
 
-log = logging.getLogger("guidestar.serve")
+logger = logging.getLogger("guidestar.serve")
 
 COUNT_SECONDS = 1.0
 """Seconds between two counts of the replicas."""
@@ -65,7 +65,7 @@ class Cluster:
         folders: Mapping[str, str],
         limits: Limits,
         *,
-        scale: Scale,
+        scale: ReplicaScale,
         device: str = "cpu",
         trust: bool = False,
         address: str | None = None,
@@ -112,7 +112,7 @@ class Cluster:
         self.close()
 
     def _deploy(
-        self, load: partial[dict[str, Model]], scale: Scale, device: str
+        self, load: partial[dict[str, Model]], scale: ReplicaScale, device: str
     ) -> DeploymentHandle:
         from ray import serve
 
@@ -146,11 +146,11 @@ class Cluster:
                 states = found.replica_states.items()
                 self._running = sum(count for state, count in states if state == RUNNING)
             except Exception as error:  # the controller is being restarted
-                log.debug("the replicas cannot be counted: %s", error)
+                logger.debug("the replicas cannot be counted: %s", error)
             self._closed.wait(COUNT_SECONDS)
 
 
-def _options(scale: Scale) -> dict[str, Any]:
+def _options(scale: ReplicaScale) -> dict[str, Any]:
     """Return how many replicas there are, as Ray Serve takes it."""
     if scale.least == scale.most:
         return {"num_replicas": scale.most}
@@ -206,7 +206,7 @@ def _resources(most: int, device: str) -> dict[str, float]:
 
 async def _sample(
     handle: DeploymentHandle, name: str, request: Request, *, preview_every: int, explain: bool
-) -> AsyncGenerator[Report, None]:
+) -> AsyncGenerator[ReplicaReport, None]:
     """Send a request to some replica, and yield its reports; `Sampling` explains it."""
     from ray.exceptions import RayError, RayTaskError
     from ray.serve.exceptions import RayServeException
@@ -220,7 +220,7 @@ async def _sample(
     except RayTaskError:  # a fault of the code, which another replica would have too
         raise
     except (RayError, RayServeException) as error:
-        log.warning("a replica was lost; its requests are sampled by another")
+        logger.warning("a replica was lost; its requests are sampled by another")
         raise ReplicaLostError(type(error).__name__) from None
     finally:
         reports.cancel()

@@ -12,7 +12,7 @@ from ..errors import EngineClosedError
 from ..protocol import AnyEngine
 from ..stats import Stats, increased
 from ..ticket import Ticket, lateness, why_stopped
-from .reports import Report, restore
+from .reports import ReplicaReport, restore
 
 if TYPE_CHECKING:
     from ...guidance import Guided
@@ -46,7 +46,7 @@ class Sampling(Protocol):
 
     def __call__(
         self, request: Request, *, preview_every: int, explain: bool
-    ) -> AsyncGenerator[Report, None]:
+    ) -> AsyncGenerator[ReplicaReport, None]:
         """Sample a request."""
         ...
 
@@ -214,7 +214,7 @@ class ReplicatedEngine(AnyEngine):
                     return True
         raise ReplicaLostError("the reports ended before the request was over")
 
-    def _note(self, ticket: Ticket, report: Report) -> None:
+    def _note(self, ticket: Ticket, report: ReplicaReport) -> None:
         """Bring a ticket to the state that its replica reports."""
         if report.status == "queued":
             return
@@ -230,7 +230,7 @@ class ReplicatedEngine(AnyEngine):
         ticket.steps_done = report.steps_done
         ticket.end(report.status, samples=report.samples, error=error, warnings=report.warnings)
 
-    def _count(self, report: Report) -> None:
+    def _count(self, report: ReplicaReport) -> None:
         """Add what a replica has done since its last count; reports may overtake each other."""
         with self._lock:
             last = self._counted_of.pop(report.replica, Stats())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..engine import Engine
 from ..ticket import changes
-from .reports import Report, describe, report
+from .reports import ReplicaReport, describe, report
 
 if TYPE_CHECKING:
     from ...model.model import Model
@@ -35,7 +35,7 @@ class Replica:
 
     async def sample(
         self, model: str, request: Request, *, preview_every: int, explain: bool
-    ) -> AsyncIterator[Report]:
+    ) -> AsyncIterator[ReplicaReport]:
         """Sample a request, and yield reports until it is over.
 
         A reader that stops reading cancels it.
@@ -46,7 +46,7 @@ class Replica:
                 lambda: engine.submit(request, preview_every=preview_every, explain=explain)
             )
         except Exception as error:  # the server in front raises it where it waits
-            yield Report(replica=self.id, status="failed", error=describe(error))
+            yield ReplicaReport(replica=self.id, status="failed", error=describe(error))
             return
         shown, pushed = 0, 0
         try:

@@ -27,7 +27,7 @@ _KINDS: dict[str, type[Exception]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ReplicaReport:
     """The state of a request, as its replica reports it.
 
     Args:
@@ -53,7 +53,7 @@ class Report:
     stats: Stats = field(default_factory=Stats)
 
 
-def report(replica: str, ticket: Ticket, shown: int, pushed: int, stats: Stats) -> Report:
+def report(replica: str, ticket: Ticket, shown: int, pushed: int, stats: Stats) -> ReplicaReport:
     """Report of a ticket.
 
     Args:
@@ -65,7 +65,7 @@ def report(replica: str, ticket: Ticket, shown: int, pushed: int, stats: Stats) 
     """
     status, preview = ticket.status, ticket.preview
     fresh = preview is not None and preview.step != shown
-    return Report(
+    return ReplicaReport(
         replica=replica,
         status=status,
         steps_done=ticket.steps_done,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
+class ReplicaScale:
     """How many replicas there are.
 
     Args:
@@ -31,7 +31,7 @@ class Scale:
             raise ValueError(f"the requests a replica must be at least 1, not {self.target}")
 
 
-def read_scale(text: str, target: int) -> Scale:
+def read_scale(text: str, target: int) -> ReplicaScale:
     """Read how many replicas there are: a number, or the least and the most.
 
     Raises:
@@ -39,11 +39,11 @@ def read_scale(text: str, target: int) -> Scale:
 
     Example:
         >>> read_scale("1-4", 16)
-        Scale(least=1, most=4, target=16)
+        ReplicaScale(least=1, most=4, target=16)
     """
     least, dash, most = text.partition("-")
     try:
         found = int(least), int(most if dash else least)
     except ValueError:
         raise ValueError(f"replicas are a number or a range, e.g. 2 or 1-4, not {text!r}") from None
-    return Scale(least=found[0], most=found[1], target=target)
+    return ReplicaScale(least=found[0], most=found[1], target=target)

@@ -21,7 +21,7 @@ _BASES = {"": Guidance(), "cond": cond, "uncond": uncond, "neg": neg}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class BuilderPart:
     """A term or a post of an expression.
 
     Args:
@@ -45,7 +45,7 @@ def base_of(text: str) -> str:
     return "" if base is None else base.value
 
 
-def parts_of(text: str) -> tuple[Part, ...]:
+def parts_of(text: str) -> tuple[BuilderPart, ...]:
     """Read the terms and posts of an expression.
 
     Raises:
@@ -153,10 +153,10 @@ def summary_of(method: type) -> str:
     return first.replace("``", "").rstrip(".:")
 
 
-def _part(thing: Direction | Post) -> Part:
+def _part(thing: Direction | Post) -> BuilderPart:
     kind = type(thing)
     about = described(kind)
-    return Part(
+    return BuilderPart(
         name=thing.name,
         kind="post" if isinstance(thing, Post) else "term",
         summary=summary_of(kind),

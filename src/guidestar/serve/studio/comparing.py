@@ -11,7 +11,7 @@ from PIL import Image
 from ...io.images import to_bytes
 
 
-def difference(first: str, second: str) -> tuple[str, float]:
+def difference_picture(first: str, second: str) -> tuple[str, float]:
     """Return where two pictures (PNG in base64) differ, and by how much.
 
     Returns:

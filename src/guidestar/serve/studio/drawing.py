@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from ..ticket import Pushes
-from .builder import Part
+from .builder import BuilderPart
 from .controls import Control
 from .planning import Planned
 from .problems import Problem
-from .running import Progress
+from .running import JobProgress
 from .starts import Start
 
 INKS = ("#4f6bed", "#e0752d", "#2f9e6e", "#b14ac0", "#c9a227", "#d1495b", "#3aa0b8", "#7a7f8c")
@@ -51,7 +51,7 @@ def start(found: Start | None) -> str:
     )
 
 
-def progress(found: Sequence[Progress]) -> str:
+def progress(found: Sequence[JobProgress]) -> str:
     """Show where runs stand together."""
     if not found:
         return '<div class="gs-progress"></div>'
@@ -179,7 +179,7 @@ def pushes(found: Sequence[Pushes], maps: Mapping[str, Sequence[tuple[int, str]]
     )
 
 
-def controls(parts: Sequence[Part], base: str, methods: Sequence[tuple[str, str]]) -> str:
+def controls(parts: Sequence[BuilderPart], base: str, methods: Sequence[tuple[str, str]]) -> str:
     """Draw the controls of an expression; the page's script sends what is changed."""
     bases = "".join(
         f'<option value="{b}"{" selected" * (b == base)}>{label}</option>'
@@ -203,7 +203,7 @@ def controls(parts: Sequence[Part], base: str, methods: Sequence[tuple[str, str]
     )
 
 
-def _part(index: int, part: Part) -> str:
+def _part(index: int, part: BuilderPart) -> str:
     own = "".join(_control(index, c) for c in part.controls if not c.more)
     more = "".join(_control(index, c) for c in part.controls if c.more)
     if more:

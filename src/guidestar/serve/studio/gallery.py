@@ -13,7 +13,7 @@ from .form import Form
 MOST = 60
 """Pictures that are kept; the oldest go first."""
 
-PATH = "/studio/gallery"
+GALLERY_PATH = "/studio/gallery"
 """Where browsers fetch the pictures: each once, however often the gallery is drawn."""
 
 _MOST_BYTES = 64 * 2**20
@@ -83,7 +83,9 @@ class Gallery:
         """Show them, each with what can be done with it."""
         if not self.entries:
             return '<div class="gs-empty">Pictures that you make are kept here.</div>'
-        cards = (_card(entry, f"{PATH}/{self.key}/{entry.id}.png") for entry in self.entries)
+        cards = (
+            _card(entry, f"{GALLERY_PATH}/{self.key}/{entry.id}.png") for entry in self.entries
+        )
         return f'<div class="gs-gallery">{"".join(cards)}</div>'
 
 

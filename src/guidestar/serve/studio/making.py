@@ -13,7 +13,7 @@ from ...io.images import read_settings
 from . import drawing, problems
 from .form import Form, read_picture, write_seeds
 from .gallery import picture_name
-from .page import LATEST, QUIET, RUN, WRONG, Data, Page, failed, labels_of, message_of
+from .page import LATEST, QUIET, RUN, WRONG, FormData, Page, failed, labels_of, message_of
 from .panel import sent_by
 from .running import preview_every
 from .session import Session, random_seeds
@@ -67,10 +67,10 @@ def add_make(page: Page, address: Any) -> Any:
         gallery = gr.HTML(elem_id="gs-gallery", js_on_load=GALLERY)
     fields, outputs = {*panel.fields, panel.random}, [shown, state, gallery, panel.seeds]
 
-    def make(data: Data, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def make(data: FormData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         yield from _make(page, data, request, fresh=bool(data[panel.random]))
 
-    def redraw(data: Data, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def redraw(data: FormData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         if data[live]:
             yield from _redraw(page, data, request)
         else:
@@ -96,7 +96,9 @@ def add_make(page: Page, address: Any) -> Any:
     return gallery
 
 
-def _make(page: Page, data: Data, request: gr.Request, *, fresh: bool) -> Iterator[tuple[Any, ...]]:
+def _make(
+    page: Page, data: FormData, request: gr.Request, *, fresh: bool
+) -> Iterator[tuple[Any, ...]]:
     session = page.session(request)
     skip = gr.skip()
     try:
@@ -109,7 +111,7 @@ def _make(page: Page, data: Data, request: gr.Request, *, fresh: bool) -> Iterat
         yield skip, failed(error), skip, skip
 
 
-def _redraw(page: Page, data: Data, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+def _redraw(page: Page, data: FormData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
     """Make the pictures again, if the settings have changed.
 
     What is wrong with an expression is marked at its place, so not here too.

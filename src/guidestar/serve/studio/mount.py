@@ -36,7 +36,7 @@ def mount_studio(app: FastAPI, service: Service) -> FastAPI:
     import gradio as gr
     from gradio.themes import Base
 
-    from .gallery import PATH as GALLERY
+    from .gallery import GALLERY_PATH
     from .page import CSS, make_page
     from .session import Sessions
 
@@ -52,7 +52,7 @@ def mount_studio(app: FastAPI, service: Service) -> FastAPI:
     async def favicon() -> Response:
         return Response(status_code=204)
 
-    @app.get(f"{GALLERY}/{{key}}/{{number}}.png", include_in_schema=False)
+    @app.get(f"{GALLERY_PATH}/{{key}}/{{number}}.png", include_in_schema=False)
     async def picture(key: str, number: int) -> Response:
         """Return a picture of a visitor's gallery, which never changes."""
         entry = sessions.picture(key, number)

@@ -17,9 +17,9 @@ from ..web.errors import RefusedError
 from ..web.service import Service
 from . import drawing, problems
 from .form import Form, read_query
-from .panel import Panel, change, default_form, draw_controls, restructure, sent_by
+from .panel import Panel, change_argument, default_form, draw_controls, restructure, sent_by
 from .planning import plan
-from .running import Progress
+from .running import JobProgress
 from .session import Session, Sessions
 from .starts import read_start
 
@@ -36,7 +36,7 @@ DARK = "() => { document.body.classList.toggle('dark'); }"
 WRONG = (ValueError, ArithmeticError, EngineError, RefusedError, MemoryError)
 """What a run can be refused with."""
 
-Data = Mapping[Any, Any]
+FormData = Mapping[Any, Any]
 """The values of fields, by the field."""
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -64,7 +64,7 @@ class Page:
         client = request.client.host if request.client else "unknown"
         return self.sessions.find(str(request.session_hash), owner or f"client-{client}")
 
-    def form(self, data: Data) -> Form:
+    def form(self, data: FormData) -> Form:
         """Read the settings.
 
         Raises:
@@ -147,7 +147,7 @@ def _follow_settings(page: Page, address: Any) -> None:
     panel = page.panel
 
     def move(text: str, event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
-        changed, wrong = change(text or "", sent_by(event))
+        changed, wrong = change_argument(text or "", sent_by(event))
         if isinstance(changed, str):
             page.session(request).written.add(changed)
         return changed, wrong
@@ -213,7 +213,7 @@ def _drop_start(page: Page, path: str | None) -> tuple[Any, Any]:
         return gr.skip(), None
 
 
-def _refresh(page: Page, data: Data) -> tuple[Any, Any, Any]:
+def _refresh(page: Page, data: FormData) -> tuple[Any, Any, Any]:
     """Check the settings, and draw their plan; return error, plan and address."""
     text = data[page.panel.guidance] or ""
     if len(text) > (most := page.service.limits.prompt):
@@ -238,7 +238,7 @@ def message_of(error: BaseException) -> str:
 
 def failed(error: BaseException) -> str:
     """Show an error in the place of the progress."""
-    return drawing.progress([Progress(status="failed", message=message_of(error))])
+    return drawing.progress([JobProgress(status="failed", message=message_of(error))])
 
 
 def labels_of(form: Form) -> list[str]:

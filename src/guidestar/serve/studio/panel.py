@@ -255,7 +255,7 @@ def draw_controls(text: str) -> Any:
     return drawing.controls(parts, base, builder.methods())
 
 
-def change(text: str, data: Mapping[str, Any]) -> tuple[Any, Any]:
+def change_argument(text: str, data: Mapping[str, Any]) -> tuple[Any, Any]:
     """Write what a control changed into the expression; return it, and the error if any."""
     return _attempt(
         lambda: builder.change(text, int(data["index"]), str(data["name"]), str(data["value"]))

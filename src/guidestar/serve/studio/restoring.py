@@ -14,7 +14,7 @@ from ...guidance import METHODS, Inpaint, Linear, Steered, get_operator
 from ...guidance.operators import OPERATORS
 from ...io.images import to_bytes, to_pil
 from ...model.model import Model
-from ..web.pictures import fit, pixels_of
+from ..web.pictures import fit_picture, pixels_of
 from ..web.schemas import ObservedPicture
 
 OPTIONS = {"downsample": ("factor",), "blur": ("deviation",)}
@@ -25,7 +25,7 @@ EXPRESSION = "cond + dps(5)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class InverseProblem:
     """An observation, and what it was made of.
 
     Args:
@@ -58,7 +58,7 @@ def observe(
     mask: Image.Image | None = None,
     options: Mapping[str, float] | None = None,
     noise: float = 0.0,
-) -> Problem:
+) -> InverseProblem:
     """Bring a picture to the model's size, and degrade it as an operator does.
 
     Args:
@@ -73,7 +73,7 @@ def observe(
         ValueError: the model makes no pictures, there is no mask, or an option is out of range.
     """
     channels, height, width = model.need_image_shape()
-    fitted = fit(picture, (width, height), channels, "crop")
+    fitted = fit_picture(picture, (width, height), channels, "crop")
     x = pixels_of(fitted)[None]
     known = None
     if operator == "inpaint":
@@ -91,7 +91,7 @@ def observe(
         y = y + noise * _noise(y)
     shown = to_pil(y)[0]
     settings = {k: v for k, v in (options or {}).items() if k in OPTIONS.get(operator, ())}
-    return Problem(
+    return InverseProblem(
         observation=ObservedPicture(
             image=_encode(shown),
             operator=operator,

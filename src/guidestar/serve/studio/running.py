@@ -16,12 +16,12 @@ from ..web.service import Service
 REFRESH_SECONDS = 0.25
 """Seconds after which the place in the queue is read again, where a run does not move."""
 
-FRAMES = 24
+MOST_PREVIEWS = 24
 """Previews of a run, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class JobProgress:
     """Where a run stands.
 
     Args:
@@ -63,7 +63,7 @@ class Runs:
             job.ticket.cancel()
         return len(live)
 
-    def follow(self, kind: str, requests: Sequence[SampleRequest]) -> Iterator[list[Progress]]:
+    def follow(self, kind: str, requests: Sequence[SampleRequest]) -> Iterator[list[JobProgress]]:
         """Send requests, so many at once as one client may, and yield where they stand.
 
         Those of the same kind that are under way are cancelled first, and so are these where they
@@ -78,7 +78,7 @@ class Runs:
         started = time.monotonic()
         changes: queue.SimpleQueue[None] = queue.SimpleQueue()
         jobs: list[Job] = []
-        found = [Progress(status="queued") for _ in requests]
+        found = [JobProgress(status="queued") for _ in requests]
         shown = [-1] * len(requests)
         window = max(1, self.service.limits.per_client // 2)
         try:
@@ -113,11 +113,11 @@ def _live(jobs: Sequence[Job]) -> int:
     return sum(not job.ticket.is_over for job in jobs)
 
 
-def _is_over(progress: Progress) -> bool:
+def _is_over(progress: JobProgress) -> bool:
     return progress.status in ENDED
 
 
-def _look(job: Job, k: int, found: list[Progress], shown: list[int], started: float) -> bool:
+def _look(job: Job, k: int, found: list[JobProgress], shown: list[int], started: float) -> bool:
     """Note where a run stands; return whether it has moved since the last look."""
     if _is_over(found[k]):
         return False
@@ -138,7 +138,7 @@ def _look(job: Job, k: int, found: list[Progress], shown: list[int], started: fl
     return fresh or now != (before.status, before.place, before.done)
 
 
-def _finished(job: Job, started: float) -> Progress:
+def _finished(job: Job, started: float) -> JobProgress:
     """Return how a run that is over ended, with its pictures."""
     found = _progress(job.ticket, started, ())
     if job.ticket.error is not None:
@@ -148,12 +148,12 @@ def _finished(job: Job, started: float) -> Progress:
 
 
 def preview_every(steps: int) -> int:
-    """Return after how many steps a preview is shown, so that there are at most `FRAMES`."""
-    return max(1, -(-steps // FRAMES))
+    """Return after how many steps a preview is shown, so that there are at most `MOST_PREVIEWS`."""
+    return max(1, -(-steps // MOST_PREVIEWS))
 
 
-def _progress(ticket: Ticket, started: float, pictures: Sequence[str]) -> Progress:
-    return Progress(
+def _progress(ticket: Ticket, started: float, pictures: Sequence[str]) -> JobProgress:
+    return JobProgress(
         status=ticket.status,
         place=ticket.place,
         done=ticket.steps_done,

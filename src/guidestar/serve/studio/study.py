@@ -11,8 +11,8 @@ import gradio as gr
 from ..web.building import at_most
 from . import comparing, drawing, plotting, problems, restoring
 from .explaining import maps_of
-from .page import LATEST, QUIET, RUN, WRONG, Data, Page, failed, labels_of
-from .running import Progress
+from .page import LATEST, QUIET, RUN, WRONG, FormData, Page, failed, labels_of
+from .running import JobProgress
 
 
 def add_compare(page: Page) -> None:
@@ -36,7 +36,7 @@ def add_compare(page: Page) -> None:
         lambda text: drawing.problem(problems.find_problem(text)), [second], [wrong], **LATEST
     )
 
-    def compare(data: Data, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def compare(data: FormData, request: gr.Request) -> Iterator[tuple[Any, Any]]:
         try:
             form = page.form(data)
             forms = [form, replace(form, guidance=data[second] or "")]
@@ -53,7 +53,7 @@ def add_compare(page: Page) -> None:
     _add_stop(page, stop, "compare")
 
 
-def _compared(expressions: list[str], labels: list[str], found: list[Progress]) -> Any:
+def _compared(expressions: list[str], labels: list[str], found: list[JobProgress]) -> Any:
     if not all(p.pictures for p in found):
         return gr.skip()
     rows = [
@@ -62,7 +62,7 @@ def _compared(expressions: list[str], labels: list[str], found: list[Progress]) 
     ]
     if all(p.status == "done" for p in found):
         pairs = zip(found[0].pictures, found[1].pictures, strict=True)
-        deltas = [comparing.difference(a, b) for a, b in pairs]
+        deltas = [comparing.difference_picture(a, b) for a, b in pairs]
         sizes = [f"at most {100 * most:.3g} %" for _, most in deltas]
         rows.append(
             "<h4>second − first (grey: the same)</h4>"
@@ -87,7 +87,7 @@ def add_plot(page: Page) -> None:
         drawing.pictures([], [], note="One picture for each pair of values."), elem_id="gs-plot"
     )
 
-    def offer(data: Data, request: gr.Request) -> tuple[Any, Any]:
+    def offer(data: FormData, request: gr.Request) -> tuple[Any, Any]:
         session = page.session(request)
         try:
             choices = plotting.axes_of(page.form(data))
@@ -112,7 +112,7 @@ def add_plot(page: Page) -> None:
             **LATEST,
         )
 
-    def plot(data: Data, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def plot(data: FormData, request: gr.Request) -> Iterator[tuple[Any, Any]]:
         skip = gr.skip()
         try:
             form = page.form(data)
@@ -121,7 +121,7 @@ def add_plot(page: Page) -> None:
                 for a, v in zip(axes, values, strict=True)
             )
             requests = [f.request() for row in plotting.cells(form, x, y) for f in row]
-            found: list[Progress] = []
+            found: list[JobProgress] = []
             for found in page.session(request).runs.follow("plot", requests):
                 yield skip, drawing.progress(found)
             if all(p.pictures for p in found):
@@ -134,7 +134,7 @@ def add_plot(page: Page) -> None:
     _add_stop(page, stop, "plot")
 
 
-def _suggested(page: Page, data: Data, key: str | None) -> Any:
+def _suggested(page: Page, data: FormData, key: str | None) -> Any:
     try:
         return plotting.suggest(page.form(data), key or "")
     except WRONG:
@@ -152,7 +152,7 @@ def add_explain(page: Page) -> None:
         elem_id="gs-explained",
     )
 
-    def explain(data: Data, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def explain(data: FormData, request: gr.Request) -> Iterator[tuple[Any, Any]]:
         session = page.session(request)
         try:
             form = page.form(data)
@@ -228,7 +228,7 @@ def add_restore(page: Page) -> None:
         **QUIET,
     )
 
-    def restore(data: Data, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def restore(data: FormData, request: gr.Request) -> Iterator[tuple[Any, Any]]:
         try:
             form = replace(page.form(data), guidance=data[guidance] or "")
             painted = data[picture] or {}

@@ -30,7 +30,7 @@ SAMPLERS = (
 SCHEDULERS = {**GRID_WORDS, "automatic": None}
 """A1111's schedulers, and our grids; None for the model's own."""
 
-NAMES = {
+A1111_NAMES = {
     **{"cond": "prompt", "negative": "negative_prompt", "start": "init_images"},
     **{"strength": "denoising_strength", "solver": "sampler_name"},
 }
@@ -38,7 +38,7 @@ NAMES = {
 
 PREVIEW_EVERY = 5
 
-STRETCH, CROP = 0, 1
+JUST_RESIZE, CROP = 0, 1
 """The values of ``resize_mode`` that mean something here."""
 
 
@@ -94,7 +94,7 @@ async def _make(request: Request, body: Txt2Img, start: dict[str, Any]) -> dict[
         preview_every=PREVIEW_EVERY,
         **start,
     )
-    names = NAMES if body.cfg_scale is None else {**NAMES, "guidance": "cfg_scale"}
+    names = A1111_NAMES if body.cfg_scale is None else {**A1111_NAMES, "guidance": "cfg_scale"}
     job = await submit(request, sampled, task=body.force_task_id, names=names)
     await wait(request, job)
     pictures = await encode_base64(job)
@@ -143,7 +143,7 @@ def _ignored(body: Txt2Img) -> list[str]:
         for field in sorted(body.model_fields_set - MEANT)
         if getattr(body, field) not in (type(body).model_fields[field].default, *off)
     ]
-    if body.resize_mode not in (STRETCH, CROP):
+    if body.resize_mode not in (JUST_RESIZE, CROP):
         found.append(f"resize_mode {body.resize_mode} means nothing here; it was taken as 0")
     return found
 

@@ -14,7 +14,7 @@ from ...io.images import to_bytes, to_pil
 from ...model.motions import body_of_model
 from ..ticket import Ticket
 from .errors import RefusedError, refused
-from .motion_files import MEDIA, Moving, moving_previews, moving_samples
+from .motion_files import MEDIA, SampledMotion, moving_previews, moving_samples
 
 
 class Job:
@@ -66,7 +66,7 @@ class Job:
             raise RefusedError(404, "not_found", f"there are {len(self._pictures)} pictures")
         own = {**self._settings, "stride": 1, "index": index, "number": index}
         picture = self._pictures[index]
-        if isinstance(picture, Moving):
+        if isinstance(picture, SampledMotion):
             return picture.encoded(own, kind)
         if kind in MEDIA:
             raise RefusedError(

@@ -29,7 +29,7 @@ MEDIA = {"bvh": "text/plain; charset=utf-8", "npz": "application/zip"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Moving:
+class SampledMotion:
     """One sampled motion.
 
     Args:
@@ -57,12 +57,14 @@ class Moving:
         return animation_bytes(self.drawn(), self.body.rate, moving, texts)
 
 
-def moving_samples(model: Model, samples: Samples) -> list[Moving] | None:
+def moving_samples(model: Model, samples: Samples) -> list[SampledMotion] | None:
     """Return the motions of a model's samples; None of a model that makes none."""
     body = body_of_model(model)
     if body is None:
         return None
-    return [Moving(body=body, numbers=x.detach().float().cpu()) for x in motions(model, samples)]
+    return [
+        SampledMotion(body=body, numbers=x.detach().float().cpu()) for x in motions(model, samples)
+    ]
 
 
 def moving_previews(model: Model, x0: Tensor) -> list[Image.Image]:

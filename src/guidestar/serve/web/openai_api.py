@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 MEANINGLESS = ("quality", "style", "background", "moderation", "output_compression", "user")
 """Fields of OpenAI that mean nothing to a diffusion model."""
 
-NAMES = {"cond": "prompt", "negative": "negative_prompt", "steps": "num_inference_steps"}
+OPENAI_NAMES = {"cond": "prompt", "negative": "negative_prompt", "steps": "num_inference_steps"}
 """OpenAI's names of our fields, or those that other servers gave them."""
 
 NO_TOKENS = {
@@ -55,7 +55,9 @@ async def generate(request: Request, body: ImagesRequest) -> Any:
             solver=body.solver,
             preview_every=every if body.stream else 0,
         ),
-        names=NAMES if body.guidance_scale is None else {**NAMES, "guidance": "guidance_scale"},
+        names=OPENAI_NAMES
+        if body.guidance_scale is None
+        else {**OPENAI_NAMES, "guidance": "guidance_scale"},
     )
     ignored = [field for field in MEANINGLESS if getattr(body, field) is not None]
     warnings = [f"{field} means nothing to this model" for field in ignored]

@@ -19,7 +19,9 @@ Resize = Literal["stretch", "crop"]
 """How a picture of another size becomes the model's."""
 
 
-def fit(image: Image.Image, size: tuple[int, int], channels: int, how: Resize) -> Image.Image:
+def fit_picture(
+    image: Image.Image, size: tuple[int, int], channels: int, how: Resize
+) -> Image.Image:
     """Bring a picture to a size and to grey or RGB, over white where it is transparent.
 
     Args:
@@ -90,7 +92,7 @@ def to_tensor(
         if resize is None:
             text = f"{field} is {image.size[0]} × {image.size[1]} pixels, not {width} × {height}"
             raise RefusedError(422, "invalid_request_error", text, field)
-        image = fit(image, (width, height), channels, resize)
+        image = fit_picture(image, (width, height), channels, resize)
     return pixels_of(image)
 
 

@@ -16,7 +16,7 @@ from .job import Job
 from .motion_files import MEDIA
 from .schemas import PlanRequest, SampleRequest
 
-PAUSE = 0.1
+POLL_SECONDS = 0.1
 """Seconds between two events of a request without previews: a fast one has many steps in that."""
 
 router = APIRouter(prefix="/v1", tags=["samples"])
@@ -51,7 +51,7 @@ async def follow(request: Request, name: str) -> Response:
 
 async def _events(job: Job) -> AsyncIterator[dict[str, Any]]:
     shown = 0
-    pause = 0.0 if job.ticket.preview_every else PAUSE
+    pause = 0.0 if job.ticket.preview_every else POLL_SECONDS
     async for _ in changes(job.ticket, pause=pause):
         preview = job.ticket.preview
         if preview is not None and preview.step != shown:

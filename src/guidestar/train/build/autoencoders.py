@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...core.rng import Draw
 from ...data.latents import check_spread, pictures_of
 from ...data.source import Source
-from ...diffusers.objects import Network
+from ...diffusers.objects import DiffusersNetwork
 from ...diffusers.read.safetensors_io import read_module, read_tensors
 from ...diffusers.read.vae import raw_latents
 from ...diffusers.write import WEIGHTS, write_module
@@ -87,7 +87,7 @@ def build_decoder(recipe: Recipe, spec: DecoderPart, source: Source, out: Path |
     return Built(module=module, objective=objective, prepare=lambda targets: {})
 
 
-def fresh_autoencoder(spec: AutoencoderPart, shape: tuple[int, ...]) -> Network:
+def fresh_autoencoder(spec: AutoencoderPart, shape: tuple[int, ...]) -> DiffusersNetwork:
     """Make an autoencoder for pictures of ``shape``; errors as of `build_autoencoder`."""
     if len(shape) != 3:
         raise ValueError(f"an autoencoder learns from pictures, not from samples of {list(shape)}")
@@ -96,7 +96,7 @@ def fresh_autoencoder(spec: AutoencoderPart, shape: tuple[int, ...]) -> Network:
     def make() -> nn.Module:
         return networks.from_diffusers(spec.network, settings)
 
-    return cast("Network", within_memory(make, copies_of(spec.train)))
+    return cast("DiffusersNetwork", within_memory(make, copies_of(spec.train)))
 
 
 def _kl(spec: AutoencoderPart, shape: tuple[int, ...]) -> JSONObject:
@@ -155,7 +155,7 @@ def latent_shape(spec: AutoencoderPart, shape: tuple[int, ...]) -> tuple[int, in
 
 
 @torch.no_grad()
-def measured_spread(vae: Network, source: Source) -> tuple[Tensor, Tensor]:
+def measured_spread(vae: DiffusersNetwork, source: Source) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each channel of the latents ``[C]``, float64, over up
     to `_MOST` pictures.
 
@@ -174,7 +174,7 @@ def measured_spread(vae: Network, source: Source) -> tuple[Tensor, Tensor]:
     return flat.mean(1), flat.std(1, correction=0)
 
 
-def state_spread(vae: Network, spec: AutoencoderPart, mean: Tensor, std: Tensor) -> None:
+def state_spread(vae: DiffusersNetwork, spec: AutoencoderPart, mean: Tensor, std: Tensor) -> None:
     """Write the latents' mean and spread into the autoencoder's config, as Diffusers has them.
 
     By channel: ``latents_mean``, ``latents_std``, and a ``scaling_factor`` of 1. As a scalar:
@@ -192,7 +192,7 @@ def state_spread(vae: Network, spec: AutoencoderPart, mean: Tensor, std: Tensor)
     vae.register_to_config(**settings)
 
 
-def write_autoencoder(recipe: Recipe, trained: Network, source: Source, out: Path) -> Path:
+def write_autoencoder(recipe: Recipe, trained: DiffusersNetwork, source: Source, out: Path) -> Path:
     """Write the trained autoencoder with its latents' spread as ``out/vae``, unless it is there.
 
     Raises:

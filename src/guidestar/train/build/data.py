@@ -19,7 +19,7 @@ from ...data.reduced import Reduced
 from ...data.shards import Shards
 from ...data.source import Column, InMemory, Source, Subset, split
 from ...data.tensors import Standardised, Standardiser, tensors
-from ...diffusers.objects import Network
+from ...diffusers.objects import DiffusersNetwork
 from ...diffusers.read.safetensors_io import read_module
 from ...diffusers.read.vae import encoded as into_latents
 from ...io.documents import read_json
@@ -34,7 +34,7 @@ def sources(
     bad: Callable[[str], None] | None = None,
     out: Path | None = None,
     *,
-    vae: Network | None = None,
+    vae: DiffusersNetwork | None = None,
 ) -> tuple[Source, Source | None]:
     """Return the data to train on, and those held out to measure on (None of a stream).
 
@@ -61,7 +61,10 @@ def sources(
 
 
 def _sources(
-    recipe: Recipe, bad: Callable[[str], None] | None, out: Path | None, vae: Network | None
+    recipe: Recipe,
+    bad: Callable[[str], None] | None,
+    out: Path | None,
+    vae: DiffusersNetwork | None,
 ) -> tuple[Source, Source | None]:
     spec = recipe.data
     if spec.kind == "fashion-mnist":
@@ -77,7 +80,7 @@ def _sources(
 
 
 def in_latents(
-    recipe: Recipe, source: Source, out: Path | None, *, vae: Network | None = None
+    recipe: Recipe, source: Source, out: Path | None, *, vae: DiffusersNetwork | None = None
 ) -> Source:
     """Return the latents of pictures, or of what stands for them, by the recipe's autoencoder.
 
@@ -226,7 +229,7 @@ def _read(
 
 
 @torch.no_grad()
-def encode_pictures(source: Pictures, vae: Network, cache: Path) -> Source:
+def encode_pictures(source: Pictures, vae: DiffusersNetwork, cache: Path) -> Source:
     """Return the latents of pictures (`guidestar.diffusers.read.vae.encoded`), kept in ``cache``.
 
     Raises:

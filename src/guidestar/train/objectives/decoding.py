@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core.levels import expand
 from ...core.rng import Draw
-from ...diffusers.objects import Network
+from ...diffusers.objects import DiffusersNetwork
 from ...diffusers.read.vae import decoded, encoded
 from ...networks.clip import CLIP
 from .objective import Objective
@@ -43,7 +43,7 @@ class Decoding(Objective):
     noise: float = 0.0
     clip: CLIP | None = None
 
-    def __call__(self, net: Network, x0: Tensor, target: object, draw: Draw) -> Tensor:
+    def __call__(self, net: DiffusersNetwork, x0: Tensor, target: object, draw: Draw) -> Tensor:
         """Return the loss ``[B]`` of the autoencoder ``net`` on pictures ``x0 [B, C, H, W]``."""
         with torch.no_grad():
             z = encoded(net, x0)

@@ -13,11 +13,27 @@ from ...core.rng import Draw
 from .teacher import Conditioning, StudentModel, with_input
 
 
-def student(net: StudentModel, x_t: Tensor, level: Level, conditioning: Conditioning) -> Tensor:
-    """Return the student's clean estimate ``[B, *S]``, in one pass."""
+def student(
+    net: StudentModel,
+    x_t: Tensor,
+    level: Level,
+    conditioning: Conditioning,
+    interval: Value | None = None,
+) -> Tensor:
+    """Return the student's clean estimate ``[B, *S]``, in one pass.
+
+    Args:
+        net: the student.
+        x_t: noisy samples ``[B, *S]``.
+        level: their level.
+        conditioning: what they are of.
+        interval: the share of the time that is to be covered, of a student that takes it.
+    """
     cond = net.encoder(conditioning.rows)
     if conditioning.scale is not None:
         cond = with_input(cond, conditioning.scale.to(x_t.device))
+    if interval is not None:
+        cond = cond.with_interval(interval, x_t)
     out = net.denoiser(x_t, level, cond)
     return out.x0 if isinstance(out, Prediction) else out
 

@@ -43,7 +43,7 @@ def data_of(recipe: Distillation, model: Model) -> Data:
     return Data.model_validate({**settings, **({} if own is None else {"path": own.path})})
 
 
-def source_of(
+def student_source(
     recipe: Distillation, model: Model, say: Callable[[str], None] | None = None
 ) -> Source:
     """Read the data; of pictures for a model of latents, the latents of its own autoencoder.

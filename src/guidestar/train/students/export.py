@@ -23,7 +23,7 @@ from ..objectives.objective import profiles
 from ..snapshots import checkpoint
 from .data import data_of
 from .paths import make_paths
-from .run import Lesson, finished_stage, grid_of, runs_of, stage_settings
+from .run import Lesson, finished_stage, runs_of, stage_settings, student_grid
 from .stages import training
 
 _SOLVERS = {
@@ -31,6 +31,7 @@ _SOLVERS = {
     "trajectory": "ddim",
     "progressive": "ddim",
     "consistency": "consistency",
+    "meanflow": "meanflow",
     "matching": "ddim",
 }
 """The solver that each kind of student is for; None: the teacher's."""
@@ -64,7 +65,7 @@ def assemble_student(
         grid, visits = runs_of(lesson, index, cast(Paths, paths))
         about = {**about, "grids": {str(steps): [float(grid[i].rho) for i in visits]}}
     if lesson.begun is not None:
-        levels = cast(Grid, grid_of(lesson))
+        levels = cast(Grid, student_grid(lesson))
         about = {**about, "grids": {str(steps): [float(level.rho) for level in levels]}}
     model = Model(
         name=recipe.name if last else f"{recipe.name}-{steps}",

@@ -39,8 +39,8 @@ class Student(Strict):
         scale: smallest and largest w.
         method: "guided" (one pass for what guidance takes several), "trajectory" (few steps, from
             runs of the teacher's own sampler), "progressive" (halve the steps again and again),
-            "consistency" (few steps at once) or "matching" (mend the distribution of a student's
-            samples).
+            "consistency" (few steps at once), "meanflow" (steps of any length, from average
+            velocities) or "matching" (mend the distribution of a student's samples).
         steps: of the student's sampling.
         start: steps of the teacher: of "progressive", ``steps`` times a power of two; of
             "trajectory", any number of at least ``steps``.
@@ -60,7 +60,8 @@ class Student(Strict):
         lead: share of a "matching" training in which the student stands still, while the network
             that denoises its samples learns.
         through: how many of the student's last steps carry the gradient, of "matching".
-        finest: steps of the grid at the end of a "consistency" training.
+        finest: steps of the grid at the end of a "consistency" training; of the grid of whose
+            levels a "meanflow" student learns the steps.
         rank: the student differs from its teacher by matrices of this rank, so that its file is
             small (`guidestar.networks.low_rank`); without it, in every number.
         first: a stage "guided" before the halvings of "progressive".
@@ -70,9 +71,9 @@ class Student(Strict):
     teacher: str
     guidance: str | None = None
     scale: Scales | None = None
-    method: Literal["guided", "trajectory", "progressive", "consistency", "matching"] = (
-        "progressive"
-    )
+    method: Literal[
+        "guided", "trajectory", "progressive", "consistency", "meanflow", "matching"
+    ] = "progressive"
     steps: StepCount = 4
     start: StepCount = 16
     grid: str | None = None
@@ -106,7 +107,7 @@ class Student(Strict):
         if self.first is not None and self.method != "progressive":
             raise ValueError("first is a stage before the halvings of method 'progressive'")
         self._check_matching()
-        if self.method == "consistency" and self.finest < self.steps:
+        if self.method in ("consistency", "meanflow") and self.finest < self.steps:
             raise ValueError(
                 f"finest ({self.finest}) must be at least the student's steps ({self.steps})"
             )

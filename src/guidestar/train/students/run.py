@@ -34,7 +34,7 @@ from ..objectives.objective import Progress, TrainSettings, profiles
 from ..objectives.teacher import Teacher
 from ..progress import Reporter
 from ..snapshots import checkpoint
-from .data import source_of
+from .data import student_source
 from .paths import SHARD, blank_paths, choose_visits, make_paths, path_grid
 from .recipe import Distillation, Student
 from .stages import (
@@ -80,7 +80,7 @@ def read_lesson(recipe: Distillation, say: Callable[[str], None] | None = None) 
             learned.
     """
     model = load(recipe.student.teacher)
-    source = source_of(recipe, model, say)
+    source = student_source(recipe, model, say)
     teacher = teacher_of(model, recipe.student, source)
     networks: Any = {"main": (teacher.denoiser, teacher.encoder), **teacher.nets}
     tensors = {
@@ -150,7 +150,7 @@ def student_of(
     spec = lesson.recipe.student
     scale = spec.range_of_scale
     torch.manual_seed(lesson.recipe.seed + index)
-    fresh = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model), spec.rank)
+    fresh = _fresh(lesson)
     if lesson.begun is not None:
         fake = deepcopy(fresh)
         return Matched(begun_student(fresh, lesson.begun, lesson.source), fake), lesson.teacher
@@ -161,6 +161,17 @@ def student_of(
     if spec.method == "trajectory":
         return fresh, lesson.teacher
     return fresh, as_teacher(trained, lesson.teacher, takes_scale=scale is not None)
+
+
+def _fresh(lesson: Lesson) -> ConditionalModel:
+    spec = lesson.recipe.student
+    return fresh_student(
+        lesson.teacher,
+        spec.range_of_scale,
+        default_scale(spec, lesson.model),
+        spec.rank,
+        interval=spec.method == "meanflow",
+    )
 
 
 def finished_stage(lesson: Lesson, index: int, out: Path) -> ConditionalModel:
@@ -179,9 +190,7 @@ def finished_stage(lesson: Lesson, index: int, out: Path) -> ConditionalModel:
             f"the stage {stage!r} is trained for {state['done']} of its {settings.steps} steps; "
             "run the same command again"
         )
-    spec = lesson.recipe.student
-    scale = spec.range_of_scale
-    module: Any = fresh_student(lesson.teacher, scale, default_scale(spec, lesson.model), spec.rank)
+    module: Any = _fresh(lesson)
     if lesson.begun is not None:
         module = Matched(module, deepcopy(module))
     module.load_state_dict(state["module"])
@@ -247,7 +256,7 @@ def distill(
     return lesson
 
 
-def grid_of(lesson: Lesson) -> Grid | None:
+def student_grid(lesson: Lesson) -> Grid | None:
     """Return the levels of the sampling of a student that "matching" mends."""
     return None if lesson.begun is None else lesson.begun.grid()
 
@@ -273,7 +282,7 @@ def _train_stage(
     stage, steps = recipe.student.stages()[index]
     module, teacher = student_of(lesson, index, out)
     runs = None if paths is None else runs_of(lesson, index, paths)
-    built = build_stage(recipe, stage, steps, teacher, module, runs, grid_of(lesson))
+    built = build_stage(recipe, stage, steps, teacher, module, runs, student_grid(lesson))
     if accelerator.device.type == "cpu":
         _suit_cpu_training(module)
     trainer = Trainer(
@@ -325,7 +334,7 @@ def plan_distillation(recipe: Distillation, say: Callable[[str], None] | None = 
         lines.append(f"paths: {spec.paths:,} runs of the teacher, {walk}")
     for index, (stage, steps) in enumerate(recipe.student.stages()):
         runs = runs_of(lesson, index, source) if isinstance(source, Paths) else None
-        built = build_stage(recipe, stage, steps, teacher, module, runs, grid_of(lesson))
+        built = build_stage(recipe, stage, steps, teacher, module, runs, student_grid(lesson))
         settings = stage_settings(recipe, index)
         held = training_memory(built.module, settings, source.shape)
         each = activations(built, source)

@@ -22,6 +22,7 @@ from ...networks.guidance_scale import (
     ScaledNetwork,
     embedding_width,
 )
+from ...networks.interval import Interval, IntervalNetwork
 from ...networks.low_rank import adapt
 from ...networks.network import Network
 from ...sampling.grids import GRIDS
@@ -33,6 +34,7 @@ from ..objectives.objective import Built, Objective
 from ..objectives.progressive_distillation import ProgressiveDistillation
 from ..objectives.teacher import Batch, Teacher
 from ..objectives.trajectory_distillation import TrajectoryDistillation
+from ..objectives.velocity_distillation import VelocityDistillation
 from ..objectives.weighting import EDM, Uniform
 from ..recipe.parts import Training
 from .recipe import Distillation, Student
@@ -98,6 +100,11 @@ def teacher_of(model: Model, spec: Student, source: Source) -> Teacher:
             f"{model.name!r} takes its guidance scale as an input, so it is a student already; "
             "distil its teacher"
         )
+    if getattr(model.denoiser, "takes_interval", False):
+        raise ValueError(
+            f"{model.name!r} takes the interval of a step as an input, so it is a student already; "
+            "distil its teacher"
+        )
     encoder = conditions_of(model, model.encoder, source)
     guidance = spec.guidance or str(model.defaults.get("guidance", "cond"))
     used = {n for term in _parsed(guidance).terms for n in term.traits.nets}
@@ -130,14 +137,18 @@ def fresh_student(
     scale: tuple[float, float] | None,
     default: float,
     rank: int | None = None,
+    *,
+    interval: bool = False,
 ) -> ConditionalModel:
-    """Return a copy of a teacher that gives its conditional pass to the bit, whatever the scale.
+    """Return a copy of a teacher that gives its conditional pass to the bit, whatever the scale and
+    the interval.
 
     Args:
         teacher: whose network and encoder are copied.
         scale: the range of w; None where the student takes none.
         default: the scale that the student uses where none is given.
         rank: of the difference that the network learns; None where it learns every number.
+        interval: the network takes the interval of a step.
     """
     denoiser, encoder = deepcopy((teacher.denoiser, teacher.encoder))
     if not isinstance(denoiser, Network):
@@ -145,10 +156,12 @@ def fresh_student(
             f"the teacher's denoiser is a {type(denoiser).__name__}; only networks wrapped in "
             "guidestar.Network can be copied into a student"
         )
+    net: Any = denoiser.net
+    if interval:
+        denoiser.net = IntervalNetwork(denoiser.net, Interval(embedding_width(net)))  # type: ignore[arg-type]
     if scale is not None:
-        net: Any = denoiser.net
         embed = GuidanceScale(embedding_width(net), scale[0], scale[1], default)
-        denoiser.net = ScaledNetwork(net, embed)
+        denoiser.net = ScaledNetwork(denoiser.net, embed)  # type: ignore[arg-type]
     student = ConditionalModel(denoiser, encoder)
     student.requires_grad_(True)
     if rank is not None:
@@ -262,6 +275,8 @@ def _objective(spec: Student, stage: str, steps: int, teacher: Teacher) -> Objec
             last=spec.finest,
             **shared,
         )
+    if stage == "meanflow":
+        return VelocityDistillation(grid=spacing(teacher.schedule, spec.finest), **shared)
     return ProgressiveDistillation(
         grid=spacing(teacher.schedule, steps),
         walked=spacing(teacher.schedule, 2 * steps),
