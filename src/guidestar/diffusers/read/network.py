@@ -132,14 +132,6 @@ def _take_inputs(made: Network, folder: Path, dtype: torch.dtype) -> None:
     from ...networks.guidance_scale import GuidanceScale, ScaledNetwork
     from ...networks.interval import Interval, IntervalNetwork
 
-<<<<<<< HEAD
-    scale = read_module(home, dtype=dtype, known={"GuidanceScale": GuidanceScale})
-    assert isinstance(made.net, nn.Module)
-    try:
-        made.net = ScaledNetwork(made.net, scale)
-    except ValueError as error:
-        raise ValueError(f"{home / 'config.json'}: {error}") from None
-=======
     kinds = {
         INTERVAL_FOLDER: (Interval, IntervalNetwork),
         SCALE_FOLDER: (GuidanceScale, ScaledNetwork),
@@ -154,7 +146,6 @@ def _take_inputs(made: Network, folder: Path, dtype: torch.dtype) -> None:
             made.net = around(made.net, part)
         except ValueError as error:
             raise ValueError(f"{home / 'config.json'}: {error}") from None
->>>>>>> distill
 
 
 def denoiser(network: nn.Module, process: Process, beside: int = 0) -> Network:
