@@ -23,7 +23,7 @@ from guidestar import Cascade, load, upscale
 from guidestar.apps.measure import references, scores
 from guidestar.evaluate import run_judge
 from guidestar.io.images import SheetRow, save_png, sheet, to_pil
-from guidestar.model.cascade import stage_seed
+from guidestar.model.cascade_stages import stage_seed
 
 LEVELS = (0.0, 0.1, 0.2, 0.3)
 PLAIN = "cond | threshold(0.995)"

@@ -21,7 +21,7 @@ from guidestar.data.layout import _captions
 from guidestar.data.shards import PictureFormat, Shards
 from guidestar.diffusers.export import network_of
 from guidestar.diffusers.guide.pipelines import _refuse_caches, _refuse_own
-from guidestar.diffusers.read.encoders import TextEncoder
+from guidestar.diffusers.read.text_encoder import TextEncoder
 from guidestar.guidance import parse
 from guidestar.io.documents import read_toml
 from guidestar.motion.bvh import MOST_JOINTS, parse_bvh

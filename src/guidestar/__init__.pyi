@@ -99,6 +99,8 @@ from .guidance import (
 )
 from .model.cascade import (
     Cascade as Cascade,
+)
+from .model.cascade_stages import (
     CascadeSamples as CascadeSamples,
     StageSettings as StageSettings,
 )

@@ -18,7 +18,8 @@ from guidestar.diffusers.read.network import denoiser
 from guidestar.diffusers.read.scheduler import Process
 from guidestar.evaluate.motions import foot_skating, jerk
 from guidestar.model.model import Model
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions
+from guidestar.networks.condition_encoders import ClassEncoder
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.lengths import LengthEncoder
 from guidestar.networks.motion import MotionTransformer
 from helpers.motions import write_walkers

@@ -29,7 +29,7 @@ from guidestar.cli import (
 from guidestar.cli import strips as strip_command
 from guidestar.diffusers import guidance_file
 from guidestar.model import folder, loading
-from guidestar.model.cascade import StageSettings
+from guidestar.model.cascade_stages import StageSettings
 from helpers.noting import noted
 from helpers.served import toy_model
 

@@ -12,7 +12,7 @@ from guidestar.diffusers.export import (
     scheduler_settings,
     write_index,
 )
-from guidestar.diffusers.read.encoders import TextEncoder
+from guidestar.diffusers.read.text_encoder import TextEncoder
 from guidestar.networks import clip as clips
 
 FLOW = "FlowMatchEulerDiscreteScheduler"

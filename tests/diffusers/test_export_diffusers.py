@@ -14,9 +14,9 @@ import guidestar as gs
 from guidestar import VE, VP, Flow, Grid, Model
 from guidestar.diffusers import guidance_file as recipe
 from guidestar.diffusers.export import pipeline_of
-from guidestar.diffusers.read.encoders import TextEncoder
 from guidestar.diffusers.read.network import denoiser
 from guidestar.diffusers.read.scheduler import Process
+from guidestar.diffusers.read.text_encoder import TextEncoder
 from guidestar.diffusers.read.vae import Decoder
 from guidestar.model.card import card_text
 from guidestar.model.folder_writing import save

@@ -16,8 +16,9 @@ import torch
 import guidestar as gs
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from guidestar.diffusers.read.hub import repository_of, wanted
-from guidestar.diffusers.read.safetensors_io import conversion, encoder_settings
+from guidestar.diffusers.read.safetensors_io import encoder_settings
 from guidestar.diffusers.read.text_models import read_text_model
+from guidestar.diffusers.read.weights_files import conversion
 from guidestar.model.folder import WeightsError
 from guidestar.model.shipped import SHIPPED
 from helpers.pipeline_folders import t5_text

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from guidestar.diffusers.read import hub, safetensors_io
-from guidestar.diffusers.read.encoders import ClassLabels, TextEncoder, checked_prompt
+from guidestar.diffusers.read import hub, safetensors_io, weights_files
+from guidestar.diffusers.read.encoders import ClassLabels
 from guidestar.diffusers.read.settings import PIXELS, check_network
 from guidestar.diffusers.read.text import FluxText, PixArtText, SD3Text, SDXLText
+from guidestar.diffusers.read.text_encoder import TextEncoder, checked_prompt
 from guidestar.diffusers.read.text_models import ClipText, T5Text, _rename
 from guidestar.diffusers.write import write_condition
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions
+from guidestar.networks.condition_encoders import ClassEncoder
+from guidestar.networks.conditions import Conditions
 
 
 class Words:
@@ -308,7 +310,7 @@ def test_what_was_fetched_before_is_found(monkeypatch, tmp_path):
     ],
 )
 def test_variants_of_weights(name, variant):
-    assert safetensors_io.variant_of(name, "model") == variant
+    assert weights_files.variant_of(name, "model") == variant
 
 
 def test_settings_without_what_fetches_code_or_changes_answers(tmp_path):

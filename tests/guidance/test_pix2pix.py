@@ -7,7 +7,8 @@ import torch
 
 from guidestar import Condition, Guided, Net, linear, pix2pix, uniform
 from guidestar.core.passes import Part
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions, VectorEncoder
+from guidestar.networks.condition_encoders import ClassEncoder, VectorEncoder
+from guidestar.networks.conditions import Conditions
 from helpers.scenes import SEEDS, scenes
 from helpers.toys import SCHEDULES, Spy, col, noise, toy
 

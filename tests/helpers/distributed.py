@@ -13,8 +13,9 @@ from guidestar.core.levels import VP
 from guidestar.core.rng import Draw
 from guidestar.data.source import Column, InMemory
 from guidestar.io.distributed import leave
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions
+from guidestar.networks.condition_encoders import ClassEncoder
 from guidestar.networks.conditional import ConditionalModel
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.network import Network
 from guidestar.train.loop.ema import EMA
 from guidestar.train.loop.fit import fit

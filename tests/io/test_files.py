@@ -36,6 +36,17 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
     assert listed(folder) == {"x": "1"}
 
 
+def test_a_file_is_on_disk_before_it_has_its_name_and_so_is_the_name(tmp_path, monkeypatch):
+    flushed: list[tuple[int, list[str]]] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda h: flushed.append((os.fstat(h).st_ino, sorted(os.listdir(tmp_path))))
+    )
+    with whole_or_not(tmp_path / "a") as beside:
+        beside.write_text("1")
+    inodes = [(tmp_path / "a").stat().st_ino, tmp_path.stat().st_ino]
+    assert flushed == [(inodes[0], ["a.writing"]), (inodes[1], ["a"])]
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "a.txt"

@@ -14,7 +14,8 @@ from torch import nn
 from guidestar.core.denoiser import Condition
 from guidestar.core.passes import Net
 from guidestar.model import binding, motions
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions
+from guidestar.networks.condition_encoders import ClassEncoder
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.guidance_scale import GuidanceScale
 from guidestar.networks.lengths import FRAMES, LengthEncoder
 from guidestar.networks.windows import Windowed

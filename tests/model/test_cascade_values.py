@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from guidestar.model.cascade import Cascade, CascadeSamples, StageSettings
+from guidestar.model.cascade import Cascade
+from guidestar.model.cascade_stages import CascadeSamples, StageSettings
 from guidestar.model.samples import Samples, Settings
 
 BASE = Settings(

@@ -9,7 +9,8 @@ import torch
 import guidestar as gs
 from guidestar.core.denoiser import Condition
 from guidestar.model import binding, cascade, steering
-from guidestar.model.cascade import Cascade, StageSettings
+from guidestar.model.cascade import Cascade
+from guidestar.model.cascade_stages import StageSettings
 from guidestar.sampling.resampling import choose_ancestors, count_starts, take_particles
 from helpers.noting import noted
 from helpers.served import toy_model

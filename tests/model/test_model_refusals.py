@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from guidestar.model import binding, cascade, folder, folder_reading, variants
-from guidestar.model.cascade import Cascade, StageSettings
+from guidestar.model.cascade import Cascade
+from guidestar.model.cascade_stages import StageSettings
 from guidestar.model.fitted import fitted_grid
 from guidestar.networks import guidance_scale
 from guidestar.networks.guidance_scale import GuidanceScale, ScaledNetwork

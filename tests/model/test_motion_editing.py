@@ -45,10 +45,13 @@ def model(data):
 CLIP = parse_bvh(walker(40, speed=1.5))
 
 
-def test_a_motion_is_known_in_the_models_units(model, data):
+def test_a_motion_is_known_in_the_models_units(model, data, tmp_path):
     numbers = data.body.encode(CLIP)
     wanted = (numbers[6 : 6 + T] - data.scale.mean) / data.scale.std
     torch.testing.assert_close(known_motion(model, CLIP, 6)[0], wanted)
+    (tmp_path / "clip.bvh").write_text(walker(40, speed=1.5))
+    for given in (tmp_path / "clip.bvh", str(tmp_path / "clip.bvh")):
+        torch.testing.assert_close(known_motion(model, given, 6)[0], wanted)
     short = known_motion(model, CLIP, 30)[0]
     assert bool(short[:10].any(1).all()) and not short[10:].any()
     for start in (-1, 40):
@@ -143,6 +146,16 @@ def test_a_target_is_the_distance_of_the_joint(model, data):
     (slope,) = torch.autograd.grad(reach(model, "Head", {5: (0, 0, 0)})(y).sum(), y)
     assert bool(slope.isfinite().all()) and bool(slope.abs().sum() > 0)
     assert not slope[:, 6:].any()  # later frames move no earlier joint
+    # The first frame can have a target; what is reached has the distance 1e-6, and a slope of 0.
+    hips = joints[:, :, 0][:1, 0].tolist()[0]
+    there = reach(model, "Hips", {0: (hips[0], None, hips[2])})
+    height = data.body.format.size
+    torch.testing.assert_close(there(x[:1]), torch.tensor([1e-6 / height]), rtol=1e-2, atol=0)
+    (slope,) = torch.autograd.grad(there(y).sum(), y)
+    assert bool(slope.isfinite().all())
+    free = reach(model, "Hips", {3: (None, None, None), 1: (1.0, None, None)})
+    off = ((foot.new_tensor(1.0) - joints[:, 1, 0, 0]) ** 2 / 2).sqrt() / height
+    torch.testing.assert_close(free(x), off, rtol=1e-4, atol=1e-6)
     for at, words in (({16: (0, 0, 0)}, "0 to 15, not 16"), ({}, "at least one target is needed")):
         with pytest.raises(ValueError, match=words):
             reach(model, "Head", at)

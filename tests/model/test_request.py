@@ -1,6 +1,6 @@
 """A run is one object: resolved once, the same whichever way it is carried out."""
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -122,6 +122,10 @@ def test_what_a_picture_cannot_carry_is_named(model):
 
     assert lacking(seeds=[1], steps=3, solver="heun", grid="uniform") == ()
     assert lacking(guidance="cond + dps(1)") == ("the loss 'loss'",)
+    weight = gs.cfg(2.0, schedule=lambda value, step: 1.0)
+    assert lacking(guidance=weight) == ("what its guidance was given in Python",)
+    encoded = replace(model.request("a"), encoded=gs.Condition(label=torch.zeros(1)))
+    assert encoded.lacking() == ("the condition it was given in Python",)
     assert lacking(solver=gs.DDIM(eta=0.5)) == ()
     assert lacking(solver=gs.TimeTravel()) == ("the solver it was given in Python",)
     assert lacking(grid=gs.uniform(model.schedule, 4)) == ("the grid it was given in Python",)

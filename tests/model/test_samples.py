@@ -99,6 +99,8 @@ GOOD = {**asdict(SETTINGS), "index": 1, "number": 6, "stride": 5}
         "index": [0, 1],
         "stride": [1, 6],
         "number": [5, 10**9],
+        "scale": [None, [], [1, 2.5]],
+        "weights": ["", "ab"],
     }.items(),
 )
 def test_settings_that_can_be_repeated(key, values):
@@ -123,6 +125,8 @@ def test_settings_that_can_be_repeated(key, values):
         "index": [None, 0.0, True],
         "number": ["6", 6.0],
         "stride": [None, 1.0],
+        "scale": [2.0, ["1"], [True], [None]],
+        "weights": [None, 3],
     }.items(),
 )
 def test_settings_of_other_kinds_are_refused(key, values):
@@ -151,6 +155,7 @@ def test_settings_that_lack_something_are_refused():
     for key in ("cond", "guidance", "seeds", "negative", "steps", "solver", "grid", "max_rows"):
         with pytest.raises(ValueError, match=f"^the settings lack {key}; they were written by "):
             check_settings({k: v for k, v in GOOD.items() if k != key})
+    check_settings({k: v for k, v in GOOD.items() if k != "scale"})  # of before there were students
     with pytest.raises(ValueError, match="lack guidance, steps; "):
         check_settings({k: v for k, v in GOOD.items() if k not in ("steps", "guidance")})
     with pytest.raises(ValueError, match=r"^this run started from an image"):

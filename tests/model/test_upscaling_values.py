@@ -13,7 +13,8 @@ from guidestar.checkpoints import edm
 from guidestar.core.rng import Draw
 from guidestar.model import fitted, upscaling, walking
 from guidestar.model.upscaling import Pictured, with_pictures
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions
+from guidestar.networks.condition_encoders import ClassEncoder
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.low_resolution import LOW, LowResolution, augmented
 from helpers.served import toy_model
 

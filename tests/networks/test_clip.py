@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from transformers import CLIPModel
 
 from guidestar import Draw, Flow
 from guidestar.diffusers.read.clip import find_text, read_clip, read_tower, write_clip, write_tower
-from guidestar.diffusers.read.encoders import TextEncoder
+from guidestar.diffusers.read.text_encoder import TextEncoder
 from guidestar.evaluate.retrieval import merged, ranks, retrieval
-from guidestar.networks.clip import CLIP, Vision, make_clip, make_tokenizer, make_vision, tokens
+from guidestar.networks.caption_tokens import make_tokenizer, tokens, warn_of_cuts
+from guidestar.networks.clip import CLIP, Vision, make_clip, make_vision
 from guidestar.train.objectives.contrastive import Contrastive
 from guidestar.train.objectives.level_distributions import LogitNormal
 
@@ -59,6 +61,63 @@ def test_a_caption_that_is_cut_is_told(clip):
         clip.embed_text(["red apple " * 20])
 
 
+class Letters:
+    """A tokenizer of one token a character and two marks, which counts its calls."""
+
+    model_max_length = 8
+
+    def __init__(self):
+        self.calls: list[str] = []
+
+    def __call__(self, text, **settings):
+        assert settings == {"truncation": False, "verbose": False}
+        self.calls.append(text)
+        return SimpleNamespace(input_ids=[0, *map(ord, text), 1])
+
+    def decode(self, token_ids):
+        return "".join(map(chr, token_ids))
+
+
+def test_only_prompts_that_could_be_cut_are_turned_into_tokens(recwarn):
+    """Of 8 tokens two are marks: six letters fit, and seven do not."""
+    letters = Letters()
+    warn_of_cuts(letters, ["abcdef"])
+    assert not letters.calls and not recwarn.list
+    for given, most, kept in ((["abcdefg"] * 2, None, "abcdef"), (["abcdefg"], 6, "abcd")):
+        letters.calls.clear()
+        with pytest.warns(UserWarning, match=f"the {most or 8} tokens .* cut after '{kept}'$"):
+            warn_of_cuts(letters, given, most)
+        assert letters.calls == ["abcdefg"]
+    recwarn.clear()
+    warn_of_cuts(letters, ["abcdefg"], 9)
+    long = "".join(chr(97 + k % 26) for k in range(99))
+    with pytest.warns(UserWarning, match=f"cut after {long[48:88]!r}$"):
+        warn_of_cuts(letters, [long], 90)
+
+
+def test_captions_are_embedded_256_at_a_time(clip, monkeypatch):
+    sizes: list[int] = []
+    monkeypatch.setattr(clip, "tokens", lambda part: torch.zeros(len(part), 1))
+    monkeypatch.setattr(clip, "embed_tokens", lambda rows: sizes.append(len(rows)) or rows)
+    assert len(clip.embed_captions(["a"] * 513)) == 513 and sizes == [256, 256, 1]
+
+
+def test_a_fresh_clip_has_the_sizes_that_are_given(tokenizer):
+    made = make_clip(
+        tokenizer, size=16, width=12, layers=3, heads=4, patch=8,
+        text_width=20, text_layers=2, text_heads=5, embed=7,
+    )  # fmt: skip
+    text, image = made.text.config, made.vision.tower.config
+    assert (text.hidden_size, text.num_hidden_layers, text.num_attention_heads) == (20, 2, 5)
+    assert (text.intermediate_size, text.projection_dim, text.vocab_size) == (80, 7, len(tokenizer))
+    assert text.max_position_embeddings == tokenizer.model_max_length and text.use_attention_mask
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert (text.bos_token_id, text.eos_token_id, text.pad_token_id) == marks
+    assert (image.hidden_size, image.num_hidden_layers, image.num_attention_heads) == (12, 3, 4)
+    assert (image.intermediate_size, image.projection_dim, image.num_channels) == (48, 7, 3)
+    assert (image.image_size, image.patch_size, made.noise_aware) == (16, 8, False)
+
+
 def test_the_tokenizer_needs_room_for_every_byte():
     with pytest.raises(ValueError, match="at least 514"):
         make_tokenizer(["a"], vocabulary=500, length=8)
@@ -97,6 +156,7 @@ def test_pixels_come_in_the_units_of_the_tower(clip, x):
         torch.testing.assert_close(
             theirs(x), clip.vision.tower(pixel_values=pixels).image_embeds, rtol=1e-5, atol=1e-5
         )
+        assert clip.vision._pixels(x) is x  # pixels in [−1, 1] are what the tower expects
         small = torch.nn.functional.interpolate(x, (8, 8))
         large = torch.nn.functional.interpolate(small, (16, 16), mode="bicubic", antialias=True)
         torch.testing.assert_close(

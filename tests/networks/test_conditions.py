@@ -9,16 +9,13 @@ from torch.nn import functional as F
 
 import guidestar as gs
 from guidestar.data.source import Column, InMemory
-from guidestar.diffusers.read.encoders import TextEncoder, read_condition
+from guidestar.diffusers.read.encoders import read_condition
+from guidestar.diffusers.read.text_encoder import TextEncoder
 from guidestar.diffusers.write import write_condition
-from guidestar.networks import condition_encoders
-from guidestar.networks.condition_encoders import (
-    ClassEncoder,
-    Conditions,
-    LabelEncoder,
-    VectorEncoder,
-)
+from guidestar.networks import conditions
+from guidestar.networks.condition_encoders import ClassEncoder, LabelEncoder, VectorEncoder
 from guidestar.networks.conditional import ConditionalModel
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.network import Network
 from guidestar.train.loop.fit import fit
 from guidestar.train.loop.trainer import Trainer
@@ -242,7 +239,7 @@ def test_training_and_sampling_use_the_same_null(kind, values):
 def test_conditions_of_one_name_are_joined():
     """Embeddings are added; texts follow each other."""
     one, other = torch.ones(2, 3), torch.full((2, 3), 2.0)
-    assert condition_encoders._join("class_labels", one, other).tolist() == [[3.0] * 3] * 2
+    assert conditions._join("class_labels", one, other).tolist() == [[3.0] * 3] * 2
     texts = torch.zeros(2, 4, 3), torch.ones(2, 5, 3)
-    found = condition_encoders._join("encoder_hidden_states", *texts)
+    found = conditions._join("encoder_hidden_states", *texts)
     assert found.shape == (2, 9, 3) and torch.equal(found[:, 4:], texts[1])

@@ -8,8 +8,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
-from guidestar.networks.low_rank import adapt, add_difference, difference, merge, write_difference
+from guidestar.networks.low_rank import (
+    adapt,
+    add_difference,
+    difference,
+    digest,
+    merge,
+    write_difference,
+)
 
 
 class Small(nn.Module):
@@ -92,6 +100,23 @@ def test_what_did_not_change_is_not_written():
     assert "out.bias" not in difference(net, base)
 
 
+def test_factors_that_are_as_many_numbers_as_the_matrix_are_not_worth_it():
+    net = nn.ModuleDict({"even": nn.Linear(6, 3), "more": nn.Linear(7, 3)})
+    adapt(net, 2)  # 2 (3 + 6) numbers for 3 × 6, and 2 (3 + 7) for 3 × 7
+    assert [parametrize.is_parametrized(m) for m in net.values()] == [False, True]
+
+
+def test_a_digest_is_of_names_and_half_numbers():
+    def of(**numbers):
+        net = nn.Module()
+        for name, number in numbers.items():
+            net.register_buffer(name, torch.tensor(number))
+        return digest(net)
+
+    assert of(a=1.0, b=2.0) == of(b=2.0, a=1.0) == of(a=1.0, b=2.0 + 1e-5) != of(a=2.0, b=1.0)
+    assert of(a=1.0) != of(b=1.0) and of(a=7) != of(a=8) and len(of(a=7)) == 32
+
+
 def test_a_rank_of_nothing_is_refused():
     with pytest.raises(ValueError, match="must be at least 1, not 0"):
         adapt(Small(), 0)
@@ -107,6 +132,16 @@ def test_a_rank_of_nothing_is_refused():
         (
             lambda t, a: t.update({"out.bias": torch.zeros(4)}),
             r"the difference of 'out.bias' is of \[4\], and the weight of \[5\]",
+        ),
+        (
+            lambda t, a: t.update(
+                {"out.weight.up": torch.zeros(6, 2), "out.weight.down": torch.zeros(2, 5)}
+            ),
+            r"the difference of 'out.weight' is of \[6, 5\], and the weight of \[5, 6\]",
+        ),
+        (
+            lambda t, a: t.update({"out.bias": torch.zeros(5, 2)}),
+            r"the difference of 'out.bias' is of \[5, 2\], and the weight of \[5\]",
         ),
     ],
 )

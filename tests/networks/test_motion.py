@@ -8,8 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from guidestar import Condition, Flow, Guided, Network, uniform
 from guidestar.core.perturbation import layers_of
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions, VectorEncoder
+from guidestar.diffusers.read.network import Adapter
+from guidestar.networks.condition_encoders import ClassEncoder, VectorEncoder
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.lengths import LengthEncoder
 from guidestar.networks.motion import MotionTransformer, sines
 
@@ -22,7 +25,7 @@ def network(**changes):
     return MotionTransformer(**{**sizes, **changes}).eval()
 
 
-def by_hand(net, x, t, *, label=None, text=None, mask=None):
+def by_hand(net, x, t, *, label=None, text=None, mask=None, changed=lambda q: q):
     """The encoder written out, token by token, with a softmax over the frames that count."""
     heads = WIDTH // HEADS
 
@@ -41,9 +44,10 @@ def by_hand(net, x, t, *, label=None, text=None, mask=None):
         tokens = torch.stack([z, *net.inward(x[b])])
         tokens = tokens + torch.stack([place(k) for k in range(T + 1)])
         kept = [True, *(mask[b].bool().tolist() if mask is not None else [True] * T)]
-        for block in net.blocks:
+        for number, block in enumerate(net.blocks):
             a = block.attention
             q, (k, v) = a.query(tokens), a.key_value(tokens).chunk(2, -1)
+            q = changed(q) if number == 1 else q
             mixed = []
             for h in range(HEADS):
                 part = slice(h * heads, (h + 1) * heads)
@@ -115,6 +119,35 @@ def test_sizes_that_do_not_fit():
     }
 
 
+def smooth(q):
+    """Queries of frames blurred by a Gaussian of deviation 0.5 cut off at two frames, mirrored at
+    the ends; that of the token before them stays.
+    """
+    kernel = torch.exp(-0.5 * (torch.arange(-2.0, 3.0) / 0.5) ** 2)
+    padded = torch.cat([q[[3, 2]], q[1:], q[[-2, -3]]])
+    blurred = sum(w * padded[i : i + len(q) - 1] for i, w in enumerate(kernel / kernel.sum()))
+    return torch.cat([q[:1], blurred])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("term", "changed"),
+    [
+        ("seg(2)", lambda q: torch.cat([q[:1], q[1:].mean(0).expand(T, -1)])),
+        ("seg(2, sigma=0.5)", smooth),
+    ],
+)
+def test_queries_of_frames_are_blurred(term, changed):
+    net, x, label = network(), torch.randn(B, T, C), torch.randn(B, WIDTH)
+    step = uniform(Flow(), 10).step(4)
+    cond = Condition(class_labels=label)
+    guided = Guided(f"cond + {term}", Network(Adapter(net), predicts="x0"), cond=cond)
+    t = torch.full((B,), float(step.t.t))
+    c, p = (by_hand(net, x, t, label=label, **how) for how in ({}, {"changed": changed}))
+    assert (p - c).abs().max() > 1e-4
+    torch.testing.assert_close(guided(x, step)[0].x0, c + 2 * (c - p), atol=5e-5, rtol=1e-4)
+
+
 def test_its_layers_can_be_perturbed():
     found = layers_of(network())
     assert found.find("attention") == ("blocks.1.attention",)
@@ -172,6 +205,12 @@ def test_a_length_is_written_after_the_only_other_condition():
     with pytest.raises(ValueError, match=r"condition 'action=walk; 2' should be written as"):
         three.parse("action=walk; 2")
     assert three.split_length("pace=1; length=9") == ("pace=1", "9")
+
+
+def test_a_length_alone_is_a_number_or_has_its_name():
+    alone = Conditions({"length": length()})
+    assert alone.parse("7") == alone.parse("length=7") == {"length": 7}
+    assert alone.parse("") == {"length": 20}
 
 
 def test_a_text_with_a_length_is_a_prompt():

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from guidestar.networks.condition_encoders import VectorEncoder
+from guidestar.networks.conditions import check_condition_name
 
 
 @torch.no_grad()
@@ -30,6 +31,13 @@ def test_vectors_are_embedded_in_the_units_of_the_data():
     )
 
 
+def test_rows_are_float32():
+    encoder = VectorEncoder(2, 3)
+    for values in (torch.tensor([[1.0, 2.0]], dtype=torch.float64), [[1, 2]]):
+        assert encoder.rows(values).dtype == torch.float32
+        assert encoder.rows(values).tolist() == [[1.0, 2.0]]
+
+
 def test_the_units_of_the_data_are_settings_and_no_weights():
     encoder = VectorEncoder(2, 3, mean=[1.0, 2.0], std=[3.0, 4.0])
     assert set(encoder.state_dict()) == {
@@ -45,3 +53,10 @@ def test_numbers_are_read_as_people_write_them():
     for odd in ("1", "1,2,3", "a,b", "1,"):
         with pytest.raises(ValueError, match="2"):
             encoder.parse(odd)
+
+
+@pytest.mark.parametrize("name", ["a.b", "a=b", "a;b", "keys", "forward", "", "a/b"])
+def test_names_that_no_condition_can_have(name):
+    with pytest.raises(ValueError, match="condition"):
+        check_condition_name(name)
+    assert check_condition_name("label_1") == "label_1"

@@ -90,6 +90,12 @@ def test_gradients_pass_and_a_condition_of_one_serves_all():
     assert torch.equal(bare(x, gs.Level(1.0, 1.0, 0.5), gs.Condition()), x)
 
 
+def test_windows_of_one_place_are_the_places_by_themselves():
+    x = torch.tensor([[1.0, 2.0, 3.0]])
+    found = Windowed(lambda x, level, cond: x * x, size=1, overlap=0)
+    assert found(x, gs.Level(1.0, 1.0, 0.5), gs.Condition()).tolist() == [[1.0, 4.0, 9.0]]
+
+
 def test_a_learned_variance_is_left_out():
     inner = lambda x, level, cond: gs.Prediction.from_x0(x, level, 2 * x)
     x = torch.randn(2, 6)

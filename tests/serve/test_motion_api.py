@@ -17,7 +17,8 @@ from guidestar.io.images import read_settings
 from guidestar.model.model import Model
 from guidestar.model.motions import motions, write_motions
 from guidestar.motion import read_bvh
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions
+from guidestar.networks.condition_encoders import ClassEncoder
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.lengths import LengthEncoder
 from guidestar.networks.motion import MotionTransformer
 from helpers.motions import write_walkers

@@ -14,9 +14,10 @@ import guidestar as gs
 from guidestar.cli import main
 from guidestar.core.denoiser import Condition
 from guidestar.io.images import read_settings
-from guidestar.model.cascade import stage_seed
+from guidestar.model.cascade_stages import stage_seed
 from guidestar.model.upscaling import Pictured, with_pictures
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions
+from guidestar.networks.condition_encoders import ClassEncoder
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.low_resolution import LowResolution, augmented, reduced
 from guidestar.sampling import noise
 from guidestar.train.cascade import train_cascade

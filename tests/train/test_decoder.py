@@ -11,7 +11,8 @@ from PIL import Image
 
 import diffusers
 import guidestar as gs
-from guidestar.networks.clip import make_clip, make_tokenizer
+from guidestar.networks.caption_tokens import make_tokenizer
+from guidestar.networks.clip import make_clip
 from guidestar.train import dry_run, run
 from guidestar.train.build.data import sources
 from guidestar.train.export import assemble

@@ -14,7 +14,8 @@ from guidestar.core.levels import VP, Level
 from guidestar.core.rng import Draw
 from guidestar.data.paths import Paths
 from guidestar.data.source import Column, InMemory
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions
+from guidestar.networks.condition_encoders import ClassEncoder
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.network import Network
 from guidestar.sampling.grids import log_snr
 from guidestar.train.objectives import students as shared

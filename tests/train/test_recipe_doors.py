@@ -7,7 +7,8 @@ import pytest
 from guidestar import cli
 from guidestar.io.files import check_name
 from guidestar.model.model import Model
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions
+from guidestar.networks.condition_encoders import ClassEncoder
+from guidestar.networks.conditions import Conditions
 from guidestar.train.recipe import schema as recipes
 from guidestar.train.recipe.propose import quoted
 

@@ -322,7 +322,7 @@ def test_a_stage_that_was_not_trained_to_its_end(monkeypatch, tmp_path):
     found: Any = students.finished_stage(given, 0, tmp_path)
     assert found is module and found.w.tolist() == [1, 1, 1]
     assert not found.w.requires_grad and not found.training and place[-1] == "a"
-    assert fresh[0] == ((given.teacher, None, 2.5, None), {"interval": False})
+    assert fresh[0] == ((given.teacher, None, 2.5, None), {"interval": False, "width": None})
     assert average[0][0][0] is module
 
 

@@ -10,7 +10,8 @@ import torch
 import guidestar as gs
 from guidestar.core.denoiser import Condition
 from guidestar.core.levels import VP
-from guidestar.networks.condition_encoders import ClassEncoder, Conditions
+from guidestar.networks.condition_encoders import ClassEncoder
+from guidestar.networks.conditions import Conditions
 from guidestar.networks.from_config import from_diffusers, unet
 from guidestar.networks.guidance_scale import GuidanceScale, ScaledNetwork, embedding_width
 from guidestar.networks.network import Network

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -40,10 +41,10 @@ def spread(label):
     return torch.tensor(SPREADS, dtype=torch.float64)[label][:, None]
 
 
-def gaussian(x, level, cond):
+def gaussian(x_t, level, cond):
     """E[x0 | x_t] of N(m, s²) data: ``m + αs²/(α²s² + σ²)·(x − αm)``."""
-    a, s, v = column(level.alpha, x), column(level.sigma, x), spread(cond["label"]) ** 2
-    return MEAN + a * v / (a * a * v + s * s) * (x - a * MEAN)
+    a, s, v = column(level.alpha, x_t), column(level.sigma, x_t), spread(cond["label"]) ** 2
+    return MEAN + a * v / (a * a * v + s * s) * (x_t - a * MEAN)
 
 
 def averaged(x, level, interval, label, w):
@@ -91,13 +92,15 @@ class Pupil:
     def __init__(self, answer):
         self.encoder, self.denoiser, self.answer, self.calls = Rows(), self, answer, []
 
-    def __call__(self, x, level, cond):
-        self.calls.append((x.detach(), level, cond))
-        return self.answer(x, level, cond)
+    def __call__(self, x_t, level, cond):
+        self.calls.append((x_t.detach(), level, cond))
+        return self.answer(x_t, level, cond)
 
 
-def objective_of(schedule, steps=8, **more):
-    teacher = Teacher(denoiser=gaussian, encoder=Rows(), guidance="cfg(w)", schedule=schedule)
+def objective_of(schedule, steps=8, **more) -> Any:
+    teacher = Teacher(
+        denoiser=gaussian, encoder=cast(Any, Rows()), guidance="cfg(w)", schedule=schedule
+    )
     more = {"scale": (1.0, 3.0), "delta": 1e-6, "dropout": 0.0, **more}
     return VelocityDistillation(teacher=teacher, grid=uniform_grid(schedule, steps), **more)
 
@@ -216,8 +219,8 @@ def test_the_solver_lands_where_the_flow_leads_in_any_number_of_steps(name, step
     class Averages:
         takes_interval = True
 
-        def __call__(self, x, level, cond):
-            return averaged(x, level, cond["interval"], cond["label"], one)
+        def __call__(self, x_t, level, cond):
+            return averaged(x_t, level, cond["interval"], cond["label"], one)
 
     net = Net(denoiser=Averages(), cond=Condition(label=label))
     start = torch.tensor([[-1.2], [0.3], [2.0]], dtype=torch.float64)
@@ -236,9 +239,9 @@ def test_the_velocity_at_a_level_is_evaluated_without_an_interval(solver, takes)
     class Plain:
         takes_interval = takes
 
-        def __call__(self, x, level, cond):
+        def __call__(self, x_t, level, cond):
             seen.append("interval" in cond)
-            return gaussian(x, level, cond)
+            return gaussian(x_t, level, cond)
 
     net = Net(denoiser=Plain(), cond=Condition(label=torch.tensor([0, 1])))
     x, grid = torch.randn(2, 1, dtype=torch.float64), uniform_grid(SCHEDULES["vp"], 3)
@@ -254,8 +257,8 @@ def test_the_interval_of_a_step_is_its_share_of_the_flows_time():
     t = Level(torch.tensor([0.8, 0.6]).double(), torch.tensor([0.6, 0.8]).double(), 0.0)
     step = Step(t, Level(1.0, 0.5, 0.0), 0, grid)
     expected = [1 - (0.5 / 1.5) / (0.6 / 1.4), 1 - (0.5 / 1.5) / (0.8 / 1.4)]
-    assert step.interval.tolist() == pytest.approx(expected)
-    assert step._replace(s=t).interval.tolist() == [0, 0]
+    shares = torch.as_tensor(step.interval), torch.as_tensor(step._replace(s=t).interval)
+    assert shares[0].tolist() == pytest.approx(expected) and shares[1].tolist() == [0, 0]
 
 
 def test_the_embedding_of_an_interval_is_its_formula():
@@ -310,7 +313,8 @@ def test_a_student_of_average_velocities_is_an_ordinary_model(student):
 @pytest.mark.parametrize("scale", [None, [1, 4]])
 def test_no_pipeline_takes_an_interval(teacher, tmp_path, scale):
     more = {"guidance": "cfg(2)" if scale is None else "cfg(w)", "scale": scale, **PUPIL}
-    made = assemble_student(distill(recipe_of(teacher, **more), tmp_path), tmp_path)
+    lesson: Any = distill(recipe_of(teacher, **more), tmp_path)
+    made = assemble_student(lesson, tmp_path)
     reason = "the interval of a step is an input" if scale is None else "its guidance scale is an"
     assert reason in describe_pipeline(made)["needs"]
 
@@ -318,7 +322,7 @@ def test_no_pipeline_takes_an_interval(teacher, tmp_path, scale):
 def test_what_embeds_the_interval_is_read_back(student):
     made, loaded, out = student
     del made
-    again = gs.load(out / "pupil").denoiser.net.net.interval
+    again = cast(Any, gs.load(out / "pupil").denoiser).net.net.interval
     first = loaded.denoiser.net.net.interval.first.weight
     assert torch.equal(again.first.weight, first) and first.abs().sum() > 0
 

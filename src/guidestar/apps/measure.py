@@ -17,7 +17,7 @@ from ..io import distributed as processes
 from ..model.model import Model, Samples
 
 if TYPE_CHECKING:
-    from ..model.cascade import CascadeSamples
+    from ..model.cascade_stages import CascadeSamples
     from ..train.build.data import Source
     from ..train.recipe.schema import Recipe
 

@@ -264,7 +264,7 @@ def read_prompts(file: Path) -> list[str]:
     Raises:
         ValueError: a line cannot be a prompt (its number is given), or there is none.
     """
-    from ..diffusers.read.encoders import checked_prompt
+    from ..diffusers.read.text_encoder import checked_prompt
 
     prompts = []
     for number, line in enumerate(_lines(file), 1):

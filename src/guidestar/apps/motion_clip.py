@@ -15,7 +15,8 @@ from ..core.levels import Level
 from ..data.motions import Motions
 from ..data.source import captions_in, split_captions
 from ..evaluate.motion_text import distinct_pools, matching_score, r_precision
-from ..networks.clip import CLIP, make_tokenizer
+from ..networks.caption_tokens import make_tokenizer
+from ..networks.clip import CLIP
 from ..networks.sequence_classifier import SequenceClassifier
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..core.levels import VP
 from ..diffusers.read.clip import find_text
-from ..diffusers.read.encoders import TextEncoder
 from ..diffusers.read.network import denoiser
 from ..diffusers.read.safetensors_io import fill
 from ..diffusers.read.scheduler import Process
+from ..diffusers.read.text_encoder import TextEncoder
 from ..model.model import Model
 from ..networks.condition_encoders import ClassEncoder
 from ..networks.motion import MotionTransformer, sines

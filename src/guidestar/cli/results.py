@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ def write_results(
     samples: Samples,
     out: Path,
     grid: bool,
-    rows: list[int] | None = None,
+    rows: Sequence[int] | None = None,
     animation: str = "webp",
 ) -> None:
     """Write what shows all samples: of pictures that were repeated, or of other data."""

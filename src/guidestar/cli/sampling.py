@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -42,11 +43,13 @@ from .upscaling import StageOption, parse_stages
 
 if TYPE_CHECKING:
     from ..model.cascade import Cascade
-    from ..model.model import Model
+    from ..model.cascade_stages import CascadeSamples
+    from ..model.model import Model, Watch
     from ..model.samples import Carried
+    from ..model.streaming import Batches
 
 
-def sample(  # noqa: PLR0915  (options, one after the other)
+def sample(
     model: Annotated[
         str | None,
         typer.Argument(help="A shipped model or a folder.", autocompletion=model_names),
@@ -113,7 +116,7 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     from ..io.images import read_settings
     from ..model.cascade import Cascade
     from ..model.loading import load
-    from ..model.streaming import BATCH, Batches, again_to_folder, sample_to_folder
+    from ..model.streaming import BATCH, Batches
     from ..sampling import grid_of
 
     new = {
@@ -153,47 +156,34 @@ def sample(  # noqa: PLR0915  (options, one after the other)
     stages = parse_stages(stage)
     name = _model_name(model, settings)
     chosen = cast("Model | Cascade", load(name, average=average, variant=variant, trust=trust))
+    conditions = [*(cond or []), *(prompts or []), *_prompts_of(file)]
     if isinstance(chosen, Cascade):
         if observe or length or keep:
             what = "--observe" if observe else "--length" if length else "--keep"
             raise ValueError(f"{chosen.name!r} is a cascade; {what} is for one model alone")
-        names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num or 1)
+        names = _conditions(chosen, conditions, num or 1)
         count = len(names) if names else num or 1
-        seeds = [(seed or 0) + i for i in range(count)]
-        paths, nfe = [], 0.0
-        with show_progress("sampling") as watch:
-            if settings is not None:
-                made = chosen.again(settings, watch)
-                first = int(settings.get("number", 0)) - int(settings.get("index", 0))
-                paths, nfe = made.save(out, first), made.nfe
-            for start in range(0, 0 if settings else count, batch or BATCH):
-                part = slice(start, start + (batch or BATCH))
-                made = chosen.sample(
-                    names and names[part],
-                    seeds=seeds[part],
-                    stages=stages,
-                    **{**given_run, "guidance": parsed},
-                    max_rows=max_rows,
-                    watch=watch,
-                )
-                paths, nfe = paths + made.save(out, start), made.nfe
-        if grid:
-            write_grid(out, paths)
-        typer.echo(f"{len(paths)} images in {out}, NFE {nfe:g} over all stages")
+
+        def make(part: slice, watch: Watch) -> CascadeSamples:
+            return chosen.sample(
+                names and names[part],
+                seeds=[(seed or 0) + i for i in range(count)][part],
+                stages=stages,
+                **{**given_run, "guidance": parsed},
+                max_rows=max_rows,
+                watch=watch,
+            )
+
+        size = batch or BATCH
+        parts = [slice(start, start + size) for start in range(0, count, size)]
+        _sample_cascade(chosen, settings, [] if settings else parts, make, out, grid)
         return
     _refuse_stages(chosen, stages)
     if settings is not None:
-        with show_progress("sampling") as watch:
-            samples = (
-                again_to_folder(chosen, settings, out, watch)
-                if _makes_pictures(chosen)
-                else chosen.again(settings, watch)
-            )
-        warn_of_differences(settings, samples.settings)
-        write_results(chosen, samples, out, grid, animation=animation)
+        _repeat(chosen, settings, out, grid, animation)
         return
     num, seed = 1 if num is None else num, 0 if seed is None else seed
-    names = _conditions(chosen, [*(cond or []), *(prompts or []), *_prompts_of(file)], num)
+    names = _conditions(chosen, conditions, num)
     chosen, names = of_length(chosen, names, num, length, overlap)
     spacing = given_run["grid"] or ("uniform" if keep else None) or grid_of(given_run["solver"])
     expression = chosen.expression(
@@ -227,10 +217,55 @@ def sample(  # noqa: PLR0915  (options, one after the other)
         ),
         batch=batch or BATCH,
     )
-    if not _makes_pictures(chosen):
+    _run(job, out, grid, animation)
+
+
+def _sample_cascade(
+    cascade: Cascade,
+    settings: Carried | None,
+    parts: Sequence[slice],
+    make: Callable[[slice, Watch], CascadeSamples],
+    out: Path,
+    grid: bool,
+) -> None:
+    """Sample a cascade in parts, or repeat the run of a picture, and write the pictures."""
+    paths, nfe = [], 0.0
+    with show_progress("sampling") as watch:
+        if settings is not None:
+            made = cascade.again(settings, watch)
+            first = int(settings.get("number", 0)) - int(settings.get("index", 0))
+            paths, nfe = made.save(out, first), made.nfe
+        for part in parts:
+            made = make(part, watch)
+            paths, nfe = paths + made.save(out, part.start), made.nfe
+    if grid:
+        write_grid(out, paths)
+    typer.echo(f"{len(paths)} images in {out}, NFE {nfe:g} over all stages")
+
+
+def _repeat(model: Model, settings: Carried, out: Path, grid: bool, animation: str) -> None:
+    """Repeat the run of a picture, and write what it gives."""
+    from ..model.streaming import again_to_folder
+
+    with show_progress("sampling") as watch:
+        samples = (
+            again_to_folder(model, settings, out, watch)
+            if _makes_pictures(model)
+            else model.again(settings, watch)
+        )
+    warn_of_differences(settings, samples.settings)
+    write_results(model, samples, out, grid, animation=animation)
+
+
+def _run(job: Batches, out: Path, grid: bool, animation: str) -> None:
+    """Sample, and write what it gives: pictures as they are made, all else at the end."""
+    from ..io import distributed as processes
+    from ..model.streaming import sample_to_folder
+
+    if not _makes_pictures(job.model):
         with show_progress("sampling") as watch:
-            samples = chosen.run(job.part(slice(None)), watch=watch)
-        write_results(chosen, samples, out, grid, rows, animation)
+            samples = job.model.run(job.part(slice(None)), watch=watch)
+        write_results(job.model, samples, out, grid, job.numbers, animation)
         return
     with show_progress("sampling") as watch:
         done = sample_to_folder(job, out, watch)

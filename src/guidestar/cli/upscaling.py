@@ -13,7 +13,7 @@ from ._options import GuidanceOption, Negative, Out, SolverName, Steps, Trust, c
 from ._terminal import show_progress
 
 if TYPE_CHECKING:
-    from ..model.cascade import StageSettings
+    from ..model.cascade_stages import StageSettings
 
 StageOption = Annotated[
     list[str] | None,
@@ -31,7 +31,7 @@ def parse_stages(given: list[str] | None) -> dict[str, StageSettings]:
     Raises:
         ValueError: one is not written so, an unknown key, or no number where one should be.
     """
-    from ..model.cascade import StageSettings
+    from ..model.cascade_stages import StageSettings
 
     kinds = {"guidance": str, "steps": int, "solver": str, "augmentation": float, "negative": str}
     found: dict[str, StageSettings] = {}

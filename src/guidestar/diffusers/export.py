@@ -12,8 +12,8 @@ from ..networks.guidance_scale import ScaledNetwork
 from ..networks.interval import IntervalNetwork
 from ..networks.network import Network
 from .objects import Config, DiffusersNetwork, SavedModel
-from .read.encoders import TextEncoder
 from .read.network import Adapter
+from .read.text_encoder import TextEncoder
 
 TABLES = ("DDPMScheduler", "DDIMScheduler")
 FLOW = "FlowMatchEulerDiscreteScheduler"

@@ -14,12 +14,12 @@ from ..core.denoiser import Denoiser
 from ..io.files import make_folder, name_write_errors, whole_or_not
 from ..io.images import write_text
 from ..networks.clip import CLIP
-from ..networks.condition_encoders import Conditions
+from ..networks.conditions import Conditions
 from .export import network_of
 from .objects import Config
 from .read.clip import write_clip, write_pretrained, write_tower
-from .read.encoders import TextEncoder
 from .read.network import INTERVAL_FOLDER, SCALE_FOLDER
+from .read.text_encoder import TextEncoder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.denoiser import Condition, Denoiser
 from ..core.passes import Net
 from ..guidance import Guidance
-from ..networks.condition_encoders import Conditions
+from ..networks.conditions import Conditions
 from ..networks.lengths import FRAMES
 from .protocols import Encoder, IndexEncoder, LatentDecoder, NamesClasses, PartEncoder, ScaleInput
 from .request import Names

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..diffusers.export import network_of
 from ..diffusers.objects import Config
-from ..diffusers.read.encoders import TextEncoder, read_encoder
+from ..diffusers.read.encoders import read_encoder
 from ..diffusers.read.network import Parts, read_parts
 from ..diffusers.read.safetensors_io import read_module
 from ..diffusers.read.scheduler import read_scheduler
+from ..diffusers.read.text_encoder import TextEncoder
 from ..diffusers.read.vae import read_decoder
 from ..io.documents import read_json
 from ..networks.clip import CLIP

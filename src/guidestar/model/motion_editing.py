@@ -41,7 +41,8 @@ def known_motion(model: ModelParts, motion: Bvh | Path | str, start: int = 0) ->
         raise ValueError(f"start must be a frame from 0 to {len(numbers) - 1}, not {start}")
     scale = model.card["scale"]
     mean, std = (torch.tensor(scale[k]) for k in ("mean", "std"))
-    known = ((numbers[start:] - mean) / std)[: model.shape[0]]
+    known = (numbers[start:] - mean) / std
+    # A negative width cuts.
     return F.pad(known, (0, 0, 0, model.shape[0] - len(known)))[None]
 
 
@@ -65,9 +66,7 @@ def known_mask(
     odd = next((f for f in frames or () if not 0 <= f < count), None)
     if odd is not None:
         raise ValueError(f"a motion of {model.name!r} has the frames 0 to {count - 1}, not {odd}")
-    rows = torch.ones(count)
-    if frames is not None:
-        rows = torch.zeros(count).index_fill(0, torch.tensor(sorted(frames), dtype=torch.long), 1)
+    rows = torch.tensor([float(frames is None or k in frames) for k in range(count)])
     columns = torch.ones(body.format.channels) if joints is None else body.format.mask(joints)
     return rows[:, None] * columns
 

@@ -13,7 +13,7 @@ from ..core.denoiser import Denoiser
 from ..io.files import make_folder, whole_or_not
 from ..motion import write_bvh
 from ..motion.body import Body
-from ..networks.condition_encoders import Conditions
+from ..networks.conditions import Conditions
 from ..networks.lengths import LengthEncoder
 from ..networks.windows import Windowed
 from .samples import Samples, file_name

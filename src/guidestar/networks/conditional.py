@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .condition_encoders import Conditions
+from .conditions import Conditions
 
 
 class ConditionalModel(nn.Module):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 
-    from ..networks.condition_encoders import Conditions
+    from ..networks.conditions import Conditions
     from .loop.trainer import Trainer
     from .objectives.objective import Progress
 

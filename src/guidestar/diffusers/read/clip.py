@@ -14,10 +14,12 @@ from ...io.documents import as_value_error, check_values, json_object, one_line,
 from ...io.files import make_folder, name_write_errors, whole_or_not
 from ...networks.clip import CLIP, Vision
 from ..objects import Tokenizer, Tower
-from .encoders import TextEncoder, read_text_encoder
-from .safetensors_io import encoder_settings, fill, read_safetensors, read_tensors, weights_file
+from .encoders import read_text_encoder
+from .safetensors_io import encoder_settings, fill, read_safetensors, read_tensors
 from .settings import PIXELS
+from .text_encoder import TextEncoder
 from .towers import build_tower, fitting, read_tokenizer, renamed
+from .weights_files import weights_file
 
 
 class PixelRange(TypedDict):

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -18,9 +19,10 @@ from ...networks.low_resolution import LOW, low_of
 from ...networks.network import Network, OutputKind
 from ..objects import Answer, Config
 from . import flux
-from .encoders import ClassLabels, ConditionReader, TextEncoder, read_encoder
+from .encoders import ClassLabels, ConditionReader, read_encoder
 from .safetensors_io import network_folder, read_module, read_network, read_tensors
 from .scheduler import Process, read_scheduler, scheduler_file
+from .text_encoder import TextEncoder
 
 _ADDED = ("image_embeds", "text_embeds", "time_ids", "resolution", "aspect_ratio")
 """Conditions that a network takes in a dictionary of their own (SDXL's and PixArt's)."""
@@ -140,7 +142,7 @@ def _take_inputs(made: Network, folder: Path, dtype: torch.dtype) -> None:
         home = folder / name
         if not (home / "config.json").is_file():
             continue
-        part = read_module(home, dtype=dtype, known={kind.__name__: kind})
+        part: Any = read_module(home, dtype=dtype, known={kind.__name__: kind})
         assert isinstance(made.net, nn.Module)
         try:
             made.net = around(made.net, part)

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...core.denoiser import Condition
-from ...networks.clip import warn_of_cuts
+from ...networks.caption_tokens import warn_of_cuts
 from ..objects import Tokenizer
-from .encoders import checked_prompt
+from .text_encoder import checked_prompt
 from .text_models import ClipText, T5Text
 
 

@@ -44,8 +44,8 @@ def skip(
     @wraps(original)
     def forward(*args: object, **kwargs: object) -> object:
         inputs = signature.bind(*args, **kwargs).arguments
-        both = tuple(inputs.get(name) for name in returns)
-        given: Any = both[0] if len(returns) == 1 else both
+        both = [inputs.get(name) for name in returns]
+        given: Any = tuple(both) if len(both) > 1 else both.pop()
         if rows is None:
             return given
         return _restore_rows(original(*args, **kwargs), given, rows, spread)

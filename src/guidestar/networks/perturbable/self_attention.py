@@ -102,7 +102,7 @@ def find_image(net: nn.Module, inputs: LayerInputs, hidden: Tensor, tokens: int)
     motions, else all tokens.
     """
     if isinstance(net, MotionTransformer):
-        return slice(1, tokens + 1)
+        return slice(1, tokens)
     if isinstance(net, FluxTransformer2DModel):
         return slice(tokens - inputs["img_ids"].shape[-2], tokens)
     return slice(0, hidden.shape[1] if hidden.ndim == 3 else hidden[0, 0].numel())

@@ -10,9 +10,11 @@ from torch import nn
 
 from ...data.latents import pictures_of
 from ...data.source import Source, captions_in
-from ...diffusers.read.encoders import TextEncoder, read_tokenizer
+from ...diffusers.read.encoders import read_tokenizer
+from ...diffusers.read.text_encoder import TextEncoder
 from ...io.files import name_write_errors, whole_or_not
-from ...networks.clip import CLIP, make_clip, make_tokenizer, make_vision
+from ...networks.caption_tokens import make_tokenizer
+from ...networks.clip import CLIP, make_clip, make_vision
 from ...networks.conditional import ConditionalModel
 from ..objectives.contrastive import Contrastive
 from ..objectives.objective import Built

@@ -14,14 +14,10 @@ from ...core.rng import Draw
 from ...data.latents import pictures_of
 from ...data.source import Column, Source
 from ...diffusers.read.clip import find_text
-from ...diffusers.read.encoders import TextEncoder
+from ...diffusers.read.text_encoder import TextEncoder
 from ...motion.body import SHORTEST
-from ...networks.condition_encoders import (
-    ClassEncoder,
-    LabelEncoder,
-    VectorEncoder,
-    check_condition_name,
-)
+from ...networks.condition_encoders import ClassEncoder, LabelEncoder, VectorEncoder
+from ...networks.conditions import check_condition_name
 from ...networks.lengths import FRAMES, LengthEncoder
 from ...networks.low_resolution import LOW, LowResolution
 from ..recipe.schema import Recipe

@@ -16,10 +16,8 @@ from ...diffusers.read.encoders import is_masked
 from ...diffusers.read.network import denoiser as bridged
 from ...io.documents import JSONObject
 from ...networks import from_config as networks
-from ...networks.condition_encoders import (
-    Conditions,
-)
 from ...networks.conditional import ConditionalModel
+from ...networks.conditions import Conditions
 from ...networks.cpu_fastpath import plain_attention
 from ...networks.low_resolution import LOW
 from ..objectives.denoising import Conditional

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...diffusers.read.encoders import TextEncoder
-from ...networks.clip import CLIP, CaptionTokenizer
+from ...diffusers.read.text_encoder import TextEncoder
+from ...networks.caption_tokens import CaptionTokenizer
+from ...networks.clip import CLIP
 from ...networks.conditional import ConditionalModel
 from ..recipe.schema import Recipe
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ...core.levels import Grid, Level, Schedule, Value, expand
 from ...core.prediction import Prediction
 from ...core.rng import Draw
-from ...networks.condition_encoders import Conditions
 from ...networks.conditional import ConditionalModel
+from ...networks.conditions import Conditions
 from .objective import Objective
 from .students import ddim, noise_rows, nulls_of, squared, student
 from .teacher import Batch, Conditioning, StudentModel, Teacher, draw_conditioning, step_between

@@ -18,7 +18,7 @@ from ...core.prediction import Prediction
 from ...core.rng import Draw
 from ...guidance import Guidance, Guided, parse
 from ...guidance.reuse import initial_state
-from ...networks.condition_encoders import Conditions
+from ...networks.conditions import Conditions
 from ...networks.guidance_scale import KEY
 from .denoising import dropped
 

@@ -64,6 +64,8 @@ class Student(Strict):
             levels a "meanflow" student learns the steps.
         rank: the student differs from its teacher by matrices of this rank, so that its file is
             small (`guidestar.networks.low_rank`); without it, in every number.
+        width: share of the teacher's channels, of a student whose U-Net is narrower and learns from
+            fresh weights; without it, it starts as the teacher.
         first: a stage "guided" before the halvings of "progressive".
         train: of each stage.
     """
@@ -89,6 +91,7 @@ class Student(Strict):
     through: StepCount = 2
     finest: StepCount = 64
     rank: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    width: Annotated[float, Field(gt=0, lt=1)] | None = None
     first: Training | None = None
     train: Training
 
@@ -106,6 +109,10 @@ class Student(Strict):
             raise ValueError("solver, visits and before are for method 'trajectory'")
         if self.first is not None and self.method != "progressive":
             raise ValueError("first is a stage before the halvings of method 'progressive'")
+        if self.width is not None and (self.rank is not None or self.begin is not None):
+            raise ValueError(
+                "width is of a student with a network of its own; leave rank and begin out"
+            )
         self._check_matching()
         if self.method in ("consistency", "meanflow") and self.finest < self.steps:
             raise ValueError(

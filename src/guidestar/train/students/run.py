@@ -171,6 +171,7 @@ def _fresh(lesson: Lesson) -> ConditionalModel:
         default_scale(spec, lesson.model),
         spec.rank,
         interval=spec.method == "meanflow",
+        width=spec.width,
     )
 
 

@@ -15,8 +15,8 @@ from ...diffusers.export import network_of
 from ...guidance import Guidance
 from ...model.binding import find_scale
 from ...model.model import Model
-from ...networks.condition_encoders import Conditions
 from ...networks.conditional import ConditionalModel
+from ...networks.conditions import Conditions
 from ...networks.guidance_scale import (
     GuidanceScale,
     ScaledNetwork,
@@ -38,6 +38,7 @@ from ..objectives.velocity_distillation import VelocityDistillation
 from ..objectives.weighting import EDM, Uniform
 from ..recipe.parts import Training
 from .recipe import Distillation, Student
+from .smaller import narrower
 
 
 def conditions_of(model: Model, encoder: object, source: Source) -> Conditions:
@@ -139,6 +140,7 @@ def fresh_student(
     rank: int | None = None,
     *,
     interval: bool = False,
+    width: float | None = None,
 ) -> ConditionalModel:
     """Return a copy of a teacher that gives its conditional pass to the bit, whatever the scale and
     the interval.
@@ -149,6 +151,7 @@ def fresh_student(
         default: the scale that the student uses where none is given.
         rank: of the difference that the network learns; None where it learns every number.
         interval: the network takes the interval of a step.
+        width: share of the teacher's channels, of a fresh network in the place of a copy.
     """
     denoiser, encoder = deepcopy((teacher.denoiser, teacher.encoder))
     if not isinstance(denoiser, Network):
@@ -156,9 +159,11 @@ def fresh_student(
             f"the teacher's denoiser is a {type(denoiser).__name__}; only networks wrapped in "
             "guidestar.Network can be copied into a student"
         )
+    if width is not None:
+        denoiser, encoder = narrower(denoiser, encoder, width)
     net: Any = denoiser.net
     if interval:
-        denoiser.net = IntervalNetwork(denoiser.net, Interval(embedding_width(net)))  # type: ignore[arg-type]
+        denoiser.net = IntervalNetwork(net, Interval(embedding_width(net)))
     if scale is not None:
         embed = GuidanceScale(embedding_width(net), scale[0], scale[1], default)
         denoiser.net = ScaledNetwork(denoiser.net, embed)  # type: ignore[arg-type]
