@@ -106,7 +106,7 @@ def test_a_solver_of_ones_own_is_not_taken_for_ours():
         ("unipc(**{'order': 3})", "cannot be read"),
         ("unipc(order=__import__('os'))", "cannot be read"),
         ("unipc(order=1)+ddim()", "unknown solver|cannot be read"),
-        ("unipc(degree=3)", "no setting 'degree'; it has order, at_changes, variant, corrector"),
+        ("unipc(degree=3)", "no setting 'degree'; it has at_changes, order, variant, corrector"),
         ("unipc(corrector=1)", "unipc: corrector must be True or False, not 1"),
         ("ddim(eta='a')", "ddim: eta must be a number, not"),
         ("Euler a(eta=0.5)", r"has settings already; write 'ddim\(eta=1.0\)' with yours"),

@@ -36,7 +36,7 @@ class Remembering(Solver, ABC):
             ("restart"); or D' as it is ("keep").
     """
 
-    at_changes: AtChanges = "base"
+    at_changes: AtChanges = "keep"
     history = True
 
 
