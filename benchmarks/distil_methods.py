@@ -38,15 +38,14 @@ RECIPES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "progressive-1": ({"method": "progressive", "start": 16, "steps": 1}, {"steps": 175}),
     "consistency": ({"method": "consistency", "steps": 4}, {"steps": 700}),
     "consistency-8": ({"method": "consistency", "steps": 4, "finest": 8}, {"steps": 560}),
-    "meanflow": ({"method": "meanflow", "steps": 4}, {"steps": 550}),
-    "meanflow-16": ({"method": "meanflow", "steps": 4, "finest": 16}, {"steps": 520}),
+    "meanflow": ({"method": "meanflow", "steps": 4}, {"steps": 230}),
     "half": (
         {"method": "trajectory", "steps": 4, "width": 0.5, **RUNS},
         {"steps": 2400, "rate": 2e-3, "warmup": 100, "decay": 0.995},
     ),
 }
 """What is in [student] and in its train, by name."""
-SAMPLED = dict.fromkeys(("consistency", "consistency-8", "meanflow", "meanflow-16"), (4, 1))
+SAMPLED = dict.fromkeys(("consistency", "consistency-8", "meanflow"), (4, 1))
 """Steps of students that are for several counts."""
 
 

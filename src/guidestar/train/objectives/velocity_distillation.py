@@ -43,7 +43,7 @@ class VelocityDistillation(Objective):
         teacher: whose velocity is averaged.
         grid: of which t and s are levels; the student is for grids of its levels.
         instant: share of samples with s = t, where the student matches G.
-        delta: relative size of the difference.
+        delta: relative size of the difference; smaller ones show how a network wavers in t.
         huber: c.
         dropout: as of `GuidedDistillation`.
         scale: as of `GuidedDistillation`.
@@ -57,7 +57,7 @@ class VelocityDistillation(Objective):
     teacher: Teacher
     grid: Grid
     instant: float = 0.25
-    delta: float = 0.005
+    delta: float = 0.03
     huber: float = 0.03
     dropout: float = 0.1
     scale: tuple[float, float] | None = None
