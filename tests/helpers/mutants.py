@@ -220,7 +220,9 @@ def changes(place: Place) -> Iterator[tuple[str, Change]]:
                 )
         case ast.Constant(value=bool()):
             yield "answer", lambda n: setattr(n, "value", not n.value)
-        case ast.Constant(value=int() | float()) if abs(node.value) >= 1e-3 or node.value == 0:
+        case ast.Constant(value=int() | float()) if (
+            abs(node.value) >= 1e-3 or node.value == 0
+        ) and node.value + 1 != node.value:
             yield "number + 1", lambda n: setattr(n, "value", n.value + 1)
             yield "number - 1", lambda n: setattr(n, "value", n.value - 1)
         case ast.BoolOp(op=op):

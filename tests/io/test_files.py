@@ -136,6 +136,7 @@ def test_former_versions_are_moved_up(tmp_path, monkeypatch, keep, kept, links):
 def test_a_folder_that_can_be_written_to(tmp_path):
     assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert (tmp_path / "a" / "b").is_dir() and not listed(tmp_path / "a" / "b")
+    assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"  # it is there already
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=rf"^cannot write to the folder {tmp_path}/file/x: \w"):
         make_folder(tmp_path / "file" / "x")

@@ -99,7 +99,7 @@ def by_level(
 
 
 def _at_level(logits: Tensor, target: Tensor) -> AtLevel:
-    accuracy = float((logits.argmax(-1) == target).double().mean())
+    accuracy = float((logits.argmax(1) == target).double().mean())
     return AtLevel(
         accuracy=accuracy,
         nll=float(F.cross_entropy(logits, target)),

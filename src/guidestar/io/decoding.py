@@ -139,7 +139,7 @@ def _tiff_16_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F" or (bits == 16 and not white_is_zero):
         return image
     values = np.asarray(image).astype(np.int64)
-    values = np.rint(values * (65535 / (2**bits - 1))).clip(0, 65535)
+    values = np.minimum(np.rint(values * (65535 / (2**bits - 1))), 65535)
     made = Image.fromarray((65535 - values if white_is_zero else values).astype(np.uint16))
     made.info = image.info  # it is upright: Pillow turns a TIFF while it reads it
     return made
