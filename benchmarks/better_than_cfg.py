@@ -69,18 +69,17 @@ def verdict(known: Figures, expression: str, plain: str) -> str:
     standard errors.
     """
     blocks = [known[f"block {b}"] for b in range(BLOCKS)]
-    told = "  ".join(
+    row = "  ".join(
         f"{k} {statistics.mean(b[expression][k] for b in blocks):.4f}"
         for k in ("frechet", "accuracy", "diversity", "nfe")
     )
     if expression == plain:
-        return told
+        return row
     differences = [b[expression]["frechet"] - b[plain]["frechet"] for b in blocks]
     mean, error = statistics.mean(differences), statistics.stdev(differences) / BLOCKS**0.5
     says = "no difference" if abs(mean) < 2 * error else "better" if mean < 0 else "worse"
     return (
-        f"{told}  difference {mean:+.4f} ± {error:.4f} ({mean / error:+.1f} standard errors): "
-        f"{says}"
+        f"{row}  difference {mean:+.4f} ± {error:.4f} ({mean / error:+.1f} standard errors): {says}"
     )
 
 

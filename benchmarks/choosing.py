@@ -121,7 +121,7 @@ TRIALS: dict[str, dict[str, list[str]]] = {
             "cfg(4, schedule=linear)",
         ],
         "clip, on uncond": ["uncond + clip(4)", "uncond + clip(8)", "uncond + clip(12)"],
-        "cfg + clip": ["cfg(2) + clip(0.5)", "cfg(3) + clip(0.25)", "cfg(3) + clip(0.5)"],
+        "cfg + clip": ["cfg(3) + clip(0.5)"],
         "cfgpp": ["cfgpp(0.6)", "cfgpp(0.8)"],
         "apg": ["apg(2)", "apg(3)"],
         "cfg_zero": ["cfg_zero(2, zero=0)"],
@@ -204,12 +204,12 @@ def times(
     model: Model, expressions: list[str], steps: int, batch: int, rounds: int = 3
 ) -> dict[str, float]:
     """Return the median seconds of a batch of each, drawn in turn."""
-    asked = [(model.classes or list(DEMO_PROMPTS))[i % 8] for i in range(batch)]
+    names = [(model.classes or list(DEMO_PROMPTS))[i % 8] for i in range(batch)]
     seconds: dict[str, list[float]] = {e: [] for e in expressions}
     for _ in range(rounds):
         for expression, taken in seconds.items():
             start = time.perf_counter()
-            model.sample(asked, guidance=expression, seeds=range(batch), steps=steps)
+            model.sample(names, guidance=expression, seeds=range(batch), steps=steps)
             taken.append(time.perf_counter() - start)
     return {e: statistics.median(taken) for e, taken in seconds.items()}
 
@@ -275,8 +275,11 @@ def draw_all(arguments: argparse.Namespace, known: dict[str, Figures]) -> None:
     """
     trials = TRIALS[arguments.model]
     chosen = {
-        name: best(settings, known["tried"], arguments.model) for name, settings in trials.items()
+        name: best(settings, known["tried"], arguments.model)
+        for name, settings in trials.items()
+        if len(settings) == 1 or all(e in known["tried"] for e in settings)
     }
+    chosen = {name: e for name, e in chosen.items() if e in known["measured"]}
     document = HOME.parent / "docs/choosing.md"
     text, (start, end) = (
         document.read_text(),

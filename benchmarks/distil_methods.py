@@ -37,6 +37,7 @@ RECIPES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "progressive-4": ({"method": "progressive", "start": 16, "steps": 4}, {"steps": 345}),
     "progressive-1": ({"method": "progressive", "start": 16, "steps": 1}, {"steps": 175}),
     "consistency": ({"method": "consistency", "steps": 4}, {"steps": 700}),
+    "consistency-8": ({"method": "consistency", "steps": 4, "finest": 8}, {"steps": 560}),
     "meanflow": ({"method": "meanflow", "steps": 4}, {"steps": 550}),
     "meanflow-16": ({"method": "meanflow", "steps": 4, "finest": 16}, {"steps": 520}),
     "half": (
@@ -45,7 +46,7 @@ RECIPES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     ),
 }
 """What is in [student] and in its train, by name."""
-SAMPLED = {"consistency": (4, 1), "meanflow": (4, 1), "meanflow-16": (4, 1)}
+SAMPLED = dict.fromkeys(("consistency", "consistency-8", "meanflow", "meanflow-16"), (4, 1))
 """Steps of students that are for several counts."""
 
 

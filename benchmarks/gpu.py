@@ -203,7 +203,7 @@ def steps(sizes: Sizes, device: str) -> Iterator[Check]:
 
 
 def wan(latents: int) -> tuple[Any, dict[str, Any]]:
-    """Return a Wan-shaped pipeline, and what it is asked."""
+    """Return a Wan-shaped pipeline, and its inputs."""
     net = network(
         "WanTransformer3DModel",
         patch_size=(1, 2, 2),
@@ -235,10 +235,10 @@ def wan(latents: int) -> tuple[Any, dict[str, Any]]:
 def image_pipeline(
     make: Callable[..., Any], latents: int, images: int
 ) -> tuple[Any, dict[str, Any]]:
-    """Return one of `pipelines`, and what it is asked."""
-    pipe, _, asked, _ = make(latents)
+    """Return one of `pipelines`, and its inputs."""
+    pipe, _, inputs, _ = make(latents)
     pipe.set_progress_bar_config(disable=True)
-    rows = {name: t.repeat(images, *[1] * (t.ndim - 1)) for name, t in asked.items()}
+    rows = {name: t.repeat(images, *[1] * (t.ndim - 1)) for name, t in inputs.items()}
     return pipe, {**rows, "height": 8 * latents, "width": 8 * latents}
 
 
@@ -250,9 +250,9 @@ def pipelines(sizes: Sizes, device: str) -> Iterator[Check]:
         "Wan": lambda: wan(sizes.latents),
     }
     for name, make in made.items():
-        pipe, asked = make()
+        pipe, inputs = make()
         pipe = pipe.to(device)
-        on = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in asked.items()}
+        on = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
 
         def own(pipe: Any = pipe, on: dict[str, Any] = on) -> torch.Tensor:
             return pipe(

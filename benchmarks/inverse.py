@@ -4,7 +4,7 @@
 
 Half of a picture hidden, 4 × down-sampled, blurred; all with noise of deviation 0.05 (pixels lie in
 [−1, 1]). The unconditional half of the shipped model is guided towards what was observed; nothing
-is told of the class. Each method has the same number of settings, tried on 20 images of their own;
+gets the class. Each method has the same number of settings, tried on 20 images of their own;
 the one of the highest PSNR is measured on 500 others. PSNR is the mean over images, with a peak of
 2; accuracy is the judge's, of the true class. Figures are kept in
 `benchmarks/results/inverse.json`, and a run that was stopped goes on from there. `--write` puts the

@@ -4,12 +4,10 @@ on emoji.
     python benchmarks/networks.py --data emoji/train --minutes 12        (after: guidestar data
     emoji --out emoji)
 
-Every candidate (`CANDIDATES`) learns for the same time from the same pictures, told by the text
-encoder of
-the shipped model: its speed is measured first, and the learning rate falls to 0 at its last step.
-    The
-measuring CLIP of the shipped model then looks for 200 captions in a sample of each. Figures are
-kept in `benchmarks/results/networks.json`.
+Every candidate (`CANDIDATES`) learns for the same time from the same pictures, with the text
+encoder of the shipped model: its speed is measured first, and the learning rate falls to 0 at its
+last step. The measuring CLIP of the shipped model then looks for 200 captions in a sample of each.
+Figures are kept in `benchmarks/results/networks.json`.
 """
 
 from __future__ import annotations
@@ -66,8 +64,8 @@ def main() -> None:
 
 
 def recipe(network: NetworkPart, data: Path, steps: int) -> Recipe:
-    """Return the shipped model's recipe with another network and length, told by the shipped text
-    encoder.
+    """Return the shipped model's recipe with another network and length, and with the
+    shipped text encoder.
     """
     base = read_recipe(HOME.parent / "recipes/emoji-pixels.toml")
     training = Training(
@@ -116,13 +114,13 @@ def timed(steps: Iterator[Any]) -> Iterator[float]:
         last = now
 
 
-def judged(run: dict[str, Any], ruler: Ruler, asked: Any) -> dict[str, Any]:
+def judged(run: dict[str, Any], ruler: Ruler, prompts: Any) -> dict[str, Any]:
     model, figures = run.pop("model"), {}
     for guidance in ("cfg(1)", "cfg(3)"):
-        x, _, seconds = draw_samples(model, guidance, asked.prompts, 0, 64, None, steps=20)
+        x, _, seconds = draw_samples(model, guidance, prompts.prompts, 0, 64, None, steps=20)
         figures[guidance] = {
             "sampling": round(seconds, 1),
-            **ruler.scores(embed_images(ruler.clip, x), asked.labels),
+            **ruler.scores(embed_images(ruler.clip, x), prompts.labels),
         }
     return {**run, **figures}
 

@@ -62,7 +62,7 @@ def chroma():
         approximator_layers=2,
     )
     masks = torch.ones(1, 64, dtype=torch.bool)
-    asked = {
+    inputs = {
         "prompt_embeds": draw(1, 64, 256, seed=1),
         "negative_prompt_embeds": draw(1, 64, 256, seed=2),
         "prompt_attention_mask": masks,
@@ -71,7 +71,7 @@ def chroma():
         "width": 256,
     }
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    return pipeline("ChromaPipeline", net, scheduler), asked, f"cfg({SCALE})"
+    return pipeline("ChromaPipeline", net, scheduler), inputs, f"cfg({SCALE})"
 
 
 def cogvideo():
@@ -89,7 +89,7 @@ def cogvideo():
         sample_frames=9,
         max_text_seq_length=64,
     )
-    asked = {
+    inputs = {
         "prompt_embeds": draw(1, 64, 256, seed=1),
         "negative_prompt_embeds": draw(1, 64, 256, seed=2),
         "height": 256,
@@ -99,7 +99,7 @@ def cogvideo():
     scheduler = diffusers.CogVideoXDDIMScheduler(
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
-    return pipeline("CogVideoXPipeline", net, scheduler), asked, f"cfg({SCALE})"
+    return pipeline("CogVideoXPipeline", net, scheduler), inputs, f"cfg({SCALE})"
 
 
 def z_image():
@@ -116,14 +116,14 @@ def z_image():
         axes_dims=[16, 24, 24],
         axes_lens=[512, 64, 64],
     )
-    asked = {
+    inputs = {
         "prompt_embeds": [draw(64, 256, seed=1)],
         "negative_prompt_embeds": [draw(64, 256, seed=2)],
         "height": 256,
         "width": 256,
     }
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return pipeline("ZImagePipeline", net, scheduler), asked, f"cfg({SCALE + 1})"
+    return pipeline("ZImagePipeline", net, scheduler), inputs, f"cfg({SCALE + 1})"
 
 
 def samples(result):
@@ -131,12 +131,12 @@ def samples(result):
 
 
 def measure(name, make, rounds, steps):
-    pipe, asked, ours = make()
+    pipe, inputs, ours = make()
 
     def own():
         return samples(
             pipe(
-                **asked,
+                **inputs,
                 num_inference_steps=steps,
                 guidance_scale=SCALE,
                 output_type="latent",

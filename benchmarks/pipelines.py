@@ -39,7 +39,7 @@ def draw(*shape, seed):
 
 
 def sdxl(size):
-    """Return a pipeline and its PAG twin on the same weights, and what both are asked."""
+    """Return a pipeline and its PAG twin on the same weights, and the inputs of both."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=size,
@@ -58,11 +58,11 @@ def sdxl(size):
         "unet": unet.eval(),
         "add_watermarker": False,
     }
-    asked = {
+    inputs = {
         "prompt_embeds": draw(1, 77, 256, seed=1),
         "negative_prompt_embeds": draw(1, 77, 256, seed=2),
     }
-    asked |= {
+    inputs |= {
         "pooled_prompt_embeds": draw(1, 128, seed=3),
         "negative_pooled_prompt_embeds": draw(1, 128, seed=4),
     }
@@ -71,7 +71,7 @@ def sdxl(size):
     return (
         make(StableDiffusionXLPipeline),
         make(StableDiffusionXLPAGPipeline, pag_applied_layers=["mid"]),
-        asked,
+        inputs,
         "pag(3)",
     )
 
@@ -107,11 +107,11 @@ def sd3(size):
         ),
         "transformer": net.eval(),
     }
-    asked = {
+    inputs = {
         "prompt_embeds": draw(1, 77, 256, seed=1),
         "negative_prompt_embeds": draw(1, 77, 256, seed=2),
     }
-    asked |= {
+    inputs |= {
         "pooled_prompt_embeds": draw(1, 128, seed=3),
         "negative_pooled_prompt_embeds": draw(1, 128, seed=4),
     }
@@ -121,7 +121,7 @@ def sd3(size):
     return (
         make(StableDiffusion3Pipeline),
         make(StableDiffusion3PAGPipeline, pag_applied_layers=["blocks.4"]),
-        asked,
+        inputs,
         "pag(3, layers='transformer_blocks.4.attn')",
     )
 
@@ -134,12 +134,12 @@ def halfway(pipe):
 
 
 def measure(name, make, size, rounds, images):
-    pipe, twin, asked, pag = make(size)
+    pipe, twin, inputs, pag = make(size)
     for p in (pipe, twin):
         p.set_progress_bar_config(disable=True)
-    asked = {name: t.repeat(images, *[1] * (t.ndim - 1)) for name, t in asked.items()}
+    inputs = {name: t.repeat(images, *[1] * (t.ndim - 1)) for name, t in inputs.items()}
     common = {
-        **asked,
+        **inputs,
         "num_inference_steps": STEPS,
         "guidance_scale": SCALE,
         "output_type": "latent",

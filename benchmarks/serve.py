@@ -37,11 +37,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 CLIENTS = 16
 TEMPLATES = ("cfg({})", "cfg({}) + classifier(0.5)", "cfg({}) | rescale(0.7)")
-Server = Callable[["Asked"], torch.Tensor]
+Server = Callable[["Job"], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Job:
     cond: str
     template: str
     scale: float
@@ -53,10 +53,10 @@ class Asked:
         return {"guidance": guidance, "steps": self.steps, "seeds": [self.seed]}
 
 
-def asks(model: gs.Model, count: int) -> list[Asked]:
+def asks(model: gs.Model, count: int) -> list[Job]:
     draw = random.Random(0)
     return [
-        Asked(
+        Job(
             draw.choice(model.classes),
             draw.choice(TEMPLATES),
             draw.choice([1.5, 2.0, 3.0, 4.0, 5.0]),
@@ -70,9 +70,9 @@ def asks(model: gs.Model, count: int) -> list[Asked]:
 def one_by_one(model: gs.Model) -> Server:
     lock = threading.Lock()
 
-    def serve(asked: Asked) -> torch.Tensor:
+    def serve(job: Job) -> torch.Tensor:
         with lock:
-            return model.sample(asked.cond, **asked.arguments()).x
+            return model.sample(job.cond, **job.arguments()).x
 
     return serve
 
@@ -85,13 +85,13 @@ class WholeRequests:
         self.waiting: queue.Queue = queue.Queue()
         threading.Thread(target=self._run, daemon=True).start()
 
-    def __call__(self, asked: Asked) -> torch.Tensor:
+    def __call__(self, job: Job) -> torch.Tensor:
         future: Future = Future()
-        self.waiting.put((asked, future))
+        self.waiting.put((job, future))
         return future.result()
 
     def _run(self) -> None:
-        pending: list[tuple[Asked, Future]] = []
+        pending: list[tuple[Job, Future]] = []
         while True:
             pending += [] if pending else [self.waiting.get()]
             while not self.waiting.empty():
@@ -113,27 +113,25 @@ class WholeRequests:
 
 
 def through(engine: Engine) -> Server:
-    def serve(asked: Asked) -> torch.Tensor:
-        request = engine.model.request(asked.cond, **asked.arguments())
+    def serve(job: Job) -> torch.Tensor:
+        request = engine.model.request(job.cond, **job.arguments())
         return engine.submit(request).result().x
 
     return serve
 
 
-def measure(
-    serve: Server, asked: list[Asked]
-) -> tuple[float, list[float], dict[int, torch.Tensor]]:
+def measure(serve: Server, jobs: list[Job]) -> tuple[float, list[float], dict[int, torch.Tensor]]:
     """Return the seconds in all, the latencies, and the samples by seed."""
     latencies: list[float] = []
     found: dict[int, torch.Tensor] = {}
 
-    def client(mine: list[Asked]) -> None:
+    def client(mine: list[Job]) -> None:
         for one in mine:
             began = time.perf_counter()
             found[one.seed] = serve(one)
             latencies.append(time.perf_counter() - began)
 
-    threads = [threading.Thread(target=client, args=(asked[k::CLIENTS],)) for k in range(CLIENTS)]
+    threads = [threading.Thread(target=client, args=(jobs[k::CLIENTS],)) for k in range(CLIENTS)]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -189,16 +187,16 @@ def main() -> None:
         "whole requests": WholeRequests(model),
         "engine": through(engine),
     }
-    asked = asks(model, CLIENTS * given.each)
+    jobs = asks(model, CLIENTS * given.each)
     speeds: dict[str, list[float]] = {name: [] for name in servers}
     means: dict[str, list[float]] = {name: [] for name in servers}
     for serve in servers.values():
-        serve(asked[0])  # warm up
+        serve(jobs[0])  # warm up
     for _ in range(given.rounds):
         wanted: dict[int, torch.Tensor] = {}
         for name, serve in servers.items():
-            seconds, latencies, found = measure(serve, asked)
-            speeds[name].append(len(asked) / seconds)
+            seconds, latencies, found = measure(serve, jobs)
+            speeds[name].append(len(jobs) / seconds)
             means[name].append(statistics.mean(latencies))
             wanted = wanted or found
             worst = max(float((found[k] - wanted[k]).abs().max()) for k in wanted)

@@ -56,21 +56,21 @@ def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)), dtype=int)
 
 
-async def by_openai(client: httpx.AsyncClient, asked: dict) -> bytes:
-    body = {
-        "prompt": asked["cond"],
-        "seed": asked["seed"],
-        "guidance": asked["guidance"],
-        "solver": asked["solver"],
-        "num_inference_steps": asked["steps"],
+async def by_openai(client: httpx.AsyncClient, body: dict) -> bytes:
+    sent = {
+        "prompt": body["cond"],
+        "seed": body["seed"],
+        "guidance": body["guidance"],
+        "solver": body["solver"],
+        "num_inference_steps": body["steps"],
     }
-    answer = await client.post("/v1/images/generations", json=body)
+    answer = await client.post("/v1/images/generations", json=sent)
     answer.raise_for_status()
     return base64.b64decode(answer.json()["data"][0]["b64_json"])
 
 
-async def by_own(client: httpx.AsyncClient, asked: dict) -> bytes:
-    answer = await client.post("/v1/samples", json={**asked, "preview_every": 2})
+async def by_own(client: httpx.AsyncClient, body: dict) -> bytes:
+    answer = await client.post("/v1/samples", json={**body, "preview_every": 2})
     answer.raise_for_status()
     name = answer.json()["id"]
     async with client.stream("GET", f"/v1/samples/{name}/events") as events:
@@ -80,11 +80,11 @@ async def by_own(client: httpx.AsyncClient, asked: dict) -> bytes:
     return picture.content
 
 
-async def leave(client: httpx.AsyncClient, asked: dict) -> None:
-    """Ask, and go before the answer is there."""
-    body = {"prompt": asked["cond"], "num_inference_steps": 100}
+async def leave(client: httpx.AsyncClient, body: dict) -> None:
+    """Send a request, and go before the answer is there."""
+    sent = {"prompt": body["cond"], "num_inference_steps": 100}
     with contextlib.suppress(httpx.HTTPError):
-        await client.post("/v1/images/generations", json=body, timeout=0.05)
+        await client.post("/v1/images/generations", json=sent, timeout=0.05)
 
 
 async def run(url: str, known: list, clients: int, seconds: float) -> int:
@@ -95,14 +95,14 @@ async def run(url: str, known: list, clients: int, seconds: float) -> int:
     async def ask(number: int, client: httpx.AsyncClient) -> None:
         draw = random.Random(number)
         while time.monotonic() < end:
-            asked, wanted = draw.choice(known)
+            body, wanted = draw.choice(known)
             if draw.random() < 0.05:
-                await leave(client, asked)
+                await leave(client, body)
                 counts["left"] += 1
                 continue
             began = time.monotonic()
             try:
-                data = await (by_openai if draw.random() < 0.5 else by_own)(client, asked)
+                data = await (by_openai if draw.random() < 0.5 else by_own)(client, body)
             except httpx.HTTPStatusError as error:
                 busy = error.response.status_code in (429, 503)
                 counts["busy" if busy else "lost"] += 1

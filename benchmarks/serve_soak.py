@@ -74,11 +74,11 @@ def main() -> int:
     with Engine(toy_model(Forgetful()), max_rows=32) as engine:
         waiting: list = []
         for k in range(count):
-            asked = arguments(k)
-            ticket = engine.submit(engine.model.request(**asked), preview_every=1)
+            given = arguments(k)
+            ticket = engine.submit(engine.model.request(**given), preview_every=1)
             if k % 13 == 7:
                 ticket.cancel()
-            waiting.append((k, asked, ticket))
+            waiting.append((k, given, ticket))
             if len(waiting) >= 64:
                 j, theirs, oldest = waiting.pop(0)
                 oldest.wait()

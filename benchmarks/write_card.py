@@ -73,7 +73,8 @@ FIGURES = {
         (
             "emoji-sweep",
             "Other captions it was trained on",
-            "The same on captions and seeds that nothing was chosen on.",
+            "The same on captions and seeds that nothing was chosen on; the network calculated in "
+            "bfloat16.",
             "--data emoji/train --seeds 100-299",
         ),
         (
@@ -92,7 +93,7 @@ FIGURES = {
         (
             "emoji-concepts",
             "Concepts it has never seen",
-            "The same on held-out concepts.",
+            "The same on held-out concepts; the network calculated in bfloat16.",
             "--data emoji/unseen-concepts --seeds 100-199",
         ),
     ),

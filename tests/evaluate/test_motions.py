@@ -21,12 +21,15 @@ def test_feet_slide_only_on_the_floor():
     jumping = torch.zeros(4, 1, 3)
     jumping[::2, 0, 1] = 5
     assert foot_skating(jumping, [0], 20, 10) == 0.0
+    for floor in (-40.0, 40.0):  # the lowest place of the feet counts, wherever it is
+        raised = joints + torch.tensor([0.0, floor, 0.0])
+        assert foot_skating(raised, [1, 2], 20, 10) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_jerk_is_the_third_derivative():
     t = torch.arange(6.0)
     joints = torch.stack([t**3, 0 * t, 2 * t**2], -1)[:, None]
-    assert jerk(joints, 10, 4) == pytest.approx(6 * 1000 / 4)
+    assert jerk(joints, 10, 4) == jerk(joints[:4], 10, 4) == pytest.approx(6 * 1000 / 4)
     with pytest.raises(ValueError, match="needs at least 4 frames, not 3"):
         jerk(joints[:3], 10, 4)
 

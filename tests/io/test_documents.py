@@ -29,6 +29,7 @@ from guidestar.io.documents import (
 
 KINDS = {
     "whole": (whole(2, 1500), "a whole number from 2 to 1,500", [2, 1500], [1, 1501, 2.0, True]),
+    "low": (whole(0, 5), "a whole number from 0 to 5", [0, 5], [True, False, -1, "1", None]),
     "number": (number(), "a number", [-1e38, 1e38, 0, 2.5], [2e38, -2e38, True, "1", None]),
     "from": (number(0.5), "a number from 0.5", [0.5, 1e38], [0.4, math.inf, math.nan, 10**400]),
     "to": (number(-1, 3), "a number from -1 to 3", [-1, 3], [-1.5, 3.5]),

@@ -12,7 +12,7 @@ def listed(folder):
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
-    path = tmp_path / "new" / "a.txt"
+    path = tmp_path / "new" / "deep" / "a.txt"
     with whole_or_not(path) as beside:
         assert beside.parent == path.parent and beside.name == "a.txt.writing"
         beside.write_text("one")
@@ -43,8 +43,15 @@ def test_a_file_is_on_disk_before_it_has_its_name_and_so_is_the_name(tmp_path, m
     )
     with whole_or_not(tmp_path / "a") as beside:
         beside.write_text("1")
+    held = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with whole_or_not(tmp_path / "a") as beside:
+            beside.write_text("1")
+    assert len(os.listdir("/proc/self/fd")) == held
+    del flushed[2:-2]
     inodes = [(tmp_path / "a").stat().st_ino, tmp_path.stat().st_ino]
-    assert flushed == [(inodes[0], ["a.writing"]), (inodes[1], ["a"])]
+    assert flushed[2:] == [(inodes[0], ["a", "a.writing"]), (inodes[1], ["a"])]
+    assert [names for _, names in flushed[:2]] == [["a.writing"], ["a"]]
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
@@ -85,6 +92,8 @@ def test_a_write_that_fails_in_another_library_is_named(tmp_path):
             raise OSError(28, "No space")
         except OSError:
             raise RuntimeError("after it")  # noqa: B904
+    with pytest.raises(OSError, match=f"^cannot write {path}: odd words$"), name_write_errors(path):
+        raise RuntimeError("in the end") from OSError("odd\nwords")
     with pytest.raises(OSError, match=r"^cannot write b: x$"), name_write_errors(path):
         raise OSError("cannot write b: x")
     with pytest.raises(RuntimeError, match="after it"), name_write_errors(path):

@@ -204,7 +204,7 @@ def _noisy_rows(sigma: Value) -> Tensor | None:
     if not isinstance(sigma, Tensor):
         return None if sigma else torch.arange(0)
     noisy = sigma != 0
-    return None if bool(noisy.all()) else noisy.nonzero()[:, 0]
+    return None if bool(noisy.all()) else noisy.nonzero().flatten()
 
 
 def _row_limit(members: Sequence[_Member]) -> int | None:

@@ -159,7 +159,7 @@ def column_values(
     if odd is not None:
         raise ValueError(f"{path}: row {odd} of {name!r} must hold {column.width} numbers")
     numbers = torch.tensor(values, dtype=torch.float32).reshape(len(values), column.width)
-    strange = (~numbers.isfinite().all(1)).nonzero()[:, 0].tolist()
+    strange = (~numbers.isfinite().all(1)).nonzero().flatten().tolist()
     if strange:
         raise ValueError(
             f"{path}: row {kept[strange[0]]} of {name!r} holds numbers that are not finite; "

@@ -56,7 +56,7 @@ def check_spread(x: Tensor) -> None:
     if not bool(flat.isfinite().all()):
         raise ValueError("the autoencoder's latents are not finite; train it with a lower rate")
     std, size = flat.std(1, correction=0), flat.abs().amax(1)
-    flat_ones = (std <= 1e-5 * size.clamp_min(1e-12)).nonzero()[:, 0].tolist()
+    flat_ones = (std <= 1e-5 * size.clamp_min(1e-12)).nonzero().flatten().tolist()
     if flat_ones:
         raise ValueError(
             f"the autoencoder's latents have no spread in channel {flat_ones[0]} (of {len(std)}), "

@@ -118,7 +118,7 @@ def _check_samples(path: Path, x: Tensor) -> None:
             f"{path}: samples must be floating point, [N, D], [N, T, C] or of more dimensions, not "
             f"{list(x.shape)} of {x.dtype}; convert or reshape them"
         )
-    bad = (~x.float().flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+    bad = (~x.float().flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
             f"{path}: {len(bad)} of {len(x)} samples are not finite in float32, first that of row "

@@ -30,11 +30,11 @@ class LeastShare(Metric):
 
     def __init__(self) -> None:
         self.predicted: list[Tensor] = []
-        self.classes = 0
+        self.classes: int
 
     def update(self, samples: JudgeOutput) -> None:
         self.predicted.append(samples.predicted)
-        self.classes = samples.logits.shape[-1]
+        self.classes = samples.logits.shape[1]
 
     def shares(self) -> Tensor:
         """Return the share of each class that the judge predicts: ``[K]``, float64."""

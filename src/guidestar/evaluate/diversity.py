@@ -29,7 +29,7 @@ def within_class_distances(features: Tensor, labels: Tensor) -> dict[int, float]
     counts = torch.bincount(labels)
     return {
         int(c): float(mean_distance(features[labels == c].double()))
-        for c in (counts > 1).nonzero()[:, 0]
+        for c in (counts > 1).nonzero().flatten()
     }
 
 

@@ -317,7 +317,7 @@ def select(weight: Value, size: int, name: str) -> tuple[Value, Tensor | None] |
             f"{name} has {len(weight)} scales for {size} samples; give one number, or one for "
             "each sample"
         )
-    rows = weight.nonzero()[:, 0]
+    rows = weight.nonzero().flatten()
     if len(rows) == size:
         return weight, None
     return (weight[rows], rows) if len(rows) else None

@@ -152,7 +152,7 @@ def split_term(
     for chosen_rows, fresh in ((due, True), (~due, False)):
         if not bool(chosen_rows.any()):
             continue
-        picked = None if bool(chosen_rows.all()) else chosen_rows.nonzero()[:, 0]
+        picked = None if bool(chosen_rows.all()) else chosen_rows.nonzero().flatten()
         own = weight[picked] if isinstance(weight, Tensor) and picked is not None else weight
         where = local if picked is None else picked if local is None else local[picked]
         parts.append(

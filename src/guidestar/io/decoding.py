@@ -100,7 +100,7 @@ def _narrow(image: Image.Image) -> Image.Image:
             "its whole numbers, signed or of 32 bits, have no known white; save it with 8 or 16 "
             "bits"
         )
-    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    values = np.asarray(image).astype(np.int64)
     narrow = np.rint(values / 257).astype(np.uint8)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
@@ -133,7 +133,7 @@ def _tiff_16_bits(image: Image.Image) -> Image.Image:
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return image
     tags = image.tag_v2
-    bits, white_is_zero = tags.get(_BITS, (16,))[0], tags.get(_PHOTOMETRIC) == 0
+    bits, white_is_zero = tags[_BITS][0], tags.get(_PHOTOMETRIC) == 0
     if image.mode == "F" and white_is_zero:
         raise ValueError("floats whose zero is white cannot be read; save it with black as zero")
     if image.mode == "F" or (bits == 16 and not white_is_zero):

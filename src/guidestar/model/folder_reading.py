@@ -168,4 +168,7 @@ def read_decode(folder: Path, about: Card) -> Callable[[Tensor], Tensor]:
     if "scale" in about:
         mean, std = (torch.tensor(about["scale"][k]) for k in ("mean", "std"))
         return lambda x: x * std.to(x) + mean.to(x)
-    return (lambda x: x.clamp(-1, 1)) if len(about.get("shape", (1, 1, 1))) == 3 else (lambda x: x)
+    shape = about.get("shape")
+    if shape is not None and len(shape) != 3:
+        return lambda x: x
+    return lambda x: x.clamp(-1, 1)

@@ -167,7 +167,7 @@ def check_finite(x: Tensor, what: str = "samples") -> None:
     Raises:
         FloatingPointError: some samples are not finite; they are numbered.
     """
-    bad = (~x.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
+    bad = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if bad:
         which = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
         raise FloatingPointError(

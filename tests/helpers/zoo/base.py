@@ -158,6 +158,12 @@ class Entry:
         name, config = list(self.schedulers.items())[index]
         return getattr(diffusers, name)(**config)
 
+    def use_scheduler(self, pipe: Any, index: int) -> None:
+        """Give the pipeline, and the one that it decodes with, one of its schedulers."""
+        for part in (pipe, getattr(pipe, "decoder_pipe", None)):
+            if part is not None:
+                part.scheduler = self.scheduler(index)
+
     def run(self, pipe: Any, guidance: Any = None) -> list[Tensor]:
         """Return what the pipeline draws, under its own guidance or ours."""
         torch.manual_seed(0)

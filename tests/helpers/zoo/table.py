@@ -1,4 +1,4 @@
-"""The table of every class of pipelines that takes a guidance scale.
+"""The table of every class of pipelines that has a guidance of its own.
 
     python tests/helpers/zoo/table.py
 
@@ -12,6 +12,7 @@ import importlib
 import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -19,38 +20,61 @@ HERE = Path(__file__).resolve()
 DOCUMENT = HERE.parents[3] / "docs" / "diffusers.md"
 MARK = "<!-- every class -->"
 _SCALE = re.compile(r"(guidance|cfg)_scale$")
-ROOMS = ("images", "stable", "videos", "more", "editing", "texts", "rare", "recent")
+ROOMS = ("images", "stable", "videos", "more", "editing", "texts", "rare", "recent", "guiders")
 
 
-@cache
-def list_classes() -> dict[str, str]:
-    """Return the folder of each class of the installed Diffusers whose call takes a guidance scale.
+def find_classes(home: Path) -> dict[str, str]:
+    """Return the folder of each class of pipelines below `home` that has a guidance of its own: its
+    call takes a guidance scale, by place or by keyword, or it is made with a guider.
 
-    Its source is read, as importing all of it takes long. What it calls deprecated is left out.
+    The source is read, as importing all of it takes long. What it calls deprecated is left out.
     """
-    import diffusers
-
-    home, found = Path(diffusers.__file__).parent / "pipelines", {}
+    found = {}
     for file in sorted(home.rglob("pipeline*.py")):
         folder = file.relative_to(home).parts[0]
-        if folder == "deprecated" or "onnx" in file.name:
+        if folder == "deprecated":
             continue
         for node in ast.parse(file.read_text()).body:
-            if not isinstance(node, ast.ClassDef) or not node.name.endswith("Pipeline"):
-                continue
-            call = next((f for f in node.body if getattr(f, "name", "") == "__call__"), None)
-            if call and any(_SCALE.search(a.arg) for a in call.args.args):  # type: ignore[attr-defined]
+            if isinstance(node, ast.ClassDef) and "Pipeline" in node.name and _is_guided(node):
                 found[node.name] = folder
     return found
 
 
+def _is_guided(node: ast.ClassDef) -> bool:
+    """Return whether a class calls a network under guidance."""
+    made, called = (_arguments(node, name) for name in ("__init__", "__call__"))
+    return bool(called) and ("guider" in made or any(_SCALE.search(name) for name in called))
+
+
+def _arguments(node: ast.ClassDef, method: str) -> list[str]:
+    """Return the names of what a method of a class takes."""
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and part.name == method:
+            given = part.args
+            return [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return []
+
+
+@cache
+def list_classes() -> dict[str, str]:
+    """Return the folder of each such class of the installed Diffusers."""
+    import diffusers
+
+    return find_classes(Path(diffusers.__file__).parent / "pipelines")
+
+
 @cache
 def entries() -> dict:
-    """Return the small pipelines by class."""
+    """Return the small pipelines by class, with their second schedulers."""
     from .base import ENTRIES
+    from .schedulers import SECOND
 
     for room in ROOMS:
         importlib.import_module(f"helpers.zoo.{room}")
+    for name, (scheduler, config) in SECOND.items():
+        entry = ENTRIES[name]
+        assert scheduler not in entry.schedulers, name
+        ENTRIES[name] = replace(entry, schedulers={**entry.schedulers, scheduler: config})
     return ENTRIES
 
 
@@ -58,6 +82,7 @@ def cell(name: str) -> str:
     """Say what becomes of a class."""
     from guidestar.diffusers.guide.kinds import KNOWN_PIPELINES, REFUSED
 
+    from .schedulers import ALONE
     from .untested import UNTESTED
 
     entry = entries().get(name)
@@ -66,19 +91,17 @@ def cell(name: str) -> str:
     if entry is None:
         how = "by its record" if name in KNOWN_PIPELINES else "by what is learnt"
         return f"not tested ({how}): {UNTESTED[name]}"
-    return f"`{entry.guidance}`" if entry.guidance else "no negative pass"
+    alone = f" (one scheduler: {ALONE[name]})" if name in ALONE else ""
+    return (f"`{entry.guidance}`" if entry.guidance else "no negative pass") + alone
 
 
 def table() -> str:
     """Write the table."""
-    kinds = Counter(
-        "refused" if c.startswith("refused") else "untested" if c.startswith("not tested") else c
-        for c in (cell(n) for n in list_classes())
-    )
-    without = kinds.pop("no negative pass", 0)
-    refused, untested = kinds.pop("refused", 0), kinds.pop("untested", 0)
+    starts = ("`", "no negative", "refused", "not tested")
+    kinds = Counter(next(s for s in starts if cell(n).startswith(s)) for n in list_classes())
+    equal, without, refused, untested = (kinds[s] for s in starts)
     lines = [
-        f"Of {len(list_classes())} classes, {sum(kinds.values())} equal the expression that stands "
+        f"Of {len(list_classes())} classes, {equal} equal the expression that stands "
         f"beside them, {without} make no negative pass (their networks take the scale, or "
         f"are distilled), {refused} are refused and {untested} are not tested.",
         "",

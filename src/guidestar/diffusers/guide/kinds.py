@@ -80,6 +80,15 @@ REFUSED: dict[str, str] = {
     "AnyFlowFARPipeline": "its network keeps a cache of what it was given",
     "Cosmos3OmniPipeline": "its network takes all its inputs as one packed sequence",
     "ConsisIDPipeline": "it cannot be made without further packages, so it was not tried",
+    **{
+        f"LEditsPPPipelineStableDiffusion{size}": "its edits are masked by what its network "
+        "answered, so they are no sum of passes"
+        for size in ("", "XL")
+    },
+    **{
+        f"OnnxStableDiffusion{kind}Pipeline": "its network runs in ONNX Runtime, not in torch"
+        for kind in ("", "Img2Img", "Inpaint", "Upscale")
+    },
 }
 """Classes of pipelines that cannot be guided, and why."""
 

@@ -57,28 +57,28 @@ def describe_choices() -> dict[str, list[str]]:
     return {"solvers": list(SOLVERS), "grids": list(GRIDS)}
 
 
-def plan(model: Model, asked: PlanRequest, limits: Limits) -> dict[str, Any]:
+def plan(model: Model, body: PlanRequest, limits: Limits) -> dict[str, Any]:
     """Say which passes a run takes, without running anything.
 
     Raises:
         RefusedError: it is over a limit.
         ValueError: as `Model.plan`.
     """
-    if asked.steps is not None:
-        at_most("steps", asked.steps, limits.steps)
-    if isinstance(asked.cond, list):
-        at_most("cond", len(asked.cond), limits.samples, "the number of conditions")
-    guidance = None if asked.guidance is None else read_expression(asked.guidance, limits)
-    levels: Any = asked.grid
-    if asked.strength is not None:
-        levels = levels_left(model, asked, asked.strength)
+    if body.steps is not None:
+        at_most("steps", body.steps, limits.steps)
+    if isinstance(body.cond, list):
+        at_most("cond", len(body.cond), limits.samples, "the number of conditions")
+    guidance = None if body.guidance is None else read_expression(body.guidance, limits)
+    levels: Any = body.grid
+    if body.strength is not None:
+        levels = levels_left(model, body, body.strength)
     found = model.plan(
         guidance,
-        cond=asked.cond,
-        negative=asked.negative,
-        scale=asked.scale,
-        steps=asked.steps,
-        solver=asked.solver,
+        cond=body.cond,
+        negative=body.negative,
+        scale=body.scale,
+        steps=body.steps,
+        solver=body.solver,
         grid=levels,
     )
     return {

@@ -175,7 +175,10 @@ class Teacher:
             return self._predict(x_t, step, conditioning)
 
     def _predict(self, x_t: Tensor, step: Step, conditioning: Conditioning) -> Prediction:
-        given, free = (~conditioning.drop).nonzero()[:, 0], conditioning.drop.nonzero()[:, 0]
+        given, free = (
+            (~conditioning.drop).nonzero().flatten(),
+            conditioning.drop.nonzero().flatten(),
+        )
         if not len(free):
             return _plain(self._guided(x_t, step, conditioning))
         x0 = torch.empty_like(x_t)

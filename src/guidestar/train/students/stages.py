@@ -162,11 +162,13 @@ def fresh_student(
     if width is not None:
         denoiser, encoder = narrower(denoiser, encoder, width)
     net: Any = denoiser.net
+    whole: nn.Module = net
     if interval:
-        denoiser.net = IntervalNetwork(net, Interval(embedding_width(net)))
+        whole = IntervalNetwork(whole, Interval(embedding_width(net)))
     if scale is not None:
         embed = GuidanceScale(embedding_width(net), scale[0], scale[1], default)
-        denoiser.net = ScaledNetwork(denoiser.net, embed)  # type: ignore[arg-type]
+        whole = ScaledNetwork(whole, embed)
+    denoiser.net = whole
     student = ConditionalModel(denoiser, encoder)
     student.requires_grad_(True)
     if rank is not None:
