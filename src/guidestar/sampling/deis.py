@@ -99,7 +99,7 @@ class DEIS(Remembering):
 
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
-        noise, here = Estimate.noise(prediction), self._place(step.t)
+        noise, here = Estimate.noise(prediction, self.at_changes), self._place(step.t)
         past = History.read(memory).follow(noise, self.at_changes)
         order = order_at(
             step,

@@ -44,7 +44,7 @@ class DPMpp2M(Remembering):
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
         h, s = half_step(step), step.s
-        clean = Estimate.clean(x_t, prediction, step.t)
+        clean = Estimate.clean(x_t, prediction, step.t, self.at_changes)
         past = History.read(memory).follow(clean, self.at_changes)
         x_s = expand(s.alpha, x_t) * prediction.x0 + expand(s.sigma, x_t) * prediction.eps
         x_s = x_s + expand(s.alpha * (1 - exp(-h)), x_t) * _curvature(past, clean, h, memory)
@@ -71,7 +71,7 @@ class SDEDPMpp2M(Remembering):
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
         h, s = half_step(step), step.s
-        clean = Estimate.clean(x_t, prediction, step.t)
+        clean = Estimate.clean(x_t, prediction, step.t, self.at_changes)
         past = History.read(memory).follow(clean, self.at_changes)
         gain = 1 - exp(-2 * h)
         x_s = expand(s.alpha, x_t) * prediction.x0 + expand(s.sigma * exp(-h), x_t) * prediction.eps

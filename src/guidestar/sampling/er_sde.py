@@ -68,7 +68,7 @@ class ERSDE(Remembering):
 
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
-        clean, rho, s = Estimate.clean(x_t, prediction, step.t), step.t.rho, step.s
+        clean, rho, s = Estimate.clean(x_t, prediction, step.t, self.at_changes), step.t.rho, step.s
         past = History.read(memory).follow(clean, self.at_changes)
         order = order_at(
             step,

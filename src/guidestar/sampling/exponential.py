@@ -155,15 +155,20 @@ class Estimate:
     terms: tuple[Value, ...] = ()
 
     @classmethod
-    def clean(cls, x_t: Tensor, prediction: Prediction, level: Level) -> Estimate:
-        """Return the clean estimate of a prediction (`clean_estimate`)."""
-        value, plain = clean_estimate(x_t, prediction, level), prediction.unguided
+    def clean(
+        cls, x_t: Tensor, prediction: Prediction, level: Level, at_changes: AtChanges
+    ) -> Estimate:
+        """Return the clean estimate of a prediction (`clean_estimate`); without its base, which
+        nothing reads, where earlier estimates are kept.
+        """
+        value = clean_estimate(x_t, prediction, level)
+        plain = None if at_changes == "keep" else prediction.unguided
         return cls(value, plain.x0, plain.terms) if plain else cls(value)
 
     @classmethod
-    def noise(cls, prediction: Prediction) -> Estimate:
-        """Return the noise estimate of a prediction."""
-        plain = prediction.unguided
+    def noise(cls, prediction: Prediction, at_changes: AtChanges) -> Estimate:
+        """Return the noise estimate of a prediction, as `clean` does."""
+        plain = None if at_changes == "keep" else prediction.unguided
         return cls(prediction.eps, plain.eps, plain.terms) if plain else cls(prediction.eps)
 
 

@@ -67,7 +67,7 @@ class Multistep(Remembering, ABC):
 
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
-        clean, here = Estimate.clean(x_t, prediction, step.t), half_log_snr(step.t)
+        clean, here = Estimate.clean(x_t, prediction, step.t, self.at_changes), half_log_snr(step.t)
         past = History.read(memory).follow(clean, self.at_changes)
         order = order_at(
             step,

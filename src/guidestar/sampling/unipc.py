@@ -65,7 +65,7 @@ class PredictorCorrector(Remembering):
     def move(self, x_t: Tensor, step: Step, memory: Memory, draw: Draw) -> Moving:
         prediction = yield Point(x_t, step)
         before, here, s = History.read(memory), half_log_snr(step.t), step.s
-        clean = Estimate.clean(x_t, prediction, step.t)
+        clean = Estimate.clean(x_t, prediction, step.t, self.at_changes)
         past = before.follow(clean, self.at_changes)
         order, h, eta = self.orders(step, len(past.estimates)), half_step(step), self.noise(step.t)
         x_s = first_order(x_t, prediction, step, h, eta, draw, "sde")
