@@ -74,17 +74,18 @@ def test_the_last_guidance_counts_and_none_leaves_nothing(name):
     assert distance(entry.run(pipe), own) == 0
 
 
+def cast(value: Any) -> Any:
+    real = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.bfloat16() if real else value
+
+
 @FAMILY
 def test_a_pipeline_in_bfloat16(name):
     """Both round: they differ by no more than either differs from float32."""
 
     def low(given):
-        cast = lambda v: (
-            v.bfloat16() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
-        )
-        return {
-            k: [cast(t) for t in v] if isinstance(v, list) else cast(v) for k, v in given.items()
-        }
+        listed = lambda v: [cast(t) for t in v] if isinstance(v, list) else cast(v)
+        return {k: listed(v) for k, v in given.items()}
 
     exact = entry_of(name)
     wanted = exact.run(exact.make())
