@@ -217,9 +217,7 @@ def _scale(arguments: Mapping[str, Any]) -> float | None:
 
 
 def _stand_ins(home: Path) -> dict[str, str]:
-    """Write a CLIP tokenizer and small T5 encoders with a tokenizer, of letters; return their
-    folders by name.
-    """
+    """Write tokenizers of letters, and small text encoders; return their folders by name."""
     from transformers import (
         CLIPTokenizer,
         T5Config,
@@ -259,11 +257,57 @@ def _stand_ins(home: Path) -> dict[str, str]:
             *((c, -3.0) for c in string.ascii_letters),
         ]
         T5TokenizerFast(vocab=words, extra_ids=0, model_max_length=512).save_pretrained(home / name)
-    found = {"clip": "clip", "t5": "t5", "umt5": "umt5", "T5ForConditionalGeneration": "t5"}
-    return {
-        f"hf-internal-testing/tiny-random-{name}": str(home / folder)
-        for name, folder in found.items()
-    }
+    _decoders(home)
+    tiny = {"clip": "clip", "t5": "t5", "umt5": "umt5", "T5ForConditionalGeneration": "t5"}
+    tiny |= {"Qwen2VLForConditionalGeneration": "qwen", "BertModel": "bert"}
+    tiny |= {"LlamaForCausalLM": "llama"}
+    found = {f"hf-internal-testing/tiny-random-{name}": home / at for name, at in tiny.items()}
+    found["hf-internal-testing/dummy-gemma"] = home / "gemma"
+    found["finetrainers/dummy-hunyaunvideo"] = home / "hunyuan"
+    return {name: str(at) for name, at in found.items()}
+
+
+def _decoders(home: Path) -> None:
+    """Write tokenizers of Qwen2, Gemma, Llama and BERT, of bytes or letters, and small networks of
+    the last two.
+    """
+    from transformers import (
+        BertConfig,
+        BertModel,
+        BertTokenizer,
+        GemmaTokenizer,
+        LlamaConfig,
+        LlamaForCausalLM,
+        LlamaTokenizer,
+        Qwen2Tokenizer,
+    )
+
+    printable = [chr(c) for c in [*range(33, 127), *range(161, 173), *range(174, 256)]]
+    words = [*printable, *(chr(256 + k) for k in range(68)), "<|endoftext|>"]  # every byte
+    qwen = Qwen2Tokenizer(vocab={t: i for i, t in enumerate(words)}, merges=[])
+    qwen.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    qwen.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    qwen.save_pretrained(home / "qwen")
+    # Networks of the tests know eight words.
+    few = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "e", "a"]
+    GemmaTokenizer(vocab={t: i for i, t in enumerate(few)}, merges=[]).save_pretrained(
+        home / "gemma"
+    )
+    llama = ["<unk>", "<s>", "</s>", "▁", *string.ascii_letters, *string.digits, ".", ","]
+    for at in ("llama", "hunyuan/tokenizer"):
+        made = LlamaTokenizer(vocab={t: i for i, t in enumerate(llama)}, merges=[])
+        made.pad_token = "</s>"
+        made.save_pretrained(home / at)
+    small = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4}
+    sizes = {**small, "num_hidden_layers": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=1000, **sizes)).save_pretrained(home / "llama")
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [*marks, *string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase)]
+    BertTokenizer(vocab={t: i for i, t in enumerate(letters)}).save_pretrained(home / "bert")
+    BertModel(BertConfig(vocab_size=1124, **sizes)).save_pretrained(home / "bert")
 
 
 def _redirect(folders: Mapping[str, str]) -> None:

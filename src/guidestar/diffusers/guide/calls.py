@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -63,13 +64,17 @@ class Template:
     def of(cls, answer: Any, rows: int, listed: bool) -> tuple[Template, AnswerRows]:
         """Return the form of an answer, and its rows."""
         leaves, spec = trees.tree_flatten(answer)
-        own = lambda x: isinstance(x, Tensor) and x.is_floating_point()
-        is_answer = [own(x) and (listed or (x.ndim > 0 and len(x) == rows)) for x in leaves]
-        tensors = [x for x, own in zip(leaves, is_answer, strict=True) if own]
-        others = [_TENSOR if own else x for x, own in zip(leaves, is_answer, strict=True)]
+        tensors = [x for x in leaves if _has_rows(x, rows, listed)]
+        others = [_TENSOR if _has_rows(x, rows, listed) else x for x in leaves]
         metas = [x.detach().to("meta") for x in tensors]
         made = cls(metas, others, spec, listed, [x.device for x in tensors])
         return made, ([torch.stack(tensors)] if listed else tensors)
+
+    @cached_property
+    def row_forms(self) -> list[Tensor]:
+        """The answer's tensors in rows, without numbers."""
+        tensors = list(self.tensors)
+        return [torch.stack(tensors)] if self.listed else tensors
 
     def promised(self, tape: Tape) -> tuple[Any, list[Traced]]:
         """Return an answer without numbers, and its stand-ins."""
@@ -79,6 +84,17 @@ class Template:
         rest = iter(leaves)
         whole = [next(rest) if x is _TENSOR else x for x in self.others]
         return trees.tree_unflatten(whole, self.spec), leaves
+
+
+def _has_rows(x: Any, rows: int, listed: bool) -> bool:
+    real = isinstance(x, Tensor) and x.is_floating_point()
+    return real and (listed or (x.ndim > 0 and len(x) == rows))
+
+
+def rows_of_answer(answer: Any, rows: int, listed: bool) -> AnswerRows:
+    """Return the rows of an answer, as `Template.of` does."""
+    tensors = [x for x in trees.tree_leaves(answer) if _has_rows(x, rows, listed)]
+    return [torch.stack(tensors)] if listed else tensors
 
 
 _UNKNOWN = Template((), (), trees.tree_flatten(())[1], False, ())
@@ -121,8 +137,7 @@ class NetCall:
     @property
     def row_forms(self) -> list[Tensor]:
         """The answer's tensors in rows, without numbers."""
-        tensors = list(self.template.tensors)
-        return [torch.stack(tensors)] if self.template.listed else tensors
+        return self.template.row_forms
 
     @property
     def devices(self) -> Sequence[torch.device]:

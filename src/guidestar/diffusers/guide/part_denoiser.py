@@ -13,7 +13,7 @@ from ...core.denoiser import Condition
 from ...core.forms import PLAIN, SampleForm
 from ...core.levels import Level
 from ...core.prediction import Prediction
-from .calls import AnswerRows, NetCall, Template
+from .calls import AnswerRows, NetCall, rows_of_answer
 from .levels import Output
 from .probe import Combination, Layout
 from .step_rows import ROWS
@@ -109,11 +109,11 @@ class PartDenoiser:
             prompts = {k: t[order.to(t.device)] for k, t in prompts.items()}
             x = None if x_t is None else self._input(call, rows[order], x_t[order.to(x_t.device)])
             answer = self.run(net, call.inputs(rows[order], prompts, x))
-            back = Template.of(answer, len(rows), call.listed)[1]
+            back = rows_of_answer(answer, len(rows), call.listed)
             return [t[order.argsort().to(t.device)] for t in back]
         x = None if x_t is None else self._input(call, rows, x_t)
         answer = self.run(net, call.inputs(rows, prompts, x))
-        return Template.of(answer, len(rows), call.listed)[1]
+        return rows_of_answer(answer, len(rows), call.listed)
 
     def _input(self, call: NetCall, rows: Tensor, x_t: Tensor) -> Tensor:
         """Return the network's noisy input, made of the scheduler's samples, with their graph."""

@@ -8,13 +8,12 @@ The tape is then run as often as needed, with any answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as trees
 
 _LOOKS = ("_local_scalar_dense", "is_nonzero", "equal", "item", "nonzero")
 
@@ -41,6 +40,7 @@ class Tape:
 
     name: str
     operations: list[_Operation] = field(default_factory=list)
+    _needed: dict[tuple[int, int], list[_Operation]] = field(default_factory=dict, init=False)
 
     def stand_in(self, meta: Tensor, device: torch.device) -> Traced:
         """Return a tensor without numbers, of the sizes and type of ``meta``."""
@@ -58,7 +58,7 @@ class Tape:
                 f"{self.name} reads the numbers of its network's answers before its "
                 "scheduler's step, so it cannot be guided with these settings"
             )
-        flat = trees.tree_leaves((args, kwargs))
+        flat = _leaves((*args, *kwargs.values()))
         if func._schema.is_mutable and not isinstance(flat[0], Traced):
             raise ValueReadError(
                 f"{self.name} writes its network's answers into a tensor of its own, so it cannot "
@@ -71,7 +71,7 @@ class Tape:
             )
         device = kwargs.get("device") or next(t.device for t in flat if isinstance(t, Traced))
         metas = {id(t): _as_meta(t) for t in flat if isinstance(t, Tensor)}
-        plain, named = trees.tree_map(lambda a: metas.get(id(a), a), (args, dict(kwargs)))
+        plain, named = _replaced(args, kwargs, lambda a: metas.get(id(a), a))
         if named.get("device") is not None:
             named["device"] = torch.device("meta")
         made = func(*plain, **named)
@@ -82,8 +82,8 @@ class Tape:
                 return m
             return owners[id(m)] if id(m) in owners else Traced(m, torch.device(device), self)
 
-        results = trees.tree_map(wrap, made)
-        self.operations.append(_Operation(func, args, kwargs, tuple(trees.tree_leaves(results))))
+        results = _map(wrap, made)
+        self.operations.append(_Operation(func, args, kwargs, tuple(_leaves((results,)))))
         return results
 
     def run(self, leaves: Mapping[Traced, Tensor], wanted: Traced) -> Tensor:
@@ -94,13 +94,10 @@ class Tape:
                 f"{self.name} keeps its network's answers from one step to the next, so it cannot "
                 "be guided with these settings"
             )
-        needed = self._list_needed(wanted)
-        for operation in needed:
-            args, kwargs = trees.tree_map(
-                lambda a: known[id(a)] if isinstance(a, Traced) else a,
-                (operation.args, dict(operation.kwargs)),
-            )
-            made = trees.tree_leaves(operation.func(*args, **kwargs))
+        fill = lambda a: known[id(a)] if isinstance(a, Traced) else a
+        for operation in self._list_needed(wanted):
+            args, kwargs = _replaced(operation.args, operation.kwargs, fill)
+            made = _leaves((operation.func(*args, **kwargs),))
             for stand_in, value in zip(operation.results, made, strict=True):
                 if isinstance(stand_in, Traced):
                     known[id(stand_in)] = value
@@ -108,13 +105,19 @@ class Tape:
 
     def _list_needed(self, wanted: Traced) -> list[_Operation]:
         """Return the operations that ``wanted`` depends on; all up to it where some write."""
+        key = (id(wanted), len(self.operations))
+        if key not in self._needed:
+            self._needed[key] = self._find_needed(wanted)
+        return self._needed[key]
+
+    def _find_needed(self, wanted: Traced) -> list[_Operation]:
         if any(o.func._schema.is_mutable for o in self.operations):
             return self.operations
         needed, kept = {id(wanted)}, []
         for o in reversed(self.operations):
             if any(id(r) in needed for r in o.results):
                 kept.append(o)
-                inputs = trees.tree_leaves((o.args, o.kwargs))
+                inputs = _leaves((*o.args, *o.kwargs.values()))
                 needed |= {id(a) for a in inputs if isinstance(a, Traced)}
         return kept[::-1]
 
@@ -152,8 +155,37 @@ class Traced(Tensor):
     ) -> Any:
         """Record an operation on the tape of its first stand-in."""
         kwargs = kwargs or {}
-        tape = next(t.tape for t in trees.tree_leaves((args, kwargs)) if isinstance(t, Traced))
+        leaves = _leaves((*args, *kwargs.values()))
+        tape = next(t.tape for t in leaves if isinstance(t, Traced))
         return tape.record(func, args, kwargs)
+
+
+def _leaves(values: Iterable[Any]) -> list[Any]:
+    """Return what is in arguments or results of an operation, whose only containers are lists and
+    tuples.
+    """
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, list | tuple):
+            found += _leaves(value)
+        else:
+            found.append(value)
+    return found
+
+
+def _map(change: Callable[[Any], Any], value: Any) -> Any:
+    """Change all that is in an argument or a result."""
+    if isinstance(value, list | tuple):
+        made = [_map(change, v) for v in value]
+        return made if isinstance(value, list) else tuple(made)
+    return change(value)
+
+
+def _replaced(
+    args: Sequence[Any], kwargs: Mapping[str, Any], change: Callable[[Any], Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Change all that is in the arguments of an operation."""
+    return [_map(change, a) for a in args], {k: _map(change, v) for k, v in kwargs.items()}
 
 
 def _as_meta(t: Tensor) -> Tensor:
