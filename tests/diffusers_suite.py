@@ -153,7 +153,10 @@ def expression(pipe: Any, arguments: Mapping[str, Any]) -> str:
     """Write what a pipeline's arguments ask for as an expression of ours."""
     scale, network = _scale(arguments), getattr(pipe, "unet", None)
     if getattr(getattr(network, "config", None), "time_cond_proj_dim", None) is not None:
-        return "cond"  # the network is told the scale
+        return "cond"  # the scale is an input of the network
+    config = getattr(getattr(pipe, "transformer", None), "config", None)
+    if getattr(config, "guidance_embeds", False) and "true_cfg_scale" not in arguments:
+        return "cond"
     if scale is None:
         flux = type(getattr(pipe, "transformer", None)).__name__ == "FluxTransformer2DModel"
         return "cond" if flux or arguments.get("class_labels") is not None else "uncond"

@@ -139,7 +139,7 @@ def test_what_is_no_affine_map_of_whole_rows_is_refused():
         return torch.cat([a[:2, :1], a[2:, 1:]], 1)
 
     c = combined(mixed, 4)
-    found, off = probe._coefficients(c, 2)
+    found, off = probe._coefficients(c, 2, 0.01)
     held = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
     turned = torch.stack([-held[..., 1::2], held[..., ::2]], -1).flatten(-2)
     share = float(turned[:, :1].square().sum() / turned.square().sum())
@@ -151,7 +151,7 @@ def test_what_is_no_affine_map_of_whole_rows_is_refused():
     def strong(a):
         return torch.cat([a[:2, :1] + 4 * (a[2:, :1] - a[:2, :1]), a[:2, 1:]], 1)
 
-    found, off = probe._coefficients(combined(strong, 4), 2)
+    found, off = probe._coefficients(combined(strong, 4), 2, 0.01)
     assert list(found.values()) == pytest.approx([1 - 4 * share, 4 * share], abs=2e-3)
     rest = 4 * math.sqrt(share * (1 - share))
     worst = rest / min(max(1, 4 * share), max(1, abs(1 - 4 * share)))
@@ -159,19 +159,19 @@ def test_what_is_no_affine_map_of_whole_rows_is_refused():
 
 
 def test_the_exactness_that_is_asked_for_depends_on_the_precision():
-    assert probe._steps_of(combined(cfg, 4)) == (0.01, 0.05)
-    assert probe._steps_of(combined(cfg, 4, dtype=torch.bfloat16)) == (0.2, 0.3)
-    assert probe._steps_of(combined(lambda a: cfg(a).half(), 4)) == (0.2, 0.3)
-    assert probe._steps_of(combined(lambda a: cfg(a).double(), 4)) == (0.01, 0.05)
+    assert probe._steps_of(combined(cfg, 4)) == ((0.01, 0.001), 0.05)
+    assert probe._steps_of(combined(cfg, 4, dtype=torch.bfloat16)) == ((0.2, 0.05, 0.02), 0.3)
+    assert probe._steps_of(combined(lambda a: cfg(a).half(), 4)) == ((0.2, 0.05, 0.02), 0.3)
+    assert probe._steps_of(combined(lambda a: cfg(a).double(), 4)) == ((0.01, 0.001), 0.05)
 
 
 def test_answers_that_move_nothing_or_have_other_shapes_are_refused():
     nothing = combined(lambda a: a[:2] * 0, 4)
-    assert probe._coefficients(nothing, 2) == ({at(0, 0): 0.0, at(0, 1): 0.0}, math.inf)
+    assert probe._coefficients(nothing, 2, 0.01) == ({at(0, 0): 0.0, at(0, 1): 0.0}, math.inf)
     c, other = combined(cfg, 4), combined(cfg, 4, shape=(3, 3, 6))
     both = dataclasses.replace(c, calls=[*c.calls, *other.calls])
     with pytest.raises(ValueError, match="answers in other shapes in the calls of one step"):
-        probe._coefficients(both, 2)
+        probe._coefficients(both, 2, 0.01)
 
 
 def test_rows_that_are_not_those_of_the_samples_are_refused():

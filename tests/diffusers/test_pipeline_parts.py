@@ -115,9 +115,9 @@ def test_a_push_is_at_right_angles_within_the_last_dimension():
 
 def test_how_far_to_push_is_by_the_precision():
     c = made_of(guided(3), 4)
-    assert probe._steps_of(c) == (0.01, 0.05)
+    assert probe._steps_of(c) == ((0.01, 0.001), 0.05)
     half = made_of(lambda out: guided(3)(out).bfloat16(), 4)
-    assert probe._steps_of(half) == (0.2, 0.3)
+    assert probe._steps_of(half) == ((0.2, 0.05, 0.02), 0.3)
     found = learn(made_of(lambda out: guided(3)(out.half()), 4))
     assert found.scale == pytest.approx(3, abs=0.1)
 

@@ -95,6 +95,30 @@ def test_a_pipeline_in_bfloat16(name):
     assert distance(guided, wanted) < max(2 * distance(own, wanted), 1e-2)
 
 
+@pytest.mark.parametrize("scale", [20.0, 60.0])
+@pytest.mark.parametrize("name", ["Lumina2Pipeline", "QwenImagePipeline"])
+def test_a_rescaled_guidance_of_a_high_scale(name, scale):
+    entry = replace(entries()[name], scale=dict.fromkeys(entries()[name].scale, scale))
+    pipe = entry.make()
+    own = entry.run(pipe)
+    guided = entry.run(pipe, f"cfg({scale}) | rescale(1, space='velocity', along='last')")
+    assert distance(guided, own) < 1e-4
+
+
+@pytest.mark.parametrize("scale", [1.5, 5.0, 9.0])
+@pytest.mark.parametrize("name", ["Lumina2Pipeline", "QwenImagePipeline"])
+def test_a_rescaled_guidance_of_any_scale_in_bfloat16(name, scale):
+    """The step that a layout is learnt by is so short that the rescaling leaves it."""
+    tensors = lambda v: [cast(t) for t in v] if isinstance(v, list) else cast(v)
+    entry = entry_of(name, lambda given: {k: tensors(v) for k, v in given.items()})
+    entry = replace(entry, scale=dict.fromkeys(entry.scale, scale))
+    pipe = entry.make().to(torch.bfloat16)
+    own = entry.run(pipe)
+    guided = entry.run(pipe, f"cfg({scale}) | rescale(1, space='velocity', along='last')")
+    assert distance(guided, own) < 0.05
+    assert distance(entry.run(pipe, "cond"), own) > distance(guided, own)
+
+
 @pytest.mark.parametrize(
     "name",
     ["QwenImageImg2ImgPipeline", "ZImageImg2ImgPipeline", "ChromaImg2ImgPipeline"],

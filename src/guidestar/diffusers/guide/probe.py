@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -158,14 +159,15 @@ def _list_readings(c: Combination) -> Iterator[Combination]:
 
 def _learn(c: Combination, order: Sequence[str]) -> Layout | ValueError:
     counts = [call.rows for call in c.calls]
-    fits = (b for b in sorted(set(range(1, min(counts) + 1))) if all(n % b == 0 for n in counts))
+    fits = [b for b in range(1, min(counts) + 1) if all(n % b == 0 for n in counts)]
     best = None
-    for batch in fits:
+    steps, tolerance = _steps_of(c)
+    for batch, step in product(fits, steps):
         if sum(counts) // batch > 6 or (len(c.sample) % batch and batch > 1):
             continue
-        found, off = _coefficients(c, batch)
+        found, off = _coefficients(c, batch, step)
         best = off if best is None else min(best, off)
-        if off < _steps_of(c)[1]:
+        if off < tolerance:
             parts = _named(c.name, found, order)
             return Layout(
                 batch=batch,
@@ -183,13 +185,14 @@ def _learn(c: Combination, order: Sequence[str]) -> Layout | ValueError:
     )
 
 
-def _coefficients(c: Combination, batch: int) -> tuple[dict[Place, float], float]:
-    """Return what each block is multiplied with, and how far the map is from an affine one."""
+def _coefficients(c: Combination, batch: int, step: float) -> tuple[dict[Place, float], float]:
+    """Return what each block is multiplied with, and how far the map is from an affine one, by
+    answers that are pushed by a share ``step`` of themselves.
+    """
     places = [
         Place(call=k, block=b) for k, call in enumerate(c.calls) for b in range(call.rows // batch)
     ]
     held = _draw(batch, _longest_form(c), c.calls[0].devices)
-    step = _steps_of(c)[0]
     turned = [_turned(t, c.along) * step for t in held]
 
     def pushed(chosen: Sequence[Place]) -> Tensor:
@@ -266,11 +269,15 @@ def _turned(t: Tensor, along: int = -1) -> Tensor:
     return torch.cat([turned, torch.zeros_like(t[..., 2 * pairs :])], -1).movedim(-1, along)
 
 
-def _steps_of(c: Combination) -> tuple[float, float]:
-    """Return how far to push, and how exact the result then is, by the precision."""
+def _steps_of(c: Combination) -> tuple[tuple[float, ...], float]:
+    """Return how far to push, and how exact the result then is, by the precision.
+
+    In half precision a long push is exacter where the map is affine. Where it is rescaled, a high
+    scale takes a long push out of the range in which it looks affine.
+    """
     kinds = [t.dtype for call in c.calls for t in call.row_forms]
     half = any(torch.finfo(kind).bits == 16 for kind in (*kinds, c.wanted.dtype))
-    return (0.2, 0.3) if half else (0.01, TOLERANCE)
+    return ((0.2, 0.05, 0.02), 0.3) if half else ((0.01, 0.001), TOLERANCE)
 
 
 def _named(name: str, found: dict[Place, float], order: Sequence[str]) -> dict[str, Place]:
