@@ -64,3 +64,9 @@ def test_layers_are_entered_with_their_tokens_changed():
         assert torch.equal(net.middle_block(x), plain)
     assert not torch.equal(net.middle_block(x), plain)
     assert ADMLayers(net).find("block") == ("middle_block.0",)
+
+
+def test_layers_that_attend_to_pictures_alone():
+    layers = ADMLayers(Net())  # type: ignore[arg-type]
+    assert layers.list_names("self") == ("middle_block.0",)
+    assert layers.list_names("cross") == () == layers.list_names("exchange")

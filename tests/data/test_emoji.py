@@ -156,6 +156,7 @@ def test_what_cannot_be_is_one_line(packages, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="not empty"):
         build_emoji(tmp_path / "full", packages=packages)
     monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "a").mkdir()  # an empty folder is none too many
     with pytest.raises(RuntimeError, match="npm, which fetches the pictures, is missing"):
         build_emoji(tmp_path / "a", packages=tmp_path / "none")
     next(packages.glob("*noto-1*")).write_bytes(b"not an archive")

@@ -20,7 +20,7 @@ from guidestar.diffusers.guide.families import (
     negative_rows,
     networks,
 )
-from guidestar.diffusers.guide.kinds import check_kind, warn_of_numbers
+from guidestar.diffusers.guide.kinds import REFUSED, check_kind, warn_of_numbers
 from guidestar.diffusers.guide.levels import Output
 from guidestar.diffusers.guide.prompts import check_prompt, encode, moved_from
 from guidestar.diffusers.guide.run import _channels
@@ -606,6 +606,10 @@ def test_pipelines_of_other_layouts_are_refused():
     check_kind(kind("Own", "somewhere")())
     check_kind(kind("Own", "somewhere", kind("OddPipeline", "diffusers.y"))())
     check_kind(kind("OddPipeline", "diffusers.y")())  # which is learnt from its run
+    refused = next(iter(REFUSED))
+    check_kind(kind(refused, "somewhere")())  # of the same name, and not Diffusers'
+    with pytest.raises(ValueError, match=f"{refused} cannot be guided: "):
+        check_kind(kind(refused, "diffusers.y")())
     for odd in (
         kind("AceStepPipeline", "diffusers.y"),
         type("Derived", (kind("AceStepPipeline", "diffusers.y", known),), {}),

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from guidestar import METHODS, Guided, RePaint, TimeTravel, steer
+from guidestar.guidance import citations
 from guidestar.guidance.citations import Paper, described, papers
 from helpers.toys import Spy, net
 
@@ -96,3 +97,15 @@ def test_a_run_cites_what_it_uses_and_each_paper_once():
         "2310.17347",
     ]
     assert cited("icg(3, 4) + tsg(2, schedule=clamp(1, cosine))") == ["2407.02687", "2404.13040"]
+
+
+@pytest.mark.parametrize(
+    ("text", "formula"),
+    [
+        ("Move it.\n\n``D = a`` or ``E = b``, not ``c``.\n\nArgs:\n    f: ``F = d``.", "D = a"),
+        ("Move it.\n\n    D = a\n    so E = b\n    and c\n\nArgs:\n    f: F = d", "so E = b"),
+        ("Move it, by ``c``.\n\nMore.\n\nArgs:\n    f: F = d", "Move it, by ``c``."),
+    ],
+)
+def test_the_formula_of_a_docstring(text, formula):
+    assert citations._formula(text) == formula

@@ -37,6 +37,8 @@ def test_networks_are_bound_to_the_conditions_of_a_run():
     assert binding._net_of(model, print, model.encoder, None, None).cond is None  # type: ignore[arg-type]
     bare = binding._net_of(model, print, None, None, "")  # type: ignore[arg-type]
     assert (bare.cond, bare.null, bare.encode, bare.part) == (None,) * 4
+    without: Any = SimpleNamespace(null=lambda count: None)
+    assert binding._net_of(model, print, without, None, None).null is None  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="takes no condition, so no negative either; leave it out"):
         binding._net_of(model, print, None, None, "dog")  # type: ignore[arg-type]
 

@@ -120,7 +120,7 @@ class Condition(Mapping[str, Tensor]):
             ValueError: their names or shapes differ.
         """
         first = parts[0]
-        for other in parts[1:]:
+        for other in parts:
             if (a := first.shapes) != (b := other.shapes):
                 raise ValueError(
                     f"conditions of one model must have the same names and shapes, not {a} and {b}"

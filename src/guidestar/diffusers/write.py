@@ -11,7 +11,7 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
 from ..core.denoiser import Denoiser
-from ..io.files import make_folder, name_write_errors, whole_or_not
+from ..io.files import name_write_errors, whole_or_not
 from ..io.images import write_text
 from ..networks.clip import CLIP
 from ..networks.conditions import Conditions
@@ -107,7 +107,6 @@ def write_module(
     """
     from safetensors.torch import save as serialised
 
-    make_folder(folder)
     tensors = {
         k: (v.to(dtype) if v.is_floating_point() else v).cpu().contiguous()
         for k, v in module.state_dict().items()

@@ -106,7 +106,7 @@ def plot(picture: bytes, label: str) -> str:
 
 def plan(found: Planned) -> str:
     """Draw the passes of every step as stacked bars, with what they cost."""
-    most = max((sum(passes.values()) for _, passes in found.steps), default=1) or 1
+    most = max((sum(passes.values()) for _, passes in found.steps), default=0) or 1
     wide = _WIDTH / max(1, len(found.steps))
     bars = []
     for k, (rho, passes) in enumerate(found.steps):
