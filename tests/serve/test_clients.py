@@ -165,7 +165,7 @@ LONG = "x" * 5000
         (
             "openai",
             {"guidance": "dps(1)"},
-            "observation",
+            "guidance",
             "'dps(1)' lowers the loss of an observed",
         ),
         ("txt2img", {"prompt": LONG}, "prompt", "the length of prompt may be 4000 at most here"),

@@ -57,10 +57,11 @@ def build(model: Model, body: SampleRequest, limits: Limits) -> Request:
         rho = float(levels_left(model, body, body.strength)[0].rho)
     losses = None
     if body.observation is None and guidance is not None and losses_of(guidance):
-        raise _wrong(
+        text = (
             f"'{guidance}' lowers the loss of an observed picture; send one as observation "
             "to POST /v1/samples"
         )
+        raise RefusedError(422, "invalid_request_error", text, "guidance")
     if body.observation is not None:
         expression = model.expression(
             guidance,
