@@ -146,6 +146,40 @@ def test_conditions_beside_a_picture():
             refused()
 
 
+@pytest.mark.parametrize(
+    ("parts", "name", "found"),
+    [
+        ("label", "cat", ({"label": "cat"}, True)),
+        ("label", 1, ({"label": "1"}, True)),
+        ("label", " label = cat", ({"label": " label = cat"}, True)),
+        ("label", " label= cat ", ({"label": "cat"}, True)),
+        ("label", "a;;b ", ({"label": "a;;b "}, True)),
+        ("label", "low_resolution=none", ({"label": ""}, False)),
+        ("label", "a;; low_resolution=none ; b", ({"label": "a; b"}, False)),
+        ("label", "low_resolution=none; label=cat", ({"label": "cat"}, False)),
+        ("label text", "label=cat; text = a = b ;", ({"label": "cat", "text": "a = b"}, True)),
+        ("label text", "", ({}, True)),
+        ("label text", "text=a;low_resolution=none", ({"text": "a"}, False)),
+        ("", "", ({}, True)),
+        ("", "low_resolution=none", ({}, False)),
+    ],
+)
+def test_names_of_the_other_conditions_and_of_the_picture(parts, name, found):
+    subject = Pictured(low(), torch.zeros(1, 2, 2, 2))
+    subject.others = dict.fromkeys(parts.split())
+    assert subject._split(name) == found
+
+
+def test_names_of_no_condition():
+    for parts, known in (("label text", "label, text"), ("", "none beside the picture")):
+        subject = Pictured(low(), torch.zeros(1, 2, 2, 2))
+        subject.others = dict.fromkeys(parts.split())
+        with pytest.raises(
+            ValueError, match=f"unknown condition 'dog'; the conditions are {known}$"
+        ):
+            subject._split("dog=x")
+
+
 # Blame
 
 
