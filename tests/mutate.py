@@ -51,6 +51,7 @@ import pytest
 from helpers.held import Held, Marked, NotHere, fork
 from helpers.mutants import Mutant, Source
 from helpers.reach import Only, Reach, Watch, digest
+from helpers.seconds import read_table
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -72,8 +73,6 @@ SPARED = (
 """Commands and demonstrations, which print; and files that only export."""
 UNTRIED = ("distributed", "killed", "documents", "architecture", "test_ray")
 """Tests that start processes of their own, or read the sources."""
-HEAVY = ("cli", "pipe", "diffusers", "transformers", "train")
-"""What slow tests are about: they are run last, so that the map is of use soon."""
 LOADED = (
     "numpy torch PIL.Image diffusers transformers pydantic typer accelerate datasets "
     "safetensors.torch jaxtyping beartype hypothesis rich sklearn gradio"
@@ -218,16 +217,21 @@ QUIET = (
 
 
 def test_files(home: Path) -> list[str]:
+    """Return the test files, those that take long last, so that the map is of use soon."""
     tests = [str(f.relative_to(home)) for f in sorted((home / "tests").rglob("test_*.py"))]
-    heavy = {f: sum((home / f).read_text().count(word) for word in HEAVY) for f in tests}
+    seconds = read_table()
     return sorted(
-        (f for f in tests if not any(name in f for name in UNTRIED)), key=heavy.__getitem__
+        (f for f in tests if not any(name in f for name in UNTRIED)),
+        key=lambda f: seconds.get(f, 0.0),
     )
 
 
 def watched(held: Held, reach: Reach, home: Path, limit: float, say: Say) -> None:
-    """Run the test files that have changed, each in a fork of the held session."""
-    stale = reach.stale(ROOT, dict.fromkeys(test.partition("::")[0] for test in held.items))
+    """Run the test files that have changed, each in a fork of the held session; those that take
+    long last, whatever the order in which the session would run them.
+    """
+    there = {test.partition("::")[0] for test in held.items}
+    stale = reach.stale(ROOT, [file for file in test_files(home) if file in there])
     for n, file in enumerate(stale):
         found, start = home.parent / "found.json", time.monotonic()
         found.unlink(missing_ok=True)

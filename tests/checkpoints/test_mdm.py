@@ -151,6 +151,17 @@ def without(name):
     return lambda state: {k: v for k, v in state.items() if k != name}
 
 
+def test_places_are_computed_where_a_file_lacks_them(tmp_path):
+    net, file = saved(tmp_path, "action")
+    model = mdm_model(file, frames=T)
+    state = {k: v for k, v in net.state_dict().items() if not k.endswith("encoder.pe")}
+    torch.save(state, file)
+    bare = mdm_model(file, frames=T)
+    level, x = model.schedule(3.0), torch.randn(2, T, C)
+    cond = model.encoder.encode(["1", "2"])
+    assert torch.equal(bare.denoiser(x, level, cond), model.denoiser(x, level, cond))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -179,6 +179,28 @@ def test_other_schedulers_of_the_same_network():
 
 
 @pytest.mark.parametrize(
+    ("inputs", "samples"),
+    [
+        ([None, "text", torch.tensor(3.0), torch.zeros(5, 2), torch.zeros(4)], 5),
+        ([None, torch.tensor(3.0)], 1),
+        ([], 1),
+    ],
+)
+def test_the_first_input_with_rows_has_one_a_sample(monkeypatch, inputs, samples):
+    guider, asked = Guider("cfg(3)", scheduler=made.ddim()), []
+    planned = type(guider._guided).plan_step
+
+    def plan_step(self, step, batch):
+        asked.append(batch)
+        return planned(self, step, batch)
+
+    monkeypatch.setattr(type(guider._guided), "plan_step", plan_step)
+    guider.set_state(step=0, num_inference_steps=4, timestep=torch.tensor(500))
+    guider._plan(inputs)
+    assert asked == [samples] and [str(p) for p in guider._now] == ["cond", "uncond"]
+
+
+@pytest.mark.parametrize(
     ("guidance", "message"),
     [
         (

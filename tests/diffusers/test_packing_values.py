@@ -40,6 +40,10 @@ class Packing(SimpleNamespace):
     def _pack_text(text):
         return text
 
+    @staticmethod
+    def _pack_latents_of(names, latents=None):
+        return names
+
 
 def test_orders_that_are_known_by_name():
     x = torch.zeros(2, 3, 4)
@@ -73,6 +77,10 @@ def test_what_a_pipeline_packs_is_unpacked():
     with pytest.raises(ValueError, match="which of them are channels"):
         made.form(tokens).open(tokens)  # two shapes are packed alike
     assert list(made.found[(6, 12)]) == [(3, 4, 6), (3, 6, 4)]
+    by_name = Packings(pipe)
+    with by_name.noted():
+        pipe._pack_latents(width=6, height=4, num_channels_latents=3, batch_size=2, latents=x)
+    assert torch.equal(by_name.form(tokens).open(tokens), x)
 
 
 def test_frames_that_come_first_are_put_behind_the_channels():
@@ -96,6 +104,7 @@ def test_only_orders_are_noted():
     with made.noted():
         assert pipe._pack_doubled_latents(torch.ones(1, 2, 3)).shape == (1, 4, 3)
         assert pipe._pack_text("text") == "text"
+        assert pipe._pack_latents_of("names", torch.ones(1, 2, 3)) == "names"
         assert "_pack_text" not in vars(pipe)
         answer = Tape("Pipe").stand_in(torch.empty(1, 2, 3, device="meta"), torch.device("cpu"))
         pipe._pack_latents(answer)

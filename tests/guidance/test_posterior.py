@@ -389,5 +389,6 @@ def test_operators_by_name_and_what_is_refused():
     ):
         with pytest.raises(ValueError, match=said):
             get_operator(name, **options)
-    with pytest.raises(ValueError, match="must divide height and width"):
-        Downsample(factor=5)(noise(1, 3, 8, 12))
+    for shape in ((1, 3, 8, 12), (1, 3, 10, 12), (1, 3, 8, 10), (10, 10)):
+        with pytest.raises(ValueError, match="must divide height and width"):
+            Downsample(factor=5)(noise(*shape))

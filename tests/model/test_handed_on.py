@@ -9,6 +9,7 @@ import torch
 import guidestar as gs
 from guidestar.core.denoiser import Condition
 from guidestar.model import binding, cascade, steering
+from guidestar.model import model as models
 from guidestar.model.cascade import Cascade
 from guidestar.model.cascade_stages import StageSettings
 from guidestar.sampling.resampling import choose_ancestors, count_starts, take_particles
@@ -224,3 +225,25 @@ def test_a_cascades_plan_is_of_all_its_stages(monkeypatch, cond, count):
     monkeypatch.setattr(Cascade, "base", SimpleNamespace(encoder=None), raising=False)
     made.plan("g", cond=cond)
     assert calls[-1][1]["cond"] is None and guided[-1][0] == (model, "g", None)
+
+
+@pytest.mark.parametrize(
+    ("takes", "cond", "prompts"),
+    [
+        (True, ["cat", 3], ["cat", "3"]),
+        (False, ["cat", "dog"], None),
+        (True, None, None),
+        (True, Condition(c=torch.tensor([3.0])), None),
+    ],
+)
+def test_captions_of_a_run_are_names_that_a_model_takes_as_prompts(
+    monkeypatch, takes, cond, prompts
+):
+    model = toy_model()
+    monkeypatch.setattr(type(model), "takes_prompts", property(lambda self: takes))
+    monkeypatch.setattr(models, "nets_of", lambda *given: {})
+    monkeypatch.setattr(models, "target_of", lambda *given: None)
+    made = noted(monkeypatch, models, "Guided", "guided")
+    assert model.guided("cond", cond=cond) == "guided"
+    ((_, named),) = made
+    assert named["prompts"] == prompts

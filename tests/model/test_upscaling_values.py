@@ -1,6 +1,7 @@
 """A super-resolution condition and its run, blame for samples that are not finite, fitted grids."""
 
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +12,12 @@ from torch.nn import functional as F
 import guidestar as gs
 from guidestar.checkpoints import edm
 from guidestar.core.rng import Draw
+from guidestar.data.reduced import Reduced
 from guidestar.model import fitted, upscaling, walking
 from guidestar.model.upscaling import Pictured, with_pictures
 from guidestar.networks.condition_encoders import ClassEncoder
 from guidestar.networks.conditions import Conditions
-from guidestar.networks.low_resolution import LOW, LowResolution, augmented
+from guidestar.networks.low_resolution import LOW, LowResolution, augmented, reduced
 from helpers.served import toy_model
 
 
@@ -56,6 +58,24 @@ def test_the_condition_of_a_smaller_picture(level):
     for refused in (part.parse, lambda name: part.encode([name])):
         with pytest.raises(ValueError, match="takes a picture, not its name alone; call"):
             refused("cat")
+
+
+def test_pictures_are_reduced_by_means_over_squares():
+    x = torch.arange(72.0).view(2, 1, 6, 6)
+    found = reduced(x, 2)
+    assert found.shape == (2, 1, 2, 2) and float(found[1, 0, 1, 0]) == 36 + 18 + 7  # centre (4, 1)
+    assert torch.equal(reduced(x, 6), x)
+    for height, width in ((4, 6), (6, 4), (5, 5), (6, 5)):
+        line = f"pictures of {height} x {width} pixels cannot be reduced to 2, of"
+        with pytest.raises(ValueError, match=line):
+            reduced(torch.zeros(1, 1, height, width), 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 6), (1, 6, 4), (1, 5, 5), (4, 4), (1, 4, 4, 4)])
+def test_sources_whose_pictures_cannot_be_reduced(shape):
+    source: Any = SimpleNamespace(shape=shape, size=3)
+    with pytest.raises(ValueError, match=r"cannot be reduced to 2 x 2 pixels; choose a size"):
+        Reduced(source=source, side=2)
 
 
 def test_noise_of_the_smaller_picture():
@@ -109,6 +129,44 @@ def test_models_that_enlarge_nothing_and_plans():
     assert guidance(None, 0) is None
 
 
+@dataclass(frozen=True)
+class Found:
+    settings: Any = None
+    lacking: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("droppable", "cond", "sampled"), [(True, None, ""), (False, None, None), (True, "cat", "cat")]
+)
+def test_all_that_is_asked_of_a_run_is_handed_on(monkeypatch, droppable, cond, sampled):
+    asked: dict[str, Any] = {}
+
+    def sample(name, **more):
+        asked.update(cond=name, **more)
+        return Found(settings=Found(lacking=("a",)))
+
+    def bind(model, pictures, **more):
+        asked.update(model=model, pictures=pictures, **more)
+        return SimpleNamespace(sample=sample)
+
+    def own_guidance(bound, guidance, name):
+        asked.update(named=(bound.sample is sample, guidance, name))
+        return "own"
+
+    monkeypatch.setattr(upscaling, "with_pictures", bind)
+    monkeypatch.setattr(upscaling, "own_guidance", own_guidance)
+    subject = model(droppable=droppable)
+    more: Any = {
+        "negative": "dog", "steps": 3, "solver": "ddim", "grid": "karras", "max_rows": 7,
+        "watch": "w",
+    }  # fmt: skip
+    found = upscaling.upscale(subject, PICTURES, cond, guidance="g", augmentation=0.2, **more)
+    assert found.settings.lacking == ("a", "the picture that was enlarged")
+    given = {"model": subject, "pictures": PICTURES, "seeds": [0, 1], "augmentation": 0.2}
+    named = {"cond": sampled, "named": (True, "g", sampled), "guidance": "own"}
+    assert asked == {**given, **named, **more}
+
+
 def test_conditions_beside_a_picture():
     torch.manual_seed(0)
     classes = ClassEncoder(classes=("cat", "dog"), width=3)
@@ -144,6 +202,40 @@ def test_conditions_beside_a_picture():
     ):
         with pytest.raises(ValueError, match="never learned without its smaller picture"):
             refused()
+
+
+@pytest.mark.parametrize(
+    ("parts", "name", "found"),
+    [
+        ("label", "cat", ({"label": "cat"}, True)),
+        ("label", 1, ({"label": "1"}, True)),
+        ("label", " label = cat", ({"label": " label = cat"}, True)),
+        ("label", " label= cat ", ({"label": "cat"}, True)),
+        ("label", "a;;b ", ({"label": "a;;b "}, True)),
+        ("label", "low_resolution=none", ({"label": ""}, False)),
+        ("label", "a;; low_resolution=none ; b", ({"label": "a; b"}, False)),
+        ("label", "low_resolution=none; label=cat", ({"label": "cat"}, False)),
+        ("label text", "label=cat; text = a = b ;", ({"label": "cat", "text": "a = b"}, True)),
+        ("label text", "", ({}, True)),
+        ("label text", "text=a;low_resolution=none", ({"text": "a"}, False)),
+        ("", "", ({}, True)),
+        ("", "low_resolution=none", ({}, False)),
+    ],
+)
+def test_names_of_the_other_conditions_and_of_the_picture(parts, name, found):
+    subject = Pictured(low(), torch.zeros(1, 2, 2, 2))
+    subject.others = dict.fromkeys(parts.split())
+    assert subject._split(name) == found
+
+
+def test_names_of_no_condition():
+    for parts, known in (("label text", "label, text"), ("", "none beside the picture")):
+        subject = Pictured(low(), torch.zeros(1, 2, 2, 2))
+        subject.others = dict.fromkeys(parts.split())
+        with pytest.raises(
+            ValueError, match=f"unknown condition 'dog'; the conditions are {known}$"
+        ):
+            subject._split("dog=x")
 
 
 # Blame

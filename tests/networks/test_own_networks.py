@@ -14,6 +14,7 @@ from guidestar.core.levels import Level
 from guidestar.networks.calibrated_heads import temperature_at
 from guidestar.networks.classifier import Classifier
 from guidestar.networks.cpu_fastpath import lean
+from guidestar.networks.from_config import from_diffusers
 from guidestar.networks.sequence import SequenceTransformer
 from guidestar.networks.sequence_classifier import SequenceClassifier
 
@@ -33,6 +34,16 @@ def filled(net: Any) -> tuple[Any, dict[str, torch.Tensor]]:
         p.data = 0.4 * torch.randn(p.shape, generator=generator)
     net.double().eval()
     return net, {name: p.detach() for name, p in net.named_parameters()}
+
+
+def test_lists_of_a_config_are_the_tuples_that_a_class_of_diffusers_takes():
+    kinds = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    made = from_diffusers(
+        "UNet2DModel", {"block_out_channels": [8], "norm_num_groups": 4, "sample_size": 4, **kinds}
+    )
+    found = made.config
+    assert found["block_out_channels"] == (8,) and found["down_block_types"] == ("DownBlock2D",)
+    assert found["norm_num_groups"] == 4 and found["sample_size"] == 4
 
 
 def frequencies(t, width):

@@ -65,6 +65,32 @@ def test_packed_tokens_know_their_rows(batched):
     assert records._by_ids(net(), inputs) == (5, 2)
 
 
+class Masked(nn.Module):
+    """Attention of one head to itself, with a mask."""
+
+    def forward(self, hidden_states, mask, *, named):
+        q = hidden_states[:, None]
+        given = {"attn_mask": mask} if named else {}
+        rest = () if named else (mask,)
+        return nn.functional.scaled_dot_product_attention(q, q, q, *rest, **given)[:, 0]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("sizes", [(2, 1, 2, 2), (1, 1, 2, 2), (2, 2)])
+def test_a_mask_is_cut_by_rows_where_it_has_one_a_row(sizes, named):
+    """One row is doubled and one plain, each under its own mask; two tokens and two rows, so that
+    a mask of no rows is as long as the call.
+    """
+    x, net = torch.randn(2, 2, 3), nn.Sequential(Masked())
+    mask = torch.randn(*sizes)
+    double = lambda a: 2 * a.compute()
+    with self_attention.attending(net, "0", {}, double, Rows(1, 2, 2)):
+        found = net[0](x, mask, named=named)
+    scores = x @ x.mT / 3**0.5 + (mask[:, 0] if mask.ndim == 4 else mask)
+    wanted = scores.softmax(-1) @ x
+    torch.testing.assert_close(found, wanted * torch.tensor([1.0, 2.0])[:, None, None])
+
+
 def test_packed_tokens_with_shapes():
     shapes = lambda *s: records._by_shapes(net(), {"img_shapes": s})  # type: ignore[arg-type]
     assert shapes([(1, 3, 5)]) == shapes((1, 3, 5)) == (3, 5)
@@ -111,6 +137,7 @@ def test_a_frame_shrinks_by_one_factor(tokens, grid):
         ((5, 3), 2, (2, 1)),
         ((3, 5), 1, (1, 1)),
         ((2, 5), 1, (1, 1)),
+        ((2, 11), 5, (1, 5)),  # by the shorter side, rounded down
     ],
 )
 def test_a_unets_grid_is_rounded_up_or_down(size, tokens, grid):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidestar import DDPM, VP, Draw, Population, crowd, sample, steer
+from guidestar import DDPM, VP, Draw, Grid, Population, crowd, sample, steer
 from guidestar.core.prediction import Prediction
 from guidestar.sampling import effective_size, systematic
 from guidestar.sampling.grids import log_snr
@@ -308,6 +308,12 @@ def test_it_resamples_where_the_effective_size_is_low_and_carries_what_is_rememb
     ways.clear()
     steer(remembering, threshold=0.0, **options)
     assert len(ways[-1]) == 8
+
+
+def test_a_grid_of_one_level_is_its_noise_and_no_evaluation():
+    found = run(3, seeds=[3, 4], grid=Grid(levels=GRID.levels[:1], schedule=GRID.schedule))
+    assert found.evaluations == () and found.sizes == () and found.x.shape == (2, 3, 1)
+    assert torch.equal(found.weights, torch.full((2, 3), 1 / 3, dtype=torch.float64))
 
 
 def test_it_resamples_after_every_so_many_steps():

@@ -1,5 +1,6 @@
 """What a part of a recipe is built of: networks, conditions, rates and statistics, by name."""
 
+import itertools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -213,6 +214,20 @@ def test_pixels_that_come_in_are_of_the_ground_or_of_the_edge():
             found = shifted(x, 1, draw, ground=ground)[0, 0].tolist()
             assert found == [row[right : right + 2] for row in padded[down : down + 2]]
     assert len(moved) > 4 and shifted(x, 0, Draw([0])) is x
+
+
+def test_pictures_that_are_not_square_are_shifted_each_by_its_own_draw():
+    x, draw = torch.arange(24.0).view(2, 2, 2, 3), Draw([3, 8])
+    down, right = (
+        [int(float(u) * 5) for u in draw.uniform(tag)] for tag in ("down", "right")
+    )  # of 0 to 4, and 2 leaves a picture where it is
+    assert [*zip(down, right, strict=True)] != [(2, 2), (2, 2)] and down != right
+    found = shifted(x, 2, draw, ground=-1.0)
+    assert found.shape == x.shape
+    for i, c, r, k in itertools.product(range(2), range(2), range(2), range(3)):
+        at, to = r + down[i] - 2, k + right[i] - 2
+        inside = 0 <= at < 2 and 0 <= to < 3
+        assert float(found[i, c, r, k]) == (float(x[i, c, at, to]) if inside else -1.0)
 
 
 # Latents

@@ -63,6 +63,29 @@ def test_own_keys_are_lists_and_numbers():
     assert not any(k.startswith("conditions") for k in describe_origin(checked(bare, "r"), "model"))
 
 
+def test_an_autoencoder_is_made_from_neither_noise_nor_how_its_config_states_its_spread():
+    autoencoder = {"widths": [8, 8], "groups": 4, "spread": "scalar", "train": TRAIN}
+    given = {
+        **RECIPE,
+        "data": {"path": "x", "size": 16, "channels": 3, "vae": "autoencoder"},
+        "autoencoder": autoencoder,
+        "decoder": {"noise": 0.1, "train": TRAIN},
+    }
+    found = describe_origin(checked(given, "r"), "autoencoder")
+    assert {k for k in found if not k.startswith("data.")} == {
+        f"autoencoder.{key}"
+        for key in ("network", "widths", "layers", "groups", "latent_channels", "config", "scales")
+    } | {"autoencoder.kl"}
+    idle = ("path", "vae", "columns", "classes", "reduced", "motion", "cache", "test", "max_bad")
+    assert found["data.size"] == 16 and not {f"data.{key}" for key in idle} & set(found)
+    decoder = describe_origin(checked(given, "r"), "decoder")
+    assert {k: v for k, v in decoder.items() if not k.startswith("data.")} == {
+        "decoder.scales": 2,
+        "decoder.features": 0.0,
+        "decoder.noise": 0.1,
+    }
+
+
 def test_snapshots_lie_at_shares_of_the_steps(tmp_path):
     found = checked(RECIPE, "r")
     assert snapshot_steps(found, "model") == [1, 3, 10]

@@ -59,10 +59,10 @@ class Pictured:
         pieces = [p.strip() for p in text.split(";")]
         kept = _NONE not in pieces
         rest = "; ".join(p for p in pieces if p not in (_NONE, "")) if not kept else text
-        first = next(iter(self.others), None)
-        plain = len(self.others) == 1 and not rest.strip().startswith(f"{first}=")
-        if plain and first is not None:
-            return {first: rest}, kept
+        if len(self.others) == 1:
+            (only,) = self.others
+            if not rest.strip().startswith(f"{only}="):
+                return {only: rest}, kept
         pairs = [p.partition("=") for p in rest.split(";") if p.strip()]
         found = {k.strip(): v.strip() for k, _, v in pairs}
         strange = [k for k in found if k not in self.others]

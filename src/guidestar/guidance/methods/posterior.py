@@ -59,7 +59,7 @@ class _Posterior(Steered):
         observed = self.loss.of(live)
         operator, variance = observed.operator, observed.noise**2
         assert isinstance(operator, Linear)
-        residual = observed.residual(d.x0.detach())
+        residual = observed.residual(d.x0)
         system = lambda v: operator(covariance(operator.transpose(v))) + variance * v
         return operator.transpose(least_residual(system, residual, iterations, floor=variance))
 

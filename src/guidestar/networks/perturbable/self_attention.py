@@ -121,5 +121,5 @@ def find_grid(net: nn.Module, inputs: LayerInputs, hidden: Tensor, tokens: int) 
     # The picture shrinks by one factor in both directions; a U-Net rounds up or down, by its
     # padding.
     sizes = [(-(-height // f), -(-width // f)) for f in range(1, max(height, width) + 1)]
-    sizes += [(height // f, width // f) for f in range(1, min(height, width) + 1)]
+    sizes += [(height // f, width // f) for f in range(2, min(height, width) + 1)]
     return next(size for size in sizes if size[0] * size[1] == tokens)

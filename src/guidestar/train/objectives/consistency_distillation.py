@@ -62,7 +62,7 @@ class ConsistencyDistillation(Objective):
             x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale
         )
         grid = self.spacing(self.teacher.schedule, self.fineness(draw.step))
-        at = (draw.uniform("step").double() * grid.steps).long().clamp_max(grid.steps - 1).cpu()
+        at = (draw.uniform("step") * grid.steps).long()
         t, s = chosen(grid, at), chosen(grid, at + 1)
         x_t = noise_rows(x0, t, draw)
         step = step_between(t, s, self.teacher.schedule)

@@ -74,8 +74,7 @@ class ProgressiveDistillation(Objective):
         conditioning = draw_conditioning(
             x0, target, nulls_of(net), draw, rate=self.dropout, scale=self.scale
         )
-        at = (draw.uniform("step").double() * self.grid.steps).long()
-        at = at.clamp_max(self.grid.steps - 1).cpu()
+        at = (draw.uniform("step") * self.grid.steps).long()
         level = chosen(self.grid, at)
         x_t = noise_rows(x0, level, draw)
         places = [at * self.substeps + j for j in range(self.substeps)]

@@ -260,7 +260,7 @@ def draw_conditioning(
     rows: Mapping[str, Tensor] = target["rows"]
     drop = (draw.uniform("drop all") < rate) if rows else torch.zeros(len(x), dtype=torch.bool)
     low, high = scale or (1.0, 1.0)
-    w = low + (high - low) * draw.uniform("scale").double()
+    w = low + (high - low) * draw.uniform("scale")
     prompts = target.get("prompts")
     return Conditioning(
         rows=dropped(rows, nulls, {}, rate, draw),

@@ -65,7 +65,7 @@ class TrajectoryDistillation(Objective):
             x0, target, nulls_of(net), own, rate=self.dropout, scale=self.scale
         )
         steps = len(self.visits) - 1
-        at = (draw.uniform("step").double() * steps).long().clamp_max(steps - 1)
+        at = (draw.uniform("step") * steps).long()
         places, row = torch.tensor(self.visits), torch.arange(len(x0))
         here, there = places[at], places[at + 1]
         t, s = chosen(self.levels, here), chosen(self.levels, there)

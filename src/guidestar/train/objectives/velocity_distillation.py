@@ -81,11 +81,10 @@ class VelocityDistillation(Objective):
     def _interval(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Draw the places of t and s on the grid: t evenly, and s evenly behind it, or t itself."""
         steps = self.grid.steps
-        here = (draw.uniform("step").double() * steps).long().clamp_max(steps - 1)
-        further = (draw.uniform("interval").double() * (steps - here)).long() + 1
-        there = (here + further).clamp_max(steps)
-        there = torch.where(draw.uniform("instant") < self.instant, here, there)
-        return here.cpu(), there.cpu()
+        here = (draw.uniform("step") * steps).long()
+        further = (draw.uniform("interval") * (steps - here)).long() + 1
+        there = torch.where(draw.uniform("instant") < self.instant, here, here + further)
+        return here, there
 
     @torch.no_grad()
     def _slope(
