@@ -48,6 +48,14 @@ def test_use_in_diffusers():
     )
 
 
+@pytest.mark.parametrize("method", ["trajectory", "matching"])
+def test_a_student_of_its_steps_alone(method):
+    student = {"guidance": "cfg(w)", "teacher": "t", "scale": None, "method": method}
+    found = card(student=student, defaults={"steps": 2, "solver": "heun", "grid": "fitted"})
+    text = "It is for 2 steps of `heun` on the grid `fitted`, and for no others."
+    assert found.endswith(text)
+
+
 @pytest.mark.parametrize(
     ("more", "how", "use"),
     [
@@ -60,6 +68,18 @@ def test_use_in_diffusers():
             {"scale": None, "method": "progressive"},
             "its scales are fixed",
             "It is for 4 steps of `ddim` on the grid `uniform`, and for no others.",
+        ),
+        (
+            {"scale": None, "method": "meanflow"},
+            "its scales are fixed",
+            "It takes any number of steps of `ddim`, by default 4; other solvers get the velocity "
+            "at a level, as from any model.",
+        ),
+        (
+            {"scale": None, "method": "consistency"},
+            "its scales are fixed",
+            "It takes any few steps of `ddim`, one too, by default 4 on the grid `uniform`; it is "
+            "for no other solver.",
         ),
     ],
 )

@@ -171,6 +171,27 @@ LONG = "x" * 5000
         ("txt2img", {"prompt": LONG}, "prompt", "the length of prompt may be 4000 at most here"),
         ("txt2img", {"negative_prompt": LONG}, "negative_prompt", "the length of negative_prompt"),
         ("txt2img", {"batch_size": 9, "n_iter": 2}, "batch_size", "batch_size × n_iter may be 16"),
+        ("txt2img", {"batch_size": 2, "n_iter": 9}, "n_iter", "batch_size × n_iter may be 16"),
+        ("txt2img", {"batch_size": 4, "n_iter": 5}, "n_iter", "batch_size × n_iter may be 16"),
+        ("txt2img", {"batch_size": 5, "n_iter": 5}, "batch_size", "batch_size × n_iter may be 16"),
+        ("txt2img", {"n_iter": 17}, "n_iter", "batch_size × n_iter may be 16 at most here, not 17"),
+        ("txt2img", {"prompt": "cow"}, "prompt", "unknown class 'cow'"),
+        ("txt2img", {"prompt": "\ud800"}, "prompt", "prompt: Input should be a valid string"),
+        ("txt2img", {"negative_prompt": "cow"}, "negative_prompt", "unknown class 'cow'"),
+        ("txt2img", {"guidance": "cfg(3"}, "guidance", "guidance: this is not an expression"),
+        ("txt2img", {"sampler_index": "Leap"}, "sampler_index", "there is no such sampler"),
+        ("txt2img", {"sampler_name": "Leap"}, "sampler_name", "there is no such sampler"),
+        (
+            "txt2img",
+            {"sampler_index": "Heun", "guidance": "cfgpp(0.5)"},
+            *("sampler_index", ""),
+        ),
+        ("png-info", {"image": "?"}, "image", "image must be a picture in base64"),
+        ("png-info", {"image": picture()}, "image", "the picture holds no guidestar settings"),
+        ("openai", {"prompt": "cow"}, "prompt", "unknown class 'cow'"),
+        ("openai", {"negative_prompt": "cow"}, "negative_prompt", "unknown class 'cow'"),
+        ("openai", {"solver": "leap"}, "solver", "unknown solver 'leap'"),
+        ("openai", {"guidance": "autoguidance(2, net=none)"}, "guidance", ""),
         ("txt2img", {"cfg_scale": -5000}, "cfg_scale", "the scale of cfg may be 1000"),
         ("txt2img", {"guidance": "cfg(5000)"}, "guidance", "the scale of cfg may be 1000"),
         ("txt2img", {"steps": 999}, "steps", "steps may be 250 at most here, not 999"),
@@ -180,7 +201,9 @@ LONG = "x" * 5000
 )
 def test_errors_name_the_fields_that_the_client_sent(web, path, asked, field, text):
     route = "/v1/images/generations" if path == "openai" else f"/sdapi/v1/{path}"
-    answer = web.post(route, json={"prompt": "cat", **asked})
+    described = {} if path == "png-info" else {"prompt": "cat"}
+    body = json.dumps({**described, **asked})
+    answer = web.post(route, content=body, headers={"content-type": "application/json"})
     error = answer.json()["error"]
     assert answer.status_code == 422 and error["param"] == field
     assert error["message"].startswith(text) and "cond" not in error["message"]

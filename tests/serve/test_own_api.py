@@ -126,21 +126,47 @@ BAD = {
     "an unknown field": ({"prompt": "cat"}, 422, "prompt", "Extra inputs are not permitted"),
     "an unknown model": ({"model": "other"}, 404, "model", "the models are toy"),
     "a path as model": ({"model": "../../etc/passwd"}, 404, "model", "the models are toy"),
-    "an expression": ({"guidance": "cfg(3"}, 422, None, "cfg(3"),
-    "an unknown class": ({"cond": "cow"}, 422, None, "unknown class 'cow'"),
-    "an unknown solver": ({"solver": "leap"}, 422, None, "unknown solver"),
+    "an expression": ({"guidance": "cfg(3"}, 422, "guidance", "cfg(3"),
+    "an unknown class": ({"cond": "cow"}, 422, "cond", "unknown class 'cow'"),
+    "a class of several": ({"cond": ["cat", "cow"], "n": 2}, 422, "cond", "unknown class 'cow'"),
+    "classes for other samples": ({"cond": ["cat", "dog"], "n": 3}, 422, "cond", "2 conditions"),
+    "an unknown negative": ({"negative": "cow"}, 422, "negative", "unknown class 'cow'"),
+    "an unknown solver": ({"solver": "leap"}, 422, "solver", "unknown solver"),
+    "a setting of a solver": ({"solver": "ddim(x=1)"}, 422, "solver", "no setting 'x'"),
+    "a solver that cannot": (
+        {"solver": "heun", "guidance": "cfgpp(0.5)"},
+        422,
+        "solver",
+        "heun",
+    ),
+    "an unknown grid": ({"grid": "none"}, 422, "grid", "unknown grid 'none'"),
+    "a grid that was not fitted": ({"grid": "fitted"}, 422, "grid", "no grid was fitted"),
+    "a level without steps": ({"start_rho": 1e-9}, 422, "start_rho", "no step of this grid"),
+    "a scale that is no input": ({"scale": 2}, 422, "scale", "takes no scale as an input"),
+    "a network that is not here": (
+        {"guidance": "autoguidance(2, net=none)"},
+        422,
+        "guidance",
+        "none",
+    ),
+    "scales of other samples": ({"guidance": "cfg([1, 2])", "n": 3}, 422, "guidance", "2"),
     "too many samples": ({"n": 17}, 422, "n", "n may be 16 at most here, not 17"),
     "too many seeds": ({"seeds": list(range(17))}, 422, "seeds", "16 at most"),
     "too many steps": ({"steps": 251}, 422, "steps", "250 at most"),
     "a scale": ({"guidance": "cfg(1001)"}, 422, "guidance", "the scale of cfg may be 1000"),
     "listed scales": ({"guidance": "cfg([1, 2000])", "n": 2}, 422, "guidance", "the scale of cfg"),
-    "a long prompt": ({"cond": "x" * 4001}, 422, None, "length of cond"),
-    "a long expression": ({"guidance": "cond" + " + cfg(1)" * 900}, 422, None, "length of guid"),
+    "a long prompt": ({"cond": "x" * 4001}, 422, "cond", "length of cond"),
+    "a long expression": (
+        {"guidance": "cond" + " + cfg(1)" * 900},
+        422,
+        "guidance",
+        "length of guid",
+    ),
     "both seeds": ({"seeds": [1], "n": 2}, 422, "seeds", "not both"),
     "a number that is none": ({"steps": "many"}, 422, "steps", "integer"),
     "no picture": ({"start": "###"}, 422, "start", "base64"),
     "a picture of another size": ({"start": picture((9, 8))}, 422, "start", "9 × 8 pixels"),
-    "a loss without its data": ({"guidance": "cond + dps(1)"}, 422, None, "loss"),
+    "a loss without its data": ({"guidance": "cond + dps(1)"}, 422, "guidance", "loss"),
     "an observation for nobody": (
         {"observation": {"image": picture(), "operator": "gray"}},
         *(422, "observation", "lowers no loss"),
@@ -156,10 +182,6 @@ BAD = {
         },
         *(422, "observation.options.mask", "number"),
     ),
-    "too dear": (
-        {"guidance": "cfg(2) + tfg(1, iterations=1000)", "steps": 250, "n": 16},
-        *(422, None, ""),
-    ),
 }
 
 
@@ -170,7 +192,7 @@ def test_what_is_wrong_is_named(client, kind):
     error = answer.json()["error"]
     assert answer.status_code == status, answer.text
     assert text in error["message"] and len(error["message"]) < 900
-    assert param is None or param in (error["param"] or error["message"])
+    assert error["param"] == param
 
 
 @pytest.mark.parametrize(
@@ -210,8 +232,8 @@ def test_what_is_not_there(client):
         ("samples", b'{"n": 1', None, "the body is no valid JSON (Expecting ',' delimiter)"),
         ("samples", b'\xff\xfe', None, "the body is no valid JSON ("),
         # What is only found where a client's request is translated into ours.
-        ("images/generations", b'{"prompt": "\\ud800"}', "cond", "cond: Input should be a valid "
-         "string, unable to parse raw data as a unicode string"),
+        ("images/generations", b'{"prompt": "\\ud800"}', "prompt", "prompt: Input should be a "
+         "valid string, unable to parse raw data as a unicode string"),
     ],
 )  # fmt: skip
 def test_a_wrong_field_is_named_as_the_client_knows_it(client, path, body, param, text):

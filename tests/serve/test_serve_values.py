@@ -830,7 +830,7 @@ def test_what_a_request_of_a1111_becomes(monkeypatch):
     }  # fmt: skip
     names = {
         "cond": "prompt", "negative": "negative_prompt", "start": "init_images",
-        "strength": "denoising_strength", "solver": "sampler_name",
+        "strength": "denoising_strength", "solver": "sampler_name", "grid": "scheduler",
     }  # fmt: skip
     assert more == {"task": "t", "names": {**names, "guidance": "cfg_scale"}}
     assert answer["images"] == ["a", "b"] and answer["parameters"]["prompt"] == "cat"

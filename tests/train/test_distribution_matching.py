@@ -273,7 +273,9 @@ def test_mistakes_in_a_recipe_of_matching_are_named(teacher, student, message):
 
 
 def test_a_student_of_other_steps_is_refused(teacher, begun):
-    with pytest.raises(ValueError, match=r"begin must be a student of 1 steps of ddim, and .* is"):
+    with pytest.raises(
+        ValueError, match=r"student.begin: it must be a student of 1 steps of ddim, and .* is"
+    ):
         read_lesson(matching_of(teacher, begun, steps=1, through=1))
     with pytest.raises(ValueError, match="is of 8 steps of dpmpp-2m; correct steps or begin"):
         read_lesson(matching_of(teacher, teacher))

@@ -7,12 +7,13 @@ from torch import nn
 from guidestar.core.levels import VE, VP, Flow, Level
 from guidestar.core.rng import Draw
 from guidestar.data.source import InMemory
+from guidestar.networks.low_rank import adapt
 from guidestar.train.build.schedules import denoising, process, scheduler_config
 from guidestar.train.examine import _levels
-from guidestar.train.loop.memory import activations
+from guidestar.train.loop.memory import activations, training_memory
 from guidestar.train.objectives.denoising import Denoising
 from guidestar.train.objectives.level_distributions import LogitNormal, UniformTime
-from guidestar.train.objectives.objective import Built, Objective
+from guidestar.train.objectives.objective import Built, Objective, TrainSettings
 from guidestar.train.objectives.weighting import EDM, MinSNR, Sigmoid, SNRPlusOne, Uniform
 from guidestar.train.recipe.schema import checked
 
@@ -230,6 +231,22 @@ def test_what_a_sample_adds_to_memory_is_what_the_layers_put_out():
     assert not any(m._forward_hooks for m in module.modules())
     module.float()
     assert activations(built, source) == pytest.approx((5 + 5 + 2) * 4 / 1e6)
+
+
+def test_weights_that_a_pass_makes_are_held_once_and_not_for_each_sample():
+    """Of layers of 3 × 40 and 40 × 2 numbers, rank 1 is kept of both: 43 and 42 numbers."""
+    module = nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 2))
+    source = InMemory(x=torch.zeros(4, 3), targets={"v": torch.arange(4)}, columns={})
+    built = Built(module=module, objective=Squared(), prepare=lambda targets: targets["v"])
+    whole = activations(built, source)
+    assert whole == pytest.approx((40 + 40 + 2) * 4 / 1e6)
+    adapt(module, 1)
+    assert activations(built, source) == pytest.approx((40 + 40 + 2) * 4 / 1e6)
+    found = training_memory(module, TrainSettings(steps=1, batch=1, power=()), (3,))
+    # Factors and biases: themselves, gradients, two moments, one average; 3 · 40 + 40 · 2 numbers
+    # stand still, and are held a second time with the product added.
+    trained, still = 43 + 42 + 40 + 2, 3 * 40 + 40 * 2
+    assert found["weights and optimiser"] == pytest.approx((trained * 5 + 2 * still) * 4 / 1e6)
 
 
 def test_what_sees_noise_is_examined_within_the_schedules_range():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import guidestar as gs
+from guidestar import cli
 from guidestar.core.levels import VP
 from guidestar.diffusers.export import network_of
 from guidestar.diffusers.read.network import Adapter
@@ -51,7 +52,9 @@ def test_a_narrower_student_has_a_share_of_the_channels_and_embeddings_that_fit(
 
 
 def test_widths_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match=r"width 0.3 makes \[5, 10\] channels of \[16, 32\]"):
+    with pytest.raises(
+        ValueError, match=r"student.width: 0.3 makes \[5, 10\] channels of \[16, 32\]"
+    ):
         fresh_student(taught(wide()), None, 1.0, width=0.3)
     net = SequenceTransformer(channels=1, length=8, width=16, depth=1, heads=2)
     with pytest.raises(ValueError, match="SequenceTransformer, has no widths"):
@@ -72,3 +75,21 @@ def test_a_narrower_student_is_trained_written_and_read(teacher, tmp_path):
     assert tuple(network_of(loaded.denoiser).config["block_out_channels"]) == (4, 4)
     one, other = (m.sample("c", seeds=[5], scale=2.0).x for m in (made, loaded))
     torch.testing.assert_close(one, other, rtol=0, atol=0.05)
+
+
+def test_a_width_that_cannot_be_names_the_recipe_and_its_key(tmp_path, capsys):
+    """Whether the value is wrong by itself, or only for this teacher (widths of 32, 64, 96)."""
+    text = '[student]\nteacher = "fashion-mnist"\nmethod = "guided"\nwidth = {}\n'
+    for width, line in [
+        (0.33, "student.width: 0.33 makes [11, 21, 32] channels of [32, 64, 96], which must be "),
+        (1.5, "student.width: input should be less than 1, not 1.5"),
+    ]:
+        file = tmp_path / "own.toml"
+        whole = f'name = "own"\n{text.format(width)}[student.train]\nsteps = 1\n'
+        file.write_text(whole, encoding="utf-8")
+        asked = ["distill", str(file), "--dry-run", "--out", str(tmp_path / "out")]
+        with pytest.raises(SystemExit) as stop:
+            cli.main(asked)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and len(error.splitlines()) == 1
+        assert error.startswith(f"guidestar: {file}: {line}"), error

@@ -247,7 +247,9 @@ def test_a_student_that_is_mended_is_for_as_many_steps(monkeypatch):
     assert students._begun(spec).defaults is defaults and loaded == [(("b",), {})]  # type: ignore[union-attr]
     for wrong in ({"steps": 3, "solver": "ddim"}, {"steps": 2, "solver": "heun"}, {}):
         noted(monkeypatch, students, "load", SimpleNamespace(defaults=wrong))
-        with pytest.raises(ValueError, match="begin must be a student of 2 steps of ddim, and b"):
+        with pytest.raises(
+            ValueError, match=r"student.begin: it must be a student of 2 steps of ddim, and b"
+        ):
             students._begun(spec)
 
 

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -49,6 +50,23 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 def warn(line: str) -> None:
     """Print a note on stderr."""
     typer.echo(f"guidestar: note: {printable(line)}", err=True)
+
+
+@contextmanager
+def naming_recipe(file: str | Path) -> Iterator[None]:
+    """Put the name of a recipe before errors of its values, which begin with their key.
+
+    Such errors arise where a value is used: it does not go with the data, or the teacher.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not _KEY.match(str(error)):
+            raise
+        raise ValueError(f"{file}: {error}") from error
+
+
+_KEY = re.compile(r"[a-z]\w*(\.\w+)+: ")
 
 
 def fail(message: str, code: int) -> NoReturn:

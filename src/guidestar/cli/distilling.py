@@ -10,7 +10,7 @@ import typer
 from ..io.documents import JSONObject
 from ._completion import model_names
 from ._options import GuidanceOption, Out, parse_scales
-from ._terminal import fail, warn
+from ._terminal import fail, naming_recipe, warn
 
 
 def distill(
@@ -144,10 +144,11 @@ def distill(
     if variant is not None:
         check_variant(home_of(recipe.student.teacher), variant)
     make_folder(out)
-    if dry_run:
-        typer.echo("\n".join(plan_distillation(recipe, warn)))
-    else:
-        _distill(recipe, teacher, out, variant)
+    with naming_recipe(teacher if teacher.endswith(".toml") else "guidestar distill"):
+        if dry_run:
+            typer.echo("\n".join(plan_distillation(recipe, warn)))
+        else:
+            _distill(recipe, teacher, out, variant)
 
 
 def _range(text: str) -> list[float]:

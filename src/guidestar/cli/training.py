@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._options import AcceptData, Out, TrustRecipe, ready_file
-from ._terminal import fail, warn
+from ._terminal import fail, naming_recipe, warn
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -86,10 +86,11 @@ def train(
     if data:
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(data)})})
     make_folder(out)
-    if dry_run:
-        _dry_run(spec, out, only)
-    else:
-        _train(spec, recipe, out, only, accept_data)
+    with naming_recipe(recipe):
+        if dry_run:
+            _dry_run(spec, out, only)
+        else:
+            _train(spec, recipe, out, only, accept_data)
 
 
 def _dry_run(spec: Recipe, out: Path, only: list[str] | None) -> None:

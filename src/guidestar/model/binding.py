@@ -15,6 +15,7 @@ from ..core.passes import Net
 from ..guidance import Guidance
 from ..networks.conditions import Conditions
 from ..networks.lengths import FRAMES
+from .blame import blaming
 from .protocols import Encoder, IndexEncoder, LatentDecoder, NamesClasses, PartEncoder, ScaleInput
 from .request import Names
 
@@ -94,6 +95,7 @@ def index_of(model: Model) -> Callable[[str | int], int] | None:
     return model.encoder.index if isinstance(model.encoder, indexed) else None
 
 
+@blaming("cond")
 def target_of(model: Model, names: Sequence[str | int] | None) -> Tensor | None:
     """Return the class of each sample ``[B]`` for classifiers; None where there is none."""
     index = index_of(model)
@@ -131,10 +133,12 @@ def _net_of(
         ValueError: a negative, of a denoiser that takes no condition.
     """
     if encoder is None:
-        if negative not in (None, ""):
-            raise ValueError(
-                f"the model {model.name!r} takes no condition, so no negative either; leave it out"
-            )
+        with blaming("negative"):
+            if negative not in (None, ""):
+                raise ValueError(
+                    f"the model {model.name!r} takes no condition, so no negative either; leave it "
+                    "out"
+                )
         return Net(denoiser=denoiser)
 
     @torch.no_grad()
@@ -148,11 +152,15 @@ def _net_of(
         return encode([only(n, name) for n in cond or ()])
 
     null = encoder.null(1)
+    with blaming("cond"):
+        encoded = cond if cond is None or isinstance(cond, Condition) else encode(list(cond))
+    with blaming("negative"):
+        opposite = None if negative in (None, "") else encode([negative])
     net = Net(
         denoiser=denoiser,
-        cond=cond if cond is None or isinstance(cond, Condition) else encode(list(cond)),
+        cond=encoded,
         null=None if null is None else null.to(model.device),
-        negative=None if negative in (None, "") else encode([negative]),
+        negative=opposite,
         encode=encode,
         part=part if only and not isinstance(cond, Condition) else None,
     )
@@ -196,6 +204,7 @@ def find_scale(denoiser: object) -> ScaleInput | None:
     return None
 
 
+@blaming("scale")
 def scale_of(
     model: Model, scale: float | Sequence[float] | None, count: int | None = None
 ) -> tuple[float, ...] | None:

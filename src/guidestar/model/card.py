@@ -86,16 +86,29 @@ def _student(about: Card) -> str:
         if scale
         else "its scales are fixed"
     )
-    use = (
-        "It is for any solver and number of steps."
-        if student["method"] == "guided"
-        else f"It is for {defaults.get('steps')} steps of `{defaults.get('solver')}` on the grid "
-        f"`{defaults.get('grid')}`, and for no others."
+    use = _STUDENTS.get(student["method"], _OF_ITS_STEPS).format(
+        steps=defaults.get("steps"), solver=defaults.get("solver"), grid=defaults.get("grid")
     )
     return (
         f"## Student\n\nOne pass gives what `{student['guidance']}` of {student['teacher']} "
         f"gives; {how}. {use}"
     )
+
+
+_OF_ITS_STEPS = "It is for {steps} steps of `{solver}` on the grid `{grid}`, and for no others."
+
+_STUDENTS = {
+    "guided": "It is for any solver and number of steps.",
+    "meanflow": (
+        "It takes any number of steps of `{solver}`, by default {steps}; other solvers get the "
+        "velocity at a level, as from any model."
+    ),
+    "consistency": (
+        "It takes any few steps of `{solver}`, one too, by default {steps} on the grid `{grid}`; "
+        "it is for no other solver."
+    ),
+}
+"""What students are for, by the method that trained them; others are for their own steps alone."""
 
 
 def _training(about: Card) -> str:

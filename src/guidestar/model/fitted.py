@@ -17,6 +17,7 @@ from ..io.images import write_text
 from ..sampling import noise
 from ..sampling.geometric import bending, grid_of_ratios, interpolated, shortest
 from ..sampling.grids import GRIDS, log_snr
+from .blame import blaming
 from .manifest import NAME
 
 if TYPE_CHECKING:
@@ -69,8 +70,9 @@ def make_grid(model: Model, steps: int | None = None, grid: str | None = None) -
         return fitted_grid(model, count)
     if name not in GRIDS:
         raise ValueError(f"unknown grid {name!r}; the grids are {', '.join((*GRIDS, FITTED))}")
-    if not 1 <= count <= 10_000:
-        raise ValueError(f"steps must be from 1 to 10000, not {count}")
+    with blaming("steps"):
+        if not 1 <= count <= 10_000:
+            raise ValueError(f"steps must be from 1 to 10000, not {count}")
     return GRIDS[name](model.schedule, count)
 
 

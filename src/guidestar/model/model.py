@@ -17,6 +17,7 @@ from ..guidance.losses import Loss
 from ..guidance.term import Direction, as_guidance
 from ..sampling import Potential, Solver, State, get_solver, grid_of, warn_of_divergence
 from .binding import guides_of, index_of, names_of, nets_of, scale_of, target_of
+from .blame import blaming
 from .fitted import defaults_of, grid_name, make_grid
 from .parts import ModelParts
 from .request import (
@@ -43,6 +44,7 @@ class Model(ModelParts):
     Several threads may sample from one model at the same time. `ModelParts` explains its arguments.
     """
 
+    @blaming("grid")
     def grid(self, steps: int | None = None, grid: str | Grid | None = None) -> Grid:
         """Make a grid of levels; both default to the card's.
 
@@ -55,6 +57,7 @@ class Model(ModelParts):
         """
         return grid if isinstance(grid, Grid) else make_grid(self, steps, grid)
 
+    @blaming("guidance")
     def expression(
         self,
         guidance: str | Guidance | Direction | None,
@@ -74,6 +77,7 @@ class Model(ModelParts):
             )
         return parse(guidance) if isinstance(guidance, str) else as_guidance(guidance)
 
+    @blaming("cond")
     def names(self, cond: Names | None, count: int) -> tuple[str | int, ...] | None:
         """Return the condition of each of ``count`` samples.
 
@@ -103,19 +107,23 @@ class Model(ModelParts):
         """
         expression = self.expression(guidance, conditional=cond is not None)
         names = None if cond is None or isinstance(cond, Condition) else cond
-        return Guided(
-            expression,
-            nets_of(self, expression, cond, negative, scale_of(self, scale)),
-            classifiers=guides_of(self),
-            target=target_of(self, names),
-            index=index_of(self),
-            prompts=[str(c) for c in names] if names is not None and self.takes_prompts else None,
-            losses=losses,
-            seeds=seeds,
-            max_rows=max_rows,
-            checkpoint=checkpoint,
-            check=check,
-        )
+        nets = nets_of(self, expression, cond, negative, scale_of(self, scale))
+        target = target_of(self, names)
+        prompts = [str(c) for c in names] if names is not None and self.takes_prompts else None
+        with blaming("guidance"):
+            return Guided(
+                expression,
+                nets,
+                classifiers=guides_of(self),
+                target=target,
+                index=index_of(self),
+                prompts=prompts,
+                losses=losses,
+                seeds=seeds,
+                max_rows=max_rows,
+                checkpoint=checkpoint,
+                check=check,
+            )
 
     def plan(
         self,
@@ -136,7 +144,8 @@ class Model(ModelParts):
         cond = "anything" if cond == 0 and self.takes_prompts else cond
         count = 1 if cond is None or isinstance(cond, str | int) else max(1, len(cond))
         names = self.names(cond if self.encoder is not None else None, count)
-        grid = grid or grid_of(solver)
+        with blaming("solver"):
+            grid = grid or grid_of(solver)
         expression = self.expression(
             guidance, conditional=names is not None, steps=steps, grid=grid
         )
@@ -144,11 +153,13 @@ class Model(ModelParts):
         guided = self.guided(expression, cond=names, negative=negative, scale=scale, losses=unseen)
         solver = self.solver(solver, steps=steps, grid=grid)
         levels = self.grid(steps, grid)
-        solver.check(guided, levels)
+        with blaming("solver"):
+            solver.check(guided, levels)
         return guided.plan(
             levels, batch=count if count > 1 else None, evaluations=solver.evaluations
         )
 
+    @blaming("solver")
     def solver(
         self,
         solver: str | Solver | None = None,
@@ -171,12 +182,16 @@ class Model(ModelParts):
             TypeError: an unknown argument.
         """
         check_names(arguments, RunArguments)
-        seeds = tuple(checked_seeds(arguments.get("seeds", (0,))))
+        with blaming("seeds"):
+            seeds = tuple(checked_seeds(arguments.get("seeds", (0,))))
         names, count = self.names(cond, len(seeds)), len(seeds)
         solver, steps = arguments.get("solver"), arguments.get("steps")
         rho = arguments.get("start_rho")
-        grid = arguments.get("grid") or grid_of(solver)
+        with blaming("solver"):
+            grid = arguments.get("grid") or grid_of(solver)
         levels = self.grid(steps, grid)
+        with blaming("start_rho"):
+            cut = levels if rho is None else levels.from_rho(rho)
         return Request(
             names=names,
             guidance=self.expression(
@@ -184,7 +199,7 @@ class Model(ModelParts):
             ),
             seeds=seeds,
             solver=self.solver(solver, steps=steps, grid=grid),
-            levels=levels if rho is None else levels.from_rho(rho),
+            levels=cut,
             grid=CUSTOM if isinstance(grid, Grid) else grid_name(self, steps, grid),
             negative=arguments.get("negative"),
             scale=scale_of(self, arguments.get("scale"), count),

@@ -15,6 +15,7 @@ from ..guidance import ExpressionError, Guidance, losses_of, parse
 from ..guidance.losses import Loss
 from ..guidance.term import Direction
 from ..sampling import Potential, Solver, get_solver, write_solver
+from .blame import blaming
 
 Names = str | int | Sequence[str | int]
 
@@ -63,6 +64,7 @@ def check_names(given: Mapping[str, object], known: type, run: str = "a run") ->
             raise TypeError(f"{run} has no argument {name!r}{hint}")
 
 
+@blaming("start")
 def checked_start(start: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
     """Refuse data to start from of another shape than ``[B, *S]``."""
     if start is not None and tuple(start.shape) != shape:

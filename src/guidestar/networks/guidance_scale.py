@@ -4,9 +4,10 @@ gives (a distilled student).
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -15,13 +16,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from .interval import Interval
+
 KEY = "guidance_scale"
 """The name of the scale among a network's conditions."""
 
 _OTHER = ("add_embedding", "guidance_embedder")
 """Embeddings of a network that are not of its time."""
-
-_EMBEDDING: ContextVar[Tensor | None] = ContextVar("embedding of the guidance scale", default=None)
 
 
 class GuidanceScale(ModelMixin, ConfigMixin):
@@ -62,36 +64,57 @@ class GuidanceScale(ModelMixin, ConfigMixin):
         return self.second(F.silu(self.first(waves.to(self.first.weight.dtype))))
 
 
-class ScaledNetwork(nn.Module):
-    """A network that takes a guidance scale: its embedding is added to that of the time.
+class InputBesideTime(nn.Module, ABC):
+    """A network that takes one more number a sample: its embedding is added to that of the time.
+
+    A subclass names the number and has its embedding in a context variable of its own, so that one
+    such network may hold another.
 
     Args:
         net: called as ``net(x, t, **cond)``; the time must go through Diffusers'
             `TimestepEmbedding`, as in all of Diffusers' networks.
-        scale: embeds the scale.
+        embed: embeds numbers ``[B]`` as ``[B, width]``.
 
     Raises:
-        ValueError: the network has no time embedding of the width of ``scale``.
+        ValueError: the network has no time embedding of the width of ``embed``.
     """
 
-    def __init__(self, net: nn.Module, scale: GuidanceScale) -> None:
+    key: ClassVar[str]
+    """The name of the number among the conditions."""
+    part: ClassVar[str]
+    """The name of the part that embeds it, in words and in the state dict."""
+    embedding: ClassVar[ContextVar[Tensor | None]]
+    """That of the call under way."""
+
+    def __init__(self, net: nn.Module, embed: GuidanceScale | Interval) -> None:
         super().__init__()
-        self.net, self.scale = net, scale
-        hook_time_embeddings(net, scale.config["width"], _add_embedding, "the scale")
+        self.net = net
+        self.add_module(self.part, embed)
+        width = embed.config["width"]
+        hook_time_embeddings(net, width, type(self)._add_embedding, f"the {self.part}")
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Any:
-        """Call the network; ``guidance_scale [B]`` in ``cond`` is embedded, and 1 if missing."""
-        scale = cond.pop(KEY, None)
-        token = _EMBEDDING.set(None if scale is None else self.scale(scale))
+        """Call the network; without the number in ``cond`` nothing is added."""
+        given = cond.pop(self.key, None)
+        embed = self.get_submodule(self.part)
+        token = self.embedding.set(None if given is None else embed(given))
         try:
             return self.net(x, t, **cond)
         finally:
-            _EMBEDDING.reset(token)
+            self.embedding.reset(token)
+
+    @classmethod
+    def _add_embedding(cls, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        extra = cls.embedding.get()
+        return output if extra is None else output + extra.to(output.dtype)
 
 
-def _add_embedding(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-    extra = _EMBEDDING.get()
-    return output if extra is None else output + extra.to(output.dtype)
+class ScaledNetwork(InputBesideTime):
+    """A network that takes a guidance scale, ``guidance_scale [B]``, which is 1 if missing."""
+
+    key, part = KEY, "scale"
+    embedding = ContextVar("embedding of the guidance scale", default=None)
+    scale: GuidanceScale
 
 
 def hook_time_embeddings(

@@ -5,7 +5,6 @@ student that learned average velocities).
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -14,9 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.denoiser import INTERVAL
-from .guidance_scale import hook_time_embeddings
-
-_EMBEDDING: ContextVar[Tensor | None] = ContextVar("embedding of a step's interval", default=None)
+from .guidance_scale import InputBesideTime
 
 
 class Interval(ModelMixin, ConfigMixin):
@@ -50,35 +47,10 @@ class Interval(ModelMixin, ConfigMixin):
         return self.second(F.silu(self.first(waves.to(self.first.weight.dtype))))
 
 
-class IntervalNetwork(nn.Module):
-    """A network that takes the interval of a step: its embedding is added to that of the time.
+class IntervalNetwork(InputBesideTime):
+    """A network that takes the interval of a step, ``interval [B]``, which is 0 if missing."""
 
-    Args:
-        net: called as ``net(x, t, **cond)``; the time must go through Diffusers'
-            `TimestepEmbedding`, as in all of Diffusers' networks.
-        interval: embeds it.
-
-    Raises:
-        ValueError: the network has no time embedding of the width of ``interval``.
-    """
-
+    key, part = INTERVAL, "interval"
+    embedding = ContextVar("embedding of a step's interval", default=None)
     takes_interval = True
-
-    def __init__(self, net: nn.Module, interval: Interval) -> None:
-        super().__init__()
-        self.net, self.interval = net, interval
-        hook_time_embeddings(net, interval.config["width"], _add_embedding, "the interval")
-
-    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Any:
-        """Call the network; ``interval [B]`` in ``cond`` is embedded, and 0 if missing."""
-        interval = cond.pop(INTERVAL, None)
-        token = _EMBEDDING.set(None if interval is None else self.interval(interval))
-        try:
-            return self.net(x, t, **cond)
-        finally:
-            _EMBEDDING.reset(token)
-
-
-def _add_embedding(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-    extra = _EMBEDDING.get()
-    return output if extra is None else output + extra.to(output.dtype)
+    interval: Interval

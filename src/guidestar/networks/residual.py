@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -43,18 +42,16 @@ class _Block(nn.Module):
 class _Residual(_CalibratedHead):
     """Mixin of residual networks: each width after the first halves the resolution."""
 
-    def _build(
-        self: Any,
-        conv: Conv,
-        channels: int,
-        widths: Sequence[int],
-        layers: int,
-        groups: int,
-        dropout: float,
-        outputs: int,
-    ) -> None:
+    def _build(self: Any, conv: Conv) -> None:
+        """Make the layers that the config describes, and take its other settings over."""
+        config = self.config
+        self.noise_aware, self.outputs = config.noise_aware, config.outputs
+        self.temperature, self.rho_max = config.temperature, config.rho_max
+        self.temperatures = tuple((float(r), float(t)) for r, t in config.temperatures)
+        widths, layers, groups = config.widths, config.layers, config.groups
+        outputs = 2 * self.outputs if self.outputs else len(config.classes)
         time = 4 * widths[0] if self.noise_aware else 0
-        self.stem = conv(channels, widths[0], 3, 1, 1)
+        self.stem = conv(config.channels, widths[0], 3, 1, 1)
         self.frequencies = Timesteps(widths[0], True, 0)
         self.time = TimestepEmbedding(widths[0], time) if self.noise_aware else None
         pairs = [(widths[0], widths[0], 1)] + [(a, b, 2) for a, b in pairwise(widths)]
@@ -65,7 +62,7 @@ class _Residual(_CalibratedHead):
         ]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.GroupNorm(groups, widths[-1])
-        self.drop = nn.Dropout(dropout)
+        self.drop = nn.Dropout(config.dropout)
         self.head = nn.Linear(widths[-1], outputs)
 
     def _features(self: Any, x: Tensor, time: Value) -> Tensor:

@@ -36,22 +36,7 @@ class SequenceClassifier(_Residual, ModelMixin, ConfigMixin):
         spread: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.noise_aware, self.temperature, self.rho_max, self.outputs = (
-            noise_aware,
-            temperature,
-            rho_max,
-            outputs,
-        )
-        self.temperatures = tuple((float(r), float(t)) for r, t in temperatures)
-        self._build(
-            nn.Conv1d,
-            channels,
-            widths,
-            layers,
-            groups,
-            dropout,
-            2 * outputs if outputs else len(classes),
-        )
+        self._build(nn.Conv1d)
 
     def features(self, x: Tensor, time: Value = 0.0) -> Tensor:
         """Return the penultimate features ``[B, widths[-1]]``."""

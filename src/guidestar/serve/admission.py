@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..model.blame import blaming
 from .errors import TooLargeError
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ def bind_checked(model: Model, request: Request, max_evaluations: int | None) ->
             dearest of some of its steps.
     """
     guided = model.bind(request)
-    request.solver.check(guided, request.levels)
-    request.guidance.check_samples(len(request.seeds))
+    with blaming("solver"):
+        request.solver.check(guided, request.levels)
+    with blaming("guidance"):
+        request.guidance.check_samples(len(request.seeds))
     if max_evaluations is not None:
         count = _evaluations(request, guided)
         if count > max_evaluations:

@@ -13,11 +13,11 @@ from ...io.images import read_settings
 from ...sampling.names import GRID_WORDS, get_solver, grid_of, write_solver
 from ..ticket import Ticket
 from .building import at_most
-from .common import encode_base64, owner_of, service_of, submit, wait
+from .common import encode_base64, owner_of, service_of, submit, translate, wait
 from .errors import RefusedError
 from .job import Job
 from .pictures import from_base64
-from .schemas import MEANT, Picture, SampleRequest, Task, Txt2Img
+from .schemas import MEANT, Picture, Task, Txt2Img
 
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
 
@@ -32,9 +32,9 @@ SCHEDULERS = {**GRID_WORDS, "automatic": None}
 
 A1111_NAMES = {
     **{"cond": "prompt", "negative": "negative_prompt", "start": "init_images"},
-    **{"strength": "denoising_strength", "solver": "sampler_name"},
+    **{"strength": "denoising_strength", "solver": "sampler_name", "grid": "scheduler"},
 }
-"""A1111's names of our fields."""
+"""A1111's names of our fields; some have another where a client sends that (`_names`)."""
 
 PREVIEW_EVERY = 5
 
@@ -69,7 +69,10 @@ async def img2img(request: Request, body: Txt2Img) -> dict[str, Any]:
 
 async def _make(request: Request, body: Txt2Img, start: dict[str, Any]) -> dict[str, Any]:
     service = service_of(request)
-    name, engine = service.engine(_model(body))
+    try:
+        name, engine = service.engine(_model(body))
+    except RefusedError as error:  # there is no field "model"
+        raise RefusedError(error.status, error.kind, error.message, "override_settings") from None
     width, height = service.sizes[name]
     warnings = _ignored(body)
     for field, found, own in (("width", body.width, width), ("height", body.height, height)):
@@ -79,9 +82,12 @@ async def _make(request: Request, body: Txt2Img, start: dict[str, Any]) -> dict[
     if body.guidance is not None and body.cfg_scale is not None:
         raise _wrong("give guidance or cfg_scale, not both", "guidance")
     count = body.batch_size * body.n_iter
-    at_most("batch_size", count, service.limits.samples, "batch_size × n_iter")
+    larger = "n_iter" if body.n_iter > body.batch_size else "batch_size"
+    at_most(larger, count, service.limits.samples, "batch_size × n_iter")
     unconditional = engine.model.encoder is None and not body.prompt
-    sampled = SampleRequest(
+    names = _names(body)
+    sampled = translate(
+        names,
         model=name,
         cond=None if unconditional else body.prompt,
         guidance=body.guidance if body.cfg_scale is None else f"cfg({body.cfg_scale!r})",
@@ -94,7 +100,6 @@ async def _make(request: Request, body: Txt2Img, start: dict[str, Any]) -> dict[
         preview_every=PREVIEW_EVERY,
         **start,
     )
-    names = A1111_NAMES if body.cfg_scale is None else {**A1111_NAMES, "guidance": "cfg_scale"}
     job = await submit(request, sampled, task=body.force_task_id, names=names)
     await wait(request, job)
     pictures = await encode_base64(job)
@@ -103,6 +108,18 @@ async def _make(request: Request, body: Txt2Img, start: dict[str, Any]) -> dict[
         "parameters": body.model_dump(exclude={"init_images"}),
         "info": json.dumps(_info(job, body, (width, height), warnings)),
     }
+
+
+def _names(body: Txt2Img) -> dict[str, str]:
+    """Return the names of our fields as this client sent them."""
+    scaled = {} if body.cfg_scale is None else {"guidance": "cfg_scale"}
+    return {**A1111_NAMES, "solver": _sampler_field(body), **scaled}
+
+
+def _sampler_field(body: Txt2Img) -> str:
+    """Return the name of the field that names the sampler."""
+    by_index = body.sampler_index and not body.sampler_name
+    return "sampler_index" if by_index else "sampler_name"
 
 
 def _info(job: Job, body: Txt2Img, size: tuple[int, int], warnings: list[str]) -> dict[str, Any]:
@@ -174,7 +191,7 @@ def _sampler(body: Txt2Img) -> tuple[str | None, str | None]:
         grid = grid_of(name)
     except ValueError as error:
         text = f"there is no such sampler; see /sdapi/v1/samplers ({error})"
-        raise _wrong(text[:500], "sampler_name") from None
+        raise _wrong(text[:500], _sampler_field(body)) from None
     if body.scheduler:
         if body.scheduler.lower() not in SCHEDULERS:
             known = ", ".join(SCHEDULERS)
@@ -230,7 +247,10 @@ async def interrupt(request: Request, task: Task | None = None) -> dict[str, Any
 @router.post("/png-info")
 async def png_info(body: Picture) -> dict[str, Any]:
     """Return the settings that a picture carries."""
-    settings = read_settings(from_base64(body.image, "image"))
+    try:
+        settings = read_settings(from_base64(body.image, "image"))
+    except ValueError as error:
+        raise _wrong(str(error), "image") from None
     return {"info": json.dumps(settings), "items": {"guidestar": settings}, "parameters": settings}
 
 

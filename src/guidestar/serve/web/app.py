@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from ... import __version__
 from ..errors import EngineError
 from . import a1111_api, openai_api, samples_api
-from .errors import RefusedError, refused
+from .errors import RefusedError, invalid, refused
 from .guard import Guard
 from .keys import Keys
 from .service import Service
-
-KIND = re.compile(r"constrained-\w+|str|int|float|(list|dict)\[.*\]")
-"""What pydantic adds to the name of a field that may be of several kinds."""
 
 
 def make_app(
@@ -87,12 +81,8 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
 def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _send(_invalid(error.errors()))
-
-    @app.exception_handler(ValidationError)  # of what a client's request is translated into
-    async def untranslatable(request: Request, error: ValidationError) -> JSONResponse:
-        return _send(_invalid(error.errors()))
+    async def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _send(invalid(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -103,27 +93,6 @@ def _add_handlers(app: FastAPI) -> None:
 
     for kind in (RefusedError, EngineError, ValueError, ArithmeticError, MemoryError, Exception):
         app.add_exception_handler(kind, plainly)
-
-
-def _invalid(errors: Sequence[Mapping[str, Any]]) -> RefusedError:
-    """Say what is wrong with the first field that is; where it may be of several kinds, all of
-    them.
-    """
-    kind, first = "invalid_request_error", errors[0]
-    if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error", "")
-        return RefusedError(422, kind, f"the body is no valid JSON ({reason})"[:500])
-    where = _field(first)
-    texts = dict.fromkeys(str(error["msg"]) for error in errors if _field(error) == where)
-    text = ", or ".join(texts)
-    text = f"{where}: {text}" if where else text
-    return RefusedError(422, kind, text[:500], where[:200] or None)
-
-
-def _field(error: Mapping[str, Any]) -> str:
-    """Return the name of a field, without pydantic's names of the kinds that it may have."""
-    parts = [str(part) for part in error["loc"] if part != "body"]
-    return ".".join(p for p in parts if not KIND.fullmatch(p))
 
 
 def _send(error: RefusedError) -> JSONResponse:

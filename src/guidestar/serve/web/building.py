@@ -12,6 +12,7 @@ from ...core.arguments import find_mismatch
 from ...core.levels import Grid
 from ...guidance import Guidance, Inpaint, Observation, get_operator, losses_of, parse
 from ...guidance.operators import OPERATORS
+from ...model.blame import blaming
 from ...model.model import Model
 from ...model.request import Request
 from ...sampling.names import grid_of
@@ -42,7 +43,8 @@ def build(model: Model, body: SampleRequest, limits: Limits) -> Request:
     guidance = None if body.guidance is None else read_expression(body.guidance, limits)
     start = None
     if body.start is not None:
-        shape = model.need_image_shape()
+        with blaming("start"):
+            shape = model.need_image_shape()
         image = to_tensor(body.start, shape, limits, "start", resize=body.resize)[None]
         start = model.from_images(image.to(model.device)).expand(len(seeds), *model.shape)
     elif body.strength is not None or body.resize is not None:
@@ -140,7 +142,8 @@ def read_expression(text: str, limits: Limits) -> Guidance:
         ExpressionError: it does not parse.
     """
     at_most("guidance", len(text), limits.prompt, "the length of guidance")
-    guidance = parse(text)
+    with blaming("guidance"):
+        guidance = parse(text)
     for term in guidance.terms:
         one = getattr(term, "scale", 0.0)
         for scale in (
@@ -165,7 +168,8 @@ def build_observation(
             f"'{guidance}' lowers no loss, so it would not use the observed picture; add "
             "one that does, e.g. 'uncond + dps(1)'"
         )
-    shape = model.need_image_shape()
+    with blaming("observation"):
+        shape = model.need_image_shape()
     if observed.operator not in OPERATORS:
         raise _wrong(
             f"unknown operator {observed.operator!r}; the operators are {', '.join(OPERATORS)}"

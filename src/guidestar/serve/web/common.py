@@ -7,10 +7,12 @@ from typing import Any
 
 from anyio import to_thread
 from fastapi import Request
+from pydantic import ValidationError
 from sse_starlette import EventSourceResponse
 
+from ..errors import EngineError
 from ..ticket import changes
-from .errors import RefusedError
+from .errors import RefusedError, refused
 from .job import Job
 from .schemas import SampleRequest
 from .service import Service
@@ -45,13 +47,29 @@ async def submit(
         names: our fields' names in the client's API, by which errors name them.
 
     Raises:
-        RefusedError: as `Service.submit`.
+        RefusedError: what `Service.submit` refuses.
     """
     service, owner = service_of(request), owner_of(request)
     try:
         return await to_thread.run_sync(lambda: service.submit(body, owner, task=task))
-    except RefusedError as error:
-        raise error.renamed(names or {}) from None
+    except (RefusedError, EngineError, ValueError) as error:
+        raise refused(error).renamed(names or {}) from None
+
+
+def translate(names: Mapping[str, str], **fields: Any) -> SampleRequest:
+    """Return the request that another API's fields make.
+
+    Args:
+        names: our fields' names in that API, by which errors name them.
+        fields: of the request.
+
+    Raises:
+        RefusedError: a value that is none of ours.
+    """
+    try:
+        return SampleRequest(**fields)
+    except ValidationError as error:
+        raise refused(error).renamed(names) from None
 
 
 async def wait(request: Request, job: Job) -> None:

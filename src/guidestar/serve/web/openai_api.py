@@ -11,10 +11,10 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 
 from ..ticket import changes
-from .common import encode_base64, events, service_of, submit, wait
+from .common import encode_base64, events, service_of, submit, translate, wait
 from .errors import RefusedError
 from .job import Job
-from .schemas import ImagesRequest, SampleRequest
+from .schemas import ImagesRequest
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -42,23 +42,21 @@ async def generate(request: Request, body: ImagesRequest) -> Any:
     steps = body.num_inference_steps or engine.model.grid().steps
     every = -(-steps // (body.partial_images + 1)) if body.partial_images else 0
     unconditional = engine.model.encoder is None and not body.prompt
-    job = await submit(
-        request,
-        SampleRequest(
-            model=name,
-            cond=None if unconditional else body.prompt,
-            guidance=_guidance(body),
-            negative=body.negative_prompt or None,
-            n=body.n,
-            seed=body.seed,
-            steps=body.num_inference_steps,
-            solver=body.solver,
-            preview_every=every if body.stream else 0,
-        ),
-        names=OPENAI_NAMES
-        if body.guidance_scale is None
-        else {**OPENAI_NAMES, "guidance": "guidance_scale"},
+    scaled = {} if body.guidance_scale is None else {"guidance": "guidance_scale"}
+    names = {**OPENAI_NAMES, **scaled}
+    sampled = translate(
+        names,
+        model=name,
+        cond=None if unconditional else body.prompt,
+        guidance=_guidance(body),
+        negative=body.negative_prompt or None,
+        n=body.n,
+        seed=body.seed,
+        steps=body.num_inference_steps,
+        solver=body.solver,
+        preview_every=every if body.stream else 0,
     )
+    job = await submit(request, sampled, names=names)
     ignored = [field for field in MEANINGLESS if getattr(body, field) is not None]
     warnings = [f"{field} means nothing to this model" for field in ignored]
     shown = body.output_format

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ...core.rng import Draw
 from ...data.source import Source
@@ -17,7 +19,8 @@ def training_memory(
 ) -> dict[str, float]:
     """Estimate what a training holds, in MB, by name.
 
-    These are weights, gradients, AdamW's two moments and averages; and a batch of data.
+    These are weights, gradients, AdamW's two moments and averages; and a batch of data. Weights
+    that each pass makes of others (`guidestar.networks.low_rank`) are held beside those.
 
     Args:
         module: what is trained.
@@ -26,10 +29,15 @@ def training_memory(
     """
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in module.parameters()) - trained
+    made = sum(
+        part.original.numel()
+        for part in module.modules()
+        if isinstance(part, parametrize.ParametrizationList)
+    )
     size = 8 if settings.precision == "float64" else 4
     copies = 4 + 1 + len(settings.power)
     return {
-        "weights and optimiser": (trained * copies + frozen) * size / 1e6,
+        "weights and optimiser": (trained * copies + frozen + made) * size / 1e6,
         "a batch of data": settings.batch * math.prod(shape) * size / 1e6,
     }
 
@@ -37,6 +45,9 @@ def training_memory(
 @torch.no_grad()
 def activations(built: Built, source: Source, dtype: torch.dtype = torch.float32) -> float:
     """Return the outputs of all layers for one sample, in MB: about what a sample adds in training.
+
+    A layer is a module without modules of its own, but for those that make its weights: what these
+    return does not grow with the batch.
 
     Args:
         built: the network and its objective.
@@ -48,9 +59,8 @@ def activations(built: Built, source: Source, dtype: torch.dtype = torch.float32
     def count(module: nn.Module, given: object, out: object) -> None:
         total[0] += out.numel() * out.element_size() if isinstance(out, Tensor) else 0
 
-    for module in built.module.modules():
-        if not list(module.children()):
-            handles.append(module.register_forward_hook(count))
+    for module in _layers(built.module):
+        handles.append(module.register_forward_hook(count))
     draw = Draw([0])
     x, targets = source.batch([0], draw)
     try:
@@ -59,3 +69,15 @@ def activations(built: Built, source: Source, dtype: torch.dtype = torch.float32
         for handle in handles:
             handle.remove()
     return total[0] / 1e6
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    parts = [
+        part
+        for name, part in module.named_children()
+        if not (name == "parametrizations" and parametrize.is_parametrized(module))
+    ]
+    if not parts:
+        yield module
+    for part in parts:
+        yield from _layers(part)

@@ -111,8 +111,8 @@ def _begun(spec: Student) -> Model | None:
     steps, solver = begun.defaults.get("steps"), begun.defaults.get("solver")
     if (steps, solver) != (spec.steps, "ddim"):
         raise ValueError(
-            f"begin must be a student of {spec.steps} steps of ddim, and {spec.begin} is of "
-            f"{steps} steps of {solver}; correct steps or begin"
+            f"student.begin: it must be a student of {spec.steps} steps of ddim, and {spec.begin} "
+            f"is of {steps} steps of {solver}; correct steps or begin"
         )
     return begun
 

@@ -28,15 +28,15 @@ def narrower(denoiser: Network, encoder: Conditions, width: float) -> tuple[Netw
     widths = getattr(old, "config", {}).get("block_out_channels")
     if not widths:
         raise ValueError(
-            f"the teacher's network, {type(old).__name__}, has no widths (block_out_channels), so "
-            "its student cannot be narrower; leave width out"
+            f"student.width: the teacher's network, {type(old).__name__}, has no widths "
+            "(block_out_channels), so its student cannot be narrower; leave width out"
         )
     groups = old.config.get("norm_num_groups") or 1
     fewer = [round(w * width) for w in widths]
     if any(w < 1 or w % groups for w in fewer):
         raise ValueError(
-            f"width {width:g} makes {fewer} channels of {list(widths)}, which must be multiples of "
-            f"the network's {groups} groups; correct width"
+            f"student.width: {width:g} makes {fewer} channels of {list(widths)}, which must be "
+            f"multiples of the network's {groups} groups; correct width"
         )
     head = min(old.config.get("attention_head_dim") or fewer[0], *fewer)
     changed = {"block_out_channels": fewer, "attention_head_dim": head}

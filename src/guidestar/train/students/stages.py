@@ -93,18 +93,18 @@ def teacher_of(model: Model, spec: Student, source: Source) -> Teacher:
     """
     if tuple(source.shape) != tuple(model.shape):
         raise ValueError(
-            f"the teacher {model.name!r} makes samples of {list(model.shape)}, and the data are "
-            f"of {list(source.shape)}; set data.size, or give the teacher's data"
+            f"student.teacher: {model.name!r} makes samples of {list(model.shape)}, and the data "
+            f"are of {list(source.shape)}; set data.size, or give the teacher's data"
         )
     if find_scale(model.denoiser) is not None:
         raise ValueError(
-            f"{model.name!r} takes its guidance scale as an input, so it is a student already; "
-            "distil its teacher"
+            f"student.teacher: {model.name!r} takes its guidance scale as an input, so it is a "
+            "student already; distil its teacher"
         )
     if getattr(model.denoiser, "takes_interval", False):
         raise ValueError(
-            f"{model.name!r} takes the interval of a step as an input, so it is a student already; "
-            "distil its teacher"
+            f"student.teacher: {model.name!r} takes the interval of a step as an input, so it is a "
+            "student already; distil its teacher"
         )
     encoder = conditions_of(model, model.encoder, source)
     guidance = spec.guidance or str(model.defaults.get("guidance", "cond"))
@@ -191,7 +191,8 @@ def begun_student(fresh: ConditionalModel, begun: Model, source: Source) -> Cond
         fresh.encoder.load_state_dict(conditions_of(begun, begun.encoder, source).state_dict())
     except RuntimeError as error:
         raise ValueError(
-            f"{begun.name} is no student of this teacher: its network is another; correct begin"
+            f"student.begin: {begun.name} is no student of this teacher: its network is another; "
+            "correct begin"
         ) from error
     return fresh
 
