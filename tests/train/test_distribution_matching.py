@@ -211,17 +211,32 @@ def begun(teacher, tmp_path_factory):
     return out / "pupil"
 
 
+def assert_same_weights(one, other):
+    mine, theirs = dict(one.named_parameters()), dict(other.named_parameters())
+    assert mine.keys() == theirs.keys() and mine
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def check_equal(one, other):
+    """Compare outputs of equal weights; where they lie in memory changes the last bit of products
+    on some machines.
+    """
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
+
+
 def test_it_starts_as_the_student_that_it_mends_to_the_bit(teacher, begun):
     lesson, before = read_lesson(matching_of(teacher, begun)), gs.load(begun)
     module, _ = student_of(lesson, 0, None)
     x, level = torch.randn(2, 1, 8, 8), before.schedule.at_rho(1.0)
     cond = before.encoder.encode(["a", "c"])
     own = module.encoder(module.encoder.rows({"label": torch.tensor([0, 2])}))
-    assert torch.equal(module.denoiser(x, level, own), before.denoiser(x, level, cond))
+    check_equal(module.denoiser(x, level, own), before.denoiser(x, level, cond))
+    assert_same_weights(module.denoiser, before.denoiser)
     plain, fake = gs.load(teacher), module.fake
     given = fake.encoder(fake.encoder.rows({"label": torch.tensor([0, 2])}))
     wanted = plain.denoiser(x, level, plain.encoder.encode(["a", "c"]))
-    assert torch.equal(fake.denoiser(x, level, given), wanted)
+    check_equal(fake.denoiser(x, level, given), wanted)
+    assert_same_weights(fake.denoiser, plain.denoiser)
 
 
 def test_a_mended_student_is_an_ordinary_one_on_the_same_levels(teacher, begun, tmp_path):
