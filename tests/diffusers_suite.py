@@ -6,7 +6,7 @@ pytest, and its runner.
 runs ``CHECKOUT/tests/pipelines/FAMILY`` twice, plain and guided, and reports what fails guided and
 passes plain. CHECKOUT is a clone of Diffusers' repository at a tag near the installed version. Its
 tests fetch tiny tokenizers and text encoders from the hub; stand-ins of random weights take their
-places, so nothing is fetched.
+places, so nothing is fetched. They need the packages ``parameterized`` and ``requests_mock``.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ FAMILIES = (
         "controlnet",
     ),
     *("chroma", "allegro", "latte", "cogvideo", "mochi"),
+    *("sana", "lumina2", "krea2", "hunyuan_image_21", "hunyuan_video1_5", "hunyuandit"),
 )
 """The folders of tests of every family that docs/diffusers.md names."""
 
