@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,8 +162,9 @@ def expression(pipe: Any, arguments: Mapping[str, Any]) -> str:
     if scale is None:
         flux = type(getattr(pipe, "transformer", None)).__name__ == "FluxTransformer2DModel"
         return "cond" if flux or arguments.get("class_labels") is not None else "uncond"
-    written, counts_from = _written(type(pipe).__name__)
-    if written is None or scale <= counts_from or arguments.get("image_guidance_scale", 1) < 1:
+    written, shift = _written(type(pipe).__name__)
+    begins = _begins(type(pipe), shift)
+    if written is None or scale <= begins or arguments.get("image_guidance_scale", 1) < 1:
         return "cond"
     if "image_guidance_scale" in arguments:
         guidance = f"pix2pix({arguments['image_guidance_scale']}, {scale})"
@@ -173,7 +175,7 @@ def expression(pipe: Any, arguments: Mapping[str, Any]) -> str:
             f"cfg({scale}, interval=({rho}, inf)) + cfg({second}, interval=(0, {rho * 0.999999}))"
         )
     else:
-        guidance = written.format(scale + 1 - counts_from)
+        guidance = written.format(scale + shift)
     if not arguments.get("guidance_rescale"):
         return guidance
     space = _SPACES[pipe.scheduler.config.get("prediction_type", "flow_prediction")]
@@ -183,22 +185,33 @@ def expression(pipe: Any, arguments: Mapping[str, Any]) -> str:
 @functools.cache
 def _written(name: str) -> tuple[str | None, float]:
     """Return a class's guidance as an expression with a place for its scale, None where it makes
-    no negative pass; and the scale at which that is nothing: 1, or 0 where it writes c + s(c − u).
+    no negative pass; and what that place takes beyond its scale: 0, or 1 where it writes
+    c + s(c − u).
     """
     from helpers.zoo.base import SCALE
     from helpers.zoo.table import entries
 
     entry = entries().get(name)
     if entry is None:
-        return "cfg({})", 1.0
+        return "cfg({})", 0.0
     if entry.guidance is None:
-        return None, 1.0
+        return None, 0.0
     found = re.match(r"cfg\((\d+\.\d*)", str(entry.guidance))
     if found is None:
-        return "cfg({})", 1.0
+        return "cfg({})", 0.0
     own = next(iter(entry.scale.values()), SCALE)
     rest = str(entry.guidance)[found.end() :]
-    return f"cfg({{}}{rest}", 1 + own - float(found[1])
+    return f"cfg({{}}{rest}", float(found[1]) - own
+
+
+def _begins(kind: type, shift: float) -> float:
+    """Return the scale up to which a class makes no negative pass: 1, or less where its guidance
+    counts from there and its own test of the scale lets 1 pass (Z-Image; not Kandinsky 3).
+    """
+    own = getattr(kind, "do_classifier_free_guidance", None)
+    if shift and own is not None and not own.fget(SimpleNamespace(_guidance_scale=1.0)):
+        return 1.0
+    return 1 - shift
 
 
 def _scale(arguments: Mapping[str, Any]) -> float | None:

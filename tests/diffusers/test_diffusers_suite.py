@@ -59,6 +59,25 @@ def test_what_a_pipelines_arguments_ask_for():
     assert ask(guidance_scale=6.0) == "cond"
 
 
+@pytest.mark.parametrize(
+    ("name", "scale", "asked"),
+    [
+        ("Kandinsky3Pipeline", 1.0, "cond"),
+        ("Kandinsky3Pipeline", 1.5, "cfg(2.5)"),
+        ("CosmosTextToWorldPipeline", 1.0, "cond"),
+        ("CosmosTextToWorldPipeline", 7.0, "cfg(8.0)"),
+        ("ZImagePipeline", 1.0, "cfg(2.0)"),
+        ("ZImagePipeline", 0.0, "cond"),
+    ],
+)
+def test_a_scale_that_counts_from_0_may_begin_at_1(name, scale, asked):
+    """Kandinsky 3 and Cosmos write c + s(c − u), and make a negative pass for s > 1 alone."""
+    import diffusers
+
+    kind = getattr(diffusers, name)
+    assert expression(kind.__new__(kind), {"guidance_scale": scale}) == asked
+
+
 def test_a_test_that_fails_guided_alone_is_reported(tmp_path, monkeypatch):
     outcome = lambda kind, guided=1, why="": {"outcome": kind, "guided": guided, "why": why}
     plain = {
