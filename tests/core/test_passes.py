@@ -16,7 +16,7 @@ from guidestar.core.evaluation import evaluate
 from guidestar.core.passes import COND as C
 from guidestar.core.passes import NEGATIVE as N
 from guidestar.core.passes import NULL as U
-from guidestar.core.passes import NoisyPoint, by_name
+from guidestar.core.passes import NoisyPoint, Part, by_name
 from guidestar.core.perturbation import Rows
 from guidestar.core.rounds import Group, Round, union
 from guidestar.guidance import Contrast, Direction, classifier
@@ -853,3 +853,16 @@ def test_a_perturbation_alone_in_its_call_has_all_rows():
     assert seen == [Rows(3, 6, 6)]
     evaluate(Round(group=group, passes=dict(list(asked.items())[1:]), nets=nets))
     assert seen[1:] == [None]
+
+
+def test_a_part_keeps_all_dimensions_of_the_others():
+    """Two prompts of three tokens beside a picture; one null of each for all samples."""
+    text, image = noise(2, 3, 5), noise(2, 3, 4, 4)
+    nulls = noise(1, 3, 5), noise(1, 3, 4, 4)
+    found = Net(
+        denoiser=Spy(),
+        cond=Condition(text=text, image=image),
+        null=Condition(text=nulls[0], image=nulls[1]),
+    ).condition(Part("image"), 2)
+    assert list(found) == ["text", "image"] and torch.equal(found["image"], image)
+    assert torch.equal(found["text"], torch.stack([nulls[0][0], nulls[0][0]]))

@@ -367,3 +367,27 @@ def test_nothing_is_left_of_a_run_that_an_exception_ended():
         handle.remove()
         assert torch.equal(sampled(pipe, guider), before)
     assert guider.num_conditions == 3  # at most, before a run
+
+
+def test_a_blocks_state_is_read_by_its_fields():
+    """The first name of a pair is of the conditional passes, the second of all others; the first
+    tensor with rows gives the number of samples.
+    """
+    from diffusers.modular_pipelines.modular_pipeline import BlockState
+
+    guider = Guider("cfg(3) + pag(2)", scheduler=made.ddim())
+    guider.set_state(step=1, num_inference_steps=4, timestep=torch.tensor(400))
+    batches, ours = [], guider._guided.plan_step
+    object.__setattr__(
+        guider._guided,
+        "plan_step",
+        lambda step, batch: batches.append(batch) or ours(step, batch),
+    )
+    state = BlockState(scale=torch.tensor(3.0), prompt=torch.ones(5, 2), negative=torch.zeros(5, 2))
+    fields = {"missing": "x", "s": "scale", "c": ("prompt", "negative")}
+    found = guider.prepare_inputs_from_block_state(state, fields)
+    assert [s.as_dict()["__guidance_identifier__"] for s in found] == [
+        "pred_cond", "pred_uncond", "pred_2",
+    ]  # fmt: skip
+    assert [float(s.c.mean()) for s in found] == [1.0, 0.0, 1.0] and batches == [5]
+    assert [float(s.s) for s in found] == [3.0] * 3
