@@ -67,9 +67,15 @@ def test_what_a_batch_is_asked_for():
     assert found.drop.tolist() == free.tolist() and 60 < int(free.sum()) < 140
     assert found.rows["a"].tolist() == torch.where(free, -1, rows["a"]).tolist()
     assert found.scale is not None and found.scale.dtype == F64
-    assert torch.allclose(found.scale, 2 + 3 * draw.uniform("scale").double())
+    u = draw.uniform("scale").double()
+    assert torch.allclose(found.scale, 2 * 2.5**u)
+    assert 3.0 < float(found.scale.median()) < 3.32  # √10, not 3.5
     assert found.draw is draw and found.prompts is None
     other = draw_conditioning(x, {"rows": {}, "prompts": ["p"]}, nulls, draw, rate=0.25, scale=None)
+    signed = draw_conditioning(x, {"rows": rows}, nulls, draw, rate=0.25, scale=(-2.0, 5.0))
+    whole = draw_conditioning(x, {"rows": rows}, nulls, draw, rate=0.25, scale=(0.0, 5.0))
+    assert signed.scale is not None and torch.allclose(signed.scale, -2 + 7 * u)
+    assert whole.scale is not None and torch.allclose(whole.scale, 5 * u)
     assert not other.drop.any() and other.drop.dtype == torch.bool and len(other.drop) == 400
     assert other.scale is None and other.prompts == ("p",)
 

@@ -24,7 +24,7 @@ class GuidedDistillation(Objective):
         levels: draws one level a sample.
         weighting: of the squared error of x0; by default errors of v count equally.
         dropout: how many samples are unconditional; there the student matches the plain pass.
-        scale: the range in which w is drawn, uniformly, for each sample; None where the
+        scale: the range in which w is drawn for each sample (`draw_conditioning`); None where the
             expression holds no w.
 
     References:

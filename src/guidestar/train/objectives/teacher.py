@@ -247,7 +247,12 @@ def draw_conditioning(
 ) -> Conditioning:
     """Draw which samples of a batch are unconditional, and the scale of each.
 
-    Uniform: ``"drop all" < rate``; ``low + u (high − low)`` with u of the stream ``"scale"``.
+    ``"drop all" < rate``; and with u of the stream ``"scale"``, uniform in [0, 1),
+
+        w = low (high/low)^u          where 0 < low
+        w = low + u (high − low)      elsewhere
+
+    as a student of evenly drawn scales hardly meets small ones, whose pushes are small too.
 
     Args:
         x: the samples ``[B, *S]``.
@@ -260,7 +265,8 @@ def draw_conditioning(
     rows: Mapping[str, Tensor] = target["rows"]
     drop = (draw.uniform("drop all") < rate) if rows else torch.zeros(len(x), dtype=torch.bool)
     low, high = scale or (1.0, 1.0)
-    w = low + (high - low) * draw.uniform("scale")
+    u = draw.uniform("scale")
+    w = low * (high / low) ** u if low > 0 else low + (high - low) * u
     prompts = target.get("prompts")
     return Conditioning(
         rows=dropped(rows, nulls, {}, rate, draw),
