@@ -51,6 +51,7 @@ FAMILIES = (
     ),
     *("chroma", "allegro", "latte", "cogvideo", "mochi"),
     *("sana", "lumina2", "krea2", "hunyuan_image_21", "hunyuan_video1_5", "hunyuandit"),
+    "kandinsky3",
 )
 """The folders of tests of every family that docs/diffusers.md names."""
 
