@@ -3,6 +3,7 @@ from the scheduler's own numbers.
 """
 
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -122,7 +123,8 @@ def test_a_second_call_between_two_entries_is_at_the_scheduler_s_own_ratio(name,
         assert float(level.t) == pytest.approx(float(t))
         ratios.append(float(rho))
         x = scheduler.step(torch.zeros_like(x), t, x).prev_sample
-    assert len(set(ratios)) == len(ratios)
+    assert ratios[-1] < 0.1 * ratios[0]
+    assert all(b <= a * (1 + 1e-6) for a, b in pairwise(ratios))  # some are equal but for rounding
 
 
 @pytest.mark.parametrize(("kind", "sign"), [("epsilon", 1.0), ("v_prediction", -1.0)])

@@ -41,8 +41,9 @@ def test_stable_videos_ramp(frames):
     own = draw(name, **RAMP)
     each = (torch.linspace(1.5, 4.0, 4) - 1) / 3
     term = guidestar.cfg(4, frames=each if frames == "one for each" else [0.5 / 3, 1])
-    assert distance(draw(name, term, **RAMP), own) < 1e-5
-    assert distance(draw(name, "cfg(4)", **RAMP), own) > 1e-4
+    # The pipeline rounds its ramp to float32, and its noise ratios of up to 700 magnify that.
+    assert distance(draw(name, term, **RAMP), own) < 1e-4
+    assert distance(draw(name, "cfg(4)", **RAMP), own) > 0.1
 
 
 def test_a_ramp_that_is_lost_is_warned_of():

@@ -358,7 +358,7 @@ def test_trajectory_student_goes_from_visit_to_visit_of_the_runs(name):
     grid = uniform_grid(schedule, 6)
     paths = torch.arange(count) + 100
     own = Draw([5000 + 100 + k for k in range(count)])
-    dropped, w = own.uniform("drop all") < 0.4, 1 + 2 * own.uniform("scale")
+    dropped, w = own.uniform("drop all") < 0.4, 3 ** own.uniform("scale")
     labels = torch.arange(count) % 2
     states = runs(schedule, grid.levels, labels, 2, w, dropped)
     objective = TrajectoryDistillation(
