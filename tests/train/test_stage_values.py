@@ -57,6 +57,10 @@ def test_what_shapes_a_stages_weights():
         assert found["earlier stages"] == [known.student.train.model_dump(mode="json")] * k
         assert found["student.steps"] == 2 and found["student.start"] == 8
         assert not {"student.train", "student.first", "student.teacher"} & set(found)
+        assert "draws of the scale" not in found
+    scaled = recipe(student={"guidance": "cfg(w)", "scale": (1.0, 4.0)})
+    found = students.made_from(lesson(scaled), 0)
+    assert found["draws of the scale"] == "logarithmic" and found["student.scale"] == [1.0, 4.0]
 
 
 class Student1(nn.Module):

@@ -173,7 +173,7 @@ def _mark(lesson: Lesson) -> str:
         "solver": spec.walker(lesson.model),
         "grid": spec.spacing(lesson.model),
         "start": spec.start,
-        "scale": spec.scale,
+        "scale": None if spec.scale is None else ["logarithmic", *spec.scale],
         "dropout": spec.dropout,
         "seed": lesson.recipe.seed,
         "first_seed": spec.first_seed,

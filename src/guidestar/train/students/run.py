@@ -126,8 +126,10 @@ def stage_settings(recipe: Distillation, index: int) -> TrainSettings:
 def made_from(lesson: Lesson, index: int) -> dict[str, object]:
     """Return all that shapes the weights of a stage, by name."""
     student = lesson.recipe.student.model_dump(mode="json", exclude={"train", "first", "teacher"})
+    drawn = {} if student["scale"] is None else {"draws of the scale": "logarithmic"}
     return {
         **{f"student.{key}": value for key, value in student.items()},
+        **drawn,
         "guidance": lesson.teacher.guidance,
         "stage": lesson.recipe.student.stages()[index][0],
         "teacher (its weights)": lesson.digest,
