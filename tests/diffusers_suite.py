@@ -12,6 +12,7 @@ places, so nothing is fetched. They need the packages ``parameterized`` and ``re
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import json
 import os
@@ -86,6 +87,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 kind.__call__ = _guided(kind.__call__)  # type: ignore[method-assign]
 
 
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of the garbage collections before and after each test, which else
+    take longer than most tests.
+    """
+    gc.freeze()
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note the outcome of each test."""
     if report.when == "call" or report.outcome != "passed":
@@ -138,6 +146,8 @@ def _guided(plain: Any) -> Any:
             kind = type(guidestar.guide(self, expression(self, bound.arguments)))
         except ValueError as error:
             pytest.skip(f"refused: {error}")
+        if _perturbs(self, bound.arguments):
+            kwargs = {**kwargs, "pag_scale": 0.0}  # the expression has it
         try:
             _count[0] += 1
             return kind.__call__(self, *args, **kwargs)
@@ -154,19 +164,43 @@ def _guided(plain: Any) -> Any:
 
 def expression(pipe: Any, arguments: Mapping[str, Any]) -> str:
     """Write what a pipeline's arguments ask for as an expression of ours."""
+    guidance, rescaled = _guidance(pipe, arguments)
+    if _perturbs(pipe, arguments):
+        layers = _perturbed_layers(pipe)
+        guidance += f" + pag({arguments['pag_scale']}, layers={layers})"
+    return guidance + rescaled
+
+
+def _perturbs(pipe: Any, arguments: Mapping[str, Any]) -> bool:
+    """Return whether a pipeline makes a perturbed pass of its own."""
+    return hasattr(pipe, "pag_applied_layers") and bool(arguments.get("pag_scale"))
+
+
+def _perturbed_layers(pipe: Any) -> tuple[str, ...]:
+    """Return the layers that a pipeline perturbs."""
+    net = getattr(pipe, "unet", None) or pipe.transformer
+    own = net.attn_processors
+    pipe._set_pag_attn_processor(pipe.pag_applied_layers, do_classifier_free_guidance=True)
+    changed = pipe.pag_attn_processors
+    net.set_attn_processor(own)
+    return tuple(sorted(name.removesuffix(".processor") for name in changed))
+
+
+def _guidance(pipe: Any, arguments: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the terms of a pipeline's guidance without perturbed passes, and its rescaling."""
     scale, network = _scale(arguments), getattr(pipe, "unet", None)
     if getattr(getattr(network, "config", None), "time_cond_proj_dim", None) is not None:
-        return "cond"  # the scale is an input of the network
+        return "cond", ""  # the scale is an input of the network
     config = getattr(getattr(pipe, "transformer", None), "config", None)
     if getattr(config, "guidance_embeds", False) and "true_cfg_scale" not in arguments:
-        return "cond"
+        return "cond", ""
     if scale is None:
         flux = type(getattr(pipe, "transformer", None)).__name__ == "FluxTransformer2DModel"
-        return "cond" if flux or arguments.get("class_labels") is not None else "uncond"
+        return ("cond" if flux or arguments.get("class_labels") is not None else "uncond"), ""
     written, shift = _written(type(pipe).__name__)
     begins = _begins(type(pipe), shift)
     if written is None or scale <= begins or arguments.get("image_guidance_scale", 1) < 1:
-        return "cond"
+        return "cond", ""
     if "image_guidance_scale" in arguments:
         guidance = f"pix2pix({arguments['image_guidance_scale']}, {scale})"
     elif arguments.get("guidance_scale_2") not in (None, scale):
@@ -178,9 +212,9 @@ def expression(pipe: Any, arguments: Mapping[str, Any]) -> str:
     else:
         guidance = written.format(scale + shift)
     if not arguments.get("guidance_rescale"):
-        return guidance
+        return guidance, ""
     space = _SPACES[pipe.scheduler.config.get("prediction_type", "flow_prediction")]
-    return f"{guidance} | rescale({arguments['guidance_rescale']}, space='{space}')"
+    return guidance, f" | rescale({arguments['guidance_rescale']}, space='{space}')"
 
 
 @functools.cache

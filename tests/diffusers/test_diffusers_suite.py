@@ -126,6 +126,28 @@ def test_a_pipeline_is_guided_by_what_its_call_asks_for(monkeypatch):
     assert type(pipe) is kind
 
 
+@pytest.mark.parametrize("layers", [["mid"], ["up", "down"]])
+def test_a_pipelines_own_perturbed_pass_is_ours(monkeypatch, layers):
+    """It would come on top, so it is in the expression, with the layers that the pipeline has."""
+    from diffusers import StableDiffusionPAGPipeline
+    from helpers.pipelines import REQUEST, close, seeded, stable_diffusion
+
+    pipe, asked = stable_diffusion(StableDiffusionPAGPipeline), []
+    pipe.set_pag_applied_layers(layers)
+    kind, told = type(pipe), {**REQUEST, "pag_scale": 2.0}
+    draw = lambda **more: pipe(**told | more, generator=seeded(3, 4)).images
+    own, without = draw(), draw(pag_scale=0.0)
+    processors = pipe.unet.attn_processors
+    plain, monkeypatched = diffusers_suite.expression, diffusers_suite._guided(kind.__call__)
+    write = lambda *given: asked.append(plain(*given)) or asked[-1]
+    monkeypatch.setattr(diffusers_suite, "expression", write)
+    monkeypatch.setattr(kind, "__call__", monkeypatched)
+    assert close(draw(), own) and not close(own, without)
+    assert all(place in asked[0] for place in layers) and "cfg" in asked[0]
+    assert pipe.unet.attn_processors == processors
+    assert close(draw(pag_scale=0.0), without) and "pag" not in asked[1]
+
+
 @pytest.mark.parametrize(
     ("line", "outcome"),
     [
