@@ -188,16 +188,13 @@ def _perturbed_layers(pipe: Any) -> tuple[str, ...]:
 
 def _guidance(pipe: Any, arguments: Mapping[str, Any]) -> tuple[str, str]:
     """Return the terms of a pipeline's guidance without perturbed passes, and its rescaling."""
-    scale, network = _scale(arguments), getattr(pipe, "unet", None)
-    if getattr(getattr(network, "config", None), "time_cond_proj_dim", None) is not None:
-        return "cond", ""  # the scale is an input of the network
-    config = getattr(getattr(pipe, "transformer", None), "config", None)
-    if getattr(config, "guidance_embeds", False) and "true_cfg_scale" not in arguments:
+    if _takes_the_scale(pipe, arguments):
         return "cond", ""
+    scale = _scale(arguments)
     if scale is None:
-        flux = type(getattr(pipe, "transformer", None)).__name__ == "FluxTransformer2DModel"
-        return ("cond" if flux or arguments.get("class_labels") is not None else "uncond"), ""
-    written, shift = _written(type(pipe).__name__)
+        asked = "prompt" in arguments or arguments.get("class_labels") is not None
+        return ("cond" if asked else "uncond"), ""
+    written, shift = _written(*(kind.__name__ for kind in type(pipe).__mro__))
     begins = _begins(type(pipe), shift)
     if written is None or scale <= begins or arguments.get("image_guidance_scale", 1) < 1:
         return "cond", ""
@@ -217,16 +214,29 @@ def _guidance(pipe: Any, arguments: Mapping[str, Any]) -> tuple[str, str]:
     return guidance, f" | rescale({arguments['guidance_rescale']}, space='{space}')"
 
 
+def _takes_the_scale(pipe: Any, arguments: Mapping[str, Any]) -> bool:
+    """Return whether a pipeline's network takes the scale as an input, or is distilled: it then
+    makes no negative pass.
+    """
+    told = lambda part: getattr(getattr(pipe, part, None), "config", None)
+    if getattr(told("unet"), "time_cond_proj_dim", None) is not None:
+        return True
+    embeds = getattr(told("transformer"), "guidance_embeds", False)
+    distilled = getattr(getattr(pipe, "config", None), "is_distilled", False)
+    return bool(distilled or (embeds and "true_cfg_scale" not in arguments))
+
+
 @functools.cache
-def _written(name: str) -> tuple[str | None, float]:
+def _written(*names: str) -> tuple[str | None, float]:
     """Return a class's guidance as an expression with a place for its scale, None where it makes
     no negative pass; and what that place takes beyond its scale: 0, or 1 where it writes
-    c + s(c − u).
+    c + s(c − u). The names are those of the class and of what it is derived from: some tests
+    derive one that needs no safety checker.
     """
     from helpers.zoo.base import SCALE
     from helpers.zoo.table import entries
 
-    entry = entries().get(name)
+    entry = next((entries()[name] for name in names if name in entries()), None)
     if entry is None:
         return "cfg({})", 0.0
     if entry.guidance is None:
@@ -260,7 +270,8 @@ def _scale(arguments: Mapping[str, Any]) -> float | None:
         return arguments["max_guidance_scale"]
     return (
         None
-        if "max_sequence_length" in arguments and "negative_prompt" not in arguments
+        if "max_sequence_length" in arguments
+        and not any(name.startswith("negative_prompt") for name in arguments)
         else arguments.get("guidance_scale")
     )
 
@@ -310,12 +321,15 @@ def _stand_ins(home: Path) -> dict[str, str]:
         ]
         T5TokenizerFast(vocab=words, extra_ids=0, model_max_length=512).save_pretrained(home / name)
     _decoders(home)
+    _seeing(home)
     tiny = {"clip": "clip", "t5": "t5", "umt5": "umt5", "T5ForConditionalGeneration": "t5"}
     tiny |= {"Qwen2VLForConditionalGeneration": "qwen", "BertModel": "bert"}
-    tiny |= {"LlamaForCausalLM": "llama"}
+    tiny |= {"LlamaForCausalLM": "llama", "SiglipVisionModel": "siglip"}
     found = {f"hf-internal-testing/tiny-random-{name}": home / at for name, at in tiny.items()}
     found["hf-internal-testing/dummy-gemma"] = home / "gemma"
     found["finetrainers/dummy-hunyaunvideo"] = home / "hunyuan"
+    found["hf-internal-testing/tiny-gemma3"] = home / "gemma3"
+    found["THUDM/glm-4-9b-chat"] = home / "qwen"
     return {name: str(at) for name, at in found.items()}
 
 
@@ -362,9 +376,36 @@ def _decoders(home: Path) -> None:
     BertModel(BertConfig(vocab_size=1124, **sizes)).save_pretrained(home / "bert")
 
 
+def _seeing(home: Path) -> None:
+    """Write small networks that see pictures, Gemma 3 and SigLIP, and what prepares their input."""
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        GemmaTokenizer,
+        SiglipImageProcessor,
+        SiglipVisionConfig,
+        SiglipVisionModel,
+    )
+
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2}
+    heads, patches = {"num_attention_heads": 4}, {"image_size": 30, "patch_size": 6}
+    words = {"vocab_size": 128, "num_key_value_heads": 2, "head_dim": 8}
+    text, vision = {**sizes, **heads, **words}, {**sizes, **heads, **patches}
+    gemma = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=25)
+    Gemma3ForConditionalGeneration(gemma).save_pretrained(home / "gemma3")
+    marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *string.ascii_letters]
+    made = GemmaTokenizer(
+        vocab={t: i for i, t in enumerate(marks)}, merges=[], model_max_length=1024
+    )
+    made.save_pretrained(home / "gemma3")
+    SiglipVisionModel(SiglipVisionConfig(**vision)).save_pretrained(home / "siglip")
+    SiglipImageProcessor().save_pretrained(home / "siglip")
+
+
 def _redirect(folders: Mapping[str, str]) -> None:
     """Let transformers read the stand-ins where the hub's names are given."""
     import transformers
+    from transformers.image_processing_base import ImageProcessingMixin
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     for kind in (
@@ -372,6 +413,7 @@ def _redirect(folders: Mapping[str, str]) -> None:
         transformers.AutoConfig,
         transformers.PreTrainedModel,
         PreTrainedTokenizerBase,
+        ImageProcessingMixin,
     ):
         own = kind.from_pretrained.__func__
 

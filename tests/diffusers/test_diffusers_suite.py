@@ -55,6 +55,13 @@ def test_what_a_pipelines_arguments_ask_for():
     renormed = "cfg(2.0) | rescale(1, space='velocity', along='last')"
     told = {"true_cfg_scale": 2.0, "negative_prompt": "mud"}
     assert named("QwenImagePipeline", **told) == renormed
+    taken = {"max_sequence_length": 8, "guidance_scale": 4.0}
+    klein = {**taken, "negative_prompt_embeds": None, "prompt": "a cat"}
+    assert named("Flux2KleinPipeline", **klein) == "cfg(4.0)"  # it takes embeddings alone
+    assert named("Flux2KleinKVPipeline", max_sequence_length=8, prompt="a cat") == "cond"
+    assert named("Flux2Pipeline", **taken, prompt="a cat") == "cond"
+    distilled = SimpleNamespace(config=SimpleNamespace(is_distilled=True))
+    assert expression(distilled, klein) == "cond"
     net.config.time_cond_proj_dim = 8
     assert ask(guidance_scale=6.0) == "cond"
 
@@ -76,6 +83,8 @@ def test_a_scale_that_counts_from_0_may_begin_at_1(name, scale, asked):
 
     kind = getattr(diffusers, name)
     assert expression(kind.__new__(kind), {"guidance_scale": scale}) == asked
+    own = type("Derived", (kind,), {})
+    assert expression(own.__new__(own), {"guidance_scale": scale}) == asked
 
 
 def test_a_test_that_fails_guided_alone_is_reported(tmp_path, monkeypatch):
