@@ -57,8 +57,10 @@ FAMILIES = (
 """The folders of tests of every family that docs/diffusers.md names."""
 
 _GUIDED, _REPORT = "GUIDESTAR_SUITE_GUIDED", "GUIDESTAR_SUITE_REPORT"
-_CACHE = "has a cache (enable_cache)"
-"""In the line that refuses a network with a cache of Diffusers: found only in a call."""
+_IN_A_CALL = ("has a cache (enable_cache)", "which is which is not known")
+"""What is in the lines that refuse, in a call, a network with a cache of Diffusers, and guidance of
+which no expression is known (LTX-2's, with another scale for the sound).
+"""
 _SPACES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "velocity"}
 
 
@@ -152,7 +154,7 @@ def _guided(plain: Any) -> Any:
             _count[0] += 1
             return kind.__call__(self, *args, **kwargs)
         except ValueError as error:
-            if _CACHE not in str(error):
+            if not any(line in str(error) for line in _IN_A_CALL):
                 raise
             pytest.skip(f"refused: {error}")
         finally:
@@ -329,7 +331,7 @@ def _stand_ins(home: Path) -> dict[str, str]:
     found["hf-internal-testing/dummy-gemma"] = home / "gemma"
     found["finetrainers/dummy-hunyaunvideo"] = home / "hunyuan"
     found["hf-internal-testing/tiny-gemma3"] = home / "gemma3"
-    found["THUDM/glm-4-9b-chat"] = home / "qwen"
+    found["THUDM/glm-4-9b-chat"] = home / "glm"
     return {name: str(at) for name, at in found.items()}
 
 
@@ -357,6 +359,8 @@ def _decoders(home: Path) -> None:
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     qwen.save_pretrained(home / "qwen")
+    made = Qwen2Tokenizer(vocab={t: i for i, t in enumerate(words)}, merges=[], padding_side="left")
+    made.save_pretrained(home / "glm")
     # Networks of the tests know eight words.
     few = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "e", "a"]
     GemmaTokenizer(vocab={t: i for i, t in enumerate(few)}, merges=[]).save_pretrained(
