@@ -52,7 +52,8 @@ FAMILIES = (
     ),
     *("chroma", "allegro", "latte", "cogvideo", "mochi"),
     *("sana", "lumina2", "krea2", "hunyuan_image_21", "hunyuan_video1_5", "hunyuandit"),
-    "kandinsky3",
+    *("kandinsky3", "z_image", "qwenimage", "cosmos", "flux2", "ltx2", "hunyuan_video"),
+    *("cogview4", "kandinsky5", "skyreels_v2"),
 )
 """The folders of tests of every family that docs/diffusers.md names."""
 
