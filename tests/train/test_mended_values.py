@@ -18,7 +18,7 @@ from guidestar.networks.network import Network
 from guidestar.train.objectives.distribution_matching import DistributionMatching, Matched
 from guidestar.train.objectives.teacher import Teacher
 from guidestar.train.recipe.parts import Training
-from guidestar.train.students import export, stages
+from guidestar.train.students import export, smaller, stages
 from guidestar.train.students import run as students
 from guidestar.train.students.recipe import Distillation, Student
 from helpers.noting import noted
@@ -366,3 +366,67 @@ def test_parts_of_a_batch_are_held_one_at_a_time(monkeypatch):
         "guided: 2 parameters, for any number of steps; 10 training steps of 10; about 301 MB of "
         "memory in one process"
     )
+
+
+# A narrower student
+
+
+class Wide:
+    """A network that is made anew of its settings."""
+
+    def __init__(self, **config: Any):
+        self.config = {"norm_num_groups": 4, "block_out_channels": (16, 24), **config}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+class Part:
+    def __init__(self, width: int, other: int = 1):
+        self.config = {"width": width, "other": other, "_class_name": "Part"}
+
+
+def narrowed(monkeypatch, width=0.5, parts=None, **config: Any):
+    net = Wide(**config)
+    held = SimpleNamespace(net=net)
+    denoiser: Any = SimpleNamespace(net=held)
+    monkeypatch.setattr(smaller, "network_of", lambda given: given.net.net)
+    monkeypatch.setattr(smaller, "Conditions", dict)
+    encoder: Any = SimpleNamespace(parts=parts or {})
+    found, own = smaller.narrower(denoiser, encoder, width)
+    assert found is denoiser and held.net is not net
+    return held.net.config, own
+
+
+@pytest.mark.parametrize(
+    ("config", "fewer", "head"),
+    [
+        ({}, [8, 12], 8),  # without heads, of the first channels
+        ({"attention_head_dim": 9}, [8, 12], 8),
+        ({"attention_head_dim": 4}, [8, 12], 4),
+        ({"attention_head_dim": 20, "block_out_channels": (24, 16)}, [12, 8], 8),
+        ({"norm_num_groups": None, "block_out_channels": (2, 6)}, [1, 3], 1),
+    ],
+)
+def test_a_narrower_network_has_a_share_of_the_channels(monkeypatch, config, fewer, head):
+    found, _ = narrowed(monkeypatch, **config)
+    assert (found["block_out_channels"], found["attention_head_dim"]) == (fewer, head)
+    assert found["norm_num_groups"] == config.get("norm_num_groups", 4)
+
+
+def test_channels_are_rounded_and_divided_by_the_groups(monkeypatch):
+    found, _ = narrowed(monkeypatch, 0.27, block_out_channels=(16, 30))  # 4.32 and 8.1
+    assert found["block_out_channels"] == [4, 8]
+    for width, wrong in ((0.45, r"\[7, 11\]"), (0.01, r"\[0, 0\]"), (0.75, r"\[12, 18\]")):
+        with pytest.raises(ValueError, match=f"student.width: {width:g} makes {wrong} channels"):
+            narrowed(monkeypatch, width)
+
+
+def test_conditions_beside_the_time_are_made_anew(monkeypatch):
+    """Of 4 × 16 numbers, now 4 × 8; others stay as they are."""
+    fits, other, bare = Part(64, 5), Part(63), SimpleNamespace()
+    _, found = narrowed(monkeypatch, parts={"a": fits, "b": other, "c": bare})
+    assert (found["b"], found["c"]) == (other, bare)
+    assert isinstance(found["a"], Part) and found["a"] is not fits
+    assert found["a"].config == {"width": 32, "other": 5, "_class_name": "Part"}
