@@ -140,7 +140,7 @@ def test_a_mended_student_takes_the_weights_of_another(monkeypatch):
     assert (fresh.denoiser.w.item(), fresh.encoder.w.item()) == (5.0, 6.0)
     assert asked == [((given, "encoder", "data"), {})]
     given.denoiser = nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="student.begin: old is no student of this teacher"):
+    with pytest.raises(ValueError, match=r"student.begin: old is no student of this teacher"):
         stages.begun_student(fresh, given, "data")  # type: ignore[arg-type]
 
 
