@@ -1,0 +1,181 @@
+"""What solvers say of themselves, and where DPM-Solver++(2S) evaluates, by values by hand."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import guidestar as gs
+from guidestar.core.levels import VP, Level, Step
+from guidestar.core.rng import Draw
+from guidestar.sampling.grids import log_snr
+
+ORDERS = [
+    (gs.DDIM(), 1),
+    (gs.Heun(), 2),
+    (gs.DPMpp2M(), 2),
+    (gs.DPMpp2S(), 2),
+    (gs.DEIS(), 3),
+    (gs.DEIS(order=4), 4),
+    (gs.DEIS(order=4, form="rho"), 4),
+    (gs.DEIS(order=4, form="uniform"), 2),
+    (gs.DEIS(order=1, form="uniform"), 1),
+    (gs.DEIS(order=2, form="uniform", gamma=1.5), 2),
+    (gs.DEIS(order=2, form="uniform", gamma=2.0), 1),
+    (gs.ERSDE(order=1), 1),
+    (gs.ERSDE(order=2), 2),
+    (gs.ERSDE(order=3), 2),
+    (gs.RES(order=3), 3),
+    (gs.RES(order=3, eta=1.0), 2),
+    (gs.RES(order=1, eta=1.0), 1),
+    (gs.UniPC(order=3), 4),
+    (gs.UniPC(order=3, corrector=False), 3),
+    (gs.SA(order=3, corrector_order=3, tau=0.0), 3),
+    (gs.SA(order=2, corrector_order=4, tau=0.0), 3),
+    (gs.SA(order=1, corrector_order=4, tau=0.0), 2),
+    (gs.SA(order=4, corrector_order=1, tau=0.0), 1),
+    (gs.SA(order=3, corrector_order=0, tau=0.0), 3),
+    (gs.SA(order=3, corrector_order=3, tau=1.0), 2),
+    (gs.SA(order=3, corrector_order=1, tau=1.0), 1),
+    (gs.Restart(solver=gs.UniPC(order=2)), 3),
+]
+
+
+@pytest.mark.parametrize(("solver", "order"), ORDERS, ids=lambda v: str(v))
+def test_orders_of_convergence(solver, order):
+    assert solver.convergence == order
+
+
+NOISY = [gs.DDIM(eta=0.1), gs.DDPM(), gs.Consistency(), gs.ERSDE(), gs.SA(tau=0.1),
+         gs.RES(eta=0.1), gs.DPMpp2S(eta=0.1), gs.Heun(churn=0.1), gs.SDEDPMpp2M(),
+         gs.SDEDPMpp3M(), gs.Restart(), gs.Restart(solver=gs.DDPM(), times=0),
+         gs.TimeTravel(times=2, solver=gs.DDIM()), gs.TimeTravel(times=1)]  # fmt: skip
+QUIET = [gs.DDIM(), gs.SA(tau=0.0), gs.RES(), gs.DPMpp2S(), gs.Heun(), gs.DPMpp2M(), gs.UniPC(),
+         gs.DEIS(), gs.Restart(times=0), gs.TimeTravel(times=1, solver=gs.DDIM())]  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", NOISY, ids=str)
+def test_solvers_that_draw_noise(solver):
+    assert solver.stochastic is True
+
+
+@pytest.mark.parametrize("solver", QUIET, ids=str)
+def test_solvers_that_draw_none(solver):
+    assert solver.stochastic is False
+
+
+@pytest.mark.parametrize(
+    ("order", "corrector", "keeps", "corrects"),
+    [(3, 0, 3, False), (3, 1, 3, True), (1, 4, 3, True), (2, 3, 2, True), (2, 4, 3, True)],
+)
+def test_what_sa_keeps(order, corrector, keeps, corrects):
+    solver = gs.SA(order=order, corrector_order=corrector)
+    assert (solver.keeps, solver.corrects) == (keeps, corrects)
+
+
+def test_what_unipc_keeps():
+    assert (gs.UniPC(order=3).keeps, gs.UniPC(order=3).corrects) == (3, True)
+    assert not gs.UniPC(corrector=False).corrects
+
+
+# DPM-Solver++(2S)
+
+
+def levels(t: float, s: float, eta: float = 0.0) -> tuple[Any, ...]:
+    step: Any = SimpleNamespace(t=SimpleNamespace(rho=t), s=SimpleNamespace(rho=s))
+    return gs.DPMpp2S(eta=eta)._levels(step)
+
+
+def test_ratios_of_a_step_of_2s():
+    """ρ_d, ρ_up, √(ρ_d ρ_t) and 1 − ρ_d/ρ_t; none in the middle of steps to data or from noise."""
+    assert levels(4.0, 1.0) == pytest.approx((1.0, 0.0, 2.0, 0.75))
+    assert levels(4.0, 0.0) == (0.0, 0.0, 0.0, 0.0)
+    assert levels(math.inf, 2.0) == (2.0, 0.0, 0.0, 0.0)
+    assert levels(2.0, 2.0) == (2.0, 0.0, 0.0, 0.0) == levels(1.0, 2.0)
+    up = 0.5 * math.sqrt(1 - 0.25)  # η ρ_s √(1 − ρ_s²/ρ_t²), with η = ½, ρ_s = 1 and ρ_t = 2
+    down = math.sqrt(1 - up * up)
+    assert levels(2.0, 1.0, 0.5) == pytest.approx((down, up, math.sqrt(2 * down), 1 - down / 2))
+    assert levels(math.inf, 1.0, 1.0) == pytest.approx((0.0, 1.0, 0.0, 0.0))
+    assert levels(2.0, 0.0, 1.0) == (0.0, 0.0, 0.0, 0.0)
+    several = levels(torch.tensor([4.0, 4.0]), torch.tensor([1.0, 0.0]))  # type: ignore[arg-type]
+    assert [v.tolist() for v in several] == [[1.0, 0.0], [0.0, 0.0], [2.0, 0.0], [0.75, 0.0]]
+
+
+def walk(solver: gs.DPMpp2S, step: Step, x: torch.Tensor, draw: Any = None) -> torch.Tensor:
+    """Take a step where x0 is half of x."""
+    asking = solver.move(x, step, {}, draw)
+    point = next(asking)
+    while True:
+        x_t, level = point.x, point.step.t
+        x0 = x_t / 2
+        eps = (x_t - float(level.alpha) * x0) / float(level.sigma)
+        try:
+            point = asking.send(gs.Prediction(x_t=x_t, level=level, x0=x0, eps=eps))
+        except StopIteration as end:
+            assert end.value[1] == {}
+            return end.value[0]
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_a_step_of_2s_is_its_formula(eta):
+    schedule = VP.linear()
+    grid = log_snr(schedule, 4, rho_max=5.0, rho_min=0.2, clean=False)
+    step, x = grid.step(1), torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    draw = Draw([7])
+    t, s = step.t, step.s
+    rho_t, rho_s = float(t.rho), float(s.rho)
+    up = eta * rho_s * math.sqrt(1 - (rho_s / rho_t) ** 2)
+    down = math.sqrt(rho_s**2 - up**2)
+    eps = (x - float(t.alpha) * x / 2) / float(t.sigma)
+    middle = schedule.at_rho(math.sqrt(down * rho_t))
+    x_m = float(middle.alpha) * x / 2 + float(middle.sigma) * eps
+    wanted = float(s.alpha) * (
+        x / 2 + down * eps + (1 - down / rho_t) * (x_m - x) / 2
+        + up * draw.normal_like("2s", x)
+    )  # fmt: skip
+    solver = gs.DPMpp2S(eta=eta)
+    torch.testing.assert_close(walk(solver, step, x, draw), wanted)
+    first, second = solver.evaluations(step)
+    assert first is step and second.s is step.s and second.index == step.index
+    assert float(second.t.rho) == pytest.approx(float(middle.rho))
+
+
+def test_steps_of_2s_to_data_take_one_evaluation():
+    grid = log_snr(VP.linear(), 4)
+    last = grid.step(3)
+    solver = gs.DPMpp2S()
+    assert list(solver.evaluations(last)) == [last] and len(solver.evaluations(grid.step(2))) == 2
+    x = torch.tensor([[3.0]], dtype=torch.float64)
+    torch.testing.assert_close(walk(solver, last, x), x / 2)
+
+
+def test_samples_of_2s_without_a_middle_stay_where_they_are():
+    schedule = VP.linear()
+    at = lambda *rhos: schedule.at_rho(torch.tensor(rhos, dtype=torch.float64))
+    clean = schedule.clean
+    end = at(1.0, 0.5)
+    s = Level(*(torch.stack([a[0], torch.as_tensor(c, dtype=torch.float64)])
+                for a, c in zip(end, clean, strict=True)))  # fmt: skip
+    grid = log_snr(schedule, 2)
+    step = grid.step(0)._replace(t=at(4.0, 4.0), s=s)
+    second = gs.DPMpp2S()._second(step)
+    assert second.t.rho.tolist() == pytest.approx([2.0, 4.0])  # type: ignore[union-attr]
+
+
+def test_a_step_of_consistency_jumps_to_data_and_back():
+    step = log_snr(VP.linear(), 4).step(1)
+    x, draw = torch.tensor([[1.0, -2.0]]), Draw([3])
+    asking = gs.Consistency().move(x, step, {"kept": x}, draw)
+    point = next(asking)
+    assert point.x is x and point.step is step
+    guess: Any = SimpleNamespace(x0=torch.tensor([[0.5, 0.25]]))
+    with pytest.raises(StopIteration) as end:
+        asking.send(guess)
+    found, memory = end.value.value
+    wanted = float(step.s.alpha) * guess.x0 + float(step.s.sigma) * draw.normal_like(
+        "consistency", x
+    )
+    torch.testing.assert_close(found, wanted)
+    assert memory == {"kept": x} and gs.Consistency().order == 0
