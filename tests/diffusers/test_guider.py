@@ -420,6 +420,9 @@ def test_where_a_guider_stands():
     bar = float(scheduler.alphas_cumprod[400])
     assert (float(step.t.alpha), float(step.s.alpha)) == pytest.approx((bar**0.5, bar**0.5))
     assert (step.index, step.grid.steps) == (3, 7) and len(step.grid) == 8
+    flow = Guider("cfg(3)", scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+    flow.set_state(step=0, num_inference_steps=7, timestep=torch.tensor(250.0))
+    assert (float(flow._level().alpha), float(flow._level().sigma)) == (0.75, 0.25)
     guider.set_state(step=None, num_inference_steps=None, timestep=torch.tensor(400))
     step = guider._here()
     assert (step.index, step.grid.steps) == (0, 1)

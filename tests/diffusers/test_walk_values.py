@@ -311,3 +311,16 @@ def test_a_derived_class_differs_in_its_calls_alone():
     )  # fmt: skip
     called = classes.derived(Plain, lambda self: "other")
     assert called()() == "other" and called().step() == 1
+
+
+@pytest.mark.parametrize("settings", [True, False])
+def test_prompts_are_checked_with_what_may_stand_in_their_place(monkeypatch, settings):
+    """A condition of the same tensors; none where the network takes further settings."""
+    asked: list[Any] = []
+    monkeypatch.setattr(walks, "check_prompt", lambda *given: asked.append(given))
+    made, own = walk(), call()
+    own.has_settings = settings
+    made._check_prompts(own, ["a", 3])
+    told = [(*given[:3], list(given[3])) for given in asked]
+    tensors = [] if settings else ["encoder_hidden_states"]
+    assert told == [(made.pipe, own.family, name, tensors) for name in ("a", 3)]

@@ -43,7 +43,7 @@ ORDERS = [
 ]
 
 
-@pytest.mark.parametrize(("solver", "order"), ORDERS, ids=lambda v: str(v))
+@pytest.mark.parametrize(("solver", "order"), ORDERS, ids=str)
 def test_orders_of_convergence(solver, order):
     assert solver.convergence == order
 
@@ -179,3 +179,66 @@ def test_a_step_of_consistency_jumps_to_data_and_back():
     )
     torch.testing.assert_close(found, wanted)
     assert memory == {"kept": x} and gs.Consistency().order == 0
+
+
+# Heun
+
+
+@pytest.mark.parametrize(
+    ("rho", "gamma"),
+    [(0.5, 0.25), (2.0, 0.25), (1.0, 0.25), (0.49, 0.0), (2.01, 0.0), (math.inf, 0.0)],
+)
+def test_churn_by_the_noise_ratio(rho, gamma):
+    """A share of it at each of n steps, within the interval and at both its ends."""
+    step: Any = SimpleNamespace(t=SimpleNamespace(rho=rho), grid=SimpleNamespace(steps=4))
+    solver = gs.Heun(churn=1.0, churn_interval=(0.5, 2.0))
+    assert solver._gamma(step) == gamma
+    step.t.rho = torch.tensor([rho, 1.0])
+    assert solver._gamma(step).tolist() == [gamma, 0.25]  # type: ignore[union-attr]
+    step.t.rho = 1.0
+    most: Any = gs.Heun(churn=9.0)
+    assert most._gamma(step) == pytest.approx(math.sqrt(2) - 1)
+    for endless in (math.inf, torch.tensor([math.inf])):
+        step.t.rho = endless
+        assert float(most._gamma(step)) == 0.0
+
+
+def test_coordinates_of_heun():
+    """α + σ and σ/(α + σ) of a flow, else α and σ/α."""
+    from guidestar.sampling.heun import _coordinates
+
+    level = Level(0.5, 2.0, 0.0)
+    assert _coordinates(level, True) == (2.5, 0.8) and _coordinates(level, False) == (0.5, 4.0)
+    two = Level(*(torch.tensor([v, v], dtype=torch.float64) for v in (0.5, 2.0, 0.0)))
+    n, tau = _coordinates(two, torch.tensor([True, False]))
+    assert (n.tolist(), tau.tolist()) == ([2.5, 0.5], [0.8, 4.0])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("rhos", "count", "places"),
+    [
+        ([8.0, 2.0], 2, [8.0, 2.0]),
+        ([8.0, 4.0, 2.0, 0.0], 2, [8.0, 2.0]),
+        ([8.0, 4.0, 2.0], 5, [8.0, 32**0.5, 4.0, 8**0.5, 2.0]),
+        ([8.0, 2.0, 1.0], 4, [8.0, 8 ** (1 / 3) * 2 ** (2 / 3), 2 ** (2 / 3), 1.0]),
+        ([8.0, 2.0], 1, [8.0]),
+        ([8.0], 3, [8.0, 8.0, 8.0]),
+    ],
+)
+def test_noise_ratios_are_resampled_along_their_logarithm(rhos, count, places):
+    from guidestar.sampling import geometric
+
+    found = [math.exp(v) for v in geometric._resampled(rhos, count)]
+    assert found == pytest.approx(places)
+
+
+def test_levels_that_churn_does_not_raise_stay_to_the_bit():
+    """Even one that is on no schedule."""
+    schedule = VP.linear()
+    grid = log_snr(schedule, 4)
+    own = Level(*(torch.tensor(v, dtype=torch.float64) for v in ([0.6, 0.5], [0.8, 2.0], [7.0, 9])))
+    step = grid.step(1)._replace(t=own)
+    raised = gs.Heun(churn=1.0, churn_interval=(0.0, 2.0))._raised(step)
+    for name in ("alpha", "sigma", "t"):
+        assert float(getattr(raised.t, name)[1]) == float(getattr(own, name)[1])
+    assert float(raised.t.rho[0]) == pytest.approx(4 / 3 * 1.25)  # type: ignore[index]

@@ -1,0 +1,94 @@
+"""Choices of single terms, by values by hand."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import guidestar as gs
+from guidestar.core.levels import VP
+
+
+@pytest.mark.parametrize(("asked", "size"), [(True, 1.0), (False, 5.0)])
+def test_a_discriminator_takes_the_slope_that_was_asked_for(asked, size):
+    """Its push is σ²/α times the gradient: what was taken with the passes, or its own."""
+    level = VP.linear().at_rho(2.0)
+    told: list[Any] = []
+
+    def slope(what, function, target):
+        told.append((what, function(torch.tensor([[1.0, 2.0]])), target))
+        return torch.full((1, 2), 5.0)
+
+    given = SimpleNamespace(gradient=torch.ones(1, 2)) if asked else None
+    live: Any = SimpleNamespace(
+        step=SimpleNamespace(t=level), state="state", requested_slope=given, slope=slope
+    )
+    term = gs.discriminator(3, log_odds=lambda x, t: x.sum(1) * float(t.rho))
+    push, state = term.push(live)
+    scale = float(level.sigma) ** 2 / float(level.alpha)
+    torch.testing.assert_close(push, torch.full((1, 2), size * scale))
+    assert state == "state"
+    if not asked:
+        assert [(w, t) for w, _, t in told] == [("discriminator: log_odds", None)]
+        assert told[0][1].tolist() == pytest.approx([6.0])
+
+
+def test_lists_of_perp_neg_are_kept_as_tuples():
+    term: Any = gs.perp_neg(2, negative=["a", "b"], weights=[-1.0, -2.0])
+    assert (term.negative, term.weights) == (("a", "b"), (-1.0, -2.0))
+    single: Any = gs.perp_neg(2, negative="a", weights=-2.0)
+    assert (single.negative, single.weights) == ("a", -2.0)
+
+
+def test_forms_of_pigdm():
+    """J^T A^T (…): (σ²/α)·J in the linked form, α_t n_s r²/α_s of it in the published one."""
+    schedule = VP.linear()
+    t, s = schedule.at_rho(2.0), schedule.at_rho(1.0)
+    live: Any = SimpleNamespace(step=SimpleNamespace(t=t, s=s), state="state")
+    share = torch.tensor([[1.0, -2.0]])
+    found = {}
+    for form in ("linked", "published"):
+        term: Any = gs.pigdm(1, form=form)
+        kind = type(
+            "Told",
+            (type(term),),
+            {
+                "share": lambda self, live, d, system, iterations: share,
+                "covariance": lambda self, live, d, v: 7 * v,
+                "transposed_jacobian": lambda self, live, d, v: 11 * v,
+            },
+        )
+        own = object.__new__(kind)
+        vars(own).update(vars(term))
+        found[form], state = kind.push(own, live, "estimate")
+        assert state == "state"
+    torch.testing.assert_close(found["linked"], 7 * share)
+    variance = 4 / 5  # ρ²/(1 + ρ²)
+    norm = (float(s.alpha) ** 2 + float(s.sigma) ** 2) ** 0.5
+    size = float(t.alpha) * norm * variance / float(s.alpha)
+    torch.testing.assert_close(found["published"], 11 * size * share)
+
+
+def test_the_mask_of_sag_is_of_the_nearest_places():
+    """Places that receive more than the threshold; none where no network was asked."""
+    term: Any = gs.sag(1, threshold=1.0)
+    like = torch.zeros(2, 3, 4, 2)
+    none = term._mask(SimpleNamespace(observed=None), like)
+    assert none.dtype == torch.bool and none.shape == like.shape and not none.any()
+    received = torch.tensor([[[1.0, 1.5], [2.0, 0.5]], [[1.1, 0.0], [0.0, 3.0]]])
+    mask = term._mask(SimpleNamespace(observed=received), like)
+    assert mask.shape == (2, 1, 4, 2)
+    assert mask[0, 0].tolist() == [[False, True]] * 2 + [[True, False]] * 2
+    assert mask[1, 0].tolist() == [[True, False]] * 2 + [[False, True]] * 2
+    for wrong in (torch.zeros(2, 4), torch.zeros(2, 4, 2), torch.zeros(2, 3, 1, 4, 2)):
+        with pytest.raises(ValueError, match="sag blurs a picture's grid, but the samples here"):
+            term._mask(SimpleNamespace(observed=received), wrong)
+
+
+def test_numbers_that_a_blur_takes():
+    for good in ({"radius": 0}, {"radius": 1}, {"deviation": 1e-3}, {"deviation": 1000 / 3}):
+        gs.Blur(**good)
+    for bad in ({"radius": -1}, {"deviation": 0.0}, {"deviation": 334.0}):
+        with pytest.raises(ValueError, match="blur: the deviation must be above 0 and at most 333"):
+            gs.Blur(**bad)
