@@ -242,3 +242,46 @@ def test_levels_that_churn_does_not_raise_stay_to_the_bit():
     for name in ("alpha", "sigma", "t"):
         assert float(getattr(raised.t, name)[1]) == float(getattr(own, name)[1])
     assert float(raised.t.rho[0]) == pytest.approx(4 / 3 * 1.25)  # type: ignore[index]
+
+
+# Multistep solvers
+
+
+@pytest.mark.parametrize(("order", "kept"), [(2, 1), (2, 2), (3, 1)])
+def test_a_step_of_second_order_weighs_the_last_estimate(order, kept):
+    """``∫_0^h e^{−(h−u)} u du / (λ_{−1} − λ_t) = (h − 1 + e^{−h})/(λ_{−1} − λ_t)``."""
+    grid = log_snr(VP.linear(), 6, rho_max=5.0, rho_min=0.2, clean=False)
+    step = grid.step(3)
+    before = [torch.tensor([[3.0, 1.0]]).double(), torch.tensor([[9.0, 9.0]]).double()]
+    places = [-math.log(float(grid[k].rho)) for k in (2, 1)]
+    memory: dict[str, Any] = {"order": 1}
+    for k in range(kept):
+        memory |= {f"estimate{k}": before[k], f"place{k}": places[k]}
+    x, x0 = torch.tensor([[1.0, -2.0]]).double(), torch.tensor([[0.5, 0.25]]).double()
+    t, s = step.t, step.s
+    eps = (x - float(t.alpha) * x0) / float(t.sigma)
+    solver = gs.RES(order=order, lower_order_final=False)
+    asking = solver.move(x, step, memory, Draw([1]))
+    next(asking)
+    with pytest.raises(StopIteration) as end:
+        asking.send(gs.Prediction(x_t=x, level=t, x0=x0, eps=eps))
+    found, after = end.value.value
+    here, there = (-math.log(float(level.rho)) for level in (t, s))
+    h = there - here
+    weight = (h - 1 + math.exp(-h)) / (places[0] - here)
+    ode = float(s.alpha) * x0 + float(s.sigma) * eps
+    torch.testing.assert_close(found, ode + float(s.alpha) * weight * (before[0] - x0))
+    assert float(after["place0"]) == pytest.approx(here)  # type: ignore[arg-type]
+    assert ("estimate1" in after) is (order == 3)
+
+
+def test_what_a_history_is_made_of():
+    """(x − σε)/α, and x0 at pure noise."""
+    from guidestar.sampling.exponential import clean_estimate
+
+    x, x0 = torch.tensor([[2.0], [2.0]]), torch.tensor([[7.0], [7.0]])
+    split = gs.Prediction(x_t=x, level=Level(0.5, 0.5, 0.0), x0=x0, eps=torch.ones(2, 1))
+    assert clean_estimate(x, split, Level(0.5, 0.5, 0.0)).tolist() == [[3.0], [3.0]]
+    assert clean_estimate(x, split, Level(0.0, 1.0, 0.0)) is x0
+    both = Level(*(torch.tensor(v, dtype=torch.float64) for v in ([0.5, 0.0], [0.5, 1.0], [0, 0])))
+    assert clean_estimate(x, split, both).tolist() == [[3.0], [7.0]]
