@@ -92,3 +92,14 @@ def test_numbers_that_a_blur_takes():
     for bad in ({"radius": -1}, {"deviation": 0.0}, {"deviation": 334.0}):
         with pytest.raises(ValueError, match="blur: the deviation must be above 0 and at most 333"):
             gs.Blur(**bad)
+
+
+def test_a_system_that_is_its_floor_alone_is_solved():
+    """Where A V Aᵀ is 0 to rounding, what is left is noise, and the solution b/σ²."""
+    from guidestar.guidance.methods.posterior import least_residual
+
+    b = torch.tensor([[3.0, -4.0]], dtype=torch.float64)
+    solved = least_residual(lambda v: 0.25 * v, b, 3, floor=0.25)
+    torch.testing.assert_close(solved, 4 * b)
+    negative = least_residual(lambda v: 0.249 * v, b, 3, floor=0.25)  # V is below 0
+    assert negative.tolist() == [[0.0, 0.0]]

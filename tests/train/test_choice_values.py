@@ -189,3 +189,43 @@ def test_a_super_resolution_stage_sees_pictures_made_smaller():
     ((net, data, target, random),) = asked
     assert net == "net" and data is x and random is draw
     assert list(target) == ["label", LOW] and target["label"] == "rows"
+
+
+def test_an_interrupt_is_deferred_where_it_can_be(monkeypatch):
+    """In the main thread, of a handler in Python; then once at the end, and a second at once."""
+    import signal
+    import threading
+
+    from guidestar.train.loop.signals import defer_interrupt
+
+    heard: list[Any] = []
+    own = lambda number, frame: heard.append(number)
+    before = signal.signal(signal.SIGINT, own)
+    try:
+        with defer_interrupt():
+            signal.raise_signal(signal.SIGINT)
+            assert heard == []
+            assert signal.getsignal(signal.SIGINT) is not own
+        assert heard == [signal.SIGINT] and signal.getsignal(signal.SIGINT) is own
+        with defer_interrupt():
+            pass
+        assert len(heard) == 1
+        with defer_interrupt():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            assert len(heard) == 2
+        assert len(heard) == 2
+
+        def elsewhere():
+            with defer_interrupt():
+                heard.append("inside")
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert heard[-1] == "inside" and signal.getsignal(signal.SIGINT) is own
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with defer_interrupt():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -430,3 +430,38 @@ def test_conditions_beside_the_time_are_made_anew(monkeypatch):
     assert (found["b"], found["c"]) == (other, bare)
     assert isinstance(found["a"], Part) and found["a"] is not fits
     assert found["a"].config == {"width": 32, "other": 5, "_class_name": "Part"}
+
+
+def test_one_pass_is_learned_in_what_the_network_predicts():
+    """Of guidance in one pass; what is drawn is that of the recipe."""
+    denoiser = Network(nn.Identity(), predicts="eps")
+    given = Teacher(denoiser=denoiser, encoder=Conditions({}), guidance="cond",
+                    schedule=VP.linear())  # fmt: skip
+    known = recipe("guided", guidance="cfg(w)", scale=(1.0, 4.0), dropout=0.3)
+    found: Any = stages._objective(known.student, "guided", 2, given)
+    assert found.weighting.space == "eps" and found.teacher is given
+    assert (found.dropout, found.scale) == (0.3, (1.0, 4.0))
+    assert (found.levels.mean, found.levels.std) == (0.0, 1.5)
+    swift: Any = stages._objective(
+        recipe("meanflow", finest=5, dropout=0.2).student, "meanflow", 2, given
+    )
+    assert swift.grid.steps == 5 and swift.dropout == 0.2 and swift.scale is None
+
+
+def test_data_of_a_distillation_are_the_part_to_train_on(monkeypatch):
+    from guidestar.train.recipe.tables import Data
+    from guidestar.train.students import data
+
+    asked = noted(monkeypatch, data, "sources", ("to train on", "aside"))
+    spec = Data(path="p")
+    assert data._read(spec, print) == "to train on"
+    ((made, say), more) = asked[0]
+    assert made.data == spec and say is print and not more
+
+
+def test_prompts_are_those_of_the_first_text():
+    parts = {"b": SimpleNamespace(tokenizer=1), "a": SimpleNamespace(tokenizer=2)}
+    encoder: Any = SimpleNamespace(parts=parts, rows=lambda targets: "rows")
+    guided: Any = SimpleNamespace(classifiers={"clip": 1})
+    targets: Any = {"a": ["x"], "b": ["y"]}
+    assert stages.prepare(encoder, guided)(targets) == {"rows": "rows", "prompts": ["y"]}
