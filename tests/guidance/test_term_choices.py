@@ -103,3 +103,45 @@ def test_a_system_that_is_its_floor_alone_is_solved():
     torch.testing.assert_close(solved, 4 * b)
     negative = least_residual(lambda v: 0.249 * v, b, 3, floor=0.25)  # V is below 0
     assert negative.tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(("gamma", "done"), [(1.0, 0.0), (0.99, 1.0)])
+def test_adaptive_guidance_stops_above_its_cosine_alone(gamma, done):
+    """Equal predictions (3, 4) have a cosine of 1, which is not above 1."""
+    v, state = torch.tensor([[3.0, 4.0]]), {"done": torch.zeros(1)}
+    side: Any = SimpleNamespace(view=lambda space: v, x0=v)
+    low, high = (SimpleNamespace(rho=torch.tensor([rho])) for rho in (5.0, 5.01))
+    term: Any = gs.adaptive(2, gamma=gamma)
+    for level, wanted in ((low, done), (high, 0.0)):
+        live: Any = SimpleNamespace(step=SimpleNamespace(t=level), state=state)
+        push, found = term.shape(side, side, live)
+        assert push.tolist() == [[0.0, 0.0]] and found["done"].tolist() == [wanted]
+
+
+def test_slopes_that_are_taken_together_are_those_of_models(monkeypatch):
+    """A user's function is called for its own run alone."""
+    from guidestar.guidance.bases import log_prob_term
+
+    class Model:
+        def log_prob(self, x, level, target):
+            return x.sum(1) + target
+
+    target = torch.tensor([3.0, 4.0])
+    own: Any = gs.classifier(1, log_prob=lambda x, level, target: x.sum(1), target=(0, 1))
+    group: Any = SimpleNamespace(x_t=torch.ones(2, 2), step=SimpleNamespace(t="level"),
+                                 own_rows=lambda given: given + 1)  # fmt: skip
+    assert own.slope(group) is None
+    monkeypatch.setattr(log_prob_term, "LogProbModel", Model)
+    model = Model()
+    kind: Any = type("Told", (type(own),), {"climbed": (model.log_prob, target)})
+    term = object.__new__(kind)
+    vars(term).update(vars(own))
+    found: Any = term.slope(group)
+    assert found.x is group.x_t and found.level == "level" and found.key == model.log_prob
+    assert found.target.tolist() == [4.0, 5.0]
+    x = group.x_t.clone().requires_grad_()
+    assert found.function(x, "level", found.target).detach().tolist() == [6.0, 7.0]
+    kind.climbed = (None, target)
+    assert term.slope(group) is None
+    kind.climbed = (model.log_prob, None)
+    assert term.slope(group) is None
