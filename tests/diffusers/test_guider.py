@@ -451,3 +451,32 @@ def test_plain_passes_come_before_perturbed_ones():
     guider._enabled = False
     guider._plan([torch.zeros(1, 2)])
     assert guider._names() == ["pred_cond"] and guider.is_conditional
+
+
+def test_a_perturbation_ends_with_its_pass():
+    """Also where an exception ended the run before, at the next step's plan."""
+    from contextlib import contextmanager
+    from types import SimpleNamespace
+
+    guider, told = Guider("cfg(3)", scheduler=made.ddim()), []
+
+    @contextmanager
+    def perturb(net):
+        told.append("in")
+        yield
+        told.append("out")
+
+    net = torch.nn.Identity()
+    guider._now = [SimpleNamespace(perturb=perturb), SimpleNamespace(perturb=None)]  # type: ignore[list-item]
+    guider._count_prepared = 0
+    guider.prepare_models(net)
+    assert told == ["in"]
+    guider.cleanup_models(net)
+    assert told == ["in", "out"]
+    guider.prepare_models(net)
+    assert told == ["in", "out"]
+    guider._count_prepared = 0
+    guider.prepare_models(net)
+    guider.set_state(step=0, num_inference_steps=4, timestep=torch.tensor(500))
+    guider._plan([torch.zeros(1, 2)])
+    assert told == ["in", "out", "in", "out"]
