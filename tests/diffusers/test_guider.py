@@ -391,3 +391,92 @@ def test_a_blocks_state_is_read_by_its_fields():
     ]  # fmt: skip
     assert [float(s.c.mean()) for s in found] == [1.0, 0.0, 1.0] and batches == [5]
     assert [float(s.s) for s in found] == [3.0] * 3
+
+
+def test_the_networks_input_is_its_first_or_goes_by_name():
+    guider = Guider("cfg(3)", scheduler=made.ddim())
+    call = guider._record_inputs(lambda *args, **kwargs: (args, kwargs))
+    x, other = torch.zeros(1, 2), torch.ones(1, 3)
+    for args, kwargs in [
+        ((x, other), {"sample": other}),
+        ((), {"hidden_states": x, "sample": other}),
+        ((), {"sample": x, "x": other}),
+        ((), {"timestep": other, "x": x}),
+        (("text", other), {"sample": x}),  # of what goes by place, the first alone
+    ]:
+        assert call(*args, **kwargs) == (args, kwargs) and guider._x is x
+    call("text", other)
+    assert guider._x is None
+    with pytest.raises(ValueError, match="the guider has not got the network's input; the pipel"):
+        guider._combine([x])
+
+
+def test_where_a_guider_stands():
+    """Its level is the table's, its step one of so many; without any, it is the first of one."""
+    scheduler = made.ddim()
+    guider = Guider("cfg(3)", scheduler=scheduler)
+    guider.set_state(step=3, num_inference_steps=7, timestep=torch.tensor([400, 400]))
+    step = guider._here()
+    bar = float(scheduler.alphas_cumprod[400])
+    assert (float(step.t.alpha), float(step.s.alpha)) == pytest.approx((bar**0.5, bar**0.5))
+    assert (step.index, step.grid.steps) == (3, 7) and len(step.grid) == 8
+    flow = Guider("cfg(3)", scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+    flow.set_state(step=0, num_inference_steps=7, timestep=torch.tensor(250.0))
+    assert (float(flow._level().alpha), float(flow._level().sigma)) == (0.75, 0.25)
+    guider.set_state(step=None, num_inference_steps=None, timestep=torch.tensor(400))
+    step = guider._here()
+    assert (step.index, step.grid.steps) == (0, 1)
+
+
+def test_after_the_last_step_a_guider_tells_all_passes_again():
+    guider = Guider("cfg(3, interval=(0, 1e-9)) + pag(2)", scheduler=made.ddim(), enabled=True)
+    guider._enabled = False  # its forward gives the conditional prediction
+    x = torch.zeros(1, 2)
+    for step, left in ((0, 2), (1, 3), (2, 2)):
+        guider.set_state(step=step, num_inference_steps=2, timestep=torch.tensor(400))
+        guider._now = ["a", "b"]  # type: ignore[list-item]
+        assert guider.forward(pred_cond=x).pred is x
+        guider._enabled = True
+        assert guider.num_conditions == left
+        guider._enabled = False
+
+
+def test_plain_passes_come_before_perturbed_ones():
+    guider = Guider("uncond + slg(2, of='uncond') + pag(1)", scheduler=made.ddim())
+    guider.set_state(step=0, num_inference_steps=4, timestep=torch.tensor(500))
+    guider._plan([torch.zeros(1, 2)])
+    told = [(str(p.cond), p.perturb is not None) for p in guider._now]
+    assert [perturbed for _, perturbed in told] == [False, False, True, True]
+    assert guider._names() == ["pred_cond", "pred_uncond", "pred_2", "pred_3"]
+    guider._enabled = False
+    guider._plan([torch.zeros(1, 2)])
+    assert guider._names() == ["pred_cond"] and guider.is_conditional
+
+
+def test_a_perturbation_ends_with_its_pass():
+    """Also where an exception ended the run before, at the next step's plan."""
+    from contextlib import contextmanager
+    from types import SimpleNamespace
+
+    guider, told = Guider("cfg(3)", scheduler=made.ddim()), []
+
+    @contextmanager
+    def perturb(net):
+        told.append("in")
+        yield
+        told.append("out")
+
+    net = torch.nn.Identity()
+    guider._now = [SimpleNamespace(perturb=perturb), SimpleNamespace(perturb=None)]  # type: ignore[list-item]
+    guider._count_prepared = 0
+    guider.prepare_models(net)
+    assert told == ["in"]
+    guider.cleanup_models(net)
+    assert told == ["in", "out"]
+    guider.prepare_models(net)
+    assert told == ["in", "out"]
+    guider._count_prepared = 0
+    guider.prepare_models(net)
+    guider.set_state(step=0, num_inference_steps=4, timestep=torch.tensor(500))
+    guider._plan([torch.zeros(1, 2)])
+    assert told == ["in", "out", "in", "out"]

@@ -463,3 +463,26 @@ def test_the_schedulers_of_pipelines_within_one():
     )
     assert learnt._schedulers(outer) == [one, two]
     assert learnt._schedulers(SimpleNamespace(scheduler=None)) == []  # type: ignore[arg-type]
+
+
+def test_whether_samples_are_the_steps_own():
+    subject = part()
+    z, rows = subject.z, torch.tensor([3, 0])
+    assert not subject._is_elsewhere(z + 1, rows)  # no term moves them
+    subject.moves = True
+    assert not subject._is_elsewhere(z[[1, 0]].double(), rows)
+    assert subject._is_elsewhere(z[[0, 1]], rows) and subject._is_elsewhere(z[[1, 0]] + 1, rows)
+
+
+@pytest.mark.parametrize(
+    ("samples", "whole"), [([0, 1], 1), ([0, 1, 0, 1], 2), ([1, 0], 0), ([0], 0), ([0, 1, 1], 1)]
+)
+def test_whole_batches_are_read_at_once(monkeypatch, samples, whole):
+    subject, asked = part(), []
+    monkeypatch.setattr(
+        PartDenoiser, "_to_scheduler", lambda self, rows: asked.append(rows[0]) or rows[0]
+    )
+    answer = [torch.arange(float(len(samples)))[:, None]]
+    found = subject._read(answer, torch.tensor(samples))
+    assert found[:, 0].tolist() == list(range(len(samples)))
+    assert len(asked) == whole + len(samples) - 2 * whole

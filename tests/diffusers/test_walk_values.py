@@ -311,3 +311,47 @@ def test_a_derived_class_differs_in_its_calls_alone():
     )  # fmt: skip
     called = classes.derived(Plain, lambda self: "other")
     assert called()() == "other" and called().step() == 1
+
+
+@pytest.mark.parametrize("settings", [True, False])
+def test_prompts_are_checked_with_what_may_stand_in_their_place(monkeypatch, settings):
+    """A condition of the same tensors; none where the network takes further settings."""
+    asked: list[Any] = []
+    monkeypatch.setattr(walks, "check_prompt", lambda *given: asked.append(given))
+    made, own = walk(), call()
+    own.has_settings = settings
+    made._check_prompts(own, ["a", 3])
+    told = [(*given[:3], list(given[3])) for given in asked]
+    tensors = [] if settings else ["encoder_hidden_states"]
+    assert told == [(made.pipe, own.family, name, tensors) for name in ("a", 3)]
+
+
+@pytest.mark.parametrize(
+    ("calls", "negative", "pending", "parts"),
+    [(1, True, None, ("uncond", "cond")), (1, False, None, ("cond",)),
+     (2, True, None, ("cond",)), (2, True, "first", ("uncond",))],
+)  # fmt: skip
+@pytest.mark.parametrize("channel", [1, 2])
+def test_what_is_read_of_a_networks_call(monkeypatch, calls, negative, pending, parts, channel):
+    family: Any = SimpleNamespace(
+        calls=calls, channel=channel, x="sample", parts=("uncond", "cond")
+    )
+    given = {"sample": torch.zeros(4, 3), "timestep": 7, "skip_layers": None}
+    monkeypatch.setattr(runs, "bound", lambda *given_: given)
+    monkeypatch.setattr(runs, "family_of", lambda pipe, net: family)
+    monkeypatch.setattr(runs, "negative_rows", lambda pipe, own, arguments: negative)
+    asked: list[Any] = []
+    monkeypatch.setattr(runs, "_channels", lambda *more: asked.append(more) or (3, True))
+    monkeypatch.setattr(runs, "grouped", lambda arguments, rows: (arguments, rows))
+    monkeypatch.setattr(runs, "Call", SimpleNamespace)
+    subject: Any = object.__new__(runs.Run)
+    subject.pipe, subject.pending, subject.arguments = "pipe", pending, {}
+    found = subject._read("net", (), {})
+    assert asked == [("pipe", "net", channel == 1)]
+    arguments, rows = found.arguments
+    assert rows == 4 and arguments["timestep"].tolist() == 7 and given["timestep"] == 7
+    assert (found.family, found.parts) == (family, parts)
+    assert (found.channels, found.learned_variance) == (3, True)
+    given["skip_layers"] = [1]
+    with pytest.raises(ValueError, match=r"skips layers itself \(skip_guidance_layers\); leave"):
+        subject._read("net", (), {})

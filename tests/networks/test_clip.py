@@ -286,3 +286,12 @@ def test_a_clip_that_is_not_there_is_refused(monkeypatch):
     )  # or it asks the hub, again and again
     with pytest.raises(ValueError, match="nobody/nothing"):
         find_text("nobody/nothing")
+
+
+def test_a_vocabulary_has_no_more_tokens_than_it_may():
+    """Each byte twice and two marks are there from the start; what is left are pairs."""
+    letters = "abcdefghij"
+    words = [f"{a}{b}{c}" for a in letters for b in letters for c in letters]
+    found = make_tokenizer(words, vocabulary=530, length=9)
+    # 16 are left, of which each of the ten letters that end a word takes one.
+    assert len(found) == 514 + 16 - 10 and found.model_max_length == 9

@@ -299,3 +299,15 @@ def test_upsampled_pictures_lie_in_memory_as_they_came(memory):
     with torch.no_grad():
         assert made(x).is_contiguous(memory_format=memory)
         assert made(x, (8, 12)).shape == (2, 3, 8, 12)
+
+
+def test_upsampling_elsewhere_than_on_a_cpu_is_the_networks_own():
+    """Of the meta device, which has no numbers, the shape is that of the original."""
+    from diffusers.models.upsampling import Upsample2D
+
+    from guidestar.networks.cpu_fastpath import lean
+
+    net = lean(torch.nn.Sequential(Upsample2D(4, use_conv=True, out_channels=6))).to("meta").eval()
+    with torch.no_grad():
+        out = net(torch.zeros(2, 4, 3, 5, device="meta"))
+    assert out.shape == (2, 6, 6, 10) and out.device.type == "meta"

@@ -355,3 +355,20 @@ def test_a_classifier_of_samples_of_any_shape(shape, channels, groups):
     assert objective.shift == 2
     targets = {"label": torch.tensor([1, 0]), "pose": torch.zeros(2, 2)}
     assert built.prepare(targets).tolist() == [1, 0]
+
+
+def test_a_network_of_motions():
+    from guidestar.networks.motion import MotionTransformer
+
+    spec = recipe().model.model_copy(
+        update={"network": "motion", "width": 8, "layers": 2, "heads": 4}
+    )
+    given: Any = {"embedded": False, "text_width": 5}
+    found: Any = build._network(spec, (6, 3), {}, **given)
+    assert isinstance(found, MotionTransformer)
+    config = found.config
+    assert (config["channels"], config["length"], config["text_width"]) == (3, 6, 5)
+    assert (config["width"], config["depth"], config["heads"]) == (8, 2, 4)
+    for shape in ((3,), (3, 4, 4)):
+        with pytest.raises(ValueError, match=r'network = "motion" is for sequences \[T, C\], not'):
+            build._network(spec, shape, {}, **given)

@@ -188,7 +188,8 @@ def noting(monkeypatch):
     noted(monkeypatch, students, "identify", "identity")
     noted(monkeypatch, students, "machine", "machine")
     noted(monkeypatch, students, "stage_settings", "settings")
-    noted(monkeypatch, students, "profiles", [SimpleNamespace(name="0.99")])
+    averages = [SimpleNamespace(name="0.99"), SimpleNamespace(name="power")]
+    noted(monkeypatch, students, "profiles", averages)
     dumped = lambda *given: SimpleNamespace(model_dump=lambda **more: (given[-1], more))
     monkeypatch.setattr(students, "training", dumped)
     monkeypatch.setattr(students, "data_of", dumped)

@@ -161,19 +161,20 @@ def test_the_smaller_pictures_come_first(monkeypatch):
         preview, "with_pictures", lambda *parts, **more: given.append((parts, more)) or live
     )
     spec = recipe()
-    spec.upscale, spec.preview.seeds = SimpleNamespace(size=2), 4
+    spec.upscale, spec.preview.seeds = SimpleNamespace(size=2), 5
     x = torch.arange(48.0).view(3, 1, 4, 4) / 48
     source = InMemory(x=x, targets=SOURCE.targets, columns=SOURCE.columns)
     module = SimpleNamespace(encoder=encoder("label"))
     rows = list(preview._rows(spec, module, source, None))  # type: ignore[arg-type]
     assert [r.label for r in rows] == ["smaller", "cfg(1)", "cfg(2)"]
     (of, small), more = given[0]
-    shown = x[[0, 0, 1, 2]]  # four pictures of three, in order
-    means = shown.view(4, 1, 2, 2, 2, 2).mean((3, 5))
-    assert of is live and more == {"seeds": range(4)}
+    shown = x[[0, 0, 1, 1, 2]]  # five pictures of three, in order
+    means = shown.view(5, 1, 2, 2, 2, 2).mean((3, 5))
+    assert of is live and more == {"seeds": range(5)}
     torch.testing.assert_close(small, means)
-    assert len(rows[0].images) == 4
-    assert asked == [(["1", "1", "0", "1"], "cfg(1)"), (["1", "1", "0", "1"], "cfg(2)")]
+    assert len(rows[0].images) == 5 and rows[0].images[0].size == (4, 4)
+    names = ["1", "1", "0", "0", "1"]
+    assert asked == [(names, "cfg(1)"), (names, "cfg(2)")]
 
 
 def test_an_unconditional_model_has_one_row(tmp_path, monkeypatch):

@@ -124,7 +124,6 @@ class Guider(BaseGuidance):
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Perturb the network for the present pass, and record its input."""
-        self._stack.close()  # of a run that an exception ended
         self._count_prepared += 1
         perturb = self._now[self._count_prepared - 1].perturb
         if perturb is not None:
@@ -143,11 +142,7 @@ class Guider(BaseGuidance):
             if self._enabled
             else raw
         )
-        if (
-            self._num_inference_steps is not None
-            and self._step is not None
-            and self._step + 1 == self._num_inference_steps
-        ):
+        if self._index + 1 == self._num_inference_steps:
             self._now = []  # the next run begins by asking how many passes there are at most
         return GuiderOutput(pred=pred, pred_cond=raw, pred_uncond=predictions.get("pred_uncond"))
 

@@ -127,14 +127,18 @@ def _legendre(count: int) -> tuple[tuple[float, float], ...]:
     """Return nodes in [−1, 1] and weights of Gauss–Legendre quadrature, by Newton's method."""
     found: list[tuple[float, float]] = []
     for i in range(count):
-        x, slope = math.cos(math.pi * (i + 0.75) / (count + 0.5)), 1.0
-        for _ in range(50):
-            before, now = 1.0, x
-            for k in range(2, count + 1):
-                before, now = now, ((2 * k - 1) * x * now - (k - 1) * before) / k
-            slope = count * (x * now - before) / (x * x - 1)
-            x, moved = x - now / slope, now / slope
-            if abs(moved) < 1e-16:
-                break
+        x = math.cos(math.pi * (i + 0.75) / (count + 0.5))
+        for _ in range(8):  # each squares the error
+            value, slope = _polynomial(count, x)
+            x -= value / slope
+        slope = _polynomial(count, x)[1]
         found.append((x, 2 / ((1 - x * x) * slope * slope)))
     return tuple(found)
+
+
+def _polynomial(count: int, x: float) -> tuple[float, float]:
+    """Return Legendre's polynomial of that degree, and its slope."""
+    before, now = 1.0, x
+    for k in range(2, count + 1):
+        before, now = now, ((2 * k - 1) * x * now - (k - 1) * before) / k
+    return now, count * (x * now - before) / (x * x - 1)

@@ -66,7 +66,7 @@ class Template:
         leaves, spec = trees.tree_flatten(answer)
         tensors = [x for x in leaves if _has_rows(x, rows, listed)]
         others = [_TENSOR if _has_rows(x, rows, listed) else x for x in leaves]
-        metas = [x.detach().to("meta") for x in tensors]
+        metas = [x.to("meta") for x in tensors]
         made = cls(metas, others, spec, listed, [x.device for x in tensors])
         return made, ([torch.stack(tensors)] if listed else tensors)
 

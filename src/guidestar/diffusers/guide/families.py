@@ -8,6 +8,7 @@ network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -205,7 +206,7 @@ def negative_rows(pipe: Pipeline, family: Family, arguments: Arguments) -> bool:
     if hasattr(type(pipe), "do_classifier_free_guidance"):
         return bool(pipe.do_classifier_free_guidance)
     scale = arguments.get("guidance_scale")
-    return scale is not None and scale > 1 and arguments.get("image_guidance_scale", 1) >= 1
+    return scale is not None and scale > 1 and arguments.get("image_guidance_scale", math.inf) >= 1
 
 
 def _flux_alone(family: Family, arguments: Arguments) -> bool:
@@ -238,7 +239,7 @@ def how_to_ask(pipe: Pipeline, family: Family, arguments: Arguments) -> str:
             f"{name} ended it during the run (a callback set its guidance_scale to "
             f"{scale:g}); leave it on, and say where to guide, interval=(lo, hi){changes_nothing}"
         )
-    if (image := arguments.get("image_guidance_scale", 1)) < 1:
+    if (image := arguments.get("image_guidance_scale", math.inf)) < 1:
         needed = "give any image_guidance_scale of at least 1, and a guidance_scale above 1"
         return (
             f"{name} was called with image_guidance_scale={image:g}, at which it makes none; "

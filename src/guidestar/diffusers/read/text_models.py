@@ -131,7 +131,7 @@ def _rename(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[st
 def _t5_tokenizer(folder: Path) -> Tokenizer:
     import transformers
 
-    kind: type[Tokenizer] = vars(transformers)["T5TokenizerFast"]
+    kind: type[Tokenizer] = getattr(transformers, "T5TokenizerFast")  # noqa: B009  (loaded lazily)
     if not any((folder / n).is_file() for n in ("tokenizer.json", "spiece.model")):
         raise ValueError(
             f"{folder}: holds no tokenizer (tokenizer.json or spiece.model); copy it from where "

@@ -170,7 +170,7 @@ def measured_spread(vae: DiffusersNetwork, source: Source) -> tuple[Tensor, Tens
     ]
     latents = torch.cat(found)
     check_spread(latents)
-    flat = latents.double().movedim(1, 0).flatten(1)
+    flat = latents.double().transpose(0, 1).flatten(1)
     return flat.mean(1), flat.std(1, correction=0)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from ...data.layout import find_files, find_pictures
@@ -68,10 +69,8 @@ def _side(path: Path) -> int:
 
     sides = []
     for file in find_pictures(path)[:50]:
-        try:
+        with suppress(OSError):
             sides.append(min(open_picture(file, pixels=False).size))
-        except OSError:
-            continue
     return max(8, min(64, sorted(sides)[len(sides) // 2] // 4 * 4)) if sides else 32
 
 

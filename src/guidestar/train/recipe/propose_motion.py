@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ...data.layout import find_files
@@ -51,10 +52,8 @@ def motion_table(folder: Path) -> MotionTable:
 def _readable(files: Sequence[Path]) -> list[Bvh]:
     found = []
     for file in files:
-        try:
+        with suppress(Damaged):
             found.append(read_bvh(file))
-        except Damaged:
-            continue
     return found
 
 
