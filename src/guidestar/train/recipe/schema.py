@@ -15,9 +15,9 @@ import reprlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, get_args
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from ...io.files import check_name
 from ...networks.network import OutputKind
@@ -78,14 +78,13 @@ BESIDE = frozenset(
 _PREDICTS: dict[str, OutputKind] = {"vp": "v", "flow": "velocity", "edm": "edm"}
 
 
-def _folder_name(name: str) -> str:
-    return check_name(name, "the recipe's name", taken=BESIDE)
+class CommonRecipe(Strict):
+    """What the recipes of one model and of a cascade have in common."""
 
+    reserved: ClassVar[frozenset[str]] = BESIDE
+    """Names that the training uses itself."""
 
-class Recipe(Strict):
-    """A whole training."""
-
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_folder_name)]
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     summary: str = ""
     licence: str = ""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -97,6 +96,16 @@ class Recipe(Strict):
     schedule: Noise = Noise()
     objective: TargetTable = TargetTable()
     levels: Levels = Levels()
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return check_name(name, "the recipe's name", taken=cls.reserved)
+
+
+class Recipe(CommonRecipe):
+    """A whole training."""
+
     model: NetworkPart
     weak: NetworkPart | None = None
     classifier: ClassifierPart | None = None
