@@ -132,7 +132,7 @@ def split_captions(held: Held, column: str, rows: Sequence[int]) -> list[tuple[s
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Derived(Source):
+class Derived(Source, ABC):
     """Another source, changed: its size, columns and captions stay.
 
     Args:

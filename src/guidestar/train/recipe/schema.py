@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 import tomllib
+from abc import ABC
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, get_args
@@ -78,7 +79,7 @@ BESIDE = frozenset(
 _PREDICTS: dict[str, OutputKind] = {"vp": "v", "flow": "velocity", "edm": "edm"}
 
 
-class CommonRecipe(Strict):
+class CommonRecipe(Strict, ABC):
     """What the recipes of one model and of a cascade have in common."""
 
     reserved: ClassVar[frozenset[str]] = BESIDE
