@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ Heights = Callable[[Tensor, Level, Tensor | None], Tensor]
 """``f(x [b, *S], level, target) -> [b]``, of each row by itself, differentiable in x."""
 
 
-@dataclass(kw_only=True, eq=False)
 class Slope:
     """The gradient ``∇_x Σ f(x, level, target)`` at samples of one run, ``[b, *S]``.
 
@@ -31,12 +29,18 @@ class Slope:
     ``found`` is the gradient, once it was taken.
     """
 
-    function: Heights
-    key: Hashable
-    x: Tensor
-    level: Level
-    target: Tensor | None = None
-    found: Tensor | None = field(default=None, init=False)
+    def __init__(
+        self,
+        *,
+        function: Heights,
+        key: Hashable,
+        x: Tensor,
+        level: Level,
+        target: Tensor | None = None,
+    ) -> None:
+        self.function, self.key = function, key
+        self.x, self.level, self.target = x, level, target
+        self.found: Tensor | None = None
 
     @property
     def gradient(self) -> Tensor:
