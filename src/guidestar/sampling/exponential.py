@@ -15,7 +15,7 @@ Weights are computed in Python's numbers, sample by sample where levels differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from torch import Tensor
 from ..core.levels import Level, Step, Value, expand, inverse_or_zero, log
 from ..core.prediction import Prediction
 from .changes import BASE, SAME, TERMS, AtChanges, change, where
+from .solver import Memory
 
 HIGHEST_ORDER = 4
 
@@ -191,7 +192,7 @@ class History:
     terms: tuple[Value, ...] = ()
 
     @classmethod
-    def read(cls, memory: Mapping[str, Any]) -> History:
+    def read(cls, memory: Memory) -> History:
         """Read what `memory` wrote."""
 
         def numbered(name: str) -> tuple[Any, ...]:
@@ -206,9 +207,9 @@ class History:
             memory.get("terms", ()),
         )
 
-    def memory(self, here: Estimate, place: Value, keep: int, order: int) -> dict[str, Any]:
+    def memory(self, here: Estimate, place: Value, keep: int, order: int) -> Memory:
         """Return what a solver keeps: this with a new estimate, at most ``keep`` in all."""
-        kept: dict[str, tuple[Any, ...]] = {
+        kept: dict[str, tuple[object, ...]] = {
             "estimate": (here.value, *self.estimates),
             "place": (place, *self.places),
         }

@@ -261,7 +261,7 @@ def default_form(service: Service, name: str) -> Form:
     )
 
 
-def draw_controls(text: str) -> Any:
+def draw_controls(text: str) -> object:
     """Draw the controls of an expression; leave them as they are where it does not parse."""
     try:
         parts = builder.parts_of(text) if text.strip() else ()
@@ -271,14 +271,14 @@ def draw_controls(text: str) -> Any:
     return drawing.controls(parts, base, builder.methods())
 
 
-def change_argument(text: str, data: Mapping[str, Any]) -> tuple[Any, Any]:
+def change_argument(text: str, data: Mapping[str, Any]) -> tuple[object, object]:
     """Write what a control changed into the expression; return it, and the error if any."""
     return _attempt(
         lambda: builder.change(text, int(data["index"]), str(data["name"]), str(data["value"]))
     )
 
 
-def restructure(text: str, data: Mapping[str, Any]) -> tuple[Any, Any]:
+def restructure(text: str, data: Mapping[str, Any]) -> tuple[object, object]:
     """Add or remove a part, or set the base; return the expression, and the error if any."""
     value = str(data.get("value", ""))
     actions: dict[str, Callable[[], str]] = {
@@ -296,7 +296,7 @@ def sent_by(event: gr.EventData) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _attempt(make: Callable[[], str]) -> tuple[Any, Any]:
+def _attempt(make: Callable[[], str]) -> tuple[object, object]:
     try:
         return make(), ""
     except KeyError:  # the script sent less than it does

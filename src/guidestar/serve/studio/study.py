@@ -37,7 +37,7 @@ def add_compare(page: Page) -> None:
         lambda text: drawing.problem(problems.find_problem(text)), [second], [wrong], **LATEST
     )
 
-    def compare(data: FormData, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def compare(data: FormData, request: gr.Request) -> Iterator[tuple[object, object]]:
         try:
             form = page.form(data)
             forms = [form, replace(form, guidance=data[second] or "")]
@@ -88,7 +88,7 @@ def add_plot(page: Page) -> None:
         drawing.pictures([], [], note="One picture for each pair of values."), elem_id="gs-plot"
     )
 
-    def offer(data: FormData, request: gr.Request) -> tuple[Any, Any]:
+    def offer(data: FormData, request: gr.Request) -> tuple[object, object]:
         session = page.session(request)
         try:
             choices = plotting.axes_of(page.form(data))
@@ -113,7 +113,7 @@ def add_plot(page: Page) -> None:
             **LATEST,
         )
 
-    def plot(data: FormData, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def plot(data: FormData, request: gr.Request) -> Iterator[tuple[object, object]]:
         skip = gr.skip()
         try:
             form = page.form(data)
@@ -153,7 +153,7 @@ def add_explain(page: Page) -> None:
         elem_id="gs-explained",
     )
 
-    def explain(data: FormData, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def explain(data: FormData, request: gr.Request) -> Iterator[tuple[object, object]]:
         session = page.session(request)
         try:
             form = page.form(data)
@@ -287,7 +287,7 @@ def add_restore(page: Page) -> None:
         lambda text: drawing.problem(problems.find_problem(text)), [guidance], [wrong], **LATEST
     )
 
-    def restore(data: FormData, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def restore(data: FormData, request: gr.Request) -> Iterator[tuple[object, object]]:
         try:
             form = replace(page.form(data), guidance=data[guidance] or "")
             model = page.service.engines[form.model].model

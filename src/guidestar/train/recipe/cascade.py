@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from ...io.documents import JSONObject
 from ...io.files import check_name
 from .parts import ClassifierPart, CLIPPart, NetworkPart
 from .schema import CommonRecipe, Recipe, checked, explain, suggestion
@@ -109,7 +110,7 @@ class CascadeRecipe(CommonRecipe):
         """
         names, table = list(self.stages), self.stages[stage]
         at = names.index(stage)
-        content: dict[str, Any] = self.model_dump(
+        content: JSONObject = self.model_dump(
             exclude={"stages", "clip", "classifier", "judge", "measuring_clip"},
             exclude_unset=True,
         )
