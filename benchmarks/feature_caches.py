@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from reuse import draw, quality
+from reuse import compare, draw, names_of, quality
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -192,9 +192,7 @@ def main() -> None:
     if arguments.samples % BATCH:
         parser.error(f"--samples {arguments.samples} is no multiple of {BATCH}")
     model = load(arguments.model)
-    known = list(model.classes or model.card["captions"])
-    stride = 1 if model.classes else max(1, len(known) // arguments.samples)
-    names = [known[i * stride % len(known)] for i in range(arguments.samples)]
+    names = names_of(model, arguments.samples)
     many = model.classes and arguments.samples >= ENOUGH
     reference = references(model)[0] if many else None
     runs: list[tuple[str, Cache | None, int]] = [("", None, STEPS)]
@@ -207,24 +205,19 @@ def main() -> None:
                 if arguments.only in (name := f"{kind}, {where}, every={every}"):
                     runs.append((name, cache, STEPS))
     rows: list[dict[str, Any]] = []
-    plain = before = None
+    first = None
     for name, cache, steps in runs:
         with torch.inference_mode():
             images = sample(model, cache, arguments.scale, steps, names, arguments.seed)
             part = share(model, cache, steps, arguments.scale)
             each, figures = quality(model, images, names, reference)
-        plain = images if plain is None else plain
-        before = each if before is None else before
-        change = each - before
+        first = first or (images, each)
         rows.append(
             {
                 "cache": name,
                 "steps": steps,
                 "share": round(part, 4),
-                "quality": round(float(each.mean()), 5),
-                "change": round(float(change.mean()), 5),
-                "error": round(float(change.std() / len(change) ** 0.5), 5),
-                "rms": round(float((images - plain).square().mean().sqrt()), 4),
+                **compare(images, each, first),
                 **figures,
             }
         )

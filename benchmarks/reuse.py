@@ -79,6 +79,24 @@ def quality(
     return sure, {k: float(found[k]) for k in ("frechet", "accuracy")}
 
 
+def names_of(model: Model, count: int) -> list[str]:
+    """Name the classes in turn, or ``count`` captions from all parts of the card's list."""
+    known = list(model.classes or model.card["captions"])
+    stride = 1 if model.classes else max(1, len(known) // count)
+    return [known[i * stride % len(known)] for i in range(count)]
+
+
+def compare(images: Tensor, each: Tensor, first: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Return the mean quality, and what changed against the images and qualities of ``first``."""
+    change = each - first[1]
+    return {
+        "quality": round(float(each.mean()), 5),
+        "change": round(float(change.mean()), 5),
+        "error": round(float(change.std() / len(change) ** 0.5), 5),
+        "rms": round(float((images - first[0]).square().mean().sqrt()), 4),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="fashion-mnist")
@@ -89,32 +107,25 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="settings of reuse; all by default")
     arguments = parser.parse_args()
     model = load(arguments.model)
-    known = list(model.classes or model.card["captions"])
-    stride = 1 if model.classes else max(1, len(known) // arguments.samples)
-    names = [known[i * stride % len(known)] for i in range(arguments.samples)]
+    names = names_of(model, arguments.samples)
     reference = references(model)[0] if model.classes else None
     runs = [("", STEPS), *((f", {r}", STEPS) for r in arguments.only or REUSES)]
     runs += [("", n) for n in FEWER]
     rows: list[dict[str, Any]] = []
-    plain = first = None
+    first = None
     for more, steps in runs:
         guidance = f"cfg({arguments.scale:g}{more})"
         with torch.inference_mode():
             images, nfe = draw(model, guidance, steps, names, arguments.seed, arguments.batch)
             each, figures = quality(model, images, names, reference)
-        plain = images if plain is None else plain
-        first = each if first is None else first
-        change = each - first
+        first = first or (images, each)
         rows.append(
             {
                 "guidance": guidance,
                 "steps": steps,
                 "nfe": round(nfe, 3),
                 "share": round(nfe / (2 * STEPS), 4),
-                "quality": round(float(each.mean()), 5),
-                "change": round(float(change.mean()), 5),
-                "error": round(float(change.std() / len(change) ** 0.5), 5),
-                "rms": round(float((images - plain).square().mean().sqrt()), 4),
+                **compare(images, each, first),
                 **figures,
             }
         )

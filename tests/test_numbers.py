@@ -29,7 +29,7 @@ CONSTANTS = {
     "evaluate.diversity:_ROWS": 512,
     "checkpoints.dit:_HEADS": {1152: 16, 1024: 16, 768: 12, 384: 6},
     "train.examine:RHOS": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0),
-    "train.recipe.schema:_MOST": 12,
+    "train.recipe.mistakes:_MOST": 12,
     "train.build.limits:MOST_TENSORS": 20_000,
     "train.loop.lock:BEAT": 20.0,
     "data.identity:HASHED": 268_435_456,

@@ -22,7 +22,7 @@ CORE = (
     "core/*.py",
     *(
         f"guidance/{n}.py"
-        for n in ("term", "context", "engine", "groups", "arguments", "guided", "plan")
+        for n in ("traits", "term", "context", "engine", "groups", "guided", "plan")
     ),
     "guidance/expression.py",
     "sampling/solver.py",

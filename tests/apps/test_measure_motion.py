@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from guidestar import VP
 from guidestar.apps.measure_motion import (
     MotionJudge,
     inbetween_error,
@@ -14,15 +13,8 @@ from guidestar.apps.measure_motion import (
     score_motions,
 )
 from guidestar.data.motions import MotionSettings, motion_folder
-from guidestar.diffusers.read.network import denoiser
-from guidestar.diffusers.read.scheduler import Process
 from guidestar.evaluate.motions import foot_skating, jerk
-from guidestar.model.model import Model
-from guidestar.networks.condition_encoders import ClassEncoder
-from guidestar.networks.conditions import Conditions
-from guidestar.networks.lengths import LengthEncoder
-from guidestar.networks.motion import MotionTransformer
-from helpers.motions import write_walkers
+from helpers.motions import random_mover, write_walkers
 
 T = 16
 
@@ -35,21 +27,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(data):
-    torch.manual_seed(0)
-    net = MotionTransformer(data.shape[1], T, width=16, depth=1, heads=2).eval()
-    process = Process(schedule=VP.cosine(50), predicts="x0")
-    scale = {"mean": data.scale.mean.tolist(), "std": data.scale.std.tolist()}
-    parts = {"action": ClassEncoder(("fast", "slow"), 16), "length": LengthEncoder(T, 4)}
-    return Model(
-        name="mover",
-        denoiser=denoiser(net, process),
-        schedule=process.schedule,
-        shape=data.shape,
-        encoder=Conditions(parts).eval().requires_grad_(False),
-        decode=data.scale.undo,
-        defaults={"steps": 2, "solver": "ddim", "grid": "uniform"},
-        card={"motion": data.body.to_json(), "scale": scale},
-    )
+    return random_mover(data, T)
 
 
 class Pace(nn.Module):

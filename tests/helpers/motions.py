@@ -5,6 +5,18 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import torch
+
+from guidestar import VP
+from guidestar.data.motions import Motions
+from guidestar.diffusers.read.network import denoiser
+from guidestar.diffusers.read.scheduler import Process
+from guidestar.model.model import Model
+from guidestar.networks.condition_encoders import ClassEncoder
+from guidestar.networks.conditions import Conditions
+from guidestar.networks.lengths import LengthEncoder
+from guidestar.networks.motion import MotionTransformer
+
 NAMES = ("Hips", "Spine", "Head", "Leg_L", "Foot_L", "Leg_R", "Foot_R")
 PARENTS = (-1, 0, 1, 0, 3, 0, 5)
 OFFSETS = ((0, 0, 0), (0, 20, 0), (0, 40, 0), (10, -5, 0), (0, -80, 0), (-10, -5, 0), (0, -80, 0))
@@ -73,3 +85,22 @@ def write_walkers(folder: Path, each: int = 4, frames: int = 40) -> Path:
                 text = walker(frames - 4 * k, speed=speed, turn=turn, phase=0.3 * k)
                 (folder / f"{action}_{mood}_{k}.bvh").write_text(text)
     return folder
+
+
+def random_mover(data: Motions, frames: int) -> Model:
+    """Return a model of motions with random weights, of the actions fast and slow, and lengths."""
+    torch.manual_seed(0)
+    net = MotionTransformer(data.shape[1], frames, width=16, depth=1, heads=2).eval()
+    process = Process(schedule=VP.cosine(50), predicts="x0")
+    parts = {"action": ClassEncoder(("fast", "slow"), 16), "length": LengthEncoder(frames, 4)}
+    scale = {"mean": data.scale.mean.tolist(), "std": data.scale.std.tolist()}
+    return Model(
+        name="mover",
+        denoiser=denoiser(net, process),
+        schedule=process.schedule,
+        shape=data.shape,
+        encoder=Conditions(parts).eval().requires_grad_(False),
+        decode=data.scale.undo,
+        defaults={"steps": 2, "solver": "ddim", "grid": "uniform"},
+        card={"motion": data.body.to_json(), "scale": scale},
+    )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from guidestar.core.denoiser import Condition
 from guidestar.train.export import assemble
 from guidestar.train.recipe import schema as recipes
 from guidestar.train.run import train
@@ -47,6 +49,21 @@ def teacher(tmp_path_factory):
     assert train(recipe, home)
     assemble(recipe, home)
     return home / "teacher"
+
+
+class Rows(nn.Module):
+    """Conditions whose rows are the network's input; the null is the third class."""
+
+    parts = {"label": None}
+
+    def null_rows(self, name):
+        return torch.tensor(2)
+
+    def null(self, batch):
+        return Condition(label=torch.full((batch,), 2))
+
+    def forward(self, rows):
+        return Condition(label=rows["label"])
 
 
 def recipe_of(teacher, **student):

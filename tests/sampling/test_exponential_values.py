@@ -18,6 +18,7 @@ from guidestar.sampling.exponential import (
     order_at,
     usable,
 )
+from guidestar.sampling.unipc import UniPC
 
 
 @pytest.mark.parametrize(
@@ -40,12 +41,11 @@ from guidestar.sampling.exponential import (
     ],
 )
 def test_orders_of_all_steps(order, history, first, lower, orders):
-    found = []
+    found, wanted = [], UniPC(order=order, first_order_steps=first, lower_order_final=lower)
     for index in range(10):
         step: Any = SimpleNamespace(index=index, grid=SimpleNamespace(steps=10))
         known = index if history is None else history
-        found.append(order_at(step, order, known, first_order_steps=first,
-                              lower_order_final=lower))  # fmt: skip
+        found.append(order_at(wanted, step, known))
     assert found == orders
 
 

@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from guidestar import VP
 from guidestar.data.motions import MotionSettings, motion_folder
-from guidestar.diffusers.read.network import denoiser
-from guidestar.diffusers.read.scheduler import Process
 from guidestar.io.images import read_settings
-from guidestar.model.model import Model
 from guidestar.model.motions import motions, write_motions
 from guidestar.motion import read_bvh
-from guidestar.networks.condition_encoders import ClassEncoder
-from guidestar.networks.conditions import Conditions
-from guidestar.networks.lengths import LengthEncoder
-from guidestar.networks.motion import MotionTransformer
-from helpers.motions import write_walkers
+from helpers.motions import random_mover, write_walkers
 from helpers.served import toy_model
 from helpers.serving import opened, serving
 
@@ -32,21 +24,7 @@ RUN = {"cond": "fast; length=9", "guidance": "cfg(2)", "seed": 3, "n": 2, "steps
 def mover(tmp_path_factory):
     folder = write_walkers(tmp_path_factory.mktemp("moving") / "clips", each=1, frames=20)
     data = motion_folder(folder, MotionSettings(frames=12, names="{action}_{}"))
-    torch.manual_seed(0)
-    net = MotionTransformer(data.shape[1], 12, width=16, depth=1, heads=2).eval()
-    process = Process(schedule=VP.cosine(50), predicts="x0")
-    scale = {"mean": data.scale.mean.tolist(), "std": data.scale.std.tolist()}
-    parts = {"action": ClassEncoder(("fast", "slow"), 16), "length": LengthEncoder(12, 4)}
-    return Model(
-        name="mover",
-        denoiser=denoiser(net, process),
-        schedule=process.schedule,
-        shape=data.shape,
-        encoder=Conditions(parts).eval().requires_grad_(False),
-        decode=data.scale.undo,
-        defaults={"steps": 2, "solver": "ddim", "grid": "uniform"},
-        card={"motion": data.body.to_json(), "scale": scale},
-    )
+    return random_mover(data, 12)
 
 
 @pytest.fixture(scope="module")

@@ -27,21 +27,16 @@ from guidestar.train.export import assemble
 from guidestar.train.objectives.reconstruction import Reconstruction
 from guidestar.train.recipe import schema as recipes
 from guidestar.train.recipe.parts import AutoencoderPart
+from helpers.recipes import LATENTS_OF_PHOTOS, write_photos
 
 KINDS = {
     "AutoencoderKL": "widths = [8, 8]\ngroups = 4\nkl = 1e-3",
     "AutoencoderTiny": 'network = "AutoencoderTiny"\nwidths = [8, 8]',
     "AutoencoderDC": 'network = "AutoencoderDC"\nwidths = [4, 8]',
 }
-RECIPE = """
-name = "tiny"
-[data]
-path = "{data}"
-size = 16
-channels = 3
-holdout = 0.25
-vae = "autoencoder"
-[autoencoder]
+RECIPE = (
+    LATENTS_OF_PHOTOS
+    + """[autoencoder]
 {autoencoder}
 latent_channels = 2
 scales = 1
@@ -60,19 +55,26 @@ every = 2
 seeds = 2
 steps = 2
 """
+)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Twelve pictures in two classes."""
-    root = tmp_path_factory.mktemp("photos")
-    for k, name in enumerate(("cat", "dog")):
-        (root / name).mkdir()
-        for i in range(6):
-            torch.manual_seed(10 * k + i)
-            small = (torch.rand(4, 4, 3) * 255).byte().numpy()
-            Image.fromarray(small).resize((16, 16)).save(root / name / f"{i}.png")
-    return root
+    return write_photos(
+        tmp_path_factory.mktemp("photos"), lambda: (torch.rand(4, 4, 3) * 255).byte().numpy()
+    )
+
+
+def begin_and_change(other, out, folder):
+    """Begin to train a model on the latents of the autoencoder in ``folder``, and change that."""
+    steps = run.train_part(other, "model", out, sources(other)[0])
+    next(steps)
+    steps.close()
+    net = diffusers.AutoencoderKL.from_pretrained(folder)
+    with torch.no_grad():
+        net.quant_conv.weight.mul_(1.1)
+    net.save_pretrained(folder)
 
 
 def recipe(tmp_path, photos, kind="AutoencoderKL", change=("", "")):
@@ -248,13 +250,7 @@ def test_any_folder_will_do_and_latents_of_another_are_refused(tmp_path, photos)
         text[: text.index("[autoencoder]")] + text[text.index("[model]") :]
     )
     other = recipes.read_recipe(tmp_path / "o.toml")
-    steps = run.train_part(other, "model", tmp_path / "other", sources(other)[0])
-    next(steps)
-    steps.close()
-    net = diffusers.AutoencoderKL.from_pretrained(folder)
-    with torch.no_grad():
-        net.quant_conv.weight.mul_(1.1)
-    net.save_pretrained(folder)
+    begin_and_change(other, tmp_path / "other", folder)
     with pytest.raises(ValueError, match=r"trained with other settings \(data.vae"):
         run.train(other, tmp_path / "other")
 
@@ -319,13 +315,7 @@ def test_bad_pictures_and_latents_are_one_line_of_the_command(tmp_path, photos, 
     text = text[: text.index("[autoencoder]")] + text[text.index("[model]") :]
     (tmp_path / "o.toml").write_text(text)
     other = recipes.read_recipe(tmp_path / "o.toml")
-    steps = run.train_part(other, "model", tmp_path / "other", sources(other)[0])
-    next(steps)
-    steps.close()
-    net = diffusers.AutoencoderKL.from_pretrained(folder)
-    with torch.no_grad():
-        net.quant_conv.weight.mul_(1.1)
-    net.save_pretrained(folder)
+    begin_and_change(other, tmp_path / "other", folder)
     assert "other settings (data.vae" in refused(tmp_path / "o.toml", tmp_path / "other", 2)
 
 

@@ -25,6 +25,7 @@ from guidestar.train.objectives.denoising import Conditional, Denoising
 from guidestar.train.objectives.level_distributions import LogitNormal
 from guidestar.train.objectives.super_resolution import SuperResolution
 from guidestar.train.recipe.cascade import read_cascade
+from helpers.recipes import write_photos
 
 RECIPE = """
 name = "tiny"
@@ -54,14 +55,9 @@ train = {{ steps = 2, batch = 4 }}
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Twelve grey pictures in two classes."""
-    root = tmp_path_factory.mktemp("photos")
-    for k, name in enumerate(("cat", "dog")):
-        (root / name).mkdir()
-        for i in range(6):
-            torch.manual_seed(10 * k + i)
-            pixels = (torch.rand(16, 16) * 255).byte().numpy()
-            Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return root
+    return write_photos(
+        tmp_path_factory.mktemp("photos"), lambda: (torch.rand(16, 16) * 255).byte().numpy()
+    )
 
 
 @pytest.fixture(scope="module")

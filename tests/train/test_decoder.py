@@ -18,16 +18,11 @@ from guidestar.train.build.data import sources
 from guidestar.train.export import assemble
 from guidestar.train.objectives.decoding import Decoding
 from guidestar.train.recipe import schema as recipes
+from helpers.recipes import LATENTS_OF_PHOTOS
 
-RECIPE = """
-name = "tiny"
-[data]
-path = "{data}"
-size = 16
-channels = 3
-holdout = 0.25
-vae = "autoencoder"
-[autoencoder]
+RECIPE = (
+    LATENTS_OF_PHOTOS
+    + """[autoencoder]
 widths = [8, 8]
 groups = 4
 latent_channels = 2
@@ -58,6 +53,7 @@ groups = 4
 head = 8
 train = {{ steps = 2, batch = 4, warmup = 1, decay = 0.5 }}
 """
+)
 
 
 @pytest.fixture(scope="module")

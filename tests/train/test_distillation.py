@@ -7,9 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
 
-from guidestar.core.denoiser import Condition
 from guidestar.core.levels import VE, VP, Flow
 from guidestar.core.rng import Draw
 from guidestar.sampling.grids import uniform as uniform_grid
@@ -18,6 +16,7 @@ from guidestar.train.objectives.guided_distillation import GuidedDistillation
 from guidestar.train.objectives.progressive_distillation import ProgressiveDistillation
 from guidestar.train.objectives.teacher import Teacher, takes_scale, with_scale
 from guidestar.train.objectives.trajectory_distillation import TrajectoryDistillation
+from helpers.students import Rows
 
 MEANS, SPREADS = (-1.0, 2.0, 0.25), (0.5, 0.8, 1.5)
 """Of two classes, and of all data together (the null)."""
@@ -26,21 +25,6 @@ SCHEDULES = {"vp": VP.linear(), "flow": Flow(), "edm": VE(t_min=0.01, t_max=20.0
 
 def column(value, x):
     return torch.as_tensor(value, dtype=torch.float64).expand(len(x)).reshape(-1, 1)
-
-
-class Rows(nn.Module):
-    """Conditions whose rows are the network's input."""
-
-    parts = {"label": None}
-
-    def null_rows(self, name):
-        return torch.tensor(2)
-
-    def null(self, batch):
-        return Condition(label=torch.full((batch,), 2))
-
-    def forward(self, rows):
-        return Condition(label=rows["label"])
 
 
 def gaussian(x, level, label):

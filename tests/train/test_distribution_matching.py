@@ -10,7 +10,6 @@ from torch import nn
 
 import guidestar as gs
 from guidestar.cli import main
-from guidestar.core.denoiser import Condition
 from guidestar.core.levels import VE, VP, Flow
 from guidestar.core.rng import Draw
 from guidestar.sampling.grids import uniform as uniform_grid
@@ -19,7 +18,7 @@ from guidestar.train.objectives.distribution_matching import DistributionMatchin
 from guidestar.train.objectives.teacher import Teacher
 from guidestar.train.students.export import assemble_student
 from guidestar.train.students.run import distill, read_lesson, student_of
-from helpers.students import recipe_of
+from helpers.students import Rows, recipe_of
 
 MEANS, SPREADS = (-1.0, 2.0, 0.25), (0.5, 0.8, 1.5)
 """Of two classes, and of all data together (the null)."""
@@ -37,21 +36,6 @@ def gaussian(x, level, label, means=MEANS, spreads=SPREADS):
     m = torch.tensor(means, dtype=torch.float64)[label][:, None]
     v = torch.tensor(spreads, dtype=torch.float64)[label][:, None] ** 2
     return m + a * v / (a * a * v + s * s) * (x - a * m)
-
-
-class Rows:
-    """Conditions whose rows are the network's input."""
-
-    parts = {"label": None}
-
-    def null_rows(self, name):
-        return torch.tensor(2)
-
-    def null(self, batch):
-        return Condition(label=torch.full((batch,), 2))
-
-    def __call__(self, rows):
-        return Condition(label=rows["label"])
 
 
 class Net:

@@ -3,11 +3,10 @@ written.
 """
 
 import pytest
-import torch
 
-from guidestar.data import fashion_mnist
 from guidestar.train import dry_run, run
 from guidestar.train.recipe import schema as recipes
+from helpers.recipes import use_six_pictures
 
 TEXT = """
 name = "small"
@@ -34,11 +33,7 @@ steps = 2
 
 @pytest.fixture
 def little(monkeypatch):
-    data = (
-        torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1,
-        torch.arange(6),
-    )
-    monkeypatch.setattr(fashion_mnist, "load_split", lambda split, folder: data)
+    use_six_pictures(monkeypatch)
 
 
 def read(tmp_path, *edits):

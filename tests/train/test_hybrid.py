@@ -22,6 +22,7 @@ from guidestar.train.objectives.hybrid import Hybrid
 from guidestar.train.objectives.level_distributions import UniformTime
 from guidestar.train.objectives.weighting import Uniform
 from guidestar.train.recipe import schema as recipes
+from helpers.recipes import LATENTS_OF_PHOTOS
 
 COUNT = 6
 SCHEDULE = VP.linear(COUNT, 0.02, 0.4)
@@ -127,15 +128,9 @@ def test_a_network_without_a_variance_is_refused():
         HYBRID(net, torch.zeros(1, 2, 3, 2), Condition(), gs.Draw([0]))
 
 
-RECIPE = """
-name = "tiny"
-[data]
-path = "{data}"
-size = 16
-channels = 3
-holdout = 0.25
-vae = "autoencoder"
-[conditions.label]
+RECIPE = (
+    LATENTS_OF_PHOTOS
+    + """[conditions.label]
 dropout = 0.1
 [schedule]
 kind = "vp"
@@ -166,6 +161,7 @@ solver = "ddim"
 grid = "uniform"
 steps = 4
 """
+)
 
 
 def test_a_dit_is_trained_with_its_variance_and_loads_as_a_pipeline(tmp_path):

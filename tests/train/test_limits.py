@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from guidestar.data import fashion_mnist
 from guidestar.networks.memory import available_memory
 from guidestar.train import run
 from guidestar.train.build.limits import TooLarge, check_batch, count_memory, within_memory
 from guidestar.train.recipe import schema as recipes
+from helpers.recipes import use_six_pictures
 
 TEXT = """
 name = "small"
@@ -84,11 +84,7 @@ def test_numbers_without_end_of_a_sequence_are_refused(tmp_path, line):
 
 @pytest.fixture
 def little(monkeypatch):
-    data = (
-        torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1,
-        torch.arange(6),
-    )
-    monkeypatch.setattr(fashion_mnist, "load_split", lambda split, folder: data)
+    use_six_pictures(monkeypatch, 32)
     monkeypatch.setenv("GUIDESTAR_MEMORY", "1")
 
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from guidestar import cli
-from guidestar.data import fashion_mnist
 from guidestar.io.files import name_write_errors
 from guidestar.train import run
 from guidestar.train.loop.lock import BEAT, Locked, locked
 from guidestar.train.loop.signals import Stop, stop_on_signals
 from guidestar.train.recipe import schema as recipes
+from helpers.recipes import use_six_pictures
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits")
 
@@ -45,11 +45,7 @@ steps = 2
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    data = (
-        torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1,
-        torch.arange(6),
-    )
-    monkeypatch.setattr(fashion_mnist, "load_split", lambda split, folder: data)
+    use_six_pictures(monkeypatch)
     (tmp_path / "r.toml").write_text(TEXT)
     return recipes.read_recipe(tmp_path / "r.toml")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from guidestar.data import fashion_mnist
 from guidestar.train import run, snapshots
 from guidestar.train.build import networks as build
 from guidestar.train.build.data import sources
 from guidestar.train.recipe import schema as recipes
+from helpers.recipes import use_six_pictures
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "fashion-mnist.toml"
 SMALL = """
@@ -168,11 +168,7 @@ def test_a_recipe_that_cannot_be_read_is_one_line(tmp_path):
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A small recipe, with little data in place of the real ones."""
-    data = (
-        torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1,
-        torch.arange(6),
-    )
-    monkeypatch.setattr(fashion_mnist, "load_split", lambda split, folder: data)
+    use_six_pictures(monkeypatch)
     return recipes.read_recipe(written(tmp_path, SMALL))
 
 

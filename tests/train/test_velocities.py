@@ -26,7 +26,7 @@ from guidestar.train.objectives.teacher import Teacher
 from guidestar.train.objectives.velocity_distillation import VelocityDistillation
 from guidestar.train.students.export import assemble_student
 from guidestar.train.students.run import distill
-from helpers.students import recipe_of
+from helpers.students import Rows, recipe_of
 
 MEAN, SPREADS = 0.25, (0.5, 0.8, 1.5)
 """Of two classes, and of all data together (the null), whose means are one."""
@@ -67,21 +67,6 @@ def averaged(x, level, interval, label, w):
     z_s = (1 - tau_s) * MEAN + (z - (1 - tau) * MEAN) * size(tau_s) / size(tau)
     r = tau_s / tau
     return (z_s - r * z) / (1 - r)
-
-
-class Rows(nn.Module):
-    """Conditions whose rows are the network's input."""
-
-    parts = {"label": None}
-
-    def null_rows(self, name):
-        return torch.tensor(2)
-
-    def null(self, batch):
-        return Condition(label=torch.full((batch,), 2))
-
-    def forward(self, rows):
-        return Condition(label=rows["label"])
 
 
 class Pupil:

@@ -15,6 +15,7 @@ from ..evaluate import Accuracy, DiversityRatio, Frechet, JudgeOutput, class_sha
 from ..guidance import Guidance
 from ..io import distributed as processes
 from ..model.model import Model, Samples
+from .rows import row_of, watch_part
 
 if TYPE_CHECKING:
     from ..model.cascade_stages import CascadeSamples
@@ -141,28 +142,16 @@ def measure(
             guidance, cond=[0] * min(batch, len(seeds)), steps=steps, solver=solver, grid=grid
         )
     reference, floor = references(model, data)
-    yield {
-        "guidance": REAL,
-        "nfe": 0.0,
-        "seconds": 0.0,
-        **scores(floor, reference, len(model.classes)),
-    }
+    yield row_of(REAL, scores(floor, reference, len(model.classes)))
     wanted = torch.tensor([i % len(model.classes) for i in range(len(seeds))])
     for done, guidance in enumerate(guided):
-        step = (
-            (lambda n, done=done: watch(done * len(seeds) + n, len(guided) * len(seeds)))
-            if watch
-            else None
-        )
+        step = watch_part(watch, done, len(seeds), len(guided))
         images, nfe, seconds = _draw(
             model, guidance, list(seeds), wanted, batch, step, steps=steps, solver=solver, grid=grid
         )
-        yield {
-            "guidance": str(guidance),
-            "nfe": nfe,
-            "seconds": round(seconds, 2),
-            **scores(run_judge(model.need_judge(), images, wanted), reference, len(model.classes)),
-        }
+        judged = run_judge(model.need_judge(), images, wanted)
+        found = scores(judged, reference, len(model.classes))
+        yield row_of(guidance, found, nfe=nfe, seconds=seconds)
 
 
 def scores(judged: JudgeOutput, reference: JudgeOutput, classes: int) -> dict[str, object]:

@@ -23,6 +23,7 @@ from ..model.motions import motions
 from ..motion.body import Body
 from ..sampling import DDIM, TimeTravel
 from .measure import real_sources
+from .rows import row_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +217,7 @@ def measure_motions(
     reference = judge.run(real_motions(other), labels(other))
     how = {"judge": judge, "body": source.body, "reference": reference}
     real = score_motions(real_motions(source), labels(source), **how)
-    yield {"guidance": "real", "nfe": 0.0, "seconds": 0.0, **asdict(real)}
+    yield row_of("real", asdict(real))
     rows = [k % source.size for k in range(len(seeds))]
     every = names_like(source, tuple(recipe.conditions or {}))
     for done, guidance in enumerate(guidances, 1):
@@ -235,7 +236,7 @@ def measure_motions(
             nfe += drawn.nfe * len(part) / len(rows)
         seconds = time.perf_counter() - begun
         scored = score_motions(made, labels(source)[rows], **how)
-        yield {"guidance": guidance, "nfe": nfe, "seconds": round(seconds, 2), **asdict(scored)}
+        yield row_of(guidance, asdict(scored), nfe=nfe, seconds=seconds)
         if watch:
             watch(done, len(guidances))
 

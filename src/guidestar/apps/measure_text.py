@@ -18,6 +18,7 @@ from ..guidance import Guidance
 from ..io import distributed as processes
 from ..model.model import Model
 from ..model.protocols import TextJudge
+from .rows import row_of, watch_part
 
 _REAL, SHUFFLED = "real", "real, captions shuffled"
 
@@ -172,26 +173,10 @@ def measure_text(
     real = embed_images(model.judge, wanted.x)
     turned = [*wanted.labels[len(wanted.labels) // 2 :], *wanted.labels[: len(wanted.labels) // 2]]
     captions = {"captions": len(ruler.texts)}
-    yield {
-        "guidance": _REAL,
-        "nfe": 0.0,
-        "seconds": 0.0,
-        **captions,
-        **ruler.scores(real, wanted.labels),
-    }
-    yield {
-        "guidance": SHUFFLED,
-        "nfe": 0.0,
-        "seconds": 0.0,
-        **captions,
-        **ruler.scores(real, turned),
-    }
+    yield row_of(_REAL, {**captions, **ruler.scores(real, wanted.labels)})
+    yield row_of(SHUFFLED, {**captions, **ruler.scores(real, turned)})
     for done, guidance in enumerate(guided):
-        step = (
-            (lambda n, done=done: watch(done * len(wanted.x) + n, len(guided) * len(wanted.x)))
-            if watch
-            else None
-        )
+        step = watch_part(watch, done, len(wanted.x), len(guided))
         images, nfe, seconds = draw_samples(
             model,
             guidance,
@@ -203,13 +188,8 @@ def measure_text(
             solver=solver,
             grid=grid,
         )
-        yield {
-            "guidance": str(guidance),
-            "nfe": nfe,
-            "seconds": round(seconds, 2),
-            **captions,
-            **ruler.scores(embed_images(model.judge, images), wanted.labels),
-        }
+        found = ruler.scores(embed_images(model.judge, images), wanted.labels)
+        yield row_of(guidance, {**captions, **found}, nfe=nfe, seconds=seconds)
 
 
 def _training(model: Model, data: Path | None) -> Captioned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.hooks import Forward, replaced, replacement
 from ..core.perturbation import Attention, LayerKind, Rows
-from ..networks.perturbable.rows import AttentionChange, changed_tokens
+from ..networks.perturbable.rows import AttentionChange, changed_tokens, layers_replaced
 from .adm_blocks import SelfAttention
 
 if TYPE_CHECKING:
@@ -82,26 +82,19 @@ class ADMLayers:
         self.find("exchange", names)
         yield
 
-    @contextmanager
-    def skipping(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[None]:
+    def skipping(
+        self, names: Sequence[str], rows: Rows | None = None
+    ) -> AbstractContextManager[None]:
         """Let layers of attention return their input; with ``rows`` they run, and others change."""
-        with ExitStack() as stack:
-            for name in self.find("block", names):
-                module = self.net.get_submodule(name)
-                stack.enter_context(replaced(module, partial(_skip, rows)))
-            yield
+        found = self.find("block", names)
+        return layers_replaced(self.net, dict.fromkeys(found, partial(_skip, rows)))
 
-    @contextmanager
     def entering(
         self, names: Sequence[str], change: Callable[[Tensor], Tensor], rows: Rows | None = None
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Change the tokens before layers of attention: ``change(tokens [b, tokens, d])``."""
-        with ExitStack() as stack:
-            for name in self.find("block", names):
-                stack.enter_context(
-                    replaced(self.net.get_submodule(name), partial(_change_input, change, rows))
-                )
-            yield
+        found = self.find("block", names)
+        return layers_replaced(self.net, dict.fromkeys(found, partial(_change_input, change, rows)))
 
 
 def _change_input(

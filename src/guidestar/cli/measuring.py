@@ -120,7 +120,11 @@ def evaluate(
         write_text(json.dumps(rows, indent=2) + "\n", out)
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+Row = Mapping[str, Any]
+"""Figures of a measurement by name: numbers, and lists of them."""
+
+
+def _cells(row: Row) -> tuple[str, ...]:
     shares = f"{min(row['shares']):.1%}-{max(row['shares']):.1%}"
     return (
         row["guidance"],
@@ -139,7 +143,7 @@ _MOTION = (
 )
 
 
-def _motion_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _motion_cells(row: Row) -> tuple[str, ...]:
     return (
         row["guidance"],
         f"{row['accuracy']:.2%}",
@@ -154,7 +158,7 @@ def _motion_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _text_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _text_cells(row: Row) -> tuple[str, ...]:
     return (
         row["guidance"],
         f"{row['top 1']:.1%}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -80,14 +80,19 @@ def check_counts(term: object, name: str) -> None:
             raise ValueError(f"{name}: {key} must be at most {MOST_COUNT:,}, not {value:,}")
 
 
+def arguments_of(method: type) -> tuple[Field[Any], ...]:
+    """Return the arguments of a method, in their order."""
+    return fields(cast("type[Any]", method))
+
+
 def unnamed(method: type) -> list[str]:
     """Return the arguments that need no name, in their order."""
-    return [f.name for f in fields(cast("type[Any]", method)) if not f.kw_only]
+    return [f.name for f in arguments_of(method) if not f.kw_only]
 
 
 def needed(method: type) -> list[str]:
     """Return the arguments without a default."""
-    every = fields(cast("type[Any]", method))
+    every = arguments_of(method)
     return [f.name for f in every if f.default is MISSING and f.default_factory is MISSING]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..io.documents import JSONObject
 from ..io.files import make_folder
 
 
@@ -127,10 +128,6 @@ class EmojiNames(NamedTuple):
     tags: tuple[str, ...]
 
 
-JSON = dict[str, Any]
-"""A JSON object of a package."""
-
-
 def fetch_packages(folder: Path) -> Path:
     """Fetch the packages that ``folder`` lacks, by ``npm pack``.
 
@@ -218,7 +215,7 @@ def _plain(code: str) -> str:
     )
 
 
-def _known(entries: Sequence[JSON]) -> dict[str, EmojiNames]:
+def _known(entries: Sequence[JSONObject]) -> dict[str, EmojiNames]:
     """Return the names by code point sequence."""
     return {
         _plain(e["hexcode"]): EmojiNames(
@@ -273,7 +270,7 @@ def _icons(
         yield Drawing(**names._asdict(), style=style.name, svg=_svg(icon, icons))
 
 
-def _svg(icon: JSON, icons: JSON) -> str:
+def _svg(icon: JSONObject, icons: JSONObject) -> str:
     left, top, width, height = (
         icon.get(k, icons.get(k, default))
         for k, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.rng import Draw
-from .source import Column, Source, Targets
+from .source import Derived, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reduced(Source):
+class Reduced(Derived):
     """Another source's pictures, reduced.
 
     Args:
@@ -24,7 +24,6 @@ class Reduced(Source):
         ValueError: its pictures cannot be reduced so.
     """
 
-    source: Source
     side: int
 
     def __post_init__(self) -> None:
@@ -40,21 +39,7 @@ class Reduced(Source):
         """Shape of one reduced picture."""
         return (self.source.shape[0], self.side, self.side)
 
-    @property
-    def size(self) -> int | None:
-        """Number of pictures."""
-        return self.source.size
-
-    @property
-    def columns(self) -> Mapping[str, Column]:
-        """What is known of each picture."""
-        return self.source.columns
-
     def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
         """Return the pictures at ``rows``: means over squares."""
         x, targets = self.source.batch(rows, draw)
         return F.avg_pool2d(x, x.shape[-1] // self.side), targets
-
-    def captions(self, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
-        """Return all captions of the pictures at ``rows``."""
-        return self.source.captions(column, rows)

@@ -131,17 +131,15 @@ def split_captions(held: Held, column: str, rows: Sequence[int]) -> list[tuple[s
     return [(value,) if isinstance(value, str) else tuple(value) for value in found]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Subset(Source):
-    """Some rows of another source: ``batch(rows)`` is ``source.batch(kept[rows])``.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Derived(Source, ABC):
+    """Another source, changed: its size, columns and captions stay.
 
     Args:
         source: the other source.
-        kept: its rows that are kept, in order.
     """
 
     source: Source
-    kept: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -149,14 +147,35 @@ class Subset(Source):
         return self.source.shape
 
     @property
-    def size(self) -> int:
-        """Number of kept samples."""
-        return len(self.kept)
+    def size(self) -> int | None:
+        """Number of samples; None for a stream."""
+        return self.source.size
 
     @property
     def columns(self) -> Mapping[str, Column]:
         """What each column holds, by name."""
         return self.source.columns
+
+    def captions(self, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
+        """Return all captions of the samples at ``rows``."""
+        return self.source.captions(column, rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset(Derived):
+    """Some rows of another source: ``batch(rows)`` is ``source.batch(kept[rows])``.
+
+    Args:
+        source: the other source.
+        kept: its rows that are kept, in order.
+    """
+
+    kept: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of kept samples."""
+        return len(self.kept)
 
     def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
         """Return the samples at ``rows`` of the kept ones."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.rng import Draw
 from ..io.files import Damaged
-from .source import Column, ColumnKind, InMemory, Source, Targets
+from .source import Column, ColumnKind, Derived, InMemory, Targets
 
 
 def tensors(
@@ -211,7 +211,7 @@ class Standardiser:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Standardised(Source):
+class Standardised(Derived):
     """Another source, standardised.
 
     Args:
@@ -219,29 +219,9 @@ class Standardised(Source):
         scale: mean and standard deviation by channel.
     """
 
-    source: Source
     scale: Standardiser
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return self.source.shape
-
-    @property
-    def size(self) -> int | None:
-        """Number of samples; None for a stream."""
-        return self.source.size
-
-    @property
-    def columns(self) -> Mapping[str, Column]:
-        """What each column holds, by name."""
-        return self.source.columns
 
     def batch(self, rows: Sequence[int], draw: Draw) -> tuple[Tensor, Targets]:
         """Return the standardised samples at ``rows``."""
         x, targets = self.source.batch(rows, draw)
         return self.scale.apply(x), targets
-
-    def captions(self, column: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
-        """Return all captions of the samples at ``rows``."""
-        return self.source.captions(column, rows)

@@ -11,10 +11,9 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
-from ..core.arguments import find_mismatch, needed, unnamed
+from ..core.arguments import arguments_of, find_mismatch, needed, unnamed
 from . import weights
 from .term import Direction, Guidance, Post, as_guidance, cond, neg, uncond
 
@@ -152,7 +151,7 @@ class _Reader:
         return self._attempt(node, lambda: method(**arguments))
 
     def _arguments(self, method: type, name: str, node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
-        order, known = unnamed(method), [f.name for f in fields(cast("type[Any]", method))]
+        order, known = unnamed(method), [f.name for f in arguments_of(method)]
         for value in node.args[len(order) :]:
             most = f"{len(order)} arguments without a name: {', '.join(order)}"
             raise self.error(value, f"{name} takes at most {most}")
@@ -200,7 +199,7 @@ class _Reader:
 
 
 def _first(method: type) -> str:
-    return fields(cast("type[Any]", method))[0].name
+    return arguments_of(method)[0].name
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

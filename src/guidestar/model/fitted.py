@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.levels import Grid
 from ..core.rng import Draw
@@ -18,7 +18,7 @@ from ..sampling import noise
 from ..sampling.geometric import bending, grid_of_ratios, interpolated, shortest
 from ..sampling.grids import GRIDS, log_snr
 from .blame import blaming
-from .manifest import NAME
+from .manifest import NAME, Card
 
 if TYPE_CHECKING:
     from .model import Model
@@ -27,7 +27,7 @@ FITTED = "fitted"
 """The name of the grid that is read from the card."""
 
 
-def ratios_of(card: Mapping[str, Any]) -> dict[int, list[float]]:
+def ratios_of(card: Card) -> dict[int, list[float]]:
     """Return the fitted noise ratios of a card by step count."""
     return {int(steps): rhos for steps, rhos in card.get("grids", {}).items()}
 

@@ -11,25 +11,16 @@ from torch import Tensor
 
 from ..core.denoiser import Condition
 from ..core.levels import Grid, Level
-from ..core.rng import checked_seeds
-from ..guidance import Guidance, Guided, Observation, Plan, losses_of, parse
+from ..guidance import Guidance, Guided, Plan, parse
 from ..guidance.losses import Loss
 from ..guidance.term import Direction, as_guidance
-from ..sampling import Potential, Solver, State, get_solver, grid_of, warn_of_divergence
+from ..sampling import Potential, Solver, State, get_solver, warn_of_divergence
 from .binding import guides_of, index_of, names_of, nets_of, scale_of, target_of
 from .blame import blaming
-from .fitted import defaults_of, grid_name, make_grid
+from .fitted import defaults_of, make_grid
 from .parts import ModelParts
-from .request import (
-    CUSTOM,
-    Names,
-    Request,
-    RunArguments,
-    SteerArguments,
-    Steering,
-    check_names,
-    checked_start,
-)
+from .request import Names, Request, RunArguments, SteerArguments, Steering, check_names
+from .resolving import plan_run, resolve_request
 from .samples import CARRIED, Carried, Samples, Settings, check_settings, settings_of
 from .steering import ImageReward, steer_model
 from .walking import finish, walk_states
@@ -141,22 +132,15 @@ class Model(ModelParts):
 
         It is of as many samples as there are conditions, or scales in the expression's lists.
         """
-        cond = "anything" if cond == 0 and self.takes_prompts else cond
-        count = 1 if cond is None or isinstance(cond, str | int) else max(1, len(cond))
-        names = self.names(cond if self.encoder is not None else None, count)
-        with blaming("solver"):
-            grid = grid or grid_of(solver)
-        expression = self.expression(
-            guidance, conditional=names is not None, steps=steps, grid=grid
-        )
-        unseen = {name: Observation("identity", 0.0) for name in losses_of(expression)}
-        guided = self.guided(expression, cond=names, negative=negative, scale=scale, losses=unseen)
-        solver = self.solver(solver, steps=steps, grid=grid)
-        levels = self.grid(steps, grid)
-        with blaming("solver"):
-            solver.check(guided, levels)
-        return guided.plan(
-            levels, batch=count if count > 1 else None, evaluations=solver.evaluations
+        return plan_run(
+            self,
+            guidance,
+            cond=cond,
+            negative=negative,
+            scale=scale,
+            steps=steps,
+            solver=solver,
+            grid=grid,
         )
 
     @blaming("solver")
@@ -181,34 +165,7 @@ class Model(ModelParts):
             ValueError: as `sample`.
             TypeError: an unknown argument.
         """
-        check_names(arguments, RunArguments)
-        with blaming("seeds"):
-            seeds = tuple(checked_seeds(arguments.get("seeds", (0,))))
-        names, count = self.names(cond, len(seeds)), len(seeds)
-        solver, steps = arguments.get("solver"), arguments.get("steps")
-        rho = arguments.get("start_rho")
-        with blaming("solver"):
-            grid = arguments.get("grid") or grid_of(solver)
-        levels = self.grid(steps, grid)
-        with blaming("start_rho"):
-            cut = levels if rho is None else levels.from_rho(rho)
-        return Request(
-            names=names,
-            guidance=self.expression(
-                arguments.get("guidance"), conditional=names is not None, steps=steps, grid=grid
-            ),
-            seeds=seeds,
-            solver=self.solver(solver, steps=steps, grid=grid),
-            levels=cut,
-            grid=CUSTOM if isinstance(grid, Grid) else grid_name(self, steps, grid),
-            negative=arguments.get("negative"),
-            scale=scale_of(self, arguments.get("scale"), count),
-            start_rho=rho,
-            start=checked_start(arguments.get("start"), (count, *self.shape)),
-            losses=arguments.get("losses"),
-            max_rows=arguments.get("max_rows"),
-            checkpoint=arguments.get("checkpoint", False),
-        )
+        return resolve_request(self, cond, arguments)
 
     def trajectory(
         self,

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..io.documents import JSONObject
+
 
 class CaptionTokenizer(Protocol):
     """A tokenizer of transformers, as far as CLIP uses it."""
@@ -111,7 +113,7 @@ def _bytes() -> list[str]:
     return pre_tokenizers.ByteLevel.alphabet()
 
 
-def _model(tokenizer: Any) -> dict[str, Any]:
+def _model(tokenizer: Any) -> JSONObject:
     import json
 
     return json.loads(tokenizer.backend_tokenizer.to_str())["model"]

@@ -101,13 +101,7 @@ class DEIS(Remembering):
         prediction = yield Point(x_t, step)
         noise, here = Estimate.noise(prediction, self.at_changes), self._place(step.t)
         past = History.read(memory).follow(noise, self.at_changes)
-        order = order_at(
-            step,
-            self.order,
-            len(past.estimates),
-            first_order_steps=self.first_order_steps,
-            lower_order_final=self.lower_order_final,
-        )
+        order = order_at(self, step, len(past.estimates))
         s = step.s
         x_s = expand(s.alpha, x_t) * prediction.x0 + expand(s.sigma, x_t) * prediction.eps
         if order > 1:

@@ -70,13 +70,7 @@ class ERSDE(Remembering):
         prediction = yield Point(x_t, step)
         clean, rho, s = Estimate.clean(x_t, prediction, step.t, self.at_changes), step.t.rho, step.s
         past = History.read(memory).follow(clean, self.at_changes)
-        order = order_at(
-            step,
-            self.order,
-            len(past.estimates),
-            first_order_steps=self.first_order_steps,
-            lower_order_final=self.lower_order_final,
-        )
+        order = order_at(self, step, len(past.estimates))
         ratio, deviation = each(_noise, s.rho, rho)
         x_s = expand(s.alpha, x_t) * prediction.x0 + expand(s.sigma * ratio, x_t) * prediction.eps
         x_s = x_s + expand(s.sigma * deviation, x_t) * draw.normal_like("er-sde", x_t)

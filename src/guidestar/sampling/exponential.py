@@ -15,10 +15,10 @@ Weights are computed in Python's numbers, sample by sample where levels differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch import Tensor
 from ..core.levels import Level, Step, Value, expand, inverse_or_zero, log
 from ..core.prediction import Prediction
 from .changes import BASE, SAME, TERMS, AtChanges, change, where
+from .solver import Memory
 
 HIGHEST_ORDER = 4
 
@@ -191,7 +192,7 @@ class History:
     terms: tuple[Value, ...] = ()
 
     @classmethod
-    def read(cls, memory: Mapping[str, Any]) -> History:
+    def read(cls, memory: Memory) -> History:
         """Read what `memory` wrote."""
 
         def numbered(name: str) -> tuple[Any, ...]:
@@ -206,9 +207,9 @@ class History:
             memory.get("terms", ()),
         )
 
-    def memory(self, here: Estimate, place: Value, keep: int, order: int) -> dict[str, Any]:
+    def memory(self, here: Estimate, place: Value, keep: int, order: int) -> Memory:
         """Return what a solver keeps: this with a new estimate, at most ``keep`` in all."""
-        kept: dict[str, tuple[Any, ...]] = {
+        kept: dict[str, tuple[object, ...]] = {
             "estimate": (here.value, *self.estimates),
             "place": (place, *self.places),
         }
@@ -264,20 +265,35 @@ class History:
         return total
 
 
-def order_at(
-    step: Step, order: int, history: int, *, first_order_steps: int, lower_order_final: bool
-) -> int:
+class Orders(Protocol):
+    """The orders of a solver's steps: the highest, and what is wanted at the ends."""
+
+    @property
+    def order(self) -> int:
+        """The highest."""
+        ...
+
+    @property
+    def first_order_steps(self) -> int:
+        """How many of the first steps are of first order."""
+        ...
+
+    @property
+    def lower_order_final(self) -> bool:
+        """Whether the last step is of first order, the one before of second, …."""
+        ...
+
+
+def order_at(wanted: Orders, step: Step, history: int) -> int:
     """Return the order of one step: the one requested, known so far, and wanted at the ends.
 
     Args:
+        wanted: the solver.
         step: which.
-        order: the highest.
         history: how many earlier estimates there are.
-        first_order_steps: how many of the first steps are of first order.
-        lower_order_final: whether the last step is of first order, the one before of second, ….
     """
-    found = min(order, history + 1, step.index + 2 - first_order_steps)
-    if lower_order_final:
+    found = min(wanted.order, history + 1, step.index + 2 - wanted.first_order_steps)
+    if wanted.lower_order_final:
         found = min(found, step.grid.steps - step.index)
     return max(1, found)
 

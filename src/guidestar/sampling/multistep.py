@@ -69,13 +69,7 @@ class Multistep(Remembering, ABC):
         prediction = yield Point(x_t, step)
         clean, here = Estimate.clean(x_t, prediction, step.t, self.at_changes), half_log_snr(step.t)
         past = History.read(memory).follow(clean, self.at_changes)
-        order = order_at(
-            step,
-            self.order,
-            len(past.estimates),
-            first_order_steps=self.first_order_steps,
-            lower_order_final=self.lower_order_final,
-        )
+        order = order_at(self, step, len(past.estimates))
         x_s = first_order(x_t, prediction, step, half_step(step), self.eta, draw, "sde")
         if order > 1:
             weights = each(

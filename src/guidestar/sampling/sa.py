@@ -83,13 +83,7 @@ class SA(PredictorCorrector):
         return self.tau**2 if low <= rho <= high else 0.0
 
     def orders(self, step: Step, history: int) -> int:
-        return order_at(
-            step,
-            self.order,
-            history,
-            first_order_steps=self.first_order_steps,
-            lower_order_final=self.lower_order_final,
-        )
+        return order_at(self, step, history)
 
     def predicting(self, h: float, eta: float, places: Weights) -> Weights:
         return adams(h, 1 + eta, places)

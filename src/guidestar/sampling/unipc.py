@@ -175,13 +175,7 @@ class UniPC(PredictorCorrector):
         return self.corrector
 
     def orders(self, step: Step, history: int) -> int:
-        return order_at(
-            step,
-            self.order,
-            history,
-            first_order_steps=self.first_order_steps,
-            lower_order_final=self.lower_order_final,
-        )
+        return order_at(self, step, history)
 
     def predicting(self, h: float, eta: float, places: Weights) -> Weights:
         if len(places) == 1 and 0 < h < math.inf:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..io.documents import JSONObject
 from .recipe.parts import AutoencoderPart, CLIPPart, DecoderPart
 from .recipe.schema import Recipe
 
@@ -55,7 +56,7 @@ def describe_origin(recipe: Recipe, part: str) -> dict[str, object]:
     return _dotted(tables)
 
 
-def _dotted(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _dotted(tables: Mapping[str, JSONObject]) -> JSONObject:
     return {
         f"{table}.{key}".strip("."): _plain(value)
         for table, values in tables.items()

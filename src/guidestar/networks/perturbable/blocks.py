@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import wraps
+from inspect import BoundArguments
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...core.hooks import Forward
 from ...core.perturbation import Rows
+from .hooks import run_call, with_call
 from .rows import changed_tokens
 
 
@@ -19,17 +20,12 @@ def change_input(
     change: Callable[[Tensor], Tensor], rows: Rows | None, original: Forward
 ) -> Forward:
     """Return a block's forward whose input tokens are changed."""
-    signature = inspect.signature(original)
 
-    @wraps(original)
-    def forward(*args: object, **kwargs: object) -> object:
-        call = signature.bind(*args, **kwargs)
-        call.arguments["hidden_states"] = changed_tokens(
-            call.arguments["hidden_states"], change, rows
-        )
-        return original(*call.args, **call.kwargs)
+    def answer(call: BoundArguments) -> object:
+        tokens = changed_tokens(call.arguments["hidden_states"], change, rows)
+        return run_call(original, call, {"hidden_states": tokens})
 
-    return forward
+    return with_call(original, answer)
 
 
 def skip(
@@ -39,18 +35,15 @@ def skip(
     original: Forward,
 ) -> Forward:
     """Return a block's forward that returns its input, in ``rows`` (None: all)."""
-    signature = inspect.signature(original)
 
-    @wraps(original)
-    def forward(*args: object, **kwargs: object) -> object:
-        inputs = signature.bind(*args, **kwargs).arguments
-        both = [inputs.get(name) for name in returns]
+    def answer(call: BoundArguments) -> object:
+        both = [call.arguments.get(name) for name in returns]
         given: Any = tuple(both) if len(both) > 1 else both.pop()
         if rows is None:
             return given
-        return _restore_rows(original(*args, **kwargs), given, rows, spread)
+        return _restore_rows(run_call(original, call), given, rows, spread)
 
-    return forward
+    return with_call(original, answer)
 
 
 def silence(rows: Rows | None, original: Forward) -> Forward:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
+from functools import wraps
 from typing import Any, TypeVar
 
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -75,6 +77,26 @@ def computing_at_once(module: nn.Module, original: Forward) -> Forward:
     setattr(own, "processor", AttnProcessor2_0())  # noqa: B010  (an attribute of the family)
     vars(own).pop("forward", None)
     return own.forward
+
+
+def with_call(original: Forward, answer: Callable[[inspect.BoundArguments], object]) -> Forward:
+    """Return a forward that gives ``answer(call)``, of its arguments by name."""
+    signature = inspect.signature(original)
+
+    @wraps(original)
+    def forward(*args: object, **kwargs: object) -> object:
+        return answer(signature.bind(*args, **kwargs))
+
+    return forward
+
+
+def run_call(
+    original: Forward, call: inspect.BoundArguments, changed: Mapping[str, object] | None = None
+) -> Any:
+    """Call a forward with arguments by name, some of them changed."""
+    arguments = OrderedDict({**call.arguments, **(changed or {})})
+    new = inspect.BoundArguments(call.signature, arguments)
+    return original(*new.args, **new.kwargs)
 
 
 @contextmanager

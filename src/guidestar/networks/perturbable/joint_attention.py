@@ -8,11 +8,11 @@ state is kept, and with the text.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import partial
+from inspect import BoundArguments
 from typing import Any
 
 from diffusers.models.attention import JointTransformerBlock
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from ...core.hooks import Forward, replaced
 from ...core.perturbation import AGAINST, joined
-from .hooks import LayerInputs, intercepted
+from .hooks import LayerInputs, intercepted, run_call, with_call
 
 BLOCKS = (JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
 TextContrast = Callable[[Tensor, Tensor], Tensor]
@@ -108,23 +108,19 @@ def _twice(
     original: Forward,
 ) -> Forward:
     """Return a block's forward that first runs with the text against."""
-    signature = inspect.signature(original)
 
-    @wraps(original)
-    def forward(*args: object, **kwargs: object) -> object:
-        other = signature.bind(*args, **kwargs)
-        other.arguments["encoder_hidden_states"] = stream.text
+    def answer(call: BoundArguments) -> object:
         mixed = _Mixed(
             contrast=contrast,
             first=isinstance(block, JointTransformerBlock),
-            tokens=other.arguments["hidden_states"].shape[1],
+            tokens=call.arguments["hidden_states"].shape[1],
         )
         with changed(mixed.keep):
-            stream.text, _ = original(*other.args, **other.kwargs)
+            stream.text, _ = run_call(original, call, {"encoder_hidden_states": stream.text})
         with changed(mixed.mix):
-            return original(*args, **kwargs)
+            return run_call(original, call)
 
-    return forward
+    return with_call(original, answer)
 
 
 @contextmanager

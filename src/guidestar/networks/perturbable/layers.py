@@ -8,23 +8,23 @@ later calls, in which processors of IP-Adapters (SD3, Flux) let the picture atte
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial, wraps
+from functools import partial
+from inspect import BoundArguments
 
 import torch
 from torch import Tensor, nn
 
-from ...core.hooks import Forward, is_compiled, replaced
+from ...core.hooks import Forward, is_compiled
 from ...core.perturbation import Attention, LayerKind, Rows
 from .blocks import change_input, silence, skip
-from .hooks import LayerInputs, recorded_inputs
+from .hooks import LayerInputs, recorded_inputs, run_call, with_call
 from .joint_attention import BLOCKS, beside
 from .kinds import IS_OF_KIND, JOINT_NETS, KIND_WORDS, KNOWN_NETWORKS, OF_SEQUENCES, UNETS
 from .records import RECORDS, Record, record_of
-from .rows import changed_tokens
+from .rows import changed_tokens, layers_replaced
 from .self_attention import attending
 from .text_attention import contrasting, refuse_image_prompts
 
@@ -139,25 +139,20 @@ class NamedLayers(ABC):
                     stack.enter_context(contrasting(self.net, name, inputs, contrast))
             yield
 
-    @contextmanager
-    def skipping(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[None]:
+    def skipping(
+        self, names: Sequence[str], rows: Rows | None = None
+    ) -> AbstractContextManager[None]:
         """Let blocks return their input; with ``rows`` they run for all and change the others."""
-        with ExitStack() as stack:
-            for name in self.find("block", names):
-                module = self.net.get_submodule(name)
-                stack.enter_context(
-                    replaced(module, partial(skip, self._returns(name), rows, self._spread))
-                )
-            yield
+        found = self.find("block", names)
+        skips = {n: partial(skip, self._returns(n), rows, self._spread) for n in found}
+        return layers_replaced(self.net, skips)
 
-    @contextmanager
-    def silencing(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[None]:
+    def silencing(
+        self, names: Sequence[str], rows: Rows | None = None
+    ) -> AbstractContextManager[None]:
         """Let layers of the exchange of video and sound return zeros, in ``rows`` (None: all)."""
-        with ExitStack() as stack:
-            for name in self.find("exchange", names):
-                module = self.net.get_submodule(name)
-                stack.enter_context(replaced(module, partial(silence, rows)))
-            yield
+        found = self.find("exchange", names)
+        return layers_replaced(self.net, dict.fromkeys(found, partial(silence, rows)))
 
 
 class DiffusersLayers(NamedLayers):
@@ -183,17 +178,12 @@ class DiffusersLayers(NamedLayers):
         joint = isinstance(self.net.get_submodule(name), BLOCKS)
         return ("encoder_hidden_states", "hidden_states") if joint else ("hidden_states",)
 
-    @contextmanager
     def entering(
         self, names: Sequence[str], change: Callable[[Tensor], Tensor], rows: Rows | None = None
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Change the picture's tokens before blocks: ``change(tokens [b, tokens, d])``."""
-        with ExitStack() as stack:
-            for name in self.find("block", names):
-                stack.enter_context(
-                    replaced(self.net.get_submodule(name), partial(change_input, change, rows))
-                )
-            yield
+        found = self.find("block", names)
+        return layers_replaced(self.net, dict.fromkeys(found, partial(change_input, change, rows)))
 
 
 class RecordedLayers(NamedLayers):
@@ -229,12 +219,11 @@ class RecordedLayers(NamedLayers):
         self, names: Sequence[str], change: Callable[[Tensor], Tensor], rows: Rows | None = None
     ) -> Iterator[None]:
         """Change the picture's tokens before blocks: ``change(tokens [b, tokens, d])``."""
-        with ExitStack() as stack:
-            inputs = stack.enter_context(recorded_inputs(self.net))
-            for name in self.find("block", names):
-                changed = partial(self._change_picture, name, inputs, change, rows)
-                stack.enter_context(replaced(self.net.get_submodule(name), changed))
-            yield
+        found = self.find("block", names)
+        with recorded_inputs(self.net) as inputs:
+            changes = {n: partial(self._change_picture, n, inputs, change, rows) for n in found}
+            with layers_replaced(self.net, changes):
+                yield
 
     def _change_picture(
         self,
@@ -247,12 +236,10 @@ class RecordedLayers(NamedLayers):
         """Return a block's forward whose picture is changed; where the text is in the same
         sequence, that stays.
         """
-        signature, returns = inspect.signature(original), self._returns(name)
+        returns = self._returns(name)
         argument = returns[0] if len(returns) == 1 else "hidden_states"
 
-        @wraps(original)
-        def forward(*args: object, **kwargs: object) -> object:
-            call = signature.bind(*args, **kwargs)
+        def answer(call: BoundArguments) -> object:
             hidden = call.arguments[argument]
             image = slice(0, hidden.shape[1])
             if len(returns) == 1:
@@ -262,7 +249,6 @@ class RecordedLayers(NamedLayers):
             whole = picture.unflatten(0, (-1, frames)).flatten(1, 2)  # all frames of a sample
             picture = changed_tokens(whole, change, rows).reshape(picture.shape)
             parts = [hidden[:, : image.start], picture, hidden[:, image.stop :]]
-            call.arguments[argument] = torch.cat(parts, 1)
-            return original(*call.args, **call.kwargs)
+            return run_call(original, call, {argument: torch.cat(parts, 1)})
 
-        return forward
+        return with_call(original, answer)

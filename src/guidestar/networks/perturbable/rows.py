@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...core.hooks import Forward, replaced
 from ...core.perturbation import Attention, Rows, joined
 
 AttentionChange = tuple[Callable[[Attention], Tensor], Rows | None]
 """A function that replaces self-attention, and its rows of the call (None: all)."""
+
+
+@contextmanager
+def layers_replaced(
+    net: nn.Module, changes: Mapping[str, Callable[[Forward], Forward]]
+) -> Iterator[None]:
+    """Let layers of a network, by name, call ``change(original)`` (see `replaced`)."""
+    with ExitStack() as stack:
+        for name, change in changes.items():
+            stack.enter_context(replaced(net.get_submodule(name), change))
+        yield
 
 
 def by_rows(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial, wraps
+from functools import partial
+from inspect import BoundArguments
 from typing import Any
 
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ...core.hooks import Forward, replaced, replacement
 from ...core.perturbation import Attention, Rows
 from ..motion import MotionTransformer
-from .hooks import LayerInputs, computing_at_once, intercepted
+from .hooks import LayerInputs, computing_at_once, intercepted, run_call, with_call
 from .kinds import OF_SEQUENCES
 from .records import record_of
 from .rows import AttentionChange, by_rows
@@ -52,11 +52,10 @@ def _change_attention(
 ) -> Forward:
     """Return a layer's forward in which each change has its rows."""
     module = net.get_submodule(name)
-    original, signature = computing_at_once(module, original), inspect.signature(original)
+    original = computing_at_once(module, original)
 
-    @wraps(original)
-    def forward(*args: object, **kwargs: object) -> object:
-        hidden = signature.bind(*args, **kwargs).arguments["hidden_states"]
+    def compute(call: BoundArguments) -> object:
+        hidden = call.arguments["hidden_states"]
 
         def change(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Tensor:
             record, tokens, here = record_of(net), query.shape[2], changes
@@ -91,8 +90,9 @@ def _change_attention(
 
             return by_rows(here, query, answer)
 
-        return intercepted(name, module, change, lambda: original(*args, **kwargs))
+        return intercepted(name, module, change, lambda: run_call(original, call))
 
+    forward = with_call(original, compute)
     vars(forward)["changes"] = changes
     return forward
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import partial
+from inspect import BoundArguments
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ...core.hooks import Forward, replaced
 from ...core.perturbation import AGAINST
 from ..sequence import SequenceTransformer
-from .hooks import LayerInputs, computing_at_once, intercepted
+from .hooks import LayerInputs, computing_at_once, intercepted, run_call, with_call
 from .joint_attention import text_against
 from .records import record_of
 
@@ -42,27 +42,23 @@ def _contrast_attention(
 ) -> Forward:
     """Return a layer's forward that attends to the text against too."""
     module = net.get_submodule(name)
-    original, signature = computing_at_once(module, original), inspect.signature(original)
+    original = computing_at_once(module, original)
 
-    @wraps(original)
-    def forward(*args: object, **kwargs: object) -> object:
-        call, found = signature.bind(*args, **kwargs), []
+    def answer(call: BoundArguments) -> object:
+        found: list[Tensor] = []
 
         def keep(*args: Any, **kwargs: Any) -> Tensor:
             found.append(F.scaled_dot_product_attention(*args, **kwargs))
             return found[-1]
 
-        other = signature.bind(*args, **kwargs)
-        other.arguments.update(_against(net, inputs, call.arguments["hidden_states"]))
-        intercepted(name, module, keep, lambda: original(*other.args, **other.kwargs))
-        return intercepted(
-            name,
-            module,
-            lambda *a, **k: contrast(F.scaled_dot_product_attention(*a, **k), found[-1]),
-            lambda: original(*args, **kwargs),
-        )
+        def mix(*args: Any, **kwargs: Any) -> Tensor:
+            return contrast(F.scaled_dot_product_attention(*args, **kwargs), found[-1])
 
-    return forward
+        against = _against(net, inputs, call.arguments["hidden_states"])
+        intercepted(name, module, keep, lambda: run_call(original, call, against))
+        return intercepted(name, module, mix, lambda: run_call(original, call))
+
+    return with_call(original, answer)
 
 
 def _against(net: nn.Module, inputs: LayerInputs, hidden: Tensor) -> dict[str, Tensor | None]:

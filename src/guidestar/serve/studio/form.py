@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import PurePath
@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from ...guidance import parse
-from ...model.samples import check_settings
+from ...model.samples import Carried, check_settings
 from ..web.schemas import SampleRequest
 from .starts import STRENGTH, Start
 
@@ -138,7 +138,7 @@ def read_query(
     )
 
 
-def read_picture(settings: Mapping[str, Any], models: Sequence[str]) -> Form:
+def read_picture(settings: Carried, models: Sequence[str]) -> Form:
     """Return the settings of the run that a picture was made in.
 
     Where its samples are no product of conditions and seeds, or have scales of their own, only the

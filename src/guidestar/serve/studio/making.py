@@ -67,10 +67,10 @@ def add_make(page: Page, address: Any) -> Any:
         gallery = gr.HTML(elem_id="gs-gallery", js_on_load=GALLERY)
     fields, outputs = {*panel.fields, panel.random}, [shown, state, gallery, panel.seeds]
 
-    def make(data: FormData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def make(data: FormData, request: gr.Request) -> Iterator[tuple[object, ...]]:
         yield from _make(page, data, request, fresh=bool(data[panel.random]))
 
-    def redraw(data: FormData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def redraw(data: FormData, request: gr.Request) -> Iterator[tuple[object, ...]]:
         if data[live]:
             yield from _redraw(page, data, request)
         else:
@@ -86,7 +86,7 @@ def add_make(page: Page, address: Any) -> Any:
     def cancel(request: gr.Request) -> None:
         _cancel(page, request)
 
-    def use(event: gr.EventData, request: gr.Request) -> list[Any]:
+    def use(event: gr.EventData, request: gr.Request) -> list[object]:
         return _use(page, event, request)
 
     stop.click(cancel, None, None, **{**QUIET, "queue": False})
@@ -98,7 +98,7 @@ def add_make(page: Page, address: Any) -> Any:
 
 def _make(
     page: Page, data: FormData, request: gr.Request, *, fresh: bool
-) -> Iterator[tuple[Any, ...]]:
+) -> Iterator[tuple[object, ...]]:
     session = page.session(request)
     skip = gr.skip()
     try:
@@ -111,7 +111,7 @@ def _make(
         yield skip, failed(error), skip, skip
 
 
-def _redraw(page: Page, data: FormData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+def _redraw(page: Page, data: FormData, request: gr.Request) -> Iterator[tuple[object, ...]]:
     """Make the pictures again, if the settings have changed.
 
     What is wrong with an expression is marked at its place, so not here too.
@@ -134,7 +134,7 @@ def _redraw(page: Page, data: FormData, request: gr.Request) -> Iterator[tuple[A
 
 def _follow(
     session: Session, form: Form, every: int, *, wait: float = 0.0
-) -> Iterator[tuple[Any, ...]]:
+) -> Iterator[tuple[object, ...]]:
     """Make pictures, and yield what is to be shown; for ``wait`` seconds nothing but the result."""
     skip = gr.skip()
     labels = labels_of(form)
@@ -158,7 +158,7 @@ def _cancel(page: Page, request: gr.Request) -> None:
         gr.Info("nothing is under way")
 
 
-def _drop(page: Page, path: str | None) -> list[Any]:
+def _drop(page: Page, path: str | None) -> list[object]:
     """Bring back the settings of a picture."""
     nothing = [gr.skip() for _ in page.panel.shown]
     if not path:
@@ -182,11 +182,11 @@ def _drop(page: Page, path: str | None) -> list[Any]:
     return [*page.panel.write(form), None]
 
 
-def _use(page: Page, event: gr.EventData, request: gr.Request) -> list[Any]:
+def _use(page: Page, event: gr.EventData, request: gr.Request) -> list[object]:
     """Delete a picture of the gallery, or bring its settings back."""
     session, data = page.session(request), sent_by(event)
     entry = session.gallery.find(data.get("id"))
-    unchanged: list[Any] = [gr.skip() for _ in page.panel.shown]
+    unchanged: list[object] = [gr.skip() for _ in page.panel.shown]
     if entry is not None and data.get("action") == "delete":
         session.gallery.remove(entry.id)
     elif entry is not None:

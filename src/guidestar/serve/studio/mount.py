@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse, Response
 
 from ..protocol import AnyEngine
 from ..web.errors import RefusedError
+from ..web.guard import Message, Receive, Scope, Send
 from ..web.service import Service
 
 PATH = "/studio"
@@ -22,8 +22,6 @@ POLICY = (
     "font-src 'self' data:; connect-src 'self' data: blob:; frame-ancestors 'self'"
 )
 """What browsers may load for the page: nothing from elsewhere."""
-
-Message = MutableMapping[str, Any]
 
 
 def mount_studio(app: FastAPI, service: Service) -> FastAPI:
@@ -92,7 +90,7 @@ class Confined:
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app
 
-    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http" or not scope["path"].startswith(PATH):
             await self.app(scope, receive, send)

@@ -40,8 +40,8 @@ FormData = Mapping[Any, Any]
 """The values of fields, by the field."""
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-RUN: dict[str, Any] = {**QUIET, "concurrency_limit": None}
-LATEST: dict[str, Any] = {**RUN, "trigger_mode": "always_last"}
+RUN = {**QUIET, "concurrency_limit": None}
+LATEST = {**RUN, "trigger_mode": "always_last"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +110,7 @@ def make_page(service: Service, sessions: Sessions | None = None) -> gr.Blocks:
         dark.click(None, js=DARK, api_visibility="private")
         _follow_settings(page, address)
 
-        def open_page(query: str, request: gr.Request) -> list[Any]:
+        def open_page(query: str, request: gr.Request) -> list[object]:
             return _open(page, query, request)
 
         def leave(request: gr.Request) -> None:
@@ -127,7 +127,7 @@ def make_page(service: Service, sessions: Sessions | None = None) -> gr.Blocks:
     return blocks
 
 
-def _open(page: Page, query: str, request: gr.Request) -> list[Any]:
+def _open(page: Page, query: str, request: gr.Request) -> list[object]:
     """Fill the page in, from its address."""
     first = default_form(page.service, next(iter(page.service.engines)))
     try:
@@ -146,23 +146,23 @@ def _follow_settings(page: Page, address: Any) -> None:
     """Let text, controls, plan and address follow each other."""
     panel = page.panel
 
-    def move(text: str, event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
+    def move(text: str, event: gr.EventData, request: gr.Request) -> tuple[object, object]:
         changed, wrong = change_argument(text or "", sent_by(event))
         if isinstance(changed, str):
             page.session(request).written.add(changed)
         return changed, wrong
 
-    def rebuild(text: str, event: gr.EventData) -> tuple[Any, Any]:
+    def rebuild(text: str, event: gr.EventData) -> tuple[object, object]:
         return restructure(text or "", sent_by(event))
 
-    def redraw(text: str, request: gr.Request) -> Any:
+    def redraw(text: str, request: gr.Request) -> object:
         text, written = text or "", page.session(request).written
         if text in written or len(text) > page.service.limits.prompt:
             return gr.skip()
         written.clear()
         return draw_controls(text)
 
-    def choose(name: str | None) -> list[Any]:
+    def choose(name: str | None) -> list[object]:
         if name not in page.service.engines:  # no model is chosen
             return [gr.skip() for _ in panel.shown]
         return panel.write(default_form(page.service, name))
@@ -200,7 +200,7 @@ def _follow_settings(page: Page, address: Any) -> None:
     )
 
 
-def _drop_start(page: Page, path: str | None) -> tuple[Any, Any]:
+def _drop_start(page: Page, path: str | None) -> tuple[object, object]:
     """Keep a picture to start from; return its name, and an empty field for the next."""
     if not path:
         return gr.skip(), gr.skip()
@@ -213,7 +213,7 @@ def _drop_start(page: Page, path: str | None) -> tuple[Any, Any]:
         return gr.skip(), None
 
 
-def _refresh(page: Page, data: FormData) -> tuple[Any, Any, Any]:
+def _refresh(page: Page, data: FormData) -> tuple[object, object, object]:
     """Check the settings, and draw their plan; return error, plan and address."""
     text = data[page.panel.guidance] or ""
     if len(text) > (most := page.service.limits.prompt):

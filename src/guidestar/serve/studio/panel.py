@@ -68,8 +68,15 @@ class Panel:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        start = default_form(service, next(iter(service.engines)))
-        names = list(service.engines)
+        self._add_conditions()
+        self._add_guidance()
+        self._add_solver()
+        self._add_start()
+
+    def _add_conditions(self) -> None:
+        """Add the model and what its samples are of."""
+        names = list(self.service.engines)
+        start = default_form(self.service, names[0])
         with gr.Row():
             self.model = gr.Dropdown(
                 names, value=start.model, label="Model", min_width=130, elem_id="gs-model"
@@ -83,6 +90,9 @@ class Panel:
             self.prompts = gr.Textbox(
                 label="Prompts, one a line", lines=2, min_width=170, elem_id="gs-prompts"
             )
+
+    def _add_guidance(self) -> None:
+        """Add the expression with its plan and controls, the seeds and the steps."""
         self.guidance = gr.Textbox(
             label="Guidance", lines=1, max_lines=3, elem_id="gs-guidance", autofocus=True
         )
@@ -90,7 +100,7 @@ class Panel:
         self.plan = gr.HTML(elem_id="gs-plan")
         with gr.Row():
             self.seeds = gr.Textbox(label="Seeds (0-3: several)", min_width=110, elem_id="gs-seeds")
-            top = min(_MOST_STEPS, service.limits.steps)
+            top = min(_MOST_STEPS, self.service.limits.steps)
             self.steps = gr.Slider(
                 1, top, step=1, label="Steps", min_width=150, elem_id="gs-steps", buttons=[]
             )
@@ -99,6 +109,9 @@ class Panel:
         )
         with gr.Accordion("Build the expression", open=True, elem_id="gs-building"):
             self.controls = gr.HTML(js_on_load=SCRIPT, elem_id="gs-controls")
+
+    def _add_solver(self) -> None:
+        """Add the solver, its levels, the negative and a student's scale."""
         with gr.Row():
             self.solver = gr.Dropdown(
                 list(SOLVERS),
@@ -113,6 +126,9 @@ class Panel:
         self.scale = gr.Slider(
             0, 10, step=0.1, label="Scale of the student", visible=False, elem_id="gs-scale"
         )
+
+    def _add_start(self) -> None:
+        """Add the picture to start from."""
         self.starts = Starts()
         self.start = gr.Textbox(visible="hidden", elem_id="gs-start")
         with gr.Accordion("Start from a picture", open=False, elem_id="gs-starting") as starting:
@@ -245,7 +261,7 @@ def default_form(service: Service, name: str) -> Form:
     )
 
 
-def draw_controls(text: str) -> Any:
+def draw_controls(text: str) -> object:
     """Draw the controls of an expression; leave them as they are where it does not parse."""
     try:
         parts = builder.parts_of(text) if text.strip() else ()
@@ -255,14 +271,14 @@ def draw_controls(text: str) -> Any:
     return drawing.controls(parts, base, builder.methods())
 
 
-def change_argument(text: str, data: Mapping[str, Any]) -> tuple[Any, Any]:
+def change_argument(text: str, data: Mapping[str, Any]) -> tuple[object, object]:
     """Write what a control changed into the expression; return it, and the error if any."""
     return _attempt(
         lambda: builder.change(text, int(data["index"]), str(data["name"]), str(data["value"]))
     )
 
 
-def restructure(text: str, data: Mapping[str, Any]) -> tuple[Any, Any]:
+def restructure(text: str, data: Mapping[str, Any]) -> tuple[object, object]:
     """Add or remove a part, or set the base; return the expression, and the error if any."""
     value = str(data.get("value", ""))
     actions: dict[str, Callable[[], str]] = {
@@ -280,7 +296,7 @@ def sent_by(event: gr.EventData) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _attempt(make: Callable[[], str]) -> tuple[Any, Any]:
+def _attempt(make: Callable[[], str]) -> tuple[object, object]:
     try:
         return make(), ""
     except KeyError:  # the script sent less than it does

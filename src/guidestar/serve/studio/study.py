@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import gradio as gr
 
+from ...model.model import Model
 from ..web.building import at_most
 from . import comparing, drawing, plotting, problems, restoring
 from .explaining import maps_of
@@ -36,7 +37,7 @@ def add_compare(page: Page) -> None:
         lambda text: drawing.problem(problems.find_problem(text)), [second], [wrong], **LATEST
     )
 
-    def compare(data: FormData, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def compare(data: FormData, request: gr.Request) -> Iterator[tuple[object, object]]:
         try:
             form = page.form(data)
             forms = [form, replace(form, guidance=data[second] or "")]
@@ -87,7 +88,7 @@ def add_plot(page: Page) -> None:
         drawing.pictures([], [], note="One picture for each pair of values."), elem_id="gs-plot"
     )
 
-    def offer(data: FormData, request: gr.Request) -> tuple[Any, Any]:
+    def offer(data: FormData, request: gr.Request) -> tuple[object, object]:
         session = page.session(request)
         try:
             choices = plotting.axes_of(page.form(data))
@@ -112,7 +113,7 @@ def add_plot(page: Page) -> None:
             **LATEST,
         )
 
-    def plot(data: FormData, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def plot(data: FormData, request: gr.Request) -> Iterator[tuple[object, object]]:
         skip = gr.skip()
         try:
             form = page.form(data)
@@ -152,7 +153,7 @@ def add_explain(page: Page) -> None:
         elem_id="gs-explained",
     )
 
-    def explain(data: FormData, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def explain(data: FormData, request: gr.Request) -> Iterator[tuple[object, object]]:
         session = page.session(request)
         try:
             form = page.form(data)
@@ -171,9 +172,59 @@ def add_explain(page: Page) -> None:
     _add_stop(page, stop, "explain")
 
 
-def add_restore(page: Page) -> None:
-    """Add inverse problems."""
-    panel, model = page.panel, next(iter(page.service.engines.values())).model
+@dataclass(frozen=True, kw_only=True)
+class Degradation:
+    """The fields of what was done to a picture.
+
+    Args:
+        picture: the picture; for inpainting, painted over.
+        operator: what was done to it.
+        noise: its standard deviation.
+        factor: of downsample.
+        deviation: of blur.
+    """
+
+    picture: gr.ImageEditor
+    operator: gr.Dropdown
+    noise: gr.Slider
+    factor: gr.Slider
+    deviation: gr.Slider
+
+    @property
+    def all(self) -> set[Any]:
+        """All fields."""
+        return {getattr(self, f.name) for f in fields(self)}
+
+    def observe(self, data: FormData, model: Model, most: int) -> restoring.InverseProblem:
+        """Return what is observed of the picture.
+
+        Args:
+            data: the values of the fields.
+            model: whose pictures it is like.
+            most: the largest number of its pixels.
+
+        Raises:
+            ValueError: there is no picture, or it is too large.
+        """
+        painted = data[self.picture] or {}
+        if painted.get("background") is None:
+            raise ValueError("drop a picture first")
+        width, height = painted["background"].size
+        at_most("the number of pixels", width * height, most)
+        layers = painted.get("layers") or []
+        return restoring.observe(
+            model,
+            painted["background"],
+            data[self.operator],
+            mask=layers[0].getchannel("A") if layers else None,
+            options={"factor": data[self.factor], "deviation": data[self.deviation]},
+            noise=data[self.noise],
+        )
+
+
+def _add_degradation(page: Page) -> Degradation:
+    """Add the fields of what was done to a picture."""
+    model = next(iter(page.service.engines.values())).model
     picture = gr.ImageEditor(
         type="pil",
         label="Drop a picture; for inpainting, paint over what is to be filled in",
@@ -195,6 +246,32 @@ def add_restore(page: Page) -> None:
     with gr.Row():
         factor = gr.Slider(2, 8, value=2, step=1, label="Factor of downsample", visible=False)
         deviation = gr.Slider(0.5, 5, value=1.5, step=0.1, label="Deviation of blur", visible=False)
+    operator.change(
+        lambda name: (gr.update(visible=name == "downsample"), gr.update(visible=name == "blur")),
+        [operator],
+        [factor, deviation],
+        **QUIET,
+    )
+    page.panel.model.change(
+        lambda name: (
+            gr.update(
+                choices=restoring.operators_for(page.service.engines[name].model), value="inpaint"
+            )
+            if name in page.service.engines
+            else gr.skip()
+        ),
+        [page.panel.model],
+        [operator],
+        **QUIET,
+    )
+    return Degradation(
+        picture=picture, operator=operator, noise=noise, factor=factor, deviation=deviation
+    )
+
+
+def add_restore(page: Page) -> None:
+    """Add inverse problems."""
+    given = _add_degradation(page)
     guidance = gr.Textbox(
         label=f"Expression, with one of {', '.join(restoring.lowering())}",
         value=restoring.EXPRESSION,
@@ -209,42 +286,12 @@ def add_restore(page: Page) -> None:
     guidance.change(
         lambda text: drawing.problem(problems.find_problem(text)), [guidance], [wrong], **LATEST
     )
-    operator.change(
-        lambda name: (gr.update(visible=name == "downsample"), gr.update(visible=name == "blur")),
-        [operator],
-        [factor, deviation],
-        **QUIET,
-    )
-    panel.model.change(
-        lambda name: (
-            gr.update(
-                choices=restoring.operators_for(page.service.engines[name].model), value="inpaint"
-            )
-            if name in page.service.engines
-            else gr.skip()
-        ),
-        [panel.model],
-        [operator],
-        **QUIET,
-    )
 
-    def restore(data: FormData, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def restore(data: FormData, request: gr.Request) -> Iterator[tuple[object, object]]:
         try:
             form = replace(page.form(data), guidance=data[guidance] or "")
-            painted = data[picture] or {}
-            if painted.get("background") is None:
-                raise ValueError("drop a picture first")
-            width, height = painted["background"].size
-            at_most("the number of pixels", width * height, page.service.limits.pixels)
-            layers = painted.get("layers") or []
-            made = restoring.observe(
-                page.service.engines[form.model].model,
-                painted["background"],
-                data[operator],
-                mask=layers[0].getchannel("A") if layers else None,
-                options={"factor": data[factor], "deviation": data[deviation]},
-                noise=data[noise],
-            )
+            model = page.service.engines[form.model].model
+            made = given.observe(data, model, page.service.limits.pixels)
             body = form.request(observation=made.observation, preview_every=2)
             known = [made.original, made.observed]
             for found in page.session(request).runs.follow("restore", [body]):
@@ -256,7 +303,7 @@ def add_restore(page: Page) -> None:
         except WRONG as error:
             yield gr.skip(), failed(error)
 
-    inputs = {*panel.fields, guidance, picture, operator, noise, factor, deviation}
+    inputs = {*page.panel.fields, guidance, *given.all}
     run.click(restore, inputs, [shown, state], **RUN)
     _add_stop(page, stop, "restore")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
 
+from ...io.documents import JSONObject
 from ...io.images import read_settings
 from ...sampling.names import GRID_WORDS, get_solver, grid_of, write_solver
 from ..ticket import Ticket
@@ -43,7 +43,7 @@ JUST_RESIZE, CROP = 0, 1
 
 
 @router.post("/txt2img")
-async def txt2img(request: Request, body: Txt2Img) -> dict[str, Any]:
+async def txt2img(request: Request, body: Txt2Img) -> JSONObject:
     """Make pictures of a prompt."""
     if body.init_images or body.denoising_strength:
         text = "txt2img starts from noise; send init_images to img2img"
@@ -52,7 +52,7 @@ async def txt2img(request: Request, body: Txt2Img) -> dict[str, Any]:
 
 
 @router.post("/img2img")
-async def img2img(request: Request, body: Txt2Img) -> dict[str, Any]:
+async def img2img(request: Request, body: Txt2Img) -> JSONObject:
     """Make pictures that start from one that is sent."""
     if not body.init_images:
         raise _wrong("img2img needs a picture to start from", "init_images")
@@ -67,7 +67,7 @@ async def img2img(request: Request, body: Txt2Img) -> dict[str, Any]:
     return await _make(request, body, start)
 
 
-async def _make(request: Request, body: Txt2Img, start: dict[str, Any]) -> dict[str, Any]:
+async def _make(request: Request, body: Txt2Img, start: JSONObject) -> JSONObject:
     service = service_of(request)
     try:
         name, engine = service.engine(_model(body))
@@ -122,7 +122,7 @@ def _sampler_field(body: Txt2Img) -> str:
     return "sampler_index" if by_index else "sampler_name"
 
 
-def _info(job: Job, body: Txt2Img, size: tuple[int, int], warnings: list[str]) -> dict[str, Any]:
+def _info(job: Job, body: Txt2Img, size: tuple[int, int], warnings: list[str]) -> JSONObject:
     seeds, request = job.seeds, job.ticket.request
     text = (
         f"{body.prompt}\nSteps: {job.ticket.steps}, Sampler: {request.solver.name}, Seed: {{}}, "
@@ -203,7 +203,7 @@ def _sampler(body: Txt2Img) -> tuple[str | None, str | None]:
 @router.get("/progress")
 async def progress(
     request: Request, id_task: str | None = None, skip_current_image: bool = False
-) -> dict[str, Any]:
+) -> JSONObject:
     """Say how far one's own request is: the one of ``id_task``, else the oldest under way."""
     jobs = service_of(request).own(owner_of(request), id_task)
     job = jobs[0] if jobs else None
@@ -237,7 +237,7 @@ def _seconds_left(ticket: Ticket) -> float:
 
 
 @router.post("/interrupt")
-async def interrupt(request: Request, task: Task | None = None) -> dict[str, Any]:
+async def interrupt(request: Request, task: Task | None = None) -> JSONObject:
     """Cancel one's own requests: those of a task, else all."""
     for job in service_of(request).own(owner_of(request), task.id_task if task else None):
         job.ticket.cancel()
@@ -245,7 +245,7 @@ async def interrupt(request: Request, task: Task | None = None) -> dict[str, Any
 
 
 @router.post("/png-info")
-async def png_info(body: Picture) -> dict[str, Any]:
+async def png_info(body: Picture) -> JSONObject:
     """Return the settings that a picture carries."""
     try:
         settings = read_settings(from_base64(body.image, "image"))
@@ -255,7 +255,7 @@ async def png_info(body: Picture) -> dict[str, Any]:
 
 
 @router.get("/samplers")
-async def samplers() -> list[dict[str, Any]]:
+async def samplers() -> list[JSONObject]:
     """List the samplers, each with its name here."""
     return [
         {"name": name, "aliases": [write_solver(get_solver(name))], "options": {}}
@@ -264,7 +264,7 @@ async def samplers() -> list[dict[str, Any]]:
 
 
 @router.get("/sd-models")
-async def sd_models(request: Request) -> list[dict[str, Any]]:
+async def sd_models(request: Request) -> list[JSONObject]:
     """List the models."""
     return [
         {

@@ -8,6 +8,7 @@ from typing import Any
 from ...core.passes import Pass
 from ...guidance import METHODS, Post, Steered
 from ...guidance.citations import described
+from ...io.documents import JSONObject
 from ...model.model import Model
 from ...sampling import SOLVERS
 from ...sampling.grids import GRIDS
@@ -16,7 +17,7 @@ from .limits import Limits
 from .schemas import PlanRequest
 
 
-def describe_model(name: str, model: Model, size: tuple[int, int]) -> dict[str, Any]:
+def describe_model(name: str, model: Model, size: tuple[int, int]) -> JSONObject:
     """Say what a model is, in the form of OpenAI's list of models, and what it takes."""
     return {
         "id": name,
@@ -34,7 +35,7 @@ def describe_model(name: str, model: Model, size: tuple[int, int]) -> dict[str, 
     }
 
 
-def describe_methods() -> list[dict[str, Any]]:
+def describe_methods() -> list[JSONObject]:
     """Say what may stand in an expression."""
     return [
         {
@@ -57,7 +58,7 @@ def describe_choices() -> dict[str, list[str]]:
     return {"solvers": list(SOLVERS), "grids": list(GRIDS)}
 
 
-def plan(model: Model, body: PlanRequest, limits: Limits) -> dict[str, Any]:
+def plan(model: Model, body: PlanRequest, limits: Limits) -> JSONObject:
     """Say which passes a run takes, without running anything.
 
     Raises:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -24,7 +22,7 @@ def make_app(
     keys: Keys | None = None,
     hosts: set[str] | None = None,
     studio: bool = False,
-) -> Any:
+) -> Guard:
     """Make the application of a service.
 
     Args:

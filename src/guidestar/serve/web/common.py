@@ -10,6 +10,7 @@ from fastapi import Request
 from pydantic import ValidationError
 from sse_starlette import EventSourceResponse
 
+from ...io.documents import JSONObject
 from ..errors import EngineError
 from ..ticket import changes
 from .errors import RefusedError, refused
@@ -93,7 +94,7 @@ async def encode_base64(job: Job, kind: str = "png") -> list[str]:
     return await to_thread.run_sync(lambda: job.all_encoded(kind))
 
 
-def events(request: Request, found: AsyncIterator[dict[str, Any]]) -> EventSourceResponse:
+def events(request: Request, found: AsyncIterator[JSONObject]) -> EventSourceResponse:
     """Send events as they come; a client that does not take one in time is left."""
     seconds = service_of(request).limits.receive
     return EventSourceResponse(found, ping=15, send_timeout=seconds)

@@ -17,9 +17,10 @@ from .keys import Keys
 from .limits import Limits
 from .metrics import Metrics
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Scope = Message
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 OPEN = re.compile(r"/healthz|/readyz|/v1/images/[0-9a-f]{24}/\d+\.png")
 """What is read without a key: probes, and pictures, whose address is a secret."""
@@ -57,7 +58,7 @@ class Guard:
             return
         started, status = time.perf_counter(), 0
 
-        async def noting(message: MutableMapping[str, Any]) -> None:
+        async def noting(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
@@ -136,7 +137,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     """Hand the body on in one piece, and then whatever comes (the client's leaving)."""
     given = False
 
-    async def again() -> MutableMapping[str, Any]:
+    async def again() -> Message:
         nonlocal given
         if given:
             return await receive()

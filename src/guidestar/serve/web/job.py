@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...io.documents import JSONObject
 from ...io.images import to_bytes, to_pil
 from ...model.motions import body_of_model
 from ..ticket import Ticket
@@ -32,7 +33,7 @@ class Job:
         self.created = time.time()
         self.counted = False
         self._pictures: list[Any] | None = None
-        self._settings: dict[str, Any] = {}
+        self._settings: JSONObject = {}
         self._lock = threading.Lock()
 
     @property
@@ -90,7 +91,7 @@ class Job:
                 shown = to_pil(self.ticket.model.to_images(preview.x0))
         return [to_base64(to_bytes(image, None, kind)) for image in shown]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JSONObject:
         """Say where it stands."""
         ticket = self.ticket
         error = None if ticket.error is None else refused(ticket.error).body["error"]

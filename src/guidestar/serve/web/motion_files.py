@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ...io.images import SETTINGS_KEY
 from ...model.motions import body_of_model, motions, need_body, write_joints
+from ...model.samples import Carried
 from ...motion.body import Body
 from ...motion.bvh import format_bvh
 from ...motion.drawing import animation_bytes, draw_motions
@@ -45,7 +45,7 @@ class SampledMotion:
         joints = self.body.joints(self.numbers.double().cpu())
         return draw_motions([joints], self.body.format.skeleton, size=SIDE)
 
-    def encoded(self, settings: Mapping[str, Any] | None, kind: str) -> bytes:
+    def encoded(self, settings: Carried | None, kind: str) -> bytes:
         """Return it as a file: an animation (png, which carries settings, or webp), bvh or npz."""
         if kind == "bvh":
             return format_bvh(self.body.to_bvh(self.numbers)).encode()

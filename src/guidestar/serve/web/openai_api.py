@@ -10,6 +10,7 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter, Request
 
+from ...io.documents import JSONObject
 from ..ticket import changes
 from .common import encode_base64, events, service_of, submit, translate, wait
 from .errors import RefusedError
@@ -85,9 +86,7 @@ def _guidance(body: ImagesRequest) -> str | None:
     return body.guidance if body.guidance_scale is None else f"cfg({body.guidance_scale!r})"
 
 
-def _entry(
-    request: Request, job: Job, body: ImagesRequest, index: int, picture: str
-) -> dict[str, Any]:
+def _entry(request: Request, job: Job, body: ImagesRequest, index: int, picture: str) -> JSONObject:
     if body.response_format == "b64_json":
         return {"b64_json": picture}
     return {"url": str(request.base_url) + f"v1/images/{job.id}/{index}.png"}
@@ -95,7 +94,7 @@ def _entry(
 
 async def _events(
     job: Job, body: ImagesRequest, size: str, warnings: list[str]
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncIterator[JSONObject]:
     common = {
         "created_at": int(time.time()),
         "size": size,
@@ -125,5 +124,5 @@ async def _events(
         job.ticket.cancel()  # what is over stays; the client of another has gone
 
 
-def _event(data: dict[str, Any], kind: str) -> dict[str, Any]:
+def _event(data: JSONObject, kind: str) -> JSONObject:
     return {"event": kind, "data": json.dumps({"type": kind, **data})}

@@ -8,10 +8,11 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
+from types import FrameType
 
 import uvicorn
 
+from .guard import Guard
 from .service import Service
 
 _log = logging.getLogger("guidestar.serve")
@@ -38,7 +39,7 @@ class _Server(uvicorn.Server):
         self.service, self.grace = service, grace
         self._stopping: threading.Thread | None = None
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._stopping is not None and sig == signal.SIGINT:  # the second signal
             super().handle_exit(sig, frame)
             return
@@ -55,7 +56,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def run_server(app: Any, service: Service, *, host: str, port: int, grace: float = 30.0) -> int:
+def run_server(app: Guard, service: Service, *, host: str, port: int, grace: float = 30.0) -> int:
     """Serve an application until SIGTERM or SIGINT, and return the process's exit code.
 
     Args:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
+from ...io.documents import JSONObject
 from ..ticket import changes
 from . import about
 from .common import events, owner_of, service_of, submit
@@ -23,14 +24,14 @@ router = APIRouter(prefix="/v1", tags=["samples"])
 
 
 @router.post("/samples", status_code=202)
-async def sample(request: Request, body: SampleRequest) -> dict[str, Any]:
+async def sample(request: Request, body: SampleRequest) -> JSONObject:
     """Take a request, and return at once where it stands."""
     job = await submit(request, body)
     return job.describe()
 
 
 @router.get("/samples/{name}")
-async def status(request: Request, name: str) -> dict[str, Any]:
+async def status(request: Request, name: str) -> JSONObject:
     """Say where a request stands."""
     return service_of(request).find(name, owner_of(request)).describe()
 
@@ -49,7 +50,7 @@ async def follow(request: Request, name: str) -> Response:
     return events(request, _events(job))
 
 
-async def _events(job: Job) -> AsyncIterator[dict[str, Any]]:
+async def _events(job: Job) -> AsyncIterator[JSONObject]:
     shown = 0
     pause = 0.0 if job.ticket.preview_every else POLL_SECONDS
     async for _ in changes(job.ticket, pause=pause):
@@ -61,7 +62,7 @@ async def _events(job: Job) -> AsyncIterator[dict[str, Any]]:
         yield _event(job.ticket.status, job.describe())
 
 
-def _event(name: str, data: dict[str, Any]) -> dict[str, Any]:
+def _event(name: str, data: JSONObject) -> JSONObject:
     return {"event": name, "data": json.dumps(data)}
 
 
@@ -82,7 +83,7 @@ async def motion(request: Request, name: str, index: int, kind: Literal["bvh", "
 
 
 @router.get("/models")
-async def models(request: Request) -> dict[str, Any]:
+async def models(request: Request) -> JSONObject:
     """List the models."""
     service = service_of(request)
     found = [
@@ -93,7 +94,7 @@ async def models(request: Request) -> dict[str, Any]:
 
 
 @router.get("/models/{name}")
-async def model(request: Request, name: str) -> dict[str, Any]:
+async def model(request: Request, name: str) -> JSONObject:
     """Describe a model."""
     service = service_of(request)
     name, engine = service.engine(name)
@@ -101,13 +102,13 @@ async def model(request: Request, name: str) -> dict[str, Any]:
 
 
 @router.get("/methods")
-async def methods() -> dict[str, Any]:
+async def methods() -> JSONObject:
     """List what may stand in an expression, and the solvers and grids."""
     return {"methods": about.describe_methods(), **about.describe_choices()}
 
 
 @router.post("/plan")
-async def plan(request: Request, body: PlanRequest) -> dict[str, Any]:
+async def plan(request: Request, body: PlanRequest) -> JSONObject:
     """Say which passes a run takes, without running anything."""
     service = service_of(request)
     _, engine = service.engine(body.model)

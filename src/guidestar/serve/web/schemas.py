@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...io.documents import JSONObject
+
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Name = Annotated[str, Field(max_length=100_000)] | Annotated[int, Field(ge=0, le=10**9)]
 """A class, by its name or index, or a prompt."""
@@ -145,7 +147,7 @@ class Txt2Img(_Strict):
     scheduler: str | None = None
     send_images: bool = True
     force_task_id: str | None = Field(default=None, max_length=200)
-    override_settings: dict[str, Any] | None = None
+    override_settings: JSONObject | None = None
     guidance: str | None = Field(default=None, description="An expression, in place of cfg_scale.")
     # What means nothing here, at A1111's defaults:
     styles: list[str] | None = None
@@ -168,7 +170,7 @@ class Txt2Img(_Strict):
     refiner_switch_at: float | None = None
     disable_extra_networks: bool = False
     firstpass_image: str | None = None
-    comments: dict[str, Any] | None = None
+    comments: JSONObject | None = None
     enable_hr: bool = False
     firstphase_width: int = 0
     firstphase_height: int = 0
@@ -185,7 +187,7 @@ class Txt2Img(_Strict):
     script_name: str | None = None
     script_args: list[Any] | None = None
     save_images: bool = False
-    alwayson_scripts: dict[str, Any] | None = None
+    alwayson_scripts: JSONObject | None = None
     infotext: str | None = None
     # Of img2img:
     init_images: list[str] | None = None

@@ -148,60 +148,12 @@ def _network(
     outputs: int = 1,
     beside: int = 0,
 ) -> nn.Module:
-    image = len(shape) == 3
     if spec.network == "unet":
-        if not image or shape[1] != shape[2] or shape[1] % 2 ** (len(spec.widths or ()) - 1):
-            halvings = len(spec.widths or ()) - 1
-            raise ValueError(
-                f"a unet of {halvings + 1} widths halves square images {halvings} times, which "
-                f"samples of {list(shape)} do not allow; use other widths, or network = "
-                '"sequence"'
-            )
-        return networks.unet(
-            size=shape[1],
-            channels=shape[0],
-            widths=spec.widths or (),
-            layers=spec.layers,
-            groups=spec.groups,
-            head=spec.head,
-            embedded=embedded,
-            text_width=text_width,
-            beside=beside,
-        )
+        return _unet(spec, shape, embedded=embedded, text_width=text_width, beside=beside)
     if spec.network == "sequence":
-        if image:
-            raise ValueError(
-                'network = "sequence" is for vectors and sequences [T, C], not for samples of '
-                f"{list(shape)}"
-            )
-        from ...networks.sequence import SequenceTransformer
-
-        more = {} if text_width is None else {"cross_attention_dim": text_width}
-        length = None if len(shape) == 1 else shape[0]
-        return SequenceTransformer(
-            channels=shape[-1],
-            length=length,
-            width=spec.width,
-            depth=spec.layers,
-            heads=spec.heads,
-            patch=spec.patch,
-            **more,
-        )
+        return _sequence(spec, shape, text_width)
     if spec.network == "motion":
-        if len(shape) != 2:
-            raise ValueError(
-                f'network = "motion" is for sequences [T, C], not for samples of {list(shape)}'
-            )
-        from ...networks.motion import MotionTransformer
-
-        return MotionTransformer(
-            channels=shape[1],
-            length=shape[0],
-            width=spec.width,
-            depth=spec.layers,
-            heads=spec.heads,
-            text_width=text_width,
-        )
+        return _motion(spec, shape, text_width)
     if ":" in spec.network:
         return networks.from_callable(spec.network, spec.config)
     filled = _filled(spec, shape, columns, embedded, text_width, outputs)
@@ -209,6 +161,72 @@ def _network(
         filled = {**filled, "in_channels": shape[0] + beside}
     net = networks.own_dropout_off(networks.from_diffusers(spec.network, filled))
     return networks.adaln_zero(net) if spec.network == "DiTTransformer2DModel" else net
+
+
+def _unet(
+    spec: NetworkPart,
+    shape: tuple[int, ...],
+    *,
+    embedded: bool,
+    text_width: int | None,
+    beside: int,
+) -> nn.Module:
+    widths = spec.widths or ()
+    halvings = len(widths) - 1
+    if len(shape) != 3 or shape[1] != shape[2] or shape[1] % 2**halvings:
+        raise ValueError(
+            f"a unet of {halvings + 1} widths halves square images {halvings} times, which "
+            f"samples of {list(shape)} do not allow; use other widths, or network = "
+            '"sequence"'
+        )
+    return networks.unet(
+        size=shape[1],
+        channels=shape[0],
+        widths=widths,
+        layers=spec.layers,
+        groups=spec.groups,
+        head=spec.head,
+        embedded=embedded,
+        text_width=text_width,
+        beside=beside,
+    )
+
+
+def _sequence(spec: NetworkPart, shape: tuple[int, ...], text_width: int | None) -> nn.Module:
+    if len(shape) == 3:
+        raise ValueError(
+            'network = "sequence" is for vectors and sequences [T, C], not for samples of '
+            f"{list(shape)}"
+        )
+    from ...networks.sequence import SequenceTransformer
+
+    more = {} if text_width is None else {"cross_attention_dim": text_width}
+    return SequenceTransformer(
+        channels=shape[-1],
+        length=None if len(shape) == 1 else shape[0],
+        width=spec.width,
+        depth=spec.layers,
+        heads=spec.heads,
+        patch=spec.patch,
+        **more,
+    )
+
+
+def _motion(spec: NetworkPart, shape: tuple[int, ...], text_width: int | None) -> nn.Module:
+    if len(shape) != 2:
+        raise ValueError(
+            f'network = "motion" is for sequences [T, C], not for samples of {list(shape)}'
+        )
+    from ...networks.motion import MotionTransformer
+
+    return MotionTransformer(
+        channels=shape[1],
+        length=shape[0],
+        width=spec.width,
+        depth=spec.layers,
+        heads=spec.heads,
+        text_width=text_width,
+    )
 
 
 def _filled(

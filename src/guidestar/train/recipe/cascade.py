@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from ...io.documents import JSONObject
 from ...io.files import check_name
 from .parts import ClassifierPart, CLIPPart, NetworkPart
-from .schema import Recipe, checked, explain, suggestion
+from .schema import CommonRecipe, Recipe, checked, explain, suggestion
 from .strict import Pixels, Rate, Strict
-from .tables import ConditionSpec, Data, Export, Levels, Noise, PreviewTable, TargetTable
+from .tables import Export, Levels, Noise, PreviewTable, TargetTable
 
 WORK = "stages"
 """The folder under ``--out`` in which each stage is trained."""
@@ -45,25 +46,11 @@ class Stage(Strict):
     export: Export | None = None
 
 
-def _name(name: str) -> str:
-    return check_name(name, "the recipe's name", taken=frozenset((WORK, "batch.png", ".lock")))
-
-
-class CascadeRecipe(Strict):
+class CascadeRecipe(CommonRecipe):
     """The training of a cascade: what its stages share, and a table ``[stages.NAME]`` for each."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_name)]
-    summary: str = ""
-    licence: str = ""
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    joint_dropout: Rate = 0.0
-    checkpoint_seconds: float = Field(default=60.0, gt=0)
-    keep_checkpoints: int = Field(default=2, gt=0, le=1_000)
-    data: Data
-    conditions: dict[str, ConditionSpec] | None = None
-    schedule: Noise = Noise()
-    objective: TargetTable = TargetTable()
-    levels: Levels = Levels()
+    reserved: ClassVar[frozenset[str]] = frozenset((WORK, "batch.png", ".lock"))
+
     preview: PreviewTable = PreviewTable()
     export: Export = Export()
     clip: CLIPPart | None = None
@@ -123,7 +110,7 @@ class CascadeRecipe(Strict):
         """
         names, table = list(self.stages), self.stages[stage]
         at = names.index(stage)
-        content: dict[str, Any] = self.model_dump(
+        content: JSONObject = self.model_dump(
             exclude={"stages", "clip", "classifier", "judge", "measuring_clip"},
             exclude_unset=True,
         )

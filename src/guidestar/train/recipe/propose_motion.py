@@ -80,6 +80,52 @@ def guess_names(stems: Sequence[str]) -> str | None:
     return "_".join(words) if found else None
 
 
+_MDM_LINES = (
+    "[schedule] # MDM's: betas by a cosine",
+    'kind = "vp"',
+    'beta_schedule = "squaredcos_cap_v2"',
+    "num_train_timesteps = 50",
+    "",
+    "[levels]",
+    'kind = "uniform"',
+    "",
+    "[objective]",
+    'predicts = "x0"',
+    "",
+    "[objective.motion]",
+    "positions = 0.5",
+    "velocities = 0.5",
+    "contacts = 0.5",
+    "",
+    "[model]",
+    'network = "motion"',
+    "width = 192",
+    "layers = 6",
+    "heads = 6",
+)
+"""MDM's schedule, levels, objective and network, up to what depends on the data."""
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _condition_lines(source: Source) -> list[str]:
+    """Return a table for each column that is a condition."""
+    lines: list[str] = []
+    for column, about in source.columns.items():
+        if about.kind == "length":
+            continue
+        key = column if re.fullmatch(r"[A-Za-z0-9_-]+", column) else _quoted(column)
+        named = ", ".join(about.classes[:8]) + (", …" if len(about.classes) > 8 else "")
+        note = "".join(c for c in f"{about.kind}: {named}" if c.isprintable())
+        lines += [f"[conditions.{key}] # {note if about.classes else about.kind}"]
+        if about.kind == "text":
+            lines += ['encoder = "openai/clip-vit-base-patch32"', 'output = "projected"']
+        lines += ["dropout = 0.1", ""]
+    return lines
+
+
 def motion_lines(name: str, data: Data, source: Source, steps: int) -> list[str]:
     """Return the lines of a recipe for motions: MDM's network and objective.
 
@@ -91,15 +137,14 @@ def motion_lines(name: str, data: Data, source: Source, steps: int) -> list[str]
     """
     table = data.motion
     assert table is not None
-    quoted = lambda text: json.dumps(text, ensure_ascii=False)
     lines = [
-        f"name = {quoted(name)}",
+        f"name = {_quoted(name)}",
         'licence = "" # of your data',
         "seed = 0",
         "",
         "[data]",
         'kind = "motion"',
-        f"path = {quoted(data.path or '')}",
+        f"path = {_quoted(data.path or '')}",
         'crop = "random" # another part of a longer motion each time',
         "max_bad = 10 # unreadable files to skip before giving up",
         f"holdout = {data.holdout:g} # kept aside, to measure on",
@@ -109,49 +154,20 @@ def motion_lines(name: str, data: Data, source: Source, steps: int) -> list[str]
         f"frames = {table.frames} # of a sample: {table.frames / table.rate:.3g} seconds",
     ]
     if table.names is not None:
-        lines += [f"names = {quoted(table.names)} # words in braces are columns of classes"]
+        lines += [f"names = {_quoted(table.names)} # words in braces are columns of classes"]
     lines += [""]
-    classes = [n for n, c in source.columns.items() if c.kind == "class"]
-    for column, about in source.columns.items():
-        if about.kind == "length":
-            continue
-        key = column if re.fullmatch(r"[A-Za-z0-9_-]+", column) else quoted(column)
-        named = ", ".join(about.classes[:8]) + (", …" if len(about.classes) > 8 else "")
-        note = "".join(c for c in f"{about.kind}: {named}" if c.isprintable())
-        lines += [f"[conditions.{key}] # {note if about.classes else about.kind}"]
-        if about.kind == "text":
-            lines += ['encoder = "openai/clip-vit-base-patch32"', 'output = "projected"']
-        lines += ["dropout = 0.1", ""]
+    lines += _condition_lines(source)
+    lines += _MDM_LINES
     lines += [
-        "[schedule] # MDM's: betas by a cosine",
-        'kind = "vp"',
-        'beta_schedule = "squaredcos_cap_v2"',
-        "num_train_timesteps = 50",
-        "",
-        "[levels]",
-        'kind = "uniform"',
-        "",
-        "[objective]",
-        'predicts = "x0"',
-        "",
-        "[objective.motion]",
-        "positions = 0.5",
-        "velocities = 0.5",
-        "contacts = 0.5",
-        "",
-        "[model]",
-        'network = "motion"',
-        "width = 192",
-        "layers = 6",
-        "heads = 6",
         f"train = {{ steps = {steps}, batch = 32, rate = 8e-4, warmup = {min(200, steps // 10)}, "
         "decay = 0.998 }",
         "",
     ]
+    classes = [n for n, c in source.columns.items() if c.kind == "class"]
     if classes:
         lines += [
             "[judge] # only measures",
-            f"column = {quoted(classes[0])}",
+            f"column = {_quoted(classes[0])}",
             "widths = [64, 128]",
             "dropout = 0.1",
             f"train = {{ steps = {max(1, steps // 3)}, batch = 32, rate = 1e-3, warmup = "

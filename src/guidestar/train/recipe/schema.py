@@ -10,17 +10,17 @@ captions: a ``clip`` whose text tower encodes them, a ``noisy_clip`` that guides
 
 from __future__ import annotations
 
-import difflib
-import reprlib
 import tomllib
+from abc import ABC
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ...io.files import check_name
 from ...networks.network import OutputKind
+from .mistakes import explain, suggestion
 from .parts import (
     ORDER,
     OWN_NETWORKS,
@@ -45,9 +45,6 @@ from .tables import (
     TargetTable,
     Upscale,
 )
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 __all__ = [
     "AutoencoderPart",
@@ -78,14 +75,13 @@ BESIDE = frozenset(
 _PREDICTS: dict[str, OutputKind] = {"vp": "v", "flow": "velocity", "edm": "edm"}
 
 
-def _folder_name(name: str) -> str:
-    return check_name(name, "the recipe's name", taken=BESIDE)
+class CommonRecipe(Strict, ABC):
+    """What the recipes of one model and of a cascade have in common."""
 
+    reserved: ClassVar[frozenset[str]] = BESIDE
+    """Names that the training uses itself."""
 
-class Recipe(Strict):
-    """A whole training."""
-
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$"), AfterValidator(_folder_name)]
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     summary: str = ""
     licence: str = ""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -97,6 +93,16 @@ class Recipe(Strict):
     schedule: Noise = Noise()
     objective: TargetTable = TargetTable()
     levels: Levels = Levels()
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return check_name(name, "the recipe's name", taken=cls.reserved)
+
+
+class Recipe(CommonRecipe):
+    """A whole training."""
+
     model: NetworkPart
     weak: NetworkPart | None = None
     classifier: ClassifierPart | None = None
@@ -303,46 +309,3 @@ def checked(content: object, origin: Path | str, *, trust: bool = False) -> Reci
                 "trust it: read(…, trust=True), --trust"
             )
     return recipe
-
-
-_MOST = 12
-"""Most mistakes of a recipe that a message lists."""
-
-
-def explain(error: ValidationError, document: type[BaseModel]) -> str:
-    """Put the mistakes of a document in one line, each with its key and what was expected."""
-    lines = [_explain(e, document) for e in error.errors()]
-    more = f"; and {len(lines) - _MOST} more" if len(lines) > _MOST else ""
-    return "; ".join(lines[:_MOST]) + more
-
-
-def _explain(error: ErrorDetails, document: type[BaseModel]) -> str:
-    where = ".".join(str(p) for p in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = _keys(error["loc"][:-1], document)
-        return f"unknown key {where!r}{suggestion(str(error['loc'][-1]), known)}"
-    if error["type"] == "missing":
-        return f"missing key {where!r}"
-    # For an expression, further lines point at the place; the first line is the message.
-    message = error["msg"].removeprefix("Value error, ").split("\n")[0]
-    given = error["input"]
-    shown = "" if isinstance(given, dict | BaseModel) else f", not {reprlib.repr(given)}"
-    return (f"{where}: " if where else "") + f"{message[0].lower()}{message[1:]}{shown}"
-
-
-def _keys(loc: Sequence[str | int], document: type[BaseModel]) -> list[str]:
-    """List the keys that a table of a document may have."""
-    table: type[BaseModel] = document
-    for name in loc:
-        if name not in table.model_fields:  # the name of a condition
-            continue
-        kind = table.model_fields[str(name)].annotation
-        kinds = [kind, *get_args(kind), *(t for k in get_args(kind) for t in get_args(k))]
-        table = next(t for t in kinds if isinstance(t, type) and issubclass(t, BaseModel))
-    return list(table.model_fields)
-
-
-def suggestion(name: str, known: Sequence[str]) -> str:
-    """Return " (did you mean …?)" with the nearest known name; "" where none is near."""
-    close = difflib.get_close_matches(name, known, 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
