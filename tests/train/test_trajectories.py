@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import guidestar as gs
+from guidestar import cli
 from guidestar.core.levels import VP
 from guidestar.data.identity import identify
 from guidestar.model.variants import keep_variant, variants_of
@@ -72,6 +73,37 @@ def test_a_student_of_runs_samples_on_its_own_levels(made):
     assert student.sample("c", seeds=[5]).nfe == 2
     earlier = assemble_student(lesson, out, index=0)
     assert earlier.name == "pupil-4" and gs.load(out / "pupil-4").sample("c", seeds=[5]).nfe == 4
+
+
+def test_the_command_writes_every_student(teacher, tmp_path, capsys):
+    """Those on the way too, each under its number of steps."""
+    file = tmp_path / "pupil.toml"
+    file.write_text(
+        f"""
+name = "pupil"
+[student]
+teacher = {str(teacher)!r}
+method = "trajectory"
+guidance = "cfg(2)"
+start = 5
+before = [4, 3]
+steps = 2
+paths = 4
+train = {{ steps = 1, batch = 2, warmup = 1 }}
+""",
+        encoding="utf-8",
+    )
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["distill", str(file), "--out", str(out)])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"a student on the way is in {out}/pupil-4",
+        f"a student on the way is in {out}/pupil-3",
+        f"the student is in {out}/pupil; try: guidestar sample {out}/pupil --cond all --grid",
+    ]
+    found = {f.name: gs.load(f).defaults["steps"] for f in sorted(out.glob("pupil*"))}
+    assert found == {"pupil": 2, "pupil-3": 3, "pupil-4": 4}
 
 
 def test_visits_are_the_levels_of_the_straightest_steps():

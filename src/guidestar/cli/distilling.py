@@ -268,7 +268,11 @@ def _distill(recipe: Any, teacher: str, out: Path, variant: str | None) -> None:
     if lesson is None:
         fail(f"stopped; what was trained is saved in {out}, and the same command goes on", 130)
     elif main:
-        model = assemble_student(lesson, out, command=f"guidestar distill {teacher}")
+        command, stages = f"guidestar distill {teacher}", recipe.student.stages()
+        for index in range(len(stages) - 1):
+            before = assemble_student(lesson, out, command=command, index=index)
+            typer.echo(f"a student on the way is in {out / before.name}")
+        model = assemble_student(lesson, out, command=command)
         cond = " --cond all" if model.classes else ""
         place, use = out / recipe.name, f"{out / recipe.name}"
         if variant is not None:
