@@ -624,3 +624,12 @@ def test_a_run_that_ends_during_a_look_has_its_own_pictures():
     found = [running.JobProgress(status="running", pictures=["early"], steps=4)]
     assert running._look(job, 0, found, [3], 0.0)
     assert (found[0].status, found[0].pictures) == ("done", ["final"])
+
+
+def test_what_is_not_known_is_shown_in_one_colour():
+    shown = Image.new("L", (2, 1), 200)
+    assert restoring._over(shown, None) is shown
+    known = Image.new("L", (2, 1), 0)
+    known.putpixel((1, 0), 255)
+    found = restoring._over(shown, known)
+    assert [found.getpixel((x, 0)) for x in (0, 1)] == [(0x6B, 0x7D, 0xB3), (200, 200, 200)]

@@ -145,7 +145,7 @@ def regression_by_level(
     """
     found, y = {}, data[1].double()
     for rho, out in _logits(regressor, data, schedule, rhos, seed, batch):
-        mean, log_var = out.chunk(2, -1)
+        mean, log_var = out.chunk(2, 1)
         error = (y - mean).square()
         unexplained = (error.mean(0) / y.var(0, correction=0).clamp_min(1e-12)).mean()
         found[rho] = RegressionAtLevel(
