@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from guidestar.evaluate import LeastShare, psnr, ssim
-from guidestar.evaluate.motions import floor_distance, foot_skating, jerk
+from guidestar.evaluate.motions import diversity, floor_distance, foot_skating, jerk
 
 
 def test_a_foot_on_the_edge_of_the_floor_is_above_it():
@@ -35,6 +35,7 @@ def test_jerk_is_a_mean_over_joints_and_frames():
     joints[4, 0] = torch.tensor([3.0, 0.0, 4.0])  # one third difference of 5 among four
     assert jerk(joints, 2, 10) == pytest.approx(5 / 4 * 8 / 10)
     assert floor_distance(joints - 2, 4) == pytest.approx(0.5)
+    assert diversity(torch.tensor([[0.0, 0.0], [3.0, 4.0]])) == 5  # two are enough
 
 
 def test_the_smallest_picture_has_one_window():

@@ -12,7 +12,7 @@ import torch
 from guidestar.motion import MotionFormat, parse_bvh, read_bvh, write_bvh
 from guidestar.motion.body import Body
 from guidestar.motion.features import start_at_origin
-from guidestar.motion.rig import Rig
+from guidestar.motion.rig import Rig, _ancestors
 from helpers.motions import walker
 
 CLIPS = Path(
@@ -92,3 +92,7 @@ def test_the_shortest_motion_has_four_frames():
     wanted = body.rig.pose(again).joints(body.format.skeleton)
     torch.testing.assert_close(joints, wanted.float(), atol=1e-3, rtol=0)
     assert again.values.dtype == torch.float64
+
+
+def test_joints_above_a_joint_from_the_first_on():
+    assert _ancestors([-1, 0, 1, 1, 3], 4) == [0, 1, 3] and _ancestors([-1, 0], 0) == []

@@ -198,6 +198,8 @@ def test_a_film_has_even_sides(monkeypatch, tmp_path):
     more = {"fps": 12.5, "output_params": ["-f", "mp4"], "macro_block_size": 2}
     assert asked == [((6, 4), more)] and [s.shape for s in sent] == [(4, 6, 3)] * 2
     assert sent[0][0, 0].tolist() == [255, 0, 0] and sent[1][3, 5].tolist() == [0, 0, 255]
+    write_animation(frames[1:], tmp_path / "b.mp4", 5)
+    assert asked[1] == ((6, 4), {**more, "fps": 5}) and len(sent) == 3
 
 
 def test_frames_of_a_gif_are_cleared_before_the_next():
