@@ -372,3 +372,12 @@ def test_what_is_not_fashion_mnist(monkeypatch, images, labels):
     x, y = fashion_mnist.load_split("test", "f")
     assert x.shape == (3, 1, 28, 28) and x.unique().tolist() == pytest.approx([-0.6])
     assert y.tolist() == [0, 9, 4] and y.dtype == torch.int64 and x.dtype == torch.float32
+
+
+def test_a_colour_picture_that_is_cut_off_is_a_colour_picture(tmp_path):
+    torch.manual_seed(0)
+    noise = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8).numpy()
+    cut = saved(Image.fromarray(noise), tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    assert not all_grey([cut])  # its header says so; its pixels are not read
