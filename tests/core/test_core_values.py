@@ -124,6 +124,10 @@ def test_the_rows_of_a_group_in_the_whole_run():
     assert found is not None and found.tolist() == [0, 3]
     taken = some.take(torch.tensor([1, 2]))
     assert taken.rows is not None and taken.rows.tolist() == [0, 3] and len(taken.x_t) == 2
+    each = torch.tensor([0.6, 0.8, 1.0], dtype=torch.float64)
+    level = Level(each, 1 - each, each)
+    uneven = replace(some, step=some.step._replace(t=level, s=level)).take(torch.tensor([2, 0]))
+    assert uneven.step.t.alpha.tolist() == uneven.step.s.alpha.tolist() == [1.0, 0.6]  # type: ignore[union-attr]
 
 
 def attention(image: slice) -> Attention:

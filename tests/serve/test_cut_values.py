@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
+from types import SimpleNamespace
 from typing import Any
 
+import gradio
 import pytest
+import torch
+from fastapi import FastAPI
+from gradio.themes import colors
 from PIL import Image
 
+from guidestar.io.images import to_bytes
 from guidestar.serve.studio import gallery as galleries
-from guidestar.serve.studio import problems
+from guidestar.serve.studio import mount, plotting, problems
 from guidestar.serve.studio.form import Form
 from guidestar.serve.studio.gallery import Gallery, picture_name
+from guidestar.serve.studio.page import CSS
 from guidestar.serve.studio.starts import read_start
-from guidestar.serve.web import a1111_api
+from guidestar.serve.web import a1111_api, motion_files, samples_api
 from guidestar.serve.web.errors import RefusedError, invalid
 from guidestar.serve.web.schemas import Txt2Img
 
@@ -101,3 +110,98 @@ def test_a_start_of_a1111_and_its_strength(monkeypatch, asked, strength, resize)
         with pytest.raises(RefusedError, match="txt2img starts from noise"):
             asyncio.run(a1111_api.txt2img(request, Txt2Img(**wrong)))
     assert len(made) == 2
+
+
+def test_the_page_is_mounted_without_anything_of_others(monkeypatch):
+    asked: dict[str, Any] = {}
+    started: list[Any] = []
+    mounted = SimpleNamespace(add_middleware=lambda kind: asked.update(middleware=kind))
+
+    def mount_app(app: Any, page: Any, **more: Any) -> Any:
+        asked.update(more, page=page)
+        return mounted
+
+    def thread(**given: Any) -> Any:
+        started.append(given)
+        return SimpleNamespace(start=lambda: started.append("started"))
+
+    monkeypatch.setattr(gradio, "mount_gradio_app", mount_app)
+    monkeypatch.setattr("guidestar.serve.studio.page.make_page", lambda service, sessions: service)
+    monkeypatch.setattr(mount, "threading", SimpleNamespace(Thread=thread))
+    limits = SimpleNamespace(body=99)
+    service: Any = SimpleNamespace(engines={"a": "A", "b": "B"}, limits=limits)
+    assert mount.mount_studio(FastAPI(), service) is mounted
+    theme = asked.pop("theme")
+    assert "system-ui" in theme.font and "ui-monospace" in theme.font_mono
+    assert theme.primary_500 == colors.indigo.c500
+    assert asked.pop("css") == CSS
+    assert asked == {
+        "page": service, "middleware": mount.Confined, "path": "/studio", "footer_links": [],
+        "show_error": False, "ssr_mode": False, "max_file_size": 99, "enable_monitoring": False,
+        "mcp_server": False, "pwa": False, "run_history": False,
+    }  # fmt: skip
+    threads = [{"target": mount._measure, "args": (e,), "daemon": True} for e in "AB"]
+    assert started == [threads[0], "started", threads[1], "started"]
+
+
+def test_a_plot_of_one_picture():
+    png = base64.b64encode(to_bytes(Image.new("RGB", (8, 8), "red"))).decode()
+    form = Form(model="m", seeds=(1,), guidance="cfg(2)")
+    axis = lambda key, value: plotting.Axis(key=key, label=key, values=(value,))
+    made = Image.open(io.BytesIO(plotting.draw(form, axis("x", "1"), axis("y", "2"), [png])))
+    colours = made.convert("RGB").getcolors(1 << 20)
+    assert colours is not None and {c: n for n, c in colours}[(255, 0, 0)] == 32 * 32
+
+
+def test_a_form_asks_for_all_that_it_says():
+    form = Form(
+        model="m", conds=("a", "b"), seeds=(3, 4), guidance=" cfg(2) ", negative=" no ", scale=1.5,
+        steps=7, solver=" ddim ", grid="karras",
+    )  # fmt: skip
+    found = form.request(preview_every=2, explain=True)
+    assert (found.model, found.guidance, found.negative) == ("m", "cfg(2)", "no")
+    assert (found.cond, found.seeds) == (["a", "a", "b", "b"], [3, 4, 3, 4])
+    assert (found.steps, found.solver, found.grid, found.scale) == (7, "ddim", "karras", 1.5)
+    assert (found.preview_every, found.explain, found.start) == (2, True, None)
+    bare = Form(model="m", seeds=(3,), guidance=" ", solver=" ", grid="").request()
+    assert (bare.cond, bare.guidance, bare.negative) == (None, None, None)
+    assert (bare.solver, bare.grid) == (None, None)
+
+
+def test_a_motion_that_moves_carries_its_settings(monkeypatch):
+    asked: list[Any] = []
+    monkeypatch.setattr(motion_files, "animation_bytes", lambda *given: asked.append(given) or b"f")
+    monkeypatch.setattr(motion_files.SampledMotion, "drawn", lambda self: "frames")
+    body: Any = SimpleNamespace(rate=12.5)
+    motion = motion_files.SampledMotion(body=body, numbers=torch.zeros(4, 3))
+    assert motion.encoded({"a": 1}, "png") == b"f"
+    motion.encoded(None, "webp")
+    motion.encoded(None, "jpeg")
+    assert asked == [
+        ("frames", 12.5, "png", {"guidestar": '{"a": 1}'}), ("frames", 12.5, "webp", {}),
+        ("frames", 12.5, "gif", {}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("every", [0, 3])
+def test_changes_are_merged_where_there_are_no_previews(monkeypatch, every):
+    asked: list[Any] = []
+
+    async def changes(ticket: Any, *, pause: float) -> Any:
+        asked.append((ticket, pause))
+        for step in (1, 1, 2):
+            ticket.preview = SimpleNamespace(step=step)
+            yield
+
+    monkeypatch.setattr(samples_api, "changes", changes)
+    ticket = SimpleNamespace(preview_every=every, preview=None, status="running")
+    job: Any = SimpleNamespace(ticket=ticket, previews=lambda: ["p"], describe=lambda: {"id": 1})
+
+    async def read() -> list[Any]:
+        return [event async for event in samples_api._events(job)]
+
+    found = asyncio.run(read())
+    assert asked == [(ticket, 0.0 if every else samples_api.POLL_SECONDS)]
+    preview = lambda step: {"event": "preview", "data": f'{{"step": {step}, "images": ["p"]}}'}
+    running = {"event": "running", "data": '{"id": 1}'}
+    assert found == [preview(1), running, running, preview(2), running]
