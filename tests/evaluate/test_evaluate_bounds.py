@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from guidestar.core.levels import VP
 from guidestar.evaluate import LeastShare, psnr, ssim
+from guidestar.evaluate.calibration import expected_calibration_error, regression_by_level
 from guidestar.evaluate.motions import diversity, floor_distance, foot_skating, jerk
 
 
@@ -72,3 +75,21 @@ def test_a_class_that_is_never_predicted_has_the_least_share():
     missing = LeastShare()
     missing.update(judged(0, 1, 1, 1))
     assert missing.shares().tolist() == [0.25, 0.75, 0.0] and missing.compute() == 0.0
+
+
+def test_a_regressor_of_three_numbers():
+    y = torch.tensor([[0.0, 1.0, 2.0], [2.0, 5.0, 4.0]])
+    out = torch.cat([y + 1, torch.full((2, 3), 0.5)], 1)
+    found = regression_by_level(lambda x, level: out, (torch.zeros(2, 4), y), VP.linear(), [1.0])
+    assert found[1.0].unexplained == pytest.approx((1 + 1 / 4 + 1) / 3)
+    assert found[1.0].surprise == pytest.approx(math.exp(-0.5))
+
+
+def test_certain_and_even_predictions_have_bins():
+    logits = torch.tensor([[900.0, 0.0], [0.0, 900.0], [0.0, 0.0]])
+    target = torch.tensor([0, 0, 0])
+    # Certain: one right of two, so 1/2 apart; even: 1 right at a confidence of 1/2.
+    wanted = (abs(1 - 2) + abs(1 - 0.5)) / 3
+    for bins in (1, 2, 15):
+        gap = abs(2 - 2.5) / 3 if bins == 1 else wanted
+        assert expected_calibration_error(logits, target, bins) == pytest.approx(gap)

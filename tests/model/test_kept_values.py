@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import guidestar as gs
-from guidestar.model import folder_writing, walking
+from guidestar.model import binding, folder_writing, upscaling, walking
 from guidestar.model import model as models
-from guidestar.model.manifest import _by_steps, _falls
+from guidestar.model.locating import find_folder, split_variant
+from guidestar.model.manifest import NAME, _by_steps, _falls
 from guidestar.model.steering import _repeated
 from helpers.served import toy_model
 
@@ -96,3 +97,63 @@ def test_a_divergence_is_looked_for_at_the_last_step(monkeypatch):
     ((given, more),) = asked
     assert given == (("bound", False), "noise") and list(more.pop("draw").seeds) == [4, 5]
     assert more == {"grid": "levels", "solver": "solver", "explain": True}
+
+
+def test_a_name_with_a_variant_is_split(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / NAME).write_text("{}")
+    name = f"{tmp_path}/m"
+    assert split_variant(f"{name}:small", None) == (name, "small")
+    assert split_variant(f"{name}:small", "large") == (f"{name}:small", "large")
+    assert split_variant(name, None) == (name, None)
+    assert split_variant(f"{name}x:small", None) == (f"{name}x:small", None)
+    (tmp_path / "m:small").mkdir()
+    assert split_variant(f"{name}:small", None) == (f"{name}:small", None)
+    assert split_variant("fashion-mnist:x", None) == ("fashion-mnist", "x")
+
+
+def test_folders_of_models(tmp_path):
+    assert find_folder(tmp_path) == tmp_path
+    (tmp_path / "w.bin").touch()
+    with pytest.raises(ValueError, match=r"w\.bin is a file, and a model is a folder"):
+        find_folder(tmp_path / "w.bin")
+    with pytest.raises(ValueError, match=rf"unknown model .*there is {tmp_path}, but no 'none'"):
+        find_folder(tmp_path / "none")
+    with pytest.raises(ValueError, match="did you mean 'fashion-mnist'"):
+        find_folder("fashion-mnis")
+
+
+def test_pictures_are_enlarged_at_the_usual_augmentation(monkeypatch):
+    asked: list[Any] = []
+    low = SimpleNamespace(channels=1, size=2, largest=0.3)
+    monkeypatch.setattr(upscaling, "need_low", lambda model: low)
+    monkeypatch.setattr(upscaling, "augmented", lambda *given: asked.append(given) or "rows")
+    monkeypatch.setattr(upscaling, "Pictured", lambda *given: given)
+    monkeypatch.setattr(upscaling, "replace", lambda model, encoder: encoder)
+    model: Any = SimpleNamespace(name="m", encoder="encoder")
+    pictures = torch.arange(8.0, dtype=torch.float64).reshape(2, 1, 2, 2).requires_grad_()
+    made: Any = upscaling.with_pictures(model, pictures, seeds=[4, 5])
+    assert made == ("encoder", "rows")
+    ((rows, levels, draw),) = asked
+    assert rows.dtype == torch.float32 and not rows.requires_grad
+    assert levels.dtype == torch.float64 and levels.tolist() == [0.1, 0.1]
+    assert list(draw.seeds) == [4, 5]
+    for augmentation in (0.0, 0.3):
+        upscaling.with_pictures(model, pictures, seeds=[4, 5], augmentation=augmentation)
+        assert asked[-1][1].tolist() == [augmentation] * 2
+    low.largest = 0.05
+    upscaling.with_pictures(model, pictures, seeds=[4, 5])
+    assert asked[-1][1].tolist() == [0.05] * 2
+    for wrong in (-0.01, 0.06, float("nan")):
+        with pytest.raises(ValueError, match=r"must be from 0 to 0\.05"):
+            upscaling.with_pictures(model, pictures, seeds=[4, 5], augmentation=wrong)
+    with pytest.raises(ValueError, match="2 pictures were given for 1 seeds; give one each"):
+        upscaling.with_pictures(model, pictures, seeds=[4])
+    for shape in ((2, 1, 2, 3), (2, 2, 2, 2), (1, 2, 2)):
+        with pytest.raises(ValueError, match="'m' enlarges pictures of 1 x 2 x 2"):
+            upscaling.with_pictures(model, torch.zeros(shape), seeds=[4, 5])
+
+
+def test_a_scale_of_whole_numbers_is_one_of_floats():
+    found = binding.add_scale(gs.Condition(c=torch.zeros(2)), [4], torch.device("cpu"))
+    assert found[binding.SCALE].dtype == torch.float32 and found[binding.SCALE].tolist() == [4, 4]

@@ -1,6 +1,7 @@
 """Stick figures: where joints are drawn, how many frames there are, which files can be written."""
 
 import io
+import math
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
@@ -231,3 +232,11 @@ def test_labels_stand_in_small_letters_above_their_motion():
     for left, name in ((4, "run"), (68, "walk")):
         ImageDraw.Draw(wanted).text((left, 2), name, "black", font)
     assert found.crop((0, 0, 128, 18)).tobytes() == wanted.tobytes()
+
+
+def test_marks_go_on_where_the_root_has_gone():
+    view = SimpleNamespace(low=(-1.0, 0.0), pixels=10.0)  # marks at every half of a length
+    for at in (0.7, -3.3):
+        first = 0.5 * math.floor((at - 1) / 0.5)
+        wanted = [10 * (first + 0.5 * k - at + 1) for k in range(6)]
+        assert drawing._marks(view, at) == pytest.approx(wanted)  # type: ignore[arg-type]

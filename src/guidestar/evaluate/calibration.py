@@ -47,7 +47,7 @@ def expected_calibration_error(logits: Tensor, target: Tensor, bins: int = 15) -
     """
     confidence, predicted = logits.double().softmax(1).max(1)
     right = (predicted == target).double()
-    where = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    where = (confidence * bins).ceil().long() - 1
     gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, where, right - confidence)
     return float(gaps.abs().sum() / len(target))
 
