@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import guidestar as gs
-from guidestar.model import binding, folder_writing, upscaling, walking
+from guidestar.model import binding, cascade, checking, folder_writing, upscaling, walking
 from guidestar.model import model as models
 from guidestar.model.locating import find_folder, split_variant
 from guidestar.model.manifest import NAME, _by_steps, _falls
 from guidestar.model.steering import _repeated
-from helpers.served import toy_model
+from helpers.served import Words, toy_model
 
 
 def test_the_scheduler_is_the_cards_or_of_its_betas(monkeypatch):
@@ -157,3 +157,52 @@ def test_pictures_are_enlarged_at_the_usual_augmentation(monkeypatch):
 def test_a_scale_of_whole_numbers_is_one_of_floats():
     found = binding.add_scale(gs.Condition(c=torch.zeros(2)), [4], torch.device("cpu"))
     assert found[binding.SCALE].dtype == torch.float32 and found[binding.SCALE].tolist() == [4, 4]
+
+
+def test_names_become_the_conditions_that_are_checked():
+    model, null = toy_model(), gs.Condition(c=torch.zeros(1))
+    found, bare = checking._conditions(model, "dog", null, 3)
+    wanted = Words().encode(["dog"] * 3)
+    assert torch.equal(found["c"], wanted["c"]) and bare is null
+    assert checking._conditions(model, found, null, 3) == (found, null)
+    none, bare = checking._conditions(model, None, null, 3)
+    assert none is null and bare is None
+    own, made = checking._conditions(model, found, None, 3)
+    assert own is found and made is not None and made.batch == 3 and not made["c"].any()
+    net: Any = object()
+    empty, bare = checking._conditions(net, None, None, 3)
+    assert not empty and bare is None and checking._conditions(net, None, null, 3)[0] is null
+    with pytest.raises(ValueError, match="conditions by name need a Model with an encoder"):
+        checking._conditions(net, "dog", None, 3)
+
+
+def test_the_name_of_a_solver_brings_its_grid():
+    request = toy_model().request("cat", solver="DPM++ 2M Karras", steps=4)
+    assert request.grid == "karras"
+    request = toy_model().request("cat", solver="DPM++ 2M Karras", grid="uniform", steps=4)
+    assert request.grid == "uniform"
+    assert toy_model().request("cat", steps=4).grid == "log_snr"
+
+
+def test_a_cascade_keeps_its_card_and_refuses_other_pictures(monkeypatch, tmp_path):
+    monkeypatch.setattr(cascade, "load_model", lambda folder, *, trust, device: toy_model())
+    cascade.write_cascade_index(tmp_path, ["base"], {"summary": "two stages"})
+    made = cascade.load_cascade(tmp_path)
+    assert made.card == {
+        "summary": "two stages", "format": cascade.CASCADE_FORMAT, "stages": ["base"]
+    }  # fmt: skip
+    assert made.name == str(tmp_path) and list(made.stages) == ["base"]
+    whole = {
+        "cond": None, "seeds": [0],
+        "stages": {"base": dict.fromkeys(("guidance", "steps", "solver", "grid", "augmentation", "seeds", "negative"))},
+    }  # fmt: skip
+    for wrong in (
+        {}, {**whole, "stages": ["base"]}, {**whole, "stages": {"base": 3}},
+        {"cond": None, "stages": whole["stages"]}, {"seeds": [0], "stages": whole["stages"]},
+        {**whole, "stages": {"base": {"guidance": None}}},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="the picture is not of a cascade"):
+            made.again(wrong)
+    lacking = {**whole["stages"]["base"], "lacking": ["a loss", "x"]}
+    with pytest.raises(ValueError, match="this run depended on a loss, which the picture does"):
+        made.again({**whole, "stages": {"base": lacking}})

@@ -240,3 +240,12 @@ def test_marks_go_on_where_the_root_has_gone():
         first = 0.5 * math.floor((at - 1) / 0.5)
         wanted = [10 * (first + 0.5 * k - at + 1) for k in range(6)]
         assert drawing._marks(view, at) == pytest.approx(wanted)  # type: ignore[arg-type]
+
+
+def test_a_png_that_moves_carries_texts():
+    frames = [Image.new("L", (4, 4), shade) for shade in (0, 250)]
+    with Image.open(io.BytesIO(animation_bytes(frames, 8, "png", {"a": "b", "c": "d"}))) as found:
+        assert (found.info["a"], found.info["c"], found.info["duration"]) == ("b", "d", 125)
+        assert found.n_frames == 2 and found.info["loop"] == 0  # type: ignore[attr-defined]
+    with Image.open(io.BytesIO(animation_bytes(frames, 8, "png"))) as found:
+        assert "a" not in found.info

@@ -674,6 +674,13 @@ def test_a_server_is_told_its_limits_and_closes_its_service(monkeypatch):
 
     monkeypatch.setattr(run._Server, "run", ran)
     monkeypatch.setattr(run, "_announce", lambda server, service: None)
+    kinds, thread = [], run.threading.Thread
+
+    def begun(**given):
+        kinds.append(given["daemon"])
+        return thread(**given)
+
+    monkeypatch.setattr(run.threading, "Thread", begun)
     service: Any = types.SimpleNamespace(close=lambda: closed.append(1), engines={})
     assert run.run_server(print, service, host="h", port=9, grace=4.0) == 0
     config = made[0].config
@@ -684,7 +691,7 @@ def test_a_server_is_told_its_limits_and_closes_its_service(monkeypatch):
     with pytest.raises(OSError, match="cannot listen at h:9; is it taken"):
         run.run_server(print, service, host="h", port=9)
     assert run.run_server(print, service, host="h", port=9) == 0
-    assert len(closed) == 3 and made[1].grace == 30.0
+    assert len(closed) == 3 and made[1].grace == 30.0 and kinds == [True] * 3
 
 
 def test_pictures_are_kept_so_long_and_so_many(model, monkeypatch):
