@@ -192,9 +192,10 @@ def test_a_cascade_keeps_its_card_and_refuses_other_pictures(monkeypatch, tmp_pa
         "summary": "two stages", "format": cascade.CASCADE_FORMAT, "stages": ["base"]
     }  # fmt: skip
     assert made.name == str(tmp_path) and list(made.stages) == ["base"]
-    whole = {
+    keys = "guidance steps solver grid augmentation seeds negative".split()
+    whole: dict[str, Any] = {
         "cond": None, "seeds": [0],
-        "stages": {"base": dict.fromkeys(("guidance", "steps", "solver", "grid", "augmentation", "seeds", "negative"))},
+        "stages": {"base": dict.fromkeys(keys)},
     }  # fmt: skip
     for wrong in (
         {}, {**whole, "stages": ["base"]}, {**whole, "stages": {"base": 3}},
