@@ -192,7 +192,7 @@ def test_a_cascade_keeps_its_card_and_refuses_other_pictures(monkeypatch, tmp_pa
         "summary": "two stages", "format": cascade.CASCADE_FORMAT, "stages": ["base"]
     }  # fmt: skip
     assert made.name == str(tmp_path) and list(made.stages) == ["base"]
-    keys = "guidance steps solver grid augmentation seeds negative".split()
+    keys = ["guidance", "steps", "solver", "grid", "augmentation", "seeds", "negative"]
     whole: dict[str, Any] = {
         "cond": None, "seeds": [0],
         "stages": {"base": dict.fromkeys(keys)},
