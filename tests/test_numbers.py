@@ -18,6 +18,7 @@ CONSTANTS = {
     "sampling.grids:MOST_STEPS": 10_000,
     "sampling.particles:MOST_PARTICLES": 100_000,
     "core.arguments:MOST_COUNT": 1000,
+    "guidance.methods.fdg:MOST_BANDS": 16,
     "guidance.expression:_LONGEST": 100_000,
     "model.samples:_FARTHEST": 1_000_000_000,
     "model.streaming:BATCH": 32,

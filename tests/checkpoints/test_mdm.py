@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from guidestar import Guided, Net, uniform
-from guidestar.checkpoints.mdm import mdm_model, read_mdm
+from guidestar.checkpoints.mdm import _of_actions, mdm_model, read_mdm
 from guidestar.core.denoiser import Condition
 from helpers.clips import save_clip
 
@@ -192,3 +192,14 @@ def test_arguments_that_do_not_go_with_the_checkpoint(tmp_path):
         mdm_model(file, classes=["a"])
     with pytest.raises(ValueError, match="it is no text model; leave text_encoder out"):
         mdm_model(file, text_encoder="clip")
+
+
+def test_actions_and_their_null():
+    actions = torch.arange(1.0, 13).reshape(3, 4)
+    encoder = _of_actions(("a", "b", "c"), actions)
+    assert encoder.config["width"] == 4 and not encoder.training
+    assert encoder.table.weight.shape == (4, 4) and not encoder.table.weight.requires_grad
+    assert torch.equal(encoder.table.weight[:3], actions)
+    assert encoder.encode(["", "b"])["class_labels"].tolist() == [[0, 0, 0, 0], [5, 6, 7, 8]]
+    with pytest.raises(ValueError, match="2 names were given for 3 actions; give one for each"):
+        _of_actions(("a", "b"), actions)

@@ -6,9 +6,11 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from PIL import Image
 
 from guidestar.data import identity
 from guidestar.data.columns import _describe_classes
+from guidestar.data.folders import _as_table
 from guidestar.data.tensors import _describe
 
 PATH = Path("d")
@@ -123,3 +125,13 @@ def test_a_tensor_is_known_by_some_of_its_numbers(monkeypatch):
     held: Any = {"b": torch.tensor([1]), "a": ["x"]}
     found = list(identity._held(held))
     assert found[:2] == [b"a", b"['x']"] and found[2] == b"b"
+
+
+def test_numbers_of_a_table_stay_numbers_unless_they_are_captions(tmp_path):
+    for name in ("a", "b"):
+        Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
+    text = "file_name,v,w\na.png,1,7\nb.png,2.5,007\n"
+    (tmp_path / "metadata.csv").write_text(text)
+    found = _as_table(tmp_path, {"v": "vector", "w": "text"}, ())
+    assert found["v"][:] == [1.0, 2.5] and found["w"][:] == ["7", "007"]
+    assert _as_table(tmp_path, {}, ())["w"][:] == [7, 7]

@@ -12,6 +12,8 @@ from guidestar.core.levels import Level
 from guidestar.core.rng import Draw
 from guidestar.data import fashion_mnist, tensors
 from guidestar.data.columns import _is_text, _is_vector
+from guidestar.data.latents import Latents, Unencoded, is_unencoded, pictures_of
+from guidestar.data.mixtures import Mixture, blobs, moons
 from guidestar.data.noised_mixture import NoisedMixture
 from guidestar.data.pictures import (
     PictureFormat,
@@ -223,3 +225,159 @@ def test_confidence_at_the_ends_of_the_bins():
     assert found == pytest.approx((0.5 + 0.25) / 2)  # one in each bin
     found = expected_calibration_error(mixed, torch.tensor([1, 0]), 1)
     assert found == pytest.approx(abs(-0.5 + 0.25) / 2)
+
+
+def test_the_mixtures_that_ship_are_their_numbers():
+    found = blobs()
+    x, y = 1.2 * math.cos(math.pi / 6), 0.6
+    torch.testing.assert_close(
+        found.means, torch.tensor([[0, 1.2], [-x, -y], [x, -y]], dtype=torch.float64)
+    )
+    long, thin, mixed = 0.49, 0.2025, (0.2025 - 0.49) * math.sqrt(3) / 4
+    torch.testing.assert_close(
+        found.covariances,
+        torch.tensor(
+            [[[long, 0], [0, thin]],
+             [[0.75 * thin + 0.25 * long, mixed], [mixed, 0.25 * thin + 0.75 * long]],
+             [[0.75 * thin + 0.25 * long, -mixed], [-mixed, 0.25 * thin + 0.75 * long]]],
+            dtype=torch.float64,
+        ),
+    )  # fmt: skip
+    assert found.weights.unique().numel() == 1 and (found.count, found.dim) == (3, 2)
+    found = moons(3)
+    upper = torch.tensor([[0.75, -0.3], [-0.75, 1.2], [-2.25, -0.3]], dtype=torch.float64)
+    torch.testing.assert_close(found.means, torch.cat([upper, -upper]))
+    assert found.classes is not None and found.classes.tolist() == [0, 0, 0, 1, 1, 1]
+    cov = 0.0484 * torch.eye(2, dtype=torch.float64)
+    torch.testing.assert_close(found.covariances, cov.expand(6, 2, 2))
+    assert found.weights.unique().numel() == 1 and found.count == 2
+    assert len(moons().weights) == 12
+
+
+def chain(**changed):
+    """Two normals of one class and one of another, on a line."""
+    given = {
+        "weights": torch.tensor([1.0, 3.0, 4.0]), "means": torch.tensor([[0.0], [2.0], [5.0]]),
+        "covariances": torch.tensor([[[1.0]], [[4.0]], [[9.0]]]),
+        "classes": torch.tensor([0, 0, 1]),
+    }  # fmt: skip
+    return Mixture(**{**given, **changed})
+
+
+class Given:
+    """Streams of numbers that were chosen."""
+
+    def __init__(self, u, eps):
+        self.u, self.eps = torch.tensor(u, dtype=torch.float64), torch.tensor(eps)
+
+    def uniform(self, tag):
+        return self.u
+
+    def normal(self, tag, shape):
+        assert shape == (1,)
+        return self.eps[:, None]
+
+
+def test_points_of_a_mixture_are_drawn_by_the_weights():
+    draw = Given([0.0, 0.124, 0.126, 0.49, 0.51, 0.99], [1.0, -1.0, 0.5, 0.0, 1.0, -2.0])
+    x, y = chain().sample(draw)
+    assert x.flatten().tolist() == pytest.approx([1, -1, 3, 2, 8, -1])
+    assert y.tolist() == [0, 0, 0, 0, 1, 1] and x.dtype == torch.float64
+    draw = Given([0.0, 0.249, 0.251, 0.99, 0.0, 0.99], [1.0] * 6)
+    x, y = chain().sample(draw, torch.tensor([0, 0, 0, 0, 1, 2]))
+    assert x.flatten().tolist() == pytest.approx([1, 1, 4, 4, 8, 8])
+    assert y.tolist() == [0, 0, 0, 0, 1, 1]
+
+
+def test_the_density_of_a_mixture_and_of_its_classes():
+    x, level = torch.tensor([[1.5]] * 3), Level(0.8, 0.6, 0.5)
+    each = [
+        w * normal(1.5, 0.8 * m, 0.64 * v + 0.36)
+        for w, m, v in ((1 / 8, 0, 1), (3 / 8, 2, 4), (4 / 8, 5, 9))
+    ]
+    found = chain().log_density(x, level, torch.tensor([0, 1, 2])).exp()
+    wanted = [(each[0] + each[1]) * 2, each[2] * 2, sum(each)]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-5)
+    assert chain().log_density(x[:1], level).exp().item() == pytest.approx(sum(each), rel=1e-5)
+    posterior = chain().log_posterior(x[:1], level).exp()[0].tolist()
+    first = (each[0] + each[1]) / sum(each)
+    assert posterior == pytest.approx([first, 1 - first], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"weights": torch.ones(3, 1)}, "weights of a mixture must be positive numbers"),
+        ({"weights": torch.tensor([1.0, 0.0, 1.0])}, "weights of a mixture must be positive"),
+        ({"means": torch.zeros(2, 1)}, r"3 components in 1 dimensions need means \[3, 1\]"),
+        ({"means": torch.zeros(3)}, r"3 components in 3 dimensions need means \[3, 3\]"),
+        ({"covariances": torch.ones(3, 1)}, r"covariances \[3, 1, 1\] and classes \[3\]"),
+        ({"covariances": torch.ones(2, 1, 1)}, "3 components in 1 dimensions"),
+        ({"classes": torch.tensor([0, 1])}, "3 components in 1 dimensions"),
+        ({"classes": torch.tensor([0, 0, 2])}, r"use all of 0 … K − 1, not \[0, 2\]"),
+        ({"classes": torch.tensor([1, 1, 2])}, r"use all of 0 … K − 1, not \[1, 2\]"),
+        ({"covariances": torch.zeros(3, 1, 1)}, "symmetric and positive definite"),
+        (
+            {"means": torch.zeros(3, 2),
+             "covariances": torch.tensor([[[2.0, 0.5], [0.0, 2.0]]] * 3)},
+            "symmetric and positive definite",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_mixture(changed, text):
+    with pytest.raises(ValueError, match=text):
+        chain(**changed)
+
+
+def test_the_pictures_of_latents_and_of_what_stands_for_them():
+    pictures = InMemory(
+        x=torch.zeros(3, 1, 8, 8), targets={"t": ["a", "b", "c"]},
+        columns={"t": Column(kind="text")},
+    )  # fmt: skip
+    made = Latents(x=torch.arange(12.0).reshape(3, 1, 2, 2), pictures=pictures)
+    waiting = Unencoded(
+        pictures=pictures, encode=lambda x: x[..., :2, :2] + 7, latent_shape=(1, 2, 2)
+    )
+    for source in (made, waiting):
+        assert pictures_of(source) is pictures and source.size == 3
+        part = pictures_of(Subset(source=source, kept=(2, 0)))
+        assert isinstance(part, Subset) and part.source is pictures and part.kept == (2, 0)
+        assert source.shape == (1, 2, 2) and source.columns is pictures.columns
+        assert source.captions("t", [2]) == [("c",)]
+        assert source.batch([1, 0], Draw([0, 1]))[1]["t"] == ["b", "a"]
+    assert pictures_of(pictures) is pictures
+    assert made.batch([2], Draw([0]))[0].flatten().tolist() == [8, 9, 10, 11]
+    assert waiting.batch([2], Draw([0]))[0].unique().tolist() == [7]
+    kept = (0, 1)
+    assert is_unencoded(waiting) and is_unencoded(Subset(source=waiting, kept=kept))
+    assert not is_unencoded(made) and not is_unencoded(Subset(source=made, kept=kept))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [((2, 28, 27), [0, 9]), ((2, 28, 28), [0, 10]), ((0, 28, 28), []), ((2, 28, 28), [[0], [9]])],
+)
+def test_what_is_not_fashion_mnist(monkeypatch, images, labels):
+    held = {"images": torch.zeros(images, dtype=torch.uint8),
+            "labels": torch.tensor(labels, dtype=torch.uint8)}  # fmt: skip
+    monkeypatch.setattr(fashion_mnist, "_find", lambda folder, stem: stem)
+    monkeypatch.setattr(fashion_mnist, "read_idx", lambda stem: held[stem.split("-")[1]])
+    with pytest.raises(ValueError, match=r"must hold images \[N, 28, 28\] and labels \[N\] below"):
+        fashion_mnist.load_split("test", "f")
+    held["images"] = torch.full((3, 28, 28), 51, dtype=torch.uint8)
+    held["labels"] = torch.tensor([0, 9], dtype=torch.uint8)
+    with pytest.raises(ValueError, match="holds 3 images but 2 labels in its test split"):
+        fashion_mnist.load_split("test", "f")
+    held["labels"] = torch.tensor([0, 9, 4], dtype=torch.uint8)
+    x, y = fashion_mnist.load_split("test", "f")
+    assert x.shape == (3, 1, 28, 28) and x.unique().tolist() == pytest.approx([-0.6])
+    assert y.tolist() == [0, 9, 4] and y.dtype == torch.int64 and x.dtype == torch.float32
+
+
+def test_a_colour_picture_that_is_cut_off_is_a_colour_picture(tmp_path):
+    torch.manual_seed(0)
+    noise = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8).numpy()
+    cut = saved(Image.fromarray(noise), tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    assert not all_grey([cut])  # its header says so; its pixels are not read

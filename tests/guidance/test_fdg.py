@@ -181,3 +181,9 @@ def test_diffusers_guider_fails_with_a_band_switched_off(monkeypatch):
     with pytest.raises(UnboundLocalError):
         theirs([1.0, 5.0])
     scene.check("fdg(5, [0, 1])", expected(scene, 5, (0, 1), scene.n))
+
+
+def test_a_pyramid_has_sixteen_bands_at_most():
+    assert len(fdg(3, gains=[1.0] * 16).gains) == 16
+    with pytest.raises(ValueError, match="fdg: there may be gains for at most 16 bands, not 17"):
+        fdg(3, gains=[1.0] * 17)

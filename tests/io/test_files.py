@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from guidestar.io import files
 from guidestar.io.files import check_name, keep_former, make_folder, name_write_errors, whole_or_not
 
 
@@ -166,3 +167,10 @@ def test_names_of_folders_up_to_their_length():
             check_name(name, "it", taken={"parts"})
     with pytest.raises(ValueError, match="it is no text"):
         check_name(3, "it")
+
+
+def test_a_name_of_half_a_character_holds_a_sign_of_paths():
+    assert files._unfit("a\ud800", ()) == "it holds a sign of paths"
+    half = files.LONGEST_NAME // 2
+    assert files._unfit("é" * half, ()) is None
+    assert files._unfit("é" * (half + 1), ()) == f"it is longer than {files.LONGEST_NAME} bytes"

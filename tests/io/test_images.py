@@ -162,3 +162,28 @@ def test_settings_are_carried_and_read(tmp_path):
     save_png(solid(RED), path)
     with pytest.raises(ValueError, match="holds no guidestar settings"):
         read_settings(path)
+
+
+def test_samples_of_a_graph_are_drawn():
+    x = torch.tensor([[0.0, 1.0, 0.0]])
+    (wanted,), (found,) = to_drawings(x, 9), to_drawings(x.requires_grad_(), 9)
+    assert found.tobytes() == wanted.tobytes()
+
+
+def test_a_picture_of_one_line_keeps_its_colours():
+    (found,) = to_pil(torch.tensor([[[[1.0, -1.0]], [[-1.0, -1.0]], [[-1.0, 1.0]]]]))
+    assert (found.mode, found.size) == ("RGB", (2, 1))
+    assert [found.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (0, 0, 255)]
+    (grey,) = to_pil(torch.tensor([[[[1.0], [-1.0]]]]))
+    assert (grey.mode, grey.size) == ("L", (1, 2))
+
+
+def test_what_holds_no_settings_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"a\.txt cannot be read as a picture \(unknown format\)"):
+        read_settings(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"^the picture cannot be read as a picture"):
+        read_settings(b"x")
+    save_png(Image.new("L", (2, 2)), tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"b\.png holds no guidestar settings"):
+        read_settings(tmp_path / "b.png")

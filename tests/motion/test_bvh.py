@@ -352,3 +352,18 @@ def test_a_skeleton_is_a_tree():
     with pytest.raises(ValueError, match="must be as many"):
         Skeleton(names=("a",), parents=(-1, 0), offsets=((0, 0, 0),))
     assert math.isclose(Skeleton(names=("a",), parents=(-1,), offsets=((0, 0, 0),)).count, 1)
+
+
+def test_a_joint_above_that_turns_and_moves_is_at_rest_in_its_parent(tmp_path):
+    text = ARM.replace(
+        "ROOT base",
+        "ROOT world\n{\nOFFSET 5 5 5\nCHANNELS 6 Xposition Yposition Zposition Zrotation "
+        "Xrotation Yrotation\nJOINT base",
+    ).replace("}\nMOTION", "}\n}\nMOTION")
+    lines = text.splitlines()
+    lines[-2:] = [f"10 0 0 0 0 0 {row}" for row in lines[-2:]]
+    (tmp_path / "world.bvh").write_text("\n".join(lines))
+    motion = read_bvh(tmp_path / "world.bvh")
+    rig = Rig.of(motion)
+    written = rig.write(rig.pose(motion), 0.05)
+    assert written.values[:, :9].tolist() == [[0, 0, 0, 0, 0, 0, 11, 2, 3]] * 2

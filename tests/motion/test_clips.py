@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from guidestar.motion import MotionFormat, read_bvh, write_bvh
+from guidestar.motion import MotionFormat, parse_bvh, read_bvh, write_bvh
+from guidestar.motion.body import Body
 from guidestar.motion.features import start_at_origin
-from guidestar.motion.rig import Rig
+from guidestar.motion.rig import Rig, _ancestors
+from helpers.motions import walker
 
 CLIPS = Path(
     os.environ.get(
@@ -77,3 +79,20 @@ def test_joints_stand_where_the_file_puts_them(clips):
         turns.append(turns[up] @ rotations[:, k])
     wanted = torch.stack(places, 1)[:, rig.root :]
     torch.testing.assert_close(rig.pose(clip).joints(rig.skeleton), wanted, atol=0.02, rtol=0)
+
+
+def test_the_shortest_motion_has_four_frames():
+    body = Body.of(parse_bvh(walker(frames=6)), rate=20)
+    numbers = body.encode(parse_bvh(walker(frames=4)))
+    assert numbers.shape == (4, body.format.channels) and numbers.dtype == torch.float32
+    with pytest.raises(ValueError, match="it has 3 frames at 20 frames a second; a motion needs"):
+        body.encode(parse_bvh(walker(frames=3)))
+    joints, again = body.joints(numbers), body.to_bvh(numbers)
+    assert joints.shape == (4, 7, 3) and again.seconds == 0.05
+    wanted = body.rig.pose(again).joints(body.format.skeleton)
+    torch.testing.assert_close(joints, wanted.float(), atol=1e-3, rtol=0)
+    assert again.values.dtype == torch.float64
+
+
+def test_joints_above_a_joint_from_the_first_on():
+    assert _ancestors([-1, 0, 1, 1, 3], 4) == [0, 1, 3] and _ancestors([-1, 0], 0) == []

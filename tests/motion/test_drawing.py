@@ -1,15 +1,17 @@
 """Stick figures: where joints are drawn, how many frames there are, which files can be written."""
 
+import io
+import math
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from guidestar.motion import Skeleton, drawing
-from guidestar.motion.drawing import draw_motions, write_animation
+from guidestar.motion.drawing import animation_bytes, draw_motions, write_animation
 
 SKELETON = Skeleton(
     names=("Hips", "Head", "Foot_L", "Foot_R"),
@@ -197,3 +199,53 @@ def test_a_film_has_even_sides(monkeypatch, tmp_path):
     more = {"fps": 12.5, "output_params": ["-f", "mp4"], "macro_block_size": 2}
     assert asked == [((6, 4), more)] and [s.shape for s in sent] == [(4, 6, 3)] * 2
     assert sent[0][0, 0].tolist() == [255, 0, 0] and sent[1][3, 5].tolist() == [0, 0, 255]
+    write_animation(frames[1:], tmp_path / "b.mp4", 5)
+    assert asked[1] == ((6, 4), {**more, "fps": 5}) and len(sent) == 3
+
+
+def test_frames_of_a_gif_are_cleared_before_the_next():
+    frames = [Image.new("L", (4, 4), shade) for shade in (0, 120, 250)]
+    with Image.open(io.BytesIO(animation_bytes(frames, 10, "gif"))) as found:
+        ways = []
+        for k in range(3):
+            found.seek(k)
+            ways.append(found.disposal_method)  # type: ignore[attr-defined]
+    assert ways == [2, 2, 2]  # to the background
+
+
+def test_a_webp_is_of_the_quality_of_films():
+    torch.manual_seed(0)
+    noise = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8).numpy()
+    frames = [Image.fromarray(noise), Image.fromarray(255 - noise)]
+    wanted = io.BytesIO()
+    more = {"quality": 60, "duration": 40, "loop": 0}
+    frames[0].save(wanted, "WEBP", save_all=True, append_images=frames[1:], **more)
+    assert animation_bytes(frames, 25, "webp") == wanted.getvalue()
+
+
+def test_labels_stand_in_small_letters_above_their_motion():
+    pole = Skeleton(names=("a", "b"), parents=(-1, 0), offsets=((0, 0, 0), (0, 1, 0)))
+    joints = torch.tensor([[[0.0, 0, 0], [0, 1, 0]]] * 2)
+    (found, _) = draw_motions([joints, joints], pole, labels=["run", "walk"], size=64, columns=2)
+    wanted = Image.new("RGB", (128, 18), "white")
+    font = ImageFont.load_default(12)
+    for left, name in ((4, "run"), (68, "walk")):
+        ImageDraw.Draw(wanted).text((left, 2), name, "black", font)
+    assert found.crop((0, 0, 128, 18)).tobytes() == wanted.tobytes()
+
+
+def test_marks_go_on_where_the_root_has_gone():
+    view = SimpleNamespace(low=(-1.0, 0.0), pixels=10.0)  # marks at every half of a length
+    for at in (0.7, -3.3):
+        first = 0.5 * math.floor((at - 1) / 0.5)
+        wanted = [10 * (first + 0.5 * k - at + 1) for k in range(6)]
+        assert drawing._marks(view, at) == pytest.approx(wanted)  # type: ignore[arg-type]
+
+
+def test_a_png_that_moves_carries_texts():
+    frames = [Image.new("L", (4, 4), shade) for shade in (0, 250)]
+    with Image.open(io.BytesIO(animation_bytes(frames, 8, "png", {"a": "b", "c": "d"}))) as found:
+        assert (found.info["a"], found.info["c"], found.info["duration"]) == ("b", "d", 125)
+        assert found.n_frames == 2 and found.info["loop"] == 0  # type: ignore[attr-defined]
+    with Image.open(io.BytesIO(animation_bytes(frames, 8, "png"))) as found:
+        assert "a" not in found.info

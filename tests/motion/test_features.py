@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from guidestar.motion import MotionFormat, Pose, Skeleton
-from guidestar.motion.features import across_of, feet_of, mirrored_pairs, start_at_origin
+from guidestar.motion.features import (
+    _from_zero,
+    across_of,
+    feet_of,
+    mirrored_pairs,
+    start_at_origin,
+)
 from guidestar.motion.timing import fit_length, pad_mask, resample
 
 BODY = Skeleton(
@@ -197,3 +203,9 @@ def test_a_heading_is_wound_the_shorter_way():
     pose = turning([170, -170], [(0, 0, 0), (0, 0, 0)])
     turn = format_of(pose).encode(pose, rate=30)[:, 0]
     torch.testing.assert_close(torch.rad2deg(turn), torch.tensor([20.0] * 2, dtype=torch.float64))
+
+
+def test_a_running_sum_begins_with_zero():
+    one, many = torch.tensor([[5.0]]), torch.tensor([[5.0, 2.0, 3.0]])
+    assert _from_zero(one, 1).tolist() == [[0.0]]
+    assert _from_zero(many, -1).tolist() == [[0.0, 2.0, 5.0]]

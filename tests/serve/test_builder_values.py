@@ -22,7 +22,7 @@ from guidestar.serve.studio.controls import Control
 from guidestar.serve.studio.explaining import HALF, _picture, maps_of
 from guidestar.serve.studio.form import Form, read_picture, read_query, read_seeds
 from guidestar.serve.studio.planning import Planned
-from guidestar.serve.studio.running import JobProgress, _look
+from guidestar.serve.studio.running import JobProgress, Runs, _look
 from guidestar.serve.ticket import Pushes
 from helpers.served import toy_model
 from helpers.serving import PICTURE, opened
@@ -521,3 +521,44 @@ def test_operators_and_what_lowers_a_loss():
     assert "gray" not in restoring.operators_for(grey)
     assert "gray" in restoring.operators_for(colour)
     assert str(parse(restoring.EXPRESSION)) == "cond + dps(5)"
+
+
+def test_the_next_run_of_a_kind_takes_the_place_of_the_one_before():
+    class Held:
+        def __init__(self):
+            self.status, self.place, self.steps_done, self.steps = "running", 0, 1, 4
+            self.is_over, self.preview, self.error, self.cancelled = False, None, None, 0
+            self.warnings: list[str] = []
+
+        def watch(self, call):
+            call(self)
+
+        def cancel(self):
+            self.cancelled += 1
+
+    tickets: list[Any] = []
+
+    def submit(body, owner):
+        tickets.append(Held())
+        assert owner == "me"
+        return SimpleNamespace(ticket=tickets[-1], previews=lambda: [], all_encoded=lambda: [body])
+
+    service: Any = SimpleNamespace(submit=submit, limits=SimpleNamespace(per_client=4))
+    runs = Runs(service, "me")
+    asked: Any = ["a", "b", "c"]
+    first = runs.follow("make", asked)
+    assert [p.status for p in next(first)] == ["running", "running", "queued"]  # two of four
+    other = runs.follow("plot", asked[:1])
+    next(other)
+    assert [t.cancelled for t in tickets] == [0, 0, 0]
+    second = runs.follow("make", asked[:1])
+    next(second)
+    assert [t.cancelled for t in tickets] == [1, 1, 0, 0] and len(runs.last("make")) == 1
+    tickets[3].is_over, tickets[3].status = True, "done"
+    assert [p.pictures for p in next(second)] == [["a"]]
+    assert list(second) == [] and tickets[3].cancelled == 0
+    other.close()
+    assert tickets[2].cancelled == 1 and runs.last("none") == []
+    assert runs.cancel("none") == 0
+    tickets[2].is_over = False
+    assert runs.cancel() == 1 and tickets[2].cancelled == 2

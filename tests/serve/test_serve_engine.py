@@ -469,7 +469,7 @@ def test_limits_are_checked():
         engine.submit(engine.model.request("cat", steps=20, **asked)).result(PATIENCE)
         with pytest.raises(TooLargeError, match=r"about 126 evaluations .* at most 120"):
             engine.submit(engine.model.request("cat", steps=21, **asked))
-        with pytest.raises(TooLargeError, match="about 228 evaluations"):
+        with pytest.raises(TooLargeError, match="about 222 evaluations"):
             engine.submit(engine.model.request("cat", steps=19, solver="heun", **asked))
         with pytest.raises(ValueError, match="preview_every"):
             engine.submit(engine.model.request("cat"), preview_every=-1)

@@ -624,3 +624,26 @@ def test_a_run_that_ends_during_a_look_has_its_own_pictures():
     found = [running.JobProgress(status="running", pictures=["early"], steps=4)]
     assert running._look(job, 0, found, [3], 0.0)
     assert (found[0].status, found[0].pictures) == ("done", ["final"])
+
+
+def test_what_is_not_known_is_shown_in_one_colour():
+    shown = Image.new("L", (2, 1), 200)
+    assert restoring._over(shown, None) is shown
+    known = Image.new("L", (2, 1), 0)
+    known.putpixel((1, 0), 255)
+    found = restoring._over(shown, known)
+    assert [found.getpixel((x, 0)) for x in (0, 1)] == [(0x6B, 0x7D, 0xB3), (200, 200, 200)]
+
+
+def test_a_long_problem_is_cut_and_whole_in_its_title():
+    def shown(message: str, start: int = 0, end: int = 0) -> str:
+        return drawing.problem(problems.Problem(message=message, text="a<b", start=start, end=end))
+
+    assert shown("m" * 220) == (
+        f'<div class="gs-problem" role="alert"><p><span title="{"m" * 220}">{"m" * 220}</span></p>'
+        "</div>"
+    )
+    assert f'title="{"m" * 221}">{"m" * 219}…</span>' in shown("m" * 221)
+    assert "<code>a<mark>&lt;</mark>b</code>" in shown("m", 1, 2)
+    assert "<code>" not in shown("m", 2, 2)
+    assert [drawing._cut(t, 3) for t in ("abc", "abcd", "")] == ["abc", "ab…", ""]

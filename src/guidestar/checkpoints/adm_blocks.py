@@ -21,7 +21,7 @@ def frequencies(t: Tensor, width: int) -> Tensor:
         -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half
     )
     angles = t.float()[:, None] * f
-    return F.pad(torch.cat([angles.cos(), angles.sin()], -1), (0, width % 2))
+    return F.pad(torch.cat([angles.cos(), angles.sin()], 1), (0, width % 2))
 
 
 def run(block: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(2)
-        x = torch.cat([x.mean(-1, keepdim=True), x], -1) + self.positional_embedding
+        x = torch.cat([x.mean(2, keepdim=True), x], 2) + self.positional_embedding
         q, k, v = _heads(self.qkv_proj(x), self.heads, True)
         out = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # only the mean is a query
         return self.c_proj(out.transpose(-1, -2).reshape(len(x), -1, 1))[:, :, 0]

@@ -201,7 +201,7 @@ class ADMClassifier(nn.Module):
             raise ValueError("a noise-aware classifier needs the noise level; give the level of x")
         t = torch.as_tensor(level.t, dtype=torch.float32).expand(len(x)).to(x.device)
         logits = self(x.to(next(self.parameters()).dtype), t)
-        return F.log_softmax(logits, -1).gather(-1, target.to(x.device)[:, None])[:, 0]
+        return F.log_softmax(logits, 1).gather(1, target.to(x.device)[:, None])[:, 0]
 
 
 def _time_embed(width: int) -> nn.Sequential:

@@ -62,9 +62,7 @@ def weigh_frames(x: Tensor, weights: Tensor, form: SampleForm) -> Tensor:
 
 def spread_evenly(values: Tensor, count: int) -> Tensor:
     """Return ``values`` (float64 ``[n]``) on the line at ``count`` equal distances."""
-    if len(values) == 1 or count == 1:
-        return values[:1].expand(count)
-    at = values.new_tensor([k * (len(values) - 1) / (count - 1) for k in range(count)])
-    low = at.floor().long().clamp_max(len(values) - 2)
+    at = values.new_tensor([k * (len(values) - 1) / max(1, count - 1) for k in range(count)])
+    low, high = at.floor().long(), at.ceil().long()
     share = at - low
-    return values[low] * (1 - share) + values[low + 1] * share
+    return values[low] * (1 - share) + values[high] * share

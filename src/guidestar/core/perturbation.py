@@ -97,8 +97,7 @@ def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
     In memory the heads of a token are side by side, as in the result of torch's attention. Some
     processors rely on that: ``out.transpose(1, 2).view(B, -1, heads·d)``.
     """
-    laid = [part.transpose(1, 2) for part in parts]
-    return (torch.cat(laid, dim) if len(laid) > 1 else laid[0].contiguous()).transpose(1, 2)
+    return torch.cat([part.transpose(1, 2) for part in parts], dim).transpose(1, 2)
 
 
 class Layers(Protocol):

@@ -164,9 +164,9 @@ class Mixture:
         """
         u = draw.uniform("mixture component")
         logits = self._within(labels, self._log_weights(u).expand(len(u), -1))
-        cumulative = logits.softmax(-1).cumsum(-1)
+        cumulative = logits.softmax(1).cumsum(1)
         # The last of the cumulative sums is 1 but for rounding.
-        n = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(-1)
+        n = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(1)
         eps = draw.normal("mixture point", (self.dim,)).double()
         x = self.means.double()[n] + torch.einsum(
             "bij,bj->bi", self._axes[n], self._variances[n].sqrt() * eps
@@ -179,9 +179,9 @@ class Mixture:
         ``log Σ_n π_n N(x; αm_n, C_n)``, over the components of the class (with π normalised there).
         """
         noised = self._at(x, level)
-        prior = self._within(labels, self._log_weights(x).expand(len(x), -1)).logsumexp(-1)
+        prior = self._within(labels, self._log_weights(x).expand(len(x), -1)).logsumexp(1)
         return (
-            noised.log_reference + self._within(labels, noised.log_ratios).logsumexp(-1) - prior
+            noised.log_reference + self._within(labels, noised.log_ratios).logsumexp(1) - prior
         ).to(x.dtype)
 
     def score(self, x: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
@@ -205,7 +205,7 @@ class Mixture:
     def log_posterior(self, x: Tensor, level: Level) -> Tensor:
         """Return ``log p(k | x_t = x)`` of every class, ``[B, K]``: the exact classifier."""
         ratios = self._at(x, level).log_ratios
-        *classes, whole = (ratios[:, member].logsumexp(-1) for member in self._member.to(x.device))
+        *classes, whole = (ratios[:, member].logsumexp(1) for member in self._member.to(x.device))
         return (torch.stack(classes).T - whole[:, None]).to(x.dtype)
 
     def log_prob(self, x: Tensor, level: Level, target: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class Mixture:
         By Bayes' rule its gradient is ``∇ log p_t(x | target) − ∇ log p_t(x)``.
         """
         chosen = target.to(x.device).expand(len(x))[:, None]
-        return self.log_posterior(x, level).gather(-1, chosen)[:, 0]
+        return self.log_posterior(x, level).gather(1, chosen)[:, 0]
 
     def _at(self, x: Tensor, level: Level) -> NoisedMixture:
         return NoisedMixture(
@@ -245,14 +245,14 @@ class Mixture:
 
     def _average(self, values: Tensor, noised: NoisedMixture, labels: Tensor | None) -> Tensor:
         """Average ``values [B, N, d]`` over the components, weighted by their responsibilities."""
-        r = self._within(labels, noised.log_ratios).softmax(-1)
+        r = self._within(labels, noised.log_ratios).softmax(1)
         return (r[:, :, None] * values).sum(1).to(noised.x.dtype)
 
 
 def blobs() -> Mixture:
     """Return three overlapping classes in the plane, one long Gaussian each, turned by 120°."""
     angles = torch.tensor([90.0, 210.0, 330.0], dtype=torch.float64).deg2rad()
-    out = torch.stack([angles.cos(), angles.sin()], -1)
+    out = torch.stack([angles.cos(), angles.sin()], 1)
     outer = out[:, :, None] * out[:, None, :]
     covariances = 0.45**2 * outer + 0.7**2 * (torch.eye(2, dtype=torch.float64) - outer)
     return Mixture(
@@ -263,7 +263,7 @@ def blobs() -> Mixture:
 def moons(parts: int = 6) -> Mixture:
     """Return two classes in the plane: interleaved half circles of ``parts`` round Gaussians."""
     angles = torch.linspace(0, math.pi, parts, dtype=torch.float64)
-    upper = torch.stack([angles.cos() - 0.5, angles.sin() - 0.2], -1) * 1.5
+    upper = torch.stack([angles.cos() - 0.5, angles.sin() - 0.2], 1) * 1.5
     means = torch.cat([upper, -upper])
     covariances = 0.22**2 * torch.eye(2, dtype=torch.float64).expand(2 * parts, 2, 2)
     classes = torch.arange(2).repeat_interleave(parts)

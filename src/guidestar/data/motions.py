@@ -90,7 +90,7 @@ class Motions(Source):
         counts = counts[list(rows)]
         spare = (counts - self.frames).clamp_min(0)
         share = draw.uniform("crop") if self.crop == "random" else torch.full((len(rows),), 0.5)
-        start = (share * (spare + 1)).long().clamp_max(spare)
+        start = (share * (spare + 1)).long()
         length = counts.clamp_max(self.frames)
         at = torch.arange(self.frames)
         within = at < length[:, None]

@@ -47,7 +47,7 @@ def expected_calibration_error(logits: Tensor, target: Tensor, bins: int = 15) -
     """
     confidence, predicted = logits.double().softmax(1).max(1)
     right = (predicted == target).double()
-    where = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    where = (confidence * bins).ceil().long() - 1
     gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, where, right - confidence)
     return float(gaps.abs().sum() / len(target))
 
@@ -145,7 +145,7 @@ def regression_by_level(
     """
     found, y = {}, data[1].double()
     for rho, out in _logits(regressor, data, schedule, rhos, seed, batch):
-        mean, log_var = out.chunk(2, -1)
+        mean, log_var = out.chunk(2, 1)
         error = (y - mean).square()
         unexplained = (error.mean(0) / y.var(0, correction=0).clamp_min(1e-12)).mean()
         found[rho] = RegressionAtLevel(

@@ -56,7 +56,7 @@ def accuracy_by_level(
         noise = Draw((seed * 1_000_003 + rows).tolist()).normal_like("noise", x)
         for rho, level in levels.items():
             logits = classifier(expand(level.alpha, x) * x + expand(level.sigma, x) * noise, level)
-            right[rho] += int((logits.argmax(-1) == wanted).sum())
+            right[rho] += int((logits.argmax(1) == wanted).sum())
     return {rho: hits / len(x0) for rho, hits in right.items()}
 
 

@@ -25,7 +25,7 @@ class JudgeOutput(NamedTuple):
     @property
     def predicted(self) -> Tensor:
         """The class that the judge predicts of each sample: ``[N]``, int64."""
-        return self.logits.argmax(-1)
+        return self.logits.argmax(1)
 
 
 class FeatureClassifier(Protocol):
@@ -90,4 +90,4 @@ def run_judge(
     parts = [chunk.to(like.device, like.dtype) for chunk in images.split(batch)]
     features = torch.cat([judge.features(part).cpu() for part in parts])
     logits = torch.cat([judge(part).cpu() for part in parts])
-    return JudgeOutput(features, logits, logits.argmax(-1) if wanted is None else wanted.cpu())
+    return JudgeOutput(features, logits, logits.argmax(1) if wanted is None else wanted.cpu())

@@ -36,7 +36,7 @@ def r_precision(
     hits = torch.zeros(top, dtype=torch.float64)
     pools = _pools(texts, motions, size)
     for apart in pools:
-        order = apart.argsort(dim=1, stable=True)
+        order = apart.argsort(stable=True)
         own = order == torch.arange(size)[:, None]
         place = own.double().argmax(1)
         hits += torch.stack([(place < k).double().sum() for k in range(1, top + 1)])
@@ -58,7 +58,7 @@ def _pools(texts: Tensor, motions: Tensor, size: int) -> list[Tensor]:
         raise ValueError(f"a pool has {size} pairs, and there are {len(texts)}; give more")
     whole = len(texts) // size * size
     pairs = zip(texts[:whole].split(size), motions[:whole].split(size), strict=True)
-    return [(t.double()[:, None] - m.double()[None]).norm(dim=-1) for t, m in pairs]
+    return [(t.double()[:, None] - m.double()[None]).norm(dim=2) for t, m in pairs]
 
 
 def distinct_pools(captions: Sequence[str], size: int = POOL) -> list[int]:

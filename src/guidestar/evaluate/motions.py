@@ -28,7 +28,7 @@ def foot_skating(joints: Tensor, feet: Sequence[int], rate: float, size: float) 
     places = joints[:, list(feet)].double()
     low = places[..., 1] - places[..., 1].min() < NEAR_FLOOR * size
     both = low[1:] & low[:-1]
-    speed = places.diff(dim=0)[..., [0, 2]].norm(dim=-1) * rate / size
+    speed = places.diff(dim=0)[..., [0, 2]].norm(dim=2) * rate / size
     return float(speed[both].mean()) if bool(both.any()) else 0.0
 
 
@@ -47,7 +47,7 @@ def jerk(joints: Tensor, rate: float, size: float) -> float:
     """
     if len(joints) < 4:
         raise ValueError(f"a third derivative needs at least 4 frames, not {len(joints)}")
-    return float(joints.double().diff(n=3, dim=0).norm(dim=-1).mean()) * rate**3 / size
+    return float(joints.double().diff(n=3, dim=0).norm(dim=2).mean()) * rate**3 / size
 
 
 def floor_distance(joints: Tensor, size: float, floor: float = 0.0) -> float:

@@ -22,13 +22,14 @@ Loss = Callable[[Tensor], Tensor]
 
 
 class Count(NamedTuple):
-    """The cost of a step: the number of samples of each pass, and the number of gradients.
+    """The cost of a step: the number of samples of each pass, and of gradients and repeats.
 
     A pass of a later round is not known yet, so it is counted by a name.
     """
 
     passes: dict[Pass | str, int]
-    gradients: int
+    gradients: int = 0
+    repeats: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -184,20 +184,21 @@ class Sum:
                 request = self.options(group=group, passes=needs.rows(size))
 
     def count(self, step: Step, rows: Tensor, stopped: bool = False) -> Count:
-        """Count the passes and gradients at ``step`` for samples ``rows`` of the run."""
+        """Count the passes, gradients and repeats at ``step`` for samples ``rows`` of the run."""
         size = len(rows)
         start = self._start(step.take(rows), rows, size, None, stopped)
         passes: dict[Pass | str, int] = {
             p: _length(r, size) for p, r in start.needs.rows(size).items()
         }
-        gradients = 0
+        gradients = repeats = 0
         for a in start.active:
             own = _length(a.rows, size)
             gradients += a.traits.gradients * own
+            repeats += a.traits.repeats * own
             for i in range(a.traits.later):
                 name = f"round {i + 2} of {self.names[a.key]}"
                 passes[f"{name} again" if name in passes else name] = own
-        return Count(passes, gradients)
+        return Count(passes, gradients, repeats)
 
     def canonical(self, p: Pass, step: Step) -> Pass:
         """Return the pass that is evaluated in the place of ``p``."""

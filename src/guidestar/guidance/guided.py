@@ -264,5 +264,6 @@ class Guided:
             passes=count.passes,
             fewest=sum(fewest.passes.values()),
             gradients=count.gradients,
+            repeats=count.repeats,
             batch=batch,
         )

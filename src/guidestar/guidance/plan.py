@@ -19,6 +19,7 @@ class StepPlan:
             The passes of later rounds are not known yet, so they are counted by a name.
         fewest: the smallest number of evaluations of all samples.
         gradients: number of gradients, summed over the samples.
+        repeats: what terms repeat beside the network (`Traits.repeats`), likewise.
         batch: number of samples.
     """
 
@@ -27,6 +28,7 @@ class StepPlan:
     passes: Mapping[Pass | str, int]
     fewest: int
     gradients: int
+    repeats: int
     batch: int
 
     @property

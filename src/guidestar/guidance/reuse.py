@@ -147,7 +147,7 @@ def split_term(
     due = _due(term, step, rows, size, state, fewest)
     if local is not None:
         due = due[local]
-    carrying = replace(traits, gradients=0, differentiates=None, later=0, instead=())
+    carrying = replace(traits, gradients=0, repeats=0, differentiates=None, later=0, instead=())
     parts: list[TermPart] = []
     for chosen_rows, fresh in ((due, True), (~due, False)):
         if not bool(chosen_rows.any()):

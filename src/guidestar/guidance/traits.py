@@ -17,6 +17,8 @@ class Traits:
         linked: whether eps follows its push; otherwise the prediction is split.
         reads_target: whether it depends on the level that the step leads to.
         gradients: number of gradients a step, for each sample.
+        repeats: evaluations of its loss a step beyond the first, or iterations of a linear solver,
+            for each sample; all beside the network.
         differentiates: the pass whose network it differentiates.
         only_solver: the only solver it works with, and the settings that this must have.
         later: number of rounds of passes after the first.
@@ -30,6 +32,7 @@ class Traits:
     linked: bool = True
     reads_target: bool = False
     gradients: int = 0
+    repeats: int = 0
     differentiates: Pass | None = None
     only_solver: tuple[str, Mapping[str, object]] | None = None
     later: int = 0

@@ -208,9 +208,7 @@ json_object = ValueKind(words="an object", fits=lambda v: isinstance(v, dict))
 
 def choice(*names: str) -> ValueKind:
     """Return the set of some texts."""
-    return ValueKind(
-        words=" or ".join(f'"{n}"' for n in names), fits=lambda v: isinstance(v, str) and v in names
-    )
+    return ValueKind(words=" or ".join(f'"{n}"' for n in names), fits=lambda v: v in names)
 
 
 def many(kind: ValueKind, least: int = 0, most: int = 1_000_000) -> ValueKind:

@@ -84,7 +84,7 @@ def whole_or_not(path: Path) -> Iterator[Path]:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
-            shutil.rmtree(beside) if beside.is_dir() else beside.unlink(missing_ok=True)
+            shutil.rmtree(beside) if beside.is_dir() else beside.unlink()
 
 
 _SYSTEM = re.compile(r"\(os error \d+\)|\[Errno \d+\]|inline_container|PytorchStreamWriter")
@@ -147,7 +147,7 @@ def keep_former(path: Path, keep: int) -> None:
         os.replace(spare, names[0])
     finally:
         with suppress(OSError):
-            spare.unlink(missing_ok=True)
+            spare.unlink()
 
 
 def make_folder(folder: Path) -> Path:

@@ -196,9 +196,7 @@ def sheet(
     """
     font, bold = ImageFont.load_default(13), ImageFont.load_default(17)
     width, height = (scale * n for n in rows[0].images[0].size)
-    left = max(
-        (max((font.getlength(t) for t in r.label.split("\n")), default=0) for r in rows), default=0
-    )
+    left = max(max(font.getlength(t) for t in r.label.split("\n")) for r in rows)
     left = int(left) + 16 if left else gap
     lines = max((name.count("\n") + 1 for name in columns), default=0)
     top = (32 if title else gap) + (6 + 16 * lines if columns else 0)

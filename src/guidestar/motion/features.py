@@ -92,7 +92,7 @@ class MotionFormat:
             skeleton: the skeleton.
             joints: positions of its joints ``[T, J, 3]``, y upwards.
         """
-        heights = joints[..., 1].amax(-1) - joints[..., 1].amin(-1)
+        heights = joints[..., 1].amax(1) - joints[..., 1].amin(1)
         return MotionFormat(
             skeleton=skeleton,
             across=across_of(skeleton),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..model.request import Request
 
 LOOKED_AT = 16
-"""Steps of a request that are planned to find the dearest of them."""
+"""Evaluations of a request that are planned to find the dearest of them."""
 
 
 def check_size(request: Request, max_samples: int | None, preview_every: int) -> None:
@@ -64,11 +64,15 @@ def bind_checked(model: Model, request: Request, max_evaluations: int | None) ->
 
 
 def _evaluations(request: Request, guided: Guided) -> int:
-    """Return how many evaluations it takes if every step costs as much as the dearest."""
-    steps, batch = request.levels.steps, len(request.seeds)
-    dearest = 0
-    for index in range(0, steps, -(-steps // LOOKED_AT)):
-        for step in request.solver.evaluations(request.levels.step(index)):
-            planned = guided.plan_step(step, batch)
-            dearest = max(dearest, sum(planned.passes.values()) + planned.gradients)
-    return dearest * len(request.solver.evaluations(request.levels.step(0))) * steps
+    """Return how many evaluations it takes if each costs as much as the dearest: its passes,
+    gradients, and what its terms repeat.
+    """
+    points = [
+        point
+        for index in range(request.levels.steps)
+        for point in request.solver.evaluations(request.levels.step(index))
+    ]
+    looked_at = points[:: -(-len(points) // LOOKED_AT)]
+    planned = [guided.plan_step(point, len(request.seeds)) for point in looked_at]
+    dearest = max(sum(p.passes.values()) + p.gradients + p.repeats for p in planned)
+    return dearest * len(points)

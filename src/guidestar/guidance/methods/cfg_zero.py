@@ -106,7 +106,7 @@ class HeldStart:
     def count(self, step: Step, rows: Tensor, stopped: bool = False) -> Count:
         """Count the passes of the samples that move."""
         moving = rows[_others(len(rows), self._held(step.take(rows), rows, len(rows)))]
-        return self.inner.count(step, moving, stopped) if len(moving) else Count({}, 0)
+        return self.inner.count(step, moving, stopped) if len(moving) else Count({})
 
     def _held(self, step: Step, rows: Tensor | None, size: int) -> Tensor:
         """Return the held samples: those of the term, in its first steps."""

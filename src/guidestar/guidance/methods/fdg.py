@@ -18,6 +18,9 @@ from ..expression import register
 from ..term import Live, Pushed
 from ..weights import finite
 
+MOST_BANDS = 16
+"""Of a pyramid: so many halve 65,536 positions to one."""
+
 
 @register
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class FDG(Conditioned):
 
     Args:
         scale: s, as in cfg, of a band of gain 1.
-        gains: g_b, from the finest band to the coarsest, one for each band.
+        gains: g_b, from the finest band to the coarsest, one for each band; at most 16.
         negative: as in cfg.
 
     2 evaluations a step. Linear, so it is the same in every space. Bands are taken along the last
@@ -54,6 +57,10 @@ class FDG(Conditioned):
         if not numbers or not all(map(finite, numbers)):
             raise ValueError(
                 f"fdg: gains must be finite numbers, one for each band, not {self.gains!r}"
+            )
+        if len(numbers) > MOST_BANDS:
+            raise ValueError(
+                f"fdg: there may be gains for at most {MOST_BANDS} bands, not {len(numbers)}"
             )
         object.__setattr__(self, "gains", tuple(self.gains))
 

@@ -48,7 +48,7 @@ class LGD(Steered):
 
     @property
     def traits(self) -> Traits:
-        return replace(super().traits, reads_target=True)
+        return replace(super().traits, reads_target=True, repeats=self.samples - 1)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         energy = smoothed(self.loss_of(live), live, self.samples, spread(live.step.t))

@@ -109,7 +109,12 @@ class PiGDM(_Posterior):
     @property
     def traits(self) -> Traits:
         published = self.form == "published"
-        return replace(super().traits, linked=not published, reads_target=published)
+        return replace(
+            super().traits,
+            linked=not published,
+            reads_target=published,
+            repeats=self.iterations,
+        )
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         (d,), variance = predictions, spread(live.step.t) ** 2

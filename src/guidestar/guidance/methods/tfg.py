@@ -89,7 +89,11 @@ class TFG(Steered):
     def traits(self) -> Traits:
         traits = super().traits
         through = traits.differentiates if self.variance else None
-        return replace(traits, reads_target=True, differentiates=through)
+        steps = (self.iterations if self.mean else 0) + (1 if self.variance else 0)
+        losses = steps * (self.samples if self.smoothing else 1)
+        return replace(
+            traits, reads_target=True, differentiates=through, repeats=max(losses - 1, 0)
+        )
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         (base,) = predictions

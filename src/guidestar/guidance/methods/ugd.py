@@ -87,7 +87,7 @@ class UGDBackward(Steered):
 
     @property
     def traits(self) -> Traits:
-        return replace(super().traits, linked=True, differentiates=None)
+        return replace(super().traits, linked=True, differentiates=None, repeats=self.steps - 1)
 
     def push(self, live: Live, *predictions: Prediction) -> Pushed:
         (base,) = predictions

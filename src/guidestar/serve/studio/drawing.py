@@ -149,7 +149,7 @@ def pushes(found: Sequence[Pushes], maps: Mapping[str, Sequence[tuple[int, str]]
     if not terms:
         return '<div class="gs-empty">This expression has no terms, so nothing pushes.</div>'
     shares = {t: [p.sizes.get(t, 0.0) / max(p.base, 1e-9) for p in found] for t in terms}
-    most = max((v for values in shares.values() for v in values), default=0.0) or 1.0
+    most = max(v for values in shares.values() for v in values) or 1.0
     lines = []
     for k, term in enumerate(terms):
         at = [

@@ -50,7 +50,6 @@ def plan(service: Service, form: Form) -> Planned:
     _, engine = service.engine(form.model)
     names: Any = request.cond
     body = PlanRequest(
-        model=form.model,
         cond=names,
         guidance=request.guidance,
         negative=request.negative,

@@ -145,7 +145,7 @@ def read_expression(text: str, limits: Limits) -> Guidance:
     with blaming("guidance"):
         guidance = parse(text)
     for term in guidance.terms:
-        one = getattr(term, "scale", 0.0)
+        one = term.scale
         for scale in (
             *((one,) if isinstance(one, int | float) else ()),
             *sum(term.lists.values(), ()),

@@ -106,8 +106,9 @@ async def _events(
     try:
         async for _ in changes(job.ticket):
             preview = job.ticket.preview
-            due = preview is not None and preview.step not in (shown, job.ticket.steps)
-            if preview is not None and due and count < body.partial_images:
+            if preview is None or preview.step in (shown, job.ticket.steps):
+                continue
+            if count < body.partial_images:
                 shown = preview.step
                 pictures = await to_thread.run_sync(lambda: job.previews(body.output_format))
                 kind = "image_generation.partial_image"
