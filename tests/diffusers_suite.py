@@ -52,6 +52,7 @@ FAMILIES = (
     *("chroma", "allegro", "latte", "cogvideo", "mochi"),
     *("sana", "lumina2", "krea2", "hunyuan_image_21", "hunyuan_video1_5", "hunyuandit"),
     "kandinsky3",
+    "lumina",
 )
 """The folders of tests of every family that docs/diffusers.md names."""
 
@@ -154,7 +155,7 @@ def _guided(plain: Any) -> Any:
 
 def expression(pipe: Any, arguments: Mapping[str, Any]) -> str:
     """Write what a pipeline's arguments ask for as an expression of ours."""
-    scale, network = _scale(arguments), getattr(pipe, "unet", None)
+    scale, network = _scale(pipe, arguments), getattr(pipe, "unet", None)
     if getattr(getattr(network, "config", None), "time_cond_proj_dim", None) is not None:
         return "cond"  # the scale is an input of the network
     config = getattr(getattr(pipe, "transformer", None), "config", None)
@@ -215,10 +216,13 @@ def _begins(kind: type, shift: float) -> float:
     return 1 - shift
 
 
-def _scale(arguments: Mapping[str, Any]) -> float | None:
+def _scale(pipe: Any, arguments: Mapping[str, Any]) -> float | None:
     """Return the scale of a pipeline's own guidance, 1 where it makes no negative pass; None where
     it has none.
     """
+    guider = getattr(pipe, "guider", None)
+    if guider is not None:  # with the original formulation it writes c + s(c − u)
+        return guider.guidance_scale + float(guider.use_original_formulation)
     if "true_cfg_scale" in arguments:
         negative = [arguments.get(k) for k in ("negative_prompt", "negative_prompt_embeds")]
         return arguments["true_cfg_scale"] if any(n is not None for n in negative) else 1.0
@@ -281,6 +285,8 @@ def _stand_ins(home: Path) -> dict[str, str]:
     tiny |= {"LlamaForCausalLM": "llama"}
     found = {f"hf-internal-testing/tiny-random-{name}": home / at for name, at in tiny.items()}
     found["hf-internal-testing/dummy-gemma"] = home / "gemma"
+    found["hf-internal-testing/llama-tokenizer"] = home / "llama"
+    found["Qwen/Qwen3-Embedding-0.6B"] = home / "qwen"
     found["finetrainers/dummy-hunyaunvideo"] = home / "hunyuan"
     return {name: str(at) for name, at in found.items()}
 
@@ -311,9 +317,10 @@ def _decoders(home: Path) -> None:
     qwen.save_pretrained(home / "qwen")
     # Networks of the tests know eight words.
     few = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "e", "a"]
-    GemmaTokenizer(vocab={t: i for i, t in enumerate(few)}, merges=[]).save_pretrained(
-        home / "gemma"
-    )
+    # A text without letters has a beginning all the same: Lumina takes the mean over tokens.
+    GemmaTokenizer(
+        vocab={t: i for i, t in enumerate(few)}, merges=[], add_bos_token=True
+    ).save_pretrained(home / "gemma")
     llama = ["<unk>", "<s>", "</s>", "▁", *string.ascii_letters, *string.digits, ".", ","]
     for at in ("llama", "hunyuan/tokenizer"):
         made = LlamaTokenizer(vocab={t: i for i, t in enumerate(llama)}, merges=[])
@@ -321,7 +328,8 @@ def _decoders(home: Path) -> None:
         made.save_pretrained(home / at)
     small = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4}
     sizes = {**small, "num_hidden_layers": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=1000, **sizes)).save_pretrained(home / "llama")
+    narrow = {**sizes, "hidden_size": 16}  # as wide as the hub's, on which HiDream's tests rely
+    LlamaForCausalLM(LlamaConfig(vocab_size=1000, **narrow)).save_pretrained(home / "llama")
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = [*marks, *string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase)]
     BertTokenizer(vocab={t: i for i, t in enumerate(letters)}).save_pretrained(home / "bert")

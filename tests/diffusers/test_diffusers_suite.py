@@ -60,6 +60,22 @@ def test_what_a_pipelines_arguments_ask_for():
 
 
 @pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"guidance_scale": 4.0}, "cfg(4.0)"),
+        ({"guidance_scale": 4.0, "use_original_formulation": True}, "cfg(5.0)"),
+        ({"guidance_scale": 1.0}, "cond"),
+    ],
+)
+def test_a_guider_has_the_scale_in_the_place_of_an_argument(settings, asked):
+    """HunyuanVideo 1.5's and Motif's pipelines take a guider, and no scale."""
+    from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
+
+    for guider in (ClassifierFreeGuidance, AdaptiveProjectedGuidance):
+        assert expression(SimpleNamespace(guider=guider(**settings)), {"prompt": "a"}) == asked
+
+
+@pytest.mark.parametrize(
     ("name", "scale", "asked"),
     [
         ("Kandinsky3Pipeline", 1.0, "cond"),
@@ -160,3 +176,13 @@ def test_a_family_without_tests_fails_and_the_next_is_run(monkeypatch, capsys):
         "y | 1 | 0 | 0 | 0 | 0 | 0",
     ]
     assert diffusers_suite.main(["folder", "y"]) == 0
+
+
+def test_stand_ins_are_as_those_of_the_hub_where_pipelines_rely_on_it(tmp_path):
+    """Lumina takes the mean over a text's tokens, and HiDream's test is for a Llama 16 wide."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    found = diffusers_suite._stand_ins(tmp_path)
+    gemma = AutoTokenizer.from_pretrained(found["hf-internal-testing/dummy-gemma"])
+    llama = AutoConfig.from_pretrained(found["hf-internal-testing/tiny-random-LlamaForCausalLM"])
+    assert gemma("").attention_mask == [1] and llama.hidden_size == 16
