@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import diffusers_suite
 import guidestar
@@ -38,6 +39,7 @@ def test_what_a_pipelines_arguments_ask_for():
         and ask() == "uncond"
     )
     assert ask(class_labels=[1]) == "cond" and ask(max_guidance_scale=3.0) == "cfg(3.0)"
+    assert ask(prior_guidance_scale=4.0, decoder_guidance_scale=4.0) == "cfg(4.0)"
     assert ask(guidance_scale=6.0, guidance_rescale=0.7) == "cfg(6.0) | rescale(0.7, space='eps')"
     assert ask(guidance_scale=6.0, image_guidance_scale=1.5) == "pix2pix(1.5, 6.0)"
     assert (
@@ -142,6 +144,23 @@ def test_a_pipeline_is_guided_by_what_its_call_asks_for(monkeypatch):
     assert type(pipe) is kind
 
 
+def test_a_stage_of_a_guided_pipeline_is_not_guided_again(monkeypatch):
+    """Stable Cascade's combined pipeline calls two others, whose classes are guided too."""
+    import diffusers
+    from helpers.zoo.table import entries
+
+    entry = entries()["StableCascadeCombinedPipeline"]
+    pipe = entry.make()
+    own = entry.run(pipe)
+    for stage in ("Combined", "Prior", "Decoder"):
+        kind = getattr(diffusers, f"StableCascade{stage}Pipeline")
+        monkeypatch.setattr(kind, "__call__", diffusers_suite._guided(kind.__call__))
+    monkeypatch.setattr(diffusers_suite, "_count", [0])
+    (found,) = entry.run(pipe)
+    assert diffusers_suite._count == [1]
+    torch.testing.assert_close(found, own[0], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("line", "outcome"),
     [
@@ -186,3 +205,17 @@ def test_stand_ins_are_as_those_of_the_hub_where_pipelines_rely_on_it(tmp_path):
     gemma = AutoTokenizer.from_pretrained(found["hf-internal-testing/dummy-gemma"])
     llama = AutoConfig.from_pretrained(found["hf-internal-testing/tiny-random-LlamaForCausalLM"])
     assert gemma("").attention_mask == [1] and llama.hidden_size == 16
+
+
+def test_tests_of_deprecated_pipelines_and_of_texts_run(monkeypatch):
+    from diffusers.pipelines import pipeline_utils
+    from diffusers.pipelines.omnigen import pipeline_omnigen
+    from diffusers.pipelines.stable_cascade import StableCascadePriorPipeline
+
+    own = pipeline_utils.DeprecatedPipelineMixin
+    monkeypatch.setattr(pipeline_utils, "DeprecatedPipelineMixin", own)
+    assert issubclass(StableCascadePriorPipeline, own)
+    diffusers_suite._let_run()
+    assert not issubclass(StableCascadePriorPipeline, pipeline_utils.DeprecatedPipelineMixin)
+    assert issubclass(pipeline_utils.DeprecatedPipelineMixin, own)
+    assert hasattr(pipeline_omnigen, "OmniGenMultiModalProcessor")
