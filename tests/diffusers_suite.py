@@ -53,6 +53,7 @@ FAMILIES = (
     *("sana", "lumina2", "krea2", "hunyuan_image_21", "hunyuan_video1_5", "hunyuandit"),
     "kandinsky3",
     "lumina",
+    "stable_cascade",
 )
 """The folders of tests of every family that docs/diffusers.md names."""
 
