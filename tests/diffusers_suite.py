@@ -54,6 +54,9 @@ FAMILIES = (
     "kandinsky3",
     "lumina",
     "stable_cascade",
+    "omnigen",
+    "chronoedit",
+    "ace_step",
 )
 """The folders of tests of every family that docs/diffusers.md names."""
 
