@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import diffusers_suite
 import guidestar
@@ -38,6 +39,7 @@ def test_what_a_pipelines_arguments_ask_for():
         and ask() == "uncond"
     )
     assert ask(class_labels=[1]) == "cond" and ask(max_guidance_scale=3.0) == "cfg(3.0)"
+    assert ask(prior_guidance_scale=4.0, decoder_guidance_scale=4.0) == "cfg(4.0)"
     assert ask(guidance_scale=6.0, guidance_rescale=0.7) == "cfg(6.0) | rescale(0.7, space='eps')"
     assert ask(guidance_scale=6.0, image_guidance_scale=1.5) == "pix2pix(1.5, 6.0)"
     assert (
@@ -64,6 +66,22 @@ def test_what_a_pipelines_arguments_ask_for():
     assert expression(distilled, klein) == "cond"
     net.config.time_cond_proj_dim = 8
     assert ask(guidance_scale=6.0) == "cond"
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"guidance_scale": 4.0}, "cfg(4.0)"),
+        ({"guidance_scale": 4.0, "use_original_formulation": True}, "cfg(5.0)"),
+        ({"guidance_scale": 1.0}, "cond"),
+    ],
+)
+def test_a_guider_has_the_scale_in_the_place_of_an_argument(settings, asked):
+    """HunyuanVideo 1.5's and Motif's pipelines take a guider, and no scale."""
+    from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
+
+    for guider in (ClassifierFreeGuidance, AdaptiveProjectedGuidance):
+        assert expression(SimpleNamespace(guider=guider(**settings)), {"prompt": "a"}) == asked
 
 
 @pytest.mark.parametrize(
@@ -157,6 +175,23 @@ def test_a_pipelines_own_perturbed_pass_is_ours(monkeypatch, layers):
     assert close(draw(pag_scale=0.0), without) and "pag" not in asked[1]
 
 
+def test_a_stage_of_a_guided_pipeline_is_not_guided_again(monkeypatch):
+    """Stable Cascade's combined pipeline calls two others, whose classes are guided too."""
+    import diffusers
+    from helpers.zoo.table import entries
+
+    entry = entries()["StableCascadeCombinedPipeline"]
+    pipe = entry.make()
+    own = entry.run(pipe)
+    for stage in ("Combined", "Prior", "Decoder"):
+        kind = getattr(diffusers, f"StableCascade{stage}Pipeline")
+        monkeypatch.setattr(kind, "__call__", diffusers_suite._guided(kind.__call__))
+    monkeypatch.setattr(diffusers_suite, "_count", [0])
+    (found,) = entry.run(pipe)
+    assert diffusers_suite._count == [1]
+    torch.testing.assert_close(found, own[0], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("line", "outcome"),
     [
@@ -195,3 +230,27 @@ def test_a_family_without_tests_fails_and_the_next_is_run(monkeypatch, capsys):
         "y | 1 | 0 | 0 | 0 | 0 | 0",
     ]
     assert diffusers_suite.main(["folder", "y"]) == 0
+
+
+def test_stand_ins_are_as_those_of_the_hub_where_pipelines_rely_on_it(tmp_path):
+    """Lumina takes the mean over a text's tokens, and HiDream's test is for a Llama 16 wide."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    found = diffusers_suite._stand_ins(tmp_path)
+    gemma = AutoTokenizer.from_pretrained(found["hf-internal-testing/dummy-gemma"])
+    llama = AutoConfig.from_pretrained(found["hf-internal-testing/tiny-random-LlamaForCausalLM"])
+    assert gemma("").attention_mask == [1] and llama.hidden_size == 16
+
+
+def test_tests_of_deprecated_pipelines_and_of_texts_run(monkeypatch):
+    from diffusers.pipelines import pipeline_utils
+    from diffusers.pipelines.omnigen import pipeline_omnigen
+    from diffusers.pipelines.stable_cascade import StableCascadePriorPipeline
+
+    own = pipeline_utils.DeprecatedPipelineMixin
+    monkeypatch.setattr(pipeline_utils, "DeprecatedPipelineMixin", own)
+    assert issubclass(StableCascadePriorPipeline, own)
+    diffusers_suite._let_run()
+    assert not issubclass(StableCascadePriorPipeline, pipeline_utils.DeprecatedPipelineMixin)
+    assert issubclass(pipeline_utils.DeprecatedPipelineMixin, own)
+    assert hasattr(pipeline_omnigen, "OmniGenMultiModalProcessor")

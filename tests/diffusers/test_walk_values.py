@@ -355,3 +355,20 @@ def test_what_is_read_of_a_networks_call(monkeypatch, calls, negative, pending, 
     given["skip_layers"] = [1]
     with pytest.raises(ValueError, match=r"skips layers itself \(skip_guidance_layers\); leave"):
         subject._read("net", (), {})
+
+
+def test_a_derived_class_equals_the_one_it_passes_for():
+    """Pipelines ask ``type(self.scheduler) != FlowMatchEulerDiscreteScheduler``."""
+
+    class Plain:
+        pass
+
+    class Other:
+        pass
+
+    found, another = classes.derived(Plain, None), classes.derived(Plain, None)
+    again = classes.derived(found, None)
+    for kind in (found, another, again):
+        assert kind == Plain and Plain == kind and kind in {Plain} and kind in (Other, Plain)
+        assert kind != Other and Other != kind and kind not in {Other} and kind is not Plain
+    assert found == another and not found != Plain  # noqa: SIM202

@@ -362,7 +362,11 @@ add(
     "BriaPipeline",
     lambda: {"transformer": bria(), "vae": kl()},
     lambda: embeds() | SIZE,
-    schedulers={"EulerDiscreteScheduler": {}, "EulerAncestralDiscreteScheduler": {}},
+    schedulers={
+        "FlowMatchEulerDiscreteScheduler": {},
+        "EulerDiscreteScheduler": {},
+        "EulerAncestralDiscreteScheduler": {},
+    },
 )
 
 

@@ -9,6 +9,7 @@ from diffusers.pipelines.joyimage.image_processor import JoyImageEditImageProces
 
 import diffusers
 
+from ..omnigen_texts import read_texts_alone
 from .base import (
     SCALE,
     Plain,
@@ -308,16 +309,8 @@ class Spelled:
 
 
 def omnigen() -> dict[str, Any]:
-    """Return OmniGen's parts; where its processor cannot be made, one of texts takes its place."""
-    from diffusers.pipelines.omnigen import pipeline_omnigen, processor_omnigen
-
-    class Texts(processor_omnigen.OmniGenMultiModalProcessor):
-        def __init__(self, tokenizer: Any, max_image_size: int) -> None:
-            self.text_tokenizer, self.max_image_size = tokenizer, max_image_size
-            self.collator = processor_omnigen.OmniGenCollator()
-
-    if not hasattr(processor_omnigen, "transforms"):  # without torchvision
-        vars(pipeline_omnigen)["OmniGenMultiModalProcessor"] = Texts
+    """Return OmniGen's parts."""
+    read_texts_alone()
     net = tiny(
         "OmniGenTransformer2DModel",
         hidden_size=16,

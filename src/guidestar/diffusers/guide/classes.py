@@ -47,7 +47,18 @@ def derived(kind: type, call: Callable[..., Answer] | None, **more: object) -> t
         "__doc__": kind.__doc__,
     }
     calls = {} if call is None else {"__call__": call}
-    return type(kind.__name__, (kind,), {**calls, **names, **more})
+    return _equal(kind)(kind.__name__, (kind,), {**calls, **names, **more})
+
+
+def _equal(kind: type) -> type:
+    """Return the class of classes that equal ``kind``, as pipelines compare ``type(scheduler)``
+    with that of a scheduler that they know (Bria).
+    """
+    like = {
+        "__eq__": lambda cls, other: other is cls or other == kind,
+        "__hash__": lambda cls: hash(kind),
+    }
+    return type(type(kind).__name__, (type(kind),), like)
 
 
 # --- pipelines ---
