@@ -82,13 +82,25 @@ def check_counts(term: object, name: str) -> None:
 
 def unnamed(method: type) -> list[str]:
     """Return the arguments that need no name, in their order."""
-    return [f.name for f in fields(cast("type[Any]", method)) if not f.kw_only]
+    return [f.name for f in fields(cast("type[Any]", method)) if f.init and not f.kw_only]
 
 
 def needed(method: type) -> list[str]:
     """Return the arguments without a default."""
-    every = fields(cast("type[Any]", method))
+    every = [f for f in fields(cast("type[Any]", method)) if f.init]
     return [f.name for f in every if f.default is MISSING and f.default_factory is MISSING]
+
+
+def is_written(hint: object) -> bool:
+    """Return whether the text of an expression can give some value of an annotation."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint in WORDS or hint is Ellipsis:
+        return True
+    if origin in (Union, UnionType):
+        return any(map(is_written, parts))
+    if origin is Literal:
+        return all(isinstance(choice, int | float | str | None) for choice in parts)
+    return origin in (list, tuple, Sequence) and bool(parts) and all(map(is_written, parts))
 
 
 def _fits(value: object, hint: object) -> bool:
@@ -98,13 +110,19 @@ def _fits(value: object, hint: object) -> bool:
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in parts)
     if origin in (list, tuple, Sequence):
-        listed = isinstance(value, list | tuple)
-        whole = origin is not tuple or ... in parts or not listed or len(value) == len(parts)
-        return listed and whole and all(_fits(item, parts[0]) for item in value)
+        return isinstance(value, list | tuple) and _fit_items(value, origin, parts)
     if origin is Callable:
         return callable(value)
     kind = {float: Real, int: Integral}.get(cast("type", hint), cast("type", hint))
-    return isinstance(value, kind) and not (kind in (Real, Integral) and isinstance(value, bool))
+    known = isinstance(kind, type)  # else it is Any, or says as little of the value
+    number = kind in (Real, Integral)
+    return not known or (isinstance(value, kind) and not (number and isinstance(value, bool)))
+
+
+def _fit_items(values: Sequence[object], origin: object, parts: tuple[object, ...]) -> bool:
+    if origin is tuple and ... not in parts:
+        return len(values) == len(parts) and all(map(_fits, values, parts))
+    return all(_fits(item, parts[0]) for item in values)
 
 
 def _words(hint: object, python: bool) -> list[str]:
