@@ -114,9 +114,16 @@ def _fits(value: object, hint: object) -> bool:
     if origin is Callable:
         return callable(value)
     kind = {float: Real, int: Integral}.get(cast("type", hint), cast("type", hint))
-    known = isinstance(kind, type)  # else it is Any, or says as little of the value
-    number = kind in (Real, Integral)
-    return not known or (isinstance(value, kind) and not (number and isinstance(value, bool)))
+    if kind in (Real, Integral):
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return _is_of(value, kind)
+
+
+def _is_of(value: object, kind: type) -> bool:
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # Any, a protocol: it says nothing that can be looked up in the value
+        return True
 
 
 def _fit_items(values: Sequence[object], origin: object, parts: tuple[object, ...]) -> bool:

@@ -84,7 +84,7 @@ def _check_arguments(method: type) -> None:
                 )
     own = {name for name in names if is_foreign(declaring(method, name))}
     for name in sorted(own):
-        if _is_known(library, name) and name not in _fields_of(library):
+        if _is_fixed(library, name) and name not in _fields_of(library):
             raise _refusal(
                 method,
                 f"has the argument {name!r}, which is something else of every term; "
@@ -131,6 +131,14 @@ def _fields_of(classes: Collection[type]) -> set[str]:
 def _is_known(library: Collection[type], name: str) -> bool:
     """Return whether a class of the library defines or annotates this."""
     return any(name in vars(base) or name in inspect.get_annotations(base) for base in library)
+
+
+def _is_fixed(library: Collection[type], name: str) -> bool:
+    """Return whether this is a method or a class variable in the library, so no argument."""
+    return any(
+        name in vars(base) or "ClassVar" in str(inspect.get_annotations(base).get(name))
+        for base in library
+    )
 
 
 def _looks_like_argument(name: str, value: object, names: Collection[str]) -> bool:
