@@ -8,11 +8,15 @@ from dataclasses import KW_ONLY, InitVar, dataclass, field, make_dataclass
 from typing import Any, ClassVar, Literal
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 import guidestar as gs
+from guidestar.cli import app
 from guidestar.guidance.bases.conditional_contrast import Conditioned
 from guidestar.guidance.bases.perturbation_contrast import Perturbed
 from guidestar.guidance.expression import ExpressionError, parse, register
+from guidestar.io.images import read_settings
 
 ROW: Any = object()
 
@@ -184,6 +188,11 @@ def test_an_annotation_that_cannot_be_read_is_refused():
 def test_arguments_of_the_base_are_declared():
     with pytest.raises(ValueError, match="class Z lacks the argument 'negative' of its base"):
         register(named("mine", base=Conditioned))
+
+
+def test_an_argument_that_a_base_asks_for_may_be_declared():
+    register(Negated)
+    assert str(parse("negated(3)")) == "negated(3, negative=None)"
 
 
 def test_arguments_that_are_no_fields_are_refused():
@@ -430,3 +439,77 @@ def test_every_method_of_the_library_could_be_registered():
     for kind in list(gs.METHODS.values()):
         check_method(kind, set(), gs.METHODS)
     assert sys.modules[gs.METHODS["cfg"].__module__].__name__.startswith("guidestar.")
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A perturbation with an argument."""
+
+    factor: float
+    kept: int = 1
+    name: ClassVar[str] = "scaled"
+
+    def __call__(self, denoiser, rows=None, inputs=None):
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Flat(Perturbed):
+    factor: float = 0.0
+    name = "flat"
+
+    def change(self):
+        return Scaled(self.factor)
+
+
+def test_a_plan_tells_passes_apart_that_differ_in_an_argument():
+    guided = gs.Guided(Flat(1, factor=0.5) + Flat(2, factor=0.7), lambda x, level, cond: x)
+    shown = str(guided.plan(gs.uniform(gs.VP.linear(), 1)))
+    assert "uncond scaled[factor=0.5], uncond scaled[factor=0.7]" in shown
+    alone = gs.Guided(Flat(1, factor=0.5), lambda x, level, cond: x)
+    assert "uncond, uncond scaled\n" in str(alone.plan(gs.uniform(gs.VP.linear(), 1)))
+
+
+def test_a_plan_counts_passes_that_differ_in_what_has_no_name():
+    from guidestar.guidance.plan import label_passes
+
+    first, second = (gs.Pass(cond=gs.Condition(c=torch.full((1,), c))) for c in (1.0, 2.0))
+    assert list(label_passes([first, second, first]).values()) == ["condition[1]", "condition[2]"]
+
+
+def test_the_public_names_are_listed_once():
+    assert gs.cfg and gs.Contrast  # loaded
+    found = dir(gs)
+    assert len(found) == len(set(found)) and {"cfg", "register", "Traits", "__all__"} <= set(found)
+    assert not {"importlib", "annotations"} & set(found)
+
+
+def test_a_schedule_is_shown_in_one_line():
+    assert repr(gs.VP((0.9, 0.5, 0.25))) == "VP(alphas_cumprod=3 numbers from 0.9 to 0.25)"
+
+
+def test_settings_are_repeated_as_they_are_and_need_their_methods(tmp_path):
+    model = gs.load("fashion-mnist")
+
+    def version(lo):
+        kind = make_dataclass("Ramped", [("lo", float, lo)], bases=(Plain,), frozen=True)
+        kind.name = "ramped"
+        kind.weight = lambda self, step, rows=None, state=None: self.scale + self.lo
+        return register(kind)
+
+    version(-1.0)
+    made = model.sample("bag", guidance="ramped(3)", seeds=[0], steps=2)
+    (picture,) = made.save(tmp_path)
+    version(5.0)
+    assert torch.equal(model.again(made.settings).x, made.x)
+    assert torch.equal(model.again(read_settings(picture)).x, made.x)
+    del gs.METHODS["ramped"]
+    said = r"has the method 'ramped', which is not known here; import the module that registers it"
+    with pytest.raises(ValueError, match=said):
+        model.again(made.settings)
+    out = tmp_path / "out"
+    found = CliRunner().invoke(app, ["sample", "--like", str(picture), "--out", str(out)])
+    assert found.exit_code != 0 and not out.exists()
+    assert "import the module that registers it" in " ".join(
+        str(found.exception or found.output).split()
+    )
