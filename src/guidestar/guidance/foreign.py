@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
-from ..core.arguments import check_arguments
+from ..core.arguments import check_arguments, is_written
 from .serialize import arguments_of, is_foreign
 
 
@@ -39,9 +39,11 @@ def _check_declared(term: Any, kind: type) -> None:
     if kind is not type(term):
         return  # the last class checks for all
     names = [f.name for f, foreign in arguments_of(kind) if foreign]
-    for name in names:
-        object.__setattr__(term, name, _without_lists(getattr(term, name)))
     try:
+        hints = get_type_hints(kind)
+        for name in names:
+            if is_written(hints[name]):  # what is for Python alone stays the object that it is
+                object.__setattr__(term, name, _without_lists(getattr(term, name)))
         check_arguments(term, term.name, *names)
     except (NameError, AttributeError):  # annotations that cannot be read; `register` refuses them
         return

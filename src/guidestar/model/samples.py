@@ -208,7 +208,7 @@ def check_registered(settings: Carried) -> None:
         parse(text if isinstance(text, str) else "cond")
     except ExpressionError as error:
         if not (found := re.match(r"unknown name ('\w+')", error.problem)):
-            raise
+            return  # what cannot be read for another reason is refused where it is
         raise ValueError(
             f"the run's guidance {text!r} has the method {found[1]}, which is not known here; "
             "import the module that registers it, then repeat the run"
