@@ -65,6 +65,7 @@ _HOMES = {
             "threshold",
             "uncond",
         ),
+        *("Conditioned", "Live", "Perturbed", "Steered", "Traits", "register"),
         *("modality", "nag", "pag", "sag", "seg", "slg", "stg", "tpg"),
         *(
             "discriminator",
@@ -145,4 +146,5 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    special = [name for name in globals() if name.startswith("__")]
+    return sorted({*special, *__all__})

@@ -113,7 +113,6 @@ def sample(
     from ..apps.observe import read_observation
     from ..io import distributed as processes
     from ..io.files import make_folder
-    from ..io.images import read_settings
     from ..model.cascade import Cascade
     from ..model.loading import load
     from ..model.streaming import BATCH, Batches
@@ -151,8 +150,8 @@ def sample(
         guidance_file, guidance=guidance, negative=negative, steps=steps, solver=solver, grid=levels
     )
     parsed = check_run(given_run["guidance"], given_run["solver"], given_run["grid"])
+    settings = _settings_of(like)
     make_folder(out)
-    settings = read_settings(like) if like else None
     stages = parse_stages(stage)
     name = _model_name(model, settings)
     chosen = cast("Model | Cascade", load(name, average=average, variant=variant, trust=trust))
@@ -218,6 +217,18 @@ def sample(
         batch=batch or BATCH,
     )
     _run(job, out, grid, animation)
+
+
+def _settings_of(picture: Path | None) -> Carried | None:
+    """Read the run of a picture, whose methods must be known here."""
+    from ..io.images import read_settings
+    from ..model.samples import check_registered
+
+    if picture is None:
+        return None
+    settings = read_settings(picture)
+    check_registered(settings)
+    return settings
 
 
 def _sample_cascade(

@@ -82,7 +82,7 @@ def check_counts(term: object, name: str) -> None:
 
 def arguments_of(method: type) -> tuple[Field[Any], ...]:
     """Return the arguments of a method, in their order."""
-    return fields(cast("type[Any]", method))
+    return tuple(f for f in fields(cast("type[Any]", method)) if f.init)
 
 
 def unnamed(method: type) -> list[str]:
@@ -96,6 +96,18 @@ def needed(method: type) -> list[str]:
     return [f.name for f in every if f.default is MISSING and f.default_factory is MISSING]
 
 
+def is_written(hint: object) -> bool:
+    """Return whether the text of an expression can give some value of an annotation."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint in WORDS or hint is Ellipsis:
+        return True
+    if origin in (Union, UnionType):
+        return any(map(is_written, parts))
+    if origin is Literal:
+        return all(isinstance(choice, int | float | str | None) for choice in parts)
+    return origin in (list, tuple, Sequence) and bool(parts) and all(map(is_written, parts))
+
+
 def _fits(value: object, hint: object) -> bool:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
@@ -103,13 +115,26 @@ def _fits(value: object, hint: object) -> bool:
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in parts)
     if origin in (list, tuple, Sequence):
-        listed = isinstance(value, list | tuple)
-        whole = origin is not tuple or ... in parts or not listed or len(value) == len(parts)
-        return listed and whole and all(_fits(item, parts[0]) for item in value)
+        return isinstance(value, list | tuple) and _fit_items(value, origin, parts)
     if origin is Callable:
         return callable(value)
     kind = {float: Real, int: Integral}.get(cast("type", hint), cast("type", hint))
-    return isinstance(value, kind) and not (kind in (Real, Integral) and isinstance(value, bool))
+    if kind in (Real, Integral):
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return _is_of(value, kind)
+
+
+def _is_of(value: object, kind: type) -> bool:
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # Any, a protocol: it says nothing that can be looked up in the value
+        return True
+
+
+def _fit_items(values: Sequence[object], origin: object, parts: tuple[object, ...]) -> bool:
+    if origin is tuple and ... not in parts:
+        return len(values) == len(parts) and all(map(_fits, values, parts))
+    return all(_fits(item, parts[0]) for item in values)
 
 
 def _words(hint: object, python: bool) -> list[str]:

@@ -1,7 +1,9 @@
 """Guidance: terms, posts and the expressions they make."""
 
+from .bases.conditional_contrast import Conditioned
 from .bases.loss_term import Steered, losses_of
-from .expression import METHODS, ExpressionError, parse
+from .bases.perturbation_contrast import Perturbed
+from .expression import METHODS, ExpressionError, parse, register
 from .guided import Guided
 from .losses import Observation
 from .methods.adaptive import Adaptive as adaptive
@@ -44,7 +46,7 @@ from .methods.ugd import UGD as ugd
 from .methods.ugd import UGDBackward as ugd_backward
 from .operators import Blur, Colour, Downsample, Identity, Inpaint, Linear, get_operator
 from .plan import Plan, StepPlan
-from .term import Context, Contrast, Direction, Guidance, Live, Post, cond, neg, uncond
+from .term import Context, Contrast, Direction, Guidance, Live, Post, Traits, cond, neg, uncond
 from .weights import clamp, cosine, linear
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "NOT",
     "Blur",
     "Colour",
+    "Conditioned",
     "Context",
     "Contrast",
     "Direction",
@@ -65,10 +68,12 @@ __all__ = [
     "Linear",
     "Live",
     "Observation",
+    "Perturbed",
     "Plan",
     "Post",
     "Steered",
     "StepPlan",
+    "Traits",
     "adaptive",
     "apg",
     "autoguidance",
@@ -102,6 +107,7 @@ __all__ = [
     "perp_neg",
     "pigdm",
     "pix2pix",
+    "register",
     "rescale",
     "sag",
     "seg",

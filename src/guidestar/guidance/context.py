@@ -68,12 +68,14 @@ class Live:
         state: the term's state of these samples.
         base: the prediction that the terms are added to.
         requested_slope: the slope that the term requested with its passes.
+        name: of the term, for messages.
     """
 
     group: Group
     state: TermState
     base: Prediction
     requested_slope: Slope | None = None
+    name: str = ""
 
     @property
     def x_t(self) -> Tensor:
@@ -130,8 +132,20 @@ class Live:
             through: the prediction whose x0 ``energy`` gets (None: it gets x_t).
 
         Raises:
-            ValueError: the network of that prediction cannot be differentiated.
+            ValueError: the network of that prediction cannot be differentiated, or the term does
+                not declare that it differentiates its pass.
         """
+        traits = f"{self.name or 'a term'} takes a gradient; give its class traits = Traits("
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                f"{traits}gradients=1), and differentiates=… with the pass that it differentiates, "
+                "if any"
+            )
+        if through is not None and through.root is None:
+            raise ValueError(
+                f"{traits}gradients=1, differentiates=…) with the pass of this prediction, e.g. "
+                "differentiates=gs.COND"
+            )
         with torch.enable_grad():
             if through is None:
                 x = self.x_t.detach().requires_grad_()

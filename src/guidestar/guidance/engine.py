@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from ..core.rounds import Answers, Asking, Group, GuidedStep, Round, States, Ter
 from ..core.slopes import Slope
 from .context import Count, Live
 from .groups import take
+from .returned import check_passes, check_pushed, watching
 from .reuse import Pusher, split_term
+from .serialize import is_foreign
 from .term import Direction, Post, Pushed, Rounds, Traits
 
 
@@ -26,7 +29,8 @@ from .term import Direction, Post, Pushed, Rounds, Traits
 class _Active:
     """A term whose weight is not 0 for some samples: its rows (None: all), passes and push.
 
-    One that carries its push over for some of them stands twice.
+    One that carries its push over for some of them stands twice. What it returns is ``checked`` at
+    the first step at which it acts, if it is a user's.
     """
 
     key: int
@@ -38,6 +42,9 @@ class _Active:
     rounds: Rounds | None = None
     pushed: Pushed | None = None
     slope: Slope | None = None
+    name: str = ""
+    checked: bool = False
+    live: Live | None = None
 
     def ask_slope(self, group: Group) -> Slope | None:
         """Note and return the gradient that the term needs beside its passes."""
@@ -49,24 +56,45 @@ class _Active:
         if self.rows is not None:
             group, base = group.take(self.rows), base.take(self.rows)
             state = take(state, self.rows)
-        live = Live(group=group, state=state, base=base, requested_slope=self.slope)
-        found = self.term.push(live, *self.predictions(answers))
+        self.live = Live(
+            group=group, state=state, base=base, requested_slope=self.slope, name=self.name
+        )
+        predictions = self.predictions(answers)
+        with self._watching(predictions):
+            found = self.term.push(self.live, *predictions)
         if isinstance(found, Generator):
             self.rounds = found
             self.proceed(None)
         else:
-            self.pushed = found
+            self._end(found)
+
+    def _watching(self, predictions: Sequence[Prediction]) -> AbstractContextManager[None]:
+        if not self.checked or self.live is None:
+            return nullcontext()
+        return watching(self.name, self.live, predictions)
+
+    def _end(self, found: Pushed) -> None:
+        """Keep what the push returned."""
+        if self.checked and self.live is not None:
+            check_pushed(self.name, found, self.live)
+        self.pushed = found
 
     def proceed(self, answers: Answers | None) -> None:
         """Hand over the predictions of a round (None: begin); take the next round or the push."""
         assert self.rounds is not None
+        predictions = () if answers is None else self.predictions(answers)
         try:
-            if answers is None:
-                self.passes = next(self.rounds)
-            else:
-                self.passes = self.rounds.send(self.predictions(answers))
+            with self._watching(predictions):
+                if answers is None:
+                    self.passes = next(self.rounds)
+                else:
+                    self.passes = self.rounds.send(predictions)
         except StopIteration as end:
-            self.rounds, self.pushed = None, end.value
+            self.rounds = None
+            self._end(end.value)
+            return
+        if self.checked:
+            check_passes(self.name, self.passes)
 
     def predictions(self, answers: Answers) -> tuple[Prediction, ...]:
         """Return the predictions of its passes, at its rows."""
@@ -133,6 +161,11 @@ class Sum:
     traits: Sequence[Traits]
 
     @cached_property
+    def unchecked(self) -> set[int]:
+        """The terms of users that have not acted yet."""
+        return {k for k, term in enumerate(self.terms) if is_foreign(type(term))}
+
+    @cached_property
     def needs_grad(self) -> bool:
         """Whether any term computes a gradient."""
         return any(traits.gradients for traits in self.traits)
@@ -176,6 +209,7 @@ class Sum:
                         if a.rounds:
                             a.proceed(answers)
                 if not (going := [a for a in start.active if a.rounds]):
+                    self.unchecked.difference_update(a.key for a in start.active)
                     prediction, pushes = self._finish(start, group, first, explain)
                     return GuidedStep(prediction, _kept(states, start.active), evaluations, pushes)
                 needs = _Needs(self, group.step)
@@ -225,9 +259,22 @@ class Sum:
             if chosen := select(weight, size, term.name):
                 traits = self.traits[key]
                 parts = split_term(term, traits, step, rows, chosen, size, state, fewest=stopped)
-                active += [
-                    _Active(key, p.pusher, p.traits, p.weight, p.rows, p.passes) for p in parts
-                ]
+                checked = key in self.unchecked
+                for p in parts:
+                    if checked:
+                        check_passes(term.name, p.passes)
+                    active.append(
+                        _Active(
+                            key=key,
+                            term=p.pusher,
+                            traits=p.traits,
+                            weight=p.weight,
+                            rows=p.rows,
+                            passes=p.passes,
+                            name=term.name,
+                            checked=checked,
+                        )
+                    )
         needs = _Needs(
             self,
             step,
@@ -266,6 +313,11 @@ class Sum:
             predictions = [answers[p].prediction for p in passes]
             live = Live(group=group, state={}, base=base)
             prediction = post.apply(prediction, live, *predictions)
+            if not isinstance(prediction, Prediction) or prediction.x0.shape != base.x0.shape:
+                raise TypeError(
+                    f"{post.name}: apply must return the changed Prediction of all samples, e.g. "
+                    f"prediction.with_x0(x0), not {type(prediction).__name__}"
+                )
         if self.terms:
             unguided = Unguided(
                 x0=base.x0.detach(),
@@ -311,6 +363,12 @@ def select(weight: Value, size: int, name: str) -> tuple[Value, Tensor | None] |
     Raises:
         ValueError: weights for another number of samples.
     """
+    if not isinstance(weight, Tensor | Real) or (isinstance(weight, Tensor) and weight.ndim != 1):
+        found = f"a tensor {tuple(weight.shape)}" if isinstance(weight, Tensor) else repr(weight)
+        raise ValueError(
+            f"{name}: weight must return a float, or a CPU tensor [{size}] of one number for each "
+            f"sample, not {found}"
+        )
     if not isinstance(weight, Tensor):
         return (weight, None) if weight else None
     if len(weight) != size:

@@ -15,11 +15,16 @@ from typing import TypeVar
 
 from ..core.arguments import arguments_of, find_mismatch, needed, unnamed
 from . import weights
+from .registering import check_method
+from .serialize import is_foreign
 from .term import Direction, Guidance, Post, as_guidance, cond, neg, uncond
 
 BASES = {"cond": cond, "uncond": uncond, "neg": neg}
 METHODS: dict[str, type[Direction] | type[Post]] = {}
 """Every method by its name in an expression."""
+
+_WORDS = {*BASES, *weights.SCHEDULES, "clamp", "inf", "nan", "null"}
+"""Names that mean something else, or might."""
 
 _LONGEST = 100_000
 
@@ -28,7 +33,20 @@ Method = TypeVar("Method", bound=type[Direction] | type[Post])
 
 
 def register(method: Method) -> Method:
-    """Add a method to the language, under its ``name``; a decorator of its class."""
+    """Add a method to the language, under its ``name``; a decorator of its class.
+
+    A class of the same module and name takes the place of the one before, so that the cell of a
+    notebook can run again.
+
+    Raises:
+        TypeError: no class of a term or a post.
+        ValueError: a name that is missing, taken or no identifier, no dataclass, arguments that an
+            expression cannot write, or methods that do not take what they are called with.
+    """
+    if not (isinstance(method, type) and issubclass(method, Direction | Post)) or is_foreign(
+        method
+    ):
+        check_method(method, _WORDS, METHODS)
     METHODS[method.name] = method
     return method
 
@@ -120,7 +138,7 @@ class _Reader:
     def _base(self, node: ast.Name) -> Guidance:
         name = node.id
         if name in METHODS:
-            raise self.error(node, f"{name} needs its {_first(METHODS[name])}: write {name}(…)")
+            raise self.error(node, _wanting(METHODS[name], name))
         if name not in BASES:
             raise self._unknown(node, name, [*BASES, *METHODS])
         return BASES[name]
@@ -147,7 +165,7 @@ class _Reader:
                 raise self.error(value, f"{name}: {wrong}")
         for key in needed(method):
             if key not in arguments:
-                raise self.error(node, f"{name} needs its {key}: write {name}(…)")
+                raise self.error(node, _wanting(method, name, key))
         return self._attempt(node, lambda: method(**arguments))
 
     def _arguments(self, method: type, name: str, node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
@@ -192,14 +210,26 @@ class _Reader:
         if name == "inf" and not inside:
             raise self.error(node, "numbers must be finite; inf has a meaning in an interval only")
         if name == "clamp":
-            raise self.error(node, f"clamp needs its {_first(weights.clamp)}: write clamp(…)")
+            raise self.error(node, _wanting(weights.clamp, "clamp"))
         if name not in known:
             raise self._unknown(node, name, [*known, "clamp(…)"])
         return known[name]
 
 
-def _first(method: type) -> str:
-    return arguments_of(method)[0].name
+def _wanting(method: type, name: str, key: str | None = None) -> str:
+    """Say which argument is missing (by default the first), and how the call is written."""
+    order, known = needed(method), unnamed(method)
+    if key is None and not order:
+        key = next(iter(known), None)
+        return f"{name} needs its {key}: write {name}(…)" if key else f"write {name}()"
+    shown = [("" if k in known else f"{k}=") + _example(method, k) for k in order]
+    return f"{name} needs its {key or order[0]}: write {name}({', '.join(shown)})"
+
+
+def _example(method: type, key: str) -> str:
+    return next(
+        (e for e in ("3", '"…"') if not find_mismatch(method, key, ast.literal_eval(e))), "…"
+    )
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

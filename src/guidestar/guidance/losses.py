@@ -112,8 +112,8 @@ def find_loss(name: str, loss: str | Loss, context: Context) -> Loss:
     if loss not in context.losses:
         known = ", ".join(sorted(context.losses)) or "none"
         raise ValueError(
-            f"{name}: there is no loss {loss!r} (there is {known}); give losses=, or write "
-            f"{name}(1, loss)"
+            f"{name}: there is no loss {loss!r} (there is {known}); give losses="
+            f"{{{loss!r}: …}} to the run, or in Python the loss itself, {name}(1, function)"
         )
     return context.losses[loss]
 

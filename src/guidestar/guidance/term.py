@@ -19,6 +19,7 @@ from ..core.prediction import Prediction
 from ..core.rounds import Group
 from ..core.slopes import Slope
 from .context import Context, Live, SumEngine, TermState
+from .foreign import checking_arguments
 from .reuse import check_reuse
 from .serialize import written
 from .traits import Traits
@@ -90,6 +91,10 @@ class Direction(_Sum, ABC):
     neutral: ClassVar[float] = 0.0
     per_sample: ClassVar[tuple[str, ...]] = ("scale",)
     """Arguments that may be a list of one number for each sample."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        checking_arguments(cls)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", checked_scale(self.name, self.scale))
@@ -206,6 +211,10 @@ class Post(ABC):
     """A step after the sum, which keeps (x0, eps) linked. Posts run from left to right."""
 
     name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        checking_arguments(cls)
 
     def passes(self, step: Step) -> tuple[Pass, ...]:
         """Return the passes that it needs at ``step``."""

@@ -26,6 +26,9 @@ class Traits:
             condition for these only.
         instead: pairs ``(pass, pass of its own)``: where it acts, its own serves all terms in the
             place of the first, which must give the same prediction, unless that is differentiated.
+
+    Raises:
+        ValueError: a pass to differentiate, but no gradients.
     """
 
     requires: Slot | None = None
@@ -38,3 +41,10 @@ class Traits:
     later: int = 0
     nets: tuple[str, ...] = ()
     instead: tuple[tuple[Pass, Pass], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.differentiates is not None and not self.gradients:
+            raise ValueError(
+                "Traits: a term with differentiates= takes gradients; give their number at each "
+                "step too, e.g. gradients=1"
+            )

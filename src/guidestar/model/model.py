@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Unpack
 
 import torch
@@ -338,13 +338,14 @@ class Model(ModelParts):
         )
         return steer_model(self, reward, request, how, watch)
 
-    def again(self, settings: Carried, watch: Watch | None = None) -> Samples:
-        """Repeat the run that a picture carries.
+    def again(self, settings: Carried | Settings, watch: Watch | None = None) -> Samples:
+        """Repeat the run that a picture carries, or that samples have as their ``settings``.
 
         Raises:
             ValueError: the settings are not a run's, or it depended on what they lack: an image to
                 start from, a loss, a reward, a function.
         """
+        settings = asdict(settings) if isinstance(settings, Settings) else settings
         check_settings(settings)
         arguments: dict[str, Any] = {name: settings.get(name) for name in CARRIED}
         return self.run(self.request(settings["cond"], **arguments), watch=watch)

@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from .. import __version__
+from ..guidance import ExpressionError, parse
 from ..io.files import make_folder
 from ..io.images import SheetRow, save_png, sheet, to_pil
 from ..sampling import Population, write_solver
@@ -183,6 +184,7 @@ def check_settings(settings: Carried) -> None:
             f"the picture's settings are damaged: none of {len(settings['seeds'])} has the index "
             f"{str(index)[:20]}, the number {str(number)[:20]} and the stride {str(stride)[:20]}"
         )
+    check_registered(settings)
     if settings.get("started"):
         raise ValueError(
             "this run started from an image, which its settings do not carry; sample with start= "
@@ -193,6 +195,24 @@ def check_settings(settings: Carried) -> None:
             f"this run depended on {' and '.join(settings['lacking'])}, which its settings do "
             "not carry; run it again with that"
         )
+
+
+def check_registered(settings: Carried) -> None:
+    """Refuse a run whose guidance has a method that is not registered here.
+
+    Raises:
+        ValueError: the method is named, and what to do.
+    """
+    text = settings.get("guidance")
+    try:
+        parse(text if isinstance(text, str) else "cond")
+    except ExpressionError as error:
+        if not (found := re.match(r"unknown name ('\w+')", error.problem)):
+            return  # what cannot be read for another reason is refused where it is
+        raise ValueError(
+            f"the run's guidance {text!r} has the method {found[1]}, which is not known here; "
+            "import the module that registers it, then repeat the run"
+        ) from None
 
 
 def label_of(settings: Settings, index: int) -> str:

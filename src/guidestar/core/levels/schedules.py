@@ -91,6 +91,10 @@ class VP(Schedule):
         a = torch.tensor(self.alphas_cumprod, dtype=torch.float64).sqrt()
         return VP(tuple((((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2).tolist()))
 
+    def __repr__(self) -> str:
+        table = self.alphas_cumprod
+        return f"VP(alphas_cumprod={len(table)} numbers from {table[0]:.6g} to {table[-1]:.6g})"
+
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The entries' alphas, sigmas, angles and times."""

@@ -41,7 +41,7 @@ class Steered(Direction, ABC):
     def bind(self, context: Context) -> Direction:
         base = context.base.cond
         assert isinstance(base, Slot)
-        loss = find_loss(self.name, self.loss, context)
+        loss = self.loss if has_own_loss(self) else find_loss(self.name, self.loss, context)
         return replace(self, loss=loss, through=self.through or base.value)
 
     @property
@@ -58,14 +58,23 @@ class Steered(Direction, ABC):
         return (self.clean_pass,)
 
     def loss_of(self, live: Live) -> Loss:
-        """Return the loss of these samples, ``loss(x0 [b, *S]) -> [b]``."""
+        """Return the loss of these samples, ``loss(x0 [b, *S]) -> [b]``.
+
+        A method that overrides this has a loss of its own, and needs none of the run.
+        """
         assert not isinstance(self.loss, str)
         return loss_of_samples(self.name, self.loss, live)
 
 
+def has_own_loss(term: Steered) -> bool:
+    """Return whether a term overrides `Steered.loss_of`, so that it needs no loss of the run."""
+    return type(term).loss_of is not Steered.loss_of
+
+
 def losses_of(guidance: Guidance) -> tuple[str, ...]:
     """Return the names of the run's losses that an expression lowers, each once."""
-    losses = [t.loss for t in guidance.terms if isinstance(t, Steered)]
+    steered = [t for t in guidance.terms if isinstance(t, Steered)]
+    losses = [t.loss for t in steered if not has_own_loss(t)]
     return tuple(dict.fromkeys(loss for loss in losses if isinstance(loss, str)))
 
 
