@@ -12,7 +12,7 @@ from guidestar.diffusers.guide.calls import NetCall
 from guidestar.diffusers.read import building
 from guidestar.evaluate.frechet import _Moments
 from guidestar.guidance import Guided
-from guidestar.guidance.engine import select
+from guidestar.guidance.groups import select
 from guidestar.networks.memory import count_tensors
 from guidestar.sampling import DDIM, Heun
 from guidestar.sampling.grids import uniform

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-Watch = Callable[[int, int], None]
-"""Called with the samples done and in all."""
+from ..model.model import Watch
 
 
 def row_of(

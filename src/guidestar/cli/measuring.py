@@ -120,11 +120,11 @@ def evaluate(
         write_text(json.dumps(rows, indent=2) + "\n", out)
 
 
-Row = Mapping[str, Any]
+Measured = Mapping[str, Any]
 """Figures of a measurement by name: numbers, and lists of them."""
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Measured) -> tuple[str, ...]:
     shares = f"{min(row['shares']):.1%}-{max(row['shares']):.1%}"
     return (
         row["guidance"],
@@ -143,7 +143,7 @@ _MOTION = (
 )
 
 
-def _motion_cells(row: Row) -> tuple[str, ...]:
+def _motion_cells(row: Measured) -> tuple[str, ...]:
     return (
         row["guidance"],
         f"{row['accuracy']:.2%}",
@@ -158,7 +158,7 @@ def _motion_cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _text_cells(row: Row) -> tuple[str, ...]:
+def _text_cells(row: Measured) -> tuple[str, ...]:
     return (
         row["guidance"],
         f"{row['top 1']:.1%}",

@@ -6,19 +6,18 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from ..core.forms import weigh_frames
-from ..core.levels import Step, Value, expand
+from ..core.levels import Step, Value
 from ..core.passes import Net, Pass
 from ..core.prediction import Prediction, Unguided
 from ..core.rounds import Answers, Asking, Group, GuidedStep, Round, States, TermState, union
 from ..core.slopes import Slope
 from .context import Count, Live
-from .groups import take
+from .groups import count_evaluations, number_of, select, spread_push, take
 from .returned import check_passes, check_pushed, watching
 from .reuse import Pusher, split_term
 from .serialize import is_foreign
@@ -198,7 +197,7 @@ class Sum:
         evaluations: int | Tensor = 0
         while True:
             answers = (yield request) if request.passes else {}
-            evaluations = evaluations + _evaluations(request.passes, size)
+            evaluations = evaluations + count_evaluations(request.passes, size)
             with self.mode():
                 if first is None:
                     first, base = answers, answers[start.base].prediction
@@ -222,11 +221,11 @@ class Sum:
         size = len(rows)
         start = self._start(step.take(rows), rows, size, None, stopped)
         passes: dict[Pass | str, int] = {
-            p: _length(r, size) for p, r in start.needs.rows(size).items()
+            p: number_of(r, size) for p, r in start.needs.rows(size).items()
         }
         gradients = repeats = 0
         for a in start.active:
-            own = _length(a.rows, size)
+            own = number_of(a.rows, size)
             gradients += a.traits.gradients * own
             repeats += a.traits.repeats * own
             for i in range(a.traits.later):
@@ -297,7 +296,7 @@ class Sum:
         totals: dict[bool, Tensor] = {}
         for a in start.active:
             assert a.pushed is not None
-            push = _spread(a.pushed[0], a.weight, a.rows, base.x0)
+            push = spread_push(a.pushed[0], a.weight, a.rows, base.x0)
             if (frames := self.terms[a.key].frames) is not None:
                 weights = torch.tensor(frames, dtype=torch.float64)
                 push = weigh_frames(push, weights, group.form)
@@ -339,55 +338,6 @@ def _acting(active: Sequence[_Active], terms: int, size: int) -> tuple[Value, ..
         elif len(some):
             found[key] = torch.zeros(size, dtype=torch.float64).index_fill(0, some, 1.0)
     return tuple(found)
-
-
-def _length(rows: Tensor | None, size: int) -> int:
-    return size if rows is None else len(rows)
-
-
-def _evaluations(passes: Mapping[Pass, Tensor | None], size: int) -> int | Tensor:
-    """Count the evaluations of each sample: one number where it is the same for all."""
-    everywhere = sum(rows is None for rows in passes.values())
-    some = [rows for rows in passes.values() if rows is not None]
-    return everywhere + torch.bincount(torch.cat(some), minlength=size) if some else everywhere
-
-
-def select(weight: Value, size: int, name: str) -> tuple[Value, Tensor | None] | None:
-    """Return the weights that are not 0 and their rows (None: all); None if there are none.
-
-    Args:
-        weight: of each of ``size`` samples, or one number for all.
-        size: how many samples there are.
-        name: of the term, for the message.
-
-    Raises:
-        ValueError: weights for another number of samples.
-    """
-    if not isinstance(weight, Tensor | Real) or (isinstance(weight, Tensor) and weight.ndim != 1):
-        found = f"a tensor {tuple(weight.shape)}" if isinstance(weight, Tensor) else repr(weight)
-        raise ValueError(
-            f"{name}: weight must return a float, or a CPU tensor [{size}] of one number for each "
-            f"sample, not {found}"
-        )
-    if not isinstance(weight, Tensor):
-        return (weight, None) if weight else None
-    if len(weight) != size:
-        raise ValueError(
-            f"{name} has {len(weight)} scales for {size} samples; give one number, or one for "
-            "each sample"
-        )
-    rows = weight.nonzero().flatten()
-    if len(rows) == size:
-        return weight, None
-    return (weight[rows], rows) if len(rows) else None
-
-
-def _spread(delta: Tensor, weight: Value, rows: Tensor | None, like: Tensor) -> Tensor:
-    """Return ``weight · delta`` at ``rows`` (None: everywhere), 0 elsewhere."""
-    weighted = expand(weight, delta) * delta
-    if rows is None:
-        return weighted
-    return torch.zeros_like(like).index_add(0, rows.to(like.device), weighted)
 
 
 def _kept(states: States, active: Sequence[_Active]) -> States:

@@ -13,7 +13,7 @@ from ..core.passes import Part, Pass, Slot
 from ..core.prediction import Prediction
 from .context import Live
 
-GRADIENT = (
+TAKE_GRADIENTS = (
     "take gradients by live.gradient(loss, through=prediction), and give the class traits = "
     "Traits(gradients=1, differentiates=…), with the pass of that prediction"
 )
@@ -111,7 +111,7 @@ def watching(name: str, live: Live, predictions: Sequence[Prediction]) -> Iterat
     except RuntimeError as error:
         if "does not require grad" in str(error) or "nference tensor" in str(error):
             raise RuntimeError(
-                f"{name}: push runs without autograd ({error}); {GRADIENT}"
+                f"{name}: push runs without autograd ({error}); {TAKE_GRADIENTS}"
             ) from error
         raise
     for what, tensor in shared.items():

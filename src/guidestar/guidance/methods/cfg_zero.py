@@ -16,9 +16,8 @@ from ...core.rounds import Asking, Group, GuidedStep
 from ..bases.conditional_contrast import Conditioned
 from ..bases.statistics import dot, safe
 from ..context import Count, States, SumEngine
-from ..engine import select
 from ..expression import register
-from ..groups import join_steps, take
+from ..groups import join_steps, select, take
 from ..term import Live, Pushed
 
 
