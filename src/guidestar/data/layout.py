@@ -13,6 +13,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -230,10 +231,8 @@ def _plain(name: str) -> str:
 def _numbers(values: list[Cell]) -> list[Cell]:
     """Turn a column of a CSV file into numbers, where all its texts are numbers."""
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return [None if v is None else kind(str(v)) for v in values]
-        except ValueError:
-            continue
     return values
 
 

@@ -29,7 +29,7 @@ def checking_arguments(kind: type) -> None:
             inherited()
         _check_declared(self, kind)
 
-    made = wraps(own)(check) if own is not None else check
+    made = wraps(own or check)(check)
     cast("Any", made).of_user = own
     cast("Any", kind).__post_init__ = made
 

@@ -136,8 +136,8 @@ def _find(text: str) -> Named:
     key, grid = _plain(name), None
     if key not in _KNOWN:
         for words in sorted(GRID_WORDS, key=len, reverse=True):
-            if key.endswith(_plain(words)) and key.removesuffix(_plain(words)) in _KNOWN:
-                key, grid = key.removesuffix(_plain(words)), GRID_WORDS[words]
+            if (solver := key.removesuffix(_plain(words))) in _KNOWN:
+                key, grid = solver, GRID_WORDS[words]
                 break
     if key not in _KNOWN:
         raise ValueError(_unknown(name))

@@ -146,4 +146,4 @@ def helps_of(kind: type) -> dict[str, str]:
             found.update(dict.fromkeys(name.split(", "), begun[2]))
         elif name and line.startswith("        "):
             found.update({n: f"{found[n]} {line.strip()}" for n in name.split(", ")})
-    return {n: t.replace("``", "").replace("`", "") for n, t in found.items()}
+    return {n: t.replace("`", "") for n, t in found.items()}
