@@ -153,5 +153,5 @@ def test_directions_that_are_no_covariance_stop_the_posterior_at_the_noise():
     subject: Any = SimpleNamespace(loss=loss)
     at: Any = SimpleNamespace(x0=torch.zeros(1, 2))
     for variance, wanted in ((-0.1, 0.0), (1.0, 1 / (1.0 + noise**2))):
-        found = _Posterior.share(subject, None, at, lambda v, k=variance: k * v, 3)  # type: ignore[arg-type]
+        found = _Posterior.share(subject, None, at, lambda v, k=variance: k * v, 3)
         torch.testing.assert_close(found, torch.full((1, 2), wanted))

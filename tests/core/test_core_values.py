@@ -85,12 +85,12 @@ def test_parts_of_a_batch_before_its_terms():
     )  # fmt: skip
     taken = part.take(torch.tensor([1, 1, 0]))
     assert taken.x0.flatten().tolist() == [2, 2, 1] and taken.eps.flatten().tolist() == [4, 4, 3]
-    assert taken.terms[0].tolist() == [0, 0, 1] and taken.terms[1] == 1.0  # type: ignore[union-attr]
+    assert taken.terms[0].tolist() == [0, 0, 1] and taken.terms[1] == 1.0
     other = Unguided(x0=torch.tensor([[5.0]]), eps=torch.tensor([[6.0]]), terms=(0.0, 0.5))
     whole = Unguided.join([part, other, part])
     assert whole.x0.flatten().tolist() == [1, 2, 5, 1, 2]
     assert whole.eps.flatten().tolist() == [3, 4, 6, 3, 4]
-    assert [t.tolist() for t in whole.terms] == [[1, 0, 0, 1, 0], [1, 1, 0.5, 1, 1]]  # type: ignore[union-attr]
+    assert [t.tolist() for t in whole.terms] == [[1, 0, 0, 1, 0], [1, 1, 0.5, 1, 1]]
     assert all(isinstance(t, torch.Tensor) and t.dtype == torch.float64 for t in whole.terms)
 
 
@@ -127,7 +127,7 @@ def test_the_rows_of_a_group_in_the_whole_run():
     each = torch.tensor([0.6, 0.8, 1.0], dtype=torch.float64)
     level = Level(each, 1 - each, each)
     uneven = replace(some, step=some.step._replace(t=level, s=level)).take(torch.tensor([2, 0]))
-    assert uneven.step.t.alpha.tolist() == uneven.step.s.alpha.tolist() == [1.0, 0.6]  # type: ignore[union-attr]
+    assert uneven.step.t.alpha.tolist() == uneven.step.s.alpha.tolist() == [1.0, 0.6]
 
 
 def attention(image: slice) -> Attention:

@@ -78,7 +78,7 @@ def test_levels_of_exploding_variance():
         with pytest.raises(ValueError, match="no level of infinite noise ratio"):
             ve.at_rho(rho)
     each = ve(torch.tensor([2.0, 5.0], dtype=torch.float64))
-    assert each.alpha.tolist() == [1, 1] and each.sigma.tolist() == [2, 5]  # type: ignore[union-attr]
+    assert each.alpha.tolist() == [1, 1] and each.sigma.tolist() == [2, 5]
 
 
 def test_levels_of_flows():

@@ -21,7 +21,7 @@ def held(frames: int, **more: Any) -> Motions:
     """Three motions of 5, 2 and 3 frames, whose numbers count the frames."""
     return Motions(
         numbers=torch.arange(10.0)[:, None] * 2 + 1, counts=(5, 2, 3),
-        targets={"t": ["a", "b", "c"]}, columns={"t": Column(kind="text")}, body=None,  # type: ignore[arg-type]
+        targets={"t": ["a", "b", "c"]}, columns={"t": Column(kind="text")}, body=None,
         scale=Standardiser(mean=torch.ones(1), std=torch.full((1,), 2.0)), frames=frames, **more,
     )  # fmt: skip
 
@@ -35,12 +35,12 @@ def test_the_middle_of_a_motion_is_taken_and_a_short_one_padded():
     assert targets["t"] == ["a", "b", "c"]
     x, targets = found.batch([2, 0], Draw([0, 1]))
     assert x[..., 0].tolist() == [[7, 8, 9], [1, 2, 3]]
-    assert targets["length"].tolist() == [3, 3] and targets["t"] == ["c", "a"]  # type: ignore[union-attr]
+    assert targets["length"].tolist() == [3, 3] and targets["t"] == ["c", "a"]
     x, targets = held(4).batch([0, 2], Draw([0, 1]))  # one frame to spare: the later half
     assert x[..., 0].tolist() == [[1, 2, 3, 4], [7, 8, 9, 0]]
     assert targets["length"].tolist() == [4, 3]  # type: ignore[union-attr]
     x, targets = held(6).batch([2], Draw([0]))
-    assert x[..., 0].tolist() == [[7, 8, 9, 0, 0, 0]] and targets["length"].tolist() == [3]  # type: ignore[union-attr]
+    assert x[..., 0].tolist() == [[7, 8, 9, 0, 0, 0]] and targets["length"].tolist() == [3]
     assert found.captions("t", [2, 0]) == [("c",), ("a",)]
 
 

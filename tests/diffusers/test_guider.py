@@ -467,7 +467,7 @@ def test_a_perturbation_ends_with_its_pass():
         told.append("out")
 
     net = torch.nn.Identity()
-    guider._now = [SimpleNamespace(perturb=perturb), SimpleNamespace(perturb=None)]  # type: ignore[list-item]
+    guider._now = [SimpleNamespace(perturb=perturb), SimpleNamespace(perturb=None)]
     guider._count_prepared = 0
     guider.prepare_models(net)
     assert told == ["in"]

@@ -19,7 +19,7 @@ def combined(made: Any, *forms: tuple[int, ...], samples: int = 2) -> Combinatio
         template, _ = Template.of(torch.zeros(form), form[0], False)
         answer, leaves = template.promised(tape)
         arguments = {"sample": torch.zeros(form)}
-        calls.append(NetCall(net="net", arguments=arguments, template=template, leaves=leaves))  # type: ignore[arg-type]
+        calls.append(NetCall(net="net", arguments=arguments, template=template, leaves=leaves))
         answers.append(answer)
     sample = torch.zeros(samples, *forms[0][1:])
     return Combination(name="Pipe", tape=tape, calls=calls, wanted=made(*answers), sample=sample)
